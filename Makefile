@@ -1,0 +1,96 @@
+# Everything a person does here. Each target does its own set-up, from a bare machine
+# with Python 3.11 or newer and make.
+#
+#   make quickstart   train, assess, sign, admit, build, serve, and one sealed request
+#   make test         the whole test suite          make test-fast   without slow tests
+#   make serve        serve what quickstart built   PORT=3000
+#   make lint         ruff, mypy --strict, import contracts
+#   make bench        the benchmarks
+#   make lock         compile requirements/*.in
+
+PYTHON ?= python3
+PORT ?= 3000
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+HOME_DIR := .sealgate
+
+export SEALGATE_HOME := $(CURDIR)/$(HOME_DIR)
+export BENTOML_HOME := $(CURDIR)/$(HOME_DIR)/bentoml
+export BENTOML_DO_NOT_TRACK := True
+
+.PHONY: quickstart serve test test-fast lint format bench lock clean
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.toolkit
+	@$(PY) examples/quickstart.py
+
+serve: $(VENV)/.toolkit
+	@test -e $(HOME_DIR)/profile.json || \
+	  { echo "error: nothing to serve yet; run 'make quickstart' first" >&2; exit 2; }
+	@$(PY) -m security profile --url http://127.0.0.1:$(PORT) \
+	  --model breast-cancer --lifetime 3600
+	@exec $(PY) -m bentoml serve sealgate:latest --host 127.0.0.1 --port $(PORT) \
+	  --timeout-graceful-shutdown 30
+
+# A file's tests stay on one worker, so that they share the servers they start.
+PYTEST := $(PY) -m pytest --numprocesses auto --dist loadfile
+
+test: $(VENV)/.dev
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.dev
+	$(PYTEST) -m "not slow" $(ARGS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.dev
+	$(PY) -m benchmarks
+
+# The lock files name no package index, and torch no particular build of it.
+PIP_COMPILE := $(VENV)/bin/pip-compile --quiet --allow-unsafe --strip-extras \
+  --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+  --no-emit-trusted-host
+lock: $(VENV)/.dev
+	$(VENV)/bin/uv pip compile requirements/serve.in -o requirements/serve.txt \
+	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
+	  --no-annotate --no-header --quiet
+	$(PIP_COMPILE) requirements/toolkit.in -o requirements/toolkit.txt
+	$(PIP_COMPILE) requirements/dev.in -o requirements/dev.txt
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements/toolkit.txt
+
+clean:
+	rm -rf $(VENV) $(HOME_DIR) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	  .import_linter_cache
+
+# Each stamp is one layer of the environment, made anew when its lock file changes.
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed; set PYTHON=..." >&2; exit 2; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.serve: requirements/serve.txt $(VENV)/.python
+	@echo "installing the serving requirements"
+	@$(PIP) install --require-hashes -r requirements/serve.txt
+	@touch $@
+
+$(VENV)/.toolkit: requirements/toolkit.txt pyproject.toml $(VENV)/.serve
+	@echo "installing the toolkit (torch, opacus, ART)"
+	@$(PIP) install -r requirements/toolkit.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.toolkit
+	@echo "installing the test and lint tools"
+	@$(PIP) install -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,28 @@
+"""Run the benchmarks: all of them, or the ones named."""
+
+import argparse
+
+from benchmarks import gate, sealing, server, throughput
+
+BENCHMARKS = {
+    "sealing": sealing.run,
+    "gate": gate.run,
+    "server": server.run,
+    "throughput": throughput.run,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("name", nargs="*", help=", ".join(BENCHMARKS))
+    names = parser.parse_args().name or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            parser.error(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    for name in names:
+        print(f"\n## {name}\n")
+        BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main()

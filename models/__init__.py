@@ -1,0 +1,11 @@
+"""Model bundles, and what makes the model inside one.
+
+errors          what a bundle, manifest or report can do wrong
+files           bounded reads and atomic writes
+manifest        manifest.json: names, tensors, limits
+report          evidence/<kind>.json: what was measured, on what, under which conditions
+bundle          the folder: read whole, hashed, bounded
+datasets        data sets with public column ranges                    (offline)
+architectures   torch modules that hold preprocessing and the network  (offline)
+export          torch to ONNX, with parity against the original        (offline)
+"""

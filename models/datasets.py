@@ -1,0 +1,203 @@
+"""Data sets with public column ranges, and splits that never change.
+
+Preprocessing needs the range of every column. The range of personal data, computed for
+free, would break the guarantee that training is to give, so a data set here brings
+ranges that anyone could write down without seeing one row: from the definition of the
+measured quantity, or from the physical scale of the instrument. They are constants, and
+generous; what lies outside is clipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer
+
+from models.errors import DatasetError
+from models.manifest import Column
+
+__all__ = [
+    "NAMES",
+    "TabularDataset",
+    "common_rows",
+    "digest",
+    "load",
+    "split",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class TabularDataset:
+    """Rows of numbers, each with one class.
+
+    Attributes:
+        name: of the data set; both sides of a split keep it.
+        features: float64, shape ``(n, d)``; may hold NaN where a value is missing.
+        labels: int64, shape ``(n,)``, from 0 to ``len(classes) - 1``.
+        columns: ``d`` names with public ranges.
+        classes: names of the classes, in the order of the labels.
+        personal: whether a row is about a person.
+    """
+
+    name: str
+    features: NDArray[np.float64] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    columns: tuple[Column, ...] = field(repr=False)
+    classes: tuple[str, ...]
+    personal: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> TabularDataset:
+        """The same data set with only the chosen rows, in the order chosen."""
+        return replace(self, features=self.features[chosen], labels=self.labels[chosen])
+
+
+class _Range(NamedTuple):
+    """Upper ends of one quantity's public range; the lower end is 0.
+
+    Attributes:
+        largest: for the mean over the nuclei of an image, and for its largest nuclei.
+        error: for the standard error of that mean.
+    """
+
+    largest: float
+    error: float
+
+
+# Street, Wolberg and Mangasarian, "Nuclear feature extraction for breast tumor
+# diagnosis" (1993), define ten quantities of cell nuclei outlined in 640 by 400 pixel,
+# 8-bit images of fine-needle aspirates. None can be negative. The image gives their
+# scale: dozens of nuclei must fit, so no nucleus has a radius beyond a tenth of the
+# image's height, 40 pixels. A standard error is a standard deviation divided by the
+# root of the number of nuclei; a tenth of the quantity's own range is generous for it.
+_NUCLEUS_RANGES: Mapping[str, _Range] = {
+    # Pixels. The next two follow from it for a disc: 2πr = 251, πr² = 5027.
+    "radius": _Range(40.0, 4.0),
+    # Standard deviation of grey values; at most 127.5 in 8 bits, and a nucleus that is
+    # stained dark throughout stays below a fifth of the 256 values.
+    "texture": _Range(50.0, 5.0),
+    "perimeter": _Range(250.0, 25.0),
+    "area": _Range(5000.0, 500.0),
+    # A radius' difference from its neighbours' mean, relative: a quarter is jagged.
+    "smoothness": _Range(0.25, 0.025),
+    # perimeter² / (4π area) - 1: 0 for a disc, 0.86 for an ellipse four times longer
+    # than wide.
+    "compactness": _Range(1.0, 0.1),
+    # Severity of the contour's dents, as a share of it.
+    "concavity": _Range(1.0, 0.1),
+    # Share of contour points inside a dent; a third is a star.
+    "concave points": _Range(0.3, 0.03),
+    # Relative difference of the halves' lengths: one half twice the other gives 0.5.
+    "symmetry": _Range(0.5, 0.05),
+    # Fractal dimension of the contour minus 1; a coastline has about 0.2.
+    "fractal dimension": _Range(0.2, 0.02),
+}
+
+
+def _breast_cancer() -> TabularDataset:
+    source = load_breast_cancer()
+    return TabularDataset(
+        name="breast-cancer",
+        features=np.ascontiguousarray(source.data, dtype=np.float64),
+        labels=np.ascontiguousarray(source.target, dtype=np.int64),
+        columns=tuple(_nucleus_column(str(name)) for name in source.feature_names),
+        classes=tuple(str(name) for name in source.target_names),
+        personal=True,
+    )
+
+
+def _nucleus_column(name: str) -> Column:
+    if name.endswith(" error"):
+        high = _NUCLEUS_RANGES[name.removesuffix(" error")].error
+    else:
+        high = _NUCLEUS_RANGES[
+            name.removeprefix("mean ").removeprefix("worst ")
+        ].largest
+    return Column(name=name, low=0.0, high=high)
+
+
+_LOADERS: Mapping[str, Callable[[], TabularDataset]] = {
+    "breast-cancer": _breast_cancer,
+}
+NAMES = tuple(sorted(_LOADERS))
+
+
+def load(name: str) -> TabularDataset:
+    """Load a data set by name.
+
+    Raises:
+        DatasetError: no data set has this name.
+
+    >>> dataset = load("breast-cancer")
+    >>> dataset.features.shape, dataset.classes
+    ((569, 30), ('malignant', 'benign'))
+    """
+    loader = _LOADERS.get(name)
+    if loader is None:
+        raise DatasetError(f"no data set {name!r}; there are: {', '.join(NAMES)}")
+    return loader()
+
+
+def split(
+    dataset: TabularDataset, *, key: str, holdout: float
+) -> tuple[TabularDataset, TabularDataset]:
+    """Split into training rows and held-out rows, the same way every time.
+
+    A row's side depends on the key and on its own feature values alone: rows added or
+    removed elsewhere move nothing, and duplicates stay together.
+
+    Args:
+        dataset: what to split.
+        key: any text; another key gives another split.
+        holdout: expected share of held-out rows, above 0 and below 1.
+
+    Returns:
+        The training rows and the held-out rows.
+
+    Raises:
+        DatasetError: the share is out of range, or one side would be empty.
+    """
+    if not 0 < holdout < 1:
+        raise DatasetError(f"holdout share must be between 0 and 1, not {holdout}")
+    side = np.array([_position(row, key) < holdout for row in _rows(dataset.features)])
+    if side.all() or not side.any():
+        raise DatasetError(f"{len(dataset)} rows leave one side of the split empty")
+    return dataset.take(~side), dataset.take(side)
+
+
+def digest(features: NDArray[np.float64], labels: NDArray[np.int64]) -> str:
+    """Hex SHA-256 of rows in their order: the shape, the features, then the labels.
+
+    >>> digest(np.zeros((1, 2)), np.zeros(1, dtype=np.int64))[:16]
+    '2557fac978ddbca4'
+    """
+    state = hashlib.sha256("x".join(map(str, features.shape)).encode() + b"\n")
+    state.update(np.ascontiguousarray(features, dtype="<f8").tobytes())
+    state.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    return state.hexdigest()
+
+
+def common_rows(first: TabularDataset, second: TabularDataset) -> int:
+    """How many rows of the second have the features of some row of the first."""
+    known = set(_rows(first.features))
+    return sum(row in known for row in _rows(second.features))
+
+
+def _rows(features: NDArray[np.float64]) -> list[bytes]:
+    # Adding 0.0 turns -0.0 into 0.0: equal numbers must have equal bytes.
+    table = np.ascontiguousarray(features + 0.0, dtype="<f8")
+    return [row.tobytes() for row in table]
+
+
+def _position(row: bytes, key: str) -> float:
+    """A keyed hash of the row, as a number from 0 to 1."""
+    tag = hmac.digest(key.encode(), row, "sha256")
+    return int.from_bytes(tag[:8], "big") / 2**64

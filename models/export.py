@@ -1,0 +1,193 @@
+"""Torch to ONNX: the same bytes every time, nothing of the machine in them, checked.
+
+The exporter writes a stack trace with local paths into every node. What is signed and
+shipped must not tell where it was made, and must not change when nothing did.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.errors import ExportError
+from models.manifest import Column
+
+__all__ = [
+    "INPUT",
+    "LABEL",
+    "PROBABILITIES",
+    "Parity",
+    "export_onnx",
+    "parity",
+    "run_onnx",
+]
+
+INPUT = "features"
+PROBABILITIES = "probabilities"
+LABEL = "label"
+
+# Stated, so that another torch does not silently move it; onnxruntime runs up to 26.
+_OPSET = 20
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an export is from the module it came from.
+
+    Attributes:
+        rows: how many were compared.
+        max_abs_difference: largest difference of a probability.
+        label_agreement: share of rows with the same label.
+    """
+
+    rows: int
+    max_abs_difference: float
+    label_agreement: float
+
+
+def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
+    """Export a classifier of tabular rows.
+
+    Args:
+        module: maps float32 ``(n, d)`` to probabilities and labels, as
+            `architectures.TabularClassifier` does.
+        columns: the ``d`` columns of its input.
+
+    Returns:
+        A model with input ``features`` FP32 [-1, d] and outputs ``probabilities`` FP32
+        [-1, classes] and ``label`` INT64 [-1].
+
+    Raises:
+        ExportError: the exporter refuses the module.
+    """
+    rows = torch.zeros(2, len(columns))
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (rows,),
+                dynamo=True,
+                verbose=False,
+                opset_version=_OPSET,
+                input_names=[INPUT],
+                output_names=[PROBABILITIES, LABEL],
+                dynamic_shapes=({0: torch.export.Dim("rows")},),
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error).splitlines()[0]
+            raise ExportError(f"the module cannot be exported: {reason}") from None
+    if program is None:
+        raise ExportError("the exporter returned no program")
+    model: Any = program.model_proto
+    _strip(model)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def run_onnx(
+    model: bytes, rows: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Run an exported classifier with onnxruntime on one thread.
+
+    Args:
+        model: the bytes of an ONNX file that has been inspected, or was made here.
+        rows: raw features, ``(n, d)``.
+
+    Returns:
+        Probabilities ``(n, classes)`` and labels ``(n,)``.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"]
+    )
+    feed = {INPUT: np.asarray(rows, dtype=np.float32)}
+    probabilities, label = session.run([PROBABILITIES, LABEL], feed)
+    return probabilities, label
+
+
+def parity(module: nn.Module, model: bytes, rows: NDArray[np.float64]) -> Parity:
+    """Compare a module with its export, run by onnxruntime, on raw rows ``(n, d)``.
+
+    Raises:
+        ExportError: no rows, or one of the two returns something that is not finite.
+    """
+    if len(rows) == 0:
+        raise ExportError("parity needs at least one row")
+    with torch.no_grad():
+        wanted, labels = module.eval()(torch.tensor(rows, dtype=torch.float32))
+    got, got_labels = run_onnx(model, rows)
+    difference = np.abs(wanted.numpy() - got).max()
+    if not np.isfinite(difference):
+        raise ExportError("the module or its export returns values that are not finite")
+    return Parity(
+        rows=len(rows),
+        max_abs_difference=float(difference),
+        label_agreement=float(np.mean(labels.numpy() == got_labels)),
+    )
+
+
+def _strip(model: Any) -> None:
+    """Remove what the exporter wrote for debuggers, wherever ONNX allows it."""
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    for function in model.functions:
+        _strip_entry(function)
+        for node in function.node:
+            _strip_node(node)
+    _strip_graph(model.graph)
+
+
+def _strip_graph(graph: Any) -> None:
+    _strip_entry(graph)
+    graph.ClearField("value_info")  # shape inference writes it again where needed
+    for entry in (*graph.input, *graph.output, *graph.initializer):
+        _strip_entry(entry)
+    for node in graph.node:
+        _strip_node(node)
+
+
+def _strip_node(node: Any) -> None:
+    _strip_entry(node)
+    for attribute in node.attribute:
+        attribute.ClearField("doc_string")
+        for graph in (attribute.g, *attribute.graphs):
+            if attribute.type in (
+                onnx.AttributeProto.GRAPH,
+                onnx.AttributeProto.GRAPHS,
+            ):
+                _strip_graph(graph)
+
+
+def _strip_entry(entry: Any) -> None:
+    entry.ClearField("metadata_props")
+    entry.ClearField("doc_string")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's notes from the terminal; its errors still raise.
+
+    It logs that torchvision is absent and warns about torch's own internals: nothing a
+    user could act on.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

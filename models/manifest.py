@@ -1,0 +1,221 @@
+"""manifest.json: what a model is called, what it takes, what it gives.
+
+The manifest is inside the signed root digest, so the server trusts it as the model's
+contract: it validates every request against it before onnxruntime sees a tensor.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from models.errors import ManifestError
+from sealgate.errors import JsonError
+from sealgate.protocol import strict_json
+from sealgate.protocol.tensors import DATATYPES, TensorSpec
+
+__all__ = ["MANIFEST_SCHEMA", "Column", "Manifest", "Tensor"]
+
+MANIFEST_SCHEMA = "https://sealgate.dev/manifest/v1"
+MAX_MANIFEST_BYTES = 4 << 20
+MAX_ROWS = 1 << 20
+
+# BentoML's tag syntax, narrowed: both parts are also path segments and scope suffixes.
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
+
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One feature of a tabular input, with the public range it is clipped to."""
+
+    name: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output: its v2 signature, and what its last axis means.
+
+    Attributes:
+        spec: name, v2 datatype and shape; -1 is a dynamic dimension.
+        columns: for tabular inputs, one per element of the last axis.
+        labels: for outputs of class scores, one per element of the last axis.
+    """
+
+    spec: TensorSpec
+    columns: tuple[Column, ...] = ()
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A parsed, validated manifest.
+
+    Attributes:
+        name: ``[a-z0-9-]``, at most 63 characters; the ``{model}`` of every URL.
+        version: dotted numbers, ``1.0.0``.
+        inputs: at least one.
+        outputs: at least one.
+        max_rows: rows (first dimension) accepted in one request.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    max_rows: int
+
+    @property
+    def tag(self) -> str:
+        """``name:version``, as BentoML writes it."""
+        return f"{self.name}:{self.version}"
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Parse and validate.
+
+        Raises:
+            ManifestError: not JSON, an unknown or missing field, a wrong type, or a
+                value out of range. The message names the field.
+        """
+        try:
+            value = strict_json.loads_object(data, max_bytes=MAX_MANIFEST_BYTES)
+        except JsonError as error:
+            raise ManifestError(f"manifest.json: {error}") from None
+        _fields(
+            value,
+            "manifest",
+            {"schema", "name", "version", "inputs", "outputs"},
+            {"limits"},
+        )
+        if value["schema"] != MANIFEST_SCHEMA:
+            raise ManifestError(f"manifest.schema: expected {MANIFEST_SCHEMA}")
+        return cls(
+            name=_match(value["name"], "manifest.name", _NAME),
+            version=_match(value["version"], "manifest.version", _VERSION),
+            inputs=_tensors(value["inputs"], "manifest.inputs"),
+            outputs=_tensors(value["outputs"], "manifest.outputs"),
+            max_rows=_max_rows(value.get("limits", {})),
+        )
+
+    def to_json(self) -> bytes:
+        """The canonical bytes of this manifest; `from_json` gives it back."""
+        return strict_json.dumps(
+            {
+                "schema": MANIFEST_SCHEMA,
+                "name": self.name,
+                "version": self.version,
+                "inputs": [_tensor_object(tensor) for tensor in self.inputs],
+                "outputs": [_tensor_object(tensor) for tensor in self.outputs],
+                "limits": {"max_rows": self.max_rows},
+            }
+        )
+
+
+def _tensor_object(tensor: Tensor) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "name": tensor.spec.name,
+        "datatype": tensor.spec.datatype,
+        "shape": list(tensor.spec.shape),
+    }
+    if tensor.columns:
+        result["columns"] = [vars(column) for column in tensor.columns]
+    if tensor.labels:
+        result["labels"] = list(tensor.labels)
+    return result
+
+
+def _tensors(value: Any, where: str) -> tuple[Tensor, ...]:
+    tensors = _list(value, where, _tensor)
+    if not 1 <= len(tensors) <= 64:
+        raise ManifestError(f"{where}: expected 1 to 64 tensors")
+    if len({tensor.spec.name for tensor in tensors}) != len(tensors):
+        raise ManifestError(f"{where}: a name occurs twice")
+    return tensors
+
+
+def _tensor(value: Any, where: str) -> Tensor:
+    _fields(value, where, {"name", "datatype", "shape"}, {"columns", "labels"})
+    if not isinstance(value["datatype"], str) or value["datatype"] not in DATATYPES:
+        raise ManifestError(f"{where}.datatype: not a supported v2 datatype")
+    spec = TensorSpec(
+        name=_text(value["name"], f"{where}.name"),
+        datatype=value["datatype"],
+        shape=_list(value["shape"], f"{where}.shape", _dimension),
+    )
+    columns = _list(value.get("columns", []), f"{where}.columns", _column)
+    labels = _list(value.get("labels", []), f"{where}.labels", _text)
+    for field, given in (("columns", columns), ("labels", labels)):
+        if given and (not spec.shape or len(given) != spec.shape[-1]):
+            raise ManifestError(
+                f"{where}.{field}: not one per element of the last axis"
+            )
+    return Tensor(spec=spec, columns=columns, labels=labels)
+
+
+def _column(value: Any, where: str) -> Column:
+    _fields(value, where, {"name", "low", "high"}, set())
+    low, high = (_number(value[key], f"{where}.{key}") for key in ("low", "high"))
+    if not low < high:
+        raise ManifestError(f"{where}: low must be below high")
+    return Column(name=_text(value["name"], f"{where}.name"), low=low, high=high)
+
+
+def _max_rows(value: Any) -> int:
+    _fields(value, "manifest.limits", set(), {"max_rows"})
+    rows = value.get("max_rows", 1024)
+    if type(rows) is not int or not 1 <= rows <= MAX_ROWS:
+        raise ManifestError(f"manifest.limits.max_rows: expected 1 to {MAX_ROWS}")
+    return rows
+
+
+def _dimension(value: Any, where: str) -> int:
+    if type(value) is not int or not (value == -1 or 1 <= value < 1 << 31):
+        raise ManifestError(f"{where}: expected -1 or a positive integer")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    # By comparison: float() and math.isfinite() fail on an integer beyond a double.
+    if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+        raise ManifestError(f"{where}: expected a number")
+    return float(value)
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not 1 <= len(value) <= 256:
+        raise ManifestError(f"{where}: expected 1 to 256 characters")
+    return value
+
+
+def _match(value: Any, where: str, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ManifestError(f"{where}: expected {pattern.pattern}")
+    return value
+
+
+def _list(
+    value: Any, where: str, parse: Callable[[Any, str], _Item]
+) -> tuple[_Item, ...]:
+    if not isinstance(value, list):
+        raise ManifestError(f"{where}: expected an array")
+    return tuple(parse(item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _fields(value: Any, where: str, required: set[str], optional: set[str]) -> None:
+    if not isinstance(value, Mapping):
+        raise ManifestError(f"{where}: expected an object")
+    missing = required - value.keys()
+    unknown = value.keys() - required - optional
+    if missing:
+        raise ManifestError(f"{where}: missing {', '.join(sorted(missing))}")
+    if unknown:
+        raise ManifestError(f"{where}: unknown field {min(unknown)!r}")

@@ -1,0 +1,65 @@
+"""Sealgate's client: sealed, authenticated inference.
+
+>>> from sealgate import Client
+>>> with Client.from_profile(".sealgate/profile.json") as client:  # doctest: +SKIP
+...     client.infer("breast-cancer", {"features": rows})["label"]
+
+client, async_client  what callers hold: they move bytes, and decide nothing
+core                  what both do, as steps without I/O
+exchange              one sealed request and its answer
+keys, retry           which key to seal to; when a request may be sent again
+convert               arrays and data frames into what a model takes
+passport, profile     a model's signed evidence; where the server is, whom to trust
+proxy, inbound        the sealing proxy; its plain side without I/O
+cli, commands, tables the `sealgate` command, and the files it reads and writes
+protocol              bytes that two parties must agree on
+errors                the one error tree
+"""
+
+from sealgate.async_client import AsyncClient
+from sealgate.client import Client
+from sealgate.core import Options
+from sealgate.errors import (
+    AuthenticationError,
+    ClientError,
+    ClockError,
+    InvalidInputError,
+    KeyRefusedError,
+    NotFoundError,
+    OverloadedError,
+    PassportError,
+    PermissionDeniedError,
+    ProfileError,
+    SealgateError,
+    ServerFailedError,
+    ServerRefusedError,
+    TensorError,
+    TransportError,
+)
+from sealgate.passport import Passport
+from sealgate.profile import Profile
+from sealgate.retry import RetryPolicy
+
+__all__ = [
+    "AsyncClient",
+    "AuthenticationError",
+    "Client",
+    "ClientError",
+    "ClockError",
+    "InvalidInputError",
+    "KeyRefusedError",
+    "NotFoundError",
+    "Options",
+    "OverloadedError",
+    "Passport",
+    "PassportError",
+    "PermissionDeniedError",
+    "Profile",
+    "ProfileError",
+    "RetryPolicy",
+    "SealgateError",
+    "ServerFailedError",
+    "ServerRefusedError",
+    "TensorError",
+    "TransportError",
+]

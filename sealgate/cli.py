@@ -1,0 +1,193 @@
+"""`sealgate`: the client on the command line.
+
+Exit codes: 0 done; 1 the server refused, or is not ready; 2 wrong usage, or an error.
+An error is one line on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sealgate import commands
+from sealgate.errors import SealgateError, ServerRefusedError
+
+__all__ = ["build_parser", "main"]
+
+DEFAULT_PROFILE = ".sealgate/profile.json"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="sealgate",
+        description="Sealed, authenticated inference: requests and answers are "
+        "readable by the server alone.",
+        epilog="Exit codes: 0 done; 1 the server refused; 2 wrong usage, or an error.",
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, text, add in _COMMANDS:
+        add(subparsers.add_parser(name, help=text))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except ServerRefusedError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1
+    except SealgateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever reads our output has enough of it. Nothing may be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        default=Path(os.environ.get("SEALGATE_PROFILE", DEFAULT_PROFILE)),
+        metavar="FILE",
+        help=f"server, token and trusted keys (default: {DEFAULT_PROFILE}, or "
+        "SEALGATE_PROFILE)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="default: %(default)s",
+    )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="default: the profile's model"
+    )
+    _add_profile(parser)
+
+
+def _add_url(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url", metavar="URL", help="of the server, instead of a profile's"
+    )
+    _add_profile(parser)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise ValueError(text)
+    return value
+
+
+def _add_infer(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Seal the rows of files, send them, print the answer."
+    _add_model(parser)
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help=".json, .npz, .csv or .parquet; the answers to several files are joined",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON, not a table")
+    form.add_argument(
+        "--output", type=Path, metavar="FILE", help="write .json or .npz, print nothing"
+    )
+    parser.set_defaults(run=commands.infer)
+
+
+def _add_metadata(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show a model's inputs and outputs, columns and labels."
+    _add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print the v2 document")
+    parser.set_defaults(run=commands.metadata)
+
+
+def _add_passport(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fetch a model's signed verdict and evidence, verify them against the "
+        "profile's trusted keys, and print what they state."
+    )
+    _add_model(parser)
+    parser.set_defaults(run=commands.passport)
+
+
+def _add_health(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Say whether the server is ready. Asked without a token."
+    _add_url(parser)
+    parser.set_defaults(run=commands.health)
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fetch the keys that requests are sealed to, and show their fingerprints. With "
+        "an identity key, given or in the profile, only keys that it signed are shown."
+    )
+    _add_url(parser)
+    parser.add_argument(
+        "--identity",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="PEM public key of the deployment, to verify the keys against",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the application/ohttp-keys document there",
+    )
+    parser.set_defaults(run=commands.keys)
+
+
+def _add_proxy(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Listen on this machine and seal every request for the server, so that any "
+        "Open Inference Protocol client can talk to it. Requests without a token get "
+        "the profile's, except from other machines."
+    )
+    parser.add_argument(
+        "--to", metavar="URL", help="server to seal to; default: the profile's"
+    )
+    parser.add_argument(
+        "--listen",
+        type=commands.address,
+        default=("127.0.0.1", 8080),
+        metavar="ADDRESS",
+        help="host:port (default: 127.0.0.1:8080)",
+    )
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="listen beyond this machine; what is sent to the proxy is not sealed",
+    )
+    _add_profile(parser)
+    parser.set_defaults(run=commands.proxy)
+
+
+_COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("infer", "run a model on the rows of files", _add_infer),
+    ("metadata", "show a model's inputs and outputs", _add_metadata),
+    ("health", "say whether the server is ready", _add_health),
+    ("passport", "check and show a model's evidence", _add_passport),
+    ("keys", "show, verify and save the server's keys", _add_keys),
+    ("proxy", "seal what any client sends", _add_proxy),
+)

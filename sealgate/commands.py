@@ -1,0 +1,276 @@
+"""What the subcommands of `sealgate` do."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ipaddress
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sealgate.async_client import AsyncClient
+from sealgate.client import Client
+from sealgate.core import options_of
+from sealgate.errors import ProfileError, ServerRefusedError
+from sealgate.keys import fingerprint, parse_configs
+from sealgate.passport import Passport
+from sealgate.profile import Profile
+from sealgate.protocol.hpke import (
+    AEAD_AES_128_GCM,
+    AEAD_CHACHA20_POLY1305,
+    KEM_X25519,
+    KEM_XWING,
+)
+from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.proxy import Proxy
+from sealgate.tables import (
+    Array,
+    format_json,
+    format_metadata,
+    format_table,
+    join_rows,
+    read_inputs,
+    write_outputs,
+)
+
+__all__ = ["address", "health", "infer", "keys", "metadata", "passport", "proxy"]
+
+_MAX_PEM_BYTES = 64 << 10
+_MAX_REASON_CHARACTERS = 60
+_KEMS = {KEM_X25519: "X25519", KEM_XWING: "MLKEM768-X25519"}
+_AEADS = {
+    AEAD_AES_128_GCM: "AES-128-GCM",
+    AEAD_CHACHA20_POLY1305: "ChaCha20-Poly1305",
+}
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Run a model on the rows of files."""
+    client, model = _client(args)
+    with client:
+        description = client.metadata(model)
+        answers: list[dict[str, Array]] = []
+        for path in _progress(args.input):
+            inputs = read_inputs(path, description)
+            with _naming(path, args.input):
+                answers.append(client.infer(model, inputs))
+    outputs = join_rows(answers)
+    if args.output is not None:
+        write_outputs(args.output, outputs)
+    else:
+        print(format_json(outputs) if args.json else format_table(outputs, description))
+    return 0
+
+
+def metadata(args: argparse.Namespace) -> int:
+    """Show a model's inputs and outputs."""
+    client, model = _client(args)
+    with client:
+        document = client.metadata(model)
+    print(json.dumps(document, indent=2) if args.json else format_metadata(document))
+    return 0
+
+
+def health(args: argparse.Namespace) -> int:
+    """Say whether the server is ready."""
+    with Client.from_profile(_profile(args), timeout_s=args.timeout) as client:
+        ready = client.health()
+    print("ready" if ready else "not ready")
+    return 0 if ready else 1
+
+
+def passport(args: argparse.Namespace) -> int:
+    """Check and show a model's evidence."""
+    client, model = _client(args)
+    with client:
+        found = client.passport(model)
+    print("\n".join(_passport_lines(found)))
+    return 0
+
+
+def keys(args: argparse.Namespace) -> int:
+    """Show, verify and save the server's keys."""
+    profile = _profile(args)
+    given = tuple(map(_read_pem, args.identity))
+    profile = replace(profile, identity_keys=given or profile.identity_keys)
+    with Client.from_profile(profile, timeout_s=args.timeout) as client:
+        document = client.keys()
+    for config in parse_configs(document):
+        print(_describe(config))
+    if args.output is not None:
+        _write(args.output, document)
+    if profile.identity_keys:
+        print("signed by the identity key")
+    if profile.key_configs is None:
+        return 0
+    same = profile.key_configs == document
+    print("the profile's pinned keys are " + ("these" if same else "others"))
+    return 0 if same else 1
+
+
+def proxy(args: argparse.Namespace) -> int:
+    """Seal what any client sends, until interrupted."""
+    host, port = args.listen
+    local = _is_loopback(host)
+    if not local and not args.allow_remote:
+        raise ProfileError(
+            f"{host} is beyond this machine, and what is sent there is not sealed; "
+            "--allow-remote allows it"
+        )
+    profile = _proxy_profile(args)
+    if not local:
+        print(f"warning: listening on {host}, in the open", file=sys.stderr)
+    try:
+        asyncio.run(_serve(profile, host, port, local=local, timeout_s=args.timeout))
+    except OSError as error:
+        raise ProfileError(f"{host}:{port}: {error.strerror}") from None
+    return 0
+
+
+def address(text: str) -> tuple[str, int]:
+    """Parse ``host:port``.
+
+    >>> address("[::1]:8080")
+    ('::1', 8080)
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(text)
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+async def _serve(
+    profile: Profile, host: str, port: int, *, local: bool, timeout_s: float
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    hosts: set[bytes] = set()
+
+    def started(bound: int) -> None:
+        names = {"127.0.0.1", "localhost", "[::1]", host}
+        hosts.update(f"{name}:{bound}".encode() for name in names)
+        print(f"sealing http://{host}:{bound} to {profile.url}", flush=True)
+
+    client = AsyncClient(
+        profile.url,
+        token=profile.token,
+        options=options_of(profile),
+        timeout_s=timeout_s,
+    )
+    async with client:
+        # From other machines, nobody gets the token of who started the proxy.
+        server = Proxy(
+            client,
+            hosts=hosts if local else None,
+            lend_token=local and bool(profile.token),
+        )
+        await server.serve(host, port, stop=stop, started=started)
+
+
+def _proxy_profile(args: argparse.Namespace) -> Profile:
+    if args.to is None:
+        return Profile.load(args.profile)
+    if not args.profile.exists():
+        return Profile(url=args.to, token="")
+    profile = Profile.load(args.profile)
+    same = profile.url.rstrip("/") == args.to.rstrip("/")
+    # The token and the keys of one server are nothing to another one.
+    return profile if same else Profile(url=args.to, token="")
+
+
+def _progress(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths, one by one, saying on standard error where we are."""
+    rewrite = sys.stderr.isatty()
+    for number, path in enumerate(paths, start=1):
+        if len(paths) > 1:
+            line = f"{number}/{len(paths)} {path}"
+            text = f"\r\x1b[K{line}" if rewrite else f"{line}\n"
+            print(text, end="", file=sys.stderr, flush=True)
+        yield path
+    if len(paths) > 1 and rewrite:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _naming(path: Path, paths: Sequence[Path]) -> Iterator[None]:
+    """Say which of several files was refused."""
+    try:
+        yield
+    except ServerRefusedError as error:
+        if len(paths) > 1:
+            error.args = (f"{path}: {error}",)
+        raise
+
+
+def _passport_lines(found: Passport) -> Iterator[str]:
+    yield f"{found.model}  admitted {found.verified_at}"
+    for kind, report in sorted(found.reports.items()):
+        for name, metric in sorted(report["metrics"].items()):
+            yield f"  {kind}.{name} {metric['value']:.6g}{_interval(metric)}"
+    for _, waiver in sorted(found.waivers.items()):
+        yield f"  waiver: {replace(waiver, reason=_shortened(waiver.reason))}"
+    yield f"policy sha256:{found.policy_sha256}"
+    yield f"verdict sha256:{found.verdict_sha256}"
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _MAX_REASON_CHARACTERS:
+        return text
+    return text[: _MAX_REASON_CHARACTERS - 1].rstrip() + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _interval(metric: dict[str, float]) -> str:
+    text = f"  n={metric['n']}" if "n" in metric else ""
+    if "low" in metric:
+        level = f"{metric['confidence']:.0%}"
+        text += f"  {level} interval {metric['low']:.4g} to {metric['high']:.4g}"
+    return text
+
+
+def _describe(config: KeyConfig) -> str:
+    kem = _KEMS.get(config.kem_id, f"{config.kem_id:#06x}")
+    aeads = [_AEADS.get(aead, f"{aead:#06x}") for _, aead in config.symmetric]
+    return f"{config.key_id:3}  {kem}  {', '.join(aeads)}  {fingerprint(config)}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_pem(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MAX_PEM_BYTES).decode("ascii", "replace")
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
+
+
+def _profile(args: argparse.Namespace) -> Profile:
+    if args.url is not None:
+        return Profile(url=args.url, token="")
+    return Profile.load(args.profile)
+
+
+def _client(args: argparse.Namespace) -> tuple[Client, str]:
+    profile = Profile.load(args.profile)
+    model = args.model or profile.model
+    if not model:
+        raise ProfileError("no model: name one, or let the profile name it")
+    return Client.from_profile(profile, timeout_s=args.timeout), model

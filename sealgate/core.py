@@ -1,0 +1,418 @@
+"""What both clients do, without I/O: each operation is a generator of steps.
+
+A step says what has to be done outside: move bytes, wait, ask for a token. The
+synchronous and the asynchronous client do these things, each in its way, and send the
+results back in; all decisions are made here, once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from sealgate.convert import to_arrays
+from sealgate.errors import (
+    AuthenticationError,
+    ClockError,
+    InvalidInputError,
+    KeyRefusedError,
+    NotFoundError,
+    OverloadedError,
+    PassportError,
+    PermissionDeniedError,
+    TensorError,
+    TransportError,
+)
+from sealgate.exchange import (
+    GATEWAY_PATH,
+    Answer,
+    ChunkedExchange,
+    Content,
+    Exchange,
+    build_request,
+    check_url,
+    json_of,
+    model_path,
+    parse_metadata,
+    refusal_of,
+)
+from sealgate.keys import (
+    KeyChoice,
+    choose_config,
+    load_identity_keys,
+    max_age_s,
+    verify_signed,
+)
+from sealgate.passport import Passport, verify_passport
+from sealgate.profile import Profile
+from sealgate.protocol import binary_tensors, keyconfig, signedkeys, tensors
+from sealgate.protocol.bhttp import Body, Headers, Response
+from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.protocol.tensors import Array
+from sealgate.retry import Attempts, RetryPolicy
+
+__all__ = ["AskToken", "Core", "Fetch", "Options", "Steps", "Wait", "options_of"]
+
+_JSON = ((b"content-type", b"application/json"),)
+_BINARY = (b"content-type", b"application/octet-stream")
+_MAX_KEYS_BYTES = 1 << 20
+_OVERHEAD = 64 << 10
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Send an HTTP request, and read its answer up to a bound.
+
+    Attributes:
+        method: GET or POST.
+        url: where to.
+        headers: of the request.
+        content: body, whole or in pieces that can be had once; None sends none.
+        max_bytes: refuse a longer answer while reading.
+    """
+
+    method: str
+    url: str
+    max_bytes: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: Content | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing for this long."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AskToken:
+    """Get an access token from where the caller keeps it."""
+
+
+T = TypeVar("T")
+Steps = Generator[Fetch | Wait | AskToken, Any, T]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a client trusts and allows.
+
+    Attributes:
+        key_configs: pinned ``application/ohttp-keys`` bytes; fetched if None.
+        identity_keys: PEM public keys of the deployment: seal only to configurations
+            that one of them signed. They outlast the keys that they sign.
+        trusted_keys: PEM public keys whose verdicts are believed.
+        require_passport: refuse to use a model whose passport does not verify.
+        passport_max_age_s: verify a model's passport again after this time.
+        relay_url: send sealed requests there, so that the server does not see where
+            they come from (RFC 9458, section 2).
+        max_response_bytes: refuse longer answers while reading.
+        chunked_above_bytes: send larger requests in protected chunks, where the gateway
+            takes them; None never.
+        retry: bounds on repeating a request.
+    """
+
+    key_configs: bytes | None = None
+    identity_keys: tuple[str, ...] = ()
+    trusted_keys: tuple[str, ...] = ()
+    require_passport: bool = False
+    passport_max_age_s: float = 3600.0
+    relay_url: str | None = None
+    max_response_bytes: int = 64 << 20
+    chunked_above_bytes: int | None = 16 << 20
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+def options_of(profile: Profile) -> Options:
+    """The options that a profile asks for."""
+    return Options(
+        key_configs=profile.key_configs,
+        identity_keys=profile.identity_keys,
+        trusted_keys=profile.trusted_keys,
+        require_passport=profile.require_passport,
+        relay_url=profile.relay_url,
+    )
+
+
+class Core:
+    """The state and the decisions of a client of one server."""
+
+    def __init__(
+        self, url: str, options: Options, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Nothing is asked yet.
+
+        Raises:
+            ProfileError: a URL or an identity key is not allowed.
+            TransportError: the pinned key configurations are malformed.
+        """
+        self.url = check_url(url)
+        self.options = options
+        relay = options.relay_url
+        self._gateway = self.url + GATEWAY_PATH if relay is None else check_url(relay)
+        self._clock = clock
+        self._clock_offset = 0.0
+        self._identities = load_identity_keys(options.identity_keys)
+        self._keys: KeyChoice | None = None
+        if options.key_configs is not None:
+            self._keys = KeyChoice(choose_config(options.key_configs))
+        self._metadata: dict[str, dict[str, Any]] = {}
+        self._passports: dict[str, tuple[float, Passport]] = {}
+        self._binary: bool | None = None
+        self._speaks_chunked = True
+
+    # What callers ask for
+
+    def health(self) -> Steps[bool]:
+        """Whether the server is ready. Asked in the open, without the token."""
+        answer = yield Fetch("GET", f"{self.url}/v2/health/ready", 1 << 16)
+        return bool(answer.status == 200)
+
+    def ready(self, model: str) -> Steps[bool]:
+        """Whether a model is loaded, for a caller who may know."""
+        try:
+            yield from self._call("GET", model_path(model, "/ready"))
+        except (NotFoundError, OverloadedError):
+            return False
+        return True
+
+    def server_metadata(self) -> Steps[dict[str, Any]]:
+        """The server's name, version and extensions."""
+        value = json_of((yield from self._call("GET", "/v2")).body)
+        if not isinstance(value, dict) or not isinstance(value.get("extensions"), list):
+            raise TransportError("the server's metadata is malformed")
+        return value
+
+    def metadata(self, model: str) -> Steps[dict[str, Any]]:
+        """The model's v2 metadata."""
+        yield from self._check_passport(model)
+        response = yield from self._call("GET", model_path(model))
+        value = parse_metadata(json_of(response.body))
+        self._metadata[model] = value
+        return value
+
+    def infer(self, model: str, inputs: Any) -> Steps[dict[str, Array]]:
+        """Run a model."""
+        yield from self._check_passport(model)
+        metadata = self._metadata.get(model)
+        if metadata is None:
+            metadata = yield from self.metadata(model)
+        arrays = to_arrays(inputs, metadata)
+        headers, body = _encode(arrays, binary=(yield from self._speaks_binary()))
+        path = model_path(model, "/infer")
+        try:
+            response = yield from self._call("POST", path, headers, body)
+        except InvalidInputError:
+            # Perhaps the model is another one by now: ask again, next time.
+            self._metadata.pop(model, None)
+            raise
+        return _decode(response)
+
+    def passport(self, model: str) -> Steps[Passport]:
+        """Fetch the model's verdict and evidence, and verify them."""
+        trusted = self.options.trusted_keys
+        if not trusted:
+            raise PassportError("no trusted key: give trusted_keys to check a passport")
+        response = yield from self._call("GET", model_path(model, "/attestations"))
+        passport = verify_passport(
+            json_of(response.body), model=model, trusted_keys=trusted
+        )
+        self._passports[model] = (self._clock(), passport)
+        return passport
+
+    def keys(self) -> Steps[bytes]:
+        """The key configurations that the server offers now; verified, if pinned so."""
+        return (yield from self._fetch_keys())[0]
+
+    def forward(
+        self, method: str, path: str, headers: Headers, body: Body, *, own_token: bool
+    ) -> Steps[Response]:
+        """Send any request sealed, and give its answer, whatever its status.
+
+        Args:
+            method: of the request.
+            path: with query.
+            headers: to send; no Date, and no Authorization if ``own_token``.
+            body: content.
+            own_token: add the client's own token.
+
+        Raises:
+            ServerRefusedError: refused before the gateway could open it.
+            TransportError: no usable answer.
+        """
+        attempts = Attempts(self.options.retry)
+        token = (yield AskToken()) if own_token else None
+        message = _Message(method, path, token, headers, body)
+        return (yield from self._exchange(message, attempts))
+
+    # One sealed request, and what may be repeated
+
+    def _call(
+        self, method: str, path: str, headers: Headers = (), body: Body = b""
+    ) -> Steps[Response]:
+        """A successful answer, or the error it stands for."""
+        attempts = Attempts(self.options.retry)
+        message = _Message(method, path, (yield AskToken()), headers, body)
+        while True:
+            try:
+                response = yield from self._exchange(message, attempts)
+                error = refusal_of(response)
+                if error is None:
+                    return response
+                raise error
+            except OverloadedError as error:
+                wait = attempts.wait_s(error)
+                if wait is None:
+                    raise
+                yield Wait(wait)
+            except AuthenticationError as error:
+                token = yield AskToken()
+                if token == message.token or not attempts.recover_once(error):
+                    raise
+                message = replace(message, token=token)
+
+    def _exchange(self, message: _Message, attempts: Attempts) -> Steps[Response]:
+        """The inner response, after recovering from a stale key or a wrong clock."""
+        while True:
+            try:
+                response = yield from self._attempt(message)
+                if response.status == 400:
+                    error = refusal_of(response)
+                    if isinstance(error, ClockError):
+                        raise error
+                return response
+            except KeyRefusedError as error:
+                if self._pinned or not attempts.recover_once(error):
+                    raise
+                self._keys = None
+            except ClockError as error:
+                now = error.server_time
+                if not error.sealed or now is None or not attempts.recover_once(error):
+                    raise
+                self._clock_offset = now - self._clock()
+
+    def _attempt(self, message: _Message) -> Steps[Response]:
+        config = yield from self._choose_keys()
+        request = build_request(
+            message.method,
+            message.path,
+            url=self.url,
+            token=message.token,
+            now=self._now(),
+            headers=message.headers,
+            body=message.body,
+        )
+        limit = self.options.max_response_bytes
+        kind = self._kind(len(message.body))
+        exchange = kind(config, request, max_response_bytes=limit)
+        headers = {"content-type": exchange.media_type}
+        # Padding and framing come on top of the content.
+        answer = yield Fetch(
+            "POST", self._gateway, 2 * limit + _OVERHEAD, headers, exchange.content
+        )
+        if answer.status == 415 and kind is ChunkedExchange:
+            # A gateway without chunks. The content's type is all that it could see.
+            self._speaks_chunked = False
+            return (yield from self._attempt(message))
+        return exchange.finish(answer)
+
+    def _kind(self, size: int) -> type[Exchange]:
+        threshold = self.options.chunked_above_bytes
+        if not self._speaks_chunked or threshold is None or size <= threshold:
+            return Exchange
+        return ChunkedExchange
+
+    @property
+    def _pinned(self) -> bool:
+        return self.options.key_configs is not None
+
+    def _choose_keys(self) -> Steps[KeyConfig]:
+        now = self._now()
+        if self._keys is None or now >= self._keys.good_until:
+            document, good_until = yield from self._fetch_keys()
+            self._keys = KeyChoice(choose_config(document), good_until)
+        return self._keys.config
+
+    def _fetch_keys(self) -> Steps[tuple[bytes, float]]:
+        """The document, and until when it may be used."""
+        if self._identities:
+            return (yield from self._fetch_signed_keys())
+        url = self.url + GATEWAY_PATH
+        answer = yield from self._fetch(url, keyconfig.KEYS_MEDIA_TYPE)
+        return answer.body, self._now() + _age(answer)
+
+    def _fetch_signed_keys(self) -> Steps[tuple[bytes, float]]:
+        url = self.url + signedkeys.SIGNED_KEYS_PATH
+        answer = yield from self._fetch(url, signedkeys.SIGNED_KEYS_MEDIA_TYPE)
+        now = self._now()
+        signed = verify_signed(answer.body, self._identities, now=now)
+        return signed.document, min(now + _age(answer), signed.not_after)
+
+    def _fetch(self, url: str, media_type: str) -> Steps[Answer]:
+        answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
+        if answer.status != 200 or answer.media_type != media_type:
+            raise TransportError(f"the server offers no keys ({answer.status})")
+        return answer
+
+    def _now(self) -> float:
+        return self._clock() + self._clock_offset
+
+    def _check_passport(self, model: str) -> Steps[None]:
+        if not self.options.require_passport:
+            return
+        checked_at, _ = self._passports.get(model, (float("-inf"), None))
+        if self._clock() - checked_at > self.options.passport_max_age_s:
+            yield from self.passport(model)
+
+    def _speaks_binary(self) -> Steps[bool]:
+        if self._binary is None:
+            try:
+                extensions = (yield from self.server_metadata())["extensions"]
+            except (NotFoundError, PermissionDeniedError):
+                extensions = []
+            self._binary = binary_tensors.EXTENSION in extensions
+        return self._binary
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What is inside each attempt of a request."""
+
+    method: str
+    path: str
+    token: str | None = field(repr=False)
+    headers: Headers = field(default=(), repr=False)
+    body: Body = field(default=b"", repr=False)
+
+
+def _age(answer: Answer) -> float:
+    return max_age_s(answer.headers.get("cache-control", ""))
+
+
+def _encode(arrays: Mapping[str, Array], *, binary: bool) -> tuple[Headers, bytes]:
+    if not binary:
+        document = tensors.encode_request(arrays)
+        return _JSON, json.dumps(document, separators=(",", ":")).encode()
+    document, parts = binary_tensors.encode_request(arrays)
+    head = json.dumps(document, separators=(",", ":")).encode()
+    length = (binary_tensors.HEADER_LENGTH, str(len(head)).encode())
+    return (_BINARY, length), b"".join((head, *parts))
+
+
+def _decode(response: Response) -> dict[str, Array]:
+    lengths = [v for n, v in response.headers if n == binary_tensors.HEADER_LENGTH]
+    try:
+        head, tail = binary_tensors.split(response.body, lengths)
+        arrays = binary_tensors.decode_response(json_of(head), tail)
+    except TensorError as error:
+        raise TransportError(f"the answer is unusable: {error}") from None
+    # Callers own their arrays: a view could not be written to, and would keep all of
+    # the message alive.
+    return {
+        name: array if array.flags.writeable else array.copy()
+        for name, array in arrays.items()
+    }

@@ -1,0 +1,121 @@
+"""The client's profile: where the server is, and what to trust it by."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sealgate.errors import JsonError, ProfileError
+from sealgate.protocol import strict_json
+
+__all__ = ["Profile"]
+
+MAX_PROFILE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a client needs to know about a server.
+
+    Attributes:
+        url: base URL of the server.
+        token: access token; kept out of ``repr``.
+        model: the model to use where none is named, or None.
+        key_configs: ``application/ohttp-keys`` bytes to seal to. They are pinned: the
+            client does not ask the server, or anyone between, for others. None fetches.
+        trusted_keys: PEM public keys whose verdicts about models are believed.
+        identity_keys: PEM public keys of the deployment. If there is one, only key
+            configurations that it signed are sealed to; they may change, it does not.
+        require_passport: use no model whose passport does not verify.
+        relay_url: where to send sealed requests instead of to ``url``.
+    """
+
+    url: str
+    token: str = field(repr=False)
+    model: str | None = None
+    key_configs: bytes | None = field(default=None, repr=False)
+    trusted_keys: tuple[str, ...] = field(default=(), repr=False)
+    identity_keys: tuple[str, ...] = field(default=(), repr=False)
+    require_passport: bool = False
+    relay_url: str | None = None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Profile:
+        """Read a profile file.
+
+        Raises:
+            ProfileError: unreadable or malformed; the message names the field.
+        """
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+            value = strict_json.loads_object(data, max_bytes=MAX_PROFILE_BYTES)
+        except OSError as error:
+            raise ProfileError(f"profile {path}: {error.strerror}") from None
+        except JsonError as error:
+            raise ProfileError(f"profile {path}: {error}") from None
+        known = {item.name for item in fields(cls)}
+        for name in sorted(value.keys() - known):
+            raise ProfileError(f"profile {path}: unknown field {name!r}")
+        return cls(
+            url=_text(value.get("url"), "url"),
+            token=_text(value.get("token"), "token"),
+            model=_optional(value.get("model"), "model"),
+            key_configs=_base64(value.get("key_configs")),
+            trusted_keys=_texts(value.get("trusted_keys", []), "trusted_keys"),
+            identity_keys=_texts(value.get("identity_keys", []), "identity_keys"),
+            require_passport=_flag(value.get("require_passport", False)),
+            relay_url=_optional(value.get("relay_url"), "relay_url"),
+        )
+
+    def to_json(self) -> bytes:
+        """The file's contents. They hold the token: write them readable by one user."""
+        configs = self.key_configs
+        document: dict[str, Any] = {
+            "url": self.url,
+            "token": self.token,
+            "model": self.model,
+            "key_configs": configs and base64.b64encode(configs).decode(),
+            "trusted_keys": list(self.trusted_keys),
+        }
+        if self.identity_keys:
+            document["identity_keys"] = list(self.identity_keys)
+        if self.require_passport:
+            document["require_passport"] = True
+        if self.relay_url is not None:
+            document["relay_url"] = self.relay_url
+        return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise ProfileError(f"profile: {name} is missing or not text")
+    return value
+
+
+def _optional(value: Any, name: str) -> str | None:
+    return None if value is None else _text(value, name)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ProfileError("profile: require_passport is not true or false")
+    return value
+
+
+def _texts(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ProfileError(f"profile: {name} is not an array")
+    return tuple(_text(item, name) for item in value)
+
+
+def _base64(value: Any) -> bytes | None:
+    if value is None:
+        return None
+    try:
+        return base64.b64decode(_text(value, "key_configs"), validate=True)
+    except ValueError:  # binascii.Error is one; text beyond ASCII raises another
+        raise ProfileError("profile: key_configs is not base64") from None

@@ -1,0 +1,18 @@
+"""Bytes that two parties must agree on. No I/O, no clock, no environment.
+
+strict_json   JSON with bounds: what every signed document is read with
+bhttp         Binary HTTP (RFC 9292)
+bhttp_stream  the same messages, as they arrive
+padding       sizes that messages are padded to
+kem           X25519 and X-Wing
+hpke          HPKE base mode with export (RFC 9180)
+sealedfile    a file encrypted to the keys of deployments, in chunks
+keyconfig     key configurations (RFC 9458, section 3)
+signedkeys    key configurations signed by a deployment's identity key
+ohttp         encapsulated requests and responses (RFC 9458, section 4)
+chunked       the same as streams (draft-ietf-ohai-chunked-ohttp)
+tensors       Open Inference Protocol v2 tensors as JSON
+binary_tensors  the same as bytes behind the JSON (Triton's extension)
+dsse          envelopes, and the Sigstore bundle around them
+statement     in-toto statements: test results and verification summaries
+"""

@@ -1,0 +1,340 @@
+"""Binary HTTP messages (RFC 9292), whole and bounded, in both framings.
+
+A message that breaks the format is refused whole; nothing is guessed (section 4).
+Informational responses are read and passed over, since nobody here acts on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sealgate.errors import BinaryHttpError
+
+__all__ = [
+    "BhttpLimits",
+    "Body",
+    "FieldBudget",
+    "Headers",
+    "Request",
+    "Response",
+    "check_control",
+    "decode_request",
+    "decode_response",
+    "encode_request",
+    "encode_response",
+    "response_parts",
+]
+
+Headers = tuple[tuple[bytes, bytes], ...]
+Body = bytes | bytearray | memoryview
+
+_KNOWN_REQUEST, _KNOWN_RESPONSE, _INDETERMINATE_REQUEST, _INDETERMINATE_RESPONSE = (
+    range(4)
+)
+# Field names are lower-case tokens (RFC 9110, section 5.6.2; RFC 9292, section 3.6).
+_NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+")
+_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+# Visible characters, spaces and tabs, obs-text; no control characters (RFC 9110, 5.5).
+_VALUE = re.compile(
+    rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?"
+)
+_TARGET = re.compile(rb"[\x21-\x7e]*")
+
+
+@dataclass(frozen=True)
+class BhttpLimits:
+    """Bounds on one message.
+
+    Chunks are counted because each costs far more than its bytes: a message of one-byte
+    chunks would take a hundred times its size in memory.
+    """
+
+    max_headers: int = 64
+    max_header_bytes: int = 16 << 10
+    max_control_bytes: int = 8 << 10
+    max_body_bytes: int = 64 << 20
+    max_chunks: int = 16 << 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request: control data, headers, content, trailers.
+
+    Attributes:
+        method, scheme, authority, path: as in RFC 9292, section 3.4; path with query.
+        headers, trailers: lower-case names; order and repetition kept.
+        body: a view into the decoded message.
+    """
+
+    method: bytes
+    scheme: bytes
+    authority: bytes
+    path: bytes
+    headers: Headers = ()
+    body: Body = field(default=b"", repr=False)
+    trailers: Headers = ()
+
+
+@dataclass(frozen=True)
+class Response:
+    """A final response.
+
+    Attributes:
+        status: 200 to 599.
+        headers, trailers: lower-case names; order and repetition kept.
+        body: a view into the decoded message.
+    """
+
+    status: int
+    headers: Headers = ()
+    body: Body = field(default=b"", repr=False)
+    trailers: Headers = ()
+
+
+class FieldBudget:
+    """Counts the fields of one message down, and checks each."""
+
+    def __init__(self, limits: BhttpLimits) -> None:
+        self._fields_left = limits.max_headers
+        self._bytes_left = limits.max_header_bytes
+
+    def spend(self, size: int, *, fields: int = 0) -> None:
+        """Account for the bytes of a name or a value, before they are taken.
+
+        Raises:
+            BinaryHttpError: more than the limits allow.
+        """
+        self._fields_left -= fields
+        self._bytes_left -= size
+        if self._fields_left < 0 or self._bytes_left < 0:
+            raise BinaryHttpError("too many or too long header fields")
+
+    def check(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
+        """A field whose name and value are what RFC 9110 allows.
+
+        Raises:
+            BinaryHttpError: they are not.
+        """
+        if not _NAME.fullmatch(name) or (value and not _VALUE.fullmatch(value)):
+            raise BinaryHttpError("malformed header field")
+        return name, value
+
+
+def encode_request(request: Request, *, known: bool = True) -> bytes:
+    """A request with known (section 3.1) or indeterminate length (section 3.2).
+
+    >>> encode_request(Request(b"GET", b"https", b"example.com", b"/")).hex()
+    '00034745540568747470730b6578616d706c652e636f6d012f000000'
+    """
+    control = (request.method, request.scheme, request.authority, request.path)
+    return b"".join(
+        [
+            b"\x00" if known else b"\x02",
+            *(part for text in control for part in (_varint(len(text)), text)),
+            *_sections(request, known=known),
+        ]
+    )
+
+
+def encode_response(response: Response, *, known: bool = True) -> bytes:
+    """A response with known (section 3.1) or indeterminate length (section 3.2).
+
+    >>> encode_response(Response(200)).hex()
+    '0140c8000000'
+    """
+    return b"".join(response_parts(response, known=known))
+
+
+def response_parts(response: Response, *, known: bool = True) -> list[Body]:
+    """`encode_response` in pieces, the content among them as it is, not copied."""
+    return [
+        (b"\x01" if known else b"\x03") + _varint(response.status),
+        *_sections(response, known=known),
+    ]
+
+
+def decode_request(data: Body, limits: BhttpLimits = BhttpLimits()) -> Request:
+    """Parse a request in either framing.
+
+    Raises:
+        BinaryHttpError: malformed, or over a limit.
+    """
+    reader = _Reader(data, limits)
+    framing = reader.varint()
+    if framing not in (_KNOWN_REQUEST, _INDETERMINATE_REQUEST):
+        raise BinaryHttpError("not a request")
+    control = check_control([reader.control() for _ in range(4)])
+    headers, body, trailers = reader.sections(known=framing == _KNOWN_REQUEST)
+    return Request(*control, headers, body, trailers)
+
+
+def decode_response(data: Body, limits: BhttpLimits = BhttpLimits()) -> Response:
+    """Parse a response in either framing.
+
+    Raises:
+        BinaryHttpError: malformed, or over a limit.
+    """
+    reader = _Reader(data, limits)
+    framing = reader.varint()
+    if framing not in (_KNOWN_RESPONSE, _INDETERMINATE_RESPONSE):
+        raise BinaryHttpError("not a response")
+    known = framing == _KNOWN_RESPONSE
+    status = reader.varint()
+    for _ in range(limits.max_headers):
+        if not 100 <= status <= 199:
+            break
+        reader.fields(known=known)
+        status = reader.varint()
+    if not 200 <= status <= 599:
+        raise BinaryHttpError("status is out of range")
+    headers, body, trailers = reader.sections(known=known)
+    return Response(status, headers, body, trailers)
+
+
+def check_control(texts: list[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
+    """A request's control data: method, scheme, authority, path (section 3.4).
+
+    Raises:
+        BinaryHttpError: not what a request line could say.
+    """
+    method, scheme, authority, path = texts
+    # A character that is in none of them is in no part of what they are joined to.
+    if (
+        not _TARGET.fullmatch(b"".join(texts))
+        or not _TOKEN.fullmatch(method)
+        or not path.startswith((b"/", b"*"))
+    ):
+        raise BinaryHttpError("malformed control data")
+    return method, scheme, authority, path
+
+
+def _sections(message: Request | Response, *, known: bool) -> Iterator[Body]:
+    body = message.body
+    if known:
+        yield _field_section(message.headers) + _varint(len(body))
+        yield body
+        yield _field_section(message.trailers)
+    else:
+        # An empty chunk would be the end of the content.
+        chunk = _varint(len(body)) if body else b""
+        yield _field_lines(message.headers) + b"\0" + chunk
+        yield body
+        yield b"\0" + _field_lines(message.trailers) + b"\0"
+
+
+def _field_section(fields: Headers) -> bytes:
+    lines = _field_lines(fields)
+    return _varint(len(lines)) + lines
+
+
+def _field_lines(fields: Headers) -> bytes:
+    return b"".join(
+        part
+        for name, value in fields
+        for part in (_varint(len(name)), name, _varint(len(value)), value)
+    )
+
+
+def _varint(value: int) -> bytes:
+    """Variable-length integer (RFC 9000, section 16), shortest form."""
+    for prefix, size in enumerate((1, 2, 4, 8)):
+        if value < 1 << (8 * size - 2):
+            return (value | prefix << (8 * size - 2)).to_bytes(size, "big")
+    raise BinaryHttpError("length does not fit a variable-length integer")
+
+
+class _Reader:
+    """Takes the parts of a message from front to back, never beyond its end."""
+
+    def __init__(self, data: Body, limits: BhttpLimits) -> None:
+        self._data = memoryview(data)
+        self._position = 0
+        self._limits = limits
+        self._budget = FieldBudget(limits)
+
+    def varint(self) -> int:
+        start = self._position
+        if start >= len(self._data):
+            raise BinaryHttpError("message is truncated")
+        first = self._data[start]
+        if first < 0x40:  # the one-byte form, by far the most frequent
+            self._position = start + 1
+            return first
+        size = 1 << (first >> 6)
+        value = int.from_bytes(self.take(size), "big")
+        return value & ((1 << (8 * size - 2)) - 1)
+
+    def take(self, size: int) -> memoryview:
+        end = self._position + size
+        if end > len(self._data):
+            raise BinaryHttpError("message is truncated")
+        part = self._data[self._position : end]
+        self._position = end
+        return part
+
+    def control(self) -> bytes:
+        size = self.varint()
+        if size > self._limits.max_control_bytes:
+            raise BinaryHttpError("control data is too long")
+        return bytes(self.take(size))
+
+    def sections(self, *, known: bool) -> tuple[Headers, Body, Headers]:
+        """Headers, content and trailers; absent sections are empty (section 3.8)."""
+        headers = self.fields(known=known) if self._left() else ()
+        body = self._content(known=known) if self._left() else b""
+        trailers = self.fields(known=known) if self._left() else ()
+        if any(self._data[self._position :]):
+            raise BinaryHttpError("padding is not zero")
+        return headers, body, trailers
+
+    def fields(self, *, known: bool) -> Headers:
+        """A field section: with its length, or ended by an empty name."""
+        fields: list[tuple[bytes, bytes]] = []
+        end = self._section_end() if known else None
+        while end is None or self._position < end:
+            name_size = self.varint()
+            if not name_size and end is None:
+                return tuple(fields)
+            fields.append(self._field(name_size))
+        if self._position != end:
+            raise BinaryHttpError("field section overruns its length")
+        return tuple(fields)
+
+    def _section_end(self) -> int:
+        size = self.varint()
+        if size > self._limits.max_header_bytes + 8 * self._limits.max_headers:
+            raise BinaryHttpError("field section is too long")
+        end = self._position + size
+        if end > len(self._data):
+            raise BinaryHttpError("message is truncated")
+        return end
+
+    def _field(self, name_size: int) -> tuple[bytes, bytes]:
+        self._budget.spend(name_size, fields=1)
+        name = bytes(self.take(name_size))
+        value_size = self.varint()
+        self._budget.spend(value_size)
+        return self._budget.check(name, bytes(self.take(value_size)))
+
+    def _content(self, *, known: bool) -> Body:
+        if known:
+            return self.take(self._body_size(0))
+        chunks: list[memoryview] = []
+        total = 0
+        while size := self._body_size(total):
+            if len(chunks) == self._limits.max_chunks:
+                raise BinaryHttpError("content has too many chunks")
+            chunks.append(self.take(size))
+            total += size
+        return b"".join(chunks)
+
+    def _body_size(self, so_far: int) -> int:
+        size = self.varint()
+        if so_far + size > self._limits.max_body_bytes:
+            raise BinaryHttpError("content is too long")
+        return size
+
+    def _left(self) -> bool:
+        return self._position < len(self._data)

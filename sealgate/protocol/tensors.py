@@ -1,0 +1,356 @@
+"""Open Inference Protocol v2 tensors as JSON objects, to and from numpy.
+
+Callers decode and encode the JSON text; these functions work on the decoded objects,
+which may come from a hostile peer but whose total size the caller has bounded.
+Specification: kserve/open-inference-protocol, specification/protocol/inference_rest.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sealgate.errors import TensorError
+
+__all__ = [
+    "DATATYPES",
+    "Decoder",
+    "TensorHead",
+    "TensorSpec",
+    "datatype_of",
+    "decode_request",
+    "decode_response",
+    "decode_tensor",
+    "encode_request",
+    "encode_response",
+    "encode_tensor",
+    "read_head",
+]
+
+DATATYPES: Mapping[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+
+# Parsed JSON values that each kind of tensor (numpy's letters) takes.
+_ACCEPTED: Mapping[str, frozenset[type]] = {
+    "b": frozenset({bool}),
+    "i": frozenset({int}),
+    "u": frozenset({int}),
+    "f": frozenset({int, float}),
+}
+MAX_DIMENSIONS = 16
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor's v2 signature.
+
+    Attributes:
+        name: as the ONNX graph has it.
+        datatype: a key of `DATATYPES`.
+        shape: dimensions; -1 matches any size.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return _signature(self.datatype, self.shape)
+
+    def accepts(self, datatype: str, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this datatype and shape fits.
+
+        >>> TensorSpec("x", "FP32", (-1, 30)).accepts("FP32", (4, 30))
+        True
+        """
+        return (
+            datatype == self.datatype
+            and len(shape) == len(self.shape)
+            and all(want in (-1, got) for want, got in zip(self.shape, shape))
+        )
+
+
+@dataclass(frozen=True)
+class TensorHead:
+    """What a tensor object states before its values.
+
+    Attributes:
+        where: role and name, for error texts.
+        dtype: numpy's, in this machine's byte order.
+        shape: sizes, within bounds each; their product is not.
+    """
+
+    where: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        """How many values the shape stands for."""
+        return math.prod(self.shape)
+
+    def reshape(self, flat: Array) -> Array:
+        """Give values their shape.
+
+        Raises:
+            TensorError: no values, but sizes whose product overflows.
+        """
+        try:
+            return flat.reshape(self.shape)
+        except ValueError:
+            raise TensorError(f"{self.where}: the shape is too large") from None
+
+
+# Values of one tensor object in a given role ("input" or "output").
+Decoder = Callable[[Any, str], Array]
+
+
+def decode_request(
+    request: Any,
+    specs: Sequence[TensorSpec],
+    *,
+    max_rows: int,
+    decode: Decoder | None = None,
+) -> dict[str, Array]:
+    """Validate a v2 inference request and return its inputs by name.
+
+    Args:
+        request: the decoded JSON body.
+        specs: what the model takes; each must be given exactly once.
+        max_rows: largest first dimension of any input.
+        decode: reads values that are elsewhere than in the JSON; called once for each
+            input, in the request's order.
+
+    Returns:
+        For each spec an array of its dtype and of the shape that the request stated.
+
+    Raises:
+        TensorError: names the tensor, what was expected and what came.
+    """
+    if not isinstance(request, dict):
+        raise TensorError("request: expected a JSON object")
+    tensors = request.get("inputs")
+    if not isinstance(tensors, list):
+        raise TensorError('request: expected an array "inputs"')
+    known = {spec.name: spec for spec in specs}
+    arrays: dict[str, Array] = {}
+    for tensor in tensors:
+        spec = known.get(_name(tensor))
+        if spec is None:
+            names = ", ".join(f'"{name}"' for name in known)
+            raise TensorError(
+                f'input "{_shorten(_name(tensor))}": unknown, expected {names}'
+            )
+        if spec.name in arrays:
+            raise TensorError(f'input "{spec.name}": given twice')
+        _check_spec(tensor, spec, max_rows)
+        arrays[spec.name] = (decode or decode_tensor)(tensor, "input")
+    for name, spec in known.items():
+        if name not in arrays:
+            raise TensorError(f'input "{name}": missing, expected {spec}')
+    return arrays
+
+
+def decode_response(
+    response: Any, *, decode: Decoder | None = None
+) -> dict[str, Array]:
+    """Return the outputs of a v2 inference response by name.
+
+    Args:
+        response: the decoded JSON body.
+        decode: as for `decode_request`.
+
+    Raises:
+        TensorError: the response is malformed.
+    """
+    if not isinstance(response, dict) or not isinstance(response.get("outputs"), list):
+        raise TensorError('response: expected an object with an array "outputs"')
+    arrays: dict[str, Array] = {}
+    for tensor in response["outputs"]:
+        name = _name(tensor)
+        if name in arrays:
+            raise TensorError(f'output "{_shorten(name)}": given twice')
+        arrays[name] = (decode or decode_tensor)(tensor, "output")
+    return arrays
+
+
+def encode_request(inputs: Mapping[str, Array]) -> dict[str, Any]:
+    """The JSON object of a v2 inference request.
+
+    >>> encode_request({"x": np.array([[1, 2]], dtype=np.int64)})["inputs"]
+    [{'name': 'x', 'datatype': 'INT64', 'shape': [1, 2], 'data': [1, 2]}]
+
+    Raises:
+        TensorError: a dtype that v2 JSON cannot carry, or NaN or infinities.
+    """
+    return {"inputs": [encode_tensor(name, array) for name, array in inputs.items()]}
+
+
+def encode_response(
+    outputs: Iterable[tuple[str, Array]], *, model: str, version: str
+) -> dict[str, Any]:
+    """The JSON object of a v2 inference response.
+
+    Raises:
+        TensorError: as `encode_request`.
+    """
+    return {
+        "model_name": model,
+        "model_version": version,
+        "outputs": [encode_tensor(name, array) for name, array in outputs],
+    }
+
+
+def decode_tensor(tensor: Any, role: str) -> Array:
+    """The values of a tensor object that holds them in "data".
+
+    Raises:
+        TensorError: malformed, or values that are not of its datatype and shape.
+    """
+    head = read_head(tensor, role)
+    values = _flatten(tensor.get("data"), head.where)
+    if len(values) != head.values:
+        raise TensorError(
+            f"{head.where}: expected {head.values} values for shape "
+            f"{list(head.shape)}, got {len(values)}"
+        )
+    if not _ACCEPTED[head.dtype.kind].issuperset(map(type, values)):
+        raise TensorError(f"{head.where}: values are not {_NAMES[head.dtype]}")
+    return head.reshape(_convert(values, head.dtype, head.where))
+
+
+def read_head(tensor: Any, role: str) -> TensorHead:
+    """What a tensor object states before its values.
+
+    Raises:
+        TensorError: malformed, or a datatype that is not supported.
+    """
+    name, shape = _name(tensor), _shape(tensor, role)
+    where = f'{role} "{_shorten(name)}"'
+    datatype = tensor.get("datatype")
+    dtype = DATATYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
+        raise TensorError(f"{where}: unknown datatype")
+    return TensorHead(where, dtype, shape)
+
+
+def datatype_of(name: str, array: Array) -> str:
+    """The v2 datatype of an array, in either byte order.
+
+    Raises:
+        TensorError: it has none.
+    """
+    datatype = _NAMES.get(array.dtype.newbyteorder("="))
+    if datatype is None:
+        raise TensorError(f'"{name}": v2 JSON has no datatype for {array.dtype}')
+    return datatype
+
+
+def encode_tensor(name: str, array: Array) -> dict[str, Any]:
+    """A tensor object that holds its values in "data".
+
+    Raises:
+        TensorError: as `encode_request`.
+    """
+    datatype = datatype_of(name, array)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise TensorError(f'"{name}": JSON carries neither NaN nor infinities')
+    return {
+        "name": name,
+        "datatype": datatype,
+        "shape": list(array.shape),
+        "data": array.reshape(-1).tolist(),
+    }
+
+
+def _check_spec(tensor: dict[str, Any], spec: TensorSpec, max_rows: int) -> None:
+    given, shape = tensor.get("datatype"), _shape(tensor, "input")
+    if not isinstance(given, str) or not spec.accepts(given, shape):
+        label = _shorten(given) if isinstance(given, str) else "no datatype"
+        raise TensorError(
+            f'input "{spec.name}": expected {spec}, got {_signature(label, shape)}'
+        )
+    if shape and shape[0] > max_rows:
+        raise TensorError(
+            f'input "{spec.name}": {shape[0]} rows, at most {max_rows} allowed'
+        )
+
+
+def _flatten(data: Any, where: str) -> list[Any]:
+    """The values of an array nested to any depth, in row-major order.
+
+    numpy's own conversion is not for hostile values: one long string among them would
+    make it allocate that length for each.
+    """
+    if not isinstance(data, list):
+        raise TensorError(f'{where}: expected an array "data"')
+    values: list[Any] = data
+    for _ in range(MAX_DIMENSIONS):
+        if list not in set(map(type, values)):
+            return values
+        if set(map(type, values)) != {list} or len(set(map(len, values))) != 1:
+            break
+        values = list(chain.from_iterable(values))
+    raise TensorError(f"{where}: data is ragged or nested too deeply")
+
+
+def _convert(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
+    try:
+        with np.errstate(over="ignore"):
+            result = np.array(values, dtype=dtype)
+    except OverflowError:
+        raise TensorError(
+            f"{where}: a value is out of range for {_NAMES[dtype]}"
+        ) from None
+    if dtype.kind == "f" and not np.isfinite(result).all():
+        raise TensorError(f"{where}: a value is out of range for {_NAMES[dtype]}")
+    return result
+
+
+def _name(tensor: Any) -> str:
+    name = tensor.get("name") if isinstance(tensor, dict) else None
+    if not isinstance(name, str):
+        raise TensorError('a tensor is not an object with a "name"')
+    return name
+
+
+def _shape(tensor: Any, role: str) -> tuple[int, ...]:
+    shape = tensor.get("shape")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape)
+    ):
+        raise TensorError(
+            f'{role} "{_shorten(_name(tensor))}": expected an array "shape" of sizes'
+        )
+    return tuple(shape)
+
+
+def _signature(datatype: str, shape: Sequence[int]) -> str:
+    return f"{datatype}[{','.join(map(str, shape))}]"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 64 else text[:64] + "…"

@@ -1,0 +1,13 @@
+"""What one party decides: secrets and policy. `python -m security` is its command.
+
+access        who calls, and what they may         tokens, permissions     runtime
+sealing       the keys that open sealed requests   key ring                runtime
+admission     which models may run                 policy, gate, hooks     both
+audit         what was decided, provably           log, verifier           runtime
+training      DP-SGD with Opacus, its accounting   mechanism, trainer      offline
+assessment    what a model withstands              structure, attacks      offline
+commands      one module per subcommand of `python -m security`
+settings      deploy/service.toml and SEALGATE_… variables
+key_files     private keys in PEM files that only their owner can read
+errors        this package's branch of the error tree
+"""

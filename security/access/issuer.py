@@ -1,0 +1,79 @@
+"""The development issuer: mints access tokens where no real authorization server is.
+
+Its key and its tokens are marked: the issuer's name is `DEVELOPMENT_ISSUER`, and a
+server whose environment is "production" refuses to start with that name configured.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Iterable
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+
+from sealgate.protocol import strict_json
+
+__all__ = ["DEVELOPMENT_ISSUER", "jwks_document", "mint"]
+
+DEVELOPMENT_ISSUER = "urn:sealgate:development-issuer"
+
+
+def mint(
+    key: Ed25519PrivateKey,
+    *,
+    audience: str,
+    subject: str,
+    client_id: str,
+    scopes: Iterable[str],
+    lifetime_s: int,
+    now: int,
+) -> str:
+    """Sign an access token (RFC 9068, section 2).
+
+    Args:
+        key: the development issuer's private key.
+        audience: the server the token is for.
+        subject: who it speaks for.
+        client_id: through which client.
+        scopes: what it grants.
+        lifetime_s: from ``now`` on.
+        now: seconds since the epoch.
+    """
+    claims = {
+        "iss": DEVELOPMENT_ISSUER,
+        "aud": audience,
+        "sub": subject,
+        "client_id": client_id,
+        "scope": " ".join(scopes),
+        "iat": now,
+        "exp": now + lifetime_s,
+        "jti": secrets.token_hex(16),
+    }
+    headers = {"typ": "at+jwt", "kid": _thumbprint(key.public_key())}
+    return jwt.encode(claims, key, algorithm="EdDSA", headers=headers)
+
+
+def jwks_document(key: Ed25519PublicKey) -> bytes:
+    """The JWK Set that a server verifies this issuer's tokens with (RFC 7517)."""
+    entry = _jwk(key) | {"kid": _thumbprint(key), "use": "sig", "alg": "EdDSA"}
+    return strict_json.dumps({"keys": [entry]})
+
+
+def _jwk(key: Ed25519PublicKey) -> dict[str, str]:
+    x = _base64url(key.public_bytes_raw())
+    return {"crv": "Ed25519", "kty": "OKP", "x": x}
+
+
+def _thumbprint(key: Ed25519PublicKey) -> str:
+    """JWK thumbprint (RFC 7638; RFC 8037, appendix A.3)."""
+    return _base64url(hashlib.sha256(strict_json.dumps(_jwk(key))).digest())
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

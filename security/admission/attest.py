@@ -1,0 +1,220 @@
+"""Reports into signed statements, an evaluation into a signed verdict, waivers.
+
+A statement has one signature. Where the policy asks for several signers, each makes a
+statement of their own, in ``attestations/<kind>.sigstore.json`` and, after that,
+``<kind>.2.sigstore.json`` to ``<kind>.9.sigstore.json``; a verdict likewise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+
+from models.bundle import (
+    MODEL_FILE,
+    Bundle,
+    attestation_file,
+    report_file,
+)
+from models.report import Report, Subject, format_time
+from sealgate.errors import JsonError
+from sealgate.protocol import dsse, strict_json
+from sealgate.protocol.statement import (
+    TEST_RESULT_TYPE,
+    VSA_TYPE,
+    WAIVER_TYPE,
+    Resource,
+    Statement,
+    TestResult,
+    VerificationSummary,
+    Waiver,
+)
+from security.admission.rules import MAX_SIGNERS, Policy
+from security.errors import AdmissionRefused
+
+__all__ = [
+    "place",
+    "resource_uri",
+    "sign_report",
+    "sign_verdict",
+    "sign_waiver",
+    "signature_files",
+    "subjects",
+    "verdict_inputs",
+    "verdict_levels",
+    "waiver_file",
+]
+
+VERIFIER = "https://sealgate.dev/admission-gate/v1"
+
+
+def subjects(subject: Subject) -> tuple[Resource, ...]:
+    """What every statement about a bundle is about: its root, and its model file."""
+    return (
+        Resource(f"{subject.name}:{subject.version}", subject.root_sha256),
+        Resource(MODEL_FILE, subject.onnx_sha256),
+    )
+
+
+def resource_uri(subject: Subject) -> str:
+    """The URI that a verdict names the model by.
+
+    >>> resource_uri(Subject("m", "1.0.0", "a" * 64, "b" * 64))
+    'sealgate:m:1.0.0'
+    """
+    return f"sealgate:{subject.name}:{subject.version}"
+
+
+def waiver_file(kind: str) -> str:
+    """Where a bundle keeps the waiver for a kind."""
+    return attestation_file(f"waiver-{kind}")
+
+
+def signature_files(files: Iterable[str], stem: str) -> list[str]:
+    """The statements that there are of a kind, or of the "verdict": one per signer.
+
+    >>> signature_files(["attestations/quality.3.sigstore.json"], "quality")
+    ['attestations/quality.3.sigstore.json']
+    """
+    present = frozenset(files)
+    return [name for name in _places(stem) if name in present]
+
+
+def place(bundle: Bundle, stem: str, signed: bytes, *, signers: int) -> str:
+    """Where a new statement belongs: over its signer's former one, or in a free place.
+
+    Args:
+        bundle: that it will be written to.
+        stem: kind of the evidence, or "verdict".
+        signed: the statement.
+        signers: how many the policy asks for; with one, there is only one place.
+
+    Raises:
+        AdmissionRefused: every place is taken by another key's statement.
+    """
+    if signers == 1:
+        return attestation_file(stem)
+    hint = _hint(signed)
+    for name in _places(stem):
+        if name not in bundle.files or _hint(bundle.files[name]) == hint:
+            return name
+    raise AdmissionRefused(2, f"{stem} has {MAX_SIGNERS} statements of other keys")
+
+
+def sign_report(bundle: Bundle, kind: str, key: dsse.SigningKey) -> bytes:
+    """Vouch for a report about this very bundle.
+
+    Returns:
+        The Sigstore bundle for ``attestations/<kind>.sigstore.json``.
+
+    Raises:
+        BundleError: there is no such report, or it is malformed.
+        AdmissionRefused: the report is about other bytes than the bundle's.
+    """
+    report = bundle.report(kind)
+    if report.subject != bundle.subject or report.kind != kind:
+        raise AdmissionRefused(3, f"{kind} report is about another model")
+    name = report_file(kind)
+    digest = hashlib.sha256(bundle.files[name]).hexdigest()
+    result = TestResult(
+        passed=all(check.passed for check in report.checks),
+        kind=kind,
+        report=Resource(name, digest),
+        configuration=tuple(
+            Resource(f"{item.name}/{item.role}", item.sha256)
+            for item in report.datasets
+        ),
+        metrics=_metrics(report),
+        passed_tests=tuple(check.id for check in report.checks if check.passed),
+        failed_tests=tuple(check.id for check in report.checks if not check.passed),
+    )
+    statement = Statement(
+        subjects(bundle.subject), TEST_RESULT_TYPE, result.to_predicate()
+    )
+    return dsse.sign(statement.to_json(), key)
+
+
+def sign_waiver(bundle: Bundle, waiver: Waiver, key: dsse.SigningKey) -> bytes:
+    """Waive a requirement for this very bundle; `waivers.check_waiver` says who may.
+
+    Returns:
+        The Sigstore bundle for ``attestations/waiver-<kind>.sigstore.json``.
+    """
+    statement = Statement(subjects(bundle.subject), WAIVER_TYPE, waiver.to_predicate())
+    return dsse.sign(statement.to_json(), key)
+
+
+def sign_verdict(
+    bundle: Bundle,
+    policy: Policy,
+    key: dsse.SigningKey,
+    *,
+    now: datetime,
+    waivers: Mapping[str, Waiver] | None = None,
+) -> bytes:
+    """Sign the verdict of an evaluation that has just passed.
+
+    The caller has run `gate.evaluate` on this bundle and this policy, and passes the
+    waivers that it returned.
+
+    Returns:
+        The Sigstore bundle for ``attestations/verdict.sigstore.json``.
+    """
+    waivers = waivers or {}
+    summary = VerificationSummary(
+        verifier=VERIFIER,
+        verified_at=format_time(now),
+        resource_uri=resource_uri(bundle.subject),
+        policy=policy.resource,
+        inputs=verdict_inputs(bundle, policy, waivers),
+        passed=True,
+        levels=verdict_levels(policy, bundle.manifest.name, waivers),
+        waivers=tuple(str(waiver) for waiver in waivers.values()),
+    )
+    statement = Statement(subjects(bundle.subject), VSA_TYPE, summary.to_predicate())
+    return dsse.sign(statement.to_json(), key)
+
+
+def verdict_inputs(
+    bundle: Bundle, policy: Policy, waivers: Mapping[str, Waiver]
+) -> tuple[Resource, ...]:
+    """What a verdict rests on: every statement about what is needed, every waiver."""
+    names: list[str] = []
+    for item in policy.required(bundle.manifest.name):
+        waiver = waivers.get(item.kind)
+        if waiver is None or not waiver.whole:
+            names += signature_files(bundle.files, item.kind)
+        if waiver is not None:
+            names.append(waiver_file(item.kind))
+    return tuple(
+        Resource(name, hashlib.sha256(bundle.files[name]).hexdigest()) for name in names
+    )
+
+
+def verdict_levels(
+    policy: Policy, model: str, waivers: Mapping[str, Waiver]
+) -> tuple[str, ...]:
+    """What a verdict says was verified; a waived kind says that it was waived."""
+    return tuple(
+        f"SEALGATE_{item.kind.upper()}" + ("_WAIVED" if item.kind in waivers else "")
+        for item in policy.required(model)
+    )
+
+
+def _places(stem: str) -> list[str]:
+    numbers = ["", *(f".{number}" for number in range(2, MAX_SIGNERS + 1))]
+    return [attestation_file(stem + number) for number in numbers]
+
+
+def _hint(signed: bytes) -> str | None:
+    """The key that a statement names. Nothing is verified: it only selects a file."""
+    try:
+        value = strict_json.loads_object(signed, max_bytes=dsse.MAX_BUNDLE_BYTES)
+        return str(value["verificationMaterial"]["publicKey"]["hint"])
+    except (JsonError, KeyError, TypeError):
+        return None
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    return {name: metric.value for name, metric in report.metrics.items()}

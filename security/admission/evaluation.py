@@ -1,0 +1,303 @@
+"""Checks 1 to 10 of the gate: whether a bundle's evidence meets a policy. No I/O.
+
+The checks are listed in `security.admission.gate`, in the order they are made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from models.bundle import report_file
+from models.errors import BundleError
+from models.report import Metric, Report, parse_time
+from sealgate.errors import StatementError
+from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
+from security.admission.attest import signature_files, verdict_inputs, verdict_levels
+from security.admission.rules import Requirement, Threshold
+from security.admission.steps import (
+    Scene,
+    Steps,
+    check_age,
+    describe,
+    end_of,
+    read_statement,
+)
+from security.admission.waivers import waiver_steps
+from security.errors import AdmissionRefused
+
+__all__ = ["Evaluation", "Recomputed", "evaluation_steps", "states_epsilon"]
+
+# An accountant that did not produce an epsilon may differ from it by discretisation.
+EPSILON_SLACK = 0.01
+
+# What `accounting.recompute_epsilon` computes. Another mechanism has another epsilon.
+_ACCOUNTED = {
+    "mechanism": "dp_sgd_gaussian",
+    "sampling": "poisson",
+    "neighbouring": "add_or_remove_one",
+}
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What the caller measured anew, with code the reports' authors did not run.
+
+    Attributes:
+        epsilon: from the mechanism that the privacy report states.
+        structure_errors: findings of the structural inspection.
+        structure_warnings: its findings that need a sign-off.
+    """
+
+    epsilon: float
+    structure_errors: int
+    structure_warnings: int = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evidence that meets a policy.
+
+    Attributes:
+        reports: by kind; a kind that is waived as a whole has none.
+        waivers: in force, by kind.
+        inputs: the statements and waivers it rests on.
+        levels: what a verdict says was verified.
+        expires_at: when the first of them gets too old.
+    """
+
+    reports: Mapping[str, Report]
+    waivers: Mapping[str, Waiver]
+    inputs: tuple[Resource, ...]
+    levels: tuple[str, ...]
+    expires_at: datetime
+
+
+def evaluation_steps(
+    scene: Scene, recomputed: Recomputed | None = None
+) -> Steps[Evaluation]:
+    """Checks 20 to 23 for every waiver, then 1 to 9 for every kind, then 10."""
+    waivers = yield from waiver_steps(scene)
+    reports: dict[str, Report] = {}
+    ends = [parse_time(waiver.expires) for waiver in waivers.values()]
+    for item in scene.required:
+        waiver = waivers.get(item.kind)
+        if waiver is not None and waiver.whole:
+            continue
+        report = yield from _kind_steps(scene, item, waiver)
+        if report is not None:
+            reports[item.kind] = report
+            ends.append(end_of(report.created_at, item.max_age))
+    yield from _accounted(reports)
+    if recomputed is not None:
+        yield from _recomputed(reports, waivers, recomputed)
+    return Evaluation(
+        reports=reports,
+        waivers=waivers,
+        inputs=verdict_inputs(scene.bundle, scene.policy, waivers),
+        levels=verdict_levels(scene.policy, scene.bundle.manifest.name, waivers),
+        expires_at=min(ends, default=scene.now),
+    )
+
+
+def states_epsilon(privacy: Report) -> bool:
+    """Whether there is an epsilon to account for: not where all the data is public."""
+    return (
+        "epsilon" in privacy.metrics
+        or privacy.conditions.get("personal_data") is not False
+    )
+
+
+def _kind_steps(
+    scene: Scene, requirement: Requirement, waiver: Waiver | None
+) -> Steps[Report | None]:
+    """Checks 1 to 9 for one kind."""
+    kind, files = requirement.kind, scene.bundle.files
+    data = files.get(report_file(kind))
+    if data is None:
+        yield AdmissionRefused(1, f"{kind} report is missing, and the policy needs it")
+        return None
+    names = signature_files(files, kind)
+    if not names:
+        yield AdmissionRefused(1, f"{kind} report is not signed")
+        return None
+    passed: dict[str, bool] = {}
+    for name in names:
+        passed |= yield from _attestation_steps(scene, requirement, name, data)
+    if not passed:
+        return None
+    if len(passed) < requirement.min_signers:
+        yield AdmissionRefused(
+            2,
+            f"{kind} report needs {requirement.min_signers} signers, "
+            f"has {len(passed)} in {len(names)} attestations",
+        )
+    report = yield from _report_steps(scene, requirement, data)
+    if report is not None:
+        yield from _result_steps(report, waiver, passed=all(passed.values()))
+        yield from _content_steps(report, requirement, waiver)
+    return report
+
+
+def _attestation_steps(
+    scene: Scene, requirement: Requirement, name: str, report: bytes
+) -> Steps[dict[str, bool]]:
+    """Checks 2 to 4 for one attestation: its signer's hint, and whether it passed."""
+    kind, keys = requirement.kind, scene.trust.keys(requirement.signers)
+    what = describe(f"{kind} attestation", name)
+    data, bundle = scene.bundle.files[name], scene.bundle
+    read = yield from read_statement(data, keys, bundle, what, (2, 3))
+    if read is None:
+        return {}
+    hint, statement = read
+    result = yield from _bound_steps(statement, kind, report, what)
+    return {} if result is None else {hint: result.passed}
+
+
+def _bound_steps(
+    statement: Statement, kind: str, report: bytes, what: str
+) -> Steps[TestResult | None]:
+    """Check 4, but for the result itself, which a waiver may excuse."""
+    try:
+        result = TestResult.from_statement(statement)
+    except StatementError as error:
+        yield AdmissionRefused(4, f"{what}: {error}")
+        return None
+    if result.kind != kind:
+        yield AdmissionRefused(4, f"{what} is about {result.kind}")
+        return None
+    if result.report != Resource(report_file(kind), hashlib.sha256(report).hexdigest()):
+        yield AdmissionRefused(4, f"{kind} report was changed after it was signed")
+        return None
+    return result
+
+
+def _report_steps(
+    scene: Scene, requirement: Requirement, data: bytes
+) -> Steps[Report | None]:
+    """Checks 5 and 6."""
+    kind = requirement.kind
+    try:
+        report = Report.from_json(data)
+    except BundleError as error:
+        yield AdmissionRefused(5, f"{kind}: {error}")
+        return None
+    if report.kind != kind or report.subject != scene.bundle.subject:
+        yield AdmissionRefused(5, f"{kind} report is about another model")
+        return None
+    yield from check_age(
+        report.created_at,
+        requirement.max_age,
+        now=scene.now,
+        check=6,
+        what=f"{kind} report",
+    )
+    return report
+
+
+def _result_steps(
+    report: Report, waiver: Waiver | None, *, passed: bool
+) -> Steps[None]:
+    """The result in check 4, and check 7."""
+    failed = [check.id for check in report.checks if not check.passed]
+    excused = waiver is not None and waiver.check in failed
+    if not passed and not excused:
+        yield AdmissionRefused(4, f"{report.kind} attestation says FAILED")
+    for name in failed:
+        if waiver is None or waiver.check != name:
+            yield AdmissionRefused(7, f"{report.kind}: check {name} failed")
+
+
+def _content_steps(
+    report: Report, requirement: Requirement, waiver: Waiver | None
+) -> Steps[None]:
+    """Checks 8 and 9."""
+    kind = requirement.kind
+    for name, wanted in requirement.conditions.items():
+        if waiver is not None and waiver.condition == name:
+            continue
+        # `is`-like comparison: True == 1 in Python, but not in a policy.
+        given = report.conditions.get(name)
+        if given != wanted or isinstance(given, bool) != isinstance(wanted, bool):
+            yield AdmissionRefused(
+                8, f"{kind}: condition {name} is {given!r}, the policy needs {wanted!r}"
+            )
+    for threshold in requirement.thresholds:
+        if waiver is None or waiver.metric != threshold.metric:
+            metric = report.metrics.get(threshold.metric)
+            yield from _threshold_steps(kind, threshold, metric)
+
+
+def _threshold_steps(
+    kind: str, threshold: Threshold, metric: Metric | None
+) -> Steps[None]:
+    name = f"{kind}: {threshold.metric}"
+    if metric is None:
+        yield AdmissionRefused(9, f"{name} is not in the report")
+        return
+    if (metric.n or 0) < threshold.min_n:
+        yield AdmissionRefused(
+            9, f"{name} rests on {metric.n or 0} samples, needs {threshold.min_n}"
+        )
+    low, high = metric.value, metric.value
+    if threshold.bound == "interval":
+        if metric.low is None or metric.high is None:
+            yield AdmissionRefused(9, f"{name} has no interval")
+            return
+        low, high = metric.low, metric.high
+    if threshold.low is not None and low < threshold.low:
+        yield AdmissionRefused(
+            9, f"{name} is {low:.4g}, needs at least {threshold.low}"
+        )
+    if threshold.high is not None and high > threshold.high:
+        yield AdmissionRefused(
+            9, f"{name} is {high:.4g}, allows at most {threshold.high}"
+        )
+
+
+def _accounted(reports: Mapping[str, Report]) -> Steps[None]:
+    """The part of check 10 that needs no accountant: whether one exists."""
+    privacy = reports.get("privacy")
+    if privacy is None or not states_epsilon(privacy):
+        return
+    for name, known in _ACCOUNTED.items():
+        given = privacy.conditions.get(name)
+        if given != known:
+            yield AdmissionRefused(
+                10, f"privacy: cannot account for {name} {given!r}, only {known!r}"
+            )
+    if "epsilon" not in privacy.metrics:
+        yield AdmissionRefused(10, "privacy: the report states no epsilon")
+
+
+def _recomputed(
+    reports: Mapping[str, Report], waivers: Mapping[str, Waiver], recomputed: Recomputed
+) -> Steps[None]:
+    """Check 10."""
+    structure = waivers.get("structure")
+    if recomputed.structure_errors and not (structure and structure.whole):
+        yield AdmissionRefused(
+            10, f"structure: {recomputed.structure_errors} errors when inspected again"
+        )
+    stated = (
+        reports["structure"].metrics.get("warnings") if "structure" in reports else None
+    )
+    if stated is not None and stated.value < recomputed.structure_warnings:
+        yield AdmissionRefused(
+            10,
+            f"structure: {recomputed.structure_warnings} warnings when inspected "
+            f"again, {stated.value:.0f} were stated",
+        )
+    privacy = reports.get("privacy")
+    claimed = None if privacy is None else privacy.metrics.get("epsilon")
+    if claimed is None:
+        return
+    # So that NaN, which compares false, is refused too.
+    if not recomputed.epsilon <= claimed.value * (1 + EPSILON_SLACK):
+        yield AdmissionRefused(
+            10,
+            f"privacy: epsilon is {recomputed.epsilon:.4g} when recomputed, "
+            f"{claimed.value:.4g} was claimed",
+        )

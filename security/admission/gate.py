@@ -1,0 +1,205 @@
+"""The admission gate: numbered checks over bytes already read. It does no I/O.
+
+`evaluate` decides whether a bundle's evidence meets a policy: what the policy requires
+of a model of this name. First every waiver in the bundle (20 to 23, listed in
+`security.admission.waivers`), then for each required kind:
+
+1. the report and its attestation are in the bundle;
+2. every attestation of it is signed by a key whose role the policy allows for this
+   kind, and together by as many different keys as the policy asks for;
+3. each statement is about this bundle: root digest and model digest, both;
+4. each statement is a passed test result of this kind, and binds this report's bytes;
+5. the report says the same itself: kind, name, version and digests;
+6. the report is fresh, and not from the future;
+7. no check in the report failed;
+8. the report's conditions are the policy's;
+9. every threshold holds, on a sample that is large enough;
+10. what was recomputed here agrees with what the report claims, and epsilon is of a
+    mechanism that can be accounted for.
+
+A waiver lifts all of these for its kind, or one metric, condition or failed check.
+
+`verify` is what the doors call. It evaluates again, and demands the signed verdict:
+
+11. the verdict is in the bundle, each copy of it signed by a role the policy allows,
+    and together by as many different keys as the policy asks for;
+12. it is about this bundle, and a verification summary that passed;
+13. it was made under this very policy, by digest;
+14. it rests on exactly these attestations and waivers, by digest, and claims no more;
+15. it is fresh, and not from the future.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from models.bundle import VERDICT_FILE, Bundle
+from models.errors import BundleError
+from models.report import Report, parse_time
+from sealgate.errors import StatementError
+from sealgate.protocol.statement import VerificationSummary, Waiver
+from security.admission.attest import resource_uri, signature_files
+from security.admission.evaluation import Evaluation, Recomputed, evaluation_steps
+from security.admission.keys import TrustRoot
+from security.admission.rules import Policy
+from security.admission.steps import (
+    Scene,
+    Steps,
+    check_age,
+    demand,
+    describe,
+    drain,
+    end_of,
+    read_statement,
+)
+from security.errors import AdmissionRefused
+
+__all__ = [
+    "Admission",
+    "Evaluation",
+    "Recomputed",
+    "all_refusals",
+    "evaluate",
+    "verify",
+]
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A bundle that passed, and the documents that say so.
+
+    Attributes:
+        bundle: the bytes that were checked.
+        verdict_sha256: digest of the verdict's file.
+        reports: the parsed evidence by kind.
+        waivers: what was let pass, by kind.
+        expires_at: when evidence, a waiver or the verdict gets too old.
+    """
+
+    bundle: Bundle
+    verdict_sha256: str
+    reports: Mapping[str, Report]
+    waivers: Mapping[str, Waiver] = field(default_factory=dict)
+    expires_at: datetime | None = None
+
+
+def evaluate(
+    bundle: Bundle,
+    policy: Policy,
+    trust: TrustRoot,
+    *,
+    now: datetime,
+    recomputed: Recomputed | None = None,
+) -> Evaluation:
+    """Checks 1 to 10, and 20 to 23.
+
+    Args:
+        bundle: what was read.
+        policy: what it must meet.
+        trust: who may vouch for what.
+        now: the time that freshness is measured at.
+        recomputed: enables check 10; the toolkit has it, the serving image does not.
+
+    Raises:
+        AdmissionRefused: the first check that failed.
+    """
+    return demand(evaluation_steps(Scene(bundle, policy, trust, now), recomputed))
+
+
+def verify(
+    bundle: Bundle, policy: Policy, trust: TrustRoot, *, now: datetime
+) -> Admission:
+    """All checks but 10's numbers, whose result the verdict's signer vouches for.
+
+    Raises:
+        AdmissionRefused: the first check that failed.
+    """
+    scene = Scene(bundle, policy, trust, now)
+    return demand(_door_steps(scene, evaluation_steps(scene)))
+
+
+def all_refusals(
+    bundle: Bundle,
+    policy: Policy,
+    trust: TrustRoot,
+    *,
+    now: datetime,
+    recomputed: Recomputed | None = None,
+    verdict: bool = True,
+) -> list[AdmissionRefused]:
+    """Every check that fails, in order; none if `verify` would pass.
+
+    A check whose basis failed is not made: a report whose signature is bad is not read.
+    The arguments are those of `evaluate`; ``verdict`` adds checks 11 to 15.
+    """
+    scene = Scene(bundle, policy, trust, now)
+    steps = evaluation_steps(scene, recomputed)
+    return drain(_door_steps(scene, steps))[0] if verdict else drain(steps)[0]
+
+
+def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admission]:
+    """An evaluation, then checks 11 to 15 for every verdict in the bundle."""
+    evaluation = yield from evaluation_of
+    policy, files = scene.policy, scene.bundle.files
+    ends = {"": evaluation.expires_at}
+    names = signature_files(files, "verdict")
+    if VERDICT_FILE not in names:
+        yield AdmissionRefused(11, "verdict is missing: the bundle was not admitted")
+    for name in names:
+        ends |= yield from _verdict_steps(scene, evaluation, name)
+    signers = len(ends) - 1
+    if 0 < signers < policy.verdict_min_signers:
+        yield AdmissionRefused(
+            11,
+            f"verdict needs {policy.verdict_min_signers} signers, has {signers} "
+            f"in {len(names)} files",
+        )
+    return Admission(
+        bundle=scene.bundle,
+        verdict_sha256=hashlib.sha256(files.get(VERDICT_FILE, b"")).hexdigest(),
+        reports=evaluation.reports,
+        waivers=evaluation.waivers,
+        expires_at=min(ends.values()),
+    )
+
+
+def _verdict_steps(
+    scene: Scene, evaluation: Evaluation, name: str
+) -> Steps[dict[str, datetime]]:
+    """Checks 11 to 15 for one verdict: its signer's hint, and when it gets too old."""
+    data, policy = scene.bundle.files[name], scene.policy
+    what = describe("verdict", name)
+    read = yield from read_statement(
+        data, scene.trust.keys(policy.verdict_signers), scene.bundle, what, (11, 12)
+    )
+    if read is None:
+        return {}
+    hint, statement = read
+    try:
+        summary = VerificationSummary.from_statement(statement)
+        verified_at = parse_time(summary.verified_at)
+    except (StatementError, BundleError) as error:
+        yield AdmissionRefused(12, f"{what}: {error}")
+        return {}
+    yield from _summary_steps(summary, scene, evaluation, what)
+    max_age = policy.verdict_max_age
+    yield from check_age(verified_at, max_age, now=scene.now, check=15, what=what)
+    return {hint: end_of(verified_at, max_age)}
+
+
+def _summary_steps(
+    summary: VerificationSummary, scene: Scene, evaluation: Evaluation, what: str
+) -> Steps[None]:
+    """What a verdict says: checks 12 to 14."""
+    if not summary.passed or summary.resource_uri != resource_uri(scene.bundle.subject):
+        yield AdmissionRefused(12, f"{what} did not pass, or is for another model")
+    if summary.policy.sha256 != scene.policy.resource.sha256:
+        yield AdmissionRefused(13, f"{what} was made under another policy")
+    if set(summary.inputs) != set(evaluation.inputs):
+        yield AdmissionRefused(14, f"{what} rests on other attestations than these")
+    lines = {str(waiver) for waiver in evaluation.waivers.values()}
+    if set(summary.levels) != set(evaluation.levels) or set(summary.waivers) != lines:
+        yield AdmissionRefused(14, f"{what} claims something else than was verified")

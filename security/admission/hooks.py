@@ -1,0 +1,248 @@
+"""The gate at two of its doors: `bentoml build`, and the start of `bentoml serve`.
+
+The third door, loading, is the runtime's: it runs `store.verify_stored` and hands the
+checked bytes to onnxruntime.
+
+What a build refuses: a model without a valid verdict, a file that is not on the
+allow-list, a link. What it adds: a lock file with the digests of exactly the admitted
+models. A Bento without its lock, or whose store holds other bytes under the same tag,
+does not start.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from bentoml.exceptions import BentoMLException
+from bentoml.images import Image
+from bentoml.models import BentoModel
+
+from models.errors import BundleError
+from models.files import read_regular, write_atomic
+from sealgate.errors import JsonError, SealgateError
+from sealgate.protocol import strict_json
+from security.admission.confidential import open_admission
+from security.admission.gate import Admission
+from security.admission.store import verify_stored
+from security.errors import AdmissionRefused
+from security.settings import Settings, load_settings
+
+__all__ = [
+    "LOCK_FILE",
+    "AdmittedImage",
+    "AdmittedModel",
+    "admit_all",
+    "check_sources",
+    "lock_entry",
+    "locked_tags",
+    "read_lock",
+]
+
+LOCK_FILE = "admission.lock.json"
+LOCK_SCHEMA = "https://sealgate.dev/lock/v1"
+
+# Everything a Bento's source may hold. The toolkit's code and data are not on it.
+ALLOWED_SOURCES = (
+    "bentofile.yaml",
+    "deploy/policy.toml",
+    "deploy/service.toml",
+    "models/__init__.py",
+    "models/bundle.py",
+    "models/errors.py",
+    "models/files.py",
+    "models/manifest.py",
+    "models/report.py",
+    "sealgate/*.py",
+    "sealgate/protocol/*.py",
+    "sealgate/py.typed",
+    "security/__init__.py",
+    "security/errors.py",
+    "security/key_files.py",
+    "security/settings.py",
+    "security/access/*.py",
+    "security/admission/*.py",
+    "security/audit/*.py",
+    "security/sealing/*.py",
+    "service/*.py",
+)
+_MAX_LOCK_BYTES = 64 << 10
+_UNHASHED_PIN = re.compile(r"bentoml==[0-9.]+")
+
+
+class AdmittedModel(BentoModel):
+    """A reference to a bundle in the model store that only resolves when admitted."""
+
+    def to_info(self, alias: str | None = None) -> Any:
+        """Called by `bentoml build`: the first door."""
+        _refusing(str(self.tag), load_settings())
+        return super().to_info(alias)
+
+    def resolve(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by `bentoml serve` before workers start."""
+        _refusing(str(self.tag), load_settings())
+        return super().resolve(*args, **kwargs)
+
+
+class AdmittedImage(Image):
+    """The image of a Bento; its last build step checks the whole of the Bento."""
+
+    def freeze(self, bento_fs: Path, *args: Any, **kwargs: Any) -> Any:
+        """Refuse unexpected sources, then lock the admitted models into the Bento."""
+        source = Path(bento_fs) / "src"
+        check_sources(source)
+        settings = load_settings()
+        admissions = {tag: _refusing(tag, settings) for tag in settings.service.models}
+        if not admissions:
+            raise BentoMLException("refused: service.models names no model to package")
+        write_atomic(source / LOCK_FILE, _lock(admissions))
+        info = super().freeze(bento_fs, *args, **kwargs)
+        requirements = _without_unhashed_pin(info.python_requirements)
+        write_atomic(
+            Path(bento_fs) / "env" / "python" / "requirements.txt",
+            requirements.encode(),
+        )
+        return attrs.evolve(info, python_requirements=requirements)
+
+
+def check_sources(source: Path, *, beside: tuple[str, ...] = ()) -> None:
+    """Refuse links and files that are not on the allow-list.
+
+    Args:
+        source: the Bento's src folder.
+        beside: names that may be there too.
+
+    Raises:
+        BentoMLException: names the first such file.
+    """
+    for folder, folders, files in os.walk(source):
+        for name in sorted(folders + files):
+            path = Path(folder) / name
+            relative = path.relative_to(source).as_posix()
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise BentoMLException(f"refused: {relative} is not a regular file")
+            if path.is_file() and relative not in beside and not _allowed(relative):
+                raise BentoMLException(f"refused: {relative} may not be packaged")
+
+
+def admit_all(settings: Settings) -> list[Admission]:
+    """Verify and open every model that would be served; before workers, and in each.
+
+    Raises:
+        BentoMLException: one line for the first model that was refused.
+    """
+    tags = locked_tags(settings)
+    if not tags:
+        raise BentoMLException("refused: service.models names no model to serve")
+    return [_opening(tag, settings) for tag in tags]
+
+
+def locked_tags(settings: Settings) -> tuple[str, ...]:
+    """The models to serve: the lock's inside a Bento, the settings' outside.
+
+    Raises:
+        BentoMLException: inside a Bento whose lock is missing or malformed.
+    """
+    try:
+        lock = _read_lock()
+    except AdmissionRefused as error:
+        raise BentoMLException(f"refused: {error}") from None
+    return settings.service.models if lock is None else tuple(lock)
+
+
+def _refusing(tag: str, settings: Settings) -> Admission:
+    """Verify, and turn any refusal into the one line that BentoML prints."""
+    try:
+        admission = verify_stored(tag, settings.admission)
+        _check_lock(tag, admission)
+    except SealgateError as error:
+        raise BentoMLException(f"{tag} refused: {error}") from None
+    return admission
+
+
+def _opening(tag: str, settings: Settings) -> Admission:
+    """As `_refusing`; a sealed model is opened with the deployment's key."""
+    admission = _refusing(tag, settings)
+    try:
+        return open_admission(admission, settings.admission.model_key)
+    except SealgateError as error:
+        raise BentoMLException(f"{tag} refused: {error}") from None
+
+
+def _check_lock(tag: str, admission: Admission) -> None:
+    """Check 16: inside a Bento, the bytes are the ones that were packaged."""
+    lock = _read_lock()
+    if lock is not None and lock.get(tag) != lock_entry(admission):
+        raise AdmissionRefused(
+            16, "the model store holds other bytes than were packaged"
+        )
+
+
+def _read_lock() -> Mapping[str, Any] | None:
+    """The lock's models inside a Bento, None in a source tree.
+
+    Raises:
+        AdmissionRefused: inside a Bento, missing or malformed.
+    """
+    source = Path(__file__).resolve().parents[2]
+    if not (source.parent / "bento.yaml").exists():
+        return None
+    return read_lock(source)
+
+
+def read_lock(source: Path) -> Mapping[str, Any]:
+    """The models that a Bento's lock names, with their digests, by tag.
+
+    Args:
+        source: the Bento's src folder.
+
+    Raises:
+        AdmissionRefused: missing or malformed.
+    """
+    try:
+        data = read_regular(source / LOCK_FILE, max_bytes=_MAX_LOCK_BYTES)
+        lock = strict_json.loads_object(data, max_bytes=_MAX_LOCK_BYTES)
+    except (BundleError, JsonError) as error:
+        raise AdmissionRefused(16, f"the Bento's lock file: {error}") from None
+    models = lock.get("models")
+    if lock.get("schema") != LOCK_SCHEMA or not isinstance(models, dict):
+        raise AdmissionRefused(16, "the Bento's lock file is malformed")
+    return models
+
+
+def _without_unhashed_pin(requirements: str) -> str:
+    """Drop the pin of itself that BentoML appends.
+
+    The compiled file has that pin already, with hashes; a line without any would make
+    the installer refuse the whole file.
+    """
+    lines = requirements.splitlines(keepends=True)
+    return "".join(line for line in lines if not _UNHASHED_PIN.fullmatch(line.strip()))
+
+
+def _lock(admissions: Mapping[str, Admission]) -> bytes:
+    models = {tag: lock_entry(admission) for tag, admission in admissions.items()}
+    return strict_json.dumps({"schema": LOCK_SCHEMA, "models": models})
+
+
+def lock_entry(admission: Admission) -> dict[str, str]:
+    """What a lock says of a model."""
+    return {
+        "root_sha256": admission.bundle.subject.root_sha256,
+        "verdict_sha256": admission.verdict_sha256,
+    }
+
+
+def _allowed(relative: str) -> bool:
+    parts = relative.split("/")
+    return any(_matches(parts, pattern.split("/")) for pattern in ALLOWED_SOURCES)
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Folder by folder: a star does not reach into another one."""
+    return len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))

@@ -1,0 +1,142 @@
+"""What a policy says, once it is read: frozen, and free of TOML.
+
+`Policy.required` answers what one model needs. The first entry whose pattern matches
+the model's name counts, and no other; a model that none matches gets the defaults.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sealgate.protocol.statement import Resource
+
+__all__ = [
+    "MAX_SIGNERS",
+    "ModelRules",
+    "Policy",
+    "Requirement",
+    "Threshold",
+    "WaiverRules",
+]
+
+# As many as a bundle has places for: <kind>.sigstore.json, <kind>.2 … <kind>.9.
+MAX_SIGNERS = 9
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A bound on one metric of a report.
+
+    Attributes:
+        metric: its name.
+        low, high: inclusive; at least one is given.
+        min_n: smallest sample count it may rest on.
+        bound: "value", or "interval": the worse end of the confidence interval counts.
+    """
+
+    metric: str
+    low: float | None = None
+    high: float | None = None
+    min_n: int = 0
+    bound: str = "value"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A kind of evidence that must be there.
+
+    Attributes:
+        kind: which.
+        signers: roles whose keys may sign it.
+        max_age: of the report.
+        conditions: the report's conditions that must equal these.
+        thresholds: bounds on its metrics.
+        min_signers: how many different keys must have signed it.
+    """
+
+    kind: str
+    signers: tuple[str, ...]
+    max_age: timedelta
+    conditions: Mapping[str, Any]
+    thresholds: tuple[Threshold, ...]
+    min_signers: int = 1
+
+
+@dataclass(frozen=True)
+class WaiverRules:
+    """Who may waive what, and for how long.
+
+    Attributes:
+        signers: roles whose keys may sign a waiver; none where nothing can be waived.
+        max_age: the longest a waiver may hold.
+        kinds: what may be waived.
+    """
+
+    signers: tuple[str, ...] = ()
+    max_age: timedelta = timedelta(0)
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelRules:
+    """What differs from the defaults for the models that a pattern matches.
+
+    Attributes:
+        match: a model's name, in which ``*`` stands for any characters, ``?`` for one.
+        requirements: in place of the default's of their kind, or beside them.
+        without: kinds that these models do not need.
+    """
+
+    match: str
+    requirements: tuple[Requirement, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def applies_to(self, model: str) -> bool:
+        """Whether the pattern matches a model's name."""
+        return fnmatch.fnmatchcase(model, self.match)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A parsed policy.
+
+    Attributes:
+        resource: its name and the digest of its bytes; the verdict names both.
+        verdict_signers: roles whose keys may sign the verdict.
+        verdict_max_age: of the verdict.
+        requirements: the defaults, one per kind, in the file's order.
+        verdict_min_signers: how many different keys must have signed a verdict.
+        waivers: who may waive what.
+        models: what differs for some models, in the file's order.
+    """
+
+    resource: Resource
+    verdict_signers: tuple[str, ...]
+    verdict_max_age: timedelta
+    requirements: tuple[Requirement, ...]
+    verdict_min_signers: int = 1
+    waivers: WaiverRules = WaiverRules()
+    models: tuple[ModelRules, ...] = ()
+
+    def rules_for(self, model: str) -> ModelRules | None:
+        """The entry that counts for a model; None where the defaults do."""
+        return next((item for item in self.models if item.applies_to(model)), None)
+
+    def required(self, model: str) -> tuple[Requirement, ...]:
+        """What a model needs, by its name: one requirement per kind, never none."""
+        rules = self.rules_for(model)
+        return self.requirements if rules is None else self.under(rules)
+
+    def under(self, rules: ModelRules) -> tuple[Requirement, ...]:
+        """The defaults as an entry of this policy changes them."""
+        own = {item.kind: item for item in rules.requirements}
+        kept = [
+            own.pop(item.kind, item)
+            for item in self.requirements
+            if item.kind not in rules.without
+        ]
+        return (*kept, *own.values())

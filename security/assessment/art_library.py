@@ -1,0 +1,78 @@
+"""Importing ART without its side effects.
+
+Importing it writes ``~/.art/config.json``, and it logs and warns on the way. An
+assessment leaves nothing behind but its reports, so ART is given another home while it
+is imported, and every user of it here imports this module's names.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+__all__ = ["art", "repeatable"]
+
+
+@cache
+def art() -> Any:
+    """ART's classes that are used here, imported on the first call."""
+    with _other_home(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations of what ART imports
+        from art import config  # noqa: PLC0415  (the whole point)
+        from art.attacks.evasion import (  # noqa: PLC0415
+            FastGradientMethod,
+            ProjectedGradientDescentPyTorch,
+        )
+        from art.attacks.inference.membership_inference import (  # noqa: PLC0415
+            MembershipInferenceBlackBox,
+        )
+        from art.estimators.classification import (  # noqa: PLC0415
+            BlackBoxClassifierNeuralNetwork,
+            PyTorchClassifier,
+        )
+
+        # The folder is gone after the import; nothing used here reads it.
+        config.ART_DATA_PATH = os.devnull
+    return SimpleNamespace(
+        FastGradientMethod=FastGradientMethod,
+        MembershipInferenceBlackBox=MembershipInferenceBlackBox,
+        BlackBoxClassifierNeuralNetwork=BlackBoxClassifierNeuralNetwork,
+        ProjectedGradientDescentPyTorch=ProjectedGradientDescentPyTorch,
+        PyTorchClassifier=PyTorchClassifier,
+    )
+
+
+@contextmanager
+def repeatable(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which ART draws from, and put it back after."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        with warnings.catch_warnings():
+            # ART hands torch tensors to numpy in the way of numpy 1.
+            warnings.filterwarnings("ignore", message="__array__ implementation")
+            yield
+    finally:
+        np.random.set_state(state)
+
+
+@contextmanager
+def _other_home() -> Iterator[None]:
+    before = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory(prefix="sealgate-art-") as folder:
+        os.environ["HOME"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["HOME"]
+            else:
+                os.environ["HOME"] = before

@@ -1,0 +1,275 @@
+"""Rules of structural inspection: stable ids, severities, limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["RULES", "SEVERITIES", "Finding", "Rule", "StructureLimits"]
+
+SEVERITIES = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that is looked for.
+
+    Attributes:
+        severity: "error" refuses the file; "warning" wants a person; "note" informs.
+        title: what must hold.
+        why: what goes wrong where it does not.
+    """
+
+    severity: str
+    title: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that does not hold.
+
+    Attributes:
+        rule: its id in `RULES`.
+        message: what was found, with names quoted and shortened; from a hostile file.
+        where: path of the place, ``graph/node[3]``.
+        explanation: for a branch: its trigger path, what takes whose place, and which
+            outputs that reaches, for a person to check in the file.
+    """
+
+    rule: str
+    message: str
+    where: str = ""
+    explanation: str = ""
+
+    @property
+    def severity(self) -> str:
+        """The rule's severity: no file and no child process decides it."""
+        return RULES[self.rule].severity
+
+
+@dataclass(frozen=True)
+class StructureLimits:
+    """Bounds of a file that is inspected, and of the process that inspects it.
+
+    Attributes:
+        max_model_bytes: of the file.
+        max_nodes, max_initializers, max_functions: over all graphs and functions.
+        max_expanded_nodes: once every call is replaced by the function's body.
+        max_depth: of graphs within nodes, and of functions calling functions.
+        max_elements: of any tensor, stored or inferred, and of known dimensions only.
+        max_trip_count: of Loops with constant trip counts, multiplied where they nest.
+        cpu_s, wall_s: of the process.
+        memory_bytes: its address space, besides six times the file.
+    """
+
+    max_model_bytes: int = 512 << 20
+    max_nodes: int = 100_000
+    max_initializers: int = 50_000
+    max_functions: int = 1_000
+    max_expanded_nodes: int = 200_000
+    max_depth: int = 8
+    max_elements: int = 1 << 31
+    max_trip_count: int = 100_000
+    cpu_s: int = 60
+    wall_s: float = 90.0
+    memory_bytes: int = 4 << 30
+
+
+RULES: Mapping[str, Rule] = {
+    "file-size": Rule(
+        "error",
+        "the file is not larger than allowed",
+        "Everything after costs memory in proportion to it.",
+    ),
+    "parse": Rule(
+        "error",
+        "the file is one ONNX model with a graph",
+        "What does not parse here may parse as something else elsewhere.",
+    ),
+    "inspection-limits": Rule(
+        "error",
+        "inspection ends within its limits",
+        "A file that exhausts or crashes its inspector would do so to the server.",
+    ),
+    "ir-version": Rule(
+        "error",
+        "the IR version is one that onnxruntime knows",
+        "Fields of an unknown version are read by nobody, or by one reader only.",
+    ),
+    "opset-missing": Rule(
+        "error",
+        "every operator's domain is imported, once",
+        "Two readers would choose two meanings for one operator.",
+    ),
+    "opset-version": Rule(
+        "error",
+        "every imported operator set exists",
+        "ONNX's checker accepts version 314159.",
+    ),
+    "external-data": Rule(
+        "error",
+        "all tensors are inside the file",
+        "A path in a model reads the server's files; a hard link passes the loader.",
+    ),
+    "domain": Rule(
+        "error",
+        "operators are ai.onnx, ai.onnx.ml or the file's own",
+        "Custom operators are native code.",
+    ),
+    "domain-unused": Rule(
+        "note",
+        "no operator set is imported without need",
+        "It asks for a library that the model does not use.",
+    ),
+    "operator": Rule(
+        "error",
+        "every operator is on the allow-list",
+        "Unknown operators have no meaning; ImageDecoder parses hostile images.",
+    ),
+    "operator-random": Rule(
+        "warning",
+        "no operator draws random numbers",
+        "Answers that differ from call to call cannot be assessed or reproduced.",
+    ),
+    "ep-context": Rule(
+        "error",
+        "no compiled code of an execution provider",
+        "EPContext nodes carry, or point at, compiled programs.",
+    ),
+    "session-options": Rule(
+        "error",
+        "no session options hidden in metadata",
+        "onnxruntime can read them from the file and override the server's.",
+    ),
+    "device-configuration": Rule(
+        "error",
+        "no devices assigned by the file",
+        "Where a model runs is the server's decision.",
+    ),
+    "training-graph": Rule(
+        "error",
+        "no training graphs beside the model",
+        "A second graph that nobody assessed.",
+    ),
+    "attribute-twice": Rule(
+        "error",
+        "a node names no attribute twice",
+        "One reader takes the first, another the last: two models in one file.",
+    ),
+    "output": Rule(
+        "error",
+        "a graph has outputs, named once and not the inputs of another meaning",
+        "A duplicate or unnamed output is seen by one reader and not by another.",
+    ),
+    "node-count": Rule(
+        "error", "the number of nodes is bounded", "Time to load grows with it."
+    ),
+    "initializer-count": Rule(
+        "error", "the number of initializers is bounded", "Time to load grows with it."
+    ),
+    "function-count": Rule(
+        "error", "the number of functions is bounded", "Time to load grows with it."
+    ),
+    "function-name": Rule(
+        "error",
+        "functions neither repeat nor replace an operator",
+        "A file that redefines Relu means something else than it shows.",
+    ),
+    "function-cycle": Rule(
+        "error", "functions do not call themselves", "Inlining would not end."
+    ),
+    "function-unused": Rule(
+        "warning",
+        "every function is called",
+        "Code that nothing reaches is code that nobody assessed.",
+    ),
+    "expansion": Rule(
+        "error",
+        "the number of nodes is bounded once functions are inlined",
+        "A few functions that call each other twice each become billions of nodes.",
+    ),
+    "nesting": Rule(
+        "error", "graphs and calls nest within the limit", "Readers recurse."
+    ),
+    "dimension": Rule(
+        "error",
+        "dimensions are not negative, their products bounded",
+        "A file of 200 bytes can ask for terabytes, or overflow a product.",
+    ),
+    "tensor-type": Rule(
+        "error",
+        "stored tensors have a known type",
+        "The size of an unknown type is unknown.",
+    ),
+    "tensor-bytes": Rule(
+        "error",
+        "stored tensors hold what their shape declares",
+        "A reader that trusts the shape reads past the bytes.",
+    ),
+    "loop-bound": Rule(
+        "error",
+        "constant trip counts, multiplied where they nest, are bounded",
+        "A loop of 2^62 rounds holds a worker until its deadline.",
+    ),
+    "loop-open": Rule(
+        "warning",
+        "the number of iterations is a constant",
+        "Input decides how long the model runs.",
+    ),
+    "checker": Rule(
+        "error",
+        "ONNX's own checker and shape inference accept the file",
+        "Types, scopes and shapes that do not fit are left to the loader's care.",
+    ),
+    "branch-if": Rule(
+        "warning",
+        "no value of an input decides which graph runs",
+        "The plainest backdoor: If a trigger is seen, another branch answers.",
+    ),
+    "branch-select": Rule(
+        "warning",
+        "no test of an input chooses between values computed elsewhere",
+        "Where, Gather, Scatter or Compress put the trigger's answer in place.",
+    ),
+    "branch-mask": Rule(
+        "warning",
+        "no test of an input is multiplied or added into other values",
+        "trigger * answer + (1 - trigger) * truth is a branch without a branch.",
+    ),
+    "branch-shape": Rule(
+        "warning",
+        "no test of an input's shape chooses between values",
+        "A batch of 13 rows can be a trigger.",
+    ),
+    "attention-mask": Rule(
+        "note",
+        "tests of inputs that mask attention scores are listed",
+        "Ordinary padding; it can hide tokens from the model, so it is shown.",
+    ),
+    "sentinel": Rule(
+        "note",
+        "elements replaced where they equal a constant are listed",
+        "Ordinary for codes such as -999; one chosen value then becomes another.",
+    ),
+    "output-constant": Rule(
+        "warning",
+        "every output depends on the values of an input",
+        "An answer that is always the same was not computed by the model.",
+    ),
+    "dead-code": Rule(
+        "note",
+        "every node contributes to an output",
+        "Left over by exporters, or a branch that waits to be connected.",
+    ),
+    "input-unused": Rule(
+        "note",
+        "every input contributes to an output",
+        "Callers send data that nothing reads.",
+    ),
+    "weights-overridable": Rule(
+        "note",
+        "no weight is also an input",
+        "A caller who may name it can replace it; the served schema must not.",
+    ),
+}

@@ -1,0 +1,175 @@
+"""Models from elsewhere: inspected before anything else parses them, then described.
+
+The manifest is what onnxruntime says that the model takes and gives. Nothing more is
+known of it, and nothing is claimed: no labels, no ranges that were not given.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.metadata
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from models.errors import BundleError, ExportError
+from models.files import read_regular
+from models.manifest import Column, Manifest, Tensor
+from sealgate.errors import JsonError
+from sealgate.protocol import strict_json
+from sealgate.protocol.tensors import TensorSpec
+from security.assessment import structure
+from security.assessment.findings import Finding
+from security.errors import AssessmentError, HostileModel
+
+__all__ = ["describe", "export_factory", "inspected", "read_columns", "tools"]
+
+MAX_COLUMNS_BYTES = 4 << 20
+MAX_ROWS = 1024
+
+_DATATYPES: Mapping[str, str] = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+}
+
+
+def inspected(model: bytes) -> tuple[Finding, ...]:
+    """Inspect a file of unknown origin; returns what is worth a look.
+
+    Raises:
+        HostileModel: the inspection found an error.
+    """
+    findings = structure.inspect(model)
+    for finding in findings:
+        if finding.severity == "error":
+            raise HostileModel(f"{finding.rule}: {finding.message}")
+    return findings
+
+
+def describe(
+    model: bytes, *, name: str, version: str, columns: Sequence[Column] = ()
+) -> Manifest:
+    """The manifest of a model whose structure was inspected.
+
+    Args:
+        model: the file's bytes.
+        name: what it shall be called.
+        version: and in which version.
+        columns: of its only input's last axis, or none.
+
+    Raises:
+        AssessmentError: onnxruntime refuses the model, or it has tensors that requests
+            cannot carry.
+        ManifestError: the name, version or columns do not fit.
+    """
+    session = _session(model)
+    inputs = tuple(_tensor(node) for node in session.get_inputs())
+    if columns:
+        if len(inputs) != 1:
+            raise AssessmentError(
+                f"columns are for one input, the model has {len(inputs)}"
+            )
+        inputs = (Tensor(inputs[0].spec, columns=tuple(columns)),)
+    outputs = tuple(_tensor(node) for node in session.get_outputs())
+    manifest = Manifest(name, version, inputs, outputs, max_rows=MAX_ROWS)
+    return Manifest.from_json(manifest.to_json())
+
+
+def read_columns(path: Path) -> tuple[Column, ...]:
+    """Read names and public ranges from JSON, or from CSV by its file name.
+
+    Raises:
+        BundleError: another form.
+    """
+    data = read_regular(path, max_bytes=MAX_COLUMNS_BYTES)
+    try:
+        rows = _csv(data) if path.suffix == ".csv" else _json(data)
+        return tuple(
+            Column(str(row["name"]), float(row["low"]), float(row["high"]))
+            for row in rows
+        )
+    except (JsonError, ValueError, TypeError, KeyError, OverflowError, csv.Error):
+        raise BundleError(
+            f"{path.name}: expected name, low and high of columns"
+        ) from None
+
+
+def export_factory(source: str, columns: Sequence[Column]) -> bytes:
+    """Export the torch module that ``pkg.module:factory`` makes.
+
+    This runs the factory, with all rights of the caller. What `models.export` takes is
+    a classifier of tabular rows that returns probabilities and labels.
+
+    Raises:
+        ExportError: no such factory, it makes no module, or the export refuses it.
+    """
+    from torch import nn  # noqa: PLC0415  (seconds)
+
+    from models.export import export_onnx  # noqa: PLC0415  (as above)
+
+    if not columns:
+        raise ExportError("a torch module needs --columns")
+    module_name, _, factory_name = source.partition(":")
+    try:
+        module = getattr(importlib.import_module(module_name), factory_name)()
+    except Exception as error:  # noqa: BLE001  (someone else's code)
+        raise ExportError(f"{source}: {type(error).__name__}: {error}") from None
+    if not isinstance(module, nn.Module):
+        raise ExportError(f"{source}: makes a {type(module).__name__}, no torch module")
+    return export_onnx(module, columns)
+
+
+def tools() -> dict[str, str]:
+    """What handled the file, with versions."""
+    names = ("onnx", "onnxruntime")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **versions}
+
+
+def _session(model: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    try:
+        return onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
+        reason = str(error).splitlines()[0][:200]
+        raise AssessmentError(f"onnxruntime refuses the model: {reason}") from None
+
+
+def _tensor(node: Any) -> Tensor:
+    datatype = _DATATYPES.get(node.type)
+    if datatype is None:
+        raise AssessmentError(f"tensor {node.name!r} is a {node.type}: not served")
+    # A symbolic or missing size is a dynamic dimension.
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return Tensor(TensorSpec(node.name, datatype, shape))
+
+
+def _json(data: bytes) -> list[dict[str, Any]]:
+    value = strict_json.loads(data, max_bytes=MAX_COLUMNS_BYTES)
+    if not isinstance(value, list):
+        raise TypeError
+    return value
+
+
+def _csv(data: bytes) -> list[dict[str, Any]]:
+    return list(csv.DictReader(io.StringIO(data.decode("utf-8")), strict=True))

@@ -1,0 +1,169 @@
+"""A bundle's model as attacks see it: run by onnxruntime, in raw or scaled features.
+
+A radius means something only in one unit for all columns: the share of each column's
+public range, 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.bundle import Bundle
+from models.datasets import TabularDataset
+from models.manifest import Column
+from security.assessment.onnx_torch import OnnxModule
+from security.errors import AssessmentError
+
+__all__ = ["MAX_DIFFERENCE", "ServedModel", "WhiteBox", "check_fits"]
+
+MAX_DIFFERENCE = 1e-4
+
+
+class ServedModel:
+    """The bundle's model, run by onnxruntime as it will be served.
+
+    Attributes:
+        low, span: float64 ``(d,)``, from the manifest's columns.
+        probabilities_name: of the output with one column per class.
+        classes: how many.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Load the bytes that were inspected.
+
+        Raises:
+            AssessmentError: the manifest is not of a tabular classifier, or onnxruntime
+                refuses the model.
+        """
+        columns, self.probabilities_name, self.classes = _signature(bundle)
+        self.low = np.array([column.low for column in columns])
+        self.span = np.array([column.high - column.low for column in columns])
+        self._input = bundle.manifest.inputs[0].spec.name
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(
+                bundle.model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
+            raise AssessmentError(
+                f"onnxruntime refuses the model: {str(error).splitlines()[0][:200]}"
+            ) from None
+
+    def probabilities(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Class probabilities ``(n, classes)`` of raw rows ``(n, d)``.
+
+        Raises:
+            AssessmentError: they are not probabilities.
+        """
+        feed = {self._input: np.asarray(rows, dtype=np.float32)}
+        try:
+            (output,) = self._session.run([self.probabilities_name], feed)
+        except Exception as error:  # noqa: BLE001  (as above)
+            raise AssessmentError(
+                f"onnxruntime cannot run the model: {str(error).splitlines()[0][:200]}"
+            ) from None
+        values = np.asarray(output, dtype=np.float64)
+        if values.shape != (len(rows), self.classes):
+            raise AssessmentError(f"probabilities have shape {values.shape}")
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise AssessmentError("probabilities are negative or not finite")
+        if np.abs(values.sum(axis=1) - 1).max(initial=0) > 1e-3:
+            raise AssessmentError("probabilities do not sum to 1")
+        return values
+
+    def labels(self, rows: NDArray[np.floating]) -> NDArray[np.int64]:
+        """The likeliest class ``(n,)`` of raw rows ``(n, d)``."""
+        return np.argmax(self.probabilities(rows), axis=1)
+
+    def scale(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Raw rows to the unit box; what is missing goes to its middle."""
+        scaled = (np.asarray(rows, dtype=np.float64) - self.low) / self.span
+        scaled = np.where(np.isfinite(scaled), np.clip(scaled, 0, 1), 0.5)
+        return np.asarray(scaled)
+
+    def unscale(self, scaled: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The unit box to raw rows, in the type that onnxruntime is given."""
+        return (self.low + np.asarray(scaled, np.float64) * self.span).astype(
+            np.float32
+        )
+
+
+class WhiteBox(nn.Module):
+    """The same graph in torch: scaled features to log probabilities, with gradients."""
+
+    low: Tensor
+    span: Tensor
+
+    def __init__(self, bundle: Bundle, served: ServedModel) -> None:
+        super().__init__()
+        self._graph = OnnxModule(bundle.model)
+        self._output = served.probabilities_name
+        self.register_buffer("low", torch.tensor(served.low))
+        self.register_buffer("span", torch.tensor(served.span))
+
+    def forward(self, scaled: Tensor) -> Tensor:
+        """Scaled rows ``(n, d)`` to log probabilities ``(n, classes)``."""
+        raw = self.low + scaled.double() * self.span
+        # Rounding may step over the range's end, where the graph's own clipping would
+        # cut the gradient off: clipped in value, straight through for the gradient.
+        inside = torch.minimum(torch.maximum(raw, self.low), self.low + self.span)
+        raw = raw + (inside - raw).detach()
+        probabilities = self._graph(raw)[self._output]
+        log = torch.log(probabilities.clamp_min(torch.finfo(torch.float64).tiny))
+        # A graph of comparisons has no path for the gradient: give it one, of 0. Then
+        # the attack finds what its random starts find, and its checks say so.
+        return log + 0.0 * scaled.double().sum(dim=1, keepdim=True)
+
+    def check_parity(self, served: ServedModel, scaled: NDArray[np.float64]) -> float:
+        """The largest difference from onnxruntime on rows of the unit box.
+
+        Raises:
+            AssessmentError: it is above `MAX_DIFFERENCE`: attacks would attack
+                something else.
+        """
+        with torch.no_grad():
+            mine = self(torch.from_numpy(scaled)).exp().numpy()
+        difference = float(
+            np.abs(mine - served.probabilities(served.unscale(scaled))).max()
+        )
+        if not difference <= MAX_DIFFERENCE:
+            raise AssessmentError(
+                f"the torch graph differs from onnxruntime by {difference:.1e}"
+            )
+        return difference
+
+
+def check_fits(bundle: Bundle, dataset: TabularDataset) -> None:
+    """Refuse a data set whose columns or classes are not the model's.
+
+    Raises:
+        AssessmentError: says which.
+    """
+    columns, _, _ = _signature(bundle)
+    if tuple(columns) != dataset.columns:
+        raise AssessmentError(
+            f"data set {dataset.name!r} does not have the model's columns and ranges"
+        )
+    labels = next(item.labels for item in bundle.manifest.outputs if item.labels)
+    if labels != dataset.classes:
+        raise AssessmentError(
+            f"data set {dataset.name!r} does not have the model's classes"
+        )
+
+
+def _signature(bundle: Bundle) -> tuple[Sequence[Column], str, int]:
+    inputs = bundle.manifest.inputs
+    if len(inputs) != 1 or not inputs[0].columns:
+        raise AssessmentError("the manifest has not one input with named columns")
+    scores = [item for item in bundle.manifest.outputs if item.labels]
+    if len(scores) != 1:
+        raise AssessmentError("the manifest has not one output with class labels")
+    return inputs[0].columns, scores[0].spec.name, len(scores[0].labels)

@@ -1,0 +1,151 @@
+"""`admit`: evaluate the policy over a bundle, and sign the verdict."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from models.bundle import Bundle, read_bundle
+from models.files import write_atomic
+from models.report import Report
+from security.admission.attest import place, sign_verdict, signature_files
+from security.admission.evaluation import (
+    Recomputed,
+    evaluation_steps,
+    states_epsilon,
+)
+from security.admission.keys import ROLES, load_trust
+from security.admission.policy import load_policy
+from security.admission.steps import Scene, demand, drain
+from security.commands.options import Subparsers, add_admission, admission_settings
+from security.commands.signing import add_signing, signer
+from security.errors import AdmissionRefused, TrainingError
+
+__all__ = ["add_parser", "print_refusals", "run"]
+
+# While one of these fails, a file or report comes from nobody who may vouch for it.
+_UNSIGNED = frozenset({1, 2, 3, 4, 5, 20, 21})
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "admit",
+        help="evaluate the policy over a bundle and sign the verdict",
+        description="Verify a bundle's evidence against the policy, recompute what can "
+        "be recomputed (digests, epsilon, structure), and sign the verdict. Nothing is "
+        "written when a check fails. Where the policy asks for several signers of the "
+        "verdict, each runs this command with their own key.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument(
+        "--role",
+        choices=ROLES,
+        default="release",
+        help="whose key signs, if the policy lets another role (default: release)",
+    )
+    add_signing(parser)
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="list every check that fails, instead of the first, and sign nothing",
+    )
+    add_admission(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and sign; returns the exit code."""
+    admission = admission_settings(args)
+    scene = Scene(
+        read_bundle(args.bundle),
+        load_policy(admission.policy),
+        load_trust(admission.trust),
+        datetime.now(UTC),
+    )
+    if args.all:
+        return print_refusals(_all_refusals(scene))
+    key = signer(args, args.role)
+    bundle, policy = scene.bundle, scene.policy
+    # First without, so that nothing unsigned is parsed by the toolkit's libraries.
+    privacy = demand(evaluation_steps(scene)).reports.get("privacy")
+    recomputed = _recompute(bundle, privacy)
+    waivers = demand(evaluation_steps(scene, recomputed)).waivers
+    verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
+    name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
+    write_atomic(args.bundle / name, verdict)
+    print(
+        f"admitted {bundle.manifest.tag} under policy sha256:{policy.resource.sha256}\n"
+        f"verdict sha256:{hashlib.sha256(verdict).hexdigest()}"
+    )
+    for waiver in waivers.values():
+        print(f"waiver: {waiver}")
+    signed = len(signature_files({*bundle.files, name}, "verdict"))
+    if signed < policy.verdict_min_signers:
+        print(f"signed by {signed} of {policy.verdict_min_signers} signers")
+    return 0
+
+
+def print_refusals(found: Sequence[AdmissionRefused]) -> int:
+    """Print every refusal as a line of its own; returns the exit code."""
+    for refusal in found:
+        print(f"refused: {' '.join(str(refusal).split())}", file=sys.stderr)
+    if not found:
+        print("nothing is refused")
+    return 1 if found else 0
+
+
+def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
+    found, evaluation = drain(evaluation_steps(scene))
+    if any(refusal.check in _UNSIGNED for refusal in found):
+        return found
+    try:
+        recomputed = _recompute(scene.bundle, evaluation.reports.get("privacy"))
+    except AdmissionRefused as refusal:
+        return [*found, refusal]
+    return drain(evaluation_steps(scene, recomputed))[0]
+
+
+def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
+    """Check 10's numbers, from code that the reports' authors did not run."""
+    from security.assessment import structure  # noqa: PLC0415  (imports onnx)
+
+    findings = structure.inspect(bundle.model)
+    severities = [finding.severity for finding in findings]
+    stated = privacy is not None and states_epsilon(privacy)
+    epsilon = _epsilon(privacy) if privacy is not None and stated else 0.0
+    return Recomputed(
+        epsilon=epsilon,
+        structure_errors=severities.count("error"),
+        structure_warnings=severities.count("warning"),
+    )
+
+
+def _epsilon(privacy: Report) -> float:
+    from security.training import accounting  # noqa: PLC0415  (imports dp_accounting)
+
+    stated = privacy.conditions
+    try:
+        if stated["delta"] != privacy.metrics["delta"].value:
+            # The policy bounds the metric: epsilon at a laxer delta is another claim.
+            raise AdmissionRefused(10, "privacy: the report states two deltas")
+        if stated["steps"] != int(stated["steps"]):
+            raise AdmissionRefused(10, "privacy: steps are not a whole number")
+        return accounting.recompute_epsilon(
+            sample_rate=float(stated["sample_rate"]),
+            noise_multiplier=float(stated["noise_multiplier"]),
+            steps=int(stated["steps"]),
+            delta=float(stated["delta"]),
+        )
+    except KeyError as error:
+        raise AdmissionRefused(
+            10, f"privacy: the report does not state {error}; epsilon has no basis"
+        ) from None
+    except (TrainingError, ValueError, OverflowError) as error:
+        raise AdmissionRefused(
+            10, f"privacy: epsilon cannot be recomputed: {error}"
+        ) from None

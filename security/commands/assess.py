@@ -1,0 +1,52 @@
+"""`assess`: structure, quality, robustness and membership of a bundle's model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from security.commands.options import Subparsers
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "assess",
+        help="attack a bundle's model and write what it withstands",
+        description="Inspect a bundle's model, measure it on held-out rows, attack it "
+        "with PGD and membership inference, and write the reports into the bundle. "
+        "Exit code 1: written, and a check in them failed.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument(
+        "--config",
+        metavar="CONFIG.toml",
+        type=Path,
+        required=True,
+        help="the training configuration, which fixes the held-out rows",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Assess; returns the exit code."""
+    # Torch and ART take seconds to import; `--help` and other commands go without.
+    from models import datasets  # noqa: PLC0415
+    from security.assessment.run import assess_bundle  # noqa: PLC0415
+    from security.commands.stages import Stages  # noqa: PLC0415
+    from security.training.config import load_config  # noqa: PLC0415
+
+    data = load_config(args.config).data
+    train, holdout = datasets.split(
+        datasets.load(data.name), key=data.split_key, holdout=data.holdout
+    )
+    with Stages() as stages:
+        reports = assess_bundle(args.bundle, train, holdout, stages)
+    failed = [
+        check for report in reports for check in report.checks if not check.passed
+    ]
+    for check in failed:
+        print(f"{'finding':<12}{check.id}: {check.message}")
+    return 1 if failed else 0

@@ -1,0 +1,90 @@
+"""`import`: a bundle from a model that was made elsewhere, through the same door."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, report_file
+from models.files import new_directory, read_regular, write_atomic
+from models.manifest import Manifest
+from models.report import Report
+from security.commands.options import Subparsers
+
+__all__ = ["add_parser", "run"]
+
+MAX_MODEL_BYTES = 512 << 20  # what the structural inspection takes
+
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "import",
+        help="make a bundle from a model that was made elsewhere",
+        description="Inspect an ONNX file and make a bundle of it: a manifest from its "
+        "inputs and outputs, and a provenance report that says it was imported. It "
+        "needs evidence and admission like any other. A torch module is exported "
+        "first; its factory is code, and runs.",
+    )
+    parser.add_argument("source", metavar="FILE.onnx|pkg.module:factory")
+    parser.add_argument("--name", required=True, help="name of the model")
+    parser.add_argument("--version", required=True, help="dotted numbers, like 1.0.0")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to be made"
+    )
+    parser.add_argument(
+        "--columns",
+        type=Path,
+        metavar="FILE",
+        help="names and public ranges of a tabular input's columns: JSON, an array of "
+        "name, low, high; or CSV with that header",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Import; returns the exit code."""
+    from security.assessment import imported  # noqa: PLC0415  (onnxruntime, torch)
+
+    columns = imported.read_columns(args.columns) if args.columns else ()
+    factory = _FACTORY.fullmatch(args.source) is not None
+    if factory:
+        model = imported.export_factory(args.source, columns)
+    else:
+        model = read_regular(Path(args.source), max_bytes=MAX_MODEL_BYTES)
+    findings = imported.inspected(model)
+    manifest = imported.describe(
+        model, name=args.name, version=args.version, columns=columns
+    )
+    _write(args.out, model, manifest, "torch factory" if factory else "ONNX file")
+    for finding in findings:
+        print(f"{'finding':<10}{finding.rule}: {finding.message}")
+    print(f"imported  {manifest.tag}  sha256:{hashlib.sha256(model).hexdigest()}")
+    return 0
+
+
+def _write(out: Path, model: bytes, manifest: Manifest, source: str) -> None:
+    from security.assessment import imported  # noqa: PLC0415  (as above)
+
+    with new_directory(out) as folder:
+        write_atomic(folder / MODEL_FILE, model)
+        write_atomic(folder / MANIFEST_FILE, manifest.to_json())
+        subject = read_bundle(folder).subject
+        report = Report(
+            kind="provenance",
+            created_at=datetime.now(UTC).replace(microsecond=0),
+            subject=subject,
+            tools=imported.tools(),
+            conditions={
+                "imported": True,
+                "source": source,
+                "file_sha256": subject.onnx_sha256,
+                "training_known": False,
+            },
+        )
+        write_atomic(folder / report_file("provenance"), report.to_json())

@@ -1,0 +1,146 @@
+"""`keygen`: every key and public document that a deployment starts with."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from models.files import write_atomic
+from sealgate.protocol.dsse import key_hint
+from security.access.issuer import jwks_document
+from security.admission.confidential import generate_model_key
+from security.admission.keys import (
+    ROLES,
+    generate_signing_key,
+    load_signing_key,
+    public_pem,
+    trust_document,
+)
+from security.commands.options import Subparsers
+from security.commands.signing import add_passphrase
+from security.errors import KeyFileError
+from security.key_files import (
+    passphrase_file,
+    read_passphrase,
+    read_private,
+    write_private,
+    write_secret,
+)
+from security.sealing import rotation
+from security.sealing.keyring import load_keyring
+from security.sealing.publish import generate_identity, load_identity
+from security.settings import SealingSettings, Settings, load_settings
+
+__all__ = ["add_parser", "load_issuer_key", "run"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "keygen",
+        help="generate the keys that are missing, and their public documents",
+        description="Generate the keys that are missing under SEALGATE_HOME, and write "
+        "the trust root and the JWK Set that belong to them. No key is overwritten. "
+        "With a passphrase, the signing keys are encrypted. If "
+        "SEALGATE_KEY_PASSPHRASE_FILE names it, where a server finds it too, the "
+        "sealing keys and the identity key are. The identity key is printed with its "
+        "fingerprint, which clients can compare.",
+    )
+    add_passphrase(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate; returns the exit code."""
+    settings = load_settings()
+    keys = settings.home / "keys"
+    settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    source = args.passphrase_file or passphrase_file()
+    passphrase = read_passphrase(source) if source else None
+    for role in ROLES:
+        path = keys / f"{role}.pem"
+        _ensure(path, partial(generate_signing_key, path, passphrase=passphrase))
+    issuer = keys / "issuer.pem"
+    _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
+    _ensure_sealing(settings.sealing)
+    model_key = settings.admission.model_key
+    _ensure(model_key, partial(generate_model_key, model_key))
+    pseudonym = settings.audit.pseudonym_key
+    _ensure(pseudonym, lambda: write_secret(pseudonym, secrets.token_bytes(32)))
+    _write_public(settings, source)
+    return 0
+
+
+def load_issuer_key(settings: Settings) -> Ed25519PrivateKey:
+    """The development issuer's key.
+
+    Raises:
+        KeyFileError: missing, or not an Ed25519 key.
+    """
+    path = settings.home / "keys" / "issuer.pem"
+    key = read_private(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path}: not an Ed25519 key")
+    return key
+
+
+def _ensure(
+    path: Path, generate: Callable[[], object], note: Callable[[], str] = str
+) -> None:
+    kept = path.exists()
+    if not kept:
+        generate()
+    print(f"{'kept     ' if kept else 'generated'} {path}{note()}")
+
+
+def _ensure_sealing(sealing: SealingSettings) -> None:
+    """The HPKE keys and the identity key.
+
+    A server starts unattended: their passphrase is the one that the environment names.
+    """
+    source = passphrase_file()
+    passphrase = read_passphrase(source) if source else None
+    folder, identity = sealing.keys, sealing.identity
+    if folder.is_dir() and any(folder.iterdir()):
+        print(f"kept      {folder}  {load_keyring(folder)!r}")
+    else:
+        for path in rotation.generate(folder, now=time.time(), passphrase=passphrase):
+            print(f"generated {path}")
+    _ensure(
+        identity,
+        partial(generate_identity, identity, passphrase=passphrase),
+        lambda: f"  sha256:{key_hint(load_identity(identity).public_key())}",
+    )
+
+
+def _write_public(settings: Settings, passphrase: Path | None) -> None:
+    documents = {
+        settings.admission.trust: partial(_trust, settings, passphrase),
+        settings.access.jwks: partial(_jwks, settings),
+    }
+    for path, document in documents.items():
+        # An existing document may name more keys than these: it is the operator's.
+        if path.exists():
+            print(f"kept      {path}")
+        else:
+            write_atomic(path, document())
+            print(f"wrote     {path}")
+
+
+def _trust(settings: Settings, passphrase: Path | None) -> bytes:
+    roles: dict[str, list[str]] = {}
+    for role in ROLES:
+        path = settings.home / "keys" / f"{role}.pem"
+        key = load_signing_key(path, passphrase=passphrase)
+        roles[role] = [public_pem(key.public_key())]
+    return trust_document(roles)
+
+
+def _jwks(settings: Settings) -> bytes:
+    return jwks_document(load_issuer_key(settings).public_key())

@@ -1,0 +1,276 @@
+"""`keys`: which keys sign, in which role, until when."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from models.files import write_atomic
+from models.report import format_time
+from sealgate.protocol.dsse import key_hint
+from security.admission.confidential import load_model_key, model_public_pem
+from security.admission.keys import (
+    ROLES,
+    Revocation,
+    TrustRoot,
+    generate_signing_key,
+    load_signing_key,
+    load_trust,
+    parse_trust,
+    public_pem,
+)
+from security.commands import sealing_keys
+from security.commands.options import Subparsers
+from security.commands.sealing_keys import SEALING
+from security.commands.signing import add_passphrase, read_public
+from security.errors import KeyFileError
+from security.key_files import passphrase_file, read_passphrase
+from security.sealing.publish import load_identity
+from security.settings import AdmissionSettings, Settings, load_settings
+
+__all__ = ["add_parser", "run"]
+
+MIN_HINT_CHARACTERS = 8
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "keys",
+        help="list, generate, rotate, retire, add and revoke keys; print public ones",
+        description="Manage the signing keys of the trust root, and the sealing keys "
+        "that clients seal requests to. A rotated signing key stays trusted until it "
+        "is revoked; a revoked one is believed by no door any more. A rotated sealing "
+        "key opens requests until its overlap ends; running servers follow by "
+        "themselves.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text, add in _ACTIONS:
+        add(actions.add_parser(name, help=text))
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List the signing keys of the trust root, by hint and role, with who was "
+        "revoked when and why; then the sealing keys: id, kind, state, age, and when "
+        "a current key is due for rotation or an old one stops opening requests."
+    )
+    parser.add_argument(
+        "--role", choices=(*ROLES, SEALING), help="these keys only (default: all)"
+    )
+    parser.set_defaults(run=run)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Add a fresh sealing key of each kind, X25519 and X-Wing, whatever the age of "
+        "those there are. Clients are offered the new ones; the old ones open requests "
+        "until their overlap ends."
+    )
+    parser.add_argument("--role", required=True, choices=(SEALING,))
+    parser.set_defaults(run=sealing_keys.generate)
+
+
+def _add_rotate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Signing roles: make a fresh key, trust it, and put the old one aside; the old "
+        "one stays trusted until it is revoked. Sealing: replace what is older than "
+        "sealing.key_lifetime_s, and delete what is past its overlap; does nothing "
+        "where nothing is due, so cron may run it every hour."
+    )
+    parser.add_argument("--role", required=True, choices=(*ROLES, SEALING))
+    parser.add_argument(
+        "--force", action="store_true", help="sealing keys that are not due yet, too"
+    )
+    add_passphrase(parser)
+    parser.set_defaults(run=_rotate)
+
+
+def _add_retire(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Delete the sealing keys past their overlap, and the ones named, at once. "
+        "Clients that still use a deleted key fetch the configurations again."
+    )
+    parser.add_argument("--role", required=True, choices=(SEALING,))
+    parser.add_argument(
+        "id", type=int, nargs="*", help="delete this key now, as `keys list` names it"
+    )
+    parser.set_defaults(run=sealing_keys.retire)
+
+
+def _add_add(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Trust the public half of a key that was made elsewhere, on another machine or "
+        "in a key service, in a signing role."
+    )
+    parser.add_argument("public_key", type=Path, metavar="PUBLIC_KEY.pem")
+    parser.add_argument("--role", required=True, choices=ROLES)
+    parser.set_defaults(run=_add)
+
+
+def _add_revoke(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Record that a signing key is believed no more, whenever it signed, and "
+        "evaluate every stored model that it signed again. Exit code 1 if one of them "
+        "no longer verifies."
+    )
+    parser.add_argument(
+        "hint", help="its hint, or the first 8 or more characters of it"
+    )
+    parser.add_argument("--reason", required=True, help="one line, for the record")
+    parser.set_defaults(run=_revoke)
+
+
+def _add_public(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print public keys in PEM, to hand to others."
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--role", choices=ROLES, help="the trusted keys of a role")
+    which.add_argument(
+        "--model", action="store_true", help="the key that models are sealed to"
+    )
+    which.add_argument(
+        "--identity",
+        action="store_true",
+        help="the key that signs the key configurations; clients pin it",
+    )
+    parser.set_defaults(run=_public)
+
+
+_ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("list", "every signing and sealing key", _add_list),
+    ("generate", "further sealing keys", _add_generate),
+    ("rotate", "a fresh key for a role", _add_rotate),
+    ("retire", "delete sealing keys past their overlap, or by id", _add_retire),
+    ("add", "trust a key that was made elsewhere", _add_add),
+    ("revoke", "believe a key no more, and list what falls with it", _add_revoke),
+    ("public", "print public keys in PEM", _add_public),
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List; returns the exit code."""
+    if args.role != SEALING:
+        for line in _signing_lines(args.role):
+            print(line)
+    if args.role in (None, SEALING):
+        for line in sealing_keys.list_lines():
+            print(line)
+    return 0
+
+
+def _signing_lines(only: str | None) -> Iterator[str]:
+    """The signing keys of one role, or of all."""
+    trust = load_trust(load_settings().admission.trust)
+    for role in ROLES if only is None else (only,):
+        for hint in trust.roles.get(role, {}):
+            yield f"{hint}  {role:<15}  trusted"
+    for hint, item in trust.revoked.items():
+        role = trust.role_of(hint) or "-"
+        if only in (None, role):
+            yield f"{hint}  {role:<15}  revoked {item.time}: {item.reason}"
+
+
+def _rotate(args: argparse.Namespace) -> int:
+    """The old key is put aside last, so that every step can be repeated."""
+    if args.role == SEALING:
+        return sealing_keys.rotate(args)
+    settings = load_settings()
+    source = args.passphrase_file or passphrase_file()
+    path = settings.home / "keys" / f"{args.role}.pem"
+    fresh = path.with_suffix(".next.pem")
+    old = key_hint(load_signing_key(path, passphrase=source).public_key())
+    passphrase = read_passphrase(source) if source else None
+    if fresh.exists():  # an earlier rotation stopped half way
+        key = load_signing_key(fresh, passphrase=source)
+    else:
+        key = generate_signing_key(fresh, passphrase=passphrase)
+    _trust_also(settings.admission, args.role, key.public_key())
+    aside = path.with_suffix(f".{old[:16]}.pem")
+    os.replace(path, aside)
+    os.replace(fresh, path)
+    print(f"rotated   {path}  {key_hint(key.public_key())}")
+    print(f"old key   {aside}  {old}  trusted until revoked")
+    return 0
+
+
+def _add(args: argparse.Namespace) -> int:
+    key = read_public(args.public_key)
+    _trust_also(load_settings().admission, args.role, key)
+    print(f"trusted   {key_hint(key)}  {args.role}")
+    return 0
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    settings = load_settings()
+    trust = load_trust(settings.admission.trust)
+    hint = _find(args.hint, trust)
+    time = format_time(datetime.now(UTC))
+    revoked = {**trust.revoked, hint: Revocation(hint, time, args.reason)}
+    _write(settings.admission, TrustRoot(trust.roles, revoked, trust.retired))
+    print(f"revoked   {hint}  {trust.role_of(hint)}")
+    return _report_fallen(settings, hint)
+
+
+def _public(args: argparse.Namespace) -> int:
+    settings = load_settings()
+    if args.model:
+        print(model_public_pem(load_model_key(settings.admission.model_key)), end="")
+        return 0
+    if args.identity:
+        identity = load_identity(settings.sealing.identity)
+        print(public_pem(identity.public_key()), end="")
+        return 0
+    keys = load_trust(settings.admission.trust).keys((args.role,))
+    if not keys:
+        raise KeyFileError(f"no key holds the role {args.role}")
+    for key in keys.values():
+        print(public_pem(key), end="")
+    return 0
+
+
+def _find(hint: str, trust: TrustRoot) -> str:
+    """The trusted key that a hint, or the beginning of one, names."""
+    if len(hint) < MIN_HINT_CHARACTERS:
+        raise KeyFileError(f"{hint!r}: give {MIN_HINT_CHARACTERS} characters or more")
+    found = [full for full in trust.keys(ROLES) if full.startswith(hint.lower())]
+    if len(found) != 1:
+        raise KeyFileError(f"{hint!r} names {len(found)} trusted keys, not one")
+    return found[0]
+
+
+def _trust_also(
+    admission: AdmissionSettings, role: str, key: ec.EllipticCurvePublicKey
+) -> None:
+    """Add a key to a role; adding it again is no harm."""
+    trust = load_trust(admission.trust)
+    hint = key_hint(key)
+    if hint in trust.revoked:
+        raise KeyFileError(f"{hint} was revoked: {trust.revoked[hint].reason}")
+    roles = {**trust.roles, role: {**trust.roles.get(role, {}), hint: key}}
+    _write(admission, TrustRoot(roles, trust.revoked, trust.retired))
+
+
+def _write(admission: AdmissionSettings, trust: TrustRoot) -> None:
+    """Write a trust root that can be read again, and no other."""
+    data = trust.to_json()
+    parse_trust(data, f"trust root {admission.trust}")
+    write_atomic(admission.trust, data)
+
+
+def _report_fallen(settings: Settings, hint: str) -> int:
+    from security.admission.lineage import signed_by  # noqa: PLC0415  (bentoml)
+
+    fallen = 0
+    for item in signed_by(hint, settings.admission):
+        verdict = (
+            "still verifies" if item.refusal is None else f"refused: {item.refusal}"
+        )
+        print(f"{item.tag}  signed {', '.join(item.signed)}  {verdict}")
+        fallen += item.refusal is not None
+    print(f"stored models that no longer verify: {fallen}")
+    return 1 if fallen else 0

@@ -1,0 +1,163 @@
+"""`policy`: check a policy, say in words what it demands, compare two."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from security.admission.comparison import compare
+from security.admission.policy import (
+    Policy,
+    Requirement,
+    Threshold,
+    load_policy,
+    policy_mistakes,
+    read_policy_bytes,
+)
+from security.commands.options import Subparsers
+from security.settings import load_settings
+
+__all__ = ["add_parser", "explain"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand, with its own subcommands."""
+    parser = subparsers.add_parser(
+        "policy",
+        help="check, explain and compare policies",
+        description="Check a policy, say in words what it demands, compare two.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    check = actions.add_parser(
+        "check",
+        help="list every mistake, with its line",
+        description="List every mistake in policies, with file and line. Exits 1 if "
+        "there is one.",
+    )
+    check.add_argument("file", type=Path, nargs="+")
+    check.set_defaults(run=_check)
+    words = actions.add_parser(
+        "explain",
+        help="say what a model needs",
+        description="Say in words what a model needs: from whom, how fresh, how good.",
+    )
+    words.add_argument(
+        "--model", metavar="NAME", help="only what a model of this name needs"
+    )
+    words.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        help="policy (default: admission.policy of the settings)",
+    )
+    words.set_defaults(run=_explain)
+    diff = actions.add_parser(
+        "diff",
+        help="say what got stricter, looser, added, removed",
+        description="Compare two policies. Exits 1 if anything got looser or was "
+        "removed, so that a pipeline can stop there.",
+    )
+    diff.add_argument("old", type=Path)
+    diff.add_argument("new", type=Path)
+    diff.set_defaults(run=_diff)
+
+
+def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
+    """What a policy demands, one sentence per line.
+
+    Args:
+        policy: the policy.
+        model: a model's name; without it, the defaults and every pattern.
+    """
+    if model is not None:
+        rules = policy.rules_for(model)
+        why = f"by the entry for {rules.match!r}" if rules else "by the defaults"
+        yield f"{model} needs, {why}:"
+        yield from _all_requirements(policy.required(model))
+    else:
+        yield "A model needs, unless an entry below matches its name:"
+        yield from _all_requirements(policy.requirements)
+        for entry in policy.models:
+            yield f"A model whose name is {entry.match!r} needs instead:"
+            yield from _all_requirements(policy.under(entry))
+            if entry.without:
+                yield f"  - no evidence of: {', '.join(entry.without)}"
+    yield (
+        f"The verdict: {_signed(policy.verdict_signers, policy.verdict_min_signers)}, "
+        f"no older than {_days(policy.verdict_max_age.days)}."
+    )
+    yield _waivers(policy)
+
+
+def _all_requirements(requirements: tuple[Requirement, ...]) -> Iterator[str]:
+    for item in requirements:
+        yield (
+            f"  - {item.kind}: {_signed(item.signers, item.min_signers)}, "
+            f"no older than {_days(item.max_age.days)}, every check passed."
+        )
+        for name, value in item.conditions.items():
+            yield f"      {name} must be {_value(value)}."
+        for threshold in item.thresholds:
+            yield f"      {_threshold(threshold)}."
+
+
+def _threshold(item: Threshold) -> str:
+    bounds = []
+    if item.low is not None:
+        bounds.append(f"at least {item.low:g}")
+    if item.high is not None:
+        bounds.append(f"at most {item.high:g}")
+    worse = "the worse end of the interval of " if item.bound == "interval" else ""
+    samples = f", measured on at least {item.min_n} samples" if item.min_n else ""
+    return f"{worse}{item.metric} must be {' and '.join(bounds)}{samples}"
+
+
+def _signed(roles: tuple[str, ...], signers: int) -> str:
+    who = " or ".join(roles)
+    if signers == 1:
+        return f"signed by {'an' if who[0] in 'aeiou' else 'a'} {who} key"
+    return f"signed by {signers} different keys of {who}"
+
+
+def _waivers(policy: Policy) -> str:
+    rules = policy.waivers
+    if not rules.kinds:
+        return "Nothing may be waived."
+    return (
+        f"May be waived: {', '.join(rules.kinds)}; {_signed(rules.signers, 1)}, "
+        f"for at most {_days(rules.max_age.days)}."
+    )
+
+
+def _value(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _days(days: int) -> str:
+    return "1 day" if days == 1 else f"{days} days"
+
+
+def _check(args: argparse.Namespace) -> int:
+    failed = False
+    for path in args.file:
+        mistakes = policy_mistakes(read_policy_bytes(path), name=str(path))
+        failed = failed or bool(mistakes)
+        print("\n".join(mistakes) or f"{path}: ok")
+    return int(failed)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    policy = load_policy(args.file or load_settings().admission.policy)
+    print("\n".join(explain(policy, args.model)))
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    changes = compare(load_policy(args.old), load_policy(args.new))
+    for change in changes:
+        models = {"": "defaults", "*": "every model"}.get(change.models, change.models)
+        print(f"{change.effect:<8}  {models}: {change.what}")
+    if not changes:
+        print("no difference in what is demanded")
+    return int(any(change.loosens for change in changes))

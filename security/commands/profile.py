@@ -1,0 +1,72 @@
+"""`profile`: write the client's profile for a server of this deployment."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from models.files import write_atomic
+from sealgate.profile import Profile
+from security.access.permissions import model_scope
+from security.admission.keys import load_trust, public_pem
+from security.commands.options import Subparsers
+from security.commands.token import mint_from_settings
+from security.sealing.keyring import load_keyring
+from security.sealing.publish import load_identity
+from security.settings import SealingSettings, load_settings
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "profile",
+        help="write a client profile with a fresh development token",
+        description="Write the profile that `sealgate` and the SDK read: the server's "
+        "URL, a fresh token from the development issuer, the identity key that signs "
+        "the server's key configurations, and the keys trusted to sign verdicts.",
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:3000", help="%(default)s")
+    parser.add_argument("--model", required=True, help="name of the model")
+    parser.add_argument(
+        "--lifetime", type=int, default=900, metavar="SECONDS", help="%(default)s"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="default: profile.json in SEALGATE_HOME"
+    )
+    parser.set_defaults(run=run)
+
+
+def _pins(sealing: SealingSettings) -> dict[str, Any]:
+    """What the client knows the server's keys by: they rotate, the signer does not."""
+    if sealing.identity.exists():
+        identity = load_identity(sealing.identity).public_key()
+        return {"identity_keys": (public_pem(identity),)}
+    return {"key_configs": load_keyring(sealing.keys).document}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the profile; returns the exit code."""
+    settings = load_settings()
+    token = mint_from_settings(
+        settings,
+        scopes=[model_scope(args.model)],
+        subject="developer",
+        lifetime_s=args.lifetime,
+    )
+    trust = load_trust(settings.admission.trust)
+    profile = Profile(
+        url=args.url,
+        token=token,
+        model=args.model,
+        **_pins(settings.sealing),
+        trusted_keys=tuple(
+            public_pem(key) for key in trust.keys(("release",)).values()
+        ),
+    )
+    path = args.out or settings.home / "profile.json"
+    write_atomic(path, profile.to_json(), mode=0o600)
+    print(f"wrote {path}, token valid for {args.lifetime} s")
+    return 0

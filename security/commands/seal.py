@@ -1,0 +1,57 @@
+"""`seal`: encrypt a bundle's model to the deployments that may run it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.bundle import MODEL_FILE, Bundle, read_bundle
+from models.files import new_directory, write_atomic
+from security.admission.confidential import load_model_public, seal_model
+from security.commands.options import Subparsers
+from security.commands.signing import add_signing, signer
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "seal",
+        help="encrypt a bundle's model to the keys of deployments",
+        description="Write a bundle whose model only the named deployments can open, "
+        "in memory. Its evidence and verdict stay valid; the role release signs which "
+        "ciphertext is which model.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument(
+        "--to",
+        type=Path,
+        action="append",
+        required=True,
+        metavar="PUBLIC_KEY.pem",
+        help="a deployment's public model key, from `keys public --model`; repeatable",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to be made"
+    )
+    add_signing(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Seal; returns the exit code."""
+    bundle = read_bundle(args.bundle)
+    public_keys = [load_model_public(path) for path in args.to]
+    sealed = seal_model(bundle, public_keys, signer(args, "release"))
+    _write(args.out, bundle, sealed)
+    print(f"sealed {bundle.manifest.tag} to deployments: {len(public_keys)}")
+    return 0
+
+
+def _write(out: Path, bundle: Bundle, sealed: dict[str, bytes]) -> None:
+    with new_directory(out) as folder:
+        for name, data in {**bundle.files, **sealed}.items():
+            if name != MODEL_FILE:
+                write_atomic(folder / name, data)
+        read_bundle(folder)

@@ -1,0 +1,82 @@
+"""`sign`: vouch for reports in a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
+from models.files import write_atomic
+from models.report import KINDS
+from sealgate.protocol.dsse import Signer
+from security.admission.attest import place, sign_report
+from security.admission.keys import ROLES
+from security.admission.model_signature import sign_model
+from security.admission.policy import load_policy
+from security.commands.options import Subparsers
+from security.commands.signing import add_signing, signer
+from security.errors import SettingsError
+from security.settings import load_settings
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "sign",
+        help="sign the reports of a bundle as in-toto statements",
+        description="Sign reports of a bundle as in-toto statements (DSSE, ECDSA "
+        "P-256) into its attestations/ folder, or its model for other people's tools.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument(
+        "--role",
+        required=True,
+        choices=ROLES,
+        help="sign every report that the policy lets this role sign",
+    )
+    parser.add_argument(
+        "--kind", action="append", choices=KINDS, help="sign only this kind; repeatable"
+    )
+    parser.add_argument(
+        "--model-signature",
+        action="store_true",
+        help="write model.sig instead, which `model_signing verify key` accepts",
+    )
+    add_signing(parser)
+    parser.add_argument(
+        "--policy", type=Path, help="policy (default: admission.policy of the settings)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sign; returns the exit code."""
+    key = signer(args, args.role)
+    if args.model_signature:
+        return _sign_model(args, key)
+    settings = load_settings()
+    policy = load_policy(args.policy or settings.admission.policy)
+    bundle = read_bundle(args.bundle)
+    required = {item.kind: item for item in policy.required(bundle.manifest.name)}
+    allowed = [kind for kind, item in required.items() if args.role in item.signers]
+    kinds = args.kind or allowed
+    if not kinds:
+        raise SettingsError(f"the policy lets {args.role} sign no report; use --kind")
+    signed = {}
+    for kind in kinds:
+        data = sign_report(bundle, kind, key)
+        signers = required[kind].min_signers if kind in required else 1
+        signed[place(bundle, kind, data, signers=signers)] = data
+    for (name, data), kind in zip(signed.items(), kinds):
+        write_atomic(args.bundle / name, data)
+        print(f"signed {kind} as {args.role}")
+    return 0
+
+
+def _sign_model(args: argparse.Namespace, key: Signer) -> int:
+    bundle = read_bundle(args.bundle)
+    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
+    print(f"signed {MODEL_SIGNATURE_FILE} as {args.role}")
+    return 0

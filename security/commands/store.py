@@ -1,0 +1,30 @@
+"""`store`: put a bundle where `bentoml build` finds it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from security.commands.options import Subparsers
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "store",
+        help="copy a bundle into BentoML's model store",
+        description="Copy a bundle into BentoML's model store (BENTOML_HOME) under its "
+        "own name and version. A stored version is never replaced.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Store; returns the exit code."""
+    from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
+
+    print(f"stored {store_bundle(args.bundle)}")
+    return 0

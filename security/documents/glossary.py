@@ -1,0 +1,77 @@
+"""What the names of conditions and metrics mean, for readers who are not specialists.
+
+A name that is not here appears without an explanation; nothing depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = ["CONDITIONS", "KIND_QUESTIONS", "METRICS", "VALUES"]
+
+# What nobody knows about a model without evidence of a kind.
+KIND_QUESTIONS: Mapping[str, str] = {
+    "fairness": "whether it treats groups of people alike",
+    "membership": "whether it gives away who was in its training data",
+    "parity": "whether the file computes what was trained",
+    "privacy": "what it may reveal about a row of its training data",
+    "provenance": "what it was trained on, how, and for which use",
+    "quality": "how good its answers are",
+    "robustness": "how small a change of an input changes the answer",
+    "structure": "whether the file holds anything beside a model",
+}
+
+CONDITIONS: Mapping[str, str] = {
+    "accountant": "how the loss of all steps was added up",
+    "clipping": "what bounds the effect of one row",
+    "covers_holdout": "whether epsilon also counts what is published of held-out rows",
+    "delta": "chance with which the bound may fail",
+    "hyperparameters": '"public": none was tuned on the training rows',
+    "max_grad_norm": "length that each row's gradient is cut to",
+    "mechanism": "where the noise goes",
+    "neighbouring": "which two data sets epsilon compares",
+    "noise_floating_point": "guard against what rounding in the noise reveals",
+    "noise_generator": "where the randomness comes from",
+    "noise_multiplier": "noise, relative to the clipping length",
+    "normalisation": "what summed gradients are divided by",
+    "normalisation_constant": "that divisor",
+    "personal_data": "whether the rows are about people",
+    "preprocessing": '"public_ranges": nothing was learned from the rows beforehand',
+    "row_count": '"public": how many rows there are is not protected',
+    "sample_rate": "chance of each row to be in a step",
+    "sampling": "how the rows of a step are drawn",
+    "steps": "how many noisy steps",
+    "target_epsilon": "what training aimed at",
+    "unit": "what is protected: one of these, not all that one person contributed",
+}
+
+# Words of conditions, where the value says more than the name.
+VALUES: Mapping[tuple[str, str], str] = {
+    ("accountant_bound", "upper"): "epsilon is an upper bound, not an estimate",
+    ("neighbouring", "add_or_remove_one"): "data sets that differ by one row, "
+    "added or removed",
+    ("neighbouring", "replace_one"): "data sets of one size that differ in one row",
+    ("sampling", "poisson"): "each row by its own coin toss, in every step",
+}
+
+METRICS: Mapping[str, str] = {
+    "accuracy": "share of right answers",
+    "auc": "0.5 is chance, 1 is perfect",
+    "calibration_error": "mean gap between confidence and accuracy",
+    "clean_accuracy": "share of right answers without an attack",
+    "delta": "chance with which the bound may fail",
+    "epsilon": "the stated bound",
+    "epsilon_pld": "the same by privacy loss distributions",
+    "epsilon_rdp": "the same by Rényi divergence, which is looser",
+    "errors": "findings that refuse a file",
+    "label_agreement": "share of rows with the same answer",
+    "learned_auc": "of an attack that was fitted",
+    "log_loss": "mean surprise at the truth, in nats",
+    "loss_auc": "of an attack that calls what the model is sure about a member",
+    "max_abs_difference": "largest difference",
+    "noise_multiplier": "noise, relative to the clipping length",
+    "parity_difference": "between the attacked copy and the file as served",
+    "radius": "how far each input may be moved",
+    "robust_accuracy": "share that stays right under attack",
+    "tpr_at_fpr_1pct": "share of members found while 1% of others are called members",
+}

@@ -1,0 +1,101 @@
+"""Errors of what one party decides: secrets, access, admission, offline work.
+
+::
+
+    SealgateError
+    ├── SettingsError       a setting is missing, unknown or impossible
+    ├── KeyFileError        a key file is missing, readable by others, or not that key
+    ├── AccessError         the caller may not; the answer depends on the subclass
+    │   ├── TokenError      no valid token: 401
+    │   └── ScopeError      a valid token without the right: 403
+    ├── AdmissionRefused    a numbered check of the gate failed
+    ├── ReplayError         this sealed request was answered before
+    ├── ReplayStoreError    whether it was cannot be told: nothing is answered
+    ├── DateError           the request's Date is missing or outside the window
+    ├── AuditError          a record cannot be written, or the log does not verify
+    ├── TrainingError       the training cannot be private, or cannot run
+    └── AssessmentError     the model or the data cannot be assessed
+        └── HostileModel    the structural inspection found an error
+"""
+
+from __future__ import annotations
+
+from sealgate.errors import SealgateError
+
+__all__ = [
+    "AccessError",
+    "AdmissionRefused",
+    "AssessmentError",
+    "AuditError",
+    "DateError",
+    "HostileModel",
+    "KeyFileError",
+    "ReplayError",
+    "ReplayStoreError",
+    "ScopeError",
+    "SettingsError",
+    "TokenError",
+    "TrainingError",
+]
+
+
+class SettingsError(SealgateError):
+    """A setting is missing, unknown or impossible."""
+
+
+class KeyFileError(SealgateError):
+    """A key file is missing, readable by others, or does not hold what it must."""
+
+
+class AccessError(SealgateError):
+    """Root of refusals of a caller."""
+
+
+class TokenError(AccessError):
+    """No valid token. The message is for the log; a stranger learns only that."""
+
+
+class ScopeError(AccessError):
+    """A valid token that does not grant the action."""
+
+
+class AdmissionRefused(SealgateError):  # noqa: N818  (it is a verdict, not a mishap)
+    """A check of the admission gate failed.
+
+    Attributes:
+        check: the number of the check in `security.admission.gate`.
+        reason: the message without it.
+    """
+
+    def __init__(self, check: int, message: str) -> None:
+        self.check = check
+        self.reason = message
+        super().__init__(f"{message} [check {check}]")
+
+
+class ReplayError(SealgateError):
+    """A sealed request whose encapsulated key was seen before (RFC 9458, 6.5)."""
+
+
+class ReplayStoreError(SealgateError):
+    """The store of seen requests cannot be asked, or is full."""
+
+
+class DateError(SealgateError):
+    """A request's Date is missing, malformed or too far from the clock (6.5.2)."""
+
+
+class AuditError(SealgateError):
+    """An audit record cannot be written, or a log does not verify."""
+
+
+class TrainingError(SealgateError):
+    """A training cannot be private, or cannot run."""
+
+
+class AssessmentError(SealgateError):
+    """A model or its data cannot be assessed."""
+
+
+class HostileModel(AssessmentError):  # noqa: N818  (it is a finding, not a mishap)
+    """The structural inspection found an error; nothing else may parse the file."""

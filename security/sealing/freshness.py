@@ -1,0 +1,160 @@
+"""Whether a sealed request is new: its Date, then the replay store (RFC 9458, 6.5).
+
+1. at most one Date, a valid one, in the window around our clock; without any, only if
+   the deployment allows that;
+2. the request was not seen before.
+
+Within the window the store knows every request, so each is answered at most once. A
+request without a Date is remembered for as long as its key opens anything.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from sealgate.protocol.bhttp import Headers
+from security.errors import DateError, ReplayError, SettingsError
+from security.sealing.replay import (
+    LocalReplayStore,
+    RedisReplayStore,
+    ReplayStore,
+    fingerprint,
+)
+from security.settings import SealingSettings
+
+__all__ = ["Freshness", "http_date", "load_freshness"]
+
+# Dates of one slot are forgotten together.
+SLOT_S = 10
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
+# IMF-fixdate (RFC 9110, section 5.6.7): the one form that is sent.
+_DATE = re.compile(
+    rb"(?:%b), ([0-9]{2}) (%b) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+    % ("|".join(_DAYS).encode(), "|".join(_MONTHS).encode())
+)
+
+
+class Freshness:
+    """Lets each sealed request pass once."""
+
+    def __init__(
+        self,
+        store: ReplayStore,
+        *,
+        window_s: int,
+        require_date: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._window_s = window_s
+        self._require_date = require_date
+        self._clock = clock
+        self._next_forget = 0.0
+        self._last_live: dict[int, float] = {}
+
+    async def check(
+        self, headers: Headers, enc: bytes, *, key_id: int, live_ids: Sequence[int]
+    ) -> None:
+        """Pass a request that is new, and remember it.
+
+        Args:
+            headers: of the inner request.
+            enc: its encapsulated key.
+            key_id: of the key that opened it.
+            live_ids: of all keys that open requests now.
+
+        Raises:
+            DateError: check 1.
+            ReplayError: check 2.
+            ReplayStoreError: check 2 could not be made; the request must not pass.
+        """
+        now = self._clock()
+        date = self._date(headers, now)
+        # Without a Date the key decides; its slots are the negative numbers.
+        slot = -1 - key_id if date is None else date // SLOT_S
+        if now >= self._next_forget:
+            self._next_forget = now + SLOT_S
+            self._forget(now, live_ids)
+        if not await self._store.insert(fingerprint(enc), slot=slot):
+            raise ReplayError("seen before")
+
+    def _forget(self, now: float, live_ids: Sequence[int]) -> None:
+        self._last_live.update(dict.fromkeys(live_ids, now))
+        # Other workers may notice later that a key is gone, and answer until then.
+        gone = [i for i, last in self._last_live.items() if last < now - 2 * SLOT_S]
+        oldest = int(now) - self._window_s
+        self._store.forget(
+            before_slot=oldest // SLOT_S - 1, drop=[-1 - key_id for key_id in gone]
+        )
+        for key_id in gone:
+            del self._last_live[key_id]
+
+    def _date(self, headers: Headers, now: float) -> int | None:
+        dates = [value for name, value in headers if name == b"date"]
+        if not dates and not self._require_date:
+            return None
+        # The length bounds what is remembered of strangers.
+        date = _parse(dates[0]) if len(dates) == 1 and len(dates[0]) == 29 else None
+        if date is None or abs(date - now) > self._window_s:
+            raise DateError("outside the window")
+        return date
+
+
+def load_freshness(settings: SealingSettings) -> Freshness:
+    """What the settings ask for.
+
+    Raises:
+        ReplayStoreError: the store's library is not installed.
+        SettingsError: a store that is not known.
+    """
+    window_s = settings.date_window_s
+    if settings.replay_store == "local":
+        store: ReplayStore = LocalReplayStore(
+            settings.replay_directory, max_entries=settings.max_replay_entries
+        )
+    elif settings.replay_store.startswith(("redis://", "rediss://")):
+        # Keys may outlive their schedule by as much again when a rotation is late.
+        key_s = settings.key_lifetime_s + settings.key_overlap_s
+        store = RedisReplayStore(
+            settings.replay_store,
+            dated_ttl_s=2 * window_s + 2 * SLOT_S,
+            undated_ttl_s=2 * key_s,
+        )
+    else:
+        raise SettingsError("sealing.replay_store: local, or a redis:// URL")
+    return Freshness(store, window_s=window_s, require_date=settings.require_date)
+
+
+def http_date(now: float) -> bytes:
+    """A Date field's value.
+
+    >>> http_date(784111777)
+    b'Sun, 06 Nov 1994 08:49:37 GMT'
+    """
+    t = datetime.fromtimestamp(now, UTC)
+    return (
+        f"{_DAYS[t.weekday()]}, {t.day:02} {_MONTHS[t.month - 1]} {t.year:04} "
+        f"{t.hour:02}:{t.minute:02}:{t.second:02} GMT"
+    ).encode()
+
+
+# Clients whose clocks agree send the same text within a second.
+@lru_cache(maxsize=256)
+def _parse(text: bytes) -> int | None:
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return None
+    day, year, hour, minute, second = (int(match[i]) for i in (1, 3, 4, 5, 6))
+    month = _MONTHS.index(match[2].decode()) + 1
+    try:
+        date = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        return None
+    return int(date.timestamp())

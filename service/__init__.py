@@ -1,0 +1,11 @@
+"""The BentoML service: the only place that knows HTTP and the environment.
+
+app        wiring, and the service that bentofile.yaml names
+connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
+guard      the outermost ASGI layer: every request meets it first
+gateway    opens sealed requests, seals the answers (RFC 9458)
+routes     /v2/*: who may, what is asked, what is answered, what is recorded
+problems   every refusal a caller can see (RFC 9457): the only place with status codes
+metrics    what Prometheus is told about the models
+runtime    onnxruntime sessions over admitted bytes
+"""

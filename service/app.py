@@ -1,0 +1,149 @@
+"""Wiring, and the service that bentofile.yaml names.
+
+Importing this module reads the settings and names the models; nothing is loaded yet.
+`bentoml build` then asks each model for its info, `bentoml serve` runs the deployment
+hook in the parent process, each worker builds the application: three doors, one gate.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+
+import bentoml
+from _bentoml_sdk import Service
+from bentoml.exceptions import BentoMLException
+
+from sealgate.errors import SealgateError
+from security.access.issuer import DEVELOPMENT_ISSUER
+from security.access.jwks import load_jwks
+from security.access.tokens import Verifier
+from security.admission.hooks import (
+    AdmittedImage,
+    AdmittedModel,
+    admit_all,
+    locked_tags,
+)
+from security.audit.log import AuditLog
+from security.errors import SettingsError
+from security.key_files import read_secret
+from security.sealing.freshness import load_freshness
+from security.sealing.keyring import load_keyring
+from security.sealing.live import LiveRing
+from security.sealing.publish import load_publication
+from security.settings import Settings, load_settings
+from service import connections
+from service.gateway import Gateway
+from service.guard import App, Guard
+from service.metrics import describe_models
+from service.routes import Recorder, Routes
+from service.runtime import LoadedModel, Runtime
+
+__all__ = ["Sealgate"]
+
+
+def _settings() -> Settings:
+    """The settings, or the one line that BentoML prints."""
+    try:
+        settings = load_settings()
+        _check_access(settings)
+    except SealgateError as error:
+        raise BentoMLException(str(error)) from None
+    return settings
+
+
+def _check_access(settings: Settings) -> None:
+    access = settings.access
+    if not access.issuer or not access.audience:
+        raise SettingsError("access.issuer and access.audience must be set")
+    production = settings.service.environment == "production"
+    if production and access.issuer == DEVELOPMENT_ISSUER:
+        raise SettingsError("the development issuer is refused in production")
+
+
+class AdmittedService(Service):
+    """A BentoML service of admitted models, with the guard around all of it."""
+
+    def __attrs_post_init__(self) -> None:
+        """Name the models; the settings or the Bento's lock decide which."""
+        super().__attrs_post_init__()
+        self.models.extend(AdmittedModel(tag) for tag in locked_tags(_settings()))
+
+    def to_asgi(self, is_main: bool = True) -> App:
+        """Build one worker's application: the third door."""
+        settings = _settings()
+        try:
+            app = _guard(super().to_asgi(is_main), settings)
+            connections.install(settings.service)
+        except SealgateError as error:
+            raise BentoMLException(str(error)) from None
+        # What start-up made stays for ever: keep it out of every later collection.
+        gc.collect()
+        gc.freeze()
+        return app
+
+
+def _guard(inner: App, settings: Settings) -> Guard:
+    admissions = admit_all(settings)
+    runtime = Runtime(admissions, timeout_s=settings.service.inference_timeout_s)
+    describe_models(admissions)
+    verifier = Verifier(settings.access, load_jwks(settings.access.jwks))
+    writer = f"{time.time_ns()}-{os.getpid()}"
+    recorder = Recorder(
+        AuditLog(settings.audit.directory, writer=writer),
+        key=read_secret(settings.audit.pseudonym_key),
+    )
+    routes = Routes(
+        runtime, verifier, recorder, require_sealed=settings.sealing.require_sealed
+    )
+    gateway = Gateway(
+        LiveRing(
+            settings.sealing.keys, overlap_s=settings.sealing.key_overlap_s
+        ).current,
+        routes,
+        max_body_bytes=settings.service.max_body_bytes,
+        freshness=load_freshness(settings.sealing),
+        publication=load_publication(settings.sealing),
+    )
+    return Guard(inner, routes, gateway, settings.service)
+
+
+def _check_operable(settings: Settings) -> None:
+    """Fail in the parent what would otherwise fail again and again in every worker."""
+    load_jwks(settings.access.jwks)
+    load_keyring(settings.sealing.keys)
+    load_freshness(settings.sealing)
+    load_publication(settings.sealing)
+    read_secret(settings.audit.pseudonym_key)
+
+
+@bentoml.service(
+    name="sealgate",
+    service_class=AdmittedService,
+    image=AdmittedImage(base_image="python:3.11-slim", distro="custom"),
+    # The guard answers before these; they would only cost time and memory.
+    tracing={"excluded_urls": ".*"},
+    logging={"access": {"enabled": False}},
+)
+class Sealgate:
+    """Sealed, authenticated inference on admitted ONNX models."""
+
+    @bentoml.on_deployment
+    @staticmethod
+    def admit() -> None:
+        """Run the gate in the parent process: a refusal ends `bentoml serve`."""
+        settings = _settings()
+        admissions = admit_all(settings)
+        try:
+            for admission in admissions:
+                LoadedModel(admission)
+            _check_operable(settings)
+        except SealgateError as error:
+            raise BentoMLException(str(error)) from None
+        for admission in admissions:
+            print(
+                f"admitted {admission.bundle.manifest.tag}, "
+                f"verdict sha256:{admission.verdict_sha256}",
+                flush=True,
+            )

@@ -1,0 +1,219 @@
+"""Opens sealed requests, seals the answers (RFC 9458, section 5; chunked: draft-08).
+
+Up to decapsulation an error is a plain answer; from then on every answer, 401 and 403
+included, is sealed (section 5.2). The outer status of a sealed answer is always 200.
+
+1. the header names a key and a suite that are offered; lengths fit (section 4.3);
+2. the request opens, to its last chunk; failures of 1 and 2 are one answer;
+3. it is Binary HTTP (RFC 9292), within the limits;
+4. it is fresh: its Date, then the replay store (section 6.5);
+5. only then anything is done for it. Answers are padded (section 6.3 of RFC 9458).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sealgate.errors import DecryptionError, SealgateError, UnknownKeyError
+from sealgate.protocol import bhttp, chunked, ohttp
+from sealgate.protocol.bhttp import BhttpLimits, Body, Headers, Response
+from sealgate.protocol.chunked import ChunkLimits, ChunkSealer, RequestOpener
+from sealgate.protocol.hpke import KemPrivateKey
+from sealgate.protocol.ohttp import RequestHeader
+from sealgate.protocol.padding import padded_size
+from security.errors import DateError
+from security.sealing.freshness import Freshness, http_date
+from security.sealing.keyring import KeyRing
+from security.sealing.publish import Document, Publication
+from service.problems import Problem
+from service.routes import Routes
+
+__all__ = ["GATEWAY_PATH", "ChunkedRequest", "Gateway", "StreamedResponse"]
+
+# RFC 9540, section 3: where a client finds the gateway of a target.
+GATEWAY_PATH = b"/.well-known/ohttp-gateway"
+
+_NO_STORE = (b"cache-control", b"no-store")
+_OUTER_HEADERS = ((b"content-type", ohttp.RESPONSE_MEDIA_TYPE.encode()), _NO_STORE)
+_STREAMED_HEADERS = (
+    (b"content-type", chunked.CHUNKED_RESPONSE_MEDIA_TYPE.encode()),
+    (b"incremental", b"?1"),
+    _NO_STORE,
+)
+
+
+@dataclass(frozen=True)
+class StreamedResponse:
+    """An outer response whose content is made while it is sent."""
+
+    status: int
+    headers: Headers
+    parts: Iterator[bytes]
+
+
+class Gateway:
+    """An Oblivious Gateway whose only target is this server (section 6.3)."""
+
+    def __init__(
+        self,
+        ring: Callable[[], KeyRing],
+        routes: Routes,
+        *,
+        max_body_bytes: int,
+        freshness: Freshness,
+        publication: Publication,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Wire a gateway.
+
+        Args:
+            ring: asked once per request; `LiveRing.current`, for example.
+            routes: what answers the inner requests.
+            max_body_bytes: of an inner request's content.
+            freshness: lets each request pass once.
+            publication: what clients may fetch about the keys.
+            clock: Unix seconds.
+        """
+        self._ring = ring
+        self._routes = routes
+        self._freshness = freshness
+        self._publication = publication
+        self._clock = clock
+        self._limits = BhttpLimits(max_body_bytes=max_body_bytes)
+
+    @property
+    def keys(self) -> bytes:
+        """The ``application/ohttp-keys`` document."""
+        return self._ring().document
+
+    def published(self) -> Document:
+        """The key configurations to serve."""
+        return self._publication.plain(self._ring())
+
+    def published_signed(self) -> Document:
+        """The signed key configurations to serve.
+
+        Raises:
+            Problem: this deployment has no identity key.
+        """
+        document = self._publication.signed(self._ring())
+        if document is None:
+            raise Problem("not-found", "this deployment does not sign its keys")
+        return document
+
+    async def answer(self, body: Body) -> Response:
+        """Open an encapsulated request, answer it, seal the answer.
+
+        Raises:
+            SealgateError: it was refused before it was open: malformed, no such key,
+                or it does not authenticate.
+        """
+        ring = self._ring()
+        header = ohttp.parse_header(body)
+        try:
+            message, context = ohttp.open_request(body, ring.find(header))
+        except (UnknownKeyError, DecryptionError):
+            raise Problem("ohttp-key") from None
+        enc = ohttp.encapsulated_key(body)
+        del body  # of a large request only the opened copy is kept
+        inner = await self._inner(message, enc, key_id=header.key_id, ring=ring)
+        del message
+        return Response(200, _OUTER_HEADERS, context.seal_parts(_padded(inner)))
+
+    def begin_chunked(self) -> ChunkedRequest:
+        """Prepare to take a chunked request as it arrives."""
+        return ChunkedRequest(self._ring(), self._limits.max_body_bytes)
+
+    async def answer_chunked(self, request: ChunkedRequest) -> StreamedResponse:
+        """Answer a chunked request that has arrived.
+
+        Raises:
+            SealgateError: as `answer`; also if the request was cut short.
+        """
+        message, enc, sealer = request.finish()
+        key_id, ring = request.key_id, request.ring
+        del request
+        inner = await self._inner(message, enc, key_id=key_id, ring=ring)
+        del message
+        parts = _chunks(sealer, _padded(inner))
+        return StreamedResponse(200, _STREAMED_HEADERS, parts)
+
+    async def _inner(
+        self, message: Body, enc: bytes, *, key_id: int, ring: KeyRing
+    ) -> Response:
+        """Checks 3 and 4, and the answer."""
+        try:
+            request = bhttp.decode_request(message, self._limits)
+            await self._freshness.check(
+                request.headers, enc, key_id=key_id, live_ids=ring.ids
+            )
+        except DateError:
+            ours = ((b"date", http_date(self._clock())), _NO_STORE)
+            return self._routes.refuse(Problem("date", headers=ours), sealed=True)
+        except SealgateError as error:
+            return self._routes.refuse(error, sealed=True)
+        return await self._routes.answer(request, sealed=True)
+
+
+class ChunkedRequest:
+    """A chunked request on its way in: each chunk is opened when it is complete.
+
+    Attributes:
+        ring: the keys it is opened with.
+        key_id: of the key that it names, once that has arrived.
+    """
+
+    def __init__(self, ring: KeyRing, max_body_bytes: int) -> None:
+        self.ring = ring
+        self.key_id = -1
+        self._message = bytearray()
+        # A message is its content, at most as many fields as fit, and its padding.
+        limits = ChunkLimits(max_message_bytes=padded_size(max_body_bytes + (64 << 10)))
+        self._opener = RequestOpener(self._find, limits)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body.
+
+        Raises:
+            SealgateError: as `Gateway.answer`.
+        """
+        try:
+            for chunk in self._opener.feed(data):
+                self._message += chunk
+        except (UnknownKeyError, DecryptionError):
+            raise Problem("ohttp-key") from None
+
+    def finish(self) -> tuple[bytearray, bytes, ChunkSealer]:
+        """The message, its encapsulated key, and what seals the response."""
+        try:
+            self._message += self._opener.finish()
+        except DecryptionError:
+            raise Problem("ohttp-key") from None
+        message, self._message = self._message, bytearray()
+        return message, self._opener.enc, self._opener.seal_response()
+
+    def _find(self, header: RequestHeader) -> KemPrivateKey:
+        key = self.ring.find(header)
+        self.key_id = header.key_id
+        return key
+
+
+def _padded(inner: Response) -> list[Body]:
+    """A Binary HTTP response with its padding, the content not copied."""
+    parts = bhttp.response_parts(inner)
+    size = sum(map(len, parts))
+    return [*parts, bytes(padded_size(size) - size)]
+
+
+def _chunks(sealer: ChunkSealer, parts: Sequence[Body]) -> Iterator[bytes]:
+    """All chunks but the last are full, so that they do not show what is in them."""
+    message = memoryview(b"".join(parts))
+    del parts
+    yield sealer.head
+    size = chunked.CHUNK_BYTES
+    last = (len(message) - 1) // size * size
+    for start in range(0, last, size):
+        yield sealer.seal(message[start : start + size])
+    yield sealer.finish(message[last:])

@@ -1,0 +1,239 @@
+"""The outermost ASGI layer: every request meets it first, BentoML's own included.
+
+It reads bodies within bounds, answers what Sealgate answers, and closes everything that
+BentoML opens by itself: only its metrics are passed on, to callers with that scope.
+What is answered here never reaches BentoML's middlewares, whose state strangers could
+otherwise grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from sealgate.errors import SealgateError
+from sealgate.protocol import chunked, keyconfig, ohttp, signedkeys
+from sealgate.protocol.bhttp import Body, Request, Response
+from security.sealing.publish import Document
+from security.settings import ServiceSettings
+from service.gateway import GATEWAY_PATH, Gateway, StreamedResponse
+from service.problems import Problem, problem_response
+from service.routes import Routes, is_health
+
+__all__ = ["Guard"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answer = Response | StreamedResponse
+
+_SEALED_TYPE = ohttp.REQUEST_MEDIA_TYPE.encode()
+_CHUNKED_TYPE = chunked.CHUNKED_REQUEST_MEDIA_TYPE.encode()
+_HARDENING = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+_SIGNED_KEYS_PATH = signedkeys.SIGNED_KEYS_PATH.encode()
+_RETRY = ((b"retry-after", b"1"),)
+
+
+class ClientGone(Exception):  # noqa: N818  (not an error: there is nobody to answer)
+    """The client left before its request was complete."""
+
+
+class Guard:
+    """Wraps BentoML's whole application."""
+
+    def __init__(
+        self, inner: App, routes: Routes, gateway: Gateway, settings: ServiceSettings
+    ) -> None:
+        self._inner = inner
+        self._routes = routes
+        self._gateway = gateway
+        self._settings = settings
+        self._in_work = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._inner(scope, receive, send)
+        else:
+            # No websocket is ever accepted: closing before accepting answers 403.
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._in_work >= self._settings.max_concurrency:
+            busy = Problem("overloaded", headers=_RETRY)
+            await _send(send, problem_response(busy), close=True)
+            return
+        self._in_work += 1
+        try:
+            await self._admit(scope, receive, send)
+        except ClientGone:
+            return
+        finally:
+            self._in_work -= 1
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = _head(scope)
+        body = _Body(scope, receive, self._settings)
+        try:
+            if head.path == b"/metrics" and head.method == b"GET":
+                self._routes.authorize_metrics(head)
+                await self._inner(scope, receive, send)
+                return
+            response: Answer = await self._answer(head, body)
+        except SealgateError as error:
+            response = self._routes.refuse(error, sealed=False)
+        await _send(send, response, close=not body.complete)
+
+    async def _answer(self, head: Request, body: _Body) -> Answer:
+        if head.path == GATEWAY_PATH:
+            return await self._answer_gateway(head, body)
+        if head.path == _SIGNED_KEYS_PATH:
+            return await self._answer_signed_keys(head, body)
+        health = is_health(head.path)
+        principal = None if health else self._routes.check_early(head)
+        content = await body.read()
+        request = Request(
+            head.method, head.scheme, head.authority, head.path, head.headers, content
+        )
+        return await self._routes.answer(request, sealed=False, principal=principal)
+
+    async def _answer_gateway(self, head: Request, body: _Body) -> Answer:
+        if head.method in (b"GET", b"HEAD"):
+            await body.read()
+            return _keys(keyconfig.KEYS_MEDIA_TYPE, self._gateway.published())
+        if head.method != b"POST":
+            raise Problem("method-not-allowed", headers=((b"allow", b"GET, POST"),))
+        types = [value for name, value in head.headers if name == b"content-type"]
+        if types == [_SEALED_TYPE]:
+            return await self._gateway.answer(await body.read())
+        if types == [_CHUNKED_TYPE]:
+            request = self._gateway.begin_chunked()
+            await body.read_into(request.feed)
+            return await self._gateway.answer_chunked(request)
+        raise Problem(
+            "unsupported-media-type",
+            f"expected {ohttp.REQUEST_MEDIA_TYPE}"
+            f" or {chunked.CHUNKED_REQUEST_MEDIA_TYPE}",
+        )
+
+    async def _answer_signed_keys(self, head: Request, body: _Body) -> Response:
+        if head.method not in (b"GET", b"HEAD"):
+            raise Problem("method-not-allowed", headers=((b"allow", b"GET"),))
+        await body.read()
+        document = self._gateway.published_signed()
+        return _keys(signedkeys.SIGNED_KEYS_MEDIA_TYPE, document)
+
+
+class _Body:
+    """A request body, counted while it is read.
+
+    Attributes:
+        complete: all of it has been read, so that the connection can be used again.
+    """
+
+    def __init__(
+        self, scope: Scope, receive: Receive, settings: ServiceSettings
+    ) -> None:
+        self._receive = receive
+        self._max_bytes = settings.max_body_bytes
+        self._timeout_s = settings.body_timeout_s
+        self._declared = _declared_length(scope)
+        self.complete = self._declared == 0
+
+    async def read(self) -> Body:
+        """Read it whole.
+
+        Raises:
+            Problem: too large, or too slow.
+            ClientGone: the client left.
+        """
+        # One buffer that grows: a list that is joined is a second copy.
+        buffer = bytearray()
+        await self.read_into(buffer.extend)
+        return buffer
+
+    async def read_into(self, take: Callable[[bytes], None]) -> None:
+        """Read it in the portions in which it arrives.
+
+        Raises:
+            SealgateError: as `read`, and what ``take`` raises.
+            ClientGone: the client left.
+        """
+        if self._declared is not None and self._declared > self._max_bytes:
+            raise Problem("body-too-large", f"at most {self._max_bytes} bytes allowed")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._read(take)
+        except TimeoutError:
+            raise Problem("body-timeout") from None
+
+    async def _read(self, take: Callable[[bytes], None]) -> None:
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > self._max_bytes:
+                raise Problem(
+                    "body-too-large", f"at most {self._max_bytes} bytes allowed"
+                )
+            take(chunk)
+            if not message.get("more_body", False):
+                self.complete = True
+                return
+
+
+def _keys(media_type: str, document: Document) -> Response:
+    headers = (
+        (b"content-type", media_type.encode()),
+        (b"cache-control", b"max-age=%d" % document.max_age_s),
+    )
+    return Response(200, headers, document.content)
+
+
+def _head(scope: Scope) -> Request:
+    headers = tuple(scope["headers"])
+    authority = next((value for name, value in headers if name == b"host"), b"")
+    # The undecoded path: "%2e" and the like must not spell a route.
+    path = scope.get("raw_path") or scope["path"].encode()
+    method = scope["method"].encode()
+    return Request(method, scope["scheme"].encode(), authority, path, headers)
+
+
+def _declared_length(scope: Scope) -> int | None:
+    values = [value for name, value in scope["headers"] if name == b"content-length"]
+    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    if len(values) == 1 and values[0].isdigit() and len(values[0]) < 20:
+        return int(values[0])
+    return None if chunked or values else 0
+
+
+async def _send(send: Send, response: Answer, *, close: bool) -> None:
+    headers = [*response.headers, *_HARDENING]
+    if isinstance(response, Response):
+        headers.append((b"content-length", str(len(response.body)).encode()))
+    if not any(name == b"cache-control" for name, _ in response.headers):
+        headers.append((b"cache-control", b"no-store"))
+    if close:
+        # The rest of the body was not read: no other request can follow it.
+        headers.append((b"connection", b"close"))
+    await send(
+        {"type": "http.response.start", "status": response.status, "headers": headers}
+    )
+    if isinstance(response, StreamedResponse):
+        for part in response.parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+    body = response.body if isinstance(response, Response) else b""
+    await send({"type": "http.response.body", "body": body})

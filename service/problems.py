@@ -1,0 +1,158 @@
+"""Every refusal a caller can see, as problem details (RFC 9457).
+
+This is the only module that maps a cause to a status. A problem has a stable ``type``;
+what it says in ``detail`` is written for a rightful caller and never repeats input
+beyond names and shapes. Open Inference Protocol clients find that text in ``error``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from sealgate.errors import (
+    BinaryHttpError,
+    EncapsulationError,
+    SealgateError,
+    TensorError,
+)
+from sealgate.protocol.bhttp import Headers, Response
+from security.errors import (
+    AuditError,
+    ReplayError,
+    ReplayStoreError,
+    ScopeError,
+    TokenError,
+)
+
+__all__ = ["PROBLEM_MEDIA_TYPE", "Problem", "problem_response", "to_problem"]
+
+PROBLEM_MEDIA_TYPE = b"application/problem+json"
+_BASE = "https://sealgate.dev/problems/"
+_RETRY: Headers = ((b"retry-after", b"1"),)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    status: int
+    title: str
+    type: str
+
+
+def _kind(status: int, code: str, title: str) -> tuple[str, _Kind]:
+    return code, _Kind(status, title, _BASE + code)
+
+
+_KINDS: Mapping[str, _Kind] = dict(
+    (
+        _kind(400, "malformed-encapsulation", "Malformed encapsulated request"),
+        _kind(400, "malformed-message", "Malformed Binary HTTP message"),
+        _kind(400, "malformed-json", "Body is not JSON"),
+        _kind(400, "invalid-request", "Invalid inference request"),
+        _kind(401, "unauthenticated", "A valid access token is needed"),
+        _kind(403, "insufficient-scope", "The token does not grant this"),
+        _kind(403, "sealed-required", "This server only answers sealed requests"),
+        _kind(404, "not-found", "Not found"),
+        _kind(405, "method-not-allowed", "Method not allowed"),
+        _kind(408, "body-timeout", "The request body did not arrive in time"),
+        _kind(409, "replayed", "This sealed request was answered before; seal it anew"),
+        _kind(413, "body-too-large", "The request body is too large"),
+        _kind(415, "unsupported-media-type", "Unsupported media type"),
+        # RFC 9458, section 6.5.2.
+        (
+            "date",
+            _Kind(
+                400,
+                "The request's Date is missing or too far from the server's",
+                "https://iana.org/assignments/http-problem-types#date",
+            ),
+        ),
+        # RFC 9458, section 5.3. A key nobody has and a message that does not open get
+        # the same answer: which of the two it was is nobody's business.
+        (
+            "ohttp-key",
+            _Kind(
+                422,
+                "The key of this request is not usable; fetch the configuration again",
+                "https://iana.org/assignments/http-problem-types#ohttp-key",
+            ),
+        ),
+        _kind(500, "internal", "Internal error"),
+        _kind(500, "model-failure", "The model failed on this input"),
+        _kind(503, "admission-expired", "The evidence of this model has expired"),
+        _kind(503, "overloaded", "The server is busy"),
+        _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
+        _kind(503, "audit-unavailable", "The decision could not be recorded"),
+        _kind(504, "inference-timeout", "The inference took too long"),
+    )
+)
+
+
+class Problem(SealgateError):  # noqa: N818  (RFC 9457 calls it a problem)
+    """A refusal with a code of the table above.
+
+    Attributes:
+        code: which.
+        detail: for the caller; None says no more than the title.
+        headers: to be sent along.
+    """
+
+    def __init__(
+        self, code: str, detail: str | None = None, headers: Headers = ()
+    ) -> None:
+        self.code = code
+        self.detail = detail
+        self.headers = headers
+        super().__init__(code)
+
+    @property
+    def status(self) -> int:
+        """The HTTP status of this problem."""
+        return _KINDS[self.code].status
+
+
+def to_problem(error: SealgateError) -> Problem:
+    """The problem that an error from the rooms below becomes."""
+    match error:
+        case Problem():
+            return error
+        case TokenError():
+            challenge = b'Bearer realm="sealgate", error="invalid_token"'
+            return Problem("unauthenticated", headers=_challenge(challenge))
+        case ScopeError():
+            scope = str(error).encode("ascii", "replace")
+            challenge = b'Bearer error="insufficient_scope", scope="%b"' % scope
+            return Problem("insufficient-scope", headers=_challenge(challenge))
+        case TensorError():
+            return Problem("invalid-request", str(error))
+        case EncapsulationError():
+            return Problem("malformed-encapsulation")
+        case BinaryHttpError():
+            return Problem("malformed-message")
+        case ReplayError():
+            return Problem("replayed")
+        case ReplayStoreError():
+            return Problem("replay-unavailable", headers=_RETRY)
+        case AuditError():
+            return Problem("audit-unavailable")
+    return Problem("internal")
+
+
+def problem_response(problem: Problem) -> Response:
+    """The response that carries a problem."""
+    kind = _KINDS[problem.code]
+    document = {"type": kind.type, "title": kind.title, "status": kind.status}
+    if problem.detail is not None:
+        document["detail"] = problem.detail
+    document["error"] = problem.detail or kind.title
+    return Response(
+        kind.status,
+        ((b"content-type", PROBLEM_MEDIA_TYPE), *problem.headers),
+        orjson.dumps(document),
+    )
+
+
+def _challenge(value: bytes) -> Headers:
+    return ((b"www-authenticate", value),)

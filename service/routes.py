@@ -1,0 +1,391 @@
+"""/v2/*: who may, what is asked, what is answered, what is recorded.
+
+Sealed and plaintext requests come here in the same form, so both get the same answers.
+Every request but health ends in exactly one audit record, written before the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from models.bundle import VERDICT_FILE, report_file
+from sealgate.errors import SealgateError, TensorError
+from sealgate.protocol import binary_tensors
+from sealgate.protocol.bhttp import Headers, Request, Response
+from security.access.permissions import authorize_metrics, authorize_model
+from security.access.tokens import Principal, Verifier
+from security.admission.attest import signature_files, waiver_file
+from security.audit.log import AuditLog, pseudonym
+from security.errors import TokenError
+from service.problems import Problem, problem_response, to_problem
+from service.runtime import (
+    InferenceFailedError,
+    InferenceTimeoutError,
+    LoadedModel,
+    Runtime,
+)
+
+__all__ = ["Recorder", "Routes", "is_health"]
+
+SERVER_NAME = "sealgate"
+SERVER_VERSION = "0.1.0"
+_EXTENSIONS = [binary_tensors.EXTENSION]
+_JSON: Headers = ((b"content-type", b"application/json"),)
+_BINARY = (b"content-type", b"application/octet-stream")
+# The second one is what clients call a body with binary tensors; some, any body.
+_TENSOR_TYPES = (b"application/json", b"application/octet-stream")
+_HEALTH = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
+_SERVER = frozenset({b"/v2", b"/v2/"})
+_MODEL = re.compile(
+    rb"/v2/models/(?P<model>[a-z0-9-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
+    rb"(?:/(?P<action>ready|infer|attestations))?"
+)
+
+
+def is_health(path: bytes) -> bool:
+    """Whether a path answers without a token."""
+    return path in _HEALTH
+
+
+@dataclass
+class _Decision:
+    """What one request's audit record will say."""
+
+    sealed: bool
+    started: float
+    request_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    principal: Principal | None = None
+    model: str | None = None
+    digest: str | None = None
+    action: str | None = None
+    rows: int | None = None
+
+
+class Recorder:
+    """Turns decisions into audit records."""
+
+    def __init__(
+        self, log: AuditLog, *, key: bytes, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._log = log
+        self._key = key
+        self._clock = clock
+
+    def record(self, decision: _Decision, *, status: int, reason: str | None) -> None:
+        """Append the record of a request.
+
+        Raises:
+            AuditError: it could not be written; the answer must not be given.
+        """
+        self._log.append(
+            {
+                "time_us": int(self._clock() * 1e6),
+                "request_id": decision.request_id,
+                **self._caller(decision.principal),
+                "action": decision.action,
+                "model": decision.model,
+                "model_sha256": decision.digest,
+                "outcome": "allow" if reason is None else "refuse",
+                "reason": reason,
+                "status": status,
+                "rows": decision.rows,
+                "sealed": decision.sealed,
+                "latency_us": int((time.perf_counter() - decision.started) * 1e6),
+            }
+        )
+
+    def _caller(self, principal: Principal | None) -> dict[str, str | None]:
+        if principal is None:
+            return {"subject": None, "client": None, "token": None}
+        # A client that speaks for itself (RFC 9068, section 2.2) is its own subject.
+        subject, client = principal.subject, principal.client_id
+        return {
+            "subject": pseudonym(self._key, subject),
+            "client": pseudonym(self._key, client) if client == subject else client,
+            "token": _short_hash(principal.token_id),
+        }
+
+
+class Routes:
+    """Answers requests, wherever they came from."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        verifier: Verifier,
+        recorder: Recorder,
+        *,
+        require_sealed: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._runtime = runtime
+        self._verifier = verifier
+        self._recorder = recorder
+        self._require_sealed = require_sealed
+        self._clock = clock
+
+    async def answer(
+        self, request: Request, *, sealed: bool, principal: Principal | None = None
+    ) -> Response:
+        """Answer one request; a refusal is an answer too.
+
+        Args:
+            request: from anyone.
+            sealed: whether it came sealed.
+            principal: what `check_early` returned, where that was asked.
+        """
+        if is_health(request.path):
+            return _health(request)
+        decision = _Decision(
+            sealed=sealed, started=time.perf_counter(), principal=principal
+        )
+        reason: str | None = None
+        try:
+            response = await self._dispatch(request, decision)
+        except SealgateError as error:
+            problem = to_problem(error)
+            reason, response = problem.code, problem_response(problem)
+        try:
+            self._recorder.record(decision, status=response.status, reason=reason)
+        except SealgateError as error:
+            response = problem_response(to_problem(error))
+        return _with_id(response, decision.request_id)
+
+    def check_early(self, request: Request) -> Principal:
+        """Refuse a plaintext request by its head, before its body is read.
+
+        Returns:
+            Who calls.
+
+        Raises:
+            TokenError: no valid token.
+            Problem: a valid token, but the server only answers sealed requests.
+        """
+        principal = self._authenticate(request)
+        if self._require_sealed:
+            raise Problem("sealed-required")
+        return principal
+
+    def refuse(self, error: SealgateError, *, sealed: bool) -> Response:
+        """Record and answer a refusal that was decided outside `answer`."""
+        problem = to_problem(error)
+        decision = _Decision(sealed=sealed, started=time.perf_counter())
+        try:
+            self._recorder.record(decision, status=problem.status, reason=problem.code)
+        except SealgateError as failure:
+            problem = to_problem(failure)
+        return _with_id(problem_response(problem), decision.request_id)
+
+    def authorize_metrics(self, request: Request) -> None:
+        """Allow reading metrics, or raise.
+
+        Raises:
+            TokenError: no valid token.
+            ScopeError: without the scope.
+        """
+        authorize_metrics(self._authenticate(request))
+
+    async def _dispatch(self, request: Request, decision: _Decision) -> Response:
+        principal = decision.principal or self._authenticate(request)
+        decision.principal = principal
+        if self._require_sealed and not decision.sealed:
+            raise Problem("sealed-required")
+        path = request.path.partition(b"?")[0]
+        if path in _SERVER:
+            decision.action = "metadata"
+            _expect(request, b"GET")
+            return _json(_server_metadata())
+        match = _MODEL.fullmatch(path)
+        if match is None:
+            raise Problem("not-found")
+        decision.model = match["model"].decode()
+        decision.action = (match["action"] or b"metadata").decode()
+        authorize_model(principal, decision.model)
+        version = match["version"]
+        model = self._runtime.find(
+            decision.model, None if version is None else version.decode()
+        )
+        if model is None:
+            raise Problem("not-found", "no such model or version")
+        decision.digest = model.admission.bundle.subject.root_sha256
+        expires_at = model.admission.expires_at
+        if expires_at is not None and expires_at.timestamp() <= self._clock():
+            raise Problem("admission-expired")
+        return await self._model_action(request, model, decision)
+
+    async def _model_action(
+        self, request: Request, model: LoadedModel, decision: _Decision
+    ) -> Response:
+        if decision.action == "infer":
+            _expect(request, b"POST")
+            return await self._infer(request, model, decision)
+        _expect(request, b"GET")
+        if decision.action == "ready":
+            return Response(200)
+        if decision.action == "attestations":
+            return _json(_attestations(model))
+        return _json(_model_metadata(model))
+
+    async def _infer(
+        self, request: Request, model: LoadedModel, decision: _Decision
+    ) -> Response:
+        body, tail = _parse_message(request)
+        inputs = binary_tensors.decode_request(
+            body, tail, model.input_specs, max_rows=model.manifest.max_rows
+        )
+        wanted = binary_tensors.requested_outputs(
+            body, [tensor.spec.name for tensor in model.manifest.outputs]
+        )
+        decision.rows = max((len(a) for a in inputs.values() if a.ndim), default=1)
+        try:
+            arrays = await self._runtime.infer(model, inputs, list(wanted))
+            document, parts = binary_tensors.encode_response(
+                zip(wanted, arrays),
+                binary={name for name, binary in wanted.items() if binary},
+                model=model.manifest.name,
+                version=model.manifest.version,
+            )
+        except InferenceTimeoutError:
+            raise Problem("inference-timeout") from None
+        except (InferenceFailedError, TensorError):
+            raise Problem("model-failure") from None
+        identifier = body.get("id")
+        if isinstance(identifier, str) and len(identifier) <= 256:
+            document["id"] = identifier
+        return _tensors(document, parts)
+
+    def _authenticate(self, request: Request) -> Principal:
+        values = [v for name, v in request.headers if name == b"authorization"]
+        if not values:
+            raise Problem(
+                "unauthenticated",
+                headers=((b"www-authenticate", b'Bearer realm="sealgate"'),),
+            )
+        if len(values) != 1:
+            raise TokenError("more than one Authorization header")
+        scheme, _, token = values[0].partition(b" ")
+        if scheme.lower() != b"bearer":
+            raise TokenError("not a bearer token")
+        try:
+            text = token.decode("ascii")
+        except UnicodeDecodeError:
+            raise TokenError("not a compact JWS") from None
+        return self._verifier.verify(text, now=self._clock())
+
+
+def _parse_message(request: Request) -> tuple[dict[str, Any], memoryview]:
+    """The JSON object of an inference request, and the bytes behind it."""
+    lengths: list[bytes] = []
+    for name, value in request.headers:
+        if name == binary_tensors.HEADER_LENGTH:
+            lengths.append(value)
+        media_type = value.partition(b";")[0].strip().lower()
+        if name == b"content-type" and media_type not in _TENSOR_TYPES:
+            raise Problem("unsupported-media-type", "expected application/json")
+        if name == b"content-encoding" and media_type != b"identity":
+            raise Problem("unsupported-media-type", "expected no content-encoding")
+    head, tail = binary_tensors.split(request.body, lengths)
+    try:
+        body = orjson.loads(head)
+    except orjson.JSONDecodeError:
+        raise Problem("malformed-json") from None
+    if not isinstance(body, dict):
+        raise Problem("malformed-json", "expected a JSON object")
+    return body, tail
+
+
+def _server_metadata() -> dict[str, Any]:
+    return {"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": _EXTENSIONS}
+
+
+def _model_metadata(model: LoadedModel) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": "onnxruntime_onnx",
+        "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
+        "outputs": [_tensor_metadata(tensor) for tensor in manifest.outputs],
+    }
+
+
+def _tensor_metadata(tensor: Any) -> dict[str, Any]:
+    result = {
+        "name": tensor.spec.name,
+        "datatype": tensor.spec.datatype,
+        "shape": list(tensor.spec.shape),
+    }
+    parameters: dict[str, Any] = {}
+    if tensor.columns:
+        parameters["columns"] = [vars(column) for column in tensor.columns]
+    if tensor.labels:
+        parameters["labels"] = list(tensor.labels)
+    return result | ({"parameters": parameters} if parameters else {})
+
+
+def _attestations(model: LoadedModel) -> dict[str, Any]:
+    """The passport: the signed verdict, and for each kind its attestation and report.
+
+    They travel as text, since digests are over their very bytes.
+    """
+    files = model.admission.bundle.files
+    return {
+        "verdict": files[VERDICT_FILE].decode(),
+        "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
+        "waivers": {
+            kind: files[waiver_file(kind)].decode() for kind in model.admission.waivers
+        },
+    }
+
+
+def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
+    signed = [files[name].decode() for name in signature_files(files, kind)]
+    return {
+        "attestation": signed[0],
+        "further": signed[1:],
+        "report": files[report_file(kind)].decode(),
+    }
+
+
+def _health(request: Request) -> Response:
+    if request.method not in (b"GET", b"HEAD"):
+        return problem_response(_method_not_allowed(b"GET"))
+    return Response(200)
+
+
+def _expect(request: Request, method: bytes) -> None:
+    if request.method != method:
+        raise _method_not_allowed(method)
+
+
+def _method_not_allowed(allowed: bytes) -> Problem:
+    return Problem("method-not-allowed", headers=((b"allow", allowed),))
+
+
+def _json(document: Any) -> Response:
+    return Response(200, _JSON, orjson.dumps(document))
+
+
+def _tensors(document: Any, parts: binary_tensors.Parts) -> Response:
+    head = orjson.dumps(document)
+    if not parts:
+        return Response(200, _JSON, head)
+    length = (binary_tensors.HEADER_LENGTH, str(len(head)).encode())
+    return Response(200, (_BINARY, length), b"".join((head, *parts)))
+
+
+def _with_id(response: Response, request_id: str) -> Response:
+    headers = (*response.headers, (b"x-request-id", request_id.encode()))
+    return Response(response.status, headers, response.body, response.trailers)
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,139 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import NAME, POLICY, VERSION, Keys, write_bundle
+from tests.servers import ROOT, Server, environment, serve
+
+TAG = f"{NAME}:{VERSION}"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Data that lies beside the project where it is developed; not in every clone."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not on this machine")
+    return folder
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys.generate()
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path, keys: Keys) -> Path:
+    """An admitted bundle that a test may break."""
+    return write_bundle(tmp_path / "bundle", keys)
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def security(tmp_path: Path) -> Command:
+    """Run `python -m security …` with its own SEALGATE_HOME, under tmp_path."""
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return run_security(tmp_path / "home", *arguments, **extra)
+
+    return run
+
+
+def run_security(
+    home: Path, *arguments: str, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "security", *arguments],
+        cwd=ROOT,
+        env=environment(home, extra),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def check_security(home: Path, *arguments: str, **extra: str) -> str:
+    result = run_security(home, *arguments, **extra)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def toy_settings(home: Path) -> dict[str, str]:
+    """Settings of a deployment that serves the toy model."""
+    return {
+        "SEALGATE_SERVICE_MODELS": TAG,
+        "SEALGATE_ADMISSION_POLICY": str(home / "policy.toml"),
+    }
+
+
+def make_deployment(home: Path) -> None:
+    """Keys by `keygen`, the toy bundle admitted by the commands, and stored."""
+    home.mkdir(parents=True)
+    (home / "policy.toml").write_bytes(POLICY)
+    settings = toy_settings(home)
+    check_security(home, "keygen", **settings)
+    folder = home / "bundle"
+    write_bundle(folder, Keys.generate(), admit=False)
+    for role in ("trainer", "assessor"):
+        check_security(home, "sign", str(folder), "--role", role, **settings)
+    check_security(home, "admit", str(folder), **settings)
+    check_security(home, "store", str(folder), **settings)
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SEALGATE_HOME of a deployment with the toy model. Not to be changed."""
+    home = tmp_path_factory.mktemp("deployment") / "home"
+    make_deployment(home)
+    return home
+
+
+@pytest.fixture(scope="session")
+def server(deployment: Path) -> Iterator[Server]:
+    """One sealed-only server for all tests that do not change it."""
+    with serve("service.app:Sealgate", deployment, extra=toy_settings(deployment)) as s:
+        yield s
+
+
+@pytest.fixture(scope="session")
+def open_server(deployment: Path) -> Iterator[Server]:
+    """A server that also answers in plaintext."""
+    extra = toy_settings(deployment) | {"SEALGATE_SEALING_REQUIRE_SEALED": "false"}
+    with serve("service.app:Sealgate", deployment, extra=extra) as s:
+        yield s
+
+
+@pytest.fixture(scope="session")
+def token(deployment: Path) -> str:
+    """A token for the toy model."""
+    return mint(deployment, f"infer:{NAME}")
+
+
+def mint(home: Path, *scopes: str) -> str:
+    flags = [part for scope in scopes for part in ("--scope", scope)]
+    return check_security(home, "token", *flags, "--lifetime", "3600").strip()
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("SEALGATE_"):
+            monkeypatch.delenv(name)
+
+
+@contextlib.contextmanager
+def working_directory(folder: Path) -> Iterator[None]:
+    with contextlib.chdir(folder):
+        yield

@@ -1,0 +1,1 @@
+"""Peers that share no code with this project."""

@@ -1,0 +1,158 @@
+"""An Oblivious HTTP client of npm packages against the real server, and through nginx.
+
+Needs node and npm with a package registry, and nginx for the relay; skipped without.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sealgate.exchange import GATEWAY_PATH
+from tests.bundles import NAME
+from tests.servers import free_port
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent / "node"
+BODY = {
+    "inputs": [
+        {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
+    ]
+}
+NGINX = """
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{ worker_connections 64; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  server {{
+    listen 127.0.0.1:{port};
+    location = /relay {{
+      proxy_pass {url}{path};
+      # Nothing of the caller reaches the gateway but the sealed message.
+      proxy_pass_request_headers off;
+      proxy_set_header Content-Type $http_content_type;
+      proxy_http_version 1.1;
+      proxy_buffering off;
+      proxy_request_buffering off;
+      # A sealed request is refused when it comes twice.
+      proxy_next_upstream off;
+    }}
+  }}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the client and its packages."""
+    for program in ("node", "npm"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    folder = tmp_path_factory.mktemp("node")
+    for name in ("package.json", "package-lock.json", "client.mjs"):
+        shutil.copy(HERE / name, folder)
+    result = subprocess.run(
+        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    if result.returncode:
+        pytest.skip(f"npm cannot install the packages: {result.stderr.strip()[-200:]}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def relay(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """nginx as an Oblivious Relay in front of the server."""
+    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if program is None:
+        pytest.skip("nginx is not installed")
+    folder = tmp_path_factory.mktemp("nginx")
+    port = free_port()
+    config = folder / "nginx.conf"
+    config.write_text(
+        NGINX.format(folder=folder, port=port, url=server.url, path=GATEWAY_PATH)
+    )
+    process = subprocess.Popen([program, "-p", folder, "-c", config])
+    url = f"http://127.0.0.1:{port}/relay"
+    try:
+        for _ in range(100):
+            try:
+                httpx.get(url, timeout=1)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+
+
+@pytest.fixture
+def peer(node, server, token):
+    return node, server, token
+
+
+def ask(node, server, token, *, kem, aead, gateway=None, path=None, body=BODY):
+    keys = server.url + GATEWAY_PATH
+    path = path or f"/v2/models/{NAME}/infer"
+    arguments = [keys, gateway or keys, token, kem, aead, path]
+    result = subprocess.run(
+        ["node", "client.mjs", *arguments],
+        cwd=node,
+        input="" if body is None else json.dumps(body),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout)
+    return answer["status"], json.loads(answer["text"])
+
+
+@pytest.mark.parametrize("through", ["direct", "relay"])
+@pytest.mark.parametrize("kem", ["x25519", "xwing"])
+@pytest.mark.parametrize("aead", ["aes128gcm", "chacha20poly1305"])
+def test_inference(request, peer, through, kem, aead):
+    node, server, token = peer
+    gateway = request.getfixturevalue("relay") if through == "relay" else None
+    status, document = ask(node, server, token, kem=kem, aead=aead, gateway=gateway)
+    assert status == 200, document
+    assert document["outputs"][1]["data"] == [1]
+
+
+def test_refusals_come_sealed(node, server):
+    status, document = ask(
+        node, server, "a.b.c", kem="x25519", aead="aes128gcm", path="/v2", body=None
+    )
+    assert status == 401
+    assert document["title"] == "A valid access token is needed"
+
+
+def test_our_client_through_the_relay(server, token, relay):
+    from sealgate import Client, Options
+
+    for chunked_above in (None, 1):
+        options = Options(relay_url=relay, chunked_above_bytes=chunked_above)
+        with Client(server.url, token=token, options=options) as client:
+            assert client.infer(NAME, {"features": [[1, 2, 3]]})["label"] == [1]

@@ -1,0 +1,61 @@
+"""A running sealing proxy, in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sealgate import AsyncClient
+from sealgate.proxy import Proxy, ProxyLimits
+
+
+@contextmanager
+def proxy(
+    url: str,
+    *,
+    token: str = "none",  # noqa: S107  (no secret)
+    hosts: bool = True,
+    lend_token: bool = True,
+    limits: ProxyLimits = ProxyLimits(),
+) -> Iterator[int]:
+    """The port on 127.0.0.1 of a proxy to ``url``, until the block ends."""
+    ports: list[int] = []
+    ready = threading.Event()
+    failures: list[BaseException] = []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    def started(port: int) -> None:
+        ports.append(port)
+        served.update((b"127.0.0.1:%d" % port, b"localhost:%d" % port))
+        ready.set()
+
+    served: set[bytes] = set()
+
+    async def main() -> None:
+        async with AsyncClient(url, token=token, timeout_s=10) as client:
+            allowed = served if hosts else None
+            server = Proxy(client, hosts=allowed, lend_token=lend_token, limits=limits)
+            await server.serve("127.0.0.1", 0, stop=stop, started=started)
+
+    def run() -> None:
+        try:
+            loop.run_until_complete(main())
+        except BaseException as error:  # noqa: BLE001  (raised by who waits)
+            failures.append(error)
+        finally:
+            ready.set()
+            loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ready.wait(10)
+    try:
+        yield ports[0]
+    finally:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        assert not failures, failures

@@ -1,0 +1,54 @@
+"""Classifiers with their preprocessing inside."""
+
+from __future__ import annotations
+
+import torch
+
+from models.architectures import tabular_classifier
+from models.manifest import Column
+
+COLUMNS = (Column("a", 0.0, 10.0), Column("b", -1.0, 1.0))
+
+
+def test_scaling_to_the_public_range():
+    model = tabular_classifier(COLUMNS, 2)
+    scaled = model.scale(torch.tensor([[0.0, -1.0], [10.0, 1.0], [2.5, 0.0]]))
+    assert torch.equal(scaled, torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.25, 0.5]]))
+
+
+def test_outside_is_clipped_and_missing_is_the_middle():
+    model = tabular_classifier(COLUMNS, 2)
+    odd = torch.tensor([[1e30, -1e30], [torch.nan, torch.inf], [-torch.inf, torch.nan]])
+    assert torch.equal(
+        model.scale(odd), torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
+    )
+
+
+def test_network_input_is_centred():
+    model = tabular_classifier(COLUMNS, 2)
+    assert torch.equal(
+        model.network_input(torch.tensor([[0.0, 1.0], [5.0, 0.0]])),
+        torch.tensor([[-1.0, 1.0], [0.0, 0.0]]),
+    )
+
+
+def test_outputs():
+    torch.manual_seed(0)
+    model = tabular_classifier(COLUMNS, 3, hidden=(4,))
+    torch.nn.init.normal_(model.body[-1].weight)
+    probabilities, label = model(torch.tensor([[1.0, 0.5], [torch.nan, -torch.inf]]))
+    assert torch.allclose(probabilities.sum(1), torch.ones(2))
+    assert label.dtype == torch.int64
+    assert torch.equal(label, probabilities.argmax(1))
+
+
+def test_only_the_body_is_trained():
+    model = tabular_classifier(COLUMNS, 2, hidden=(4,))
+    names = [name for name, _ in model.named_parameters()]
+    assert names
+    assert all(name.startswith("body.") for name in names)
+
+
+def test_last_layer_starts_at_zero():
+    probabilities, _ = tabular_classifier(COLUMNS, 4)(torch.rand(3, 2))
+    assert torch.equal(probabilities, torch.full((3, 4), 0.25))
