@@ -36,7 +36,7 @@ from security.settings import Settings, load_settings
 from service import connections
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.metrics import describe_models
+from service.metrics import describe_models, make_folder, use_folder
 from service.routes import Recorder, Routes
 from service.runtime import LoadedModel, Runtime
 
@@ -73,6 +73,7 @@ class AdmittedService(Service):
     def to_asgi(self, is_main: bool = True) -> App:
         """Build one worker's application: the third door."""
         settings = _settings()
+        use_folder()
         try:
             app = _guard(super().to_asgi(is_main), settings)
             connections.install(settings.service)
@@ -141,6 +142,7 @@ class Sealgate:
             _check_operable(settings)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
+        make_folder()
         for admission in admissions:
             print(
                 f"admitted {admission.bundle.manifest.tag}, "

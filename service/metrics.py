@@ -1,15 +1,38 @@
 """What a worker's Prometheus metrics say about its models.
 
 BentoML serves them at /metrics, added up over its workers, to tokens with that scope.
+The workers of one server add up files in a folder that BentoML names after its home,
+and empties at every start: a second server would wipe the first one's numbers. Here
+each server has a folder of its own.
 """
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 
 from security.admission.gate import Admission
 
-__all__ = ["describe_models"]
+__all__ = ["describe_models", "make_folder", "use_folder"]
+
+_FOLDER = "_SEALGATE_METRICS_FOLDER"
+
+
+def make_folder() -> None:
+    """Make this server's folder, in the parent process; it goes when that ends."""
+    folder = tempfile.mkdtemp(prefix="sealgate-metrics-")
+    os.environ[_FOLDER] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def use_folder() -> None:
+    """Use the parent's folder in a worker, before anything is counted."""
+    folder = os.environ.get(_FOLDER)
+    if folder is not None:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
 
 
 def describe_models(admissions: Sequence[Admission]) -> None:

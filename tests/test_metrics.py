@@ -9,8 +9,8 @@ import httpx
 
 from models.bundle import read_bundle
 from tests.bundles import NAME, VERSION
-from tests.conftest import mint
-from tests.servers import Server
+from tests.conftest import mint, toy_settings
+from tests.servers import Server, serve
 
 
 def test_a_model_and_its_verdict(server: Server, deployment: Path) -> None:
@@ -29,3 +29,14 @@ def test_a_model_and_its_verdict(server: Server, deployment: Path) -> None:
     assert labels["root_sha256"] == subject.root_sha256
     assert re.fullmatch("[0-9a-f]{64}", labels["verdict_sha256"])
     assert labels["waived"] == ""
+
+
+def test_a_second_server_of_the_same_home_wipes_nothing(
+    server: Server, deployment: Path
+) -> None:
+    token = mint(deployment, "metrics")
+    with serve("service.app:Sealgate", deployment, extra=toy_settings(deployment)):
+        answer = httpx.get(
+            server.url + "/metrics", headers={"authorization": f"Bearer {token}"}
+        )
+    assert "sealgate_model_info{" in answer.text
