@@ -6,6 +6,7 @@ guard      the outermost ASGI layer: every request meets it first
 gateway    opens sealed requests, seals the answers (RFC 9458)
 routes     /v2/*: who may, what is asked, what is answered, what is recorded
 problems   every refusal a caller can see (RFC 9457): the only place with status codes
-metrics    what Prometheus is told about the models
+metrics    what Prometheus is told: every family and label
+counters   the numbers behind it, in memory that the workers' files share
 runtime    onnxruntime sessions over admitted bytes
 """

@@ -36,7 +36,7 @@ from security.settings import Settings, load_settings
 from service import connections
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.metrics import describe_models, make_folder, use_folder
+from service.metrics import make_folder, open_metrics
 from service.routes import Recorder, Routes
 from service.runtime import LoadedModel, Runtime
 
@@ -73,7 +73,6 @@ class AdmittedService(Service):
     def to_asgi(self, is_main: bool = True) -> App:
         """Build one worker's application: the third door."""
         settings = _settings()
-        use_folder()
         try:
             app = _guard(super().to_asgi(is_main), settings)
             connections.install(settings.service)
@@ -87,8 +86,12 @@ class AdmittedService(Service):
 
 def _guard(inner: App, settings: Settings) -> Guard:
     admissions = admit_all(settings)
-    runtime = Runtime(admissions, timeout_s=settings.service.inference_timeout_s)
-    describe_models(admissions)
+    metrics = open_metrics()
+    runtime = Runtime(
+        admissions, timeout_s=settings.service.inference_timeout_s, metrics=metrics
+    )
+    for admission in admissions:
+        metrics.serves(admission)
     verifier = Verifier(settings.access, load_jwks(settings.access.jwks))
     writer = f"{time.time_ns()}-{os.getpid()}"
     recorder = Recorder(
@@ -96,7 +99,11 @@ def _guard(inner: App, settings: Settings) -> Guard:
         key=read_secret(settings.audit.pseudonym_key),
     )
     routes = Routes(
-        runtime, verifier, recorder, require_sealed=settings.sealing.require_sealed
+        runtime,
+        verifier,
+        recorder,
+        require_sealed=settings.sealing.require_sealed,
+        metrics=metrics,
     )
     gateway = Gateway(
         LiveRing(
@@ -126,6 +133,7 @@ def _check_operable(settings: Settings) -> None:
     # The guard answers before these; they would only cost time and memory.
     tracing={"excluded_urls": ".*"},
     logging={"access": {"enabled": False}},
+    metrics={"enabled": False},
 )
 class Sealgate:
     """Sealed, authenticated inference on admitted ONNX models."""

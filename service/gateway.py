@@ -78,6 +78,7 @@ class Gateway:
         """
         self._ring = ring
         self._routes = routes
+        self._metrics = routes.metrics
         self._freshness = freshness
         self._publication = publication
         self._clock = clock
@@ -110,6 +111,7 @@ class Gateway:
             SealgateError: it was refused before it was open: malformed, no such key,
                 or it does not authenticate.
         """
+        began = time.perf_counter()
         ring = self._ring()
         header = ohttp.parse_header(body)
         try:
@@ -117,10 +119,14 @@ class Gateway:
         except (UnknownKeyError, DecryptionError):
             raise Problem("ohttp-key") from None
         enc = ohttp.encapsulated_key(body)
+        self._metrics.stage("open", time.perf_counter() - began)
         del body  # of a large request only the opened copy is kept
         inner = await self._inner(message, enc, key_id=header.key_id, ring=ring)
         del message
-        return Response(200, _OUTER_HEADERS, context.seal_parts(_padded(inner)))
+        began = time.perf_counter()
+        sealed = context.seal_parts(_padded(inner))
+        self._metrics.stage("seal", time.perf_counter() - began)
+        return Response(200, _OUTER_HEADERS, sealed)
 
     def begin_chunked(self) -> ChunkedRequest:
         """Prepare to take a chunked request as it arrives."""

@@ -1,9 +1,8 @@
 """The outermost ASGI layer: every request meets it first, BentoML's own included.
 
 It reads bodies within bounds, answers what Sealgate answers, and closes everything that
-BentoML opens by itself: only its metrics are passed on, to callers with that scope.
-What is answered here never reaches BentoML's middlewares, whose state strangers could
-otherwise grow.
+BentoML opens by itself. No request reaches BentoML's middlewares, whose state strangers
+could otherwise grow.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from sealgate.protocol.bhttp import Body, Request, Response
 from security.sealing.publish import Document
 from security.settings import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway, StreamedResponse
+from service.metrics import METRICS_TYPE
 from service.problems import Problem, problem_response
 from service.routes import Routes, is_health
 
@@ -74,22 +74,27 @@ class Guard:
             await _send(send, problem_response(busy), close=True)
             return
         self._in_work += 1
+        self._tell_work()
         try:
             await self._admit(scope, receive, send)
         except ClientGone:
             return
         finally:
             self._in_work -= 1
+            self._tell_work()
+
+    def _tell_work(self) -> None:
+        metrics = self._routes.metrics
+        metrics.set("sealgate_requests_in_work", value=self._in_work)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = _head(scope)
         body = _Body(scope, receive, self._settings)
         try:
             if head.path == b"/metrics" and head.method == b"GET":
-                self._routes.authorize_metrics(head)
-                await self._inner(scope, receive, send)
-                return
-            response: Answer = await self._answer(head, body)
+                response: Answer = await self._answer_metrics(head)
+            else:
+                response = await self._answer(head, body)
         except SealgateError as error:
             response = self._routes.refuse(error, sealed=False)
         await _send(send, response, close=not body.complete)
@@ -106,6 +111,11 @@ class Guard:
             head.method, head.scheme, head.authority, head.path, head.headers, content
         )
         return await self._routes.answer(request, sealed=False, principal=principal)
+
+    async def _answer_metrics(self, head: Request) -> Response:
+        self._routes.authorize_metrics(head)
+        text = await asyncio.to_thread(self._routes.metrics.text)
+        return Response(200, ((b"content-type", METRICS_TYPE),), text)
 
     async def _answer_gateway(self, head: Request, body: _Body) -> Answer:
         if head.method in (b"GET", b"HEAD"):

@@ -25,6 +25,7 @@ from security.access.tokens import Principal, Verifier
 from security.admission.attest import signature_files, waiver_file
 from security.audit.log import AuditLog, pseudonym
 from security.errors import TokenError
+from service.metrics import Metrics
 from service.problems import Problem, problem_response, to_problem
 from service.runtime import (
     InferenceFailedError,
@@ -67,6 +68,7 @@ class _Decision:
     digest: str | None = None
     action: str | None = None
     rows: int | None = None
+    version: str | None = None
 
 
 class Recorder:
@@ -124,8 +126,10 @@ class Routes:
         recorder: Recorder,
         *,
         require_sealed: bool,
+        metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.metrics = metrics or Metrics()
         self._runtime = runtime
         self._verifier = verifier
         self._recorder = recorder
@@ -156,7 +160,9 @@ class Routes:
         try:
             self._recorder.record(decision, status=response.status, reason=reason)
         except SealgateError as error:
-            response = problem_response(to_problem(error))
+            problem = to_problem(error)
+            reason, response = problem.code, problem_response(problem)
+        self._count(decision, response.status, reason)
         return _with_id(response, decision.request_id)
 
     def check_early(self, request: Request) -> Principal:
@@ -182,6 +188,7 @@ class Routes:
             self._recorder.record(decision, status=problem.status, reason=problem.code)
         except SealgateError as failure:
             problem = to_problem(failure)
+        self._count(decision, problem.status, problem.code)
         return _with_id(problem_response(problem), decision.request_id)
 
     def authorize_metrics(self, request: Request) -> None:
@@ -215,6 +222,7 @@ class Routes:
         )
         if model is None:
             raise Problem("not-found", "no such model or version")
+        decision.version = model.manifest.version
         decision.digest = model.admission.bundle.subject.root_sha256
         expires_at = model.admission.expires_at
         if expires_at is not None and expires_at.timestamp() <= self._clock():
@@ -262,7 +270,28 @@ class Routes:
             document["id"] = identifier
         return _tensors(document, parts)
 
+    def _count(self, decision: _Decision, status: int, reason: str | None) -> None:
+        """Tell the metrics. What a caller made up becomes no label."""
+        served = decision.version is not None
+        model = decision.model or "" if served else ""
+        version, action = decision.version or "", decision.action or ""
+        metrics = self.metrics
+        metrics.count("sealgate_requests", model, version, action, str(status))
+        elapsed = time.perf_counter() - decision.started
+        metrics.observe("sealgate_request_seconds", action, value=elapsed)
+        if reason is not None:
+            metrics.count("sealgate_refusals", reason)
+        elif decision.rows is not None:
+            metrics.count("sealgate_rows", model, version, amount=decision.rows)
+
     def _authenticate(self, request: Request) -> Principal:
+        began = time.perf_counter()
+        try:
+            return self._verify(request)
+        finally:
+            self.metrics.stage("verify", time.perf_counter() - began)
+
+    def _verify(self, request: Request) -> Principal:
         values = [v for name, v in request.headers if name == b"authorization"]
         if not values:
             raise Problem(

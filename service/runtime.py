@@ -8,6 +8,7 @@ against that manifest before it comes here.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array, TensorSpec
 from security.admission.gate import Admission
 from security.errors import AdmissionRefused
+from service.metrics import Metrics
 
 __all__ = ["InferenceFailedError", "InferenceTimeoutError", "LoadedModel", "Runtime"]
 
@@ -93,12 +95,19 @@ class LoadedModel:
 class Runtime:
     """The models of one worker, and the thread that runs them."""
 
-    def __init__(self, admissions: Sequence[Admission], *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        admissions: Sequence[Admission],
+        *,
+        timeout_s: float,
+        metrics: Metrics | None = None,
+    ) -> None:
         self._models = {
             admission.bundle.manifest.name: LoadedModel(admission)
             for admission in admissions
         }
         self._timeout_s = timeout_s
+        self._metrics = metrics or Metrics()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
     def find(self, name: str, version: str | None = None) -> LoadedModel | None:
@@ -119,6 +128,7 @@ class Runtime:
         """
         options = ort.RunOptions()
         loop = asyncio.get_running_loop()
+        began = time.perf_counter()
         run = loop.run_in_executor(self._executor, model.run, inputs, outputs, options)
         deadline = loop.call_later(self._timeout_s, _terminate, options)
         try:
@@ -129,6 +139,8 @@ class Runtime:
             raise
         finally:
             deadline.cancel()
+            elapsed = time.perf_counter() - began
+            self._metrics.stage("run", elapsed, model.manifest.name)
 
 
 def _terminate(options: ort.RunOptions) -> None:
