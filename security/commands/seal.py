@@ -26,6 +26,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument(
         "--to",
+        "--seal-to",
+        dest="to",
         type=Path,
         action="append",
         required=True,
