@@ -4,7 +4,8 @@ app        wiring, and the service that bentofile.yaml names
 connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
 guard      the outermost ASGI layer: every request meets it first
 gateway    opens sealed requests, seals the answers (RFC 9458)
-routes     /v2/*: who may, what is asked, what is answered, what is recorded
+routes     /v2/*: who may, what is asked, what is answered
+recorder   what is written down about each request
 problems   every refusal a caller can see (RFC 9457): the only place with status codes
 metrics    what Prometheus is told: every family and label
 counters   the numbers behind it, in memory that the workers' files share

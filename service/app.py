@@ -37,7 +37,8 @@ from service import connections
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.metrics import make_folder, open_metrics
-from service.routes import Recorder, Routes
+from service.recorder import Recorder
+from service.routes import Routes
 from service.runtime import LoadedModel, Runtime
 
 __all__ = ["Sealgate"]

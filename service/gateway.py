@@ -157,9 +157,9 @@ class Gateway:
             )
         except DateError:
             ours = ((b"date", http_date(self._clock())), _NO_STORE)
-            return self._routes.refuse(Problem("date", headers=ours), sealed=True)
+            return await self._routes.refuse(Problem("date", headers=ours), sealed=True)
         except SealgateError as error:
-            return self._routes.refuse(error, sealed=True)
+            return await self._routes.refuse(error, sealed=True)
         return await self._routes.answer(request, sealed=True)
 
 

@@ -96,7 +96,7 @@ class Guard:
             else:
                 response = await self._answer(head, body)
         except SealgateError as error:
-            response = self._routes.refuse(error, sealed=False)
+            response = await self._routes.refuse(error, sealed=False)
         await _send(send, response, close=not body.complete)
 
     async def _answer(self, head: Request, body: _Body) -> Answer:

@@ -6,12 +6,9 @@ Every request but health ends in exactly one audit record, written before the an
 
 from __future__ import annotations
 
-import hashlib
 import re
-import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -23,10 +20,10 @@ from sealgate.protocol.bhttp import Headers, Request, Response
 from security.access.permissions import authorize_metrics, authorize_model
 from security.access.tokens import Principal, Verifier
 from security.admission.attest import signature_files, waiver_file
-from security.audit.log import AuditLog, pseudonym
 from security.errors import TokenError
 from service.metrics import Metrics
 from service.problems import Problem, problem_response, to_problem
+from service.recorder import Decision, Recorder
 from service.runtime import (
     InferenceFailedError,
     InferenceTimeoutError,
@@ -34,7 +31,7 @@ from service.runtime import (
     Runtime,
 )
 
-__all__ = ["Recorder", "Routes", "is_health"]
+__all__ = ["Routes", "is_health"]
 
 SERVER_NAME = "sealgate"
 SERVER_VERSION = "0.1.0"
@@ -54,66 +51,6 @@ _MODEL = re.compile(
 def is_health(path: bytes) -> bool:
     """Whether a path answers without a token."""
     return path in _HEALTH
-
-
-@dataclass
-class _Decision:
-    """What one request's audit record will say."""
-
-    sealed: bool
-    started: float
-    request_id: str = field(default_factory=lambda: secrets.token_hex(8))
-    principal: Principal | None = None
-    model: str | None = None
-    digest: str | None = None
-    action: str | None = None
-    rows: int | None = None
-    version: str | None = None
-
-
-class Recorder:
-    """Turns decisions into audit records."""
-
-    def __init__(
-        self, log: AuditLog, *, key: bytes, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._log = log
-        self._key = key
-        self._clock = clock
-
-    def record(self, decision: _Decision, *, status: int, reason: str | None) -> None:
-        """Append the record of a request.
-
-        Raises:
-            AuditError: it could not be written; the answer must not be given.
-        """
-        self._log.append(
-            {
-                "time_us": int(self._clock() * 1e6),
-                "request_id": decision.request_id,
-                **self._caller(decision.principal),
-                "action": decision.action,
-                "model": decision.model,
-                "model_sha256": decision.digest,
-                "outcome": "allow" if reason is None else "refuse",
-                "reason": reason,
-                "status": status,
-                "rows": decision.rows,
-                "sealed": decision.sealed,
-                "latency_us": int((time.perf_counter() - decision.started) * 1e6),
-            }
-        )
-
-    def _caller(self, principal: Principal | None) -> dict[str, str | None]:
-        if principal is None:
-            return {"subject": None, "client": None, "token": None}
-        # A client that speaks for itself (RFC 9068, section 2.2) is its own subject.
-        subject, client = principal.subject, principal.client_id
-        return {
-            "subject": pseudonym(self._key, subject),
-            "client": pseudonym(self._key, client) if client == subject else client,
-            "token": _short_hash(principal.token_id),
-        }
 
 
 class Routes:
@@ -148,7 +85,7 @@ class Routes:
         """
         if is_health(request.path):
             return _health(request)
-        decision = _Decision(
+        decision = Decision(
             sealed=sealed, started=time.perf_counter(), principal=principal
         )
         reason: str | None = None
@@ -158,7 +95,7 @@ class Routes:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
         try:
-            self._recorder.record(decision, status=response.status, reason=reason)
+            await self._recorder.record(decision, status=response.status, reason=reason)
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
@@ -180,12 +117,14 @@ class Routes:
             raise Problem("sealed-required")
         return principal
 
-    def refuse(self, error: SealgateError, *, sealed: bool) -> Response:
+    async def refuse(self, error: SealgateError, *, sealed: bool) -> Response:
         """Record and answer a refusal that was decided outside `answer`."""
         problem = to_problem(error)
-        decision = _Decision(sealed=sealed, started=time.perf_counter())
+        decision = Decision(sealed=sealed, started=time.perf_counter())
         try:
-            self._recorder.record(decision, status=problem.status, reason=problem.code)
+            await self._recorder.record(
+                decision, status=problem.status, reason=problem.code
+            )
         except SealgateError as failure:
             problem = to_problem(failure)
         self._count(decision, problem.status, problem.code)
@@ -200,7 +139,7 @@ class Routes:
         """
         authorize_metrics(self._authenticate(request))
 
-    async def _dispatch(self, request: Request, decision: _Decision) -> Response:
+    async def _dispatch(self, request: Request, decision: Decision) -> Response:
         principal = decision.principal or self._authenticate(request)
         decision.principal = principal
         if self._require_sealed and not decision.sealed:
@@ -230,7 +169,7 @@ class Routes:
         return await self._model_action(request, model, decision)
 
     async def _model_action(
-        self, request: Request, model: LoadedModel, decision: _Decision
+        self, request: Request, model: LoadedModel, decision: Decision
     ) -> Response:
         if decision.action == "infer":
             _expect(request, b"POST")
@@ -243,7 +182,7 @@ class Routes:
         return _json(_model_metadata(model))
 
     async def _infer(
-        self, request: Request, model: LoadedModel, decision: _Decision
+        self, request: Request, model: LoadedModel, decision: Decision
     ) -> Response:
         body, tail = _parse_message(request)
         inputs = binary_tensors.decode_request(
@@ -270,7 +209,7 @@ class Routes:
             document["id"] = identifier
         return _tensors(document, parts)
 
-    def _count(self, decision: _Decision, status: int, reason: str | None) -> None:
+    def _count(self, decision: Decision, status: int, reason: str | None) -> None:
         """Tell the metrics. What a caller made up becomes no label."""
         served = decision.version is not None
         model = decision.model or "" if served else ""
@@ -414,7 +353,3 @@ def _tensors(document: Any, parts: binary_tensors.Parts) -> Response:
 def _with_id(response: Response, request_id: str) -> Response:
     headers = (*response.headers, (b"x-request-id", request_id.encode()))
     return Response(response.status, headers, response.body, response.trailers)
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -33,7 +33,8 @@ from security.sealing.replay import LocalReplayStore
 from security.settings import AccessSettings, ServiceSettings
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.routes import Recorder, Routes
+from service.recorder import Recorder
+from service.routes import Routes
 from service.runtime import Runtime
 from tests.bundles import Keys, policy, write_bundle
 

@@ -503,7 +503,7 @@ def test_what_cannot_be_recorded_is_not_answered(tmp_path: Path) -> None:
         for response in (
             answer(rooms, asked),
             answer(rooms, request("GET", "/v2")),
-            rooms.routes.refuse(TokenError("x"), sealed=True),
+            asyncio.run(rooms.routes.refuse(TokenError("x"), sealed=True)),
         ):
             assert response.status == 503
             assert problem(json.loads(response.body)) == "audit-unavailable"
