@@ -15,7 +15,8 @@
     ├── AuditError          a record cannot be written, or the log does not verify
     ├── TrainingError       the training cannot be private, or cannot run
     └── AssessmentError     the model or the data cannot be assessed
-        └── HostileModel    the structural inspection found an error
+        ├── HostileModel    the structural inspection found an error
+        └── BudgetError     the scan has used up the queries or the time it may
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "AdmissionRefused",
     "AssessmentError",
     "AuditError",
+    "BudgetError",
     "DateError",
     "HostileModel",
     "KeyFileError",
@@ -99,3 +101,7 @@ class AssessmentError(SealgateError):
 
 class HostileModel(AssessmentError):  # noqa: N818  (it is a finding, not a mishap)
     """The structural inspection found an error; nothing else may parse the file."""
+
+
+class BudgetError(AssessmentError):
+    """A scan has used up the queries or the time that it was given."""

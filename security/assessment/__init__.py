@@ -20,4 +20,6 @@ robustness        PGD within a ball, re-checked on onnxruntime
 membership        who was in the training data
 imported          models from elsewhere: inspected, then described
 run               a bundle's whole assessment, written at once
+scan              one command at a file or an endpoint: plan, targets, runner, report
+evasion           attacks on the input, and what they prove
 """

@@ -1,0 +1,1 @@
+"""Evasion: inputs that are changed a little, and get another answer."""

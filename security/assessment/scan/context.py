@@ -1,0 +1,280 @@
+"""What a check works with, opened anew in every process from what can be sent there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.manifest import Column
+from security.assessment.scan.answers import Answers, Reading
+from security.assessment.scan.dataconfig import DataConfig
+from security.assessment.scan.holdout import Holdout
+from security.assessment.scan.options import MIN_ROWS, Options
+from security.assessment.scan.remote import RemoteLimits, RemoteTarget
+from security.assessment.scan.space import Space, build_space
+from security.assessment.scan.target import InputSpec, OnnxTarget, Target, fit_rows
+from security.errors import AssessmentError, BudgetError
+
+__all__ = ["Context", "Job", "TargetSource", "prepare"]
+
+Rows = NDArray[Any]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TargetSource:
+    """How to open the target.
+
+    Attributes:
+        kind: "onnx", "bundle" or "remote".
+        name: for people.
+        model: the inspected bytes, for files.
+        url, profile: for endpoints.
+        columns: of the bundle's manifest.
+        classes: names of the classes where the manifest says.
+        output: the manifest's output with class scores, or None.
+    """
+
+    kind: str
+    name: str
+    model: bytes = field(default=b"", repr=False)
+    url: str = ""
+    profile: Path | None = None
+    columns: tuple[Column, ...] = ()
+    classes: tuple[str, ...] = ()
+    output: str | None = None
+
+    def open(self, limits: RemoteLimits) -> Target:
+        """Open it.
+
+        Raises:
+            AssessmentError: it cannot be opened.
+        """
+        if self.kind == "remote":
+            if self.profile is None:
+                raise AssessmentError("an endpoint needs --client-profile")
+            return RemoteTarget(self.url, self.profile, limits)
+        return OnnxTarget(self.model, self.name, self.kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything a worker process needs; can be pickled, and decides the result.
+
+    Attributes:
+        source: of the target.
+        options, config: as given.
+        spec, shape, reading: as found when the target was first asked.
+        space: that attacks move in.
+        rows: ``(n, d)`` in the model's type: the rows that the scan uses.
+        labels: ``(n,)``, their classes.
+        places: ``(n,)``, where each row stands in the file.
+        clean: answers about the rows.
+        others: names of the data's classes that the model does not know; empty.
+        data_name, data_sha256, data_rows: of the whole file.
+        column_names: of tables, otherwise none.
+        extras: for checks that need more data, by name.
+        deadline: `time.monotonic` that no work starts after, or None.
+    """
+
+    source: TargetSource
+    options: Options
+    config: DataConfig
+    spec: InputSpec
+    shape: tuple[int, ...]
+    reading: Reading
+    space: Space
+    rows: Rows
+    labels: Labels
+    places: NDArray[np.int64]
+    clean: Answers
+    data_name: str
+    data_sha256: str
+    data_rows: int
+    column_names: tuple[str, ...] = ()
+    extras: dict[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether every question costs an endpoint's quota."""
+        return self.source.kind == "remote"
+
+    @property
+    def limits(self) -> RemoteLimits:
+        """Bounds on an endpoint."""
+        budget = self.options.max_queries or self.options.effort.remote_queries
+        return RemoteLimits(max_queries=budget)
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as JSON: an interrupted scan goes on with it."""
+        options = {**vars(self.options)}
+        for name in ("jobs", "max_minutes"):
+            del options[name]
+        return {
+            "target": {
+                "kind": self.source.kind,
+                "name": self.source.name,
+                "sha256": hashlib.sha256(self.source.model).hexdigest(),
+                "url": self.source.url,
+            },
+            "data": self.data_sha256,
+            "config": repr(self.config),
+            "options": {**options, "checks": list(self.options.checks)},
+        }
+
+
+class Context:
+    """A job, with its target open.
+
+    Attributes:
+        job: the job.
+        target: the open target.
+        cache: for what a check wants to keep between the units of one process.
+    """
+
+    def __init__(self, job: Job, target: Target | None = None) -> None:
+        """Open the target, unless it is open already."""
+        self.job = job
+        self.target = target or job.source.open(job.limits)
+        self.target.shape, self.target.reading = job.shape, job.reading
+        self.cache: dict[str, Any] = {}
+
+    def random(self, key: str) -> np.random.Generator:
+        """Random numbers of one unit: from the seed and its key, nothing else."""
+        return np.random.default_rng(self.seed(key))
+
+    def seed(self, key: str) -> int:
+        """A number below 2^63 from the seed and a key."""
+        text = f"{self.job.options.seed}/{key}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+    def check_time(self) -> None:
+        """Stop where no time is left.
+
+        Raises:
+            BudgetError: the scan has used up its minutes.
+        """
+        deadline = self.job.deadline
+        if deadline is not None and time.monotonic() > deadline:
+            raise BudgetError("no time is left")
+
+
+def prepare(
+    source: TargetSource,
+    holdout: Holdout,
+    options: Options,
+    config: DataConfig = DataConfig(),
+) -> tuple[Job, Target]:
+    """Fit data and target to each other.
+
+    1. enough rows, of two classes or more;
+    2. the rows fit the input;
+    3. answers about them can be read, and their classes are the model's;
+    4. a sample is drawn, of every class in its proportion.
+
+    Raises:
+        AssessmentError: says what does not fit.
+    """
+    _check_enough(holdout)
+    effort = options.effort
+    budget = options.max_queries or effort.remote_queries
+    target = source.open(RemoteLimits(max_queries=budget))
+    rows, shape = fit_rows(target.spec, holdout.features)
+    target.shape = shape
+    remote = source.kind == "remote"
+    wanted = options.max_rows or (effort.remote_rows if remote else effort.rows)
+    chosen = _sample(holdout, wanted, options.seed)
+    sample = np.ascontiguousarray(rows[chosen])
+    known = len(np.unique(holdout.labels.astype(str)))
+    names = source.classes or config.classes or holdout.classes
+    clean = target.calibrate(sample, names, known, options.output or source.output)
+    labels = _class_indices(holdout, target.reading)[chosen]
+    columns = source.columns or getattr(target, "columns", ())
+    job = Job(
+        source=source,
+        options=options,
+        config=config,
+        spec=target.spec,
+        shape=shape,
+        reading=target.reading,
+        space=build_space(
+            rows,
+            target.spec.dtype,
+            table=bool(columns or holdout.columns) or len(shape) == 1,
+            columns=columns,
+            names=holdout.columns,
+            config=config,
+        ),
+        rows=sample,
+        labels=labels,
+        places=chosen,
+        clean=clean,
+        data_name=holdout.name,
+        data_sha256=holdout.sha256,
+        data_rows=len(holdout),
+        column_names=holdout.columns,
+    )
+    return job, target
+
+
+def _check_enough(holdout: Holdout) -> None:
+    if len(holdout) < MIN_ROWS:
+        raise AssessmentError(
+            f"{holdout.name} has {len(holdout)} rows; nothing can be concluded from "
+            f"fewer than {MIN_ROWS}"
+        )
+    if len(np.unique(holdout.labels.astype(str))) < 2:
+        raise AssessmentError(
+            f"{holdout.name} has one class only; nothing can be concluded from it"
+        )
+
+
+def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
+    """Places of the rows to use, ascending: all, or some of each class."""
+    total = len(holdout)
+    if total <= wanted:
+        return np.arange(total)
+    random = np.random.default_rng(seed)
+    order = random.permutation(total)
+    names, classes = np.unique(holdout.labels.astype(str), return_inverse=True)
+    # Round robin within proportion: each row's rank in its class, as a share of it.
+    share = np.empty(total)
+    for index in range(len(names)):
+        own = order[classes[order] == index]
+        share[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return np.sort(np.argsort(share, kind="stable")[:wanted])
+
+
+def _class_indices(holdout: Holdout, reading: Reading) -> Labels:
+    """The data's classes as the model counts them.
+
+    Raises:
+        AssessmentError: a class that the model does not have.
+    """
+    values = holdout.labels.tolist()
+    names = {str(name): place for place, name in enumerate(reading.classes)}
+    if all(str(_plain(value)) in names for value in values):
+        return np.array([names[str(_plain(value))] for value in values], np.int64)
+    if all(isinstance(_plain(value), int) for value in values):
+        labels = np.array([int(value) for value in values], np.int64)
+        if labels.min() >= 0 and labels.max() < len(reading.classes):
+            return labels
+    strange = next(v for v in values if str(_plain(v)) not in names)
+    raise AssessmentError(
+        f"{holdout.name}: class {str(strange)[:40]!r} is none of the model's "
+        f"{len(reading.classes)}: {', '.join(reading.classes)[:100]}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A label as text or int: 1.0 and True are 1."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else int(value)

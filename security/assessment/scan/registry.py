@@ -1,0 +1,13 @@
+"""The checks of a scan, in the order in which they run and are reported."""
+
+from __future__ import annotations
+
+from security.assessment.scan.basics import AnswersCheck
+from security.assessment.scan.checks import ScanCheck
+
+__all__ = ["all_checks"]
+
+
+def all_checks() -> tuple[ScanCheck, ...]:
+    """One of each. Worker processes call this too."""
+    return (AnswersCheck(),)

@@ -1,0 +1,123 @@
+"""Rules of a scan: stable ids, severities, and what to do about each.
+
+Structural findings keep the ids of `security.assessment.findings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from security.assessment.findings import SEVERITIES
+
+__all__ = ["SCAN_RULES", "ScanRule", "severity_at_least"]
+
+
+@dataclass(frozen=True)
+class ScanRule:
+    """One thing that a scan can find.
+
+    Attributes:
+        severity: one of `findings.SEVERITIES`, "error" being the worst.
+        title: what must hold.
+        why: what goes wrong where it does not.
+        remedy: what to do.
+        atlas: technique ids of MITRE ATLAS.
+        nist: terms of NIST AI 100-2.
+        owasp: entries of the OWASP Machine Learning Security Top 10.
+    """
+
+    severity: str
+    title: str
+    why: str
+    remedy: str
+    atlas: tuple[str, ...] = ()
+    nist: tuple[str, ...] = ()
+    owasp: tuple[str, ...] = ()
+
+
+def severity_at_least(severity: str, bound: str) -> bool:
+    """Whether a severity is as bad as another, or worse.
+
+    >>> severity_at_least("error", "warning"), severity_at_least("note", "warning")
+    (True, False)
+    """
+    return SEVERITIES.index(severity) <= SEVERITIES.index(bound)
+
+
+_EVASION = {
+    "atlas": ("AML.T0015", "AML.T0043"),
+    "nist": ("evasion",),
+    "owasp": ("ML01:2023",),
+}
+_TRAIN = (
+    "Train adversarially at this radius, or reject inputs outside the ranges that "
+    "callers need, and scan again."
+)
+
+SCAN_RULES: Mapping[str, ScanRule] = {
+    "evasion-broken": ScanRule(
+        "error",
+        "most rows keep their class within the stated radius",
+        "Small changes of an input give an attacker the answer that suits them.",
+        _TRAIN,
+        **_EVASION,
+    ),
+    "evasion-weak": ScanRule(
+        "warning",
+        "nearly all rows keep their class within the stated radius",
+        "An attacker who may pick the input finds one that small changes turn.",
+        _TRAIN,
+        **_EVASION,
+    ),
+    "evasion-unreliable": ScanRule(
+        "warning",
+        "the attacks worked as attacks on this model must",
+        "What resists a broken attack is not robust: gradients are masked, answers "
+        "are noisy, or the search ended too early.",
+        "Read which check failed; take the masking out of the way, or run a profile "
+        "with more queries. Do not publish the number.",
+        **_EVASION,
+    ),
+    "evasion-cost": ScanRule(
+        "error",
+        "changing a row's class costs more than an attacker would spend",
+        "Changes that a real attacker can make, at a price they would pay, suffice.",
+        "Drop or harden the columns that the attack used most; scan again.",
+        **_EVASION,
+    ),
+    "answer-not-finite": ScanRule(
+        "error",
+        "answers are numbers",
+        "NaN or infinity compares as nothing: callers decide at random.",
+        "Find the rows in the report; clip or impute inside the graph.",
+        atlas=("AML.T0029",),
+        nist=("availability",),
+    ),
+    "answer-random": ScanRule(
+        "warning",
+        "the same row gets the same answer",
+        "Noise hides a model from attacks without making it robust, and no figure "
+        "here can be reproduced.",
+        "Scan the model without the noise of its output policy.",
+        nist=("evasion",),
+    ),
+    "answer-constant": ScanRule(
+        "error",
+        "the model tells classes apart",
+        "A model with one answer withstands every attack and is of no use.",
+        "Check that data and model belong together.",
+    ),
+    "no-gradient": ScanRule(
+        "note",
+        "the graph converts, so that attacks can follow its gradient",
+        "Black-box attacks alone find less.",
+        "Read the reason in the report; export the model with supported operators.",
+    ),
+    "ranges-from-data": ScanRule(
+        "note",
+        "the range of every column is stated",
+        "A radius is a share of a range; ranges of a sample are only a guess.",
+        "State ranges in the data configuration, or in the bundle's manifest.",
+    ),
+}

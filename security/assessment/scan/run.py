@@ -1,0 +1,257 @@
+"""A whole scan: inspected, fitted, planned, done, concluded, written.
+
+1. structure: before any parser but the bounded one has seen the file; an error ends
+   the scan with a report of just that;
+2. data and target are fitted to each other, or refused with the reason;
+3. the plan: which checks apply, and their units of work;
+4. the units are done, each saved as it ends;
+5. each check concludes from its units;
+6. scan.json is written, and for a bundle the evidence; finished work is forgotten.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.bundle import report_file
+from models.files import write_atomic
+from models.report import Report, Subject, format_time
+from security.assessment.scan.basics import structure_result
+from security.assessment.scan.checks import CheckResult, ScanCheck, Unit
+from security.assessment.scan.context import Context, Job, TargetSource, prepare
+from security.assessment.scan.dataconfig import DataConfig
+from security.assessment.scan.holdout import Holdout
+from security.assessment.scan.options import Options
+from security.assessment.scan.registry import all_checks
+from security.assessment.scan.report import ScanReport
+from security.assessment.scan.runner import Progress, run_units
+from security.assessment.scan.store import Outcome, RunStore
+from security.assessment.structure import Inspection, examine
+from security.errors import AssessmentError
+
+__all__ = ["SCAN_FILE", "Scan", "ScanRequest", "run_scan"]
+
+SCAN_FILE = "scan.json"
+_WORK = "work"
+
+
+@dataclass(frozen=True, eq=False)
+class ScanRequest:
+    """What is asked for.
+
+    Attributes:
+        source: the target.
+        holdout: rows that the model never saw.
+        options: how hard to try.
+        config: the data configuration.
+        out: folder of the report; made if missing.
+        subject: of the bundle, so that evidence can be written; None for others.
+        ray: use a Ray cluster.
+    """
+
+    source: TargetSource
+    holdout: Holdout
+    options: Options
+    out: Path
+    config: DataConfig = field(default_factory=DataConfig)
+    subject: Subject | None = None
+    ray: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What came out.
+
+    Attributes:
+        report: as written to scan.json.
+        evidence: as written to evidence/, for bundles.
+        refused: structure refused the model, and nothing else was done.
+        complete: no budget ended before the work did.
+    """
+
+    report: ScanReport
+    evidence: tuple[Report, ...] = ()
+    refused: bool = False
+    complete: bool = True
+
+
+def run_scan(
+    request: ScanRequest, on_progress: Callable[[Progress], None] = lambda _: None
+) -> Scan:
+    """Scan.
+
+    Raises:
+        AssessmentError: target and data do not fit, or the work cannot be done. No
+            report is written; finished units stay for the next run.
+    """
+    began, clock = datetime.now(UTC).replace(microsecond=0), time.monotonic()
+    inspection = _inspect(request.source)
+    if inspection is not None and inspection.refused:
+        report = _refusal(request, inspection, began)
+        write_atomic(request.out / SCAN_FILE, report.to_json())
+        return Scan(report, refused=True)
+    job, target = prepare(
+        request.source, request.holdout, request.options, request.config
+    )
+    minutes = request.options.max_minutes
+    deadline = None if minutes is None else clock + 60 * minutes
+    context = Context(replace(job, deadline=deadline), target)
+    checks = _chosen(request.options)
+    skipped, active = _plan(context, checks)
+    units = [unit for check in active for unit in check.units(context)]
+    store = RunStore(request.out / _WORK, _identity(job, units))
+    outcomes = run_units(
+        context, units, store, all_checks, on_progress, ray=request.ray
+    )
+    results = (
+        *_structure(inspection, request.source),
+        *(_conclude(check, context, units, outcomes) for check in active),
+        *skipped,
+    )
+    report = replace(
+        _report(job, results), times=_times(began, time.monotonic() - clock)
+    )
+    complete = len(outcomes) == len(units)
+    evidence = _write(request, report, began)
+    if complete:
+        store.remove()
+    return Scan(report, evidence, complete=complete)
+
+
+def _inspect(source: TargetSource) -> Inspection | None:
+    return examine(source.model) if source.kind != "remote" else None
+
+
+def _chosen(options: Options) -> Sequence[ScanCheck]:
+    checks = all_checks()
+    names = [check.name for check in checks]
+    for name in options.checks:
+        if name not in names:
+            raise AssessmentError(f"no check {name!r}; there are: {', '.join(names)}")
+    return [
+        item for item in checks if not options.checks or item.name in options.checks
+    ]
+
+
+def _plan(
+    context: Context, checks: Sequence[ScanCheck]
+) -> tuple[list[CheckResult], list[ScanCheck]]:
+    skipped, active = [], []
+    for check in checks:
+        reason = check.missing(context)
+        if reason is None:
+            active.append(check)
+        else:
+            skipped.append(CheckResult(check.name, status="skipped", reason=reason))
+    return skipped, active
+
+
+def _identity(job: Job, units: Sequence[Unit]) -> dict[str, Any]:
+    return {**job.identity(), "tools": _tools(), "units": [item.key for item in units]}
+
+
+def _conclude(
+    check: ScanCheck,
+    context: Context,
+    units: Sequence[Unit],
+    outcomes: Mapping[str, Outcome],
+) -> CheckResult:
+    own = [unit.key for unit in units if unit.check == check.name]
+    done = {key: outcomes[key] for key in own if key in outcomes}
+    if own and not done:
+        return CheckResult(check.name, status="skipped", reason="no budget was left")
+    result = check.conclude(context, done)
+    if len(done) < len(own) and result.status == "done":
+        reason = f"{len(done)} of {len(own)} units of work; no budget was left"
+        return replace(result, status="partial", reason=reason)
+    return result
+
+
+def _structure(
+    inspection: Inspection | None, source: TargetSource
+) -> tuple[CheckResult, ...]:
+    if inspection is None:
+        return ()
+    return (structure_result(inspection, len(source.model)),)
+
+
+def _refusal(
+    request: ScanRequest, inspection: Inspection, began: datetime
+) -> ScanReport:
+    source, holdout = request.source, request.holdout
+    return ScanReport(
+        target={"name": source.name, "kind": source.kind, "sha256": None},
+        data={"name": holdout.name, "rows": len(holdout), "sha256": holdout.sha256},
+        options={"profile": request.options.profile, "seed": request.options.seed},
+        tools=_tools(),
+        results=_structure(inspection, source),
+        times=_times(began, 0.0),
+    )
+
+
+def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
+    space, options = job.space, {**vars(job.options)}
+    for name in ("jobs", "max_minutes", "checks"):
+        del options[name]
+    identity = job.identity()["target"]
+    digest = identity["sha256"] if job.source.model else None
+    return ScanReport(
+        target={
+            "name": job.source.name,
+            "kind": job.source.kind,
+            "sha256": digest,
+            "input": {**vars(job.spec), "row_shape": list(job.shape)},
+            "output": job.reading.output,
+            "answers": job.reading.form,
+            "classes": list(job.reading.classes),
+        },
+        data={
+            "name": job.data_name,
+            "sha256": job.data_sha256,
+            "rows": job.data_rows,
+            "rows_used": len(job.rows),
+            "rows_by_class": np.bincount(
+                job.labels, minlength=len(job.reading.classes)
+            ).tolist(),
+            "kind": "table" if space.table else "array",
+            "ranges_from": space.ranges_from,
+            "units": space.units,
+        },
+        options=options,
+        tools=_tools(),
+        results=results,
+    )
+
+
+def _write(
+    request: ScanRequest, report: ScanReport, began: datetime
+) -> tuple[Report, ...]:
+    write_atomic(request.out / SCAN_FILE, report.to_json())
+    if request.subject is None:
+        return ()
+    evidence = report.evidence(request.subject, began)
+    for item in evidence:
+        write_atomic(request.out / report_file(item.kind), item.to_json())
+    return evidence
+
+
+def _times(began: datetime, seconds: float) -> dict[str, Any]:
+    return {"started_at": format_time(began), "wall_s": round(seconds, 1)}
+
+
+def _tools() -> dict[str, str]:
+    names = (
+        *("adversarial-robustness-toolbox", "numpy", "onnx", "onnxruntime"),
+        *("scikit-learn", "scipy", "torch"),
+    )
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **versions}

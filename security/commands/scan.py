@@ -1,0 +1,286 @@
+"""`scan`: attack a model file, a bundle or a running endpoint, and report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.bundle import MANIFEST_FILE, BundleLimits, read_bundle, report_file
+from models.errors import BundleError
+from models.files import read_regular, write_atomic
+from security.commands.options import Subparsers
+from security.errors import AssessmentError
+
+if TYPE_CHECKING:
+    from models.report import Subject
+    from security.assessment.scan.context import TargetSource
+    from security.assessment.scan.holdout import Holdout
+    from security.assessment.scan.run import Scan, ScanRequest
+    from security.assessment.scan.runner import Progress
+
+__all__ = ["add_parser", "run"]
+
+_SEVERITIES = ("error", "warning", "note")
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "scan",
+        help="attack a model file, a bundle or an endpoint, and report what broke",
+        description="Inspect, question and attack a model, and write what was tried, "
+        "what broke, and how sure that is. An interrupted scan goes on when the same "
+        "command is run again. docs/assessment.md explains everything here. Exit code "
+        "1: structure refuses the file, or --fail-on says so.",
+    )
+    parser.add_argument(
+        "target", metavar="TARGET", help="FILE.onnx, a bundle, or a URL"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="HOLDOUT",
+        help="rows the model never saw, with classes: .npz, .csv, .parquet, or a "
+        "training configuration (.toml), whose held-out rows are taken",
+    )
+    parser.add_argument(
+        "--data-config",
+        type=Path,
+        metavar="FILE.toml",
+        help="ranges, and what an attacker may change in a row, at which cost",
+    )
+    parser.add_argument(
+        "--profile", choices=("quick", "standard", "thorough"), default="quick"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: NAME-scan, in this folder"
+    )
+    parser.add_argument(
+        "--client-profile",
+        type=Path,
+        metavar="FILE",
+        help="for a URL: as the SDK reads",
+    )
+    _add_budgets(parser)
+    _add_choices(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_budgets(parser: argparse.ArgumentParser) -> None:
+    budgets = parser.add_argument_group("budgets")
+    budgets.add_argument("--max-minutes", type=float, metavar="M", help="start no more")
+    budgets.add_argument(
+        "--max-queries", type=int, metavar="N", help="rows an endpoint is asked"
+    )
+    budgets.add_argument("--max-rows", type=int, metavar="N", help="rows attacked")
+    budgets.add_argument(
+        "--jobs", type=int, metavar="N", help="processes (default: one per processor)"
+    )
+    budgets.add_argument(
+        "--ray", action="store_true", help="run on a Ray cluster, if ray is installed"
+    )
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="%(default)s")
+    parser.add_argument(
+        "--radius-linf", type=float, metavar="R", help="of the stated robust accuracy"
+    )
+    parser.add_argument("--radius-l2", type=float, metavar="R", help="the same, for L2")
+    parser.add_argument(
+        "--check", action="append", default=[], metavar="NAME", help="run only this one"
+    )
+    parser.add_argument(
+        "--output", metavar="NAME", help="the model's output with scores or labels"
+    )
+    parser.add_argument(
+        "--fail-on",
+        choices=_SEVERITIES,
+        metavar="SEVERITY",
+        help="exit code 1 for findings this bad: error, warning or note",
+    )
+    parser.add_argument(
+        "--evidence",
+        action="store_true",
+        help="for a bundle: write the reports into it, for `sign`",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scan; returns the exit code."""
+    from security.assessment.scan.run import run_scan  # noqa: PLC0415  (seconds)
+
+    request = _request(args)
+    with _Line() as line:
+        scan = run_scan(request, line)
+    _print(scan, request.out)
+    if args.evidence:
+        for item in scan.evidence:
+            write_atomic(Path(args.target) / report_file(item.kind), item.to_json())
+    return _exit_code(scan, args.fail_on)
+
+
+def _request(args: argparse.Namespace) -> ScanRequest:
+    from security.assessment.scan import dataconfig  # noqa: PLC0415  (as above)
+    from security.assessment.scan.options import Options  # noqa: PLC0415
+    from security.assessment.scan.run import ScanRequest  # noqa: PLC0415
+
+    options = Options(
+        profile=args.profile,
+        seed=args.seed,
+        jobs=_processors() if args.jobs is None else args.jobs,
+        max_minutes=args.max_minutes,
+        max_queries=args.max_queries,
+        max_rows=args.max_rows,
+        radius_linf=args.radius_linf,
+        radius_l2=args.radius_l2,
+        checks=tuple(args.check),
+        output=args.output,
+    )
+    config = dataconfig.DataConfig()
+    if args.data_config is not None:
+        config = dataconfig.load_data_config(args.data_config)
+    source, subject = _source(args)
+    if args.evidence and subject is None:
+        raise AssessmentError("--evidence is for bundles")
+    return ScanRequest(
+        source=source,
+        holdout=_holdout(args.data, config.label),
+        options=options,
+        config=config,
+        out=args.out or Path(f"{Path(source.name).stem}-scan"),
+        subject=subject,
+        ray=args.ray,
+    )
+
+
+def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
+    from security.assessment.scan.context import TargetSource  # noqa: PLC0415
+
+    if args.target.startswith(("http://", "https://")):
+        source = TargetSource(
+            "remote", "endpoint", url=args.target, profile=args.client_profile
+        )
+        return source, None
+    if args.client_profile is not None:
+        raise AssessmentError("--client-profile is for URLs")
+    path = Path(args.target)
+    if path.is_dir() or (path / MANIFEST_FILE).exists():
+        return _bundle_source(path)
+    try:
+        limit = BundleLimits().max_model_bytes
+        model = read_regular(path, max_bytes=limit, follow_links=True)
+    except BundleError as error:
+        # Nothing was scanned: that is no finding.
+        raise AssessmentError(str(error)) from None
+    return TargetSource("onnx", path.name, model), None
+
+
+def _bundle_source(path: Path) -> tuple[TargetSource, Subject]:
+    from security.assessment.scan.context import TargetSource  # noqa: PLC0415
+
+    bundle = read_bundle(path)
+    inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
+    scores = [item for item in outputs if item.labels]
+    score = scores[0] if len(scores) == 1 else None
+    source = TargetSource(
+        "bundle",
+        bundle.manifest.name,
+        bundle.model,
+        columns=inputs[0].columns if len(inputs) == 1 else (),
+        classes=score.labels if score else (),
+        output=score.spec.name if score else None,
+    )
+    return source, bundle.subject
+
+
+def _holdout(path: Path, label: str | None) -> Holdout:
+    from security.assessment.scan.holdout import Holdout, load_holdout  # noqa: PLC0415
+
+    if path.suffix != ".toml":
+        return load_holdout(path, label=label)
+    from models import datasets  # noqa: PLC0415  (scikit-learn)
+    from security.training.config import load_config  # noqa: PLC0415
+
+    data = load_config(path).data
+    _, rows = datasets.split(
+        datasets.load(data.name), key=data.split_key, holdout=data.holdout
+    )
+    return Holdout(
+        rows.name,
+        rows.features,
+        rows.labels,
+        columns=tuple(column.name for column in rows.columns),
+        classes=rows.classes,
+    )
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+
+
+def _exit_code(scan: Scan, fail_on: str | None) -> int:
+    from security.assessment.scan.rules import severity_at_least  # noqa: PLC0415
+
+    if scan.refused:
+        return 1
+    if fail_on is None:
+        return 0
+    return int(
+        any(severity_at_least(f.severity, fail_on) for f in scan.report.findings)
+    )
+
+
+def _print(scan: Scan, out: Path) -> None:
+    for result in scan.report.results:
+        state = result.status + (f": {result.reason}" if result.reason else "")
+        doubt = "" if result.reliable else "; NOT RELIABLE"
+        print(f"{result.name:<12}{state}{doubt}")
+        for name, metric in result.metrics.items():
+            if metric.low is not None:
+                print(
+                    f"{'':<12}{name} {metric.value:.3f} "
+                    f"[{metric.low:.3f}, {metric.high:.3f}], n={metric.n}"
+                )
+    for finding in scan.report.findings:
+        place = f" ({finding.where})" if finding.where else ""
+        print(f"{finding.severity:<12}{finding.rule}{place}: {finding.message}")
+    if not scan.complete:
+        print(f"{'budget':<12}ended first; the same command with more goes on")
+    print(f"{'wrote':<12}{out / 'scan.json'}")
+
+
+class _Line:
+    """Progress on standard error: what runs, what was found, how long it will take."""
+
+    def __init__(self) -> None:
+        self._tty = sys.stderr.isatty()
+        self._last = 0.0
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._tty:
+            sys.stderr.write("\r\x1b[K")
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        # A log file gets a line now and then; a terminal, one that changes.
+        if not self._tty and now - self._last < 5 and progress.done < progress.total:
+            return
+        self._last = now
+        left = (
+            "" if progress.left_s is None else f", about {progress.left_s:.0f} s left"
+        )
+        found = progress.latest.values.get("found", "") if progress.latest else ""
+        text = f"{progress.done}/{progress.total} {progress.running}{left}" + (
+            f"; {found}" if found else ""
+        )
+        sys.stderr.write(f"\r\x1b[K{text[:100]}" if self._tty else text + "\n")
+        sys.stderr.flush()
