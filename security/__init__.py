@@ -8,6 +8,7 @@ training      DP-SGD with Opacus, its accounting   mechanism, trainer      offli
 assessment    what a model withstands              structure, attacks      offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables
+workload      the tables of it about running models
 key_files     private keys in PEM files that only their owner can read
 errors        this package's branch of the error tree
 """

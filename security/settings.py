@@ -22,6 +22,12 @@ from typing import Any
 
 from security.errors import SettingsError
 from security.key_files import PASSPHRASE_VARIABLE
+from security.workload import (
+    DeploymentSettings,
+    ModelLimits,
+    RuntimeSettings,
+    check_runtime,
+)
 
 __all__ = [
     "AccessSettings",
@@ -48,7 +54,8 @@ class ServiceSettings:
     Attributes:
         environment: "development" or "production"; the latter refuses the development
             issuer.
-        models: full BentoML tags, ``name:version``; "latest" is refused.
+        models: full BentoML tags, ``name:version``; "latest" is refused. Of several
+            versions of a model the first one answers requests that name none.
         max_head_bytes: of a request's line and headers, counted while reading.
         head_timeout_s: to read them.
         max_body_bytes: of a request, counted while reading.
@@ -160,8 +167,12 @@ class Settings:
     sealing: SealingSettings = field(default_factory=SealingSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
 
 
+# The kind of runtime.models, a table of tables.
+_MODELS = "Mapping[str, Mapping[str, Any]]"
 # A name and a version as manifests have them: nothing that a store could complete.
 _TAG = re.compile(r"[a-z0-9-]{1,63}:[0-9][0-9.]{0,39}")
 # Bounds that at zero would bound nothing or let nothing through.
@@ -182,6 +193,7 @@ _POSITIVE: Mapping[str, tuple[str, ...]] = {
         "date_window_s",
         "max_replay_entries",
     ),
+    "deployment": ("poll_s",),
 }
 _SECTIONS: Mapping[str, type[Any]] = {
     "service": ServiceSettings,
@@ -189,6 +201,8 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "sealing": SealingSettings,
     "admission": AdmissionSettings,
     "audit": AuditSettings,
+    "runtime": RuntimeSettings,
+    "deployment": DeploymentSettings,
 }
 
 
@@ -231,10 +245,8 @@ def _checked(settings: Settings) -> Settings:
             raise SettingsError(
                 f"service.models: {tag!r} is not a full tag like name:1.0.0"
             )
-    names = [tag.partition(":")[0] for tag in service.models]
-    for name in names:
-        if names.count(name) > 1:
-            raise SettingsError(f"service.models: {name!r} is named twice")
+        if service.models.count(tag) > 1:
+            raise SettingsError(f"service.models: {tag!r} is named twice")
     for section, bounds in _POSITIVE.items():
         for name in bounds:
             # NaN, which TOML can spell, fails this comparison too.
@@ -243,6 +255,7 @@ def _checked(settings: Settings) -> Settings:
     if settings.access.leeway_s < 0:
         raise SettingsError("access.leeway_s: may not be negative")
     _check_sealing(settings.sealing)
+    check_runtime(settings.runtime)
     return settings
 
 
@@ -280,6 +293,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         f"{_PREFIX}{section}_{item.name}".upper(): (section, item)
         for section, kind in _SECTIONS.items()
         for item in fields(kind)
+        if item.type != _MODELS
     }
     given = {
         name: text
@@ -313,7 +327,7 @@ def _section(
     # Defaults of paths go through the same conversion, so that they become absolute.
     given = {
         item.name: _convert(
-            values.get(item.name, item.default),
+            values.get(item.name, {} if item.type == _MODELS else item.default),
             known[item.name],
             where=f"{where} {item.name}",
             base=bases[item.metadata.get("base", "home")],
@@ -327,6 +341,8 @@ def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
     match kind:
         case "Path" if isinstance(value, str | Path):
             return (base / value).absolute()
+        case _ if kind == _MODELS and isinstance(value, dict):
+            return _models(value, where, base)
         case "str" if isinstance(value, str):
             return value
         case "bool" if isinstance(value, bool):
@@ -342,6 +358,24 @@ def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
         ):
             return tuple(value)
     raise SettingsError(f"{where}: expected {kind}, got {type(value).__name__}")
+
+
+def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
+    """What the tables set, of the right types; the rest is [runtime]'s own."""
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise SettingsError(f"{where}: expected tables, [runtime.models.NAME]")
+        if not re.fullmatch("[a-z0-9-]{1,63}", name):
+            raise SettingsError(f"{where}: {name!r} is no model's name")
+    bases = {"home": base}
+    limits = {
+        name: _section(ModelLimits, table, where=f"{where}.{name}", bases=bases)
+        for name, table in tables.items()
+    }
+    return {
+        name: {key: getattr(limits[name], key) for key in table}
+        for name, table in tables.items()
+    }
 
 
 def _refuse_unknown(given: Any, known: Any, where: str) -> None:

@@ -7,23 +7,19 @@ against that manifest before it comes here.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import onnxruntime as ort
 
 from models.manifest import Manifest
-from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array, TensorSpec
 from security.admission.gate import Admission
-from security.errors import AdmissionRefused
-from service.metrics import Metrics
+from security.errors import AdmissionRefused, SettingsError
+from security.workload import RuntimeSettings
+from service.batching import InferenceFailedError
 
-__all__ = ["InferenceFailedError", "InferenceTimeoutError", "LoadedModel", "Runtime"]
+__all__ = ["LoadedModel"]
 
-_PROVIDERS = ["CPUExecutionProvider"]
 _ORT_TYPES: Mapping[str, str] = {
     "BOOL": "tensor(bool)",
     "UINT8": "tensor(uint8)",
@@ -40,14 +36,6 @@ _ORT_TYPES: Mapping[str, str] = {
 }
 
 
-class InferenceFailedError(SealgateError):
-    """onnxruntime refused an input that the manifest allows."""
-
-
-class InferenceTimeoutError(SealgateError):
-    """A run was stopped at its deadline."""
-
-
 class LoadedModel:
     """A model that is ready to run.
 
@@ -56,17 +44,20 @@ class LoadedModel:
         manifest: the contract that requests are validated against.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(
+        self, admission: Admission, settings: RuntimeSettings = RuntimeSettings()
+    ) -> None:
         """Make the session.
 
         Raises:
             AdmissionRefused: onnxruntime cannot load the model, or what it loads has
                 other inputs or outputs than the manifest says.
+            SettingsError: a provider is not installed, or does not work here.
         """
         self.admission = admission
         self.manifest: Manifest = admission.bundle.manifest
         self.input_specs = tuple(tensor.spec for tensor in self.manifest.inputs)
-        self._session = _session(admission.bundle.model)
+        self._session = _session(admission.bundle.model, settings)
         _check_signature(self._session.get_inputs(), self.input_specs)
         outputs = tuple(tensor.spec for tensor in self.manifest.outputs)
         _check_signature(self._session.get_outputs(), outputs)
@@ -92,65 +83,14 @@ class LoadedModel:
         return result
 
 
-class Runtime:
-    """The models of one worker, and the thread that runs them."""
-
-    def __init__(
-        self,
-        admissions: Sequence[Admission],
-        *,
-        timeout_s: float,
-        metrics: Metrics | None = None,
-    ) -> None:
-        self._models = {
-            admission.bundle.manifest.name: LoadedModel(admission)
-            for admission in admissions
-        }
-        self._timeout_s = timeout_s
-        self._metrics = metrics or Metrics()
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="inference")
-
-    def find(self, name: str, version: str | None = None) -> LoadedModel | None:
-        """The model of a name, if its version is the one asked for."""
-        model = self._models.get(name)
-        if model is None or version not in (None, model.manifest.version):
-            return None
-        return model
-
-    async def infer(
-        self, model: LoadedModel, inputs: Mapping[str, Array], outputs: Sequence[str]
-    ) -> list[Array]:
-        """Run a model off the event loop, until its deadline.
-
-        Raises:
-            InferenceTimeoutError: stopped at the deadline.
-            InferenceFailedError: as `LoadedModel.run`.
-        """
-        options = ort.RunOptions()
-        loop = asyncio.get_running_loop()
-        began = time.perf_counter()
-        run = loop.run_in_executor(self._executor, model.run, inputs, outputs, options)
-        deadline = loop.call_later(self._timeout_s, _terminate, options)
-        try:
-            return await run
-        except InferenceFailedError:
-            if options.terminate:
-                raise InferenceTimeoutError("stopped at the deadline") from None
-            raise
-        finally:
-            deadline.cancel()
-            elapsed = time.perf_counter() - began
-            self._metrics.stage("run", elapsed, model.manifest.name)
-
-
-def _terminate(options: ort.RunOptions) -> None:
-    options.terminate = True
-
-
-def _session(model: bytes) -> ort.InferenceSession:
+def _session(model: bytes, settings: RuntimeSettings) -> ort.InferenceSession:
+    providers = list(settings.providers)
+    missing = set(providers).difference(ort.get_available_providers())
+    if missing:
+        raise SettingsError(f"runtime.providers: {min(missing)} is not installed")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = settings.intra_op_threads
+    options.inter_op_num_threads = settings.inter_op_threads
     options.log_severity_level = 3
     # Models may carry session options of their own in their metadata: not from a file.
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -159,9 +99,16 @@ def _session(model: bytes) -> ort.InferenceSession:
         "session.model_external_initializers_file_folder_path", "/dev/null/none"
     )
     try:
-        return ort.InferenceSession(model, sess_options=options, providers=_PROVIDERS)
+        session = ort.InferenceSession(
+            model, sess_options=options, providers=providers
+        )
     except Exception as error:  # noqa: BLE001  (no base class)
         raise AdmissionRefused(17, f"onnxruntime cannot load it: {error}") from None
+    # onnxruntime falls back to the CPU by itself, where nobody asked for that.
+    for provider in providers:
+        if provider not in session.get_providers():
+            raise SettingsError(f"runtime.providers: {provider} does not work here")
+    return session
 
 
 def _check_signature(nodes: Sequence[ort.NodeArg], specs: Sequence[TensorSpec]) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from security.errors import SettingsError
 from security.settings import load_settings
+from security.workload import ModelLimits
 from tests.servers import ROOT
 
 
@@ -99,7 +100,16 @@ FAULTS = [
     ('[service]\nmodels = ["../x:1"]', "'../x:1' is not a full tag"),
     ('[service]\nmodels = ["toy:1\\n"]', "is not a full tag"),
     ('[service]\nmodels = ["toy:latest"]', "'toy:latest' is not a full tag"),
-    ('[service]\nmodels = ["a:1", "a:2"]', "'a' is named twice"),
+    ('[service]\nmodels = ["a:1", "b:1", "a:1"]', "'a:1' is named twice"),
+    ("[runtime]\nproviders = []", "runtime.providers: name one at least"),
+    ("[runtime]\nmax_waiting = 0", "runtime.max_waiting: must be at least 1"),
+    ("[runtime]\nmax_batch_delay_ms = nan", "max_batch_delay_ms: must be at least 0"),
+    ("[runtime.models]\na = 1", r"expected tables, \[runtime.models.NAME"),
+    ("[runtime.models.A]\nmax_waiting = 1", "'A' is no model's name"),
+    ("[runtime.models.a]\nmax_waitin = 1", "did you mean 'max_waiting'?"),
+    ("[runtime.models.a]\nmax_batch_rows = 0", "runtime.models.a.max_batch_rows"),
+    ("[runtime.models.a]\nmax_waiting = true", "expected int, got bool"),
+    ("[deployment]\npoll_s = 0", "deployment.poll_s: must be positive and finite"),
     ('[service]\nenvironment = "prod"', "environment: one of development, production"),
     ("[access]\njwks = 5", "jwks: expected Path, got int"),
     (f"[service]\nmodels = {DEEP}", "nested too deeply"),
@@ -161,3 +171,13 @@ def test_any_text_is_read_or_refused(tmp_path_factory, key: str, text: str) -> N
         except SettingsError:
             continue
         assert loaded.service.max_body_bytes > 0
+
+
+def test_what_a_model_does_not_set_is_the_runtimes(tmp_path: Path) -> None:
+    text = (
+        "[runtime]\nmax_waiting = 10\nmax_batch_rows = 4\n"
+        "[runtime.models.toy]\nmax_batch_rows = 1\nmax_batch_delay_ms = 2\n"
+    )
+    runtime = load(tmp_path, text).runtime
+    assert runtime.limits("toy") == ModelLimits(1, 2.0, 10)
+    assert runtime.limits("other") == ModelLimits(4, 0.0, 10)

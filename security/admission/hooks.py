@@ -65,6 +65,7 @@ ALLOWED_SOURCES = (
     "security/errors.py",
     "security/key_files.py",
     "security/settings.py",
+    "security/workload.py",
     "security/access/*.py",
     "security/admission/*.py",
     "security/audit/*.py",

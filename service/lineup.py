@@ -1,0 +1,306 @@
+"""The models that one worker serves: which versions, which by default, which on trial.
+
+What is served is one table that nothing changes: switching is putting another one in
+its place. Requests keep the model that they began with until they are done, and the
+last of them lets its session go.
+
+A trial is a **canary**, which answers a share of the requests, or a **shadow**, whose
+answers nobody sees. Either way each of its requests also runs on the other version,
+after the caller got the answer, and the metrics say how often the two agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from sealgate.errors import SealgateError
+from sealgate.protocol.tensors import Array
+from security.admission.gate import Admission
+from security.errors import AdmissionRefused
+from security.workload import RuntimeSettings
+from service.agreement import compare
+from service.batching import Batcher, Budget, OverloadedError, Watchdog
+from service.runtime import LoadedModel
+from service.warmup import warm_up
+
+__all__ = ["Entry", "Lineup", "Served", "Trial"]
+
+# Comparisons at the same time; more are counted as skipped.
+_MAX_COMPARISONS = 32
+
+
+class Served:
+    """A model that answers requests.
+
+    Attributes:
+        model: the session, and the manifest that requests are validated against.
+        admission: what admitted it; renewed when it is verified again.
+        batcher: gathers and runs its requests.
+        refusal: why it may not run any more; None if it may.
+        revision: of the plan's order to load it.
+    """
+
+    def __init__(self, model: LoadedModel, batcher: Batcher, revision: int = 0) -> None:
+        self.model = model
+        self.manifest = model.manifest
+        self.input_specs = model.input_specs
+        self.admission = model.admission
+        self.batcher = batcher
+        self.refusal: str | None = None
+        self.revision = revision
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version that is tried beside the default one.
+
+    Attributes:
+        served: the version.
+        percent: of the requests that name no version, 1 to 100.
+    """
+
+    served: Served
+    percent: int
+
+
+@dataclass
+class _Share:
+    """Lets exactly a share of calls through, spread evenly."""
+
+    sum: int = 0
+
+    def next(self, percent: int) -> bool:
+        self.sum += percent
+        if self.sum < 100:
+            return False
+        self.sum -= 100
+        return True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model.
+
+    Attributes:
+        default: answers requests that name no version.
+        versions: every version that may be asked for.
+        canary: answers a share of them instead.
+        shadow: runs on a share of them, too.
+    """
+
+    default: Served
+    versions: Mapping[str, Served]
+    canary: Trial | None = None
+    shadow: Trial | None = None
+    _canary_share: _Share = field(default_factory=_Share)
+    _shadow_share: _Share = field(default_factory=_Share)
+
+    def choose(self) -> Served:
+        """Who answers a request that names no version."""
+        canary = self.canary
+        if canary is not None and self._canary_share.next(canary.percent):
+            return canary.served
+        return self.default
+
+    def other(self, served: Served) -> tuple[str, Served] | None:
+        """The kind of trial that a request is part of, and who else runs it."""
+        if self.canary is not None and served is self.canary.served:
+            return "canary", self.default
+        shadow = self.shadow
+        if (
+            shadow is not None
+            and served is self.default
+            and self._shadow_share.next(shadow.percent)
+        ):
+            return "shadow", shadow.served
+        return None
+
+
+class Lineup:
+    """The models of one worker."""
+
+    def __init__(
+        self,
+        admissions: Iterable[Admission] = (),
+        *,
+        timeout_s: float,
+        settings: RuntimeSettings = RuntimeSettings(),
+    ) -> None:
+        """Load models; of several versions of one the first is its default.
+
+        Raises:
+            AdmissionRefused: as `load`.
+            SettingsError: as `load`.
+        """
+        self._settings = settings
+        self._timeout_s = timeout_s
+        threads = settings.inference_threads
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        # One model that never ends leaves a thread to the others.
+        self._slots = max(1, threads - 1)
+        self._budget = Budget(settings.max_waiting_bytes)
+        self._watchdog = Watchdog()
+        self._comparisons: set[asyncio.Task[None]] = set()
+        self._table: Mapping[str, Entry] = {}
+        table: dict[str, Entry] = {}
+        for admission in admissions:
+            served = self.load(admission)
+            name, version = served.manifest.name, served.manifest.version
+            entry = table.get(name) or Entry(served, {})
+            versions = {**entry.versions, version: served}
+            table[name] = replace(entry, versions=versions)
+        self.switch(table)
+
+    def load(self, admission: Admission, *, revision: int = 0) -> Served:
+        """Make a session and warm it up; nothing is served by it yet.
+
+        Takes its time: call it outside of the event loop.
+
+        Raises:
+            AdmissionRefused: onnxruntime cannot load it, or it is not what the manifest
+                says.
+            SettingsError: a provider is not installed.
+        """
+        settings = self._settings
+        model = LoadedModel(admission, settings)
+        limits = settings.limits(model.manifest.name)
+        lesson = warm_up(
+            model,
+            inline_s=settings.inline_run_us / 1e6,
+            max_batch_rows=limits.max_batch_rows,
+        )
+        batcher = Batcher(
+            model.run,
+            limits,
+            executor=self._executor,
+            slots=self._slots,
+            timeout_s=self._timeout_s,
+            budget=self._budget,
+            watchdog=self._watchdog,
+            rows_apart=lesson.rows_apart,
+            inline_rows=lesson.inline_rows,
+        )
+        return Served(model, batcher, revision)
+
+    @property
+    def table(self) -> Mapping[str, Entry]:
+        """What is served now, by name."""
+        return self._table
+
+    def switch(self, table: Mapping[str, Entry]) -> None:
+        """Serve this from now on.
+
+        Raises:
+            AdmissionRefused: a trial takes or gives other tensors than the default, so
+                that they cannot answer the same requests.
+        """
+        for entry in table.values():
+            for trial in (entry.canary, entry.shadow):
+                if trial is not None:
+                    check_alike(entry.default, trial.served)
+        self._table = dict(table)
+
+    def find(self, name: str, version: str | None = None) -> Served | None:
+        """A version of a model; the default one where none is named."""
+        entry = self._table.get(name)
+        if entry is None:
+            return None
+        return entry.default if version is None else entry.versions.get(version)
+
+    def choose(self, name: str, version: str | None = None) -> Served | None:
+        """As `find`, for an inference: a canary gets its share."""
+        entry = self._table.get(name)
+        if entry is None:
+            return None
+        return entry.choose() if version is None else entry.versions.get(version)
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that may be asked for."""
+        entry = self._table.get(name)
+        return [] if entry is None else list(entry.versions)
+
+    async def infer(
+        self, served: Served, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> list[Array]:
+        """Run a model until its deadline.
+
+        Raises:
+            OverloadedError: too many requests wait.
+            InferenceTimeoutError: stopped at the deadline.
+            InferenceFailedError: the model failed.
+        """
+        arrays = await served.batcher.infer(inputs, outputs)
+        entry = self._table.get(served.manifest.name)
+        if entry is not None and (entry.canary or entry.shadow):
+            self._try(entry, served, inputs, outputs, arrays)
+        return arrays
+
+    def _try(
+        self,
+        entry: Entry,
+        served: Served,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        arrays: Sequence[Array],
+    ) -> None:
+        other = entry.other(served)
+        if other is None:
+            return
+        kind, partner = other
+        if len(self._comparisons) >= _MAX_COMPARISONS:
+            self._count(kind, entry, "skipped")
+            return
+        # Inputs may lie in a buffer that is gone with the request: they are kept alive
+        # by the arrays, and nothing writes to them.
+        task = asyncio.get_running_loop().create_task(
+            self._compare(kind, entry, partner, inputs, outputs, arrays)
+        )
+        self._comparisons.add(task)
+        task.add_done_callback(self._comparisons.discard)
+
+    async def _compare(
+        self,
+        kind: str,
+        entry: Entry,
+        partner: Served,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        arrays: Sequence[Array],
+    ) -> None:
+        tensors = {t.spec.name: t for t in entry.default.manifest.outputs}
+        try:
+            others = await partner.batcher.infer(inputs, outputs)
+        except OverloadedError:
+            self._count(kind, entry, "skipped")
+            return
+        except SealgateError:
+            self._count(kind, entry, "failed")
+            return
+        result = compare([tensors[name] for name in outputs], arrays, others)
+        self._count(kind, entry, "same" if result.same else "different")
+        self._observe(kind, entry, result.difference)
+
+    def _count(self, kind: str, entry: Entry, result: str) -> None:
+        pass
+
+    def _observe(self, kind: str, entry: Entry, difference: float) -> None:
+        pass
+
+
+def check_alike(default: Served, trial: Served) -> None:
+    """Refuse versions that cannot answer the same requests.
+
+    Raises:
+        AdmissionRefused: they take or give other tensors.
+    """
+    ours, theirs = default.manifest, trial.manifest
+    for mine, other in ((ours.inputs, theirs.inputs), (ours.outputs, theirs.outputs)):
+        if {t.spec for t in mine} != {t.spec for t in other}:
+            raise AdmissionRefused(
+                17,
+                f"{theirs.tag} has other tensors than {ours.tag}, so that they cannot "
+                "answer the same requests",
+            )
