@@ -38,7 +38,8 @@ def compare(
 
     Args:
         tensors: what the arrays are, from the manifest.
-        left, right: arrays in that order.
+        left: arrays in that order.
+        right: likewise.
     """
     same, difference = True, 0.0
     for tensor, a, b in zip(tensors, left, right):

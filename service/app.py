@@ -36,10 +36,11 @@ from security.settings import Settings, load_settings
 from service import connections
 from service.gateway import Gateway
 from service.guard import App, Guard
+from service.lineup import Lineup
 from service.metrics import make_folder, open_metrics
 from service.recorder import Recorder
 from service.routes import Routes
-from service.runtime import LoadedModel, Runtime
+from service.runtime import LoadedModel
 
 __all__ = ["Sealgate"]
 
@@ -88,11 +89,12 @@ class AdmittedService(Service):
 def _guard(inner: App, settings: Settings) -> Guard:
     admissions = admit_all(settings)
     metrics = open_metrics()
-    runtime = Runtime(
-        admissions, timeout_s=settings.service.inference_timeout_s, metrics=metrics
+    lineup = Lineup(
+        admissions,
+        timeout_s=settings.service.inference_timeout_s,
+        settings=settings.runtime,
+        metrics=metrics,
     )
-    for admission in admissions:
-        metrics.serves(admission)
     verifier = Verifier(settings.access, load_jwks(settings.access.jwks))
     writer = f"{time.time_ns()}-{os.getpid()}"
     recorder = Recorder(
@@ -100,7 +102,7 @@ def _guard(inner: App, settings: Settings) -> Guard:
         key=read_secret(settings.audit.pseudonym_key),
     )
     routes = Routes(
-        runtime,
+        lineup,
         verifier,
         recorder,
         require_sealed=settings.sealing.require_sealed,
@@ -147,7 +149,7 @@ class Sealgate:
         admissions = admit_all(settings)
         try:
             for admission in admissions:
-                LoadedModel(admission)
+                LoadedModel(admission, settings.runtime)
             _check_operable(settings)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None

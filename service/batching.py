@@ -35,6 +35,7 @@ __all__ = [
     "Budget",
     "InferenceFailedError",
     "InferenceTimeoutError",
+    "Observe",
     "OverloadedError",
     "Watchdog",
 ]
@@ -44,8 +45,9 @@ _INLINE_LIMIT_S = 0.05
 
 Inputs = Mapping[str, Array]
 Run = Callable[[Inputs, Sequence[str], ort.RunOptions], list[Array]]
-# Told of each run: requests, rows, and the seconds that it took.
-Observe = Callable[[int, int, float], None]
+# Told of each run: its requests and rows, the seconds that the first of them waited,
+# and the seconds that it took.
+Observe = Callable[[int, int, float, float], None]
 
 
 class InferenceFailedError(SealgateError):
@@ -132,7 +134,9 @@ class Watchdog:
 class _Item:
     """One request, until its future is done."""
 
-    __slots__ = ("budget_s", "deadline", "future", "inputs", "key", "outputs", "rows")
+    __slots__ = (
+        "budget_s", "came", "deadline", "future", "inputs", "key", "outputs", "rows",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -145,6 +149,7 @@ class _Item:
         self.outputs = outputs
         self.future = future
         self.deadline = deadline
+        self.came = time.perf_counter()
         self.rows = 1
         # What requests of one run must have in common; None runs alone.
         self.key: tuple[Any, ...] | None = None
@@ -157,7 +162,6 @@ class _Work:
     """A run that is under way in a thread."""
 
     items: list[_Item]
-    rows: int
     options: ort.RunOptions
     timer: asyncio.TimerHandle | None = None
 
@@ -302,19 +306,19 @@ class Batcher:
         self._watchdog.begin(options)
         try:
             results = self._run_items(items, options)
-        except InferenceFailedError:
+        except InferenceFailedError as error:
             self._watchdog.end()
             if options.terminate:
                 self._options = ort.RunOptions()
                 self.inline_rows = 0
                 self._start(items, rows)
             else:
-                self._failed(items, InferenceFailedError("onnxruntime failed"))
+                self._failed(items, error)
             return
         self._watchdog.end()
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
-        self._observe(len(items), rows, time.perf_counter() - began)
+        self._tell(items, rows, began)
         _resolve(items, results)
 
     def _start(self, items: list[_Item], rows: int) -> None:
@@ -322,7 +326,7 @@ class Batcher:
         loop = self._loop
         if loop is None:
             return
-        work = _Work(items, rows, ort.RunOptions())
+        work = _Work(items, ort.RunOptions())
         self._running.append(work)
         work.timer = loop.call_later(self._allowed_s(items), _terminate, work.options)
         began = time.perf_counter()
@@ -331,7 +335,8 @@ class Batcher:
         )
 
         def finish(done: asyncio.Future[list[list[Array]]]) -> None:
-            self._finish(work, done, time.perf_counter() - began)
+            self._tell(items, rows, began)
+            self._finish(work, done)
 
         future.add_done_callback(finish)
 
@@ -343,24 +348,21 @@ class Batcher:
         budget_s = items[0].budget_s
         return max(0.0, left if budget_s is None else min(left, budget_s))
 
-    def _finish(
-        self, work: _Work, done: asyncio.Future[list[list[Array]]], seconds: float
-    ) -> None:
+    def _tell(self, items: list[_Item], rows: int, began: float) -> None:
+        waited = began - items[0].came
+        self._observe(len(items), rows, waited, time.perf_counter() - began)
+
+    def _finish(self, work: _Work, done: asyncio.Future[list[list[Array]]]) -> None:
         if work.timer is not None:
             work.timer.cancel()
         if work in self._running:
             self._running.remove(work)
-        self._observe(len(work.items), work.rows, seconds)
         try:
             results = done.result()
-        except InferenceFailedError:
+        except InferenceFailedError as error:
             stopped = work.options.terminate
-            self._failed(
-                work.items,
-                InferenceTimeoutError("stopped at the deadline")
-                if stopped
-                else InferenceFailedError("onnxruntime failed"),
-            )
+            late = InferenceTimeoutError("stopped at the deadline")
+            self._failed(work.items, late if stopped else error)
         except asyncio.CancelledError:
             for item in work.items:
                 item.future.cancel()
@@ -467,5 +469,5 @@ def _terminate(options: ort.RunOptions) -> None:
     options.terminate = True
 
 
-def _ignore(requests: int, rows: int, seconds: float) -> None:
+def _ignore(requests: int, rows: int, waited_s: float, ran_s: float) -> None:
     """Nobody wants to know."""

@@ -16,13 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+from models.manifest import Manifest
 from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.admission.gate import Admission
 from security.errors import AdmissionRefused
 from security.workload import RuntimeSettings
 from service.agreement import compare
-from service.batching import Batcher, Budget, OverloadedError, Watchdog
+from service.batching import Batcher, Budget, Observe, OverloadedError, Watchdog
+from service.metrics import Metrics
 from service.runtime import LoadedModel
 from service.warmup import warm_up
 
@@ -128,6 +130,7 @@ class Lineup:
         *,
         timeout_s: float,
         settings: RuntimeSettings = RuntimeSettings(),
+        metrics: Metrics | None = None,
     ) -> None:
         """Load models; of several versions of one the first is its default.
 
@@ -135,6 +138,7 @@ class Lineup:
             AdmissionRefused: as `load`.
             SettingsError: as `load`.
         """
+        self._metrics = metrics or Metrics()
         self._settings = settings
         self._timeout_s = timeout_s
         threads = settings.inference_threads
@@ -171,6 +175,7 @@ class Lineup:
             model,
             inline_s=settings.inline_run_us / 1e6,
             max_batch_rows=limits.max_batch_rows,
+            limit_s=min(2.0, self._timeout_s),
         )
         batcher = Batcher(
             model.run,
@@ -182,6 +187,7 @@ class Lineup:
             watchdog=self._watchdog,
             rows_apart=lesson.rows_apart,
             inline_rows=lesson.inline_rows,
+            observe=self._observer(model.manifest),
         )
         return Served(model, batcher, revision)
 
@@ -201,7 +207,13 @@ class Lineup:
             for trial in (entry.canary, entry.shadow):
                 if trial is not None:
                     check_alike(entry.default, trial.served)
+        old = {s for e in self._table.values() for s in e.versions.values()}
+        new = {s for e in table.values() for s in e.versions.values()}
         self._table = dict(table)
+        for served in old - new:
+            self._metrics.serves(served.admission, served=False)
+        for served in new - old:
+            self._metrics.serves(served.admission)
 
     def find(self, name: str, version: str | None = None) -> Served | None:
         """A version of a model; the default one where none is named."""
@@ -255,39 +267,61 @@ class Lineup:
             return
         # Inputs may lie in a buffer that is gone with the request: they are kept alive
         # by the arrays, and nothing writes to them.
-        task = asyncio.get_running_loop().create_task(
-            self._compare(kind, entry, partner, inputs, outputs, arrays)
-        )
+        ours = dict(zip(outputs, arrays))
+
+        async def run() -> None:
+            try:
+                theirs = await partner.batcher.infer(inputs, outputs)
+            except OverloadedError:
+                self._count(kind, entry, "skipped")
+            except SealgateError:
+                self._count(kind, entry, "failed")
+            else:
+                self._compare(kind, entry, ours, theirs)
+
+        task = asyncio.get_running_loop().create_task(run())
         self._comparisons.add(task)
         task.add_done_callback(self._comparisons.discard)
 
-    async def _compare(
+    def _compare(
         self,
         kind: str,
         entry: Entry,
-        partner: Served,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        arrays: Sequence[Array],
+        ours: Mapping[str, Array],
+        theirs: Sequence[Array],
     ) -> None:
         tensors = {t.spec.name: t for t in entry.default.manifest.outputs}
-        try:
-            others = await partner.batcher.infer(inputs, outputs)
-        except OverloadedError:
-            self._count(kind, entry, "skipped")
-            return
-        except SealgateError:
-            self._count(kind, entry, "failed")
-            return
-        result = compare([tensors[name] for name in outputs], arrays, others)
+        result = compare([tensors[name] for name in ours], list(ours.values()), theirs)
         self._count(kind, entry, "same" if result.same else "different")
         self._observe(kind, entry, result.difference)
 
     def _count(self, kind: str, entry: Entry, result: str) -> None:
-        pass
+        labels = _labels(kind, entry)
+        self._metrics.count("sealgate_comparisons", *labels, result)
 
     def _observe(self, kind: str, entry: Entry, difference: float) -> None:
-        pass
+        labels = _labels(kind, entry)
+        self._metrics.observe(
+            "sealgate_comparison_difference", *labels, value=difference
+        )
+
+    def _observer(self, manifest: Manifest) -> Observe:
+        metrics, name, version = self._metrics, manifest.name, manifest.version
+
+        def observe(requests: int, rows: int, waited_s: float, ran_s: float) -> None:
+            metrics.batch(name, version, requests=requests, rows=rows)
+            metrics.stage("queue", waited_s, name)
+            metrics.stage("run", ran_s, name)
+
+        return observe
+
+
+def _labels(kind: str, entry: Entry) -> tuple[str, str, str, str]:
+    """Model, kind of trial, default version, version on trial."""
+    trial = entry.canary if kind == "canary" else entry.shadow
+    tried = "" if trial is None else trial.served.manifest.version
+    ours = entry.default.manifest
+    return ours.name, kind, ours.version, tried
 
 
 def check_alike(default: Served, trial: Served) -> None:

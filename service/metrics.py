@@ -90,6 +90,17 @@ FAMILIES: Mapping[str, Family] = {
     "sealgate_batch_requests": Family(
         "histogram", "Requests in one run of a model.", ("model", "version"), _ROWS
     ),
+    "sealgate_comparisons": Family(
+        "counter",
+        "Requests that two versions ran, by whether their answers are the same.",
+        ("model", "kind", "version", "tried", "result"),
+    ),
+    "sealgate_comparison_difference": Family(
+        "histogram",
+        "Largest absolute difference between the numbers of two versions' answers.",
+        ("model", "kind", "version", "tried"),
+        tuple(10.0**e for e in range(-9, 4)),
+    ),
     "sealgate_requests_in_work": Family("gauge", "Requests being worked on."),
     "sealgate_model_info": Family(
         "info",

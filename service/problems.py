@@ -82,6 +82,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(500, "internal", "Internal error"),
         _kind(500, "model-failure", "The model failed on this input"),
         _kind(503, "admission-expired", "The evidence of this model has expired"),
+        _kind(503, "admission-withdrawn", "This model is not admitted any more"),
         _kind(503, "overloaded", "The server is busy"),
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),

@@ -21,15 +21,15 @@ from security.access.permissions import authorize_metrics, authorize_model
 from security.access.tokens import Principal, Verifier
 from security.admission.attest import signature_files, waiver_file
 from security.errors import TokenError
+from service.batching import (
+    InferenceFailedError,
+    InferenceTimeoutError,
+    OverloadedError,
+)
+from service.lineup import Lineup, Served
 from service.metrics import Metrics
 from service.problems import Problem, problem_response, to_problem
 from service.recorder import Decision, Recorder
-from service.runtime import (
-    InferenceFailedError,
-    InferenceTimeoutError,
-    LoadedModel,
-    Runtime,
-)
 
 __all__ = ["Routes", "is_health"]
 
@@ -58,7 +58,7 @@ class Routes:
 
     def __init__(
         self,
-        runtime: Runtime,
+        lineup: Lineup,
         verifier: Verifier,
         recorder: Recorder,
         *,
@@ -67,7 +67,7 @@ class Routes:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.metrics = metrics or Metrics()
-        self._runtime = runtime
+        self._lineup = lineup
         self._verifier = verifier
         self._recorder = recorder
         self._require_sealed = require_sealed
@@ -156,9 +156,8 @@ class Routes:
         decision.action = (match["action"] or b"metadata").decode()
         authorize_model(principal, decision.model)
         version = match["version"]
-        model = self._runtime.find(
-            decision.model, None if version is None else version.decode()
-        )
+        find = self._lineup.choose if match["action"] == b"infer" else self._lineup.find
+        model = find(decision.model, None if version is None else version.decode())
         if model is None:
             raise Problem("not-found", "no such model or version")
         decision.version = model.manifest.version
@@ -166,10 +165,12 @@ class Routes:
         expires_at = model.admission.expires_at
         if expires_at is not None and expires_at.timestamp() <= self._clock():
             raise Problem("admission-expired")
+        if model.refusal is not None:
+            raise Problem("admission-withdrawn")
         return await self._model_action(request, model, decision)
 
     async def _model_action(
-        self, request: Request, model: LoadedModel, decision: Decision
+        self, request: Request, model: Served, decision: Decision
     ) -> Response:
         if decision.action == "infer":
             _expect(request, b"POST")
@@ -179,10 +180,10 @@ class Routes:
             return Response(200)
         if decision.action == "attestations":
             return _json(_attestations(model))
-        return _json(_model_metadata(model))
+        return _json(_model_metadata(model, self._lineup.versions(model.manifest.name)))
 
     async def _infer(
-        self, request: Request, model: LoadedModel, decision: Decision
+        self, request: Request, model: Served, decision: Decision
     ) -> Response:
         body, tail = _parse_message(request)
         inputs = binary_tensors.decode_request(
@@ -193,7 +194,7 @@ class Routes:
         )
         decision.rows = max((len(a) for a in inputs.values() if a.ndim), default=1)
         try:
-            arrays = await self._runtime.infer(model, inputs, list(wanted))
+            arrays = await self._lineup.infer(model, inputs, list(wanted))
             document, parts = binary_tensors.encode_response(
                 zip(wanted, arrays),
                 binary={name for name, binary in wanted.items() if binary},
@@ -202,6 +203,8 @@ class Routes:
             )
         except InferenceTimeoutError:
             raise Problem("inference-timeout") from None
+        except OverloadedError:
+            raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
         except (InferenceFailedError, TensorError):
             raise Problem("model-failure") from None
         identifier = body.get("id")
@@ -274,11 +277,11 @@ def _server_metadata() -> dict[str, Any]:
     return {"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": _EXTENSIONS}
 
 
-def _model_metadata(model: LoadedModel) -> dict[str, Any]:
+def _model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
     manifest = model.manifest
     return {
         "name": manifest.name,
-        "versions": [manifest.version],
+        "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in manifest.outputs],
@@ -299,7 +302,7 @@ def _tensor_metadata(tensor: Any) -> dict[str, Any]:
     return result | ({"parameters": parameters} if parameters else {})
 
 
-def _attestations(model: LoadedModel) -> dict[str, Any]:
+def _attestations(model: Served) -> dict[str, Any]:
     """The passport: the signed verdict, and for each kind its attestation and report.
 
     They travel as text, since digests are over their very bytes.

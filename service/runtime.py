@@ -91,7 +91,8 @@ def _session(model: bytes, settings: RuntimeSettings) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.intra_op_threads
     options.inter_op_num_threads = settings.inter_op_threads
-    options.log_severity_level = 3
+    # Fatal errors only: what a run fails on is the caller's, and would fill the log.
+    options.log_severity_level = 4
     # Models may carry session options of their own in their metadata: not from a file.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Weights in another file are in no digest: a folder that cannot be has none.
@@ -99,9 +100,7 @@ def _session(model: bytes, settings: RuntimeSettings) -> ort.InferenceSession:
         "session.model_external_initializers_file_folder_path", "/dev/null/none"
     )
     try:
-        session = ort.InferenceSession(
-            model, sess_options=options, providers=providers
-        )
+        session = ort.InferenceSession(model, sess_options=options, providers=providers)
     except Exception as error:  # noqa: BLE001  (no base class)
         raise AdmissionRefused(17, f"onnxruntime cannot load it: {error}") from None
     # onnxruntime falls back to the CPU by itself, where nobody asked for that.

@@ -21,8 +21,6 @@ from service.runtime import LoadedModel
 
 __all__ = ["Lesson", "warm_up"]
 
-# Until then the first runs must be done; what was not learned is not assumed.
-_LIMIT_S = 5.0
 _SAMPLES = 3
 
 
@@ -40,7 +38,11 @@ class Lesson:
 
 
 def warm_up(
-    model: LoadedModel, *, inline_s: float, max_batch_rows: int, limit_s: float = _LIMIT_S
+    model: LoadedModel,
+    *,
+    inline_s: float,
+    max_batch_rows: int,
+    limit_s: float = 2.0,
 ) -> Lesson:
     """Run a model for the first times.
 
@@ -48,7 +50,7 @@ def warm_up(
         model: just loaded.
         inline_s: how long a short run takes at most.
         max_batch_rows: rows that requests may share a run of.
-        limit_s: until the runs are stopped.
+        limit_s: until the runs are stopped; what was not learned is not assumed.
     """
     options = ort.RunOptions()
     timer = threading.Timer(limit_s, _terminate, [options])
@@ -141,7 +143,9 @@ def _values(tensor: Tensor, rows: int, random: np.random.Generator) -> Array:
         return random.standard_normal(shape).astype(dtype)
     # Small enough to be an index of whatever there is.
     whole = random.integers(0, 2, shape)
-    return whole.astype(str).astype(object) if dtype.kind == "O" else whole.astype(dtype)
+    return (
+        whole.astype(str).astype(object) if dtype.kind == "O" else whole.astype(dtype)
+    )
 
 
 def _same(left: Sequence[Array], right: Sequence[Array]) -> bool:

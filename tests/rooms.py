@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from models.bundle import read_bundle
 from models.files import write_atomic
@@ -33,9 +33,9 @@ from security.sealing.replay import LocalReplayStore
 from security.settings import AccessSettings, ServiceSettings
 from service.gateway import Gateway
 from service.guard import App, Guard
+from service.lineup import Lineup
 from service.recorder import Recorder
 from service.routes import Routes
-from service.runtime import Runtime
 from tests.bundles import Keys, policy, write_bundle
 
 AUDIENCE = "urn:sealgate:tests"
@@ -95,7 +95,7 @@ def wire(
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
     log = AuditLog(folder / "audit", writer="worker")
     routes = Routes(
-        Runtime(all_admissions, timeout_s=timeout_s),
+        Lineup(all_admissions, timeout_s=timeout_s),
         Verifier(access, load_jwks(folder / "jwks.json")),
         Recorder(log, key=b"k" * 32),
         require_sealed=require_sealed,
@@ -220,3 +220,53 @@ def external_model(folder: Path, weights: Path, location: str) -> Admission:
         entry.key, entry.value = key, value
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     return unverified(folder, _model(nodes, [tensor]), manifest((X,), (Y,)))
+
+
+def lookup_model(folder: Path) -> Admission:
+    """y = table[x]: a whole run fails if one row of x is out of range."""
+    x = helper.make_tensor_value_info("x", TensorProto.INT64, ["rows"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])
+    table = np.arange(3000, dtype=np.float32).reshape(1000, 3)
+    node = helper.make_node("Gather", ["table", "x"], ["y"])
+    graph = helper.make_graph(
+        [node], "odd", [x], [y], [numpy_helper.from_array(table, "table")]
+    )
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    specs = (TensorSpec("x", "INT64", (-1,)),), (Y,)
+    return unverified(folder, bytes(model.SerializeToString()), manifest(*specs))
+
+
+def counting_model(folder: Path) -> Admission:
+    """y = x, after as many rounds of a loop as the largest value in x says."""
+    names = ("round", "condition", "state")
+    types = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT)
+    shapes: tuple[list[Any], ...] = ([], [], ["rows", 3])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["again"]),
+            helper.make_node("Identity", ["state"], ["next"]),
+        ],
+        "body",
+        [helper.make_tensor_value_info(*item) for item in zip(names, types, shapes)],
+        [
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, ["rows", 3]),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["rounds", "always", "x"], ["y"], body=body),
+    ]
+    always = helper.make_tensor("always", TensorProto.BOOL, [], [True])
+    return unverified(folder, _model(nodes, [always]), manifest((X,), (Y,)))
+
+
+def centring_model(folder: Path) -> Admission:
+    """y = x minus the mean of all rows: rows that share a run are not apart."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    return unverified(folder, _model(nodes), manifest((X,), (Y,)))

@@ -14,12 +14,9 @@ import pytest
 from models.manifest import Manifest, Tensor
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import AdmissionRefused
-from service.runtime import (
-    InferenceFailedError,
-    InferenceTimeoutError,
-    LoadedModel,
-    Runtime,
-)
+from service.batching import InferenceFailedError, InferenceTimeoutError
+from service.lineup import Lineup
+from service.runtime import LoadedModel
 from tests.bundles import WEIGHTS, manifest, onnx_model
 from tests.conftest import working_directory
 from tests.rooms import (
@@ -39,14 +36,14 @@ def expected(rows: np.ndarray) -> np.ndarray:
     return logits / logits.sum(axis=1, keepdims=True)
 
 
-def infer(runtime: Runtime, name: str, inputs: dict, outputs: list[str]) -> list:
+def infer(runtime: Lineup, name: str, inputs: dict, outputs: list[str]) -> list:
     model = runtime.find(name)
     assert model is not None
     return asyncio.run(runtime.infer(model, inputs, outputs))
 
 
 def test_runs_what_numpy_computes(tmp_path: Path) -> None:
-    runtime = Runtime([admitted(tmp_path)], timeout_s=10)
+    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
     outputs = infer(runtime, "toy", {"features": ROWS}, ["label", "probabilities"])
     np.testing.assert_allclose(outputs[1], expected(ROWS), rtol=1e-5)
     np.testing.assert_array_equal(outputs[0], expected(ROWS).argmax(axis=1))
@@ -55,14 +52,14 @@ def test_runs_what_numpy_computes(tmp_path: Path) -> None:
 def test_the_bytes_that_run_are_the_bytes_that_were_checked(tmp_path: Path) -> None:
     admission = admitted(tmp_path)
     (tmp_path / "model.onnx").write_bytes(onnx_model(-WEIGHTS))
-    runtime = Runtime([admission], timeout_s=10)
+    runtime = Lineup([admission], timeout_s=10)
     (tmp_path / "model.onnx").unlink()
     (probabilities,) = infer(runtime, "toy", {"features": ROWS}, ["probabilities"])
     np.testing.assert_allclose(probabilities, expected(ROWS), rtol=1e-5)
 
 
 def test_finds_one_version_only(tmp_path: Path) -> None:
-    runtime = Runtime([admitted(tmp_path)], timeout_s=10)
+    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
     assert runtime.find("toy") is runtime.find("toy", "1.0.0") is not None
     for name, version in (("toy", "1.0.1"), ("toy", "1"), ("toy", ""), ("other", None)):
         assert runtime.find(name, version) is None
@@ -123,7 +120,7 @@ def test_refuses_weights_in_another_file(tmp_path: Path, location: str) -> None:
 
 def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
     admissions = [endless_model(tmp_path / "odd"), admitted(tmp_path / "toy")]
-    runtime = Runtime(admissions, timeout_s=0.3)
+    runtime = Lineup(admissions, timeout_s=0.3)
     started = time.perf_counter()
     with pytest.raises(InferenceTimeoutError, match="stopped at the deadline"):
         infer(runtime, "odd", {"x": ROWS}, ["y"])
@@ -133,7 +130,7 @@ def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
 
 
 def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
-    runtime = Runtime([admitted(tmp_path)], timeout_s=0.2)
+    runtime = Lineup([admitted(tmp_path)], timeout_s=0.2)
 
     async def twice() -> None:
         model = runtime.find("toy")
@@ -146,7 +143,7 @@ def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
 
 
 def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
-    runtime = Runtime([reshape_model(tmp_path)], timeout_s=10)
+    runtime = Lineup([reshape_model(tmp_path)], timeout_s=10)
     assert len(infer(runtime, "odd", {"x": ROWS}, ["y"])) == 1
     with pytest.raises(InferenceFailedError) as caught:
         infer(runtime, "odd", {"x": ROWS[:1]}, ["y"])
@@ -156,7 +153,7 @@ def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
 
 
 def test_nan_is_the_callers_to_judge(tmp_path: Path) -> None:
-    runtime = Runtime([log_model(tmp_path)], timeout_s=10)
+    runtime = Lineup([log_model(tmp_path)], timeout_s=10)
     (logs,) = infer(runtime, "odd", {"x": -abs(ROWS)}, ["y"])
     assert np.isnan(logs).any()
 
