@@ -25,7 +25,7 @@ from sealgate.errors import (
     ServerRefusedError,
     TransportError,
 )
-from sealgate.protocol import bhttp, chunked, ohttp, strict_json
+from sealgate.protocol import bhttp, binary_tensors, chunked, ohttp, strict_json
 from sealgate.protocol.bhttp import BhttpLimits, Body, Headers, Request, Response
 from sealgate.protocol.chunked import CHUNK_BYTES, ChunkLimits, ChunkSealer
 from sealgate.protocol.keyconfig import KeyConfig
@@ -168,7 +168,15 @@ def _chunks(sealer: ChunkSealer, message: memoryview) -> Iterator[bytes]:
 
 
 def _encode(request: Request) -> bytes:
-    return pad(bhttp.encode_request(request))
+    return pad(bhttp.encode_request(request, align=_tensors_at(request)))
+
+
+def _tensors_at(request: Request) -> int | None:
+    """Where in the content binary tensors begin, if they do."""
+    for name, value in request.headers:
+        if name == binary_tensors.HEADER_LENGTH and value.isdigit():
+            return int(value[:12])
+    return None
 
 
 def refusal_of(response: Response) -> ClientError | None:

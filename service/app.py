@@ -37,6 +37,7 @@ from service import connections
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.lineup import Lineup
+from service.memory import keep_freed_memory
 from service.metrics import make_folder, open_metrics
 from service.recorder import Recorder
 from service.routes import Routes
@@ -80,6 +81,7 @@ class AdmittedService(Service):
             connections.install(settings.service)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
+        keep_freed_memory()
         # What start-up made stays for ever: keep it out of every later collection.
         gc.collect()
         gc.freeze()

@@ -21,7 +21,8 @@ from sealgate.protocol import bhttp, chunked, ohttp
 from sealgate.protocol.bhttp import BhttpLimits, Body, Headers, Response
 from sealgate.protocol.chunked import ChunkLimits, ChunkSealer, RequestOpener
 from sealgate.protocol.hpke import KemPrivateKey
-from sealgate.protocol.ohttp import RequestHeader
+from sealgate.protocol.ohttp import RequestHeader, ResponseContext
+from sealgate.protocol.ohttp_stream import RequestReceiver
 from sealgate.protocol.padding import padded_size
 from security.errors import DateError
 from security.sealing.freshness import Freshness, http_date
@@ -30,7 +31,13 @@ from security.sealing.publish import Document, Publication
 from service.problems import Problem
 from service.routes import Routes
 
-__all__ = ["GATEWAY_PATH", "ChunkedRequest", "Gateway", "StreamedResponse"]
+__all__ = [
+    "GATEWAY_PATH",
+    "ChunkedRequest",
+    "Gateway",
+    "LargeRequest",
+    "StreamedResponse",
+]
 
 # RFC 9540, section 3: where a client finds the gateway of a target.
 GATEWAY_PATH = b"/.well-known/ohttp-gateway"
@@ -128,6 +135,23 @@ class Gateway:
         self._metrics.stage("seal", time.perf_counter() - began)
         return Response(200, _OUTER_HEADERS, sealed)
 
+    def begin(self, size: int) -> LargeRequest:
+        """Prepare to take a request of ``size`` bytes as it arrives."""
+        return LargeRequest(self._ring(), size)
+
+    async def answer_large(self, request: LargeRequest) -> Response:
+        """Answer a request that has arrived.
+
+        Raises:
+            SealgateError: as `answer`.
+        """
+        message, enc, context = request.finish()
+        key_id, ring = request.key_id, request.ring
+        del request
+        inner = await self._inner(message, enc, key_id=key_id, ring=ring)
+        del message
+        return Response(200, _OUTER_HEADERS, context.seal_parts(_padded(inner)))
+
     def begin_chunked(self) -> ChunkedRequest:
         """Prepare to take a chunked request as it arrives."""
         return ChunkedRequest(self._ring(), self._limits.max_body_bytes)
@@ -161,6 +185,52 @@ class Gateway:
         except SealgateError as error:
             return await self._routes.refuse(error, sealed=True)
         return await self._routes.answer(request, sealed=True)
+
+
+class LargeRequest:
+    """A large request on its way in: it is decrypted as it arrives.
+
+    Attributes:
+        ring: the keys it is opened with.
+        key_id: of the key that it names, once that has arrived.
+    """
+
+    def __init__(self, ring: KeyRing, size: int) -> None:
+        self.ring = ring
+        self.key_id = -1
+        self._receiver = RequestReceiver(size, self._find)
+        self._error: SealgateError | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body.
+
+        After an error they are only counted: the refusal comes when all have arrived,
+        whatever was wrong, and the client is there to read it.
+        """
+        if self._error is None:
+            try:
+                self._receiver.feed(data)
+            except SealgateError as error:
+                self._error = error
+
+    def finish(self) -> tuple[memoryview, bytes, ResponseContext]:
+        """The message, its encapsulated key, and what seals the response.
+
+        Raises:
+            SealgateError: as `Gateway.answer`.
+        """
+        try:
+            if self._error is not None:
+                raise self._error
+            message, context = self._receiver.finish()
+        except (UnknownKeyError, DecryptionError):
+            raise Problem("ohttp-key") from None
+        return message, self._receiver.enc, context
+
+    def _find(self, header: RequestHeader) -> KemPrivateKey:
+        key = self.ring.find(header)
+        self.key_id = header.key_id
+        return key
 
 
 class ChunkedRequest:

@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import numpy as np
+
 from sealgate.errors import SealgateError
 from sealgate.protocol import chunked, keyconfig, ohttp, signedkeys
 from sealgate.protocol.bhttp import Body, Request, Response
@@ -38,6 +40,8 @@ _HARDENING = (
     (b"referrer-policy", b"no-referrer"),
 )
 _SIGNED_KEYS_PATH = signedkeys.SIGNED_KEYS_PATH.encode()
+# Bodies from here on are not gathered first: each copy of one counts.
+_LARGE_BYTES = 64 << 10
 _RETRY = ((b"retry-after", b"1"),)
 
 
@@ -125,7 +129,7 @@ class Guard:
             raise Problem("method-not-allowed", headers=((b"allow", b"GET, POST"),))
         types = [value for name, value in head.headers if name == b"content-type"]
         if types == [_SEALED_TYPE]:
-            return await self._gateway.answer(await body.read())
+            return await self._answer_sealed(body)
         if types == [_CHUNKED_TYPE]:
             request = self._gateway.begin_chunked()
             await body.read_into(request.feed)
@@ -135,6 +139,14 @@ class Guard:
             f"expected {ohttp.REQUEST_MEDIA_TYPE}"
             f" or {chunked.CHUNKED_REQUEST_MEDIA_TYPE}",
         )
+
+    async def _answer_sealed(self, body: _Body) -> Response:
+        size = body.declared
+        if size is None or size < _LARGE_BYTES:
+            return await self._gateway.answer(await body.read())
+        request = self._gateway.begin(size)
+        await body.read_into(request.feed)
+        return await self._gateway.answer_large(request)
 
     async def _answer_signed_keys(self, head: Request, body: _Body) -> Response:
         if head.method not in (b"GET", b"HEAD"):
@@ -148,6 +160,7 @@ class _Body:
     """A request body, counted while it is read.
 
     Attributes:
+        declared: its length, where the client said one; nothing longer will arrive.
         complete: all of it has been read, so that the connection can be used again.
     """
 
@@ -157,8 +170,8 @@ class _Body:
         self._receive = receive
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
-        self._declared = _declared_length(scope)
-        self.complete = self._declared == 0
+        self.declared = _declared_length(scope)
+        self.complete = self.declared == 0
 
     async def read(self) -> Body:
         """Read it whole.
@@ -167,10 +180,14 @@ class _Body:
             Problem: too large, or too slow.
             ClientGone: the client left.
         """
-        # One buffer that grows: a list that is joined is a second copy.
-        buffer = bytearray()
-        await self.read_into(buffer.extend)
-        return buffer
+        if self.declared is None or self.declared < _LARGE_BYTES:
+            # One buffer that grows: a list that is joined is a second copy.
+            grown = bytearray()
+            await self.read_into(grown.extend)
+            return grown
+        gathered = _Gathered(self.declared)
+        await self.read_into(gathered.take)
+        return gathered.content
 
     async def read_into(self, take: Callable[[bytes], None]) -> None:
         """Read it in the portions in which it arrives.
@@ -179,7 +196,7 @@ class _Body:
             SealgateError: as `read`, and what ``take`` raises.
             ClientGone: the client left.
         """
-        if self._declared is not None and self._declared > self._max_bytes:
+        if self.declared is not None and self.declared > self._max_bytes:
             raise Problem("body-too-large", f"at most {self._max_bytes} bytes allowed")
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -203,6 +220,30 @@ class _Body:
             if not message.get("more_body", False):
                 self.complete = True
                 return
+
+
+class _Gathered:
+    """Takes a body of a known length. Its memory is had when the first bytes are."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._end = 0
+        self._buffer = memoryview(b"")
+
+    @property
+    def content(self) -> memoryview:
+        """What has been taken."""
+        return self._buffer[: self._end]
+
+    def take(self, data: bytes) -> None:
+        """Take the next bytes, which HTTP keeps within the declared length."""
+        if not self._end:
+            # Not zeroed: only what has been written is ever read.
+            self._buffer = np.empty(self._size, np.uint8).data
+        begin, self._end = self._end, self._end + len(data)
+        if self._end > self._size:
+            raise Problem("body-too-large", "longer than its length")
+        self._buffer[begin : self._end] = data
 
 
 def _keys(media_type: str, document: Document) -> Response:

@@ -525,3 +525,22 @@ def _decode_both(data: bytes) -> None:
         except BinaryHttpError:
             continue
         assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("offset", range(8))
+@pytest.mark.parametrize("path", [b"/", b"/" + b"x" * 62, b"/" + b"x" * 70])
+def test_content_that_is_aligned(known, offset, path):
+    """Lengths in longer forms (RFC 9000, section 16): the same message."""
+    request = Request(b"POST", b"https", b"h", path, ((b"a", b"b"),), b"-" * 80)
+    encoded = encode_request(request, known=known, align=offset)
+    assert (encoded.index(b"-" * 80) + offset) % 8 == 0
+    assert decode_request(encoded) == request
+    assert len(encoded) - len(encode_request(request, known=known)) < 8
+
+
+def test_a_megabyte_of_padding():
+    encoded = encode_request(Request(b"GET", b"https", b"h", b"/"))
+    assert decode_request(encoded + bytes(1 << 20)).path == b"/"
+    with pytest.raises(BinaryHttpError, match="padding"):
+        decode_request(encoded + bytes(1 << 20) + b"\x01")

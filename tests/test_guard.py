@@ -6,13 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sealgate.protocol import bhttp, keyconfig
+from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.bhttp import Response
 from sealgate.protocol.chunked import seal_chunked_request
 from sealgate.protocol.dsse import key_hint
@@ -277,6 +278,52 @@ def test_a_sealed_exchange(rooms: Rooms) -> None:
     client = call(rooms.guard(Inner()), scope("POST", GATEWAY, headers), body(content))
     assert opened(context, client.response).status == 200
     assert dict(client.response.headers)[b"cache-control"] == b"no-store"
+
+
+def large(rooms: Rooms) -> tuple[bytes, ohttp.ResponseContext]:
+    """A sealed inference that is decrypted while it arrives."""
+    content = json.dumps({"inputs": [INPUT]}).encode().ljust(200_000)
+    asked = request("POST", "/v2/models/toy/infer", bearer=token("infer:toy"))
+    return sealed(
+        rooms.gateway.keys, bhttp.encode_request(replace(asked, body=content))
+    )
+
+
+def in_portions(content: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    portions = [content[i : i + 65_000] for i in range(0, len(content), 65_000)]
+    return scope("POST", GATEWAY, [SEALED_TYPE, length(len(content))]), body(*portions)
+
+
+def test_a_large_sealed_exchange(rooms: Rooms) -> None:
+    content, context = large(rooms)
+    client = call(rooms.guard(Inner()), *in_portions(content))
+    inner = opened(context, client.response)
+    assert inner.status == 200
+    assert json.loads(bytes(inner.body))["model_name"] == "toy"
+    again = opened(context, call(rooms.guard(Inner()), *in_portions(content)).response)
+    assert (again.status, code(again)) == (409, "replayed")
+
+
+@pytest.mark.parametrize("place", [0, 20, 100, 150_000, -1])
+def test_a_large_request_that_does_not_open_is_read_to_its_end(
+    rooms: Rooms, place: int
+) -> None:
+    """So that a client with an old key is there to be told."""
+    content = bytearray(large(rooms)[0])
+    content[place] ^= 1
+    asked, events = in_portions(bytes(content))
+    client = call(rooms.guard(Inner()), asked, events)
+    assert (client.response.status, client.taken) == (422, len(events))
+    assert b"connection" not in dict(client.response.headers)
+    assert json.loads(client.response.body)["type"].endswith("#ohttp-key")
+
+
+def test_large_plaintext(open_rooms: Rooms) -> None:
+    content = json.dumps({"inputs": [INPUT]}).encode().ljust(200_000)
+    headers = [bearer("infer:toy"), (b"content-type", b"application/json")]
+    asked, events = in_portions(content)
+    asked |= scope("POST", "/v2/models/toy/infer", [*headers, length(len(content))])
+    assert call(open_rooms.guard(Inner()), asked, events).response.status == 200
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ sealedfile    a file encrypted to the keys of deployments, in chunks
 keyconfig     key configurations (RFC 9458, section 3)
 signedkeys    key configurations signed by a deployment's identity key
 ohttp         encapsulated requests and responses (RFC 9458, section 4)
+ohttp_stream  a large encapsulated request, decrypted as it arrives
 chunked       the same as streams (draft-ietf-ohai-chunked-ohttp)
 tensors       Open Inference Protocol v2 tensors as JSON
 binary_tensors  the same as bytes behind the JSON (Triton's extension)

@@ -7,7 +7,7 @@ Informational responses are read and passed over, since nobody here acts on them
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sealgate.errors import BinaryHttpError
@@ -20,6 +20,7 @@ __all__ = [
     "Request",
     "Response",
     "check_control",
+    "check_padding",
     "decode_request",
     "decode_response",
     "encode_request",
@@ -41,6 +42,8 @@ _VALUE = re.compile(
     rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?"
 )
 _TARGET = re.compile(rb"[\x21-\x7e]*")
+# Of the largest element of a tensor, in bytes.
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -122,18 +125,35 @@ class FieldBudget:
         return name, value
 
 
-def encode_request(request: Request, *, known: bool = True) -> bytes:
+def encode_request(
+    request: Request, *, known: bool = True, align: int | None = None
+) -> bytes:
     """A request with known (section 3.1) or indeterminate length (section 3.2).
+
+    Args:
+        request: the message.
+        known: which of the two.
+        align: an offset in the content. It comes to lie on a multiple of eight bytes
+            of the message, so that a tensor that begins there can be used where it is,
+            not copied. Lengths in front of it are written in longer forms for that
+            (RFC 9000, section 16, lets the sender choose).
 
     >>> encode_request(Request(b"GET", b"https", b"example.com", b"/")).hex()
     '00034745540568747470730b6578616d706c652e636f6d012f000000'
     """
     control = (request.method, request.scheme, request.authority, request.path)
+    numbers = [0 if known else 2, *map(len, control)]
+    sections = list(_sections(request, known=known))
+    encoded = [_varint(number) for number in numbers]
+    if align is not None:
+        front = sum(map(len, (*encoded, *control, sections[0])))
+        encoded = _lengthened(numbers, -(front + align) % _ALIGNMENT)
+    framing, *lengths = encoded
     return b"".join(
         [
-            b"\x00" if known else b"\x02",
-            *(part for text in control for part in (_varint(len(text)), text)),
-            *_sections(request, known=known),
+            framing,
+            *(part for pair in zip(lengths, control) for part in pair),
+            *sections,
         ]
     )
 
@@ -210,6 +230,17 @@ def check_control(texts: list[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
     return method, scheme, authority, path
 
 
+def check_padding(padding: memoryview) -> None:
+    """Check what follows a message (section 3.8).
+
+    Raises:
+        BinaryHttpError: it is not all zeros.
+    """
+    # Compared as bytes: there may be a megabyte of it.
+    if padding and bytes(padding) != bytes(len(padding)):
+        raise BinaryHttpError("padding is not zero")
+
+
 def _sections(message: Request | Response, *, known: bool) -> Iterator[Body]:
     body = message.body
     if known:
@@ -243,6 +274,23 @@ def _varint(value: int) -> bytes:
         if value < 1 << (8 * size - 2):
             return (value | prefix << (8 * size - 2)).to_bytes(size, "big")
     raise BinaryHttpError("length does not fit a variable-length integer")
+
+
+def _lengthened(numbers: Sequence[int], extra: int) -> list[bytes]:
+    """Variable-length integers that take ``extra`` bytes more than at their shortest.
+
+    Where no choice of forms does, they stay short: alignment saves time, no more.
+    """
+    encoded = [_varint(number) for number in numbers]
+    for position, number in enumerate(numbers):
+        for size in (8, 4, 2):
+            added = size - len(encoded[position])
+            if 0 < added <= extra:
+                prefix = size.bit_length() - 1 << (8 * size - 2)
+                encoded[position] = (number | prefix).to_bytes(size, "big")
+                extra -= added
+                break
+    return [_varint(number) for number in numbers] if extra else encoded
 
 
 class _Reader:
@@ -285,8 +333,7 @@ class _Reader:
         headers = self.fields(known=known) if self._left() else ()
         body = self._content(known=known) if self._left() else b""
         trailers = self.fields(known=known) if self._left() else ()
-        if any(self._data[self._position :]):
-            raise BinaryHttpError("padding is not zero")
+        check_padding(self._data[self._position :])
         return headers, body, trailers
 
     def fields(self, *, known: bool) -> Headers:

@@ -19,6 +19,7 @@ from sealgate.protocol.bhttp import (
     Request,
     Response,
     check_control,
+    check_padding,
 )
 
 __all__ = ["Event", "RequestDecoder", "ResponseDecoder", "Trailers"]
@@ -114,8 +115,8 @@ class _Decoder:
         self._events.append(Trailers(trailers))
         self._may_end = self._ended = True
         while True:
-            if any(memoryview(self._buffer)[self._position :]):
-                raise BinaryHttpError("padding is not zero")
+            with memoryview(self._buffer) as view:
+                check_padding(view[self._position :])
             self._position = len(self._buffer)
             yield
 

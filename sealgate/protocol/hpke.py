@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from sealgate.errors import DecryptionError, KeyConfigError
 from sealgate.protocol import kem
@@ -40,6 +43,7 @@ __all__ = [
     "Context",
     "HybridPrivateKey",
     "KemPrivateKey",
+    "PieceOpener",
     "PrivateKey",
     "Suite",
     "hkdf_expand",
@@ -140,6 +144,7 @@ class Context:
     ) -> None:
         self.suite = suite
         self._aead = suite.aead(key)
+        self._key = key
         self._base_nonce = int.from_bytes(base_nonce, "big")
         self._exporter_secret = exporter_secret
         self._sequence = 0
@@ -166,6 +171,18 @@ class Context:
         self._sequence += 1
         return plaintext
 
+    def open_in_pieces(self) -> PieceOpener:
+        """Decrypt the next message while it arrives; for AES-128-GCM only.
+
+        Raises:
+            KeyConfigError: the library has no streaming form of the suite's AEAD.
+        """
+        if self.suite.aead_id != AEAD_AES_128_GCM:
+            raise KeyConfigError("this AEAD opens whole messages only")
+        opener = PieceOpener(self._key, self._nonce())
+        self._sequence += 1
+        return opener
+
     def export(self, exporter_context: bytes, length: int) -> bytes:
         """Derive a secret that only the two parties know (RFC 9180, section 5.3)."""
         return labeled_expand(
@@ -180,6 +197,32 @@ class Context:
         # 2^96 messages cannot be sent; RFC 9180's overflow check has nothing to catch.
         nonce = self._base_nonce ^ self._sequence
         return nonce.to_bytes(self.suite.nn, "big")
+
+
+class PieceOpener:
+    """Decrypts one AES-GCM message, piece by piece, into the caller's buffer.
+
+    What it has written is not authentic until `finish` returns: until then nobody may
+    read it, and if `finish` raises, nobody ever.
+    """
+
+    def __init__(self, key: bytes, nonce: bytes) -> None:
+        self._decryptor = Cipher(AES(key), GCM(nonce)).decryptor()
+
+    def write(self, ciphertext: Buffer, buffer: memoryview) -> None:
+        """Decrypt the next piece to the front of a buffer that is as long at least."""
+        self._decryptor.update_into(ciphertext, buffer)
+
+    def finish(self, tag: bytes) -> None:
+        """Check the tag.
+
+        Raises:
+            DecryptionError: the message does not authenticate.
+        """
+        try:
+            self._decryptor.finalize_with_tag(tag)
+        except (InvalidTag, ValueError):
+            raise DecryptionError("message does not authenticate") from None
 
 
 def setup_sender(

@@ -23,8 +23,10 @@ from sealgate.protocol.keyconfig import KeyConfig
 
 __all__ = [
     "HEADER_BYTES",
+    "REQUEST_LABEL",
     "REQUEST_MEDIA_TYPE",
     "RESPONSE_MEDIA_TYPE",
+    "TAG_BYTES",
     "RequestHeader",
     "ResponseContext",
     "choose_suite",
@@ -39,9 +41,11 @@ RESPONSE_MEDIA_TYPE = "message/ohttp-res"
 
 HEADER_BYTES = 7
 
-_REQUEST_LABEL = b"message/bhttp request\x00"
+# Begins the HPKE info of a request.
+REQUEST_LABEL = b"message/bhttp request\x00"
 _RESPONSE_LABEL = b"message/bhttp response"
-_TAG_BYTES = 16
+# Of both AEADs.
+TAG_BYTES = 16
 # From here on a copy costs more than setting up a streaming cipher.
 _LARGE_BYTES = 64 << 10
 
@@ -120,7 +124,7 @@ class ResponseContext:
         if size < _LARGE_BYTES or self._suite.aead_id != hpke.AEAD_AES_128_GCM:
             return self.seal(b"".join(parts), nonce=nonce)
         nonce = nonce or secrets.token_bytes(self._nonce_bytes)
-        sealed = bytearray(len(nonce) + size + _TAG_BYTES)
+        sealed = bytearray(len(nonce) + size + TAG_BYTES)
         sealed[: len(nonce)] = nonce
         key, aead_nonce = self._keys(nonce)
         encryptor = Cipher(AES(key), GCM(aead_nonce)).encryptor()
@@ -129,7 +133,7 @@ class ResponseContext:
             for part in parts:
                 end += encryptor.update_into(part, view[end:])
         encryptor.finalize()
-        sealed[-_TAG_BYTES:] = encryptor.tag
+        sealed[-TAG_BYTES:] = encryptor.tag
         return sealed
 
     def open(self, data: Buffer) -> bytes:
@@ -139,7 +143,7 @@ class ResponseContext:
             EncapsulationError: too short.
             DecryptionError: it does not authenticate.
         """
-        if len(data) < self._nonce_bytes + _TAG_BYTES:
+        if len(data) < self._nonce_bytes + TAG_BYTES:
             raise EncapsulationError("encapsulated response is too short")
         view = memoryview(data)
         key, aead_nonce = self._keys(bytes(view[: self._nonce_bytes]))
@@ -176,7 +180,7 @@ def seal_request(
     header = RequestHeader(config.key_id, suite.kem_id, suite.kdf_id, suite.aead_id)
     encoded = header.encode()
     enc, context = hpke.setup_sender(
-        suite, config.public_key, _REQUEST_LABEL + encoded, ephemeral=ephemeral
+        suite, config.public_key, REQUEST_LABEL + encoded, ephemeral=ephemeral
     )
     sealed = encoded + enc + context.seal(request)
     return sealed, ResponseContext(context, enc)
@@ -190,7 +194,7 @@ def parse_header(data: Buffer) -> RequestHeader:
     """
     # The shortest body has X25519's 32-byte encapsulated key; `open_request` checks the
     # length that the chosen suite needs.
-    if len(data) < HEADER_BYTES + 32 + _TAG_BYTES:
+    if len(data) < HEADER_BYTES + 32 + TAG_BYTES:
         raise EncapsulationError("encapsulated request is too short")
     return RequestHeader.decode(bytes(data[:HEADER_BYTES]))
 
@@ -218,7 +222,7 @@ def encapsulated_key(data: Buffer) -> bytes:
         EncapsulationError: as `open_request`.
     """
     end = HEADER_BYTES + choose_suite(parse_header(data)).nenc
-    if len(data) < end + _TAG_BYTES:
+    if len(data) < end + TAG_BYTES:
         raise EncapsulationError("encapsulated request is too short")
     return bytes(data[HEADER_BYTES:end])
 
@@ -243,7 +247,7 @@ def open_request(
     """
     suite = choose_suite(parse_header(data))
     enc = encapsulated_key(data)
-    info = _REQUEST_LABEL + bytes(data[:HEADER_BYTES])
+    info = REQUEST_LABEL + bytes(data[:HEADER_BYTES])
     context = hpke.setup_receiver(suite, private_key, enc, info)
     request = context.open(memoryview(data)[HEADER_BYTES + suite.nenc :])
     return request, ResponseContext(context, enc)
