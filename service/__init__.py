@@ -13,5 +13,6 @@ lineup     the models that are served: versions, default, canary, shadow
 agreement  whether two versions give the same answer
 warmup     a model's first runs, and what they teach about it
 batching   runs gathered from requests, bounded, stopped at their deadlines
+memory     what a worker keeps of the memory it frees
 runtime    onnxruntime sessions over admitted bytes
 """

@@ -116,7 +116,7 @@ def bearer(*scopes: str) -> tuple[bytes, bytes]:
 
 
 def code(response: Response) -> str:
-    return json.loads(response.body)["type"].rpartition("/")[2]
+    return json.loads(bytes(response.body))["type"].rpartition("/")[2]
 
 
 @pytest.mark.parametrize(

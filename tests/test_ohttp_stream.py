@@ -50,10 +50,8 @@ def test_any_portions(config, key, step):
     sealed, context = seal_request(config, MESSAGE)
     receiver, (message, gateway) = receive(sealed, key, step=step)
     assert bytes(message) == MESSAGE
-    assert (receiver.header.key_id, receiver.enc) == (
-        7,
-        sealed[7 : 7 + len(receiver.enc)],
-    )
+    assert receiver.header.key_id == 7
+    assert receiver.enc == sealed[7 : 7 + len(receiver.enc)] != b""
     assert context.open(gateway.seal(b"answer")) == b"answer"
 
 
