@@ -7,7 +7,13 @@
     ├── KeyFileError        a key file is missing, readable by others, or not that key
     ├── AccessError         the caller may not; the answer depends on the subclass
     │   ├── TokenError      no valid token: 401
-    │   └── ScopeError      a valid token without the right: 403
+    │   │   └── ProofError  no valid proof that the token's key is there
+    │   │       └── NonceError    it lacks a nonce of ours; carries one
+    │   ├── CredentialsError    more or other credentials than one can be: 400
+    │   ├── ScopeError      a valid token without the right: 403
+    │   ├── HiddenError     nor the right to know that there is such a thing: 404
+    │   ├── KeysUnavailableError    the issuer's keys are not there yet: 503
+    │   └── RevocationStoreError    whether it is revoked cannot be told: 503
     ├── AdmissionRefused    a numbered check of the gate failed
     ├── ReplayError         this sealed request was answered before
     ├── ReplayStoreError    whether it was cannot be told: nothing is answered
@@ -29,11 +35,17 @@ __all__ = [
     "AssessmentError",
     "AuditError",
     "BudgetError",
+    "CredentialsError",
     "DateError",
+    "HiddenError",
     "HostileModel",
     "KeyFileError",
+    "KeysUnavailableError",
+    "NonceError",
+    "ProofError",
     "ReplayError",
     "ReplayStoreError",
+    "RevocationStoreError",
     "ScopeError",
     "SettingsError",
     "TokenError",
@@ -57,8 +69,40 @@ class TokenError(AccessError):
     """No valid token. The message is for the log; a stranger learns only that."""
 
 
+class ProofError(TokenError):
+    """No valid proof of possession of the key that the token is bound to (RFC 9449)."""
+
+
+class NonceError(ProofError):
+    """A proof without a nonce of this server, or with an old one (RFC 9449, 9).
+
+    Attributes:
+        nonce: the one to use.
+    """
+
+    def __init__(self, nonce: str) -> None:
+        self.nonce = nonce
+        super().__init__("proof has no nonce of ours")
+
+
+class CredentialsError(AccessError):
+    """Credentials that cannot be told apart, or twice (RFC 6750, section 3.1)."""
+
+
 class ScopeError(AccessError):
     """A valid token that does not grant the action."""
+
+
+class HiddenError(AccessError):
+    """A valid token that does not even grant knowing whether there is such a thing."""
+
+
+class KeysUnavailableError(AccessError):
+    """An issuer's keys could not be fetched yet: no token of it can be verified."""
+
+
+class RevocationStoreError(AccessError):
+    """Whether a token is revoked cannot be told: nothing is answered."""
 
 
 class AdmissionRefused(SealgateError):  # noqa: N818  (it is a verdict, not a mishap)

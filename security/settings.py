@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from security.errors import SettingsError
+from security.issuers import IssuerSettings, KeyLocation, check_issuers, check_resource
 from security.key_files import PASSPHRASE_VARIABLE
 from security.workload import (
     DeploymentSettings,
@@ -75,24 +76,45 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True)
-class AccessSettings:
-    """Which tokens are accepted (RFC 9068).
+class AccessSettings(IssuerSettings):
+    """Whose tokens are accepted, and for what.
+
+    What an issuer is said by stands here for the first issuer; `IssuerSettings` lists
+    it. One that is not named here is none.
 
     Attributes:
-        issuer: exact ``iss``.
-        audience: must be in ``aud``.
-        jwks: file of the issuer's public keys (RFC 7517).
+        issuers: further ones.
+        resource: this server's own URL, ``https://host[:port]``: what clients find it
+            by (RFC 9728), and what proofs of possession are made for (RFC 9449).
+        permissions: the table of grants, relative to the folder of service.toml.
         leeway_s: tolerated clock difference.
-        max_lifetime_s: longest ``exp`` minus ``iat``.
         max_token_bytes: refuse longer tokens before decoding.
+        token_cache_entries: verified tokens that are remembered; 0 remembers none.
+        revocation_store: "local", shared by the workers of this machine, or the
+            ``redis://`` or ``rediss://`` URL of a store shared by all machines.
+        revocation_directory: folder of the local store.
+        dpop_key: file with the key that nonces are made with.
+        dpop_nonce: proofs must hold a nonce of this server (RFC 9449, section 9).
+        dpop_window_s: how far a proof's time may be from our clock, either way.
     """
 
-    issuer: str = ""
-    audience: str = ""
-    jwks: Path = Path("jwks.json")
+    issuers: tuple[IssuerSettings, ...] = ()
+    resource: str = ""
+    permissions: Path = field(default=Path("access.toml"), metadata={"base": "config"})
     leeway_s: int = 5
-    max_lifetime_s: int = 3600
     max_token_bytes: int = 8 << 10
+    token_cache_entries: int = 4096
+    revocation_store: str = "local"
+    revocation_directory: Path = Path("revocations")
+    dpop_key: Path = Path("keys/dpop.key")
+    dpop_nonce: bool = True
+    dpop_window_s: int = 60
+
+    @property
+    def all_issuers(self) -> tuple[IssuerSettings, ...]:
+        """The first issuer, if one is named, and the further ones."""
+        own = {item.name: getattr(self, item.name) for item in fields(IssuerSettings)}
+        return (*([IssuerSettings(**own)] if self.issuer else []), *self.issuers)
 
 
 @dataclass(frozen=True)
@@ -185,7 +207,7 @@ _POSITIVE: Mapping[str, tuple[str, ...]] = {
         "inference_timeout_s",
         "max_concurrency",
     ),
-    "access": ("max_lifetime_s", "max_token_bytes"),
+    "access": ("max_lifetime_s", "max_token_bytes", "dpop_window_s"),
     "sealing": (
         "key_lifetime_s",
         "key_overlap_s",
@@ -252,20 +274,35 @@ def _checked(settings: Settings) -> Settings:
             # NaN, which TOML can spell, fails this comparison too.
             if not 0 < getattr(getattr(settings, section), name) < math.inf:
                 raise SettingsError(f"{section}.{name}: must be positive and finite")
-    if settings.access.leeway_s < 0:
-        raise SettingsError("access.leeway_s: may not be negative")
+    _check_access(settings.access, production=service.environment == "production")
     _check_sealing(settings.sealing)
     check_runtime(settings.runtime)
     return settings
 
 
+def _check_access(access: AccessSettings, *, production: bool) -> None:
+    for name in ("leeway_s", "token_cache_entries"):
+        if getattr(access, name) < 0:
+            raise SettingsError(f"access.{name}: may not be negative")
+    _check_store(access.revocation_store, "access.revocation_store")
+    issuers = access.all_issuers
+    check_issuers(issuers)
+    if access.resource:
+        check_resource(access.resource, production=production)
+    elif any(issuer.dpop != "off" for issuer in issuers):
+        raise SettingsError("access.resource: must be set where DPoP is not off")
+
+
 def _check_sealing(sealing: SealingSettings) -> None:
     if sealing.key_cache_s > sealing.key_overlap_s:
         raise SettingsError("sealing.key_cache_s: may not exceed sealing.key_overlap_s")
-    store = sealing.replay_store
+    _check_store(sealing.replay_store, "sealing.replay_store")
+
+
+def _check_store(store: str, where: str) -> None:
     if store != "local" and not store.startswith(("redis://", "rediss://")):
         # Not the value: a URL that was mistyped may hold a password.
-        raise SettingsError("sealing.replay_store: local, or a redis:// URL")
+        raise SettingsError(f"{where}: local, or a redis:// URL")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -309,9 +346,9 @@ def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 def _from_text(text: str, kind: str) -> Any:
-    if kind.startswith("tuple"):
+    if kind == "tuple[str, ...]":
         return [item.strip() for item in text.split(",") if item.strip()]
-    if kind in ("str", "Path"):
+    if kind in ("str", "Path", "Path | None", "KeyLocation"):
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -339,10 +376,14 @@ def _section(
 
 def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
     match kind:
-        case "Path" if isinstance(value, str | Path):
-            return (base / value).absolute()
+        case "Path" | "Path | None" | "KeyLocation" if isinstance(value, str | Path):
+            return _location(value, kind, base)
+        case "Path | None" if value is None:
+            return None
         case _ if kind == _MODELS and isinstance(value, dict):
             return _models(value, where, base)
+        case "tuple[IssuerSettings, ...]" if isinstance(value, list | tuple):
+            return tuple(_issuer(item, where, base) for item in value)
         case "str" if isinstance(value, str):
             return value
         case "bool" if isinstance(value, bool):
@@ -357,7 +398,24 @@ def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
             isinstance(item, str) for item in value
         ):
             return tuple(value)
-    raise SettingsError(f"{where}: expected {kind}, got {type(value).__name__}")
+    expected = {"KeyLocation": "a file or an https URL"}.get(kind, kind)
+    raise SettingsError(f"{where}: expected {expected}, got {type(value).__name__}")
+
+
+def _location(value: str | Path, kind: str, base: Path) -> KeyLocation | None:
+    if kind == "KeyLocation" and isinstance(value, str) and "://" in value:
+        return value
+    if kind == "Path | None" and not str(value):
+        return None
+    return (base / value).absolute()
+
+
+def _issuer(values: Any, where: str, base: Path) -> IssuerSettings:
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where}: expected tables, [[access.issuers]]")
+    bases = {"home": base}
+    issuer: IssuerSettings = _section(IssuerSettings, values, where=where, bases=bases)
+    return issuer
 
 
 def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:

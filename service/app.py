@@ -17,7 +17,6 @@ from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
-from security.access.jwks import load_jwks
 from security.access.tokens import Verifier
 from security.admission.hooks import (
     AdmittedImage,
@@ -57,11 +56,11 @@ def _settings() -> Settings:
 
 
 def _check_access(settings: Settings) -> None:
-    access = settings.access
-    if not access.issuer or not access.audience:
+    issuers = [issuer.issuer for issuer in settings.access.all_issuers]
+    if not issuers:
         raise SettingsError("access.issuer and access.audience must be set")
     production = settings.service.environment == "production"
-    if production and access.issuer == DEVELOPMENT_ISSUER:
+    if production and DEVELOPMENT_ISSUER in issuers:
         raise SettingsError("the development issuer is refused in production")
 
 
@@ -97,7 +96,7 @@ def _guard(inner: App, settings: Settings) -> Guard:
         settings=settings.runtime,
         metrics=metrics,
     )
-    verifier = Verifier(settings.access, load_jwks(settings.access.jwks))
+    verifier = Verifier(settings.access)
     writer = f"{time.time_ns()}-{os.getpid()}"
     recorder = Recorder(
         AuditLog(settings.audit.directory, writer=writer),
@@ -124,7 +123,7 @@ def _guard(inner: App, settings: Settings) -> Guard:
 
 def _check_operable(settings: Settings) -> None:
     """Fail in the parent what would otherwise fail again and again in every worker."""
-    load_jwks(settings.access.jwks)
+    Verifier(settings.access)
     load_keyring(settings.sealing.keys)
     load_freshness(settings.sealing)
     load_publication(settings.sealing)

@@ -22,7 +22,6 @@ from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.hpke import KEM_X25519
 from sealgate.protocol.tensors import TensorSpec
 from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document, mint
-from security.access.jwks import load_jwks
 from security.access.tokens import Verifier
 from security.admission.gate import Admission, verify
 from security.audit.log import AuditLog
@@ -91,12 +90,14 @@ def wire(
     (folder / "jwks.json").write_bytes(jwks_document(ISSUER_KEY.public_key()))
     for key_id, kem_id in enumerate(kems, start=1):
         generate_key(folder / "hpke", key_id, kem_id=kem_id)
-    access = AccessSettings(issuer=DEVELOPMENT_ISSUER, audience=AUDIENCE)
+    access = AccessSettings(
+        issuer=DEVELOPMENT_ISSUER, audience=AUDIENCE, jwks=folder / "jwks.json"
+    )
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
     log = AuditLog(folder / "audit", writer="worker")
     routes = Routes(
         Lineup(all_admissions, timeout_s=timeout_s),
-        Verifier(access, load_jwks(folder / "jwks.json")),
+        Verifier(access),
         Recorder(log, key=b"k" * 32),
         require_sealed=require_sealed,
     )

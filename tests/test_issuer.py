@@ -10,7 +10,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document, mint
-from security.access.jwks import load_jwks
 from security.access.tokens import Verifier
 from security.errors import TokenError
 from security.settings import AccessSettings
@@ -34,7 +33,7 @@ def token(key: Ed25519PrivateKey = KEY, lifetime_s: int = 60) -> str:
 def verifier(folder: Path, **changes: object) -> Verifier:
     (folder / "jwks.json").write_bytes(jwks_document(KEY.public_key()))
     given = {"issuer": DEVELOPMENT_ISSUER, "audience": "urn:server"} | changes
-    return Verifier(AccessSettings(**given), load_jwks(folder / "jwks.json"))
+    return Verifier(AccessSettings(jwks=folder / "jwks.json", **given))
 
 
 def test_the_server_takes_what_the_issuer_mints(tmp_path: Path) -> None:
@@ -52,7 +51,7 @@ def test_every_token_has_its_own_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"issuer": "https://issuer.example"}, "iss is not the configured issuer"),
+        ({"issuer": "https://issuer.example"}, "iss is not a configured issuer"),
         ({"audience": "urn:other"}, "aud does not contain this server"),
         ({"max_lifetime_s": 59}, "lifetime is too long"),
     ],

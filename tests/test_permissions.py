@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from security.access.claims import Principal
 from security.access.permissions import (
     authorize_metrics,
     authorize_model,
     model_scope,
 )
-from security.access.tokens import Principal
 from security.errors import ScopeError
 
 

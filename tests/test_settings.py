@@ -48,7 +48,8 @@ def test_paths_start_from_home_and_the_policy_beside_its_file(tmp_path: Path) ->
 def test_a_variable_wins(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,
-        '[service]\nmodels = ["a:1"]\nbody_timeout_s = 3\n[access]\nissuer = "file"',
+        '[service]\nmodels = ["a:1"]\nbody_timeout_s = 3\n'
+        '[access]\nissuer = "file"\naudience = "us"',
         SEALGATE_ACCESS_ISSUER="https://issuer.example",
         SEALGATE_SERVICE_MODELS="a:1.0.0, b:2.0.0",
         SEALGATE_SEALING_REQUIRE_SEALED="false",
@@ -61,8 +62,34 @@ def test_a_variable_wins(tmp_path: Path) -> None:
     assert loaded.service.body_timeout_s == 3.0
 
 
+def test_several_issuers(tmp_path: Path) -> None:
+    loaded = load(
+        tmp_path,
+        '[access]\nissuer = "one"\naudience = "us"\nmax_lifetime_s = 60\n'
+        '[[access.issuers]]\nissuer = "https://two.example/"\naudience = "them"\n'
+        'jwks = "https://two.example/keys"\nalgorithms = ["RS256"]\n'
+        'group_claims = ["/realm_access/roles"]\n'
+        '[[access.issuers]]\nissuer = "three"\naudience = "us"\n'
+        'secret = "keys/three"\nalgorithms = ["HS256"]',
+    )
+    one, two, three = loaded.access.all_issuers
+    assert (one.issuer, one.max_lifetime_s) == ("one", 60)
+    assert one.jwks == tmp_path / "home" / "jwks.json"
+    assert (two.jwks, two.max_lifetime_s) == ("https://two.example/keys", 3600)
+    assert two.group_claims == ("/realm_access/roles",)
+    assert three.secret == tmp_path / "home" / "keys" / "three"
+
+
+def test_issuers_in_a_variable(tmp_path: Path) -> None:
+    tables = '[{issuer = "a", audience = "x"}, {issuer = "b", audience = "y"}]'
+    loaded = load(tmp_path, SEALGATE_ACCESS_ISSUERS=tables)
+    assert [one.issuer for one in loaded.access.all_issuers] == ["a", "b"]
+
+
 DEEP = "[" * 5000
 DIGITS = "9" * 5000
+
+ONE = '[access]\nissuer = "one"\naudience = "us"\n'
 
 FAULTS = [
     ("nonsense", "service.toml: Expected"),
@@ -88,6 +115,41 @@ FAULTS = [
     ),
     ('[sealing]\nreplay_store = "sqlite://x"', "replay_store: local, or a redis://"),
     ("[access]\nleeway_s = -1", "access.leeway_s: may not be negative"),
+    ("[access]\ntoken_cache_entries = -1", "token_cache_entries: may not be negative"),
+    ('[access]\nissuer = "i"', "issuer 'i': audience must be set"),
+    (ONE + 'jwks = "http://issuer.example/keys"', "jwks: only https URLs"),
+    (ONE + 'jwks = "https://u:p@issuer.example"', "jwks: not a URL without user"),
+    (ONE + 'jwks = "https:///keys"', "jwks: not a URL without user"),
+    (ONE + 'jwks = "https://x:y/"', "jwks: not a URL without user"),
+    (ONE + 'algorithms = ["none"]', "algorithms: of EdDSA, ES256"),
+    (ONE + 'algorithms = ["HS256"]', "algorithms: of EdDSA, ES256"),
+    (ONE + "algorithms = []", "algorithms: of EdDSA, ES256"),
+    (ONE + 'secret = "s"', 'secret needs algorithms = \\["HS256"\\]'),
+    (ONE + 'secret = "s"\nalgorithms = ["HS256", "ES256"]', "secret needs algorithms"),
+    (ONE + 'token_types = ["jwt"]', "token_types: of at\\+jwt, JWT"),
+    (ONE + 'dpop = "yes"', "dpop: of off, optional, required"),
+    (ONE + 'dpop = "required"', "access.resource: must be set where DPoP"),
+    (ONE + 'required_claims = ["ver"]', "required_claims: expected claim=text"),
+    (ONE + 'subject_claim = ""', "'' names no claim"),
+    (ONE + 'group_claims = ["/a//b"]', "'/a//b' names no claim"),
+    (ONE + 'group_claims = ["/~2"]', "'/~2' names no claim"),
+    (ONE + "max_lifetime_s = 0", "access.max_lifetime_s: must be positive"),
+    (ONE + "jwks_retry_s = 0", "jwks_retry_s: must be positive"),
+    (ONE + 'resource = "models.example"', "resource: not a URL"),
+    (ONE + 'resource = "http://models.example"', "resource: expected https://"),
+    (ONE + 'resource = "https://models.example/"', "resource: expected https://"),
+    (ONE + "issuers = 1", "issuers: expected tuple"),
+    (ONE + "issuers = [1]", "issuers: expected tables"),
+    (ONE + 'issuers = [{issuer = "i"}]', "issuer 'i': audience must be set"),
+    (ONE + 'issuers = [{issuer = "one", audience = "a"}]', "'one': is there twice"),
+    (ONE + 'issuers = [{isuer = "one"}]', "did you mean 'issuer'"),
+    (ONE + 'issuers = [{audience = "a"}]', "issuer '': not an identifier"),
+    (ONE + 'revocation_store = "/x"', "revocation_store: local, or a redis://"),
+    (
+        "[service]\nenvironment = 'production'\n"
+        "[access]\nresource = 'http://127.0.0.1:3000'",
+        "resource: expected https://",
+    ),
     (
         f"[service]\nbody_timeout_s = 1{'0' * 400}",
         "body_timeout_s: expected float, got int",
@@ -111,7 +173,7 @@ FAULTS = [
     ("[runtime.models.a]\nmax_waiting = true", "expected int, got bool"),
     ("[deployment]\npoll_s = 0", "deployment.poll_s: must be positive and finite"),
     ('[service]\nenvironment = "prod"', "environment: one of development, production"),
-    ("[access]\njwks = 5", "jwks: expected Path, got int"),
+    ("[access]\njwks = 5", "jwks: expected a file or an https URL, got int"),
     (f"[service]\nmodels = {DEEP}", "nested too deeply"),
     (f"[service]\nmax_body_bytes = {DIGITS}", "service.toml: "),
 ]

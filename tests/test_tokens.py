@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from security.access.jwks import load_jwks
 from security.access.tokens import Principal, Verifier
 from security.errors import TokenError
+from security.issuers import IssuerSettings
 from security.settings import AccessSettings
+from tests import issuers as issuers_of_tests
+from tests.issuers import RSA_KEY
 from tests.mutations import DROP, changed, mutated
 
 NOW = 1_800_000_000
 ISSUER, AUDIENCE = "https://issuer.example", "https://models.example"
 ED25519 = Ed25519PrivateKey.from_private_bytes(b"\x01" * 32)
+OTHER_RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 P256 = ec.derive_private_key(7, ec.SECP256R1())
 HEADER = {"typ": "at+jwt", "alg": "EdDSA", "kid": "ed"}
 CLAIMS: dict[str, Any] = {
@@ -64,8 +67,8 @@ def verifier(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
 
 def make_verifier(folder: Path, jwks: dict[str, Any], **changes: Any) -> Verifier:
     (folder / "jwks.json").write_text(json.dumps(jwks))
-    access = AccessSettings(issuer=ISSUER, audience=AUDIENCE, **changes)
-    return Verifier(access, load_jwks(folder / "jwks.json"))
+    given = {"issuer": ISSUER, "audience": AUDIENCE} | changes
+    return Verifier(AccessSettings(jwks=folder / "jwks.json", **given))
 
 
 def sign(header: Any, payload: bytes | dict[str, Any]) -> str:
@@ -81,7 +84,13 @@ def sign(header: Any, payload: bytes | dict[str, Any]) -> str:
 
 def test_a_valid_token_is_a_principal(verifier: Verifier) -> None:
     expected = Principal(
-        "alice", "app", "token-1", frozenset({"infer:toy", "metrics"}), NOW + 600
+        "alice",
+        "app",
+        "token-1",
+        frozenset({"infer:toy", "metrics"}),
+        NOW + 600,
+        ISSUER,
+        issued_at=NOW,
     )
     assert verifier.verify(sign(HEADER, CLAIMS), now=NOW) == expected
     es256 = HEADER | {"alg": "ES256", "kid": "ec"}
@@ -104,11 +113,11 @@ def test_accepts(verifier: Verifier, name: str, value: object) -> None:
 
 
 HEADER_FAULTS = [
-    ("typ", DROP, "typ is not at\\+jwt"),
-    ("typ", "JWT", "typ is not at\\+jwt"),
-    ("typ", ["at+jwt"], "typ is not at\\+jwt"),
-    ("crit", ["b64"], "crit is not supported"),
-    ("crit", [], "crit is not supported"),
+    ("typ", DROP, "typ is not the issuer's"),
+    ("typ", "JWT", "typ is not the issuer's"),
+    ("typ", ["at+jwt"], "typ is not the issuer's"),
+    ("crit", ["b64"], "crit and b64 are not supported"),
+    ("crit", [], "crit and b64 are not supported"),
     ("kid", DROP, "kid is not known"),
     ("kid", "other", "kid is not known"),
     ("kid", ["ed"], "kid is not known"),
@@ -118,7 +127,7 @@ HEADER_FAULTS = [
     ("alg", "ES256", "alg is not the key's"),
     ("alg", "eddsa", "alg is not the key's"),
     ("kid", "ec", "alg is not the key's"),
-    ("b64", False, "signature does not verify"),
+    ("b64", False, "crit and b64 are not supported"),
 ]
 
 
@@ -146,9 +155,9 @@ def test_a_key_in_the_header_is_never_used(verifier: Verifier, name: str) -> Non
 
 
 CLAIM_FAULTS = [
-    ("iss", DROP, "iss is not the configured issuer"),
-    ("iss", ISSUER + "/", "iss is not the configured issuer"),
-    ("iss", [ISSUER], "iss is not the configured issuer"),
+    ("iss", DROP, "iss is not a configured issuer"),
+    ("iss", ISSUER + "/", "iss is not a configured issuer"),
+    ("iss", [ISSUER], "iss is not a configured issuer"),
     ("aud", DROP, "aud does not contain this server"),
     ("aud", AUDIENCE + ".evil", "aud does not contain this server"),
     ("aud", [], "aud does not contain this server"),
@@ -290,39 +299,312 @@ def test_signed_nonsense_is_read_or_refused(
     principal.subject.encode()
 
 
-def test_wycheproof(tmp_path: Path, shared_data: Path) -> None:
-    """The published ES256 vectors: the signature step agrees with every one of them.
+# Several issuers, of several kinds.
 
-    They are no access tokens, so `verify` refuses even the valid ones, by their typ;
-    for those the signature is checked with the verifier's own parts. Vectors of other
-    algorithms are refused because no such key is ever loaded.
-    """
-    path = shared_data / "vectors-wycheproof" / "json_web_signature_test.json.gz"
-    seen = {"valid": 0, "invalid": 0}
-    for group in json.loads(gzip.decompress(path.read_bytes()))["testGroups"]:
-        public = group.get("public") or {}
-        ours = public.get("alg") == "ES256"
-        keys = {"keys": [public]} if ours else document()
-        verifier = make_verifier(tmp_path, keys)
-        for test in group["tests"]:
-            with pytest.raises(TokenError):
-                verifier.verify(test["jws"], now=NOW)
-            if ours:
-                accepted = _signature_verifies(verifier, test["jws"])
-                assert accepted == (test["result"] == "valid"), test
-                seen[test["result"]] += 1
-    assert seen == {"valid": 2, "invalid": 37}
+KEYCLOAK = {
+    "exp": NOW + 300,
+    "iat": NOW,
+    "jti": "onrtac:7c2f9b3e-9b0a-4f0c-9d0e-1b1f5ad2a001",
+    "iss": "https://sso.example.org/realms/research",
+    "aud": ["sealgate", "account"],
+    "sub": "f3b0e5ce-5d9f-4b1e-8b1c-0a4f6c1f2e77",
+    "typ": "Bearer",
+    "azp": "notebook",
+    "sid": "6d2b",
+    "acr": "1",
+    "allowed-origins": ["https://lab.example.org"],
+    "realm_access": {"roles": ["offline_access", "researcher"]},
+    "resource_access": {
+        "sealgate": {"roles": ["infer:toy"]},
+        "account": {"roles": ["manage-account"]},
+    },
+    "scope": "openid profile email",
+    "groups": ["/radiology/readers"],
+    "preferred_username": "alice",
+}
+ENTRA = {
+    "aud": "6e74172b-be56-4843-9ff4-e66a39bb12e3",
+    "iss": "https://login.microsoftonline.com/72f988bf-86f1/v2.0",
+    "iat": NOW,
+    "nbf": NOW,
+    "exp": NOW + 4500,
+    "aio": "AXQAi/8IAAAA",
+    "azp": "04f0c124-f2bc-4f59-8241-bf6df9866bbd",
+    "azpacr": "0",
+    "name": "Alice",
+    "oid": "690222be-ff1a-4d56-abd1-7e4f7d38e474",
+    "roles": ["Model.Reader"],
+    "scp": "Models.Infer Models.Read",
+    "sub": "HKZpfaHyWadeOouYlitjrI-KffTm222X5rrV3xDqfKQ",
+    "tid": "72f988bf-86f1-41af-91ab-2d7cd011db47",
+    "uti": "fqiBqXLPj0eQa82S-IYFAA",
+    "ver": "2.0",
+}
+SEVERAL = (
+    IssuerSettings(
+        issuer=KEYCLOAK["iss"],
+        audience="sealgate",
+        algorithms=("RS256",),
+        token_types=("JWT",),
+        required_claims=("typ=Bearer",),
+        client_claim="azp",
+        scope_claims=("scope", "/resource_access/sealgate/roles"),
+        group_claims=("groups", "/realm_access/roles"),
+    ),
+    IssuerSettings(
+        issuer=ENTRA["iss"],
+        audience=ENTRA["aud"],
+        algorithms=("RS256",),
+        token_types=("JWT",),
+        max_lifetime_s=5400,
+        required_claims=("ver=2.0",),
+        subject_claim="oid",
+        client_claim="azp",
+        token_id_claim="uti",
+        tenant_claim="tid",
+        scope_claims=("scp",),
+        group_claims=("roles",),
+    ),
+    IssuerSettings(
+        issuer="shared", audience=AUDIENCE, algorithms=("HS256",), secret=Path("x")
+    ),
+)
 
 
-def _signature_verifies(verifier: Verifier, token: str) -> bool:
-    """What `verify` does with a token's signature, whatever its header says it is."""
-    (key,) = verifier._keys.values()
-    parts = token.split(".")
-    try:
-        header = json.loads(base64.urlsafe_b64decode(parts[0] + "=="))
-        if len(parts) != 3 or header.get("alg") != key.algorithm_name:
-            return False
-        verifier._jws.decode_complete(token, key, algorithms=[key.algorithm_name])
-    except (jwt.PyJWTError, ValueError):
-        return False
-    return True
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Verifier:
+    """One server, four issuers; two of them use the very same kid."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "secret").touch(0o600)
+    (folder / "secret").write_bytes(b"s" * 32)
+    issuers = []
+    for number, (settings_, key) in enumerate(zip(SEVERAL, (RSA_KEY, OTHER_RSA, None))):
+        if key is None:
+            issuers.append(replace(settings_, secret=folder / "secret"))
+            continue
+        path = folder / f"{number}.json"
+        entry = issuers_of_tests.jwk(key, "key", use="sig", x5t="abc", x5c=["MIIB"])
+        path.write_text(json.dumps({"keys": [entry]}))
+        issuers.append(replace(settings_, jwks=path))
+    return make_verifier(folder, document(), issuers=tuple(issuers))
+
+
+def keycloak(claims: dict[str, Any] = KEYCLOAK, **header: Any) -> str:
+    given = {"alg": "RS256", "typ": "JWT"} | header
+    return issuers_of_tests.token(RSA_KEY, claims, **given)
+
+
+def entra(claims: dict[str, Any] = ENTRA, **header: Any) -> str:
+    given = {"alg": "RS256", "typ": "JWT"} | header
+    return issuers_of_tests.token(OTHER_RSA, claims, **given)
+
+
+def test_a_token_of_keycloaks_shape(several: Verifier) -> None:
+    principal = several.verify(keycloak(), now=NOW)
+    assert principal.subject == KEYCLOAK["sub"]
+    assert principal.client_id == "notebook"
+    assert principal.scopes == {"openid", "profile", "email", "infer:toy"}
+    assert principal.groups == {"offline_access", "researcher", "/radiology/readers"}
+    assert principal.tenant is None
+
+
+def test_a_token_of_entras_shape(several: Verifier) -> None:
+    principal = several.verify(entra(), now=NOW)
+    assert (principal.subject, principal.client_id) == (ENTRA["oid"], ENTRA["azp"])
+    assert (principal.token_id, principal.tenant) == (ENTRA["uti"], ENTRA["tid"])
+    assert principal.scopes == {"Models.Infer", "Models.Read"}
+    assert principal.groups == {"Model.Reader"}
+
+
+def test_a_token_under_a_shared_secret(several: Verifier) -> None:
+    claims = CLAIMS | {"iss": "shared"}
+    text = issuers_of_tests.token(b"s" * 32, claims, alg="HS256", kid=None)
+    assert several.verify(text, now=NOW).subject == "alice"
+    for secret in (b"t" * 32, b"s" * 33):
+        text = issuers_of_tests.token(secret, claims, alg="HS256", kid=None)
+        with pytest.raises(TokenError, match="signature does not verify"):
+            several.verify(text, now=NOW)
+
+
+def test_subjects_of_two_issuers_are_two(several: Verifier) -> None:
+    one = several.verify(keycloak(KEYCLOAK | {"sub": "x"}), now=NOW)
+    other = several.verify(entra(ENTRA | {"oid": "x"}), now=NOW)
+    assert one.subject == other.subject
+    assert one.account != other.account
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # Each key is its issuer's: the same kid elsewhere does not help.
+        (lambda: keycloak(ENTRA), "signature does not verify"),
+        (lambda: entra(KEYCLOAK), "signature does not verify"),
+        (lambda: keycloak(KEYCLOAK | {"iss": ISSUER}), "typ is not the issuer's"),
+        (
+            lambda: keycloak(KEYCLOAK | {"iss": ISSUER}, typ="at+jwt"),
+            "kid is not known",
+        ),
+        (lambda: keycloak(typ="at+jwt"), "typ is not the issuer's"),
+        (lambda: keycloak(alg="PS256"), "alg is not the key's"),
+        (lambda: keycloak(KEYCLOAK | {"iss": KEYCLOAK["iss"] + "/"}), "iss is not"),
+        (lambda: keycloak(KEYCLOAK | {"iss": KEYCLOAK["iss"].upper()}), "iss is not"),
+        # An ID token of the same issuer, for the same audience.
+        (lambda: keycloak(KEYCLOAK | {"typ": "ID"}), "typ is not Bearer"),
+        (lambda: keycloak(changed(KEYCLOAK, "typ", DROP)), "typ is not Bearer"),
+        (lambda: entra(ENTRA | {"ver": "1.0"}), "ver is not 2.0"),
+        (lambda: entra(ENTRA | {"ver": 2.0}), "ver is not 2.0"),
+        (lambda: entra(changed(ENTRA, "tid", DROP)), "tid is missing"),
+        (lambda: entra(changed(ENTRA, "uti", DROP)), "uti is missing"),
+        (lambda: entra(ENTRA | {"exp": NOW + 5401}), "lifetime is too long"),
+        (lambda: entra(ENTRA | {"aud": "sealgate"}), "aud does not contain"),
+        (lambda: entra(ENTRA | {"roles": [1]}), "roles is not text"),
+        (lambda: entra(ENTRA | {"roles": [""]}), "roles is not text"),
+        (lambda: entra(ENTRA | {"roles": {"a": 1}}), "roles is not text"),
+        (lambda: entra(ENTRA | {"roles": [f"{i}" for i in range(600)]}), "more than"),
+        (
+            lambda: keycloak(
+                changed(KEYCLOAK, "resource_access.sealgate.roles", ["a infer:*"])
+            ),
+            "scope is malformed",
+        ),
+        (
+            lambda: keycloak(changed(KEYCLOAK, "resource_access.sealgate.roles", {})),
+            "scope is malformed",
+        ),
+        (lambda: keycloak(KEYCLOAK | {"scope": ["infer:toy"]}), "scope is malformed"),
+    ],
+)
+def test_one_issuers_token_is_no_others(several: Verifier, text, message) -> None:
+    with pytest.raises(TokenError, match=message):
+        several.verify(text(), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "value", [None, "x", [], ["sealgate"], {"sealgate": []}, {"sealgate": {}}, DROP]
+)
+def test_nested_claims_of_another_shape_grant_nothing(
+    several: Verifier, value: object
+) -> None:
+    text = keycloak(changed(KEYCLOAK, "resource_access", value))
+    assert "infer:toy" not in several.verify(text, now=NOW).scopes
+
+
+@pytest.mark.parametrize("bits", ["at+jwt", "AT+JWT", "application/at+jwt"])
+def test_a_type_in_its_spellings(verifier: Verifier, bits: str) -> None:
+    verifier.verify(sign(HEADER | {"typ": bits}, CLAIMS), now=NOW)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, {}, {"jkt": 1}, {"jkt": ""}, {"x5t#S256": "x"}, {"jkt": "a", "jwk": {}}, []],
+)
+def test_a_binding_that_is_not_understood(verifier: Verifier, value: object) -> None:
+    with pytest.raises(TokenError, match="cnf is not understood"):
+        verifier.verify(sign(HEADER, CLAIMS | {"cnf": value}), now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("alg", "key", "name"),
+    [
+        ("ES384", issuers_of_tests.P384_KEY, "ES384"),
+        ("PS256", RSA_KEY, "PS256"),
+        ("RS256", RSA_KEY, "RS256"),
+    ],
+)
+def test_each_algorithm(tmp_path: Path, alg: str, key: Any, name: str) -> None:
+    entry = issuers_of_tests.jwk(key, "key", alg=alg)
+    verifier = make_verifier(tmp_path, {"keys": [entry]})
+    text = issuers_of_tests.token(key, CLAIMS, alg=alg)
+    assert verifier.verify(text, now=NOW).subject == "alice"
+
+
+# Remembered tokens.
+
+
+class Counting:
+    """A source of keys that says how often it was asked; keys can be replaced."""
+
+    def __init__(self, keys: Any) -> None:
+        self.keys = keys
+        self.unknowns = 0
+
+    def current(self) -> Any:
+        return self.keys
+
+    def unknown(self) -> None:
+        self.unknowns += 1
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Verifier:
+    return make_verifier(tmp_path, document(), token_cache_entries=3)
+
+
+def with_source(verifier: Verifier) -> Counting:
+    """Put a source in the verifier's issuer that the test can turn."""
+    issuer = verifier._issuers[ISSUER]
+    source = Counting(issuer.keys.current())
+    verifier._issuers[ISSUER] = replace(issuer, keys=source)
+    return source
+
+
+def test_a_remembered_token_is_not_verified_again(
+    remembering: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = sign(HEADER, CLAIMS)
+    first = remembering.verify(text, now=NOW)
+
+    def never(*args: object) -> None:
+        raise AssertionError("verified again")
+
+    monkeypatch.setattr("security.access.jws.verify", never)
+    assert remembering.verify(text, now=NOW) is first
+    # Any other text is another token, however much of it is the same.
+    place = text.rindex(".") + 9
+    other = text[:place] + ("A" if text[place] != "A" else "B") + text[place + 1 :]
+    with pytest.raises(AssertionError, match="verified again"):
+        remembering.verify(other, now=NOW)
+
+
+def test_a_remembered_token_expires(remembering: Verifier) -> None:
+    text = sign(HEADER, CLAIMS | {"nbf": NOW - 10})
+    remembering.verify(text, now=NOW)
+    remembering.verify(text, now=NOW + 604)
+    with pytest.raises(TokenError, match="token has expired"):
+        remembering.verify(text, now=NOW + 605)
+    # A clock that was set back: not yet valid is not valid.
+    with pytest.raises(TokenError, match="iat is in the future"):
+        remembering.verify(text, now=NOW - 100)
+
+
+def test_a_remembered_token_needs_its_key(remembering: Verifier) -> None:
+    source = with_source(remembering)
+    text = sign(HEADER, CLAIMS)
+    remembering.verify(text, now=NOW)
+    source.keys = {kid: key for kid, key in source.keys.items() if kid != "ed"}
+    with pytest.raises(TokenError, match="kid is not known"):
+        remembering.verify(text, now=NOW)
+    assert source.unknowns == 1
+
+
+def test_memory_is_bounded_and_the_oldest_goes(remembering: Verifier) -> None:
+    texts = [sign(HEADER, CLAIMS | {"jti": str(number)}) for number in range(4)]
+    principals = [remembering.verify(text, now=NOW) for text in texts[:3]]
+    assert remembering.verify(texts[0], now=NOW) is principals[0]
+    remembering.verify(texts[3], now=NOW)
+    assert remembering.verify(texts[0], now=NOW) is principals[0]
+    assert remembering.verify(texts[1], now=NOW) is not principals[1]
+    assert len(remembering._cache) == 3
+
+
+def test_refusals_are_not_remembered(remembering: Verifier) -> None:
+    for number in range(50):
+        with pytest.raises(TokenError):
+            remembering.verify(f"e30.e30.{number:04}", now=NOW)
+    assert len(remembering._cache) == 0
+
+
+def test_nothing_is_remembered_where_the_settings_say_so(tmp_path: Path) -> None:
+    verifier = make_verifier(tmp_path, document(), token_cache_entries=0)
+    text = sign(HEADER, CLAIMS)
+    assert verifier.verify(text, now=NOW) is not verifier.verify(text, now=NOW)

@@ -7,7 +7,7 @@ asks whether the model exists, so its answer does not tell.
 
 from __future__ import annotations
 
-from security.access.tokens import Principal
+from security.access.claims import Principal
 from security.errors import ScopeError
 
 __all__ = ["authorize_metrics", "authorize_model", "model_scope"]

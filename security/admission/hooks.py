@@ -50,6 +50,7 @@ LOCK_SCHEMA = "https://sealgate.dev/lock/v1"
 # Everything a Bento's source may hold. The toolkit's code and data are not on it.
 ALLOWED_SOURCES = (
     "bentofile.yaml",
+    "deploy/access.toml",
     "deploy/policy.toml",
     "deploy/service.toml",
     "models/__init__.py",
@@ -63,6 +64,7 @@ ALLOWED_SOURCES = (
     "sealgate/py.typed",
     "security/__init__.py",
     "security/errors.py",
+    "security/issuers.py",
     "security/key_files.py",
     "security/settings.py",
     "security/workload.py",

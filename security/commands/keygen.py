@@ -120,10 +120,9 @@ def _ensure_sealing(sealing: SealingSettings) -> None:
 
 
 def _write_public(settings: Settings, passphrase: Path | None) -> None:
-    documents = {
-        settings.admission.trust: partial(_trust, settings, passphrase),
-        settings.access.jwks: partial(_jwks, settings),
-    }
+    documents = {settings.admission.trust: partial(_trust, settings, passphrase)}
+    if isinstance(settings.access.jwks, Path):
+        documents[settings.access.jwks] = partial(_jwks, settings)
     for path, document in documents.items():
         # An existing document may name more keys than these: it is the operator's.
         if path.exists():

@@ -1,0 +1,117 @@
+"""One https document, within bounds on bytes and on the whole time it takes.
+
+No redirects, no proxies, nothing from the environment. HTTP libraries bound each read;
+a host that sends a byte now and then could hold such a reader for days.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+from security.errors import KeyFileError
+
+__all__ = ["fetch"]
+
+_HEADERS = [("accept", "application/json"), ("accept-encoding", "identity")]
+
+
+def fetch(
+    url: str, *, context: ssl.SSLContext, max_bytes: int, timeout_s: float
+) -> bytes:
+    """Get a document.
+
+    Args:
+        url: https, as `security.issuers.https_url` takes it.
+        context: whom to believe that it is the URL's host.
+        max_bytes: of the document.
+        timeout_s: for all of it, name resolution aside.
+
+    Raises:
+        KeyFileError: no answer of status 200 within the bounds; says no more than that
+            of what the host sent.
+    """
+    backend = _Backend(time.monotonic() + timeout_s)
+    body = bytearray()
+    try:
+        with (
+            httpcore.ConnectionPool(
+                ssl_context=context, network_backend=backend, http2=False
+            ) as pool,
+            pool.stream("GET", url, headers=_HEADERS) as response,
+        ):
+            if response.status != 200:
+                raise KeyFileError(f"{url}: answered {response.status}")
+            for chunk in response.iter_stream():
+                body += chunk
+                if len(body) > max_bytes:
+                    raise KeyFileError(f"{url}: over {max_bytes} bytes")
+    except (*_ERRORS, OSError, ValueError) as error:
+        raise KeyFileError(f"{url}: {type(error).__name__}") from None
+    return bytes(body)
+
+
+_ERRORS = (
+    httpcore.NetworkError,
+    httpcore.TimeoutException,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+)
+
+
+class _Backend(httpcore.SyncBackend):
+    """The library's sockets, all of whose operations end at one time."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _left(self._deadline)
+        stream = super().connect_tcp(host, port, left, local_address, socket_options)
+        return _Stream(stream, self._deadline)
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, inner: httpcore.NetworkStream, deadline: float) -> None:
+        self._inner = inner
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._inner.read(max_bytes, _left(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._inner.write(buffer, _left(self._deadline))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _left(self._deadline)
+        inner = self._inner.start_tls(ssl_context, server_hostname, left)
+        return _Stream(inner, self._deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise httpcore.ReadTimeout
+    return left

@@ -1,0 +1,189 @@
+"""What one issuer's tokens must be, and what may be said about it in the settings.
+
+An issuer is a table of ``[[access.issuers]]``, or, for the first one, ``[access]``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from security.errors import SettingsError
+
+__all__ = [
+    "ALGORITHMS",
+    "SHARED_SECRET",
+    "IssuerSettings",
+    "KeyLocation",
+    "check_issuers",
+    "check_resource",
+    "https_url",
+]
+
+# A file, or an https URL.
+KeyLocation = Path | str
+
+ALGORITHMS = ("EdDSA", "ES256", "ES384", "PS256", "RS256")
+SHARED_SECRET = "HS256"  # noqa: S105  (an algorithm's name)
+TOKEN_TYPES = ("at+jwt", "JWT")
+DPOP_MODES = ("off", "optional", "required")
+MAX_ISSUERS = 32
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+# A claim of the token's top level, or a JSON pointer (RFC 6901) to one inside another.
+_CLAIM = re.compile(
+    r"[^/\s\x00-\x1f][^\x00-\x1f]{0,199}|(?:/(?:[^/~\x00-\x1f]|~[01])+){1,6}"
+)
+_IDENTIFIER = re.compile(r"[\x21-\x7e]{1,512}")
+
+
+@dataclass(frozen=True)
+class IssuerSettings:
+    """One issuer, and how its tokens are read (RFC 9068).
+
+    Names of claims are names of the top level, or JSON pointers (RFC 6901) to nested
+    ones: ``/realm_access/roles``.
+
+    Attributes:
+        issuer: exact ``iss``.
+        audience: must be in ``aud``.
+        jwks: the issuer's public keys (RFC 7517): a file, or an https URL.
+        jwks_ca: file of the authorities that may certify the URL's host; the system's
+            if absent.
+        jwks_refresh_s: how often the URL is fetched.
+        jwks_retry_s: at least so long between fetches, however many tokens name keys
+            that are not known.
+        secret: file of the key that HS256 is verified with, at least 32 bytes; then no
+            other algorithm is.
+        algorithms: accepted ones; each key is bound to one of them.
+        token_types: accepted ``typ`` of the header. "JWT" lets in tokens that do not
+            say they are access tokens: name claims that only those have as required.
+        max_lifetime_s: longest ``exp`` minus ``iat``.
+        required_claims: ``claim=text``; refuse tokens where one is not exactly so.
+        subject_claim: whom the token speaks for.
+        client_claim: through which client.
+        token_id_claim: its identifier.
+        tenant_claim: the organization it belongs to; none if empty.
+        scope_claims: what it grants: texts of scopes with spaces, or arrays of scopes.
+        group_claims: arrays of groups or roles, or single ones.
+        dpop: whether tokens may or must be bound to a key (RFC 9449).
+    """
+
+    issuer: str = ""
+    audience: str = ""
+    jwks: KeyLocation = Path("jwks.json")
+    jwks_ca: Path | None = None
+    jwks_refresh_s: int = 300
+    jwks_retry_s: int = 30
+    secret: Path | None = None
+    algorithms: tuple[str, ...] = ALGORITHMS
+    token_types: tuple[str, ...] = ("at+jwt",)
+    max_lifetime_s: int = 3600
+    required_claims: tuple[str, ...] = ()
+    subject_claim: str = "sub"
+    client_claim: str = "client_id"
+    token_id_claim: str = "jti"  # noqa: S105  (a claim's name)
+    tenant_claim: str = ""
+    scope_claims: tuple[str, ...] = ("scope",)
+    group_claims: tuple[str, ...] = ()
+    dpop: str = "off"
+
+
+def check_issuers(issuers: Sequence[IssuerSettings]) -> None:
+    """Refuse issuers that cannot be meant.
+
+    Raises:
+        SettingsError: the message names the issuer and the key.
+    """
+    if len(issuers) > MAX_ISSUERS:
+        raise SettingsError(f"access.issuers: at most {MAX_ISSUERS}")
+    names = [issuer.issuer for issuer in issuers]
+    for issuer in issuers:
+        where = f"access: issuer {issuer.issuer!r}"
+        if not _IDENTIFIER.fullmatch(issuer.issuer):
+            raise SettingsError(f"{where}: not an identifier of 1 to 512 characters")
+        if names.count(issuer.issuer) > 1:
+            raise SettingsError(f"{where}: is there twice")
+        if not _IDENTIFIER.fullmatch(issuer.audience):
+            raise SettingsError(f"{where}: audience must be set, without blanks")
+        _check_algorithms(issuer, where)
+        _check_claims(issuer, where)
+        for name in ("jwks_refresh_s", "jwks_retry_s", "max_lifetime_s"):
+            if getattr(issuer, name) <= 0:
+                raise SettingsError(f"{where}: {name}: must be positive")
+        _check_choice(issuer.token_types, TOKEN_TYPES, f"{where}: token_types")
+        _check_choice((issuer.dpop,), DPOP_MODES, f"{where}: dpop")
+
+
+def _check_algorithms(issuer: IssuerSettings, where: str) -> None:
+    if isinstance(issuer.jwks, str):
+        https_url(issuer.jwks, f"{where}: jwks")
+    if issuer.secret is None:
+        _check_choice(issuer.algorithms, ALGORITHMS, f"{where}: algorithms")
+    elif issuer.algorithms != (SHARED_SECRET,):
+        # Never beside public keys: what one side calls a key, another calls a secret.
+        raise SettingsError(f'{where}: secret needs algorithms = ["{SHARED_SECRET}"]')
+
+
+def _check_claims(issuer: IssuerSettings, where: str) -> None:
+    required = [item.partition("=") for item in issuer.required_claims]
+    if any(not mark or not value for _, mark, value in required):
+        raise SettingsError(f"{where}: required_claims: expected claim=text")
+    named = (
+        issuer.subject_claim,
+        issuer.client_claim,
+        issuer.token_id_claim,
+        *([issuer.tenant_claim] if issuer.tenant_claim else []),
+        *issuer.scope_claims,
+        *issuer.group_claims,
+        *(name for name, _, _ in required),
+    )
+    for name in named:
+        if not _CLAIM.fullmatch(name):
+            raise SettingsError(f"{where}: {name!r} names no claim")
+
+
+def _check_choice(given: Sequence[str], known: Sequence[str], where: str) -> None:
+    if not given or not set(given) <= set(known):
+        raise SettingsError(f"{where}: of {', '.join(known)}")
+
+
+def check_resource(resource: str, *, production: bool) -> None:
+    """Refuse what is not the origin of a server.
+
+    Raises:
+        SettingsError: not ``https://host[:port]``; plain http beyond this machine or in
+            production.
+    """
+    parts = _split(resource, "access.resource")
+    plain = parts.scheme == "http" and parts.hostname in _LOOPBACK and not production
+    if (parts.scheme != "https" and not plain) or parts.path or parts.query:
+        raise SettingsError(
+            "access.resource: expected https://host or https://host:port"
+        )
+
+
+def https_url(url: str, where: str) -> str:
+    """Give the URL back if it is one that keys may come from.
+
+    Raises:
+        SettingsError: not https, or with a user, a password or a fragment.
+    """
+    if _split(url, where).scheme != "https":
+        raise SettingsError(f"{where}: only https URLs")
+    return url
+
+
+def _split(url: str, where: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    # Not the value: a URL that was mistyped may hold a password.
+    if not usable or not _IDENTIFIER.fullmatch(url) or "@" in url or "#" in url:
+        raise SettingsError(f"{where}: not a URL without user and fragment")
+    return parts
