@@ -2,7 +2,8 @@
 
 uvicorn reads a head of any length at any pace before anything of ours sees it. Here a
 head that grows beyond its bound is answered 431, one that does not end in time is cut
-off, and an upgrade is an ordinary request. Bodies are the guard's.
+off, and an upgrade is an ordinary request. Bodies are the guard's, which may have the
+rest of one handed over as it is read: uvicorn would copy it twice on the way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets import auto as websockets_auto
 
 from security.settings import ServiceSettings
+from service.direct import DIRECT_BODY, DirectBody
 
 __all__ = ["bounded_protocol", "install"]
 
@@ -72,7 +74,15 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._end_head()
+        self._rest = DirectBody()
+        self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._rest.take is None:
+            super().on_body(body)
+        else:
+            self._rest.take(body)
 
     def _begin_head(self) -> None:
         if self._timer is None:

@@ -18,6 +18,7 @@ from sealgate.protocol import chunked, keyconfig, ohttp, signedkeys
 from sealgate.protocol.bhttp import Body, Request, Response
 from security.sealing.publish import Document
 from security.settings import ServiceSettings
+from service.direct import DIRECT_BODY, DirectBody
 from service.gateway import GATEWAY_PATH, Gateway, StreamedResponse
 from service.metrics import METRICS_TYPE
 from service.problems import Problem, problem_response
@@ -145,7 +146,7 @@ class Guard:
         if size is None or size < _LARGE_BYTES:
             return await self._gateway.answer(await body.read())
         request = self._gateway.begin(size)
-        await body.read_into(request.feed)
+        await body.read_straight_into(request.feed)
         return await self._gateway.answer_large(request)
 
     async def _answer_signed_keys(self, head: Request, body: _Body) -> Response:
@@ -170,6 +171,8 @@ class _Body:
         self._receive = receive
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
+        extension = scope.get("extensions", {}).get(DIRECT_BODY, {})
+        self._direct: DirectBody | None = extension.get("rest")
         self.declared = _declared_length(scope)
         self.complete = self.declared == 0
 
@@ -203,6 +206,26 @@ class _Body:
                 await self._read(take)
         except TimeoutError:
             raise Problem("body-timeout") from None
+
+    async def read_straight_into(self, take: Callable[[bytes], None]) -> None:
+        """As `read_into`, with nothing in between where the connection offers that.
+
+        Args:
+            take: must not raise; what HTTP lets through it bounds by ``declared``.
+        """
+        direct = self._direct
+        if direct is None:
+            await self.read_into(take)
+            return
+
+        def take_first(data: bytes) -> None:
+            take(data)
+            direct.take = take
+
+        try:
+            await self.read_into(take_first)
+        finally:
+            direct.take = None
 
     async def _read(self, take: Callable[[bytes], None]) -> None:
         size = 0

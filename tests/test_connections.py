@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
 
+from sealgate.exchange import GATEWAY_PATH, Answer, Exchange, build_request
+from sealgate.protocol import keyconfig
 from tests.conftest import toy_settings
+from tests.rooms import INPUT
 from tests.servers import Server, serve
 
 
 @pytest.fixture(scope="module")
 def hasty(deployment) -> Iterator[Server]:
-    """A server that waits one second for a head."""
-    extra = toy_settings(deployment) | {"SEALGATE_SERVICE_HEAD_TIMEOUT_S": "1.0"}
+    """A server that waits one second for a head, two for a body."""
+    extra = toy_settings(deployment) | {
+        "SEALGATE_SERVICE_HEAD_TIMEOUT_S": "1.0",
+        "SEALGATE_SERVICE_BODY_TIMEOUT_S": "2.0",
+    }
     with serve("service.app:Sealgate", deployment, extra=extra) as server:
         yield server
 
@@ -126,3 +136,74 @@ def test_an_upgrade_is_an_ordinary_request_and_logs_nothing(server: Server) -> N
         )
         assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
     assert "WebSocket" not in server.log.read_text().removeprefix(before)
+
+
+def large(server: Server, token: str) -> tuple[bytes, Exchange]:
+    """A sealed inference of a megabyte, with its HTTP head."""
+    configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
+    inner = build_request(
+        "POST",
+        "/v2/models/toy/infer",
+        url=server.url,
+        token=token,
+        now=time.time(),
+        headers=((b"content-type", b"application/json"),),
+        body=json.dumps({"inputs": [INPUT]}).encode().ljust(1 << 20),
+    )
+    exchange = Exchange(configs[0], inner, max_response_bytes=1 << 20)
+    head = (
+        f"POST {GATEWAY_PATH} HTTP/1.1\r\nHost: x\r\n"
+        "Content-Type: message/ohttp-req\r\n"
+        f"Content-Length: {len(exchange.content)}\r\n\r\n"
+    ).encode()
+    return head + exchange.content, exchange
+
+
+def read_response(connection: socket.socket) -> http.client.HTTPResponse:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response
+
+
+@pytest.mark.parametrize("portion", [70_000, 1 << 21])
+def test_a_large_sealed_body_in_portions(
+    server: Server, token: str, portion: int
+) -> None:
+    with connect(server) as connection:
+        for _ in range(2):  # the connection goes on
+            data, exchange = large(server, token)
+            for start in range(0, len(data), portion):
+                connection.sendall(data[start : start + portion])
+                time.sleep(0.01)
+            response = read_response(connection)
+            answer = Answer(
+                response.status, dict(response.headers.items()), response.read()
+            )
+            inner = exchange.finish(answer)
+            assert inner.status == 200
+            assert json.loads(bytes(inner.body))["model_name"] == "toy"
+
+
+def test_two_large_bodies_one_behind_the_other(server: Server, token: str) -> None:
+    (first, one), (second, two) = large(server, token), large(server, token)
+    with connect(server) as connection:
+        sender = threading.Thread(target=connection.sendall, args=[first + second])
+        sender.start()
+        for exchange in (one, two):
+            response = read_response(connection)
+            headers = dict(response.headers.items())
+            answer = Answer(response.status, headers, response.read())
+            assert exchange.finish(answer).status == 200
+        sender.join()
+
+
+def test_a_large_sealed_body_that_stops(hasty: Server, token: str) -> None:
+    data, _ = large(hasty, token)
+    with connect(hasty) as connection:
+        connection.sendall(data[:300_000])
+        received = answer(connection)
+        assert received.startswith(b"HTTP/1.1 408 ")
+    # What comes too late belongs to nothing.
+    with connect(hasty) as connection:
+        connection.sendall(data[:300_000])
+    assert httpx.get(f"{hasty.url}/v2/health/ready").status_code == 200
