@@ -6,6 +6,9 @@ manifest        manifest.json: names, tensors, limits
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 bundle          the folder: read whole, hashed, bounded
 datasets        data sets with public column ranges                    (offline)
+columns         cells to numbers, codes and texts                      (offline)
+readers         CSV, parquet, npz and callables to arrays, bounded     (offline)
+sources         those to data sets, under a public schema              (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
 export          torch to ONNX, with parity against the original        (offline)
 """

@@ -1,43 +1,92 @@
 """Torch modules that hold preprocessing and the network, so that one file serves both.
 
 A client sends raw values; nothing outside the exported graph scales them, so training
-and serving cannot disagree about it.
+and serving cannot disagree about it. No network here mixes the rows of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from models.manifest import Column
 
-__all__ = ["ARCHITECTURES", "TabularClassifier", "tabular_classifier"]
+__all__ = [
+    "ARCHITECTURES",
+    "ImageClassifier",
+    "NetworkSpec",
+    "TabularClassifier",
+    "build_network",
+    "tabular_classifier",
+]
 
-ARCHITECTURES = ("linear", "mlp")
+_RESNET_WIDTH = 64
+_RESNET_BLOCKS = 2
+_CNN_WIDTHS = (16, 32)
+_CHANNELS_PER_GROUP = 4
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a network is built from.
+
+    Attributes:
+        inputs: shape of one preprocessed example: ``(width,)``, or channels, height,
+            width.
+        classes: how many logits.
+        hidden: widths of the hidden layers, or channels of the convolutions; what the
+            architecture says where there are none.
+        blocks: residual blocks; 0 for what the architecture says.
+    """
+
+    inputs: tuple[int, ...]
+    classes: int
+    hidden: tuple[int, ...] = ()
+    blocks: int = 0
 
 
 class TabularClassifier(nn.Module):
-    """A classifier of rows of numbers with its preprocessing inside.
+    """A classifier of rows of numbers and category codes, preprocessing inside.
 
     The ranges are buffers, not parameters: they are public constants, and training,
     which sees `body` only, cannot move them.
 
     Attributes:
         low, span: float32, shape ``(d,)``: each column's lower end and width.
-        body: the network; maps ``(n, d)`` in [-1, 1] to ``(n, classes)`` logits.
+        body: the network; maps ``(n, width)`` to ``(n, classes)`` logits.
+        width: what `network_input` gives: one per number, one per category, and one
+            per number for whether it was missing, if flags are wanted.
     """
 
     low: Tensor
     span: Tensor
+    numeric: Tensor
+    origin: Tensor
+    category: Tensor
 
-    def __init__(self, columns: Sequence[Column], body: nn.Module) -> None:
+    def __init__(
+        self, columns: Sequence[Column], body: nn.Module, *, missing_flags: bool = False
+    ) -> None:
         super().__init__()
         low = torch.tensor([column.low for column in columns], dtype=torch.float32)
         high = torch.tensor([column.high for column in columns], dtype=torch.float32)
+        numeric = [i for i, column in enumerate(columns) if not column.categories]
+        pairs = [(i, c) for i, item in enumerate(columns) for c in range(_codes(item))]
         self.register_buffer("low", low)
         self.register_buffer("span", high - low)
+        # An exported graph must hold no empty tensor, so only what is used is kept.
+        if numeric:
+            self.register_buffer("numeric", torch.tensor(numeric))
+        if pairs:
+            self.register_buffer("origin", torch.tensor([i for i, _ in pairs]))
+            self.register_buffer("category", torch.tensor([float(c) for _, c in pairs]))
+        self._numbers, self._coded = bool(numeric), bool(pairs)
+        self._flags = missing_flags and self._numbers
+        self.width = tabular_width(columns, missing_flags=missing_flags)
         self.body = body
 
     def scale(self, features: Tensor) -> Tensor:
@@ -50,8 +99,23 @@ class TabularClassifier(nn.Module):
         return torch.where(torch.isfinite(features), scaled, 0.5)
 
     def network_input(self, features: Tensor) -> Tensor:
-        """What `body` takes: scaled features, centred, in [-1, 1]."""
-        return 2.0 * self.scale(features) - 1.0
+        """What `body` takes: numbers in [-1, 1], then one-hot categories, then flags.
+
+        A category that is missing, or none of the known ones, is all zeros.
+        """
+        centred = 2.0 * self.scale(features) - 1.0
+        if not (self._coded or self._flags):
+            return centred
+        parts = []
+        if self._numbers:
+            parts.append(torch.index_select(centred, 1, self.numeric))
+        if self._coded:
+            chosen = torch.index_select(features, 1, self.origin)
+            parts.append((chosen == self.category).float())
+        if self._flags:
+            raw = torch.index_select(features, 1, self.numeric)
+            parts.append(1.0 - torch.isfinite(raw).float())
+        return torch.cat(parts, dim=1)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""
@@ -59,13 +123,59 @@ class TabularClassifier(nn.Module):
         return probabilities, torch.argmax(probabilities, dim=-1)
 
 
+class ImageClassifier(nn.Module):
+    """A classifier of images, normalisation inside.
+
+    Attributes:
+        body: the network; maps ``(n, channels, height, width)`` to logits.
+    """
+
+    def __init__(
+        self, bounds: tuple[float, float], *, mean: float, std: float, body: nn.Module
+    ) -> None:
+        super().__init__()
+        self._low, self._high = bounds
+        self._mean, self._std = mean, std
+        self.body = body
+
+    def network_input(self, pixels: Tensor) -> Tensor:
+        """What `body` takes: pixels clipped to their range, scaled, normalised."""
+        scaled = (pixels - self._low) / (self._high - self._low)
+        scaled = torch.clamp(scaled, 0.0, 1.0)
+        scaled = torch.where(torch.isfinite(pixels), scaled, 0.5)
+        return (scaled - self._mean) / self._std
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""
+        probabilities = torch.softmax(self.body(self.network_input(pixels)), dim=-1)
+        return probabilities, torch.argmax(probabilities, dim=-1)
+
+
+class _Residual(nn.Module):
+    """x + f(x), where f starts at 0: a fresh block changes nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        last = _zeroed(nn.Linear(width, width))
+        self.inner = nn.Sequential(
+            nn.GroupNorm(1, width), nn.Linear(width, width), nn.ReLU(), last
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        result: Tensor = rows + self.inner(rows)
+        return result
+
+
+def tabular_width(columns: Sequence[Column], *, missing_flags: bool = False) -> int:
+    """How many numbers `TabularClassifier.network_input` makes of a row."""
+    numeric = sum(not column.categories for column in columns)
+    return numeric * (1 + missing_flags) + sum(_codes(column) for column in columns)
+
+
 def tabular_classifier(
     columns: Sequence[Column], classes: int, *, hidden: Sequence[int] = ()
 ) -> TabularClassifier:
     """Build a linear classifier, or a perceptron where there are hidden layers.
-
-    The last layer starts at zero: with few noisy steps, no budget is spent on undoing a
-    random start, and a linear model starts the same way everywhere.
 
     Args:
         columns: the input's columns with public ranges.
@@ -78,12 +188,72 @@ def tabular_classifier(
     >>> probabilities.shape, label.dtype
     (torch.Size([1, 3]), torch.int64)
     """
-    layers: list[nn.Module] = []
-    width = len(columns)
-    for size in hidden:
+    spec = NetworkSpec((tabular_width(columns),), classes, tuple(hidden))
+    return TabularClassifier(columns, _perceptron(spec))
+
+
+def build_network(architecture: str, spec: NetworkSpec) -> nn.Module:
+    """The network of an architecture, by its name in `ARCHITECTURES`.
+
+    Its last layer starts at zero: with few noisy steps, no budget is spent on undoing a
+    random start, and a linear model starts the same way everywhere.
+
+    >>> network = build_network("linear", NetworkSpec((4,), 2))
+    >>> sum(p.numel() for p in network.parameters())
+    10
+    """
+    return ARCHITECTURES[architecture](spec)
+
+
+def _perceptron(spec: NetworkSpec) -> nn.Module:
+    layers: list[nn.Module] = [nn.Flatten()] if len(spec.inputs) > 1 else []
+    width = math.prod(spec.inputs)
+    for size in spec.hidden:
         layers += [nn.Linear(width, size), nn.ReLU()]
         width = size
-    last = nn.Linear(width, classes)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return TabularClassifier(columns, nn.Sequential(*layers, last))
+    return nn.Sequential(*layers, _zeroed(nn.Linear(width, spec.classes)))
+
+
+def _resnet(spec: NetworkSpec) -> nn.Module:
+    width = spec.hidden[0] if spec.hidden else _RESNET_WIDTH
+    layers: list[nn.Module] = [nn.Flatten()] if len(spec.inputs) > 1 else []
+    layers.append(nn.Linear(math.prod(spec.inputs), width))
+    layers += [_Residual(width) for _ in range(spec.blocks or _RESNET_BLOCKS)]
+    last = _zeroed(nn.Linear(width, spec.classes))
+    return nn.Sequential(*layers, nn.GroupNorm(1, width), nn.ReLU(), last)
+
+
+def _cnn(spec: NetworkSpec) -> nn.Module:
+    """Convolution, GroupNorm, ReLU, halving; then one linear layer."""
+    if len(spec.inputs) != 3:
+        raise ValueError("cnn takes images")
+    channels, height, width = spec.inputs
+    layers: list[nn.Module] = []
+    for size in spec.hidden or _CNN_WIDTHS:
+        groups = size // _CHANNELS_PER_GROUP if size % _CHANNELS_PER_GROUP == 0 else 1
+        layers += [
+            nn.Conv2d(channels, size, 3, stride=2, padding=1),
+            nn.GroupNorm(groups, size),
+            nn.ReLU(),
+        ]
+        channels, height, width = size, (height + 1) // 2, (width + 1) // 2
+    last = _zeroed(nn.Linear(channels * height * width, spec.classes))
+    return nn.Sequential(*layers, nn.Flatten(), last)
+
+
+def _zeroed(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _codes(column: Column) -> int:
+    return len(column.categories)
+
+
+ARCHITECTURES: Mapping[str, Callable[[NetworkSpec], nn.Module]] = {
+    "linear": _perceptron,
+    "mlp": _perceptron,
+    "resnet": _resnet,
+    "cnn": _cnn,
+}

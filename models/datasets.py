@@ -13,7 +13,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,15 @@ from models.manifest import Column
 
 __all__ = [
     "NAMES",
+    "AnyDataset",
+    "ImageDataset",
     "TabularDataset",
     "common_rows",
     "digest",
     "load",
+    "multiset_digest",
     "split",
+    "without",
 ]
 
 
@@ -38,11 +42,16 @@ class TabularDataset:
 
     Attributes:
         name: of the data set; both sides of a split keep it.
-        features: float64, shape ``(n, d)``; may hold NaN where a value is missing.
+        features: float64, shape ``(n, d)``; may hold NaN where a value is missing, and
+            holds codes where a column has categories.
         labels: int64, shape ``(n,)``, from 0 to ``len(classes) - 1``.
         columns: ``d`` names with public ranges.
         classes: names of the classes, in the order of the labels.
         personal: whether a row is about a person.
+        units: whose row each is, text, shape ``(n,)``; None where each is its own.
+        keys: digests of whole rows as they were read, with what is no feature; None
+            where the features are all there was.
+        sensitive: attributes for measuring fairness, by name, text, shape ``(n,)``.
     """
 
     name: str
@@ -51,13 +60,62 @@ class TabularDataset:
     columns: tuple[Column, ...] = field(repr=False)
     classes: tuple[str, ...]
     personal: bool
+    units: NDArray[np.str_] | None = field(default=None, repr=False)
+    keys: NDArray[np.bytes_] | None = field(default=None, repr=False)
+    sensitive: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> TabularDataset:
         """The same data set with only the chosen rows, in the order chosen."""
-        return replace(self, features=self.features[chosen], labels=self.labels[chosen])
+        return _take(self, chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images, each with one class.
+
+    Attributes:
+        name, labels, classes, personal, units, keys, sensitive: as of `TabularDataset`.
+        features: raw pixels, any number type, shape ``(n, channels, height, width)``.
+        bounds: a pixel's public range.
+        mean, std: of the pixels scaled to [0, 1], public.
+    """
+
+    name: str
+    features: NDArray[Any] = field(repr=False)
+    labels: NDArray[np.int64] = field(repr=False)
+    bounds: tuple[float, float]
+    mean: float
+    std: float
+    classes: tuple[str, ...]
+    personal: bool
+    units: NDArray[np.str_] | None = field(default=None, repr=False)
+    keys: NDArray[np.bytes_] | None = field(default=None, repr=False)
+    sensitive: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> ImageDataset:
+        """The same data set with only the chosen images, in the order chosen."""
+        return _take(self, chosen)
+
+
+AnyDataset = TabularDataset | ImageDataset
+_Data = TypeVar("_Data", TabularDataset, ImageDataset)
+
+
+def _take(dataset: _Data, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> _Data:
+    return replace(
+        dataset,
+        features=dataset.features[chosen],
+        labels=dataset.labels[chosen],
+        units=None if dataset.units is None else dataset.units[chosen],
+        keys=None if dataset.keys is None else dataset.keys[chosen],
+        sensitive={name: values[chosen] for name, values in dataset.sensitive.items()},
+    )
 
 
 class _Range(NamedTuple):
@@ -146,18 +204,17 @@ def load(name: str) -> TabularDataset:
     return loader()
 
 
-def split(
-    dataset: TabularDataset, *, key: str, holdout: float
-) -> tuple[TabularDataset, TabularDataset]:
+def split(dataset: _Data, *, key: str, holdout: float) -> tuple[_Data, _Data]:
     """Split into training rows and held-out rows, the same way every time.
 
-    A row's side depends on the key and on its own feature values alone: rows added or
-    removed elsewhere move nothing, and duplicates stay together.
+    A row's side depends on the key and on whose row it is alone: on its unit, or on its
+    own feature values where there are no units. Rows added or removed elsewhere move
+    nothing; duplicates, and the rows of one unit, stay together.
 
     Args:
         dataset: what to split.
         key: any text; another key gives another split.
-        holdout: expected share of held-out rows, above 0 and below 1.
+        holdout: expected share of held-out units, above 0 and below 1.
 
     Returns:
         The training rows and the held-out rows.
@@ -167,37 +224,64 @@ def split(
     """
     if not 0 < holdout < 1:
         raise DatasetError(f"holdout share must be between 0 and 1, not {holdout}")
-    side = np.array([_position(row, key) < holdout for row in _rows(dataset.features)])
+    side = np.array([_position(name, key) < holdout for name in _owners(dataset)])
     if side.all() or not side.any():
         raise DatasetError(f"{len(dataset)} rows leave one side of the split empty")
     return dataset.take(~side), dataset.take(side)
 
 
-def digest(features: NDArray[np.float64], labels: NDArray[np.int64]) -> str:
+def without(dataset: _Data, other: AnyDataset) -> _Data:
+    """The rows of a data set whose owner is not in the other."""
+    known = set(_owners(other))
+    return dataset.take(np.array([name not in known for name in _owners(dataset)]))
+
+
+def digest(features: NDArray[Any], labels: NDArray[np.int64]) -> str:
     """Hex SHA-256 of rows in their order: the shape, the features, then the labels.
 
     >>> digest(np.zeros((1, 2)), np.zeros(1, dtype=np.int64))[:16]
     '2557fac978ddbca4'
     """
     state = hashlib.sha256("x".join(map(str, features.shape)).encode() + b"\n")
-    state.update(np.ascontiguousarray(features, dtype="<f8").tobytes())
+    kind = "u1" if features.dtype == np.uint8 else "<f8"
+    state.update(np.ascontiguousarray(features, dtype=kind).tobytes())
     state.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
     return state.hexdigest()
 
 
-def common_rows(first: TabularDataset, second: TabularDataset) -> int:
-    """How many rows of the second have the features of some row of the first."""
-    known = set(_rows(first.features))
-    return sum(row in known for row in _rows(second.features))
+def multiset_digest(dataset: AnyDataset) -> str:
+    """Hex SHA-256 of the rows in any order: shuffled data is the same data."""
+    hashes = sorted(
+        hashlib.sha256(row + int(label).to_bytes(8, "little")).digest()
+        for row, label in zip(_rows(dataset.features), dataset.labels)
+    )
+    return hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
-def _rows(features: NDArray[np.float64]) -> list[bytes]:
+def common_rows(first: AnyDataset, second: AnyDataset) -> int:
+    """How many rows of the second belong to owners in the first, or are rows of it."""
+    known = set(_owners(first))
+    return sum(name in known for name in _owners(second))
+
+
+def _owners(dataset: AnyDataset) -> list[bytes]:
+    """What names each row's owner: its unit, or the whole row."""
+    if dataset.units is not None:
+        return [str(name).encode() for name in dataset.units]
+    if dataset.keys is not None:
+        return [bytes(key) for key in dataset.keys]
+    return _rows(dataset.features)
+
+
+def _rows(features: NDArray[Any]) -> list[bytes]:
+    if features.dtype == np.uint8:
+        return [row.tobytes() for row in features]
     # Adding 0.0 turns -0.0 into 0.0: equal numbers must have equal bytes.
     table = np.ascontiguousarray(features + 0.0, dtype="<f8")
     return [row.tobytes() for row in table]
 
 
 def _position(row: bytes, key: str) -> float:
-    """A keyed hash of the row, as a number from 0 to 1."""
+    """A keyed hash of the row's owner, as a number from 0 to 1."""
     tag = hmac.digest(key.encode(), row, "sha256")
     return int.from_bytes(tag[:8], "big") / 2**64

@@ -7,6 +7,7 @@ shipped must not tell where it was made, and must not change when nothing did.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,21 +25,26 @@ from models.errors import ExportError
 from models.manifest import Column
 
 __all__ = [
+    "IMAGES",
     "INPUT",
     "LABEL",
+    "OPSET",
     "PROBABILITIES",
     "Parity",
+    "export_images",
     "export_onnx",
     "parity",
     "run_onnx",
 ]
 
 INPUT = "features"
+IMAGES = "images"
 PROBABILITIES = "probabilities"
 LABEL = "label"
 
 # Stated, so that another torch does not silently move it; onnxruntime runs up to 26.
-_OPSET = 20
+OPSET = 20
+_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,13 @@ class Parity:
     rows: int
     max_abs_difference: float
     label_agreement: float
+
+    def line(self) -> str:
+        """The comparison, for people."""
+        return (
+            f"differs from torch by {self.max_abs_difference:.1e} at most, "
+            f"same label on {self.label_agreement:.1%} of {self.rows} rows"
+        )
 
 
 def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
@@ -71,7 +84,28 @@ def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
     Raises:
         ExportError: the exporter refuses the module.
     """
-    rows = torch.zeros(2, len(columns))
+    return _export(module, (len(columns),), INPUT)
+
+
+def export_images(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
+    """Export a classifier of images.
+
+    Args:
+        module: maps float32 ``(n, channels, height, width)`` to probabilities and
+            labels, as `architectures.ImageClassifier` does.
+        shape: channels, height, width.
+
+    Returns:
+        As `export_onnx`, with input ``images`` FP32 [-1, channels, height, width].
+
+    Raises:
+        ExportError: the exporter refuses the module.
+    """
+    return _export(module, shape, IMAGES)
+
+
+def _export(module: nn.Module, shape: tuple[int, ...], name: str) -> bytes:
+    rows = torch.zeros(2, *shape)
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -79,8 +113,8 @@ def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
                 (rows,),
                 dynamo=True,
                 verbose=False,
-                opset_version=_OPSET,
-                input_names=[INPUT],
+                opset_version=OPSET,
+                input_names=[name],
                 output_names=[PROBABILITIES, LABEL],
                 dynamic_shapes=({0: torch.export.Dim("rows")},),
             )
@@ -96,13 +130,13 @@ def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
 
 
 def run_onnx(
-    model: bytes, rows: NDArray[np.float64]
+    model: bytes, rows: NDArray[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Run an exported classifier with onnxruntime on one thread.
 
     Args:
         model: the bytes of an ONNX file that has been inspected, or was made here.
-        rows: raw features, ``(n, d)``.
+        rows: raw features ``(n, d)``, or images.
 
     Returns:
         Probabilities ``(n, classes)`` and labels ``(n,)``.
@@ -112,30 +146,40 @@ def run_onnx(
     session = onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"]
     )
-    feed = {INPUT: np.asarray(rows, dtype=np.float32)}
-    probabilities, label = session.run([PROBABILITIES, LABEL], feed)
+    name = session.get_inputs()[0].name
+    parts = [
+        session.run(
+            [PROBABILITIES, LABEL],
+            {name: np.asarray(rows[start : start + _CHUNK], dtype=np.float32)},
+        )
+        for start in range(0, max(1, len(rows)), _CHUNK)
+    ]
+    probabilities, label = (np.concatenate(item) for item in zip(*parts))
     return probabilities, label
 
 
-def parity(module: nn.Module, model: bytes, rows: NDArray[np.float64]) -> Parity:
-    """Compare a module with its export, run by onnxruntime, on raw rows ``(n, d)``.
+def parity(module: nn.Module, model: bytes, rows: NDArray[Any]) -> Parity:
+    """Compare a module with its export, run by onnxruntime, on raw rows.
 
     Raises:
         ExportError: no rows, or one of the two returns something that is not finite.
     """
     if len(rows) == 0:
         raise ExportError("parity needs at least one row")
-    with torch.no_grad():
-        wanted, labels = module.eval()(torch.tensor(rows, dtype=torch.float32))
     got, got_labels = run_onnx(model, rows)
-    difference = np.abs(wanted.numpy() - got).max()
-    if not np.isfinite(difference):
-        raise ExportError("the module or its export returns values that are not finite")
-    return Parity(
-        rows=len(rows),
-        max_abs_difference=float(difference),
-        label_agreement=float(np.mean(labels.numpy() == got_labels)),
-    )
+    largest, agreed = 0.0, 0
+    for start in range(0, len(rows), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        with torch.no_grad():
+            wanted, labels = module.eval()(
+                torch.as_tensor(rows[part], dtype=torch.float32)
+            )
+        difference = float(np.abs(wanted.numpy() - got[part]).max())
+        if not math.isfinite(difference):
+            raise ExportError("the module or its export returns what is not finite")
+        largest = max(largest, difference)
+        agreed += int((labels.numpy() == got_labels[part]).sum())
+    return Parity(len(rows), largest, agreed / len(rows))
 
 
 def _strip(model: Any) -> None:

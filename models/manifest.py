@@ -33,11 +33,25 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Column:
-    """One feature of a tabular input, with the public range it is clipped to."""
+    """One feature of a tabular input, with the public range it is clipped to.
+
+    Attributes:
+        name: of the column.
+        low, high: of its public range; of the codes, 0 to k - 1, for k categories.
+        categories: what each code means, in order; none for a number.
+    """
 
     name: str
     low: float
     high: float
+    categories: tuple[str, ...] = ()
+
+    def to_object(self) -> dict[str, Any]:
+        """The column as JSON values."""
+        value: dict[str, Any] = {"name": self.name, "low": self.low, "high": self.high}
+        return (
+            {**value, "categories": list(self.categories)} if self.categories else value
+        )
 
 
 @dataclass(frozen=True)
@@ -48,11 +62,13 @@ class Tensor:
         spec: name, v2 datatype and shape; -1 is a dynamic dimension.
         columns: for tabular inputs, one per element of the last axis.
         labels: for outputs of class scores, one per element of the last axis.
+        bounds: for other inputs, the public range of every element; beyond is clipped.
     """
 
     spec: TensorSpec
     columns: tuple[Column, ...] = ()
     labels: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +143,11 @@ def _tensor_object(tensor: Tensor) -> dict[str, Any]:
         "shape": list(tensor.spec.shape),
     }
     if tensor.columns:
-        result["columns"] = [vars(column) for column in tensor.columns]
+        result["columns"] = [column.to_object() for column in tensor.columns]
     if tensor.labels:
         result["labels"] = list(tensor.labels)
+    if tensor.bounds is not None:
+        result["bounds"] = list(tensor.bounds)
     return result
 
 
@@ -143,7 +161,9 @@ def _tensors(value: Any, where: str) -> tuple[Tensor, ...]:
 
 
 def _tensor(value: Any, where: str) -> Tensor:
-    _fields(value, where, {"name", "datatype", "shape"}, {"columns", "labels"})
+    _fields(
+        value, where, {"name", "datatype", "shape"}, {"columns", "labels", "bounds"}
+    )
     if not isinstance(value["datatype"], str) or value["datatype"] not in DATATYPES:
         raise ManifestError(f"{where}.datatype: not a supported v2 datatype")
     spec = TensorSpec(
@@ -158,15 +178,28 @@ def _tensor(value: Any, where: str) -> Tensor:
             raise ManifestError(
                 f"{where}.{field}: not one per element of the last axis"
             )
-    return Tensor(spec=spec, columns=columns, labels=labels)
+    bounds = _bounds(value["bounds"], f"{where}.bounds") if "bounds" in value else None
+    return Tensor(spec=spec, columns=columns, labels=labels, bounds=bounds)
+
+
+def _bounds(value: Any, where: str) -> tuple[float, float]:
+    ends = _list(value, where, _number)
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise ManifestError(f"{where}: expected a low and a high end")
+    return ends[0], ends[1]
 
 
 def _column(value: Any, where: str) -> Column:
-    _fields(value, where, {"name", "low", "high"}, set())
+    _fields(value, where, {"name", "low", "high"}, {"categories"})
     low, high = (_number(value[key], f"{where}.{key}") for key in ("low", "high"))
     if not low < high:
         raise ManifestError(f"{where}: low must be below high")
-    return Column(name=_text(value["name"], f"{where}.name"), low=low, high=high)
+    categories = _list(value.get("categories", []), f"{where}.categories", _text)
+    if categories and (low, high) != (0.0, len(categories) - 1.0):
+        raise ManifestError(f"{where}: low and high are not the categories' codes")
+    if len(set(categories)) != len(categories):
+        raise ManifestError(f"{where}.categories: a name occurs twice")
+    return Column(_text(value["name"], f"{where}.name"), low, high, categories)
 
 
 def _max_rows(value: Any) -> int:

@@ -296,7 +296,7 @@ def _tensor_metadata(tensor: Any) -> dict[str, Any]:
     }
     parameters: dict[str, Any] = {}
     if tensor.columns:
-        parameters["columns"] = [vars(column) for column in tensor.columns]
+        parameters["columns"] = [column.to_object() for column in tensor.columns]
     if tensor.labels:
         parameters["labels"] = list(tensor.labels)
     return result | ({"parameters": parameters} if parameters else {})

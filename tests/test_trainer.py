@@ -7,17 +7,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from opacus.accountants import PRVAccountant
 from scipy import stats
 
 from models.bundle import read_bundle
 from models.datasets import digest
 from models.errors import BundleError
 from security.errors import TrainingError
-from security.training import trainer
+from security.training import mechanism as mechanisms
 from security.training.accounting import Mechanism, recompute_epsilon
 from security.training.noise import SeededRandomness, SystemRandomness, gaussian
 from security.training.run import train_bundle
-from security.training.trainer import Recipe, train_private
+from security.training.trainer import Examples, Recipe, train_private
 from tests import trained
 
 RECIPE = Recipe(max_grad_norm=1.0, expected_batch=50, learning_rate=1.0)
@@ -40,11 +41,19 @@ def run(module, rows=100, *, mechanism, recipe=RECIPE, seed=1, scale=1.0):
     labels = (inputs[:, 0] > scale / 2).long()
     return train_private(
         module,
-        inputs,
-        labels,
+        Examples(inputs, labels),
         mechanism=mechanism,
         recipe=recipe,
         randomness=SeededRandomness(seed),
+    )
+
+
+def noisy(module):
+    return mechanisms.NoisyOptimizer(
+        torch.optim.SGD(module.parameters(), lr=1.0),
+        mechanisms.Noise(1.0, 1.0, 50),
+        randomness=SeededRandomness(0),
+        record=mechanisms.Conformance(),
     )
 
 
@@ -75,15 +84,15 @@ def test_outcome_is_the_plan():
 def test_empty_batches_are_noise_alone():
     module = body()
     before = weights(module)
-    outcome = run(module, rows=3, mechanism=Mechanism(1e-9, 1.0, 4))
-    assert outcome.empty_batches == 4
+    run(module, rows=3, mechanism=Mechanism(1e-9, 1.0, 4))
     moved = weights(module) - before
     assert torch.isfinite(moved).all()
     assert (moved != 0).all()
 
 
 def test_full_batches():
-    assert run(body(), mechanism=Mechanism(1.0, 1.0, 3)).empty_batches == 0
+    outcome = run(body(), mechanism=Mechanism(1.0, 1.0, 3))
+    assert outcome.record.rate_conforms(1.0, 1e-9)
 
 
 def test_noise_has_the_stated_deviation():
@@ -108,8 +117,7 @@ def test_each_row_is_clipped(rows):
     torch.nn.init.zeros_(module.bias)
     train_private(
         module,
-        torch.full((rows, 3), 1e6),
-        torch.zeros(rows, dtype=torch.int64),
+        Examples(torch.full((rows, 3), 1e6), torch.zeros(rows, dtype=torch.int64)),
         mechanism=Mechanism(1.0, 1.0, 1),
         recipe=RECIPE,
         randomness=Silent(),
@@ -120,7 +128,8 @@ def test_each_row_is_clipped(rows):
 
 def test_rows_are_sampled_at_the_stated_rate():
     drawn = [
-        len(trainer._poisson(1000, 0.3, SeededRandomness(seed))) for seed in range(100)
+        int(mechanisms.poisson(1000, 0.3, SeededRandomness(seed)).sum())
+        for seed in range(100)
     ]
     deviation = np.sqrt(100 * 1000 * 0.3 * 0.7)
     assert abs(sum(drawn) - 30_000) < 5 * deviation
@@ -138,19 +147,19 @@ def test_divisor_does_not_depend_on_the_rows():
 
 
 def test_the_original_optimizer_refuses():
-    wrapped = trainer.GradSampleModule(body(), loss_reduction="sum")
-    optimizer = trainer._NoisyDescent(wrapped, RECIPE, 1.0, SeededRandomness(0))
-    for parameter in wrapped.parameters():
+    module = body()
+    optimizer = noisy(module)
+    for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     with pytest.raises(TrainingError, match="without clipping and noise"):
         optimizer.original_optimizer.step()
 
 
 def test_a_step_the_accountant_missed():
-    accountant = trainer.PRVAccountant()
+    accountant = PRVAccountant()
     accountant.step(noise_multiplier=1.0, sample_rate=0.5)
     with pytest.raises(TrainingError, match="the accountant recorded"):
-        trainer._check_history(accountant, Mechanism(0.5, 1.0, 2))
+        mechanisms.check_history(accountant.history, Mechanism(0.5, 1.0, 2))
 
 
 def test_gradients_that_are_not_finite():

@@ -78,7 +78,7 @@ FAULTS = {
     ),
     "name": ('name = "m"', 'name = "../m"', "model.name"),
     "version": ('"1.0.0"', '"latest"', "model.version"),
-    "architecture": ("[data]", 'architecture = "cnn"\n[data]', "one of linear, mlp"),
+    "architecture": ("[data]", 'architecture = "cnm"\n[data]', "one of linear, mlp"),
     "linear hidden": ("[data]", "hidden = [4]\n[data]", "model.hidden: widths for mlp"),
     "mlp without": ("[data]", 'architecture = "mlp"\n[data]', "widths for mlp"),
     "hidden type": ("[data]", 'hidden = ["4"]\n[data]', "expected a list of integers"),

@@ -1,8 +1,15 @@
 """Training under differential privacy: DP-SGD, its accounting, its evidence.
 
-config       the training configuration, one TOML file
-accounting   noise for a target epsilon, and epsilon from what was done, three ways
-noise        randomness of the mechanism, from the operating system
-trainer      DP-SGD with Opacus: Poisson sampling, per-row clipping, Gaussian noise
-run          data to bundle: split, train, export, manifest, evidence
+config          the training configuration, one TOML file
+config_reader   TOML to frozen dataclasses, every mistake with its line
+data            the rows a configuration names: read, checked, split
+modules         a user's network, refused where it cannot be private
+accounting      noise for a target epsilon, and epsilon from what was done, three ways
+guarantee       from a target to a plan, and from what was done to a claim
+noise           randomness of the mechanism, from the operating system
+gradients       clipped per-unit gradients
+mechanism       sampling, noise, and a record of what was really done
+trainer         the loop, with its seams
+bundle          export, manifest and the three reports
+run             data to bundle
 """

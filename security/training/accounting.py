@@ -6,7 +6,9 @@ distributions) is another implementation of another method: the two must agree. 
 ``gdp`` accountant is not used: its approximation understates epsilon, 4.0 as 3.0.
 
 All are for the Poisson-subsampled Gaussian mechanism and neighbours that differ by one
-row added or removed.
+unit added or removed. Where rows are sampled but an owner has up to k of them, the
+neighbours differ by k rows, of which a binomial number is in a batch: a mixture of
+Gaussians (Choquette-Choo, Ganesh, Steinke and Thakurta 2024), which PLD accounts for.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import dp_accounting
 import numpy as np
 from dp_accounting import pld
 from opacus.accountants import PRVAccountant, RDPAccountant
+from scipy import stats
 
 from security.errors import TrainingError
 
@@ -37,6 +40,7 @@ __all__ = [
 
 # PRV's upper bound adds its own error of 0.01 to the estimate; PLD rounds up by less.
 AGREEMENT_SLACK = 0.03
+MAX_GROUP = 64
 _MAX_NOISE = 10_000.0
 _NOISE_DIGITS = 4
 _RDP_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *(float(2**k) for k in range(6, 13))]
@@ -95,9 +99,11 @@ def check_delta(delta: float, rows: int) -> None:
 
 
 def find_noise_multiplier(
-    *, epsilon: float, delta: float, sample_rate: float, steps: int
+    *, epsilon: float, delta: float, sample_rate: float, steps: int, group: int = 1
 ) -> float:
-    """The smallest noise, within 0.1%, whose epsilon by PRV stays at or below a target.
+    """The smallest noise, within 0.1%, whose epsilon stays at or below a target.
+
+    By PRV for one unit, by PLD for groups.
 
     Raises:
         TrainingError: impossible arguments, or no noise is enough.
@@ -106,6 +112,8 @@ def find_noise_multiplier(
         raise TrainingError(f"epsilon {epsilon} is not positive and finite")
 
     def spent(noise: float) -> float:
+        if group > 1:
+            return recompute_epsilon(sample_rate, noise, steps, delta, group=group)
         return epsilon_prv(Mechanism(sample_rate, noise, steps), delta)
 
     high = 1.0
@@ -146,11 +154,24 @@ def epsilon_rdp(mechanism: Mechanism, delta: float) -> float:
 
 
 def recompute_epsilon(
-    sample_rate: float, noise_multiplier: float, steps: int, delta: float
+    sample_rate: float,
+    noise_multiplier: float,
+    steps: int,
+    delta: float,
+    *,
+    group: int = 1,
 ) -> float:
     """Epsilon by an accountant that shares no code with the one that made the claim.
 
-    Privacy loss distributions of dp-accounting, one row added or removed.
+    Privacy loss distributions of dp-accounting, one unit added or removed, or one
+    group of rows.
+
+    Args:
+        sample_rate: as of `Mechanism`.
+        noise_multiplier: as of `Mechanism`.
+        steps: as of `Mechanism`.
+        delta: above 0, below 1.
+        group: rows that an owner has at most, each sampled and clipped by itself.
 
     Raises:
         TrainingError: impossible arguments.
@@ -160,13 +181,32 @@ def recompute_epsilon(
     """
     mechanism = Mechanism(sample_rate, noise_multiplier, steps)
     _check_probability(delta)
-    event = dp_accounting.PoissonSampledDpEvent(
-        mechanism.sample_rate,
-        dp_accounting.GaussianDpEvent(mechanism.noise_multiplier),
-    )
+    if type(group) is not int or not 1 <= group <= MAX_GROUP:
+        raise TrainingError(
+            f"groups of {group} rows: 1 to {MAX_GROUP} can be accounted"
+        )
+    if group == 1:
+        event: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(
+            mechanism.sample_rate,
+            dp_accounting.GaussianDpEvent(mechanism.noise_multiplier),
+        )
+    else:
+        event = _group_event(mechanism, group)
     accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(dp_accounting.SelfComposedDpEvent(event, mechanism.steps))
     return _finite(accountant.get_epsilon(delta))
+
+
+def _group_event(mechanism: Mechanism, group: int) -> dp_accounting.DpEvent:
+    """A step for neighbours that differ by a group: how many of it are in the batch."""
+    counts = np.arange(group + 1)
+    chances = stats.binom(group, mechanism.sample_rate).pmf(counts)
+    keep = chances > 0
+    return dp_accounting.dp_event.MixtureOfGaussiansDpEvent(
+        mechanism.noise_multiplier,
+        counts[keep].astype(float).tolist(),
+        (chances[keep] / chances[keep].sum()).tolist(),
+    )
 
 
 @contextmanager

@@ -14,7 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Randomness", "SeededRandomness", "SystemRandomness", "gaussian"]
+__all__ = [
+    "FastRandomness",
+    "Randomness",
+    "SeededRandomness",
+    "SystemRandomness",
+    "gaussian",
+]
 
 _BITS = 53  # of a double's significand
 _TERMS = 4
@@ -41,6 +47,19 @@ class SystemRandomness:
         words = np.frombuffer(os.urandom(8 * count), dtype=np.uint64)
         whole = (words >> np.uint64(64 - _BITS)).astype(np.float64)
         return whole * np.float64(2.0**-_BITS)
+
+
+class FastRandomness:
+    """A fast generator whose state its outputs reveal: for benchmarks only."""
+
+    name = "pcg64_not_secure"
+
+    def __init__(self) -> None:
+        self._generator = np.random.default_rng(int.from_bytes(os.urandom(16), "big"))
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """See `Randomness.uniform`."""
+        return self._generator.random(count)
 
 
 class SeededRandomness:

@@ -1,30 +1,93 @@
-"""DP-SGD with Opacus: Poisson sampling, per-row clipping, Gaussian noise.
+"""The training loop: batches by Poisson sampling, clipped, noisy, accounted, resumable.
 
-Opacus' parts are used one by one, not through PrivacyEngine.make_private: that rounds
-the sampling rate to 1/len(loader) and divides by a batch size taken from the number of
-private rows (opacus#819). Here both are what the configuration says.
+Seams, for what is not here: `gradients.GradientMethod` makes the clipped sums, a
+`Prepare` changes a batch before that (augmentation, adversarial examples), a `Monitor`
+is asked before each step and told after it (ledger, checkpoints, progress).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
-from opacus import GradSampleModule
 from opacus.accountants import PRVAccountant
-from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
-from security.training.noise import Randomness, gaussian
+from security.training.gradients import (
+    METHODS,
+    Batch,
+    Clipping,
+    GradientMethod,
+    Objective,
+    choose,
+    cross_entropy,
+    probe,
+)
+from security.training.mechanism import (
+    Conformance,
+    Noise,
+    NoisyOptimizer,
+    check_history,
+    poisson,
+)
+from security.training.noise import Randomness
 
-__all__ = ["Outcome", "Recipe", "train_private"]
+__all__ = [
+    "Examples",
+    "Monitor",
+    "Outcome",
+    "Prepare",
+    "Recipe",
+    "State",
+    "StepReport",
+    "train_private",
+    "train_public",
+]
 
-Step = Callable[[int], None]
+# Changes a physical batch before gradients; must treat every unit by itself.
+Prepare = Callable[[nn.Module, Batch], Batch]
+
+_PROBES = 10  # times a training checks clipping from outside
+_LOSS_DECAY = 0.9
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What is trained on, preprocessed.
+
+    Attributes:
+        inputs: float32 ``(n, …)``, in a range that is public.
+        labels: int64 ``(n,)``.
+        units: int64 ``(n,)``, from 0 without gaps: whose each example is; None where
+            each is its own.
+    """
+
+    inputs: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    units: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many units."""
+        if self.units is None:
+            return len(self.labels)
+        return int(self.units.max()) + 1 if len(self.units) else 0
+
+    def batch(self, chosen: Tensor) -> Batch:
+        """The examples of the chosen units, a boolean for each, sorted by unit."""
+        if self.units is None:
+            rows = chosen.nonzero().flatten()
+            units = torch.arange(len(rows))
+            return Batch(self.inputs[rows], self.labels[rows], units, len(rows))
+        rows = chosen[self.units].nonzero().flatten()
+        rows = rows[torch.argsort(self.units[rows], stable=True)]
+        names, units = torch.unique_consecutive(self.units[rows], return_inverse=True)
+        return Batch(self.inputs[rows], self.labels[rows], units, len(names))
 
 
 @dataclass(frozen=True)
@@ -32,15 +95,70 @@ class Recipe:
     """How the mechanism is applied; none of it alters epsilon.
 
     Attributes:
-        max_grad_norm: L2 norm that each row's gradient is clipped to.
+        max_grad_norm: L2 norm of everything that one unit adds to a step's sum.
         expected_batch: public divisor of the summed gradient.
-        learning_rate, momentum: of gradient descent.
+        learning_rate, momentum, optimizer, schedule, warmup, ema: as in
+            `config.OptimizerConfig`.
+        clipping: "flat" or "automatic".
+        loss_share: share of the norm that tells the loss; 0 tells none.
+        loss_ceiling: a unit's loss is told as this where it is more.
+        physical_batch: examples in memory at once, 0 for all of a batch.
     """
 
     max_grad_norm: float
     expected_batch: int
     learning_rate: float
     momentum: float = 0.0
+    optimizer: str = "sgd"
+    schedule: str = "constant"
+    warmup: float = 0.0
+    ema: float = 0.0
+    clipping: str = "flat"
+    loss_share: float = 0.0
+    loss_ceiling: float = 2.0
+    physical_batch: int = 0
+
+
+@dataclass
+class State:
+    """Where a training stands; everything in it has been made private.
+
+    Attributes:
+        step: steps behind these weights.
+        body: the network's tensors.
+        average: the averaged weights, empty where there are none.
+        optimizer: momentum and the like: by parameter, then by name.
+        loss: smoothed noisy loss, None before the first.
+    """
+
+    step: int
+    body: dict[str, Tensor]
+    average: list[Tensor]
+    optimizer: dict[int, dict[str, Tensor]]
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What may be shown after a step.
+
+    Attributes:
+        step: counted from 1.
+        loss: smoothed, with noise, part of the accounted mechanism; None for none.
+    """
+
+    step: int
+    loss: float | None
+
+
+class Monitor(Protocol):
+    """Asked before, told after each step."""
+
+    def before(self, step: int) -> None:
+        """Called before a step, counted from 1, touches the data; may refuse it."""
+
+    def after(self, report: StepReport, state: Callable[[], State]) -> None:
+        """Called after the step."""
 
 
 @dataclass(frozen=True)
@@ -48,133 +166,291 @@ class Outcome:
     """What a training did, as counted while it ran.
 
     Attributes:
-        mechanism: equal to the planned one, or `train_private` raised.
-        empty_batches: steps that were noise alone.
+        mechanism: what the accountant recorded; equal to the plan.
+        units: how many were sampled from.
+        method: that made the gradients.
+        record: of the mechanism, for its verdicts.
     """
 
     mechanism: Mechanism
-    empty_batches: int
+    units: int
+    method: str
+    record: Conformance = field(repr=False)
 
 
-class _NoisyDescent(DPOptimizer):
-    """Opacus' optimizer around a plain one that it makes, keeps and guards.
+class _Silent:
+    """Nobody watches."""
 
-    Calling the original optimizer's step by mistake trains without clipping or noise
-    and raises nothing. So nobody else gets hold of it, and it refuses to step unless
-    clipping and noise have just been applied.
-    """
+    def before(self, step: int) -> None:
+        """See `Monitor.before`."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        recipe: Recipe,
-        noise_multiplier: float,
-        randomness: Randomness,
-    ) -> None:
-        self._armed = False
-        self._randomness = randomness
-        plain = torch.optim.SGD(
-            module.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum
-        )
-        plain.register_step_pre_hook(self._guard)
-        super().__init__(
-            plain,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=recipe.max_grad_norm,
-            expected_batch_size=recipe.expected_batch,
-        )
-
-    def add_noise(self) -> None:
-        """Opacus' add_noise, with the mechanism's own randomness."""
-        deviation = self.noise_multiplier * self.max_grad_norm
-        for parameter in self.params:
-            noise = gaussian(self._randomness, parameter.numel()) * deviation
-            noise = torch.from_numpy(noise).to(parameter).view_as(parameter)
-            parameter.grad = parameter.summed_grad.view_as(parameter) + noise
-            # Opacus' own mark, against adding noise to one sum twice.
-            parameter.summed_grad._processed = True  # noqa: SLF001
-
-    def step(self, closure: Any = None) -> Any:
-        """Clip, add noise, record the step with the accountant, then descend."""
-        self._armed = True
-        try:
-            return super().step(closure)
-        finally:
-            self._armed = False
-
-    def _guard(self, *_: object) -> None:
-        if not self._armed:
-            raise TrainingError("a step without clipping and noise was attempted")
+    def after(self, report: StepReport, state: Callable[[], State]) -> None:
+        """See `Monitor.after`."""
 
 
 def train_private(
     body: nn.Module,
-    inputs: Tensor,
-    labels: Tensor,
+    examples: Examples,
     *,
     mechanism: Mechanism,
     recipe: Recipe,
     randomness: Randomness,
-    on_step: Step = lambda _: None,
+    method: str = "auto",
+    objective: Objective = cross_entropy,
+    prepare: Prepare | None = None,
+    monitor: Monitor | None = None,
+    start: State | None = None,
 ) -> Outcome:
     """Train a network in place with DP-SGD.
 
     Args:
-        body: maps ``(n, d)`` to logits ``(n, classes)``; no batch normalisation, which
-            mixes rows.
-        inputs: float32 ``(n, d)``, in a range that is public.
-        labels: int64 ``(n,)``.
-        mechanism: what the guarantee was computed for.
-        recipe: what does not alter it.
-        randomness: of batches and noise.
-        on_step: called with the number of finished steps.
+        body: maps inputs to logits ``(n, classes)``, without mixing rows.
+        examples: what to train on.
+        mechanism: the sampling rate, the noise, and how many steps are still to do.
+        recipe: what does not alter the guarantee.
+        randomness: of batches and noise; never repeated, also after a resume.
+        method: of `gradients.METHODS`, or "auto".
+        objective: the loss.
+        prepare: changes each physical batch.
+        monitor: asked before each step, told after it.
+        start: where an interrupted training stood.
 
     Raises:
-        TrainingError: no rows, gradients that are not finite, or the accountant's
-            record differs from the plan. The body is then not to be released.
+        TrainingError: no rows, gradients or weights that are not finite, or the
+            accountant's record differs from the plan. The body is then not to be
+            released.
     """
-    if len(inputs) == 0 or len(inputs) != len(labels):
-        raise TrainingError(f"{len(inputs)} rows and {len(labels)} labels")
-    wrapped = GradSampleModule(body.train(), loss_reduction="sum", strict=True)
-    optimizer = _NoisyDescent(wrapped, recipe, mechanism.noise_multiplier, randomness)
-    accountant = PRVAccountant()
-    optimizer.attach_step_hook(
-        accountant.get_optimizer_hook_fn(sample_rate=mechanism.sample_rate)
+    _check(examples)
+    chosen = choose(body, method)
+    maker = METHODS[chosen](body.train(), objective)
+    loop = _Loop(body, recipe, monitor or _Silent(), start, steps=mechanism.steps)
+    record, accountant = Conformance(), PRVAccountant()
+    optimizer = _noisy(loop.plain, mechanism, recipe, randomness, record)
+    optimizer.account(accountant, mechanism.sample_rate)
+    private = _Private(maker, recipe, optimizer, record, prepare)
+    try:
+        for index in loop.steps():
+            taken = poisson(examples.count, mechanism.sample_rate, randomness)
+            record.saw_coins(len(taken), int(taken.sum()))
+            probed = index % max(1, mechanism.steps // _PROBES) == 0
+            private.accumulate(body, examples.batch(taken), probed=probed)
+            optimizer.step()
+            loop.finish(optimizer.noisy_loss)
+    finally:
+        maker.close()
+    loop.release()
+    check_history(accountant.history, mechanism)
+    return Outcome(mechanism, examples.count, chosen, record)
+
+
+def train_public(
+    body: nn.Module,
+    examples: Examples,
+    *,
+    sample_rate: float,
+    steps: int,
+    recipe: Recipe,
+    randomness: Randomness,
+    objective: Objective = cross_entropy,
+    prepare: Prepare | None = None,
+    monitor: Monitor | None = None,
+    start: State | None = None,
+) -> None:
+    """Train in place on public data, without any guarantee: no clipping, no noise.
+
+    Raises:
+        TrainingError: no rows, or weights that are not finite.
+    """
+    _check(examples)
+    loop = _Loop(body.train(), recipe, monitor or _Silent(), start, steps=steps)
+    for _ in loop.steps():
+        batch = examples.batch(poisson(examples.count, sample_rate, randomness))
+        batch = batch if prepare is None else prepare(body, batch)
+        loop.plain.zero_grad()
+        losses = objective(body, batch.inputs, batch.labels)
+        torch.autograd.backward(losses.sum() / max(1, len(losses)))
+        loop.plain.step()
+        loop.finish(float(losses.detach().mean()) if len(losses) else None)
+    loop.release()
+
+
+def _check(examples: Examples) -> None:
+    rows = len(examples.inputs)
+    if rows == 0 or rows != len(examples.labels):
+        raise TrainingError(f"{rows} rows and {len(examples.labels)} labels")
+
+
+def _noisy(
+    plain: torch.optim.Optimizer,
+    mechanism: Mechanism,
+    recipe: Recipe,
+    randomness: Randomness,
+    record: Conformance,
+) -> NoisyOptimizer:
+    noise = Noise(
+        mechanism.noise_multiplier, recipe.max_grad_norm, recipe.expected_batch
     )
-    empty = 0
-    for step in range(mechanism.steps):
-        chosen = _poisson(len(inputs), mechanism.sample_rate, randomness)
-        empty += not len(chosen)
-        _backward(wrapped, inputs[chosen], labels[chosen])
-        optimizer.step()
-        optimizer.zero_grad()
-        on_step(step + 1)
-    wrapped.to_standard_module()
-    _check_history(accountant, mechanism)
-    return Outcome(mechanism=mechanism, empty_batches=empty)
+    loss_norm = recipe.loss_share * recipe.max_grad_norm
+    return NoisyOptimizer(
+        plain, noise, randomness=randomness, record=record, loss_norm=loss_norm
+    )
 
 
-def _poisson(rows: int, rate: float, randomness: Randomness) -> Tensor:
-    """Every row by its own coin: the batch's size is random, and may be 0."""
-    return torch.from_numpy(randomness.uniform(rows) < rate).nonzero().flatten()
+class _Private:
+    """A batch to clipped sums, in physical batches, with clipping checked."""
+
+    def __init__(
+        self,
+        maker: GradientMethod,
+        recipe: Recipe,
+        optimizer: NoisyOptimizer,
+        record: Conformance,
+        prepare: Prepare | None,
+    ) -> None:
+        # The gradient and the loss are one vector; together they keep the norm.
+        share = math.sqrt(1 - recipe.loss_share**2)
+        self._clipping = Clipping(recipe.max_grad_norm * share, recipe.clipping)
+        self._maker, self._optimizer, self._record = maker, optimizer, record
+        self._size, self._prepare = recipe.physical_batch, prepare
+        self._ceiling = recipe.loss_ceiling
+
+    def accumulate(self, body: nn.Module, batch: Batch, *, probed: bool) -> None:
+        """Add a logical batch to the step's sum."""
+        most = self._clipping.max_grad_norm
+        for part in _parts(batch, self._size):
+            ready = part if self._prepare is None else self._prepare(body, part)
+            if ready.count != part.count:
+                raise TrainingError("preparing a batch changed how many units it has")
+            clipped = self._maker.clipped_sums(ready, self._clipping)
+            if not all(bool(torch.isfinite(total).all()) for total in clipped.sums):
+                raise TrainingError("a gradient is not finite; nothing was released")
+            if ready.count:
+                self._record.saw_norms(float(clipped.norms.max()), most)
+            if probed:
+                self._record.saw_norms(probe(self._maker, ready, self._clipping), most)
+            self._optimizer.accumulate(clipped, clipped.losses / self._ceiling)
 
 
-def _backward(module: GradSampleModule, inputs: Tensor, labels: Tensor) -> None:
-    """Leave one gradient per row in ``grad_sample``, also where there are no rows."""
-    with warnings.catch_warnings():
-        # Torch remarks that inputs need no gradient: they are data.
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        logits = module(inputs)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
-        torch.autograd.backward(loss)
-    for parameter in module.parameters():
-        if not torch.isfinite(parameter.grad_sample).all():
-            raise TrainingError("a gradient is not finite; nothing was released")
+def _parts(batch: Batch, size: int) -> Iterator[Batch]:
+    """Physical batches of at most so many examples, never through a unit.
+
+    An empty batch is one part: a step without units is a step of noise alone.
+    """
+    if not size or len(batch.labels) <= size:
+        yield batch
+        return
+    counts = torch.bincount(batch.units, minlength=batch.count)
+    ends = torch.cumsum(counts, 0).tolist()
+    first = start = 0
+    for unit, end in enumerate(ends):
+        last = unit + 1 == len(ends)
+        if last or ends[unit + 1] - start > size:
+            rows = slice(start, end)
+            units = batch.units[rows] - first
+            yield Batch(batch.inputs[rows], batch.labels[rows], units, unit + 1 - first)
+            start, first = end, unit + 1
 
 
-def _check_history(accountant: PRVAccountant, planned: Mechanism) -> None:
-    wanted = (planned.noise_multiplier, planned.sample_rate, planned.steps)
-    if accountant.history != [wanted]:
-        raise TrainingError(
-            f"the accountant recorded {accountant.history}, planned was {wanted}"
+class _Loop:
+    """Steps with a schedule, averaged weights, and a monitor."""
+
+    def __init__(
+        self,
+        body: nn.Module,
+        recipe: Recipe,
+        monitor: Monitor,
+        start: State | None,
+        *,
+        steps: int,
+    ) -> None:
+        self._body, self._recipe, self._monitor = body, recipe, monitor
+        self._parameters = [p for p in body.parameters() if p.requires_grad]
+        self._done = 0 if start is None else start.step
+        self._end = self._done + steps
+        self._loss = None if start is None else start.loss
+        self.plain = _optimizer(self._parameters, recipe)
+        self._average: list[Tensor] = []
+        if start is not None:
+            self._restore(start)
+        elif recipe.ema:
+            self._average = [p.detach().clone() for p in self._parameters]
+
+    def steps(self) -> Iterator[int]:
+        """Numbers of the steps to do, from 0 for the first of this run."""
+        for index in range(self._end - self._done):
+            self._monitor.before(self._done + 1)
+            rate = self._recipe.learning_rate * self._factor()
+            for group in self.plain.param_groups:
+                group["lr"] = rate
+            yield index
+
+    def finish(self, loss: float | None) -> None:
+        """Book a step that is done, with its noisy loss from 0 to 1."""
+        self._done += 1
+        if loss is not None:
+            before = loss if self._loss is None else self._loss
+            self._loss = _LOSS_DECAY * before + (1 - _LOSS_DECAY) * loss
+        decay = min(self._recipe.ema, self._done / (10 + self._done))
+        for average, parameter in zip(self._average, self._parameters):
+            average.lerp_(parameter.detach(), 1 - decay)
+        shown = None if self._loss is None else self._loss * self._recipe.loss_ceiling
+        self._monitor.after(StepReport(self._done, shown), self.state)
+
+    def state(self) -> State:
+        """Where it stands: copies, so that the next step does not change them."""
+        numbers = {id(p): i for i, p in enumerate(self._parameters)}
+        return State(
+            step=self._done,
+            body={k: v.detach().clone() for k, v in self._body.state_dict().items()},
+            average=[item.clone() for item in self._average],
+            optimizer={
+                numbers[id(parameter)]: _tensors(values)
+                for parameter, values in self.plain.state.items()
+            },
+            loss=self._loss,
         )
+
+    def release(self) -> None:
+        """Put the weights to export into the body.
+
+        Raises:
+            TrainingError: they are not finite.
+        """
+        with torch.no_grad():
+            for parameter, average in zip(self._parameters, self._average):
+                parameter.copy_(average)
+        if not all(bool(torch.isfinite(p).all()) for p in self._parameters):
+            raise TrainingError("the weights are not finite: lower the learning rate")
+
+    def _restore(self, start: State) -> None:
+        self._body.load_state_dict(start.body)
+        self._average = [item.clone() for item in start.average]
+        for number, values in start.optimizer.items():
+            self.plain.state[self._parameters[number]] = {
+                name: value.clone() for name, value in values.items()
+            }
+
+    def _factor(self) -> float:
+        """The schedule's share of the highest learning rate at this step."""
+        share = self._done / max(1, self._end)
+        if self._recipe.warmup and share < self._recipe.warmup:
+            return (self._done + 1) / math.ceil(self._recipe.warmup * self._end)
+        if self._recipe.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * share))
+        return 1 - share if self._recipe.schedule == "linear" else 1.0
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=recipe.learning_rate)
+    return torch.optim.SGD(
+        parameters, lr=recipe.learning_rate, momentum=recipe.momentum
+    )
+
+
+def _tensors(values: dict[str, Any]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().clone()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }

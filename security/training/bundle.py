@@ -1,0 +1,408 @@
+"""A trained model to a bundle: ONNX with parity, manifest, and the three reports.
+
+The evidence says what a stranger needs to compute epsilon again, and what the guarantee
+does not cover.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from models import datasets
+from models.bundle import MANIFEST_FILE, MODEL_FILE, report_file, root_digest
+from models.datasets import AnyDataset, ImageDataset, TabularDataset
+from models.export import (
+    IMAGES,
+    INPUT,
+    LABEL,
+    OPSET,
+    PROBABILITIES,
+    Parity,
+    export_images,
+    export_onnx,
+    parity,
+)
+from models.files import new_directory
+from models.manifest import Column, Manifest, Tensor
+from models.report import Check, Condition, Dataset, Metric, Report, Subject
+from sealgate.protocol import strict_json
+from sealgate.protocol.tensors import TensorSpec
+from security.errors import TrainingError
+from security.training import accounting
+from security.training.config import TrainingConfig
+from security.training.guarantee import Guarantee
+from security.training.trainer import Outcome
+
+__all__ = ["Compared", "Private", "Training", "export", "write"]
+
+# Probabilities are FP32; exports of these architectures differ by about 1e-7.
+MAX_PARITY_DIFFERENCE = 1e-5
+MAX_ROWS = 1024
+_PARITY_ROWS = 1000
+_PARITY_IMAGES = 50
+
+
+@dataclass(frozen=True)
+class Private:
+    """What a private training did, and what can be claimed of it."""
+
+    outcome: Outcome
+    guarantee: Guarantee
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that the evidence is written from.
+
+    Attributes:
+        config: what was asked.
+        train, holdout: the rows.
+        private: None for a training without privacy.
+        randomness: name of the generator.
+        details: more for the provenance report, for people.
+        extra: further reports' content by kind, conditions and metrics to add.
+    """
+
+    config: TrainingConfig
+    train: AnyDataset
+    holdout: AnyDataset
+    private: Private | None
+    randomness: str
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An export, and how far it is from the module it came from.
+
+    Attributes:
+        holdout: on every held-out row.
+        public: on rows that nobody owns: the whole range and beyond, missing, huge.
+    """
+
+    model: bytes
+    holdout: Parity
+    public: Parity
+
+    @property
+    def worst(self) -> Parity:
+        """Both together."""
+        rows = self.holdout.rows + self.public.rows
+        agreed = sum(p.rows * p.label_agreement for p in (self.holdout, self.public))
+        return Parity(
+            rows,
+            max(self.holdout.max_abs_difference, self.public.max_abs_difference),
+            agreed / rows,
+        )
+
+
+def export(module: nn.Module, holdout: AnyDataset) -> Compared:
+    """Export, and compare on every held-out row and on rows that nobody owns.
+
+    Raises:
+        TrainingError: the ONNX file computes something else.
+        ExportError: it cannot be exported.
+    """
+    if isinstance(holdout, TabularDataset):
+        model = export_onnx(module, holdout.columns)
+        rows = _parity_rows(holdout.columns)
+    else:
+        channels, height, width = holdout.features.shape[1:]
+        model = export_images(module, (channels, height, width))
+        rows = _parity_images(holdout)
+    compared = Compared(
+        model, parity(module, model, holdout.features), parity(module, model, rows)
+    )
+    worst = compared.worst
+    if worst.max_abs_difference > MAX_PARITY_DIFFERENCE:
+        raise TrainingError(f"the ONNX file computes something else: {worst.line()}")
+    return compared
+
+
+def write(out: Path, training: Training, compared: Compared) -> None:
+    """Write the bundle, whole or not at all.
+
+    Raises:
+        BundleError: the folder exists already.
+    """
+    manifest = _manifest(training).to_json()
+    subject = Subject(
+        name=training.config.model.name,
+        version=training.config.model.version,
+        root_sha256=root_digest({MODEL_FILE: compared.model, MANIFEST_FILE: manifest}),
+        onnx_sha256=hashlib.sha256(compared.model).hexdigest(),
+    )
+    reports = [
+        _privacy_report(training, subject),
+        _parity_report(training, subject, compared),
+        _provenance_report(training, subject),
+    ]
+    if training.config.privacy.benchmark:
+        reports = [_marked(report) for report in reports]
+    with new_directory(out) as folder:
+        (folder / "evidence").mkdir()
+        (folder / MODEL_FILE).write_bytes(compared.model)
+        (folder / MANIFEST_FILE).write_bytes(manifest)
+        for report in reports:
+            (folder / report_file(report.kind)).write_bytes(report.to_json())
+
+
+def _marked(report: Report) -> Report:
+    """The same report with the mark that the gate refuses under every policy."""
+    return replace(report, conditions={**report.conditions, "benchmark": True})
+
+
+def _parity_rows(columns: Sequence[Column]) -> NDArray[np.float64]:
+    """Uniform in ranges half as wide again, then what is missing, infinite or huge.
+
+    Codes are whole numbers, some of them of no category.
+    """
+    low, high = (
+        np.array([getattr(column, end) for column in columns])
+        for end in ("low", "high")
+    )
+    margin = (high - low) / 4
+    uniform = np.random.default_rng(0).uniform(
+        low - margin, high + margin, size=(_PARITY_ROWS, len(columns))
+    )
+    coded = np.array([bool(column.categories) for column in columns])
+    uniform[:, coded] = np.round(uniform[:, coded])
+    special = np.repeat([[np.nan], [np.inf], [-np.inf], [1e38]], len(columns), axis=1)
+    uniform[:: len(columns) + 1, 0] = np.nan
+    return np.concatenate([uniform, special, [low], [high]])
+
+
+def _parity_images(dataset: ImageDataset) -> NDArray[np.float64]:
+    low, high = dataset.bounds
+    margin = (high - low) / 4
+    shape = (_PARITY_IMAGES, *dataset.features.shape[1:])
+    images = np.random.default_rng(0).uniform(low - margin, high + margin, size=shape)
+    images[0], images[1], images[2], images[3] = low, high, np.nan, np.inf
+    return images
+
+
+def _manifest(training: Training) -> Manifest:
+    classes = training.train.classes
+    return Manifest(
+        name=training.config.model.name,
+        version=training.config.model.version,
+        inputs=(_input(training.train),),
+        outputs=(
+            Tensor(
+                TensorSpec(PROBABILITIES, "FP32", (-1, len(classes))), labels=classes
+            ),
+            Tensor(TensorSpec(LABEL, "INT64", (-1,))),
+        ),
+        max_rows=MAX_ROWS,
+    )
+
+
+def _input(dataset: AnyDataset) -> Tensor:
+    if isinstance(dataset, TabularDataset):
+        spec = TensorSpec(INPUT, "FP32", (-1, len(dataset.columns)))
+        return Tensor(spec, columns=dataset.columns)
+    shape = (-1, *dataset.features.shape[1:])
+    return Tensor(TensorSpec(IMAGES, "FP32", shape), bounds=dataset.bounds)
+
+
+def _report(
+    kind: str,
+    subject: Subject,
+    *,
+    datasets: tuple[Dataset, ...],
+    **content: Any,
+) -> Report:
+    return Report(
+        kind=kind,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        subject=subject,
+        tools=_tools(),
+        datasets=datasets,
+        **content,
+    )
+
+
+def _privacy_report(training: Training, subject: Subject) -> Report:
+    rows = (_rows(training.train, "train"),)
+    config = training.config.to_object()
+    if training.private is None:
+        return _report(
+            "privacy",
+            subject,
+            datasets=rows,
+            conditions={
+                "mechanism": "none",
+                "personal_data": training.train.personal,
+                "differentially_private": False,
+            },
+            details={"config": config},
+        )
+    return _report(
+        "privacy",
+        subject,
+        datasets=rows,
+        conditions=_privacy_conditions(training, training.private),
+        metrics=_privacy_metrics(training.private),
+        checks=_privacy_checks(training.private, training.config.privacy.epsilon),
+        details={"config": config},
+    )
+
+
+def _privacy_metrics(private: Private) -> dict[str, Metric]:
+    guarantee, outcome = private.guarantee, private.outcome
+    metrics = {
+        "epsilon": Metric(guarantee.claim),
+        "epsilon_pld": Metric(guarantee.pld),
+        "delta": Metric(guarantee.delta),
+        "noise_multiplier": Metric(outcome.mechanism.noise_multiplier),
+        "noise_deficit_detectable": Metric(
+            guarantee.verdicts.deficit, n=guarantee.verdicts.draws
+        ),
+    }
+    if guarantee.rdp is not None:
+        metrics["epsilon_rdp"] = Metric(guarantee.rdp)
+    return metrics
+
+
+def _privacy_checks(private: Private, target: float) -> tuple[Check, ...]:
+    guarantee, slack = private.guarantee, accounting.AGREEMENT_SLACK
+    verdicts, level = guarantee.verdicts, guarantee.level
+    agree = abs(guarantee.claim - guarantee.pld) <= slack
+    kept = max(guarantee.claim, guarantee.pld) <= target
+    return (
+        Check("accountants-agree", agree, f"PRV and PLD differ by at most {slack:g}"),
+        Check("target-kept", kept, f"target epsilon {target:g}"),
+        Check(
+            "noise-conforms",
+            verdicts.noise,
+            f"chi-square on {verdicts.draws} numbers of the noise that was added, at "
+            f"level {level:.1e}",
+        ),
+        Check(
+            "clipping-conforms",
+            verdicts.norms,
+            "no unit's clipped gradient was longer than the clipping norm",
+        ),
+        Check(
+            "sampler-conforms",
+            verdicts.rate,
+            f"binomial test on the rate at which units were sampled, at {level:.1e}",
+        ),
+    )
+
+
+def _privacy_conditions(
+    training: Training, private: Private
+) -> Mapping[str, Condition]:
+    config, guarantee = training.config, private.guarantee
+    privacy, mechanism = config.privacy, private.outcome.mechanism
+    owned = training.train.units is not None
+    clipped = "unit" if owned and privacy.unit_bound == "clip" else "row"
+    return {
+        "mechanism": "dp_sgd_gaussian",
+        "neighbouring": "add_or_remove_one",
+        "unit": "owner" if owned else "row",
+        "sampled": clipped,
+        "units": private.outcome.units,
+        "group_size": guarantee.group,
+        "sampling": "poisson",
+        "sample_rate": mechanism.sample_rate,
+        "noise_multiplier": mechanism.noise_multiplier,
+        "steps": mechanism.steps,
+        "max_grad_norm": privacy.max_grad_norm,
+        "clipping": f"per_{clipped}_{privacy.clipping}_l2",
+        "normalisation": "public_constant",
+        "normalisation_constant": privacy.expected_batch,
+        "target_epsilon": privacy.epsilon,
+        "delta": guarantee.delta,
+        "delta_for_verdicts": guarantee.delta - guarantee.mechanism_delta,
+        "accountant": guarantee.accountant,
+        "accountant_version": importlib.metadata.version("opacus"),
+        "accountant_bound": "upper",
+        "preprocessing": "public_ranges",
+        "hyperparameters": "fixed_in_configuration",
+        "training_loss": "noisy_in_mechanism" if privacy.loss_share else "not_told",
+        "row_count": "public",  # delta is chosen from it, and datasets[0] states it
+        "noise_generator": training.randomness,
+        "noise_floating_point": "sum_of_four_gaussians",
+        "gradient_method": private.outcome.method,
+        "covers_holdout": False,
+        "personal_data": training.train.personal,
+    }
+
+
+def _parity_report(training: Training, subject: Subject, compared: Compared) -> Report:
+    worst = compared.worst
+    return _report(
+        "parity",
+        subject,
+        datasets=(_rows(training.holdout, "holdout"),),
+        conditions={
+            "reference": "torch",
+            "runtime": "onnxruntime",
+            "unit": "probability",
+            "rows": "every_held_out_row_and_widened_public_ranges",
+            "opset": OPSET,
+        },
+        metrics={
+            "max_abs_difference": Metric(worst.max_abs_difference, n=worst.rows),
+            "label_agreement": Metric(worst.label_agreement, n=worst.rows),
+            "max_abs_difference_holdout": Metric(
+                compared.holdout.max_abs_difference, n=compared.holdout.rows
+            ),
+        },
+        checks=(
+            Check(
+                "parity",
+                worst.max_abs_difference <= MAX_PARITY_DIFFERENCE,
+                f"at most {MAX_PARITY_DIFFERENCE:g}",
+            ),
+        ),
+    )
+
+
+def _provenance_report(training: Training, subject: Subject) -> Report:
+    config = training.config.to_object()
+    schema: dict[str, Any] = {"classes": list(training.train.classes)}
+    if isinstance(training.train, TabularDataset):
+        schema["columns"] = [column.to_object() for column in training.train.columns]
+    return _report(
+        "provenance",
+        subject,
+        datasets=(_rows(training.train, "train"),),
+        conditions={
+            "personal_data": training.train.personal,
+            "differentially_private": training.private is not None,
+            "config_sha256": hashlib.sha256(strict_json.dumps(config)).hexdigest(),
+            "split": "keyed_hash_of_owner"
+            if training.train.units is not None
+            else "keyed_hash_of_row",
+            "architecture": training.config.model.architecture,
+        },
+        details={"config": config, **schema},
+    )
+
+
+def _rows(dataset: AnyDataset, role: str) -> Dataset:
+    return Dataset(
+        name=dataset.name,
+        role=role,
+        rows=len(dataset),
+        sha256=datasets.digest(dataset.features, dataset.labels),
+    )
+
+
+def _tools() -> dict[str, str]:
+    names = ("dp-accounting", "numpy", "onnx", "onnxruntime", "opacus", "torch")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **versions}

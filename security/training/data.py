@@ -1,0 +1,88 @@
+"""The rows that a configuration names: read, checked, split, always the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from models import datasets
+from models.datasets import AnyDataset
+from models.errors import DatasetError
+from models.manifest import Column
+from models.readers import CsvFormat
+from models.sources import ImageSchema, Schema, load_source
+from security.training.config import ColumnConfig, DataConfig, TrainingConfig
+
+__all__ = ["load_split", "unit_numbers"]
+
+
+def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
+    """The training rows and the held-out rows.
+
+    With a file of held-out rows, what that file holds is never trained on, even where
+    the source holds it too.
+
+    Raises:
+        DatasetError: as `models.sources.load_source` and `models.datasets.split`.
+    """
+    data = config.data
+    if not data.source:
+        whole: Any = datasets.load(data.name)
+        return datasets.split(whole, key=data.split_key, holdout=data.holdout)
+    schema = _schema(data)
+    whole = load_source(data.source, schema, config.base)
+    if not data.holdout_source:
+        return datasets.split(whole, key=data.split_key, holdout=data.holdout)
+    holdout = load_source(data.holdout_source, schema, config.base)
+    train = datasets.without(whole, holdout)
+    if not len(train):
+        raise DatasetError(f"{data.source}: every row is also held out")
+    return train, holdout
+
+
+def unit_numbers(dataset: AnyDataset) -> torch.Tensor | None:
+    """Whose each row is, as numbers from 0 without gaps; None without units."""
+    if dataset.units is None:
+        return None
+    _, numbers = np.unique(dataset.units, return_inverse=True)
+    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64))
+
+
+def _schema(data: DataConfig) -> Schema:
+    return Schema(
+        name=data.name,
+        label=data.label,
+        classes=data.classes,
+        aliases=data.aliases,
+        columns=tuple(_column(item) for item in data.columns),
+        image=_image(data),
+        identifier=data.identifier,
+        unit=data.unit,
+        max_rows_per_unit=data.max_rows_per_unit,
+        sensitive=data.sensitive,
+        drop=data.drop,
+        missing=data.missing,
+        personal=data.personal,
+        csv=CsvFormat(data.header, data.delimiter, data.encoding, data.comment),
+    )
+
+
+def _column(item: ColumnConfig) -> Column:
+    if item.categories:
+        last = len(item.categories) - 1.0
+        return Column(item.name, 0.0, last, item.categories)
+    if item.low is None or item.high is None:
+        raise DatasetError(f"column {item.name!r} has no public range")
+    return Column(item.name, item.low, item.high)
+
+
+def _image(data: DataConfig) -> ImageSchema | None:
+    image = data.image
+    if image is None:
+        return None
+    channels, height, width = (1, *image.shape)[-3:]
+    return ImageSchema(
+        (channels, height, width), image.low, image.high, image.mean, image.std
+    )

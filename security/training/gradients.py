@@ -1,0 +1,218 @@
+"""Clipped per-unit gradients: the part of DP-SGD that bounds what one unit can move.
+
+A unit is what the guarantee protects: a row, or a person with all of their rows. A
+method gives the sum over a batch's units of their clipped gradients; how it gets there
+is its own matter, as long as removing a unit changes the sum by at most the clipping
+norm. `probe` checks that from outside, on units taken alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from opacus import GradSampleModule
+from torch import Tensor, nn
+
+from security.errors import TrainingError
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Clipped",
+    "Clipping",
+    "GradientMethod",
+    "HooksMethod",
+    "Objective",
+    "choose",
+    "cross_entropy",
+    "probe",
+    "single_rows",
+]
+
+# Automatic clipping's stabiliser (Bu, Wang, Zha and Karypis 2023).
+_AUTOMATIC = 0.01
+_PROBED_UNITS = 4
+
+# Examples to one loss each: (network, inputs, labels) -> (m,).
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples, and whose they are.
+
+    Attributes:
+        inputs: shape ``(m, …)``.
+        labels: int64 ``(m,)``.
+        units: int64 ``(m,)``, sorted, from 0 to ``count - 1``.
+        count: how many units; 0 for an empty batch.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    units: Tensor
+    count: int
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How a unit's gradient is bounded.
+
+    Attributes:
+        max_grad_norm: L2 norm that none exceeds afterwards.
+        kind: "flat" cuts longer ones; "automatic" scales every one to about that norm
+            (Bu, Wang, Zha and Karypis 2023).
+    """
+
+    max_grad_norm: float
+    kind: str = "flat"
+
+    def factors(self, norms: Tensor) -> Tensor:
+        """What to multiply gradients of these norms with.
+
+        >>> Clipping(2.0).factors(torch.tensor([1.0, 4.0]))
+        tensor([1.0000, 0.5000])
+        """
+        if self.kind == "automatic":
+            return self.max_grad_norm / (norms + _AUTOMATIC)
+        return (self.max_grad_norm / norms.clamp_min(1e-30)).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """What a method makes of a batch.
+
+    Attributes:
+        sums: over units, of clipped gradients; one per trainable parameter, in order.
+        norms: of each unit's gradient after clipping, shape ``(count,)``.
+        losses: of each unit, the mean over its examples, without gradient.
+    """
+
+    sums: list[Tensor] = field(repr=False)
+    norms: Tensor = field(repr=False)
+    losses: Tensor = field(repr=False)
+
+
+class GradientMethod(Protocol):
+    """A way to make clipped gradients of a network that it was given."""
+
+    @property
+    def name(self) -> str:
+        """What the evidence calls it."""
+
+    def clipped_sums(self, batch: Batch, clipping: Clipping) -> Clipped:
+        """Clip the mean gradient of each unit's examples, then add them up.
+
+        Raises:
+            TrainingError: a gradient is not finite.
+        """
+
+    def close(self) -> None:
+        """Take from the network whatever was attached to it."""
+
+
+def cross_entropy(module: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The usual loss of a classifier, one per example."""
+    return nn.functional.cross_entropy(module(inputs), labels, reduction="none")
+
+
+class HooksMethod:
+    """Opacus' hooks: every example's gradient is held, then clipped."""
+
+    name = "hooks"
+
+    def __init__(self, body: nn.Module, objective: Objective) -> None:
+        self._module = GradSampleModule(body, loss_reduction="sum", strict=True)
+        self._objective = objective
+        self._parameters: list[Any] = [p for p in body.parameters() if p.requires_grad]
+
+    def clipped_sums(self, batch: Batch, clipping: Clipping) -> Clipped:
+        """See `GradientMethod.clipped_sums`."""
+        losses = self._backward(batch)
+        counts = _counts(batch)
+        gradients = [_by_unit(p.grad_sample, batch, counts) for p in self._parameters]
+        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+        if not torch.isfinite(norms).all():
+            raise TrainingError("a gradient is not finite; nothing was released")
+        factors = clipping.factors(norms)
+        sums = [torch.einsum("i,i...", factors, g) for g in gradients]
+        for parameter in self._parameters:
+            parameter.grad_sample = None
+            parameter.grad = None
+        return Clipped(sums, norms * factors, losses)
+
+    def close(self) -> None:
+        """See `GradientMethod.close`."""
+        self._module.to_standard_module()
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Leave a gradient per example, also where there are none."""
+        with warnings.catch_warnings():
+            # Torch remarks that inputs need no gradient: they are data.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            losses = self._objective(self._module, batch.inputs, batch.labels)
+            torch.autograd.backward(losses.sum())
+        return _by_unit(losses.detach(), batch, _counts(batch))
+
+
+METHODS: Mapping[str, Callable[[nn.Module, Objective], GradientMethod]] = {
+    "hooks": HooksMethod,
+}
+
+
+def choose(body: nn.Module, name: str = "auto") -> str:
+    """The method to use for a network.
+
+    Raises:
+        TrainingError: there is no such method.
+    """
+    del body
+    if name == "auto":
+        return "hooks"
+    if name not in METHODS:
+        raise TrainingError(
+            f"no gradient method {name!r}; there are auto, {', '.join(METHODS)}"
+        )
+    return name
+
+
+def single_rows(inputs: Tensor, labels: Tensor) -> Batch:
+    """A batch in which every row is a unit of its own."""
+    return Batch(inputs, labels, torch.arange(len(labels)), len(labels))
+
+
+def probe(method: GradientMethod, batch: Batch, clipping: Clipping) -> float:
+    """The longest clipped gradient among units that are given to the method alone.
+
+    It needs nothing that the method says about itself: the sum over one unit is that
+    unit's whole influence.
+    """
+    longest = 0.0
+    for unit in range(min(batch.count, _PROBED_UNITS)):
+        own = batch.units == unit
+        units = torch.zeros(int(own.sum()), dtype=torch.int64)
+        alone = Batch(batch.inputs[own], batch.labels[own], units, 1)
+        sums = method.clipped_sums(alone, clipping).sums
+        norm = torch.stack([s.double().norm() for s in sums]).norm()
+        longest = max(longest, float(norm))
+    return longest
+
+
+def _counts(batch: Batch) -> Tensor | None:
+    """Examples per unit; None where every example is a unit of its own."""
+    if batch.count == len(batch.labels):
+        return None
+    return torch.bincount(batch.units, minlength=batch.count)
+
+
+def _by_unit(values: Tensor, batch: Batch, counts: Tensor | None) -> Tensor:
+    """The mean over each unit's examples, shape ``(count, …)``."""
+    if counts is None:
+        return values
+    shape = (batch.count, *values.shape[1:])
+    total = torch.zeros(shape, dtype=values.dtype).index_add_(0, batch.units, values)
+    return total / counts.reshape(-1, *[1] * (values.dim() - 1))
