@@ -163,6 +163,6 @@ def test_command_errors(security, tmp_path):
     result = security("train", str(tmp_path / "c.toml"), "--out", str(tmp_path / "b"))
     assert result.returncode == 2
     assert result.stderr == (
-        "error: c.toml: unknown key 'modle'; did you mean 'model'?\n"
+        "error: c.toml:1: unknown key 'modle'; did you mean 'model'?\n"
     )
     assert not (tmp_path / "b").exists()
