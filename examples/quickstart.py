@@ -103,7 +103,7 @@ def _serve_and_ask(holdout: TabularDataset) -> None:
         _security("profile", "--url", url, "--model", MODEL)
         with Client.from_profile(HOME / "profile.json") as client:
             _ask(client, holdout)
-    _security("audit", quiet=True)
+    _security("audit", "verify", quiet=True)
     # The profile is left for `make serve`, which listens elsewhere.
     _security("profile", "--model", MODEL, quiet=True)
 

@@ -8,8 +8,6 @@ hook in the parent process, each worker builds the application: three doors, one
 from __future__ import annotations
 
 import gc
-import os
-import time
 
 import bentoml
 from _bentoml_sdk import Service
@@ -23,8 +21,9 @@ from security.admission.hooks import (
     AdmittedModel,
     admit_all,
     locked_tags,
+    observe_refusals,
 )
-from security.audit.log import AuditLog
+from security.audit.journal import load_signer
 from security.errors import SettingsError
 from security.key_files import read_secret
 from security.sealing.freshness import load_freshness
@@ -38,7 +37,7 @@ from service.guard import App, Guard
 from service.lineup import Lineup
 from service.memory import keep_freed_memory
 from service.metrics import make_folder, open_metrics
-from service.recorder import Recorder
+from service.recorder import open_recorder, record_refusal
 from service.routes import Routes
 from service.runtime import LoadedModel
 
@@ -97,11 +96,7 @@ def _guard(inner: App, settings: Settings) -> Guard:
         metrics=metrics,
     )
     verifier = Verifier(settings.access)
-    writer = f"{time.time_ns()}-{os.getpid()}"
-    recorder = Recorder(
-        AuditLog(settings.audit.directory, writer=writer),
-        key=read_secret(settings.audit.pseudonym_key),
-    )
+    recorder = open_recorder(settings.audit, admissions)
     routes = Routes(
         lineup,
         verifier,
@@ -118,7 +113,10 @@ def _guard(inner: App, settings: Settings) -> Guard:
         freshness=load_freshness(settings.sealing),
         publication=load_publication(settings.sealing),
     )
-    return Guard(inner, routes, gateway, settings.service)
+    return Guard(inner, routes, gateway, settings.service, on_shutdown=recorder.close)
+
+
+observe_refusals(record_refusal)
 
 
 def _check_operable(settings: Settings) -> None:
@@ -128,6 +126,7 @@ def _check_operable(settings: Settings) -> None:
     load_freshness(settings.sealing)
     load_publication(settings.sealing)
     read_secret(settings.audit.pseudonym_key)
+    load_signer(settings.audit)
 
 
 @bentoml.service(

@@ -54,8 +54,15 @@ class Guard:
     """Wraps BentoML's whole application."""
 
     def __init__(
-        self, inner: App, routes: Routes, gateway: Gateway, settings: ServiceSettings
+        self,
+        inner: App,
+        routes: Routes,
+        gateway: Gateway,
+        settings: ServiceSettings,
+        *,
+        on_shutdown: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_shutdown = on_shutdown
         self._inner = inner
         self._routes = routes
         self._gateway = gateway
@@ -67,11 +74,21 @@ class Guard:
         if scope["type"] == "http":
             await self._http(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._inner(scope, receive, send)
+            await self._inner(scope, receive, self._closing(send))
         else:
             # No websocket is ever accepted: closing before accepting answers 403.
             await receive()
             await send({"type": "websocket.close", "code": 1008})
+
+    def _closing(self, send: Send) -> Send:
+        """Close our part when BentoML's is closed, before the server hears of it."""
+
+        async def closing(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                self._on_shutdown()
+            await send(message)
+
+        return closing
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._in_work >= self._settings.max_concurrency:

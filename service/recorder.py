@@ -1,21 +1,43 @@
 """What is written down about each request: one record for every decision.
 
 A record says who asked for what, and what became of it; never a payload, a token or a
-header. The answer waits for its record.
+header. The answer waits for its record. What anyone could cause without end, refusals
+of strangers and of callers beyond their quota, is recorded within bounds: `Tally`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from sealgate.errors import SealgateError
 from security.access.tokens import Principal
-from security.audit.log import AuditLog, pseudonym
+from security.admission.gate import Admission
+from security.audit.group import GroupLog
+from security.audit.journal import open_log, record_operation
+from security.audit.records import Scalar, encode, pseudonym, token_hash
+from security.audit.tally import Tally, TallyLimits
+from security.errors import AdmissionRefused, AuditError
+from security.key_files import read_secret
+from security.settings import AuditSettings, load_settings
 
-__all__ = ["Decision", "Recorder"]
+__all__ = [
+    "QUOTA_EXCEEDED",
+    "Decision",
+    "Recorder",
+    "open_recorder",
+    "record_refusal",
+]
+
+_log = logging.getLogger(__name__)
+
+QUOTA_EXCEEDED = "quota-exceeded"
+_STRANGERS_KIND: tuple[str, ...] = ("action", "outcome", "reason", "sealed", "status")
+_CALLERS_KIND = (*_STRANGERS_KIND, "subject", "client", "token", "model")
 
 
 @dataclass
@@ -32,6 +54,7 @@ class Decision:
         digest: the root digest of the bundle that answers.
         action: what is asked for.
         rows: of the inputs.
+        request_bytes: of the request's content, unsealed.
     """
 
     sealed: bool
@@ -43,54 +66,168 @@ class Decision:
     digest: str | None = None
     action: str | None = None
     rows: int | None = None
+    request_bytes: int | None = None
 
 
 class Recorder:
     """Turns decisions into audit records."""
 
     def __init__(
-        self, log: AuditLog, *, key: bytes, clock: Callable[[], float] = time.time
+        self,
+        log: GroupLog,
+        *,
+        key: bytes,
+        limits: TallyLimits = TallyLimits(),
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """Wire a recorder.
+
+        Args:
+            log: where records go.
+            key: of the pseudonyms.
+            limits: on what anyone could cause.
+            clock: Unix seconds.
+        """
         self._log = log
         self._key = key
         self._clock = clock
+        self._strangers = Tally(limits)
+        self._callers = Tally(limits)
+        self._timer: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     async def record(
-        self, decision: Decision, *, status: int, reason: str | None
+        self,
+        decision: Decision,
+        *,
+        status: int,
+        reason: str | None,
+        response_bytes: int | None = None,
     ) -> None:
-        """Append the record of a request.
+        """Record a request; returns when that is durable, or counted.
 
         Raises:
             AuditError: it could not be written; the answer must not be given.
         """
-        self._log.append(
-            {
-                "time_us": int(self._clock() * 1e6),
-                "request_id": decision.request_id,
-                **self._caller(decision.principal),
-                "action": decision.action,
-                "model": decision.model,
-                "model_sha256": decision.digest,
-                "outcome": "allow" if reason is None else "refuse",
-                "reason": reason,
-                "status": status,
-                "rows": decision.rows,
-                "sealed": decision.sealed,
-                "latency_us": int((time.perf_counter() - decision.started) * 1e6),
-            }
-        )
+        fields: dict[str, Scalar] = {
+            "time_us": int(self._clock() * 1e6),
+            "request_id": decision.request_id,
+            **self._caller(decision.principal),
+            "action": decision.action,
+            "model": decision.model,
+            "model_sha256": decision.digest,
+            "outcome": "allow" if reason is None else "refuse",
+            "reason": reason,
+            "status": status,
+            "rows": decision.rows,
+            "request_bytes": decision.request_bytes,
+            "response_bytes": response_bytes,
+            "sealed": decision.sealed,
+            "latency_us": int((time.perf_counter() - decision.started) * 1e6),
+        }
+        if reason is None or self._is_single(decision.principal, reason, fields):
+            await self._log.append(fields)
+
+    def close(self) -> None:
+        """Write what was counted, and close the log."""
+        self._log.close(self._counted())
+
+    def _is_single(
+        self, principal: Principal | None, reason: str, fields: dict[str, Scalar]
+    ) -> bool:
+        if principal is None:
+            tally, names = self._strangers, _STRANGERS_KIND
+        elif reason == QUOTA_EXCEEDED:
+            tally, names = self._callers, _CALLERS_KIND
+        else:
+            return True
+        if tally.take({name: fields.get(name) for name in names}):
+            return True
+        self._set_timer(tally)
+        return False
+
+    def _set_timer(self, tally: Tally) -> None:
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._timer[0] is not loop:
+            self._timer = loop, loop.call_later(tally.due_in_s, self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        self._timer = None
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        for fields in self._counted():
+            try:
+                await self._log.append(fields)
+            except AuditError as error:
+                _log.warning("counted refusals were not recorded: %s", error)
+
+    def _counted(self) -> list[dict[str, Scalar]]:
+        time_us = int(self._clock() * 1e6)
+        counted = [*self._strangers.drain(), *self._callers.drain()]
+        return [{"time_us": time_us, "outcome": "refuse", **item} for item in counted]
 
     def _caller(self, principal: Principal | None) -> dict[str, str | None]:
         if principal is None:
-            return {"subject": None, "client": None, "token": None}
+            return {}
         # A client that speaks for itself (RFC 9068, section 2.2) is its own subject.
         subject, client = principal.subject, principal.client_id
         return {
             "subject": pseudonym(self._key, subject),
             "client": pseudonym(self._key, client) if client == subject else client,
-            "token": _short_hash(principal.token_id),
+            "token": token_hash(principal.token_id),
         }
 
 
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def open_recorder(settings: AuditSettings, admissions: Sequence[Admission]) -> Recorder:
+    """This worker's audit log; its start and what it loaded are the first records.
+
+    Raises:
+        AuditError: the log cannot be written.
+        KeyFileError: a key of it cannot be read.
+    """
+    start: dict[str, Scalar] = {"action": "start"}
+    log = open_log(settings)
+    log.write(
+        [
+            encode({"time_us": time.time_ns() // 1000, "outcome": "allow", **fields})
+            for fields in [start, *map(_load_fields, admissions)]
+        ]
+    )
+    # From here on the verifier expects a checkpoint of this writer.
+    log.sign_checkpoint()
+    held = settings.max_held_records if settings.on_failure == "serve" else 0
+    return Recorder(
+        GroupLog(log, max_held=held),
+        key=read_secret(settings.pseudonym_key),
+        limits=TallyLimits(settings.refusal_interval_s, settings.refusal_records),
+    )
+
+
+def record_refusal(tag: str, error: SealgateError) -> None:
+    """Record that a model was refused at a door."""
+    refusal: dict[str, Scalar] = {
+        "action": "load",
+        "model": tag.partition(":")[0],
+        "outcome": "refuse",
+        "reason": _reason(error),
+    }
+    try:
+        record_operation(load_settings().audit, [refusal])
+    except SealgateError as failure:
+        _log.warning("a refusal was not recorded: %s", failure)
+
+
+def _reason(error: SealgateError) -> str:
+    if isinstance(error, AdmissionRefused):
+        return f"check-{error.check}"
+    return type(error).__name__
+
+
+def _load_fields(admission: Admission) -> dict[str, Scalar]:
+    subject = admission.bundle.subject
+    return {
+        "action": "load",
+        "model": subject.name,
+        "model_sha256": subject.root_sha256,
+    }

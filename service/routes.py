@@ -86,7 +86,10 @@ class Routes:
         if is_health(request.path):
             return _health(request)
         decision = Decision(
-            sealed=sealed, started=time.perf_counter(), principal=principal
+            sealed=sealed,
+            started=time.perf_counter(),
+            principal=principal,
+            request_bytes=len(request.body),
         )
         reason: str | None = None
         try:
@@ -95,7 +98,12 @@ class Routes:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
         try:
-            await self._recorder.record(decision, status=response.status, reason=reason)
+            await self._recorder.record(
+                decision,
+                status=response.status,
+                reason=reason,
+                response_bytes=len(response.body),
+            )
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)

@@ -24,7 +24,8 @@ from sealgate.protocol.tensors import TensorSpec
 from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document, mint
 from security.access.tokens import Verifier
 from security.admission.gate import Admission, verify
-from security.audit.log import AuditLog
+from security.audit.group import GroupLog
+from security.audit.log import AuditLog, LogLimits
 from security.sealing.freshness import Freshness
 from security.sealing.keyring import KeyRing, generate_key, load_keyring
 from security.sealing.publish import Publication
@@ -94,11 +95,11 @@ def wire(
         issuer=DEVELOPMENT_ISSUER, audience=AUDIENCE, jwks=folder / "jwks.json"
     )
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
-    log = AuditLog(folder / "audit", writer="worker")
+    log = AuditLog(folder / "audit", writer="worker", limits=LogLimits(sync=False))
     routes = Routes(
         Lineup(all_admissions, timeout_s=timeout_s),
         Verifier(access),
-        Recorder(log, key=b"k" * 32),
+        Recorder(GroupLog(log), key=b"k" * 32),
         require_sealed=require_sealed,
     )
     loaded = load_keyring(folder / "hpke")

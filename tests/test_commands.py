@@ -251,22 +251,6 @@ def test_a_profile_is_for_its_owner(home: Path) -> None:
     assert "PRIVATE" not in path.read_text()
 
 
-def test_audit(home: Path) -> None:
-    from security.audit.log import AuditLog
-
-    log = AuditLog(home / "log", writer="w")
-    for number in range(3):
-        log.append({"rows": number})
-    result = run(home, "audit", str(home / "log"))
-    assert (result.returncode, result.stdout.splitlines()[-1]) == (
-        0,
-        "verified 3 records in 1 files",
-    )
-    log.path.write_bytes(log.path.read_bytes().replace(b'"rows":1', b'"rows":7'))
-    failed(run(home, "audit", str(home / "log")), 1, "w.jsonl, record 2: altered")
-    failed(run(home, "audit", str(home / "none")), 1, "no such folder")
-
-
 def test_a_reader_who_has_enough(home: Path) -> None:
     command = f"{sys.executable} -u -m security policy explain"
     shell = command + " | true; echo ${PIPESTATUS[0]}"

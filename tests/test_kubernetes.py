@@ -67,6 +67,7 @@ def test_the_server_gets_every_key_that_it_needs(pod: dict[str, Any]) -> None:
     copied = set(re.findall(r"/([\w*]+\.\w+)", copy))
     assert copied == {
         *("*.pem", "model.pem", "audit.key", "identity.pem"),
+        "checkpoint.pem",
         *("trust.json", "jwks.json"),
     }
     trust = documents("deployment.yaml")["ConfigMap"]["data"]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ __all__ = [
     "check_sources",
     "lock_entry",
     "locked_tags",
+    "observe_refusals",
     "read_lock",
 ]
 
@@ -74,6 +75,7 @@ ALLOWED_SOURCES = (
     "security/sealing/*.py",
     "service/*.py",
 )
+_observers: list[Callable[[str, SealgateError], None]] = []
 _MAX_LOCK_BYTES = 64 << 10
 _UNHASHED_PIN = re.compile(r"bentoml==[0-9.]+")
 
@@ -158,12 +160,19 @@ def locked_tags(settings: Settings) -> tuple[str, ...]:
     return settings.service.models if lock is None else tuple(lock)
 
 
+def observe_refusals(observe: Callable[[str, SealgateError], None]) -> None:
+    """Tell a function of every model that is refused: its tag, and why."""
+    _observers.append(observe)
+
+
 def _refusing(tag: str, settings: Settings) -> Admission:
     """Verify, and turn any refusal into the one line that BentoML prints."""
     try:
         admission = verify_stored(tag, settings.admission)
         _check_lock(tag, admission)
     except SealgateError as error:
+        for observe in _observers:
+            observe(tag, error)
         raise BentoMLException(f"{tag} refused: {error}") from None
     return admission
 
@@ -174,6 +183,8 @@ def _opening(tag: str, settings: Settings) -> Admission:
     try:
         return open_admission(admission, settings.admission.model_key)
     except SealgateError as error:
+        for observe in _observers:
+            observe(tag, error)
         raise BentoMLException(f"{tag} refused: {error}") from None
 
 

@@ -1,5 +1,12 @@
 """What was decided, provably, without payloads.
 
-log      one hash-chained file per writer
-verify   reads the files back and says which record was changed
+records   what a record is: its fields, its line, its hash
+tree      the Merkle tree over a writer's records (RFC 6962)
+notes     signed checkpoints of that tree (C2SP signed-note, tlog-checkpoint)
+log       writes records and checkpoints: chained, forced to disk, rotated
+group     many requests wait for one write
+tally     records that anyone could cause: bounded, counted beyond the bound
+journal   the log of this deployment, for servers and for commands
+verify    reads a log back and says which record was changed
+query     which records, for whom, as what
 """

@@ -1,98 +1,207 @@
-"""The audit log: one record per decision, hash-chained per writer.
+"""The audit log of one writer: records in files, chained, forced to disk, signed.
 
-Each worker appends JSON lines to a file of its own. A record's hash covers its
-canonical bytes, the hash of the record before it included, so a record that was
-changed, dropped or moved breaks the chain at that place. Cutting the tail off leaves a
-valid chain: only a copy of the last hash kept elsewhere shows that.
+A writer is one process at one start. Its records go to ``WRITER.000001.jsonl`` and,
+when that is full, to the next number; the chain and the tree go on over its files. From
+time to time, when a file is full, and at the end it signs a checkpoint (`notes`) into
+the file that all writers share (`checkpoints`).
 
-A record holds no payload, token or header. The subject is a pseudonym: a keyed hash
-whose key is kept apart, so that only who has the key can say whose records these are.
+What is written in one call is on disk when the call returns, or not in the log at all.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import contextlib
+import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from sealgate.protocol import strict_json
+from security.audit import checkpoints
+from security.audit.notes import Checkpoint, Signer
+from security.audit.records import chain
+from security.audit.tree import Tree
 from security.errors import AuditError
 
-__all__ = ["GENESIS", "AuditLog", "pseudonym", "record_hash"]
+__all__ = ["AuditLog", "LogLimits", "segment_name"]
 
-GENESIS = "0" * 64
-Scalar = str | int | bool | None
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LogLimits:
+    """When a writer forces, rotates and signs.
+
+    Attributes:
+        sync: force records to disk before `AuditLog.write` returns. Without it they
+            outlive the process from then on, the machine only from the next
+            checkpoint on.
+        max_file_bytes: a file is not continued beyond this size.
+        checkpoint_interval_s: at most this long after a record a checkpoint covers it.
+    """
+
+    sync: bool = True
+    max_file_bytes: int = 64 << 20
+    checkpoint_interval_s: float = 10.0
+
+
+def segment_name(writer: str, number: int) -> str:
+    """The name of a writer's file.
+
+    >>> segment_name("1795276800-7", 1)
+    '1795276800-7.000001.jsonl'
+    """
+    return f"{writer}.{number:06d}.jsonl"
 
 
 class AuditLog:
-    """Appends records to one file; safe to use from one thread."""
+    """Writes one writer's records; safe to use from one thread at a time."""
 
-    def __init__(self, directory: Path, *, writer: str) -> None:
-        """Open a new file.
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        writer: str,
+        signer: Signer | None = None,
+        limits: LogLimits = LogLimits(),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open a writer's first file.
 
         Args:
             directory: made if missing, 0700.
-            writer: names the file; unique per process and start.
+            writer: names the files; unique per process and start.
+            signer: of checkpoints; none are made without it.
+            limits: when to force, rotate and sign.
+            monotonic: seconds, for the interval of checkpoints.
 
         Raises:
             AuditError: the file exists or cannot be made.
         """
-        path = directory / f"{writer}.jsonl"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._directory = directory
+        self._writer = writer
+        self._signer = signer
+        self._limits = limits
+        self._monotonic = monotonic
+        self._tree = Tree()
+        self._signed_size = 0
+        self._signed_at = monotonic()
+        self._number = 0
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise AuditError(f"{directory}: {error.strerror}") from None
+        self._previous = checkpoints.file_hash(directory)
+        self._descriptor = -1
+        self._open_next()
+
+    def write(self, records: Sequence[bytes]) -> None:
+        """Write records, in this order; on disk when it returns.
+
+        Args:
+            records: from `records.encode`.
+
+        Raises:
+            AuditError: none of them could be written. The caller refuses to go on: a
+                decision that is not recorded is not taken.
+        """
+        if self._descriptor < 0:
+            raise AuditError(f"{self.path}: given up after a failure; restart")
+        previous, sequence = self._previous, self._tree.size
+        lines, leaves = [], []
+        for record in records:
+            line, leaf = chain(record, sequence=sequence, previous=previous)
+            lines.append(line)
+            leaves.append(leaf)
+            previous, sequence = leaf.hex(), sequence + 1
+        data = b"".join(lines)
+        if 0 < self._size > self._limits.max_file_bytes - len(data):
+            self._rotate()
+        self._write_out(data)
+        self._previous = previous
+        for leaf in leaves:
+            self._tree.add(leaf)
+
+    @property
+    def checkpoint_in_s(self) -> float | None:
+        """Seconds until a checkpoint is due; None if it would say nothing new."""
+        if self._signer is None or self._signed_size == self._tree.size:
+            return None
+        age = self._monotonic() - self._signed_at
+        return max(0.0, self._limits.checkpoint_interval_s - age)
+
+    def sign_checkpoint(self) -> None:
+        """Sign a checkpoint over all records so far.
+
+        A failure is logged and tried again after the interval: the records are safe,
+        only their end could still be cut off unseen.
+        """
+        if self._signer is None or self._signed_size == self._tree.size:
+            return
+        self._signed_at = self._monotonic()
+        origin = f"{self._signer.name}/{self._writer}"
+        checkpoint = Checkpoint(origin, self._tree.size, self._tree.root())
+        try:
+            if not self._limits.sync:
+                os.fdatasync(self._descriptor)
+            checkpoints.append_note(self._directory, self._signer.sign(checkpoint))
+        except (AuditError, OSError) as error:
+            _log.warning("no checkpoint of the audit log: %s", error)
+            return
+        self._signed_size = checkpoint.size
+
+    def close(self) -> None:
+        """Sign the last checkpoint and close."""
+        if self._descriptor >= 0:
+            self.sign_checkpoint()
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _write_out(self, data: bytes) -> None:
+        """All of it, or nothing."""
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            if self._limits.sync:
+                os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._take_back()
+            raise AuditError(f"{self.path}: {error.strerror}") from None
+        self._size += len(data)
+
+    def _take_back(self) -> None:
+        """Cut off what a failed write left: half a record would spoil the chain."""
+        try:
+            os.ftruncate(self._descriptor, self._size)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _rotate(self) -> None:
+        self.sign_checkpoint()
+        full = self._descriptor
+        self._open_next()
+        os.close(full)
+
+    def _open_next(self) -> None:
+        path = self._directory / segment_name(self._writer, self._number + 1)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, 0o600)
+            _sync_folder(self._directory)
         except OSError as error:
             raise AuditError(f"{path}: {error.strerror}") from None
         self.path = path
-        self._previous = GENESIS
-        self._sequence = 0
-        self._size = 0
-
-    def append(self, record: Mapping[str, Scalar]) -> None:
-        """Write one record.
-
-        Args:
-            record: flat; ``seq``, ``prev`` and ``hash`` are added here.
-
-        Raises:
-            AuditError: it could not be written whole. The caller refuses to go on: a
-                decision that is not recorded is not taken.
-        """
-        body = strict_json.dumps(
-            {**record, "seq": self._sequence, "prev": self._previous}
-        )
-        digest = hashlib.sha256(body).hexdigest()
-        line = b'%b,"hash":"%b"}\n' % (body[:-1], digest.encode())
-        try:
-            written = os.write(self._descriptor, line)
-            if written != len(line):
-                # Half a record would spoil the chain for good: take it back.
-                os.ftruncate(self._descriptor, self._size)
-        except OSError as error:
-            raise AuditError(f"{self.path}: {error.strerror}") from None
-        if written != len(line):
-            raise AuditError(f"{self.path}: record was cut short")
-        self._previous, self._sequence = digest, self._sequence + 1
-        self._size += written
-
-    def close(self) -> None:
-        """Flush to the disk and close."""
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
+        self._descriptor, self._number, self._size = descriptor, self._number + 1, 0
 
 
-def record_hash(body: Mapping[str, Scalar]) -> str:
-    """Hex SHA-256 of a record's canonical bytes without its ``hash``."""
-    return hashlib.sha256(strict_json.dumps(dict(body))).hexdigest()
-
-
-def pseudonym(key: bytes, subject: str) -> str:
-    """A keyed hash of a subject: the same for the same subject, and no way back.
-
-    >>> len(pseudonym(b"k" * 32, "alice"))
-    32
-    """
-    return hmac.digest(key, subject.encode(), "sha256").hex()[:32]
+def _sync_folder(folder: Path) -> None:
+    """A new file is there after a crash only if its folder was forced to disk too."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

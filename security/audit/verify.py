@@ -1,66 +1,282 @@
-"""Reads audit files back and says which record was changed."""
+"""Reads a log back and says which record was changed.
+
+What is checked, in this order:
+
+1. every checkpoint is signed by a trusted key, and no writer's ever shrink;
+2. each writer's files are there from the first to the last, without a gap;
+3. each record is whole, its hash is that of its bytes, its number and its ``prev``
+   continue the record before it, over the borders of files;
+4. a writer's first ``prev`` is the hash of the checkpoints as they were at some time;
+5. at each checkpointed size the tree has the signed root;
+6. no checkpoint covers more records than there are: the end was not cut off;
+7. checkpoints that were kept elsewhere are among those that are here.
+
+Records after the last checkpoint may still be cut off unseen. Half a record at the end
+of a writer's last file is reported, not refused: a process that was killed while it
+wrote leaves that, and nobody was answered on the strength of it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sealgate.errors import JsonError
-from sealgate.protocol import strict_json
-from security.audit.log import GENESIS, record_hash
+from security.audit import checkpoints
+from security.audit.log import segment_name
+from security.audit.notes import Checkpoint, Verifier, open_checkpoint
+from security.audit.records import MAX_RECORD_BYTES, Record, decode
+from security.audit.tree import Tree
 from security.errors import AuditError
 
-__all__ = ["verify_directory", "verify_file"]
+__all__ = ["LogReport", "list_segments", "verify_log"]
 
-MAX_RECORD_BYTES = 64 << 10
+_SEGMENT = re.compile(
+    r"(?P<writer>[A-Za-z0-9_-]{1,100})\.(?P<number>[0-9]{6,9})\.jsonl"
+)
 
 
-def verify_directory(directory: Path) -> dict[str, int]:
-    """Verify every file of a log.
+Visit = Callable[[str, Record], None]
 
-    Returns:
-        The number of records by file name.
+
+@dataclass
+class LogReport:
+    """What a log that verifies holds.
+
+    Attributes:
+        records: how many, by writer.
+        signed: how many of them a checkpoint covers, by writer.
+        notices: what is worth a look, though nothing acknowledged is missing.
+    """
+
+    records: dict[str, int] = field(default_factory=dict)
+    signed: dict[str, int] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+
+def verify_log(
+    folders: Sequence[Path],
+    *,
+    verifier: Verifier | None,
+    copies: Sequence[bytes] = (),
+    without: Sequence[str] = (),
+    visit: Visit = lambda writer, record: None,
+) -> LogReport:
+    """Verify a log, which may lie in several folders.
+
+    Args:
+        folders: archives first, last the one with the checkpoints.
+        verifier: of checkpoints; None leaves out steps 1 and 4 to 7.
+        copies: contents of checkpoint files that were kept elsewhere.
+        without: writers whose files were deleted on purpose.
+        visit: is given each record, in the order of its writer.
 
     Raises:
-        AuditError: no such folder, or as `verify_file`.
+        AuditError: names the file and the record that was altered, dropped, added,
+            moved or cut off.
     """
-    if not directory.is_dir():
-        raise AuditError(f"{directory}: no such folder")
-    return {path.name: verify_file(path) for path in sorted(directory.glob("*.jsonl"))}
+    signed = _read_checkpoints(folders[-1], verifier)
+    _check_copies(copies, signed, verifier)
+    # Listed after the checkpoints are read: a running server only adds to both.
+    segments = list_segments(folders)
+    report = LogReport()
+
+    def notes(writer: str) -> Sequence[Checkpoint] | None:
+        return None if verifier is None else signed.get(writer, [])
+
+    chains = [
+        _Chain(writer, notes(writer), report, visit)
+        for writer in sorted(segments.keys() | signed.keys())
+        if writer not in without
+    ]
+    for chain in chains:
+        chain.verify(segments.get(chain.writer, {}))
+    if verifier is not None:
+        _check_starts(chains, folders[-1])
+    return report
 
 
-def verify_file(path: Path) -> int:
-    """Verify one file's chain.
-
-    Returns:
-        The number of records.
+def list_segments(folders: Sequence[Path]) -> dict[str, dict[int, Path]]:
+    """The files of a log by writer and number.
 
     Raises:
-        AuditError: names the first line that was altered, dropped, moved or cut.
+        AuditError: no such folder, a file of another name, or one that is there twice.
     """
-    previous = GENESIS
-    count = 0
+    result: dict[str, dict[int, Path]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise AuditError(f"{folder}: no such folder")
+        for path in sorted(folder.glob("*.jsonl")):
+            match = _SEGMENT.fullmatch(path.name)
+            if match is None:
+                raise AuditError(f"{path.name}: not a file of this log")
+            files = result.setdefault(match["writer"], {})
+            if int(match["number"]) in files:
+                raise AuditError(f"{path.name}: is in two folders")
+            files[int(match["number"])] = path
+    return result
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """A file's lines with their numbers from 1; one without a line feed is its last."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            previous = _verify_line(line, previous, number, path.name)
-            count = number
-    return count
+        number = 0
+        while line := file.readline(MAX_RECORD_BYTES):
+            number += 1
+            yield number, line
 
 
-def _verify_line(line: bytes, previous: str, number: int, name: str) -> str:
-    where = f"{name}, record {number}"
-    if not line.endswith(b"\n"):
-        raise AuditError(f"{where}: cut short")
+def _read_checkpoints(
+    folder: Path, verifier: Verifier | None
+) -> dict[str, list[Checkpoint]]:
+    """Step 1."""
+    result: dict[str, list[Checkpoint]] = {}
+    if verifier is None:
+        return result
+    for number, note in enumerate(checkpoints.split_notes(_content(folder)), start=1):
+        where = f"{checkpoints.FILE_NAME}, note {number}"
+        try:
+            checkpoint = open_checkpoint(note, [verifier])
+        except AuditError as error:
+            raise AuditError(f"{where}: {error}") from None
+        name, _, writer = checkpoint.origin.rpartition("/")
+        if name != verifier.name:
+            raise AuditError(f"{where}: is of another log")
+        earlier = result.setdefault(writer, [])
+        if earlier and earlier[-1].size > checkpoint.size:
+            raise AuditError(f"{where}: the log shrank")
+        earlier.append(checkpoint)
+    return result
+
+
+def _check_copies(
+    copies: Sequence[bytes],
+    signed: Mapping[str, Sequence[Checkpoint]],
+    verifier: Verifier | None,
+) -> None:
+    """Step 7."""
+    here = {item for notes in signed.values() for item in notes}
+    for copy in copies:
+        for note in checkpoints.split_notes(copy):
+            checkpoint = open_checkpoint(note, [verifier] if verifier else [])
+            if checkpoint not in here:
+                raise AuditError(
+                    f"{checkpoint.origin}: the checkpoint over {checkpoint.size} "
+                    "records that was kept elsewhere is missing here"
+                )
+
+
+def _check_starts(chains: Sequence[_Chain], folder: Path) -> None:
+    """Step 4, read after the records: a writer may have started meanwhile."""
+    states = set(checkpoints.prefix_hashes(_content(folder)))
+    for chain in chains:
+        if chain.start is not None and chain.start not in states:
+            raise AuditError(
+                f"{chain.writer}: a checkpoint from before its start was dropped, "
+                "altered or moved"
+            )
+
+
+def _content(folder: Path) -> bytes:
+    path = folder / checkpoints.FILE_NAME
     try:
-        record: dict[str, Any] = strict_json.loads_object(
-            line, max_bytes=MAX_RECORD_BYTES
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from None
+
+
+class _Chain:
+    """One writer's records, verified one after the other.
+
+    Attributes:
+        writer: whose.
+        start: what its first record follows.
+    """
+
+    def __init__(
+        self,
+        writer: str,
+        signed: Sequence[Checkpoint] | None,
+        report: LogReport,
+        visit: Visit,
+    ) -> None:
+        self.writer = writer
+        self.start: str | None = None
+        self._must_be_signed = signed is not None
+        self._signed = list(signed or ())
+        self._report = report
+        self._visit = visit
+        self._tree = Tree()
+        self._previous = ""
+        self._served = False
+
+    def verify(self, segments: Mapping[int, Path]) -> None:
+        """Steps 2, 3, 5 and 6.
+
+        Raises:
+            AuditError: as `verify_log`.
+        """
+        self._report.signed[self.writer] = 0
+        self._check_roots(self.writer)
+        last = max(segments, default=0)
+        for number in range(1, last + 1):
+            if number not in segments:
+                name = segment_name(self.writer, number)
+                raise AuditError(f"{name}: the file is missing")
+            self._verify_file(segments[number], last=number == last)
+        size = self._report.records[self.writer] = self._tree.size
+        if self._signed:
+            raise AuditError(
+                f"{self.writer}: records {size + 1} to {self._signed[-1].size} are "
+                "missing: a checkpoint covers them"
+            )
+        if self._must_be_signed and size and not self._report.signed[self.writer]:
+            self._accept_unsigned(size)
+
+    def _accept_unsigned(self, size: int) -> None:
+        """A server signs what it did at its start before it serves anybody."""
+        if self._served:
+            raise AuditError(f"{self.writer}: no checkpoint covers any of its records")
+        self._report.notices.append(f"{self.writer}: its {size} records are not signed")
+
+    def _verify_file(self, path: Path, *, last: bool) -> None:
+        for number, line in read_lines(path):
+            where = f"{path.name}, record {number}"
+            if not line.endswith(b"\n") and len(line) < MAX_RECORD_BYTES:
+                self._accept_torn(where, len(line), last=last)
+                return
+            try:
+                record = decode(line)
+            except AuditError as error:
+                raise AuditError(f"{where}: {error}") from None
+            self._follow(record, where)
+
+    def _accept_torn(self, where: str, size: int, *, last: bool) -> None:
+        if not last:
+            raise AuditError(f"{where}: cut short")
+        self._report.notices.append(
+            f"{where}: {size} bytes of a record that was never acknowledged"
         )
-    except JsonError:
-        raise AuditError(f"{where}: not a record") from None
-    digest = record.pop("hash", None)
-    if record.get("seq") != number - 1 or record.get("prev") != previous:
-        raise AuditError(f"{where}: a record before it was dropped, added or moved")
-    expected = record_hash(record)
-    if digest != expected:
-        raise AuditError(f"{where}: altered")
-    return expected
+
+    def _follow(self, record: Record, where: str) -> None:
+        if self.start is None:
+            self.start = self._previous = record.previous
+        if (record.sequence, record.previous) != (self._tree.size, self._previous):
+            raise AuditError(f"{where}: a record before it was dropped, added or moved")
+        self._tree.add(record.digest)
+        self._previous = record.digest.hex()
+        self._served |= record.fields.get("request_id") is not None
+        self._check_roots(where)
+        self._visit(self.writer, record)
+
+    def _check_roots(self, where: str) -> None:
+        """Step 5, for the checkpoints of the tree's size."""
+        while self._signed and self._signed[0].size == self._tree.size:
+            if self._signed.pop(0).root != self._tree.root():
+                raise AuditError(
+                    f"{where}: this record or one before it is not what was signed"
+                )
+            self._report.signed[self.writer] = self._tree.size

@@ -1,45 +1,207 @@
-"""`audit`: check the audit log offline."""
+"""`audit`: verify the audit log, read records out of it. Offline."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from security.audit.verify import verify_directory
+from models.files import write_atomic
+from security.audit.journal import load_verifier
+from security.audit.query import FORMATS, Query, parse_time
+from security.audit.records import Record, pseudonym
+from security.audit.verify import LogReport, Visit, verify_log
 from security.commands.options import Subparsers
 from security.errors import AuditError
+from security.key_files import read_secret
 from security.settings import load_settings
 
 __all__ = ["add_parser", "run"]
+
+MAX_COPY_BYTES = 1 << 30
+_EQUAL = ("action", "outcome", "reason", "model", "client", "token", "request_id")
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "audit",
-        help="verify the audit log",
-        description="Verify the hash chains of an audit log. Exit code 1 and the first "
-        "bad record if a record was altered, dropped, added, moved or cut.",
+        help="verify the audit log, or read records out of it",
+        description="Verify the audit log and read records out of it, offline.",
     )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, summary, add in _ACTIONS:
+        add(actions.add_parser(name, help=summary))
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Verify hash chains, files, trees and signed checkpoints. Exit code 1 and one "
+        "line that names the first record which was altered, dropped, added, moved or "
+        "cut off."
+    )
+    _add_log(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print the records that match all of the options, one JSON object a line. The "
+        "log is verified on the way; exit code 1 if it does not verify."
+    )
+    _add_filter(parser)
+    _add_log(parser)
+    parser.set_defaults(run=_query)
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write the records that match all of the options to a file, once all of the "
+        "log is verified. Nothing is written if it does not verify."
+    )
+    parser.add_argument("--format", choices=sorted(FORMATS), default="jsonl")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="the file; replaced if it exists"
+    )
+    _add_filter(parser)
+    _add_log(parser)
+    parser.set_defaults(run=_export)
+
+
+_ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("verify", "check that no record was changed", _add_verify),
+    ("query", "print records", _add_query),
+    ("export", "write verified records to a file", _add_export),
+)
+
+
+def _add_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "directory",
         type=Path,
-        nargs="?",
-        help="default: audit.directory of the settings",
+        nargs="*",
+        help="archives, and last the folder with the checkpoints "
+        "(default: audit.directory of the settings)",
     )
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--key",
+        type=Path,
+        help="file of the verifier key (default: audit.verifier_key of the settings)",
+    )
+    parser.add_argument(
+        "--copy",
+        type=Path,
+        action="append",
+        default=[],
+        help="a copy of the checkpoints that was kept elsewhere; each must be there",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="WRITER",
+        help="a writer whose files were deleted on purpose",
+    )
+
+
+def _add_filter(parser: argparse.ArgumentParser) -> None:
+    when = "a time like 2026-11-21T10:00 (UTC), or how long ago, like 90m"
+    parser.add_argument("--since", help=when)
+    parser.add_argument("--until", help=when)
+    parser.add_argument(
+        "--subject",
+        action="append",
+        default=[],
+        help="a subject's name; needs the key of the pseudonyms",
+    )
+    parser.add_argument("--pseudonym", action="append", default=[])
+    for name in _EQUAL:
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, action="append", default=[], dest=name)
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify; returns the exit code."""
-    directory = args.directory or load_settings().audit.directory
+    report = _verify(args)
+    if report is None:
+        return 1
+    for writer, count in report.records.items():
+        print(f"{writer}  {count} records, {report.signed[writer]} signed")
+    total, signed = sum(report.records.values()), sum(report.signed.values())
+    print(
+        f"verified {total} records of {len(report.records)} writers; "
+        f"checkpoints cover {signed}"
+    )
+    return 0
+
+
+def _query(args: argparse.Namespace) -> int:
+    query = _parse_query(args)
+
+    def show(writer: str, record: Record) -> None:
+        if query.matches(record.fields):
+            for line in FORMATS["jsonl"](iter([(writer, record)])):
+                sys.stdout.write(line)
+
+    return 1 if _verify(args, show) is None else 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    query = _parse_query(args)
+    found: list[tuple[str, Record]] = []
+
+    def collect(writer: str, record: Record) -> None:
+        if query.matches(record.fields):
+            found.append((writer, record))
+
+    if _verify(args, collect) is None:
+        return 1
+    found.sort(key=lambda item: item[1].fields.get("time_us") or 0)
+    lines: Iterator[str] = FORMATS[args.format](iter(found))
+    write_atomic(args.output, "".join(lines).encode(), mode=0o600)
+    print(f"exported {len(found)} records to {args.output}")
+    return 0
+
+
+def _parse_query(args: argparse.Namespace) -> Query:
+    now = time.time()
+    equal = {name: getattr(args, name) for name in _EQUAL if getattr(args, name)}
+    subjects = list(args.pseudonym)
+    if args.subject:
+        key = read_secret(load_settings().audit.pseudonym_key)
+        subjects += [pseudonym(key, subject) for subject in args.subject]
+    if subjects:
+        equal["subject"] = subjects
+    return Query(
+        since_us=None if args.since is None else parse_time(args.since, now=now),
+        until_us=None if args.until is None else parse_time(args.until, now=now),
+        equal=equal,
+    )
+
+
+def _verify(args: argparse.Namespace, visit: Visit | None = None) -> LogReport | None:
+    """The report, or None once the refusal is printed."""
+    audit = load_settings().audit
+    verifier = load_verifier(args.key or audit.verifier_key)
+    copies = [_read_copy(path) for path in args.copy]
     try:
-        counts = verify_directory(directory)
+        report = verify_log(
+            args.directory or [audit.directory],
+            verifier=verifier,
+            copies=copies,
+            without=args.without,
+            visit=visit or (lambda writer, record: None),
+        )
     except AuditError as error:
         print(f"refused: {error}", file=sys.stderr)
-        return 1
-    for name, count in counts.items():
-        print(f"{name}  {count} records")
-    print(f"verified {sum(counts.values())} records in {len(counts)} files")
-    return 0
+        return None
+    for notice in report.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    return report
+
+
+def _read_copy(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_COPY_BYTES)

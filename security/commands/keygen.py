@@ -22,6 +22,7 @@ from security.admission.keys import (
     public_pem,
     trust_document,
 )
+from security.audit.journal import generate_checkpoint_key, load_signer
 from security.commands.options import Subparsers
 from security.commands.signing import add_passphrase
 from security.errors import KeyFileError
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     _ensure(model_key, partial(generate_model_key, model_key))
     pseudonym = settings.audit.pseudonym_key
     _ensure(pseudonym, lambda: write_secret(pseudonym, secrets.token_bytes(32)))
+    checkpoints = settings.audit.checkpoint_key
+    _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
     _write_public(settings, source)
     return 0
 
@@ -123,6 +126,7 @@ def _write_public(settings: Settings, passphrase: Path | None) -> None:
     documents = {settings.admission.trust: partial(_trust, settings, passphrase)}
     if isinstance(settings.access.jwks, Path):
         documents[settings.access.jwks] = partial(_jwks, settings)
+    documents[settings.audit.verifier_key] = partial(_verifier, settings)
     for path, document in documents.items():
         # An existing document may name more keys than these: it is the operator's.
         if path.exists():
@@ -139,6 +143,10 @@ def _trust(settings: Settings, passphrase: Path | None) -> bytes:
         key = load_signing_key(path, passphrase=passphrase)
         roles[role] = [public_pem(key.public_key())]
     return trust_document(roles)
+
+
+def _verifier(settings: Settings) -> bytes:
+    return f"{load_signer(settings.audit).verifier}\n".encode()
 
 
 def _jwks(settings: Settings) -> bytes:

@@ -1,0 +1,112 @@
+"""The checkpoints of all writers of a folder: one file, which only grows.
+
+Notes follow one another, each with a blank line behind it. A writer that starts binds
+itself to what stood there: its first record's ``prev`` is the hash of the file. So
+whoever takes a checkpoint away, to hide what it shows missing, breaks every writer that
+started later.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from security.errors import AuditError
+
+__all__ = ["FILE_NAME", "append_note", "file_hash", "prefix_hashes", "split_notes"]
+
+FILE_NAME = "checkpoints"
+# The last line of a note, and the blank line behind it. No origin begins with a dash
+# and a blank, so nothing else in a file of ours reads like that.
+_END = re.compile(rb"^\xe2\x80\x94 [^\n]+\n\n", re.MULTILINE)
+_TAIL_BYTES = 64 << 10
+
+
+def append_note(directory: Path, note: bytes) -> None:
+    """Add a note, and force it to disk.
+
+    Half a note that a crash left at the end is taken away: nobody was told of it.
+
+    Raises:
+        AuditError: it could not be added; the file is as before.
+    """
+    path = directory / FILE_NAME
+    try:
+        with _locked(path) as descriptor:
+            size = _complete_size(descriptor)
+            os.ftruncate(descriptor, size)
+            try:
+                _write_all(descriptor, note + b"\n")
+                os.fdatasync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from None
+
+
+def file_hash(directory: Path) -> str:
+    """Hex SHA-256 of the complete notes so far; of nothing if there are none."""
+    path = directory / FILE_NAME
+    try:
+        with _locked(path) as descriptor:
+            return _hash_front(descriptor, _complete_size(descriptor))
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from None
+
+
+def split_notes(content: bytes) -> list[bytes]:
+    r"""The notes in a file's content; a torn one at its end is left out.
+
+    >>> split_notes("a\n\n— k sig\n\nb\n\n— k sig\n\ntorn".encode())
+    [b'a\n\n\xe2\x80\x94 k sig\n', b'b\n\n\xe2\x80\x94 k sig\n']
+    """
+    ends = [match.end() for match in _END.finditer(content)]
+    return [content[start : end - 1] for start, end in zip([0, *ends], ends)]
+
+
+def prefix_hashes(content: bytes) -> Iterator[str]:
+    """Hex SHA-256 of the file at each time of its life: after none, one, two… notes."""
+    running = hashlib.sha256()
+    yield running.hexdigest()
+    for note in split_notes(content):
+        running.update(note + b"\n")
+        yield running.hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _complete_size(descriptor: int) -> int:
+    """Bytes up to the end of the last complete note."""
+    size = os.fstat(descriptor).st_size
+    start = max(size - _TAIL_BYTES, 0)
+    ends = [m.end() for m in _END.finditer(os.pread(descriptor, _TAIL_BYTES, start))]
+    return start + ends[-1] if ends else 0
+
+
+def _hash_front(descriptor: int, size: int) -> str:
+    running, position = hashlib.sha256(), 0
+    while part := os.pread(descriptor, min(1 << 20, size - position), position):
+        running.update(part)
+        position += len(part)
+    return running.hexdigest()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
