@@ -21,5 +21,6 @@ membership        who was in the training data
 imported          models from elsewhere: inspected, then described
 run               a bundle's whole assessment, written at once
 scan              one command at a file or an endpoint: plan, targets, runner, report
+reporting         SARIF, JUnit, HTML, and what changed between two reports
 evasion           attacks on the input, and what they prove
 """

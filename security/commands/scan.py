@@ -113,11 +113,16 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan; returns the exit code."""
-    from security.assessment.scan.run import run_scan  # noqa: PLC0415  (seconds)
+    from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
+        write_documents,
+    )
+    from security.assessment.scan.run import run_scan  # noqa: PLC0415
 
     request = _request(args)
     with _Line() as line:
         scan = run_scan(request, line)
+    document = scan.report.to_json()
+    write_documents(request.out, document, fail_on=args.fail_on or "error")
     _print(scan, request.out)
     if args.evidence:
         for item in scan.evidence:
@@ -252,7 +257,7 @@ def _print(scan: Scan, out: Path) -> None:
         print(f"{finding.severity:<12}{finding.rule}{place}: {finding.message}")
     if not scan.complete:
         print(f"{'budget':<12}ended first; the same command with more goes on")
-    print(f"{'wrote':<12}{out / 'scan.json'}")
+    print(f"{'wrote':<12}{out}: scan.json, scan.html, scan.sarif, scan.junit.xml")
 
 
 class _Line:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from models.errors import ReportError
 from models.report import Dataset, Metric, Report, Subject
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
@@ -20,7 +21,7 @@ from security.assessment.scan.checks import CheckResult, ScanFinding
 from security.assessment.scan.rules import SCAN_RULES
 from security.errors import AssessmentError
 
-__all__ = ["MAX_SCAN_BYTES", "SCAN_SCHEMA", "ScanReport", "rule_facts"]
+__all__ = ["MAX_SCAN_BYTES", "SCAN_SCHEMA", "ScanReport", "read_report", "rule_facts"]
 
 SCAN_SCHEMA = "https://sealgate.dev/scan/v1"
 MAX_SCAN_BYTES = 256 << 20
@@ -49,8 +50,13 @@ class ScanReport:
     @property
     def findings(self) -> tuple[ScanFinding, ...]:
         """Of all checks, the worst first."""
-        found = [item for result in self.results for item in result.findings]
-        return tuple(sorted(found, key=lambda item: SEVERITIES.index(item.severity)))
+        return tuple(item for _, item in self._found())
+
+    def _found(self) -> list[tuple[str, ScanFinding]]:
+        found = [
+            (result.name, item) for result in self.results for item in result.findings
+        ]
+        return sorted(found, key=lambda pair: SEVERITIES.index(pair[1].severity))
 
     def to_json(self) -> bytes:
         """The document."""
@@ -61,7 +67,7 @@ class ScanReport:
                 "data": dict(self.data),
                 "options": dict(self.options),
                 "tools": dict(self.tools),
-                "findings": [_finding(item) for item in self.findings],
+                "findings": [_finding(check, item) for check, item in self._found()],
                 "results": [_result(item) for item in self.results],
                 "times": dict(self.times),
             }
@@ -104,10 +110,86 @@ class ScanReport:
             raise AssessmentError(f"not a scan report: {error}") from None
         if value.get("schema") != SCAN_SCHEMA:
             raise AssessmentError(f"not a scan report: expected {SCAN_SCHEMA}")
-        for name, kind in (("target", dict), ("results", list), ("findings", list)):
-            if not isinstance(value.get(name), kind):
-                raise AssessmentError(f"not a scan report: {name} is malformed")
+        _check_frame(value, _FRAME, "report")
+        for item in value["results"]:
+            _check_frame(item, _RESULT_FRAME, "result")
+            for metric in item["metrics"].values():
+                _check_frame(metric, {"value": _NUMBER}, "metric")
+        for item in value["findings"]:
+            _check_frame(item, _FINDING_FRAME, "finding")
+            if item["severity"] not in SEVERITIES or not _known(item["rule"]):
+                raise AssessmentError("not a scan report: an unknown rule or severity")
         return value
+
+
+def read_report(data: bytes) -> Mapping[str, Any]:
+    """A scan.json, or a report of evidence in the same form: one check, no findings.
+
+    Raises:
+        AssessmentError: neither.
+    """
+    try:
+        report = Report.from_json(data)
+    except ReportError:
+        return ScanReport.parse(data)
+    rows = [vars(item) for item in report.datasets if item.role == "holdout"]
+    result = CheckResult(
+        report.kind,
+        conditions=report.conditions,
+        metrics=report.metrics,
+        checks=report.checks,
+    )
+    return {
+        "target": {"name": report.subject.name},
+        "data": rows[0] if rows else {},
+        "options": {},
+        "results": [_result(result)],
+        "findings": [],
+    }
+
+
+_NUMBER = (int, float)
+_FRAME: Mapping[str, Any] = {
+    "target": dict,
+    "data": dict,
+    "options": dict,
+    "tools": dict,
+    "findings": list,
+    "results": list,
+    "times": dict,
+}
+_RESULT_FRAME: Mapping[str, Any] = {
+    "check": str,
+    "status": str,
+    "reason": str,
+    "reliable": bool,
+    "conditions": dict,
+    "metrics": dict,
+    "checks": list,
+    "details": dict,
+}
+_FINDING_FRAME: Mapping[str, Any] = {
+    "check": str,
+    "rule": str,
+    "severity": str,
+    "title": str,
+    "message": str,
+    "where": str,
+    "remedy": str,
+    "evidence": dict,
+}
+
+
+def _check_frame(value: Any, frame: Mapping[str, Any], what: str) -> None:
+    if not isinstance(value, dict):
+        raise AssessmentError(f"not a scan report: a {what} is no object")
+    for name, kind in frame.items():
+        if not isinstance(value.get(name), kind):
+            raise AssessmentError(f"not a scan report: {name} of a {what} is malformed")
+
+
+def _known(rule: str) -> bool:
+    return rule in SCAN_RULES or rule in RULES
 
 
 def rule_facts(rule: str) -> dict[str, Any]:
@@ -118,9 +200,10 @@ def rule_facts(rule: str) -> dict[str, Any]:
     return {**vars(known), "remedy": "Look at the place in the graph, or refuse it."}
 
 
-def _finding(item: ScanFinding) -> dict[str, Any]:
+def _finding(check: str, item: ScanFinding) -> dict[str, Any]:
     facts = rule_facts(item.rule)
     return {
+        "check": check,
         "rule": item.rule,
         "severity": item.severity,
         "title": facts["title"],

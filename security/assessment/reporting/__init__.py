@@ -1,0 +1,10 @@
+"""Reports in the formats that people and their tools read, from one scan.json.
+
+documents   all formats of one report, written side by side
+taxonomies  MITRE ATLAS, NIST AI 100-2, OWASP: what each rule is tagged with
+sarif       SARIF 2.1.0, for code scanning
+junit       JUnit XML, for test dashboards
+html        one page for people, nothing loaded from elsewhere
+pictures    charts and small images, as SVG
+comparison  what got better or worse between two reports
+"""
