@@ -17,11 +17,16 @@ from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import DATATYPES, TensorSpec
 
-__all__ = ["MANIFEST_SCHEMA", "Column", "Manifest", "Tensor"]
+__all__ = ["FORMS", "MANIFEST_SCHEMA", "Column", "Manifest", "Tensor"]
 
 MANIFEST_SCHEMA = "https://sealgate.dev/manifest/v1"
 MAX_MANIFEST_BYTES = 4 << 20
 MAX_ROWS = 1 << 20
+
+# "maps" is a sequence of maps, as classical converters emit for class scores: rows of
+# the tensor are its maps, columns their keys, which the labels name. "sequence" is a
+# sequence of tensors of one shape, which are stacked.
+FORMS = ("tensor", "maps", "sequence")
 
 # BentoML's tag syntax, narrowed: both parts are also path segments and scope suffixes.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -29,6 +34,7 @@ _VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
 
 
 _Item = TypeVar("_Item")
+_OPTIONAL = {"columns", "labels", "bounds", "form"}
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,14 @@ class Tensor:
         columns: for tabular inputs, one per element of the last axis.
         labels: for outputs of class scores, one per element of the last axis.
         bounds: for other inputs, the public range of every element; beyond is clipped.
+        form: what the graph gives, see `FORMS`; requests and answers have tensors only.
     """
 
     spec: TensorSpec
     columns: tuple[Column, ...] = ()
     labels: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
+    form: str = "tensor"
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,12 @@ class Manifest:
         """``name:version``, as BentoML writes it."""
         return f"{self.name}:{self.version}"
 
+    @property
+    def has_bf16(self) -> bool:
+        """Whether a tensor is BF16, which onnxruntime runs by another way."""
+        every = (*self.inputs, *self.outputs)
+        return any(tensor.spec.datatype == "BF16" for tensor in every)
+
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
         """Parse and validate.
@@ -114,13 +128,15 @@ class Manifest:
         )
         if value["schema"] != MANIFEST_SCHEMA:
             raise ManifestError(f"manifest.schema: expected {MANIFEST_SCHEMA}")
-        return cls(
+        manifest = cls(
             name=_match(value["name"], "manifest.name", _NAME),
             version=_match(value["version"], "manifest.version", _VERSION),
-            inputs=_tensors(value["inputs"], "manifest.inputs"),
+            inputs=_inputs(value["inputs"]),
             outputs=_tensors(value["outputs"], "manifest.outputs"),
             max_rows=_max_rows(value.get("limits", {})),
         )
+        _check_bf16(manifest)
+        return manifest
 
     def to_json(self) -> bytes:
         """The canonical bytes of this manifest; `from_json` gives it back."""
@@ -148,7 +164,28 @@ def _tensor_object(tensor: Tensor) -> dict[str, Any]:
         result["labels"] = list(tensor.labels)
     if tensor.bounds is not None:
         result["bounds"] = list(tensor.bounds)
+    if tensor.form != "tensor":
+        result["form"] = tensor.form
     return result
+
+
+def _check_bf16(manifest: Manifest) -> None:
+    # The way that onnxruntime's Python interface has for BF16 takes neither of these.
+    others = any(tensor.form != "tensor" for tensor in manifest.outputs) or any(
+        tensor.spec.datatype == "BYTES" for tensor in manifest.inputs
+    )
+    if others and manifest.has_bf16:
+        raise ManifestError(
+            "manifest: BF16 beside BYTES inputs, maps or sequences is not served"
+        )
+
+
+def _inputs(value: Any) -> tuple[Tensor, ...]:
+    inputs = _tensors(value, "manifest.inputs")
+    for tensor in inputs:
+        if tensor.form != "tensor":
+            raise ManifestError(f"manifest.inputs: {tensor.form} cannot be sent")
+    return inputs
 
 
 def _tensors(value: Any, where: str) -> tuple[Tensor, ...]:
@@ -161,9 +198,7 @@ def _tensors(value: Any, where: str) -> tuple[Tensor, ...]:
 
 
 def _tensor(value: Any, where: str) -> Tensor:
-    _fields(
-        value, where, {"name", "datatype", "shape"}, {"columns", "labels", "bounds"}
-    )
+    _fields(value, where, {"name", "datatype", "shape"}, _OPTIONAL)
     if not isinstance(value["datatype"], str) or value["datatype"] not in DATATYPES:
         raise ManifestError(f"{where}.datatype: not a supported v2 datatype")
     spec = TensorSpec(
@@ -179,7 +214,14 @@ def _tensor(value: Any, where: str) -> Tensor:
                 f"{where}.{field}: not one per element of the last axis"
             )
     bounds = _bounds(value["bounds"], f"{where}.bounds") if "bounds" in value else None
-    return Tensor(spec=spec, columns=columns, labels=labels, bounds=bounds)
+    form = value.get("form", "tensor")
+    if form not in FORMS:
+        raise ManifestError(f"{where}.form: expected one of {', '.join(FORMS)}")
+    if form == "maps" and (len(spec.shape) != 2 or not labels):
+        raise ManifestError(f"{where}: maps have rows, and a label for each column")
+    if form == "sequence" and spec.shape[:1] != (-1,):
+        raise ManifestError(f"{where}: a sequence has any number of tensors")
+    return Tensor(spec, columns, labels, bounds, form)
 
 
 def _bounds(value: Any, where: str) -> tuple[float, float]:

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sealgate.errors import TensorError
-from sealgate.protocol import tensors
+from sealgate.protocol import datatypes, tensors
+from sealgate.protocol.datatypes import BFLOAT16, BYTES
 
 __all__ = ["columns_of", "is_frame", "to_arrays"]
 
@@ -91,8 +92,12 @@ def _array(name: str, value: npt.ArrayLike) -> Array:
 def _cast(name: str, array: Array, datatype: str | None) -> Array:
     """Cast to the model's dtype, refusing to change a value beyond float rounding."""
     dtype = tensors.DATATYPES.get(datatype or "")
+    if dtype == BYTES:
+        return datatypes.strings(array, f'input "{name}"')
     if dtype is None or array.dtype == dtype:
         return array
+    if dtype == BFLOAT16:
+        return _cast_bf16(name, array)
     integers = array.dtype.kind in "iu" and dtype.kind in "iu"
     if not integers and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TensorError(f'input "{name}": {array.dtype} cannot be sent as {datatype}')
@@ -101,6 +106,14 @@ def _cast(name: str, array: Array, datatype: str | None) -> Array:
     if not _same(converted, array):
         raise TensorError(f'input "{name}": a value is out of range for {datatype}')
     return converted
+
+
+def _cast_bf16(name: str, array: Array) -> Array:
+    wide = _cast(name, array, "FP32")
+    narrowed = datatypes.narrow(wide)
+    if not _same(datatypes.numbers(narrowed), wide):
+        raise TensorError(f'input "{name}": a value is out of range for BF16')
+    return narrowed
 
 
 def _same(converted: Array, array: Array) -> bool:

@@ -48,7 +48,7 @@ from sealgate.keys import (
 )
 from sealgate.passport import Passport, verify_passport
 from sealgate.profile import Profile
-from sealgate.protocol import binary_tensors, keyconfig, signedkeys, tensors
+from sealgate.protocol import binary_tensors, datatypes, keyconfig, signedkeys, tensors
 from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.tensors import Array
@@ -412,7 +412,10 @@ def _decode(response: Response) -> dict[str, Array]:
         raise TransportError(f"the answer is unusable: {error}") from None
     # Callers own their arrays: a view could not be written to, and would keep all of
     # the message alive.
-    return {
-        name: array if array.flags.writeable else array.copy()
-        for name, array in arrays.items()
-    }
+    return {name: _own(array) for name, array in arrays.items()}
+
+
+def _own(array: Array) -> Array:
+    # numpy has no BF16: callers get the same numbers as FP32.
+    array = datatypes.numbers(array)
+    return array if array.flags.writeable else array.copy()

@@ -16,4 +16,5 @@ warmup     a model's first runs, and what they teach about it
 batching   runs gathered from requests, bounded, stopped at their deadlines
 memory     what a worker keeps of the memory it frees
 runtime    onnxruntime sessions over admitted bytes
+signature  a session's values, against the manifest, as tensors
 """

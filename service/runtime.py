@@ -12,28 +12,13 @@ from collections.abc import Mapping, Sequence
 import onnxruntime as ort
 
 from models.manifest import Manifest
-from sealgate.protocol.tensors import Array, TensorSpec
+from sealgate.protocol.tensors import Array
 from security.admission.gate import Admission
 from security.errors import AdmissionRefused, SettingsError
 from security.workload import RuntimeSettings
-from service.batching import InferenceFailedError
+from service.signature import Signature
 
 __all__ = ["LoadedModel"]
-
-_ORT_TYPES: Mapping[str, str] = {
-    "BOOL": "tensor(bool)",
-    "UINT8": "tensor(uint8)",
-    "UINT16": "tensor(uint16)",
-    "UINT32": "tensor(uint32)",
-    "UINT64": "tensor(uint64)",
-    "INT8": "tensor(int8)",
-    "INT16": "tensor(int16)",
-    "INT32": "tensor(int32)",
-    "INT64": "tensor(int64)",
-    "FP16": "tensor(float16)",
-    "FP32": "tensor(float)",
-    "FP64": "tensor(double)",
-}
 
 
 class LoadedModel:
@@ -58,9 +43,7 @@ class LoadedModel:
         self.manifest: Manifest = admission.bundle.manifest
         self.input_specs = tuple(tensor.spec for tensor in self.manifest.inputs)
         self._session = _session(admission.bundle.model, settings)
-        _check_signature(self._session.get_inputs(), self.input_specs)
-        outputs = tuple(tensor.spec for tensor in self.manifest.outputs)
-        _check_signature(self._session.get_outputs(), outputs)
+        self._signature = Signature(self._session, self.manifest)
 
     def run(
         self,
@@ -71,16 +54,9 @@ class LoadedModel:
         """Run once, in the calling thread.
 
         Raises:
-            InferenceFailedError: onnxruntime raised; what it said stays here, since it
-                may quote the input.
+            InferenceFailedError: as `Signature.run`.
         """
-        try:
-            result: list[Array] = self._session.run(
-                list(outputs), dict(inputs), run_options=options
-            )
-        except Exception:  # noqa: BLE001  (onnxruntime's errors share no base class)
-            raise InferenceFailedError("onnxruntime failed") from None
-        return result
+        return self._signature.run(inputs, outputs, options)
 
 
 def _session(model: bytes, settings: RuntimeSettings) -> ort.InferenceSession:
@@ -108,17 +84,3 @@ def _session(model: bytes, settings: RuntimeSettings) -> ort.InferenceSession:
         if provider not in session.get_providers():
             raise SettingsError(f"runtime.providers: {provider} does not work here")
     return session
-
-
-def _check_signature(nodes: Sequence[ort.NodeArg], specs: Sequence[TensorSpec]) -> None:
-    """Check 17: the session takes and gives what the manifest says."""
-    actual = {node.name: node for node in nodes}
-    if actual.keys() != {spec.name for spec in specs}:
-        raise AdmissionRefused(17, "the model's tensors are not the manifest's")
-    for spec in specs:
-        node = actual[spec.name]
-        shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-        if node.type != _ORT_TYPES[spec.datatype] or shape != spec.shape:
-            raise AdmissionRefused(
-                17, f"tensor {spec.name!r} is {node.type}{list(shape)}, not {spec}"
-            )

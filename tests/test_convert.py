@@ -7,6 +7,7 @@ import pytest
 
 from sealgate.convert import to_arrays
 from sealgate.errors import TensorError
+from sealgate.protocol.datatypes import numbers
 
 pandas = pytest.importorskip("pandas", reason="pandas is not installed")
 
@@ -93,3 +94,36 @@ def test_inputs_have_names(inputs):
 
 def test_unknown_names_are_the_servers_to_refuse():
     assert to_arrays({"z": [1, 2]}, PLAIN)["z"].tolist() == [1, 2]
+
+
+TEXTS = {"inputs": [{"name": "x", "datatype": "BYTES", "shape": [-1]}]}
+HALVES = {"inputs": [{"name": "x", "datatype": "BF16", "shape": [-1]}]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["a", "é"],
+        [b"a", "é".encode()],
+        np.array(["a", "é"], dtype=object),
+        frame(x=["a", "é"]),
+    ],
+)
+def test_texts(value):
+    array = to_arrays({"x": value}, TEXTS)["x"]
+    assert (array.dtype, array.tolist()) == (object, ["a", "é"])
+
+
+@pytest.mark.parametrize("value", [[1, 2], [None], [b"\xff"], [["a"], "b"]])
+def test_what_is_no_text(value):
+    with pytest.raises(TensorError, match='input "x"'):
+        to_arrays({"x": value}, TEXTS)
+
+
+def test_numbers_become_bf16():
+    array = to_arrays({"x": [1, 2.5, -3e38]}, HALVES)["x"]
+    assert numbers(array).tolist()[:2] == [1, 2.5]
+    assert to_arrays({"x": array}, HALVES)["x"] is array
+    for value in ([3.4e38], [1e39], ["a"]):
+        with pytest.raises(TensorError, match='input "x"'):
+            to_arrays({"x": value}, HALVES)

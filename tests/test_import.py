@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
@@ -14,12 +15,14 @@ from models.bundle import read_bundle
 from models.errors import BundleError, ExportError, ManifestError
 from models.manifest import Column
 from security.assessment.imported import (
+    _map_keys,
     describe,
     export_factory,
     inspected,
     read_columns,
 )
 from security.errors import AssessmentError, HostileModel
+from tests import zoo
 from tests.bundles import Keys, manifest, onnx_model
 from tests.conftest import Command, check_security, run_security, toy_settings
 
@@ -60,7 +63,7 @@ def odd_model(kind: int, rank: int = 1) -> bytes:
         [helper.make_tensor_value_info("x", kind, shape)],
         [helper.make_tensor_value_info("y", kind, shape)],
     )
-    opset = helper.make_opsetid("", 17)
+    opset = helper.make_opsetid("", 21)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     return model.SerializeToString()
 
@@ -156,7 +159,30 @@ def test_a_name_that_no_tag_can_have(name: str, version: str, message: str) -> N
 
 def test_a_tensor_that_no_request_can_carry() -> None:
     with pytest.raises(AssessmentError, match="tensor 'x' is a tensor"):
-        describe(odd_model(TensorProto.BFLOAT16), name="odd", version="1")
+        describe(odd_model(TensorProto.FLOAT8E4M3FN), name="odd", version="1")
+
+
+def test_maps_whose_keys_nobody_knows() -> None:
+    data = onnx.load_model_from_string(zoo.maps_model())
+    del data.graph.node[0].attribute[:]
+    with pytest.raises(AssessmentError, match="'scores' is maps whose keys"):
+        _map_keys("scores", data.graph)
+    with pytest.raises(AssessmentError, match="'other' is maps whose keys"):
+        _map_keys("other", data.graph)
+
+
+def test_a_sequence_of_unknown_rank() -> None:
+    data = onnx.load_model_from_string(zoo.sequence_model())
+    element = data.graph.output[0].type.sequence_type.elem_type.tensor_type
+    element.ClearField("shape")
+    with pytest.raises(AssessmentError, match="'rows' is tensors whose rank"):
+        describe(data.SerializeToString(), name="odd", version="1")
+
+
+def test_bf16_beside_strings_is_refused() -> None:
+    model = zoo.echo_model(["BF16", "BYTES"])
+    with pytest.raises(ManifestError, match="BF16 beside BYTES inputs"):
+        describe(model, name="odd", version="1")
 
 
 def test_what_onnxruntime_refuses() -> None:

@@ -45,7 +45,11 @@ FAULTS = [
     ("inputs.0.name", "", r"inputs\[0\].name: expected 1 to 256 characters"),
     ("inputs.0.datatype", "FP31", "datatype: not a supported v2 datatype"),
     ("inputs.0.datatype", ["FP32"], "datatype: not a supported v2 datatype"),
-    ("inputs.0.datatype", "BYTES", "datatype: not a supported v2 datatype"),
+    ("inputs.0.form", "maps", "maps have rows, and a label for each column"),
+    ("inputs.0.form", "sequence", "manifest.inputs: sequence cannot be sent"),
+    ("outputs.0.form", "list", "form: expected one of tensor, maps, sequence"),
+    ("outputs.0.form", ["maps"], "form: expected one of tensor, maps, sequence"),
+    ("outputs.1.form", "maps", "maps have rows, and a label for each column"),
     ("inputs.0.shape", [0, 3], r"shape\[0\]: expected -1 or a positive integer"),
     ("inputs.0.shape", [-2, 3], r"shape\[0\]: expected -1 or a positive integer"),
     ("inputs.0.shape", [True, 3], r"shape\[0\]: expected -1 or a positive integer"),
@@ -67,6 +71,24 @@ FAULTS = [
 def test_refuses_one_fault(path: str, value: object, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         Manifest.from_json(encode(changed(DOCUMENT, path, value)))
+
+
+@pytest.mark.parametrize("form", ["maps", "sequence"])
+def test_what_is_presented_as_a_tensor(form: str) -> None:
+    parsed = Manifest.from_json(encode(changed(DOCUMENT, "outputs.0.form", form)))
+    assert parsed.outputs[0].form == form
+    assert json.loads(parsed.to_json())["outputs"][0]["form"] == form
+    assert "form" not in json.loads(parsed.to_json())["outputs"][1]
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("inputs.0.datatype", "BYTES"), ("outputs.1.form", "sequence")]
+)
+def test_bf16_beside_what_onnxruntime_cannot(path: str, value: str) -> None:
+    document = changed(DOCUMENT, "outputs.0.datatype", "BF16")
+    assert Manifest.from_json(encode(document)).has_bf16
+    with pytest.raises(ManifestError, match="BF16 beside BYTES inputs"):
+        Manifest.from_json(encode(changed(document, path, value)))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from sealgate.errors import TensorError
+from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import (
     DATATYPES,
     TensorSpec,
@@ -51,6 +52,10 @@ def test_every_datatype_round_trips(name):
     elif dtype.kind == "f":
         info = np.finfo(dtype)
         values = np.array([[info.min, info.max], [info.tiny, 0.1]], dtype=dtype)
+    elif name == "BF16":
+        values = narrow(np.array([[3.1e38, -1.0], [1e-38, 0.1]]))
+    elif name == "BYTES":
+        values = np.array([["", "a\0"], ["é", "\U0001f600"]], dtype=object)
     else:
         values = np.array([[True, False], [False, False]])
     sent = json.loads(json.dumps(encode_request({"x": values})))
@@ -58,7 +63,7 @@ def test_every_datatype_round_trips(name):
     spec = TensorSpec("x", name, (2, 2))
     result = decode_request(sent, [spec], max_rows=2)["x"]
     assert result.dtype == dtype
-    assert result.tobytes() == values.tobytes()
+    np.testing.assert_array_equal(result, values)
 
 
 def test_nested_and_flat_data_are_the_same():
@@ -295,7 +300,7 @@ def test_several_inputs():
         ({"outputs": None}, "response: expected an object"),
         ({"outputs": [None]}, "a tensor is not an object"),
         ({"outputs": [tensor(datatype=...)]}, 'output "x": unknown datatype'),
-        ({"outputs": [tensor(datatype="BYTES")]}, 'output "x": unknown datatype'),
+        ({"outputs": [tensor(datatype="TEXT")]}, 'output "x": unknown datatype'),
         ({"outputs": [tensor(datatype=["FP32"])]}, 'output "x": unknown datatype'),
         ({"outputs": [tensor(), tensor()]}, 'output "x": given twice'),
         ({"outputs": [tensor(data=[1])]}, 'output "x": expected 3 values'),
@@ -327,8 +332,9 @@ def test_response_document():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.array(["a"]), '"x": v2 JSON has no datatype for <U1'),
-        (np.array([object()]), '"x": v2 JSON has no datatype for object'),
+        (np.array([object()]), '"x": values are not BYTES'),
+        (np.array(["a", None]), '"x": values are not BYTES'),
+        (np.array([0], "M8[s]"), '"x": v2 JSON has no datatype for datetime64[s]'),
         (np.array([1j]), '"x": v2 JSON has no datatype for complex128'),
         (np.array([np.nan]), '"x": JSON carries neither NaN nor infinities'),
         (np.array([np.inf]), '"x": JSON carries neither NaN nor infinities'),
@@ -356,7 +362,7 @@ def test_accepts(datatype, shape, accepted):
 
 
 @given(
-    st.sampled_from(sorted(DATATYPES)).flatmap(
+    st.sampled_from(sorted(set(DATATYPES) - {"BF16", "BYTES"})).flatmap(
         lambda name: arrays.arrays(
             DATATYPES[name],
             arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4),
@@ -422,7 +428,8 @@ def _check(call) -> None:
         return
     for array in result.values():
         assert array.dtype in DATATYPES.values()
-        assert array.dtype.kind != "f" or np.isfinite(array).all()
+        wide = numbers(array)
+        assert wide.dtype.kind != "f" or np.isfinite(wide).all()
 
 
 @given(
@@ -432,7 +439,11 @@ def _check(call) -> None:
             "datatype": st.sampled_from(sorted(DATATYPES)),
             "shape": st.lists(SIZES, max_size=3),
             "data": st.lists(
-                st.integers(-2, 300) | st.integers() | st.floats() | st.booleans(),
+                st.integers(-2, 300)
+                | st.integers()
+                | st.floats()
+                | st.booleans()
+                | st.text(max_size=3),
                 max_size=4,
             ),
         }

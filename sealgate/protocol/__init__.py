@@ -12,6 +12,7 @@ signedkeys    key configurations signed by a deployment's identity key
 ohttp         encapsulated requests and responses (RFC 9458, section 4)
 ohttp_stream  a large encapsulated request, decrypted as it arrives
 chunked       the same as streams (draft-ietf-ohai-chunked-ohttp)
+datatypes     v2's datatypes, BF16 and BYTES among them
 tensors       Open Inference Protocol v2 tensors as JSON
 binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dsse          envelopes, and the Sigstore bundle around them

@@ -19,6 +19,7 @@ import numpy as np
 
 from sealgate.errors import TensorError
 from sealgate.protocol import tensors
+from sealgate.protocol.datatypes import BYTES, pack_strings, unpack_strings
 from sealgate.protocol.tensors import Array, TensorHead, TensorSpec
 
 __all__ = [
@@ -204,6 +205,9 @@ class _Tail:
             raise TensorError(f"{head.where}: {_SIZE} is not a size")
         if "data" in tensor:
             raise TensorError(f'{head.where}: has "data" and {_SIZE} both')
+        if head.dtype == BYTES:
+            part = self._take(size, head.where)
+            return head.reshape(unpack_strings(part, head.values, head.where))
         expected = head.values * head.dtype.itemsize
         if size != expected:
             raise TensorError(
@@ -239,14 +243,18 @@ def _array(data: memoryview, head: TensorHead) -> Array:
 
 def _encode(name: str, array: Array, parts: Parts) -> dict[str, Any]:
     datatype = tensors.datatype_of(name, array)
-    little = array.dtype.newbyteorder("<")
-    flat = np.ascontiguousarray(array, dtype=little).reshape(-1)
-    parts.append(flat.view(np.uint8).data)
+    if datatype == "BYTES":
+        part = memoryview(pack_strings(array, f'"{name}"'))
+    else:
+        little = array.dtype.newbyteorder("<")
+        flat = np.ascontiguousarray(array, dtype=little).reshape(-1)
+        part = flat.view(np.uint8).data
+    parts.append(part)
     return {
         "name": name,
         "datatype": datatype,
         "shape": list(array.shape),
-        "parameters": {_SIZE: flat.nbytes},
+        "parameters": {_SIZE: len(part)},
     }
 
 

@@ -17,6 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sealgate.errors import TensorError
+from sealgate.protocol.datatypes import (
+    BFLOAT16,
+    BYTES,
+    DATATYPES,
+    check_count,
+    narrow,
+    numbers,
+    strings,
+)
 
 __all__ = [
     "DATATYPES",
@@ -33,20 +42,6 @@ __all__ = [
     "read_head",
 ]
 
-DATATYPES: Mapping[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 # Parsed JSON values that each kind of tensor (numpy's letters) takes.
@@ -55,6 +50,8 @@ _ACCEPTED: Mapping[str, frozenset[type]] = {
     "i": frozenset({int}),
     "u": frozenset({int}),
     "f": frozenset({int, float}),
+    "V": frozenset({int, float}),
+    "O": frozenset({str}),
 }
 MAX_DIMENSIONS = 16
 
@@ -261,7 +258,10 @@ def datatype_of(name: str, array: Array) -> str:
     Raises:
         TensorError: it has none.
     """
-    datatype = _NAMES.get(array.dtype.newbyteorder("="))
+    dtype = array.dtype
+    if dtype.kind in "OSU":
+        return "BYTES"
+    datatype = _NAMES.get(dtype.newbyteorder("="))
     if datatype is None:
         raise TensorError(f'"{name}": v2 JSON has no datatype for {array.dtype}')
     return datatype
@@ -274,6 +274,9 @@ def encode_tensor(name: str, array: Array) -> dict[str, Any]:
         TensorError: as `encode_request`.
     """
     datatype = datatype_of(name, array)
+    if datatype == "BYTES":
+        array = strings(array, f'"{name}"')
+    array = numbers(array)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise TensorError(f'"{name}": JSON carries neither NaN nor infinities')
     return {
@@ -316,6 +319,12 @@ def _flatten(data: Any, where: str) -> list[Any]:
 
 
 def _convert(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
+    if dtype == BYTES:
+        check_count(len(values), where)
+        return strings(_objects(values), where)
+    if dtype == BFLOAT16:
+        wide = _convert(values, DATATYPES["FP32"], where)
+        return _finite(narrow(wide), where)
     try:
         with np.errstate(over="ignore"):
             result = np.array(values, dtype=dtype)
@@ -323,8 +332,19 @@ def _convert(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
         raise TensorError(
             f"{where}: a value is out of range for {_NAMES[dtype]}"
         ) from None
-    if dtype.kind == "f" and not np.isfinite(result).all():
-        raise TensorError(f"{where}: a value is out of range for {_NAMES[dtype]}")
+    return _finite(result, where)
+
+
+def _finite(array: Array, where: str) -> Array:
+    values = numbers(array)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise TensorError(f"{where}: a value is out of range for {_NAMES[array.dtype]}")
+    return array
+
+
+def _objects(values: list[Any]) -> Array:
+    result = np.empty(len(values), dtype=BYTES)
+    result[:] = values
     return result
 
 

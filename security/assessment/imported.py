@@ -11,10 +11,12 @@ import importlib
 import importlib.metadata
 import io
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime
 
 from models.errors import BundleError, ExportError
@@ -45,7 +47,11 @@ _DATATYPES: Mapping[str, str] = {
     "tensor(float16)": "FP16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
 }
+_MAPS = re.compile(r"seq\(map\((?:int64|string),(tensor\(\w+\))\)\)")
+_SEQUENCE = re.compile(r"seq\((tensor\(\w+\))\)")
 
 
 def inspected(model: bytes) -> tuple[Finding, ...]:
@@ -85,7 +91,8 @@ def describe(
                 f"columns are for one input, the model has {len(inputs)}"
             )
         inputs = (Tensor(inputs[0].spec, columns=tuple(columns)),)
-    outputs = tuple(_tensor(node) for node in session.get_outputs())
+    graph = onnx.load_model_from_string(model).graph
+    outputs = tuple(_output(node, graph) for node in session.get_outputs())
     manifest = Manifest(name, version, inputs, outputs, max_rows=MAX_ROWS)
     return Manifest.from_json(manifest.to_json())
 
@@ -162,6 +169,41 @@ def _tensor(node: Any) -> Tensor:
     # A symbolic or missing size is a dynamic dimension.
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
     return Tensor(TensorSpec(node.name, datatype, shape))
+
+
+def _output(node: Any, graph: onnx.GraphProto) -> Tensor:
+    """A tensor, or what is presented as one."""
+    maps, sequence = (kind.fullmatch(node.type) for kind in (_MAPS, _SEQUENCE))
+    if maps is not None and maps[1] in _DATATYPES:
+        labels = _map_keys(node.name, graph)
+        spec = TensorSpec(node.name, _DATATYPES[maps[1]], (-1, len(labels)))
+        return Tensor(spec, labels=labels, form="maps")
+    if sequence is not None and sequence[1] in _DATATYPES:
+        shape = (-1, *_element_shape(node.name, graph))
+        spec = TensorSpec(node.name, _DATATYPES[sequence[1]], shape)
+        return Tensor(spec, form="sequence")
+    return _tensor(node)
+
+
+def _map_keys(name: str, graph: onnx.GraphProto) -> tuple[str, ...]:
+    """The keys of the maps that an output gives, as its ZipMap names them."""
+    makers = {output: node for node in graph.node for output in node.output}
+    node = makers.get(name)
+    for attribute in node.attribute if node is not None else ():
+        if attribute.name == "classlabels_int64s":
+            return tuple(str(key) for key in attribute.ints)
+        if attribute.name == "classlabels_strings":
+            return tuple(key.decode("utf-8", "replace") for key in attribute.strings)
+    raise AssessmentError(f"tensor {name!r} is maps whose keys are not known")
+
+
+def _element_shape(name: str, graph: onnx.GraphProto) -> tuple[int, ...]:
+    """The declared shape of the tensors in a sequence."""
+    (value,) = (item for item in graph.output if item.name == name)
+    element = value.type.sequence_type.elem_type.tensor_type
+    if not element.HasField("shape"):
+        raise AssessmentError(f"tensor {name!r} is tensors whose rank is not known")
+    return tuple(size.dim_value or -1 for size in element.shape.dim)
 
 
 def _json(data: bytes) -> list[dict[str, Any]]:
