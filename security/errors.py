@@ -18,6 +18,7 @@
     ├── ReplayError         this sealed request was answered before
     ├── ReplayStoreError    whether it was cannot be told: nothing is answered
     ├── DateError           the request's Date is missing or outside the window
+    ├── PlanError           what is to be served cannot be, or cannot be read
     ├── AuditError          a record cannot be written, or the log does not verify
     ├── TrainingError       the training cannot be private, or cannot run
     └── AssessmentError     the model or the data cannot be assessed
@@ -42,6 +43,7 @@ __all__ = [
     "KeyFileError",
     "KeysUnavailableError",
     "NonceError",
+    "PlanError",
     "ProofError",
     "ReplayError",
     "ReplayStoreError",
@@ -129,6 +131,10 @@ class ReplayStoreError(SealgateError):
 
 class DateError(SealgateError):
     """A request's Date is missing, malformed or too far from the clock (6.5.2)."""
+
+
+class PlanError(SealgateError):
+    """A plan of what to serve is malformed, or a change of it makes no sense."""
 
 
 class AuditError(SealgateError):

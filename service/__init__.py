@@ -10,6 +10,7 @@ recorder   what is written down about each request
 problems   every refusal a caller can see (RFC 9457): the only place with status codes
 metrics    what Prometheus is told: every family and label
 counters   the numbers behind it, in memory that the workers' files share
+follower   keeps the lineup at what the operator's plan says
 lineup     the models that are served: versions, default, canary, shadow
 agreement  whether two versions give the same answer
 warmup     a model's first runs, and what they teach about it

@@ -23,7 +23,7 @@ from security.admission.hooks import (
     locked_tags,
     observe_refusals,
 )
-from security.audit.journal import load_signer
+from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
 from security.sealing.freshness import load_freshness
@@ -32,6 +32,7 @@ from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
 from security.settings import Settings, load_settings
 from service import connections
+from service.follower import Follower
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.lineup import Lineup
@@ -87,16 +88,21 @@ class AdmittedService(Service):
 
 
 def _guard(inner: App, settings: Settings) -> Guard:
-    admissions = admit_all(settings)
     metrics = open_metrics()
     lineup = Lineup(
-        admissions,
         timeout_s=settings.service.inference_timeout_s,
         settings=settings.runtime,
         metrics=metrics,
     )
+    follower = Follower(
+        settings,
+        lineup,
+        record=lambda fields: record_operation(settings.audit, [fields]),
+    )
+    follower.load_first()
+    follower.start()
     verifier = Verifier(settings.access)
-    recorder = open_recorder(settings.audit, admissions)
+    recorder = open_recorder(settings.audit, lineup.admissions)
     routes = Routes(
         lineup,
         verifier,

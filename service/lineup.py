@@ -28,7 +28,7 @@ from service.metrics import Metrics
 from service.runtime import LoadedModel
 from service.warmup import warm_up
 
-__all__ = ["Entry", "Lineup", "Served", "Trial"]
+__all__ = ["Entry", "Lineup", "Served", "Trial", "check_alike"]
 
 # Comparisons at the same time; more are counted as skipped.
 _MAX_COMPARISONS = 32
@@ -196,6 +196,11 @@ class Lineup:
         """What is served now, by name."""
         return self._table
 
+    @property
+    def admissions(self) -> list[Admission]:
+        """What admits each version that is served now."""
+        return [s.admission for e in self._table.values() for s in e.versions.values()]
+
     def switch(self, table: Mapping[str, Entry]) -> None:
         """Serve this from now on.
 
@@ -214,6 +219,13 @@ class Lineup:
             self._metrics.serves(served.admission, served=False)
         for served in new - old:
             self._metrics.serves(served.admission)
+
+    def renew(self, served: Served, admission: Admission) -> None:
+        """Put what admits a version today in the place of what did before."""
+        if admission.verdict_sha256 != served.admission.verdict_sha256:
+            self._metrics.serves(served.admission, served=False)
+            self._metrics.serves(admission)
+        served.admission = admission
 
     def find(self, name: str, version: str | None = None) -> Served | None:
         """A version of a model; the default one where none is named."""

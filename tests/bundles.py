@@ -169,10 +169,11 @@ def write_bundle(
     policy_bytes: bytes = POLICY,
     now: datetime | None = None,
     admit: bool = True,
+    weights: np.ndarray = WEIGHTS,
 ) -> Path:
     """Write a bundle that the policy admits; the verdict only if ``admit``."""
     now = now or datetime.now(UTC)
-    write_atomic(folder / "model.onnx", onnx_model())
+    write_atomic(folder / "model.onnx", onnx_model(weights))
     write_atomic(folder / "manifest.json", manifest(version).to_json())
     subject = read_bundle(folder).subject
     for kind in kinds:

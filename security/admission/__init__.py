@@ -17,5 +17,7 @@ model_signature  model.sig, for the OpenSSF's model signing
 store      bundles in BentoML's model store
 lineage    versions in the store: who signed what, and what still stands
 outside    a built Bento, or the folder of an image, checked from outside
+plan       what a running server serves: a file, its history, its reports
+changes    of a plan: load, unload, default, canary, shadow, rollback
 hooks      the gate at `bentoml build` and at start
 """

@@ -29,6 +29,7 @@ from sealgate.errors import JsonError, SealgateError
 from sealgate.protocol import strict_json
 from security.admission.confidential import open_admission
 from security.admission.gate import Admission
+from security.admission.plan import Plan, PlanFolder, plan_of_tags
 from security.admission.store import verify_stored
 from security.errors import AdmissionRefused
 from security.settings import Settings, load_settings
@@ -39,9 +40,11 @@ __all__ = [
     "AdmittedModel",
     "admit_all",
     "check_sources",
+    "current_plan",
     "lock_entry",
     "locked_tags",
     "observe_refusals",
+    "open_tag",
     "read_lock",
 ]
 
@@ -89,8 +92,17 @@ class AdmittedModel(BentoModel):
         return super().to_info(alias)
 
     def resolve(self, *args: Any, **kwargs: Any) -> Any:
-        """Called by `bentoml serve` before workers start."""
-        _refusing(str(self.tag), load_settings())
+        """Called by `bentoml serve` before workers start.
+
+        What the settings name and the operator's plan serves no more, nobody loads.
+        """
+        settings = load_settings()
+        try:
+            served = current_plan(settings).tags
+        except SealgateError as error:
+            raise BentoMLException(f"refused: {error}") from None
+        if str(self.tag) in served:
+            _refusing(str(self.tag), settings)
         return super().resolve(*args, **kwargs)
 
 
@@ -136,15 +148,45 @@ def check_sources(source: Path, *, beside: tuple[str, ...] = ()) -> None:
 
 
 def admit_all(settings: Settings) -> list[Admission]:
-    """Verify and open every model that would be served; before workers, and in each.
+    """Verify and open every model that would be served, before workers start.
+
+    What an operator's plan names beside a model's default version may be refused: the
+    workers say so, and serve the rest.
 
     Raises:
         BentoMLException: one line for the first model that was refused.
     """
-    tags = locked_tags(settings)
-    if not tags:
+    try:
+        plan = current_plan(settings)
+    except SealgateError as error:
+        raise BentoMLException(f"refused: {error}") from None
+    if not plan.models:
         raise BentoMLException("refused: service.models names no model to serve")
-    return [_opening(tag, settings) for tag in tags]
+    defaults = {f"{name}:{model.default}" for name, model in plan.models.items()}
+    tags = defaults if plan.generation else plan.tags
+    return [_opening(tag, settings) for tag in plan.tags if tag in tags]
+
+
+def current_plan(settings: Settings) -> Plan:
+    """What is to be served: the operator's plan, or the models of the settings.
+
+    Raises:
+        PlanError: there is a plan, and it cannot be used.
+        BentoMLException: as `locked_tags`.
+    """
+    plan = PlanFolder(settings.deployment.directory).read()
+    return plan_of_tags(locked_tags(settings)) if plan is None else plan
+
+
+def open_tag(tag: str, settings: Settings) -> Admission:
+    """Verify a version in the store, now, and open it: whenever a worker loads one.
+
+    Raises:
+        SealgateError: why it is refused.
+    """
+    admission = verify_stored(tag, settings.admission)
+    _check_lock(tag, admission)
+    return open_admission(admission, settings.admission.model_key)
 
 
 def locked_tags(settings: Settings) -> tuple[str, ...]:
@@ -157,7 +199,13 @@ def locked_tags(settings: Settings) -> tuple[str, ...]:
         lock = _read_lock()
     except AdmissionRefused as error:
         raise BentoMLException(f"refused: {error}") from None
-    return settings.service.models if lock is None else tuple(lock)
+    tags = settings.service.models
+    # The lock has no order of its own; the first version of a model is its default.
+    return tags if lock is None else tuple(sorted(lock, key=_order_in(tags)))
+
+
+def _order_in(tags: tuple[str, ...]) -> Callable[[str], int]:
+    return lambda tag: tags.index(tag) if tag in tags else len(tags)
 
 
 def observe_refusals(observe: Callable[[str, SealgateError], None]) -> None:
@@ -179,9 +227,8 @@ def _refusing(tag: str, settings: Settings) -> Admission:
 
 def _opening(tag: str, settings: Settings) -> Admission:
     """As `_refusing`; a sealed model is opened with the deployment's key."""
-    admission = _refusing(tag, settings)
     try:
-        return open_admission(admission, settings.admission.model_key)
+        return open_tag(tag, settings)
     except SealgateError as error:
         for observe in _observers:
             observe(tag, error)

@@ -25,6 +25,7 @@ from security.commands import (
     inspect,
     keygen,
     keys,
+    models,
     policy,
     profile,
     report,
@@ -44,6 +45,7 @@ __all__ = ["build_parser", "main"]
 _COMMANDS = (
     keygen,
     keys,
+    models,
     train,
     import_model,
     assess,

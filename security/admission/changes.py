@@ -1,0 +1,168 @@
+"""Changes of a plan: each takes the plan in force and returns the next, or refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from security.admission.plan import ModelPlan, Plan, Share
+from security.errors import PlanError
+
+__all__ = [
+    "load",
+    "reload",
+    "rollback",
+    "set_canary",
+    "set_default",
+    "set_shadow",
+    "split_tag",
+    "unload",
+]
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """Name and version of a full tag.
+
+    Raises:
+        PlanError: not a full tag.
+    """
+    name, colon, version = tag.partition(":")
+    if not colon or not name or not version or version == "latest":
+        raise PlanError(f"{tag!r} is not a full tag like name:1.0.0")
+    return name, version
+
+
+def load(plan: Plan, tag: str) -> Plan:
+    """Serve a further version; the first one of a model is its default.
+
+    Raises:
+        PlanError: not a full tag.
+    """
+    name, version = split_tag(tag)
+    model = plan.models.get(name) or ModelPlan(version, {})
+    if version in model.versions:
+        return plan
+    return _with(plan, name, replace(model, versions={**model.versions, version: 0}))
+
+
+def reload(plan: Plan, tag: str) -> Plan:
+    """Read a version from the store again, and verify it again.
+
+    Raises:
+        PlanError: it is not loaded.
+    """
+    name, version, model = _loaded(plan, tag)
+    versions = {**model.versions, version: model.versions[version] + 1}
+    return _with(plan, name, replace(model, versions=versions))
+
+
+def unload(plan: Plan, tag: str) -> Plan:
+    """Serve a version no more; a model goes with its last version.
+
+    Raises:
+        PlanError: it is not loaded, the default of others, or the last of all.
+    """
+    name, version, model = _loaded(plan, tag)
+    left = {v: n for v, n in model.versions.items() if v != version}
+    if not left:
+        models = {n: m for n, m in plan.models.items() if n != name}
+        if not models:
+            raise PlanError(f"{tag} is all that is served")
+        return replace(plan, models=models)
+    if version == model.default:
+        raise PlanError(f"{tag} is the default: make another version that first")
+    ended = replace(
+        model,
+        versions=left,
+        canary=_unless(model.canary, version),
+        shadow=_unless(model.shadow, version),
+    )
+    return _with(plan, name, ended)
+
+
+def set_default(plan: Plan, tag: str) -> Plan:
+    """Let a version answer the requests that name none, and load it if need be.
+
+    A trial of it ends with that.
+
+    Raises:
+        PlanError: not a full tag.
+    """
+    name, version = split_tag(tag)
+    model = load(plan, tag).models[name]
+    changed = replace(
+        model,
+        default=version,
+        canary=_unless(model.canary, version),
+        shadow=_unless(model.shadow, version),
+    )
+    return _with(plan, name, changed)
+
+
+def set_canary(plan: Plan, tag: str, percent: int) -> Plan:
+    """Let a version answer a share of the requests that name none; at 0 no more.
+
+    Raises:
+        PlanError: not a full tag, the default itself, or no percentage.
+    """
+    name, share = _trial(plan, tag, percent)
+    return _with(plan, name, replace(load(plan, tag).models[name], canary=share))
+
+
+def set_shadow(plan: Plan, tag: str, percent: int) -> Plan:
+    """Let a version run on a share of the requests that name none; at 0 no more.
+
+    Raises:
+        PlanError: as `set_canary`.
+    """
+    name, share = _trial(plan, tag, percent)
+    return _with(plan, name, replace(load(plan, tag).models[name], shadow=share))
+
+
+def rollback(
+    plan: Plan, history: Sequence[Plan], name: str, generation: int | None = None
+) -> Plan:
+    """Give a model back what it was before its last change, or in a generation.
+
+    A second time in a row takes the first one back.
+
+    Raises:
+        PlanError: there is nothing to go back to.
+    """
+    now = plan.models.get(name)
+    for older in reversed(history):
+        if older.generation >= plan.generation and generation is None:
+            continue
+        then = older.models.get(name)
+        wanted = older.generation == generation if generation is not None else True
+        if wanted and then is not None and then != now:
+            return _with(plan, name, then)
+    raise PlanError(f"{name}: no other state of it is kept")
+
+
+def _trial(plan: Plan, tag: str, percent: int) -> tuple[str, Share | None]:
+    name, version = split_tag(tag)
+    if not 0 <= percent <= 100:
+        raise PlanError(f"{percent} is no percentage")
+    model = plan.models.get(name)
+    if model is None:
+        raise PlanError(f"{name} has no default version to try {tag} beside")
+    if model.default == version:
+        raise PlanError(f"{tag} is the default already")
+    return name, Share(version, percent) if percent else None
+
+
+def _loaded(plan: Plan, tag: str) -> tuple[str, str, ModelPlan]:
+    name, version = split_tag(tag)
+    model = plan.models.get(name)
+    if model is None or version not in model.versions:
+        raise PlanError(f"{tag} is not loaded")
+    return name, version, model
+
+
+def _unless(share: Share | None, version: str) -> Share | None:
+    return None if share is None or share.version == version else share
+
+
+def _with(plan: Plan, name: str, model: ModelPlan) -> Plan:
+    return replace(plan, models={**plan.models, name: model})

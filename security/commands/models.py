@@ -1,0 +1,255 @@
+"""`models`: what a running server serves, changed without a failed request."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import BundleError
+from models.files import read_regular
+from sealgate.errors import JsonError
+from sealgate.protocol import strict_json
+from security.admission import changes
+from security.admission.plan import Plan, PlanFolder
+from security.audit.journal import record_operation
+from security.commands.options import Subparsers
+from security.errors import PlanError
+from security.settings import Settings, load_settings
+
+__all__ = ["add_parser", "run"]
+
+# A worker reports every two seconds; one that has not for so long is gone.
+STALE_S = 10.0
+MAX_REPORT_BYTES = 1 << 20
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "models",
+        help="load, unload, try, switch and roll back models of a running server",
+        description="Change what a running server serves, without a failed request. "
+        "Every worker follows within a second or so: it verifies what is new, warms it "
+        "up and switches; requests in work end on the version that they began with. "
+        "What is not admitted is refused, and what runs stays. Exit code 1 if a worker "
+        "refused something or did not follow in time.",
+    )
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, text, add in _ACTIONS:
+        action = actions.add_parser(name, help=text, description=_sentence(text))
+        action.set_defaults(run=run, action=name)
+        add(action)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _nothing(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def _wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for the running workers to follow (default: 60; 0 does not wait)",
+    )
+
+
+def _tag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tag", help="full tag, name:version, in the model store")
+    _wait(parser)
+
+
+def _trial(parser: argparse.ArgumentParser) -> None:
+    _tag(parser)
+    parser.add_argument(
+        "--percent",
+        type=int,
+        required=True,
+        help="of the requests that name no version; 0 ends the trial",
+    )
+
+
+def _rollback(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="the model")
+    parser.add_argument(
+        "--to", type=int, metavar="GENERATION", help="as `history` says"
+    )
+    _wait(parser)
+
+
+_ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("list", "list the plan, and what each running worker made of it", _nothing),
+    ("history", "list the changes of the plan", _nothing),
+    ("load", "serve a further version; requests may name it", _tag),
+    ("reload", "read a version from the store again, and verify it again", _tag),
+    ("unload", "serve a version no more", _tag),
+    ("default", "let a version answer requests that name none; loads it first", _tag),
+    ("canary", "let a version answer a share of those requests", _trial),
+    ("shadow", "let a version run on a share of them, its answers unseen", _trial),
+    ("rollback", "give a model back what it was before its last change", _rollback),
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Change or list; returns the exit code."""
+    from security.admission.hooks import locked_tags  # noqa: PLC0415  (bentoml)
+    from security.admission.plan import plan_of_tags  # noqa: PLC0415
+
+    settings = load_settings()
+    folder = PlanFolder(settings.deployment.directory)
+    first = plan_of_tags(locked_tags(settings))
+    if args.action == "list":
+        return _list(folder, folder.read() or first)
+    if args.action == "history":
+        for plan in folder.history() or [first]:
+            print(f"{plan.generation:>6}  {plan.time or '-':<20}  {plan.change}")
+        return 0
+    plan = folder.change(_change(args, folder, settings), first=first, note=_note(args))
+    name = getattr(args, "tag", None) or args.name
+    record_operation(settings.audit, [{"action": "deployment", "model": name}])
+    print(f"generation {plan.generation}: {plan.change}")
+    return _follow(folder, plan, args.wait)
+
+
+def _note(args: argparse.Namespace) -> str:
+    share = f" --percent {args.percent}" if "percent" in args else ""
+    return f"{args.action} {getattr(args, 'tag', None) or args.name}{share}"
+
+
+def _change(
+    args: argparse.Namespace, folder: PlanFolder, settings: Settings
+) -> Callable[[Plan], Plan]:
+    """From the plan in force to the next; what it would load is verified here first."""
+    from security.admission.hooks import open_tag  # noqa: PLC0415  (bentoml)
+
+    def make(plan: Plan) -> Plan:
+        match args.action:
+            case "canary":
+                after = changes.set_canary(plan, args.tag, args.percent)
+            case "shadow":
+                after = changes.set_shadow(plan, args.tag, args.percent)
+            case "rollback":
+                history = folder.history()
+                after = changes.rollback(plan, history, args.name, args.to)
+            case "default":
+                after = changes.set_default(plan, args.tag)
+            case _:
+                after = getattr(changes, args.action)(plan, args.tag)
+        if after == plan:
+            raise PlanError(f"{_note(args)}: that is so already")
+        for tag in _new(plan, after):
+            open_tag(tag, settings)
+        return after
+
+    return make
+
+
+def _new(before: Plan, after: Plan) -> list[str]:
+    """Tags that workers will read from the store."""
+    return [
+        f"{name}:{version}"
+        for name, model in after.models.items()
+        for version, revision in model.versions.items()
+        if name not in before.models
+        or before.models[name].versions.get(version) != revision
+    ]
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker reported."""
+
+    name: str
+    report: dict[str, Any]
+
+    @property
+    def lines(self) -> list[str]:
+        """Everything that is not as planned."""
+        report = self.report
+        problem = report.get("problem")
+        return [
+            *([f"the plan is not followed: {problem}"] if problem else []),
+            *(f"{tag} refused: {why}" for tag, why in report["refused"].items()),
+            *(f"{tag} withdrawn: {why}" for tag, why in report["withdrawn"].items()),
+        ]
+
+
+def _list(folder: PlanFolder, plan: Plan) -> int:
+    print(f"plan      generation {plan.generation}: {plan.change}")
+    for name, model in plan.models.items():
+        others = [v for v in model.versions if v != model.default]
+        trials = [
+            f"{kind} {share.version} {share.percent}%"
+            for kind, share in (("canary", model.canary), ("shadow", model.shadow))
+            if share is not None
+        ]
+        loaded = [f"also {', '.join(others)}"] if others else []
+        print(f"{name:<24}  default {'; '.join([model.default, *loaded, *trials])}")
+    workers = _workers(folder)
+    for worker in workers:
+        serving = worker.report["serving"]
+        models = ", ".join(f"{n} {e['default']}" for n, e in serving.items())
+        generation = worker.report["generation"]
+        print(f"worker    {worker.name}  generation {generation}: {models}")
+        for line in worker.lines:
+            print(f"          {line}")
+    if not workers:
+        print("worker    none is running")
+    return int(any(worker.lines for worker in workers))
+
+
+def _follow(folder: PlanFolder, plan: Plan, wait_s: float) -> int:
+    """Wait until every running worker made something of the plan; say what."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        workers = _workers(folder)
+        behind = [w for w in workers if w.report["generation"] < plan.generation]
+        if not behind or time.monotonic() >= deadline:
+            break
+        time.sleep(0.1)
+    if not workers:
+        print("no worker is running: it holds from the next start on")
+        return 0
+    late = {worker.name for worker in behind} if wait_s else set()
+    for worker in workers:
+        if worker not in behind:
+            print(f"worker {worker.name} follows")
+        elif wait_s:
+            print(f"worker {worker.name} did not follow in time")
+        for line in worker.lines:
+            print(f"  {line}")
+    return int(bool(late) or any(worker.lines for worker in workers))
+
+
+def _workers(folder: PlanFolder) -> list[_Worker]:
+    """The running workers, by their reports."""
+    found = []
+    now = time.time()
+    for path in sorted(folder.workers_directory.glob("*.json")):
+        try:
+            if now - path.stat().st_mtime > STALE_S:
+                continue
+            found.append(_Worker(path.stem, _read_report(path)))
+        except (OSError, BundleError, JsonError):
+            continue
+    return found
+
+
+def _read_report(path: Path) -> dict[str, Any]:
+    data = read_regular(path, max_bytes=MAX_REPORT_BYTES)
+    report: dict[str, Any] = strict_json.loads_object(data, max_bytes=MAX_REPORT_BYTES)
+    tables = (report.get(name) for name in ("serving", "refused", "withdrawn"))
+    if type(report.get("generation")) is not int or not all(
+        isinstance(table, dict) for table in tables
+    ):
+        raise JsonError(f"{path.name}: not a report")
+    return report
