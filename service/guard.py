@@ -44,6 +44,8 @@ _SIGNED_KEYS_PATH = signedkeys.SIGNED_KEYS_PATH.encode()
 # Bodies from here on are not gathered first: each copy of one counts.
 _LARGE_BYTES = 64 << 10
 _RETRY = ((b"retry-after", b"1"),)
+# An answer that takes longer is not made for a client that has left.
+_WATCH_AFTER_S = 0.1
 
 
 class ClientGone(Exception):  # noqa: N818  (not an error: there is nobody to answer)
@@ -119,6 +121,11 @@ class Guard:
                 response = await self._answer(head, body)
         except SealgateError as error:
             response = await self._routes.refuse(error, sealed=False)
+        except asyncio.CancelledError:
+            body.check_gone()
+            raise
+        finally:
+            body.release()
         await _send(send, response, close=not body.complete)
 
     async def _answer(self, head: Request, body: _Body) -> Answer:
@@ -192,6 +199,45 @@ class _Body:
         self._direct: DirectBody | None = extension.get("rest")
         self.declared = _declared_length(scope)
         self.complete = self.declared == 0
+        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._gone = False
+
+    def check_gone(self) -> None:
+        """Of a task that was cancelled: say so if it was because the client left.
+
+        Raises:
+            ClientGone: it did.
+        """
+        task = asyncio.current_task()
+        if self._gone and task is not None:
+            task.uncancel()
+            raise ClientGone
+
+    def release(self) -> None:
+        """There is an answer: the client may leave."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _watch_later(self) -> None:
+        """Notice a client that leaves while its answer is being made, and stop that.
+
+        Nothing but the end of the connection can come after a whole body, so waiting
+        for it takes no part of another request. Short work is not worth the wait.
+        """
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+
+        async def wait() -> None:
+            message = await self._receive()
+            if message["type"] == "http.disconnect" and task is not None:
+                self._gone = True
+                task.cancel()
+
+        def begin() -> None:
+            self._watch = loop.create_task(wait())
+
+        self._watch = loop.call_later(_WATCH_AFTER_S, begin)
 
     async def read(self) -> Body:
         """Read it whole.
@@ -259,6 +305,7 @@ class _Body:
             take(chunk)
             if not message.get("more_body", False):
                 self.complete = True
+                self._watch_later()
                 return
 
 

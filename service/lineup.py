@@ -12,6 +12,7 @@ after the caller got the answer, and the metrics say how often the two agree.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ class Served:
     Attributes:
         model: the session, and the manifest that requests are validated against.
         admission: what admitted it; renewed when it is verified again.
+        expires_at: when that gets too old, Unix seconds; infinity for never.
         batcher: gathers and runs its requests.
         refusal: why it may not run any more; None if it may.
         revision: of the plan's order to load it.
@@ -50,6 +52,7 @@ class Served:
         self.manifest = model.manifest
         self.input_specs = model.input_specs
         self.admission = model.admission
+        self.expires_at = _expiry(model.admission)
         self.batcher = batcher
         self.refusal: str | None = None
         self.revision = revision
@@ -225,7 +228,7 @@ class Lineup:
         if admission.verdict_sha256 != served.admission.verdict_sha256:
             self._metrics.serves(served.admission, served=False)
             self._metrics.serves(admission)
-        served.admission = admission
+        served.admission, served.expires_at = admission, _expiry(admission)
 
     def find(self, name: str, version: str | None = None) -> Served | None:
         """A version of a model; the default one where none is named."""
@@ -326,6 +329,11 @@ class Lineup:
             metrics.stage("run", ran_s, name)
 
         return observe
+
+
+def _expiry(admission: Admission) -> float:
+    expires_at = admission.expires_at
+    return math.inf if expires_at is None else expires_at.timestamp()
 
 
 def _labels(kind: str, entry: Entry) -> tuple[str, str, str, str]:

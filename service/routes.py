@@ -6,6 +6,8 @@ Every request but health ends in exactly one audit record, written before the an
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -97,6 +99,11 @@ class Routes:
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
+        except asyncio.CancelledError:
+            # The client left, or the server stops: that it asked is on record.
+            with contextlib.suppress(SealgateError):
+                await self._recorder.record(decision, status=499, reason="cancelled")
+            raise
         try:
             await self._recorder.record(
                 decision,
@@ -170,8 +177,7 @@ class Routes:
             raise Problem("not-found", "no such model or version")
         decision.version = model.manifest.version
         decision.digest = model.admission.bundle.subject.root_sha256
-        expires_at = model.admission.expires_at
-        if expires_at is not None and expires_at.timestamp() <= self._clock():
+        if model.expires_at <= self._clock():
             raise Problem("admission-expired")
         if model.refusal is not None:
             raise Problem("admission-withdrawn")

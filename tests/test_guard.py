@@ -18,7 +18,16 @@ from sealgate.protocol.bhttp import Response
 from sealgate.protocol.chunked import seal_chunked_request
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.signedkeys import verify_keys
-from tests.rooms import INPUT, Rooms, opened, request, sealed, token, wire
+from tests.rooms import (
+    INPUT,
+    Rooms,
+    endless_model,
+    opened,
+    request,
+    sealed,
+    token,
+    wire,
+)
 
 GATEWAY = "/.well-known/ohttp-gateway"
 SEALED_TYPE = (b"content-type", b"message/ohttp-req")
@@ -460,3 +469,62 @@ def test_the_lifespan_is_bentomls(rooms: Rooms) -> None:
     inner = Inner()
     call(rooms.guard(inner), {"type": "lifespan"})
     assert inner.asked == ["lifespan"]
+
+
+def test_a_client_that_leaves_stops_its_run(tmp_path: Path) -> None:
+    """Its request is cancelled, recorded, and whoever comes next is answered."""
+    endless = endless_model(tmp_path / "odd")
+    left = wire(
+        tmp_path / "rooms", admissions=[endless], require_sealed=False, timeout_s=60
+    )
+    guard = left.guard(Inner())
+    content = json.dumps({"inputs": [INPUT | {"name": "x"}]}).encode()
+    asked = scope(
+        "POST", "/v2/models/odd/infer", [bearer("infer:odd"), length(len(content))]
+    )
+
+    async def scene() -> list[dict[str, Any]]:
+        events = asyncio.Queue[dict[str, Any]]()
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        for event in body(content):
+            events.put_nowait(event)
+        task = asyncio.create_task(guard(asked, events.get, send))
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        events.put_nowait({"type": "http.disconnect"})
+        async with asyncio.timeout(20):
+            await task
+        return sent
+
+    assert asyncio.run(scene()) == []
+    assert b'"reason":"cancelled"' in left.records
+    assert b'"status":499' in left.records
+    (entry,) = left.routes._lineup.table.values()
+    assert entry.default.batcher.waiting == 0
+
+
+def test_a_cancelled_server_is_no_client_that_left(tmp_path: Path) -> None:
+    endless = endless_model(tmp_path / "odd")
+    left = wire(
+        tmp_path / "rooms", admissions=[endless], require_sealed=False, timeout_s=60
+    )
+    guard = left.guard(Inner())
+    content = json.dumps({"inputs": [INPUT | {"name": "x"}]}).encode()
+    asked = scope(
+        "POST", "/v2/models/odd/infer", [bearer("infer:odd"), length(len(content))]
+    )
+    client = Client([*body(content)])
+
+    async def scene() -> None:
+        task = asyncio.create_task(guard(asked, client.receive, client.send))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scene())
+    assert client.sent == []
