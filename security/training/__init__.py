@@ -7,7 +7,10 @@ modules         a user's network, refused where it cannot be private
 accounting      noise for a target epsilon, and epsilon from what was done, three ways
 guarantee       from a target to a plan, and from what was done to a claim
 noise           randomness of the mechanism, from the operating system
-gradients       clipped per-unit gradients
+gradients       clipped per-unit gradients: what a method must give
+bookkeeping     one pass backwards, norms without gradients: the fastest
+per_example     Opacus' hooks, functorch and ghost clipping; torch's vmap
+gradient_methods  which of these when
 mechanism       sampling, noise, and a record of what was really done
 trainer         the loop, with its seams
 bundle          export, manifest and the three reports

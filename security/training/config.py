@@ -226,7 +226,7 @@ class ComputeConfig:
 
     Attributes:
         gradients: how per-unit gradients are made; "auto", or one of
-            `security.training.gradients.METHODS`.
+            `security.training.gradient_methods.METHODS`.
         physical_batch: examples in memory at once; 0 for all of a batch.
         device: "cpu" or "cuda".
         threads: of torch, on the CPU.

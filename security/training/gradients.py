@@ -8,27 +8,26 @@ norm. `probe` checks that from outside, on units taken alone.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from security.errors import TrainingError
 
 __all__ = [
-    "METHODS",
     "Batch",
     "Clipped",
     "Clipping",
     "GradientMethod",
-    "HooksMethod",
+    "Network",
     "Objective",
-    "choose",
+    "by_unit",
     "cross_entropy",
+    "finite_norms",
+    "no_units",
     "probe",
     "single_rows",
 ]
@@ -37,8 +36,11 @@ __all__ = [
 _AUTOMATIC = 0.01
 _PROBED_UNITS = 4
 
-# Examples to one loss each: (network, inputs, labels) -> (m,).
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+# Inputs to logits: a module, or a module with other weights.
+Network = Callable[[Tensor], Tensor]
+# Examples to one loss each: (network, inputs, labels) -> (m,). One that looks at
+# several examples of a unit together has an attribute `joins_examples` that is true.
+Objective = Callable[[Network, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,69 +117,9 @@ class GradientMethod(Protocol):
         """Take from the network whatever was attached to it."""
 
 
-def cross_entropy(module: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(module: Network, inputs: Tensor, labels: Tensor) -> Tensor:
     """The usual loss of a classifier, one per example."""
     return nn.functional.cross_entropy(module(inputs), labels, reduction="none")
-
-
-class HooksMethod:
-    """Opacus' hooks: every example's gradient is held, then clipped."""
-
-    name = "hooks"
-
-    def __init__(self, body: nn.Module, objective: Objective) -> None:
-        self._module = GradSampleModule(body, loss_reduction="sum", strict=True)
-        self._objective = objective
-        self._parameters: list[Any] = [p for p in body.parameters() if p.requires_grad]
-
-    def clipped_sums(self, batch: Batch, clipping: Clipping) -> Clipped:
-        """See `GradientMethod.clipped_sums`."""
-        losses = self._backward(batch)
-        counts = _counts(batch)
-        gradients = [_by_unit(p.grad_sample, batch, counts) for p in self._parameters]
-        norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-        if not torch.isfinite(norms).all():
-            raise TrainingError("a gradient is not finite; nothing was released")
-        factors = clipping.factors(norms)
-        sums = [torch.einsum("i,i...", factors, g) for g in gradients]
-        for parameter in self._parameters:
-            parameter.grad_sample = None
-            parameter.grad = None
-        return Clipped(sums, norms * factors, losses)
-
-    def close(self) -> None:
-        """See `GradientMethod.close`."""
-        self._module.to_standard_module()
-
-    def _backward(self, batch: Batch) -> Tensor:
-        """Leave a gradient per example, also where there are none."""
-        with warnings.catch_warnings():
-            # Torch remarks that inputs need no gradient: they are data.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            losses = self._objective(self._module, batch.inputs, batch.labels)
-            torch.autograd.backward(losses.sum())
-        return _by_unit(losses.detach(), batch, _counts(batch))
-
-
-METHODS: Mapping[str, Callable[[nn.Module, Objective], GradientMethod]] = {
-    "hooks": HooksMethod,
-}
-
-
-def choose(body: nn.Module, name: str = "auto") -> str:
-    """The method to use for a network.
-
-    Raises:
-        TrainingError: there is no such method.
-    """
-    del body
-    if name == "auto":
-        return "hooks"
-    if name not in METHODS:
-        raise TrainingError(
-            f"no gradient method {name!r}; there are auto, {', '.join(METHODS)}"
-        )
-    return name
 
 
 def single_rows(inputs: Tensor, labels: Tensor) -> Batch:
@@ -202,17 +144,28 @@ def probe(method: GradientMethod, batch: Batch, clipping: Clipping) -> float:
     return longest
 
 
-def _counts(batch: Batch) -> Tensor | None:
-    """Examples per unit; None where every example is a unit of its own."""
-    if batch.count == len(batch.labels):
-        return None
-    return torch.bincount(batch.units, minlength=batch.count)
-
-
-def _by_unit(values: Tensor, batch: Batch, counts: Tensor | None) -> Tensor:
+def by_unit(values: Tensor, batch: Batch) -> Tensor:
     """The mean over each unit's examples, shape ``(count, …)``."""
-    if counts is None:
-        return values
-    shape = (batch.count, *values.shape[1:])
-    total = torch.zeros(shape, dtype=values.dtype).index_add_(0, batch.units, values)
+    if batch.count == len(batch.labels):
+        return values  # every example is a unit of its own
+    counts = torch.bincount(batch.units, minlength=batch.count)
+    total = values.new_zeros((batch.count, *values.shape[1:]))
+    total.index_add_(0, batch.units, values)
     return total / counts.reshape(-1, *[1] * (values.dim() - 1))
+
+
+def finite_norms(norms: Tensor) -> Tensor:
+    """The same norms.
+
+    Raises:
+        TrainingError: one is not finite: a factor made of it would not clip.
+    """
+    if not torch.isfinite(norms).all():
+        raise TrainingError("a gradient is not finite; nothing was released")
+    return norms
+
+
+def no_units(parameters: Sequence[Tensor]) -> Clipped:
+    """What an empty batch adds up to; not every layer can be asked with no rows."""
+    none = torch.zeros(0)
+    return Clipped([torch.zeros_like(p) for p in parameters], none, none)

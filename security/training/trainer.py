@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
+from security.training.gradient_methods import make_method
 from security.training.gradients import (
-    METHODS,
     Batch,
     Clipping,
     GradientMethod,
     Objective,
-    choose,
     cross_entropy,
     probe,
 )
@@ -209,7 +208,7 @@ def train_private(
         mechanism: the sampling rate, the noise, and how many steps are still to do.
         recipe: what does not alter the guarantee.
         randomness: of batches and noise; never repeated, also after a resume.
-        method: of `gradients.METHODS`, or "auto".
+        method: of `gradient_methods.METHODS`, or "auto".
         objective: the loss.
         prepare: changes each physical batch.
         monitor: asked before each step, told after it.
@@ -221,8 +220,7 @@ def train_private(
             released.
     """
     _check(examples)
-    chosen = choose(body, method)
-    maker = METHODS[chosen](body.train(), objective)
+    maker = make_method(body.train(), method, objective)
     loop = _Loop(body, recipe, monitor or _Silent(), start, steps=mechanism.steps)
     record, accountant = Conformance(), PRVAccountant()
     optimizer = _noisy(loop.plain, mechanism, recipe, randomness, record)
@@ -240,7 +238,7 @@ def train_private(
         maker.close()
     loop.release()
     check_history(accountant.history, mechanism)
-    return Outcome(mechanism, examples.count, chosen, record)
+    return Outcome(mechanism, examples.count, maker.name, record)
 
 
 def train_public(
