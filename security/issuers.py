@@ -151,7 +151,7 @@ def _check_choice(given: Sequence[str], known: Sequence[str], where: str) -> Non
         raise SettingsError(f"{where}: of {', '.join(known)}")
 
 
-def check_resource(resource: str, *, production: bool) -> None:
+def check_resource(resource: str, *, production: bool = False) -> None:
     """Refuse what is not the origin of a server.
 
     Raises:

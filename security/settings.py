@@ -306,7 +306,7 @@ def _checked(settings: Settings) -> Settings:
             # NaN, which TOML can spell, fails this comparison too.
             if not 0 < getattr(getattr(settings, section), name) < math.inf:
                 raise SettingsError(f"{section}.{name}: must be positive and finite")
-    _check_access(settings.access, production=service.environment == "production")
+    _check_access(settings.access)
     _check_sealing(settings.sealing)
     check_runtime(settings.runtime)
     if settings.audit.on_failure not in FAILURE_MODES:
@@ -314,7 +314,7 @@ def _checked(settings: Settings) -> Settings:
     return settings
 
 
-def _check_access(access: AccessSettings, *, production: bool) -> None:
+def _check_access(access: AccessSettings) -> None:
     for name in ("leeway_s", "token_cache_entries"):
         if getattr(access, name) < 0:
             raise SettingsError(f"access.{name}: may not be negative")
@@ -322,7 +322,7 @@ def _check_access(access: AccessSettings, *, production: bool) -> None:
     issuers = access.all_issuers
     check_issuers(issuers)
     if access.resource:
-        check_resource(access.resource, production=production)
+        check_resource(access.resource)
     elif any(issuer.dpop != "off" for issuer in issuers):
         raise SettingsError("access.resource: must be set where DPoP is not off")
 

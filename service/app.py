@@ -15,7 +15,6 @@ from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
-from security.access.tokens import Verifier
 from security.admission.hooks import (
     AdmittedImage,
     AdmittedModel,
@@ -25,6 +24,7 @@ from security.admission.hooks import (
 )
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
+from security.issuers import check_resource
 from security.key_files import read_secret
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
@@ -32,6 +32,7 @@ from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
 from security.settings import Settings, load_settings
 from service import connections
+from service.access import check_access, open_access
 from service.follower import Follower
 from service.gateway import Gateway
 from service.guard import App, Guard
@@ -62,6 +63,8 @@ def _check_access(settings: Settings) -> None:
     production = settings.service.environment == "production"
     if production and DEVELOPMENT_ISSUER in issuers:
         raise SettingsError("the development issuer is refused in production")
+    if settings.access.resource:
+        check_resource(settings.access.resource, production=production)
 
 
 class AdmittedService(Service):
@@ -101,12 +104,14 @@ def _guard(inner: App, settings: Settings) -> Guard:
     )
     follower.load_first()
     follower.start()
-    verifier = Verifier(settings.access)
+    access = open_access(settings)
     recorder = open_recorder(settings.audit, lineup.admissions)
     routes = Routes(
         lineup,
-        verifier,
+        access.callers,
         recorder,
+        permissions=access.permissions,
+        documents=access.documents,
         require_sealed=settings.sealing.require_sealed,
         metrics=metrics,
     )
@@ -127,7 +132,7 @@ observe_refusals(record_refusal)
 
 def _check_operable(settings: Settings) -> None:
     """Fail in the parent what would otherwise fail again and again in every worker."""
-    Verifier(settings.access)
+    check_access(settings)
     load_keyring(settings.sealing.keys)
     load_freshness(settings.sealing)
     load_publication(settings.sealing)

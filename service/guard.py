@@ -22,7 +22,7 @@ from service.direct import DIRECT_BODY, DirectBody
 from service.gateway import GATEWAY_PATH, Gateway, StreamedResponse
 from service.metrics import METRICS_TYPE
 from service.problems import Problem, problem_response
-from service.routes import Routes, is_health
+from service.routes import Routes
 
 __all__ = ["Guard"]
 
@@ -133,8 +133,8 @@ class Guard:
             return await self._answer_gateway(head, body)
         if head.path == _SIGNED_KEYS_PATH:
             return await self._answer_signed_keys(head, body)
-        health = is_health(head.path)
-        principal = None if health else self._routes.check_early(head)
+        health = self._routes.is_open(head.path)
+        principal = None if health else await self._routes.check_early(head)
         content = await body.read()
         request = Request(
             head.method, head.scheme, head.authority, head.path, head.headers, content
@@ -142,7 +142,7 @@ class Guard:
         return await self._routes.answer(request, sealed=False, principal=principal)
 
     async def _answer_metrics(self, head: Request) -> Response:
-        self._routes.authorize_metrics(head)
+        await self._routes.authorize_metrics(head)
         text = await asyncio.to_thread(self._routes.metrics.text)
         return Response(200, ((b"content-type", METRICS_TYPE),), text)
 

@@ -7,7 +7,7 @@ beyond names and shapes. Open Inference Protocol clients find that text in ``err
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -19,17 +19,33 @@ from sealgate.errors import (
     TensorError,
 )
 from sealgate.protocol.bhttp import Headers, Response
+from sealgate.protocol.dpop import NONCE_HEADER
 from security.errors import (
+    AccessError,
     AuditError,
+    CredentialsError,
+    HiddenError,
+    KeysUnavailableError,
+    NonceError,
+    ProofError,
     ReplayError,
     ReplayStoreError,
+    RevocationStoreError,
     ScopeError,
-    TokenError,
 )
 
-__all__ = ["PROBLEM_MEDIA_TYPE", "Problem", "problem_response", "to_problem"]
+__all__ = [
+    "NO_MODEL",
+    "PROBLEM_MEDIA_TYPE",
+    "Challenges",
+    "Problem",
+    "problem_response",
+    "to_problem",
+]
 
 PROBLEM_MEDIA_TYPE = b"application/problem+json"
+# Said of a model that is not there, and of one that the caller may not know of.
+NO_MODEL = "no such model or version"
 _BASE = "https://sealgate.dev/problems/"
 _RETRY: Headers = ((b"retry-after", b"1"),)
 
@@ -51,6 +67,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(400, "malformed-message", "Malformed Binary HTTP message"),
         _kind(400, "malformed-json", "Body is not JSON"),
         _kind(400, "invalid-request", "Invalid inference request"),
+        _kind(400, "invalid-credentials", "More than one set of credentials"),
         _kind(401, "unauthenticated", "A valid access token is needed"),
         _kind(403, "insufficient-scope", "The token does not grant this"),
         _kind(403, "sealed-required", "This server only answers sealed requests"),
@@ -83,6 +100,8 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(500, "model-failure", "The model failed on this input"),
         _kind(503, "admission-expired", "The evidence of this model has expired"),
         _kind(503, "admission-withdrawn", "This model is not admitted any more"),
+        _kind(503, "keys-unavailable", "The issuer's keys are not there yet"),
+        _kind(503, "revocation-unavailable", "Whether this is revoked cannot be told"),
         _kind(503, "overloaded", "The server is busy"),
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),
@@ -114,18 +133,53 @@ class Problem(SealgateError):  # noqa: N818  (RFC 9457 calls it a problem)
         return _KINDS[self.code].status
 
 
-def to_problem(error: SealgateError) -> Problem:
+@dataclass(frozen=True)
+class Challenges:
+    """What a refused caller is told about access here, in WWW-Authenticate.
+
+    Attributes:
+        metadata_url: of this resource's metadata (RFC 9728, section 5.1), or empty.
+        bearer: bearer tokens are taken (RFC 6750).
+        dpop_algorithms: of proofs, where bound tokens are (RFC 9449, section 7.1).
+    """
+
+    metadata_url: str = ""
+    bearer: bool = True
+    dpop_algorithms: Collection[str] = ()
+
+    def headers(self, error: str | None = None, **parameters: str) -> Headers:
+        """One field per scheme.
+
+        Args:
+            error: code of RFC 6750, section 3.1; None where no token was given.
+            parameters: further ones.
+        """
+        common = {"realm": "sealgate"}
+        if error is not None:
+            common["error"] = error
+        common |= parameters
+        if self.metadata_url:
+            common["resource_metadata"] = self.metadata_url
+        found: list[tuple[bytes, bytes]] = []
+        if self.bearer and error not in _PROOF_CODES:
+            found.append(_challenge("Bearer", common))
+        if self.dpop_algorithms:
+            algorithms = {"algs": " ".join(self.dpop_algorithms)}
+            found.append(_challenge("DPoP", common | algorithms))
+        return tuple(found) or (_challenge("Bearer", common),)
+
+
+# Codes of RFC 9449, sections 7.1 and 9: about the proof, not about the token.
+_PROOF_CODES = ("invalid_dpop_proof", "use_dpop_nonce")
+
+
+def to_problem(error: SealgateError, challenges: Challenges = Challenges()) -> Problem:
     """The problem that an error from the rooms below becomes."""
     match error:
         case Problem():
             return error
-        case TokenError():
-            challenge = b'Bearer realm="sealgate", error="invalid_token"'
-            return Problem("unauthenticated", headers=_challenge(challenge))
-        case ScopeError():
-            scope = str(error).encode("ascii", "replace")
-            challenge = b'Bearer error="insufficient_scope", scope="%b"' % scope
-            return Problem("insufficient-scope", headers=_challenge(challenge))
+        case AccessError():
+            return _refused(error, challenges)
         case TensorError():
             return Problem("invalid-request", str(error))
         case EncapsulationError():
@@ -139,6 +193,32 @@ def to_problem(error: SealgateError) -> Problem:
         case AuditError():
             return Problem("audit-unavailable")
     return Problem("internal")
+
+
+def _refused(error: AccessError, challenges: Challenges) -> Problem:
+    """Refusals of a caller."""
+    match error:
+        case NonceError():
+            headers = challenges.headers("use_dpop_nonce")
+            nonce = (NONCE_HEADER, error.nonce.encode())
+            return Problem("unauthenticated", headers=(*headers, nonce))
+        case ProofError():
+            headers = challenges.headers("invalid_dpop_proof")
+            return Problem("unauthenticated", headers=headers)
+        case CredentialsError():
+            headers = challenges.headers("invalid_request")
+            return Problem("invalid-credentials", headers=headers)
+        case HiddenError():
+            return Problem("not-found", NO_MODEL)
+        case ScopeError():
+            scope = str(error).encode("ascii", "replace").decode()
+            headers = challenges.headers("insufficient_scope", scope=scope)
+            return Problem("insufficient-scope", headers=headers)
+        case KeysUnavailableError():
+            return Problem("keys-unavailable", headers=_RETRY)
+        case RevocationStoreError():
+            return Problem("revocation-unavailable", headers=_RETRY)
+    return Problem("unauthenticated", headers=challenges.headers("invalid_token"))
 
 
 def problem_response(problem: Problem) -> Response:
@@ -155,5 +235,7 @@ def problem_response(problem: Problem) -> Response:
     )
 
 
-def _challenge(value: bytes) -> Headers:
-    return ((b"www-authenticate", value),)
+def _challenge(scheme: str, parameters: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """One challenge; no value of ours holds a quote (RFC 9110, section 11.6.1)."""
+    pairs = ", ".join(f'{name}="{value}"' for name, value in parameters.items())
+    return b"www-authenticate", f"{scheme} {pairs}".encode()

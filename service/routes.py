@@ -19,21 +19,22 @@ from models.bundle import VERDICT_FILE, report_file
 from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
-from security.access.permissions import authorize_metrics, authorize_model
-from security.access.tokens import Principal, Verifier
+from security.access.permissions import Permissions
+from security.access.tokens import Principal
 from security.admission.attest import signature_files, waiver_file
-from security.errors import TokenError
+from security.errors import HiddenError
 from service.batching import (
     InferenceFailedError,
     InferenceTimeoutError,
     OverloadedError,
 )
+from service.callers import Callers
 from service.lineup import Lineup, Served
 from service.metrics import Metrics
-from service.problems import Problem, problem_response, to_problem
+from service.problems import NO_MODEL, Problem, problem_response, to_problem
 from service.recorder import Decision, Recorder
 
-__all__ = ["Routes", "is_health"]
+__all__ = ["Routes"]
 
 SERVER_NAME = "sealgate"
 SERVER_VERSION = "0.1.0"
@@ -50,30 +51,45 @@ _MODEL = re.compile(
 )
 
 
-def is_health(path: bytes) -> bool:
-    """Whether a path answers without a token."""
-    return path in _HEALTH
-
-
 class Routes:
     """Answers requests, wherever they came from."""
 
     def __init__(
         self,
         lineup: Lineup,
-        verifier: Verifier,
+        callers: Callers,
         recorder: Recorder,
         *,
         require_sealed: bool,
+        permissions: Permissions = Permissions(),
+        documents: Mapping[bytes, Response] = {},
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Wire it.
+
+        Args:
+            lineup: the models.
+            callers: finds out who calls.
+            recorder: writes the records.
+            require_sealed: answer sealed requests only.
+            permissions: what callers may.
+            documents: what answers without a token, by path, health aside.
+            metrics: to count in.
+            clock: Unix seconds.
+        """
         self.metrics = metrics or Metrics()
         self._lineup = lineup
-        self._verifier = verifier
+        self._callers = callers
+        self._permissions = permissions
+        self._documents = documents
         self._recorder = recorder
         self._require_sealed = require_sealed
         self._clock = clock
+
+    def is_open(self, path: bytes) -> bool:
+        """Whether a path answers without a token."""
+        return path in _HEALTH or path in self._documents
 
     async def answer(
         self, request: Request, *, sealed: bool, principal: Principal | None = None
@@ -85,8 +101,8 @@ class Routes:
             sealed: whether it came sealed.
             principal: what `check_early` returned, where that was asked.
         """
-        if is_health(request.path):
-            return _health(request)
+        if self.is_open(request.path):
+            return self._answer_open(request)
         decision = Decision(
             sealed=sealed,
             started=time.perf_counter(),
@@ -97,8 +113,10 @@ class Routes:
         try:
             response = await self._dispatch(request, decision)
         except SealgateError as error:
-            problem = to_problem(error)
+            problem = to_problem(error, self._callers.challenges)
             reason, response = problem.code, problem_response(problem)
+            if isinstance(error, HiddenError):
+                reason = "not-granted"  # for the record only
         except asyncio.CancelledError:
             # The client left, or the server stops: that it asked is on record.
             with contextlib.suppress(SealgateError):
@@ -117,24 +135,25 @@ class Routes:
         self._count(decision, response.status, reason)
         return _with_id(response, decision.request_id)
 
-    def check_early(self, request: Request) -> Principal:
+    async def check_early(self, request: Request) -> Principal:
         """Refuse a plaintext request by its head, before its body is read.
 
         Returns:
             Who calls.
 
         Raises:
-            TokenError: no valid token.
-            Problem: a valid token, but the server only answers sealed requests.
+            AccessError: no valid token.
+            Problem: no token, or a valid one, but the server only answers sealed
+                requests.
         """
-        principal = self._authenticate(request)
+        principal = await self._authenticate(request)
         if self._require_sealed:
             raise Problem("sealed-required")
         return principal
 
     async def refuse(self, error: SealgateError, *, sealed: bool) -> Response:
         """Record and answer a refusal that was decided outside `answer`."""
-        problem = to_problem(error)
+        problem = to_problem(error, self._callers.challenges)
         decision = Decision(sealed=sealed, started=time.perf_counter())
         try:
             await self._recorder.record(
@@ -145,17 +164,18 @@ class Routes:
         self._count(decision, problem.status, problem.code)
         return _with_id(problem_response(problem), decision.request_id)
 
-    def authorize_metrics(self, request: Request) -> None:
+    async def authorize_metrics(self, request: Request) -> None:
         """Allow reading metrics, or raise.
 
         Raises:
-            TokenError: no valid token.
-            ScopeError: without the scope.
+            AccessError: no valid token, or without the right.
+            Problem: no token.
         """
-        authorize_metrics(self._authenticate(request))
+        principal = await self._authenticate(request)
+        self._permissions.authorize_server(principal, "metrics")
 
     async def _dispatch(self, request: Request, decision: Decision) -> Response:
-        principal = decision.principal or self._authenticate(request)
+        principal = decision.principal or await self._authenticate(request)
         decision.principal = principal
         if self._require_sealed and not decision.sealed:
             raise Problem("sealed-required")
@@ -169,12 +189,7 @@ class Routes:
             raise Problem("not-found")
         decision.model = match["model"].decode()
         decision.action = (match["action"] or b"metadata").decode()
-        authorize_model(principal, decision.model)
-        version = match["version"]
-        find = self._lineup.choose if match["action"] == b"infer" else self._lineup.find
-        model = find(decision.model, None if version is None else version.decode())
-        if model is None:
-            raise Problem("not-found", "no such model or version")
+        model = self._find(principal, decision, match["version"])
         decision.version = model.manifest.version
         decision.digest = model.admission.bundle.subject.root_sha256
         if model.expires_at <= self._clock():
@@ -182,6 +197,42 @@ class Routes:
         if model.refusal is not None:
             raise Problem("admission-withdrawn")
         return await self._model_action(request, model, decision)
+
+    def _find(
+        self, principal: Principal, decision: Decision, asked: bytes | None
+    ) -> Served:
+        """The model that a request is about, if its sender may use it.
+
+        Raises:
+            ScopeError: not in this way.
+            HiddenError: not at all: answered like the next one.
+            Problem: there is no such model or version.
+        """
+        name, action = decision.model or "", decision.action or ""
+        version = None if asked is None else asked.decode()
+        model = self._lineup.find(name, version)
+        found = version if model is None else model.manifest.version
+        needed = action if action == "infer" else "metadata"
+        self._permissions.authorize(principal, name, found, needed)
+        if model is None:
+            raise Problem("not-found", NO_MODEL)
+        if action == "infer" and version is None:
+            # Only now, so that a stranger takes nothing of a canary's share.
+            chosen = self._lineup.choose(name) or model
+            if self._permissions.allows(
+                principal, name, chosen.manifest.version, "infer"
+            ):
+                return chosen
+        return model
+
+    def _versions(self, principal: Principal | None, name: str) -> list[str]:
+        """The versions that a caller may know of."""
+        return [
+            version
+            for version in self._lineup.versions(name)
+            if principal is not None
+            and self._permissions.allows(principal, name, version, "metadata")
+        ]
 
     async def _model_action(
         self, request: Request, model: Served, decision: Decision
@@ -194,7 +245,8 @@ class Routes:
             return Response(200)
         if decision.action == "attestations":
             return _json(_attestations(model))
-        return _json(_model_metadata(model, self._lineup.versions(model.manifest.name)))
+        versions = self._versions(decision.principal, model.manifest.name)
+        return _json(_model_metadata(model, versions))
 
     async def _infer(
         self, request: Request, model: Served, decision: Decision
@@ -240,30 +292,17 @@ class Routes:
         elif decision.rows is not None:
             metrics.count("sealgate_rows", model, version, amount=decision.rows)
 
-    def _authenticate(self, request: Request) -> Principal:
+    async def _authenticate(self, request: Request) -> Principal:
         began = time.perf_counter()
         try:
-            return self._verify(request)
+            return await self._callers.authenticate(request)
         finally:
             self.metrics.stage("verify", time.perf_counter() - began)
 
-    def _verify(self, request: Request) -> Principal:
-        values = [v for name, v in request.headers if name == b"authorization"]
-        if not values:
-            raise Problem(
-                "unauthenticated",
-                headers=((b"www-authenticate", b'Bearer realm="sealgate"'),),
-            )
-        if len(values) != 1:
-            raise TokenError("more than one Authorization header")
-        scheme, _, token = values[0].partition(b" ")
-        if scheme.lower() != b"bearer":
-            raise TokenError("not a bearer token")
-        try:
-            text = token.decode("ascii")
-        except UnicodeDecodeError:
-            raise TokenError("not a compact JWS") from None
-        return self._verifier.verify(text, now=self._clock())
+    def _answer_open(self, request: Request) -> Response:
+        if request.method not in (b"GET", b"HEAD"):
+            return problem_response(_method_not_allowed(b"GET"))
+        return self._documents.get(request.path) or Response(200)
 
 
 def _parse_message(request: Request) -> tuple[dict[str, Any], memoryview]:
@@ -338,12 +377,6 @@ def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
         "further": signed[1:],
         "report": files[report_file(kind)].decode(),
     }
-
-
-def _health(request: Request) -> Response:
-    if request.method not in (b"GET", b"HEAD"):
-        return problem_response(_method_not_allowed(b"GET"))
-    return Response(200)
 
 
 def _expect(request: Request, method: bytes) -> None:

@@ -21,8 +21,10 @@ from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.hpke import KEM_X25519
 from sealgate.protocol.tensors import TensorSpec
+from security.access.dpop import Proofs
 from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document, mint
-from security.access.tokens import Verifier
+from security.access.permissions import Permissions
+from security.access.tokens import RevocationList, Verifier
 from security.admission.gate import Admission, verify
 from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
@@ -31,6 +33,7 @@ from security.sealing.keyring import KeyRing, generate_key, load_keyring
 from security.sealing.publish import Publication
 from security.sealing.replay import LocalReplayStore
 from security.settings import AccessSettings, ServiceSettings
+from service.callers import Callers, documents
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.lineup import Lineup
@@ -86,21 +89,31 @@ def wire(
     kems: Iterable[int] = (KEM_X25519,),
     identity: ec.EllipticCurvePrivateKey | None = None,
     ring: Callable[[], KeyRing] | None = None,
+    permissions: Permissions = Permissions(),
+    revocations: RevocationList | None = None,
+    proofs: Proofs | None = None,
+    **changes: Any,
 ) -> Rooms:
+    """Wire the rooms; ``changes`` are settings of access."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jwks.json").write_bytes(jwks_document(ISSUER_KEY.public_key()))
     for key_id, kem_id in enumerate(kems, start=1):
         generate_key(folder / "hpke", key_id, kem_id=kem_id)
     access = AccessSettings(
-        issuer=DEVELOPMENT_ISSUER, audience=AUDIENCE, jwks=folder / "jwks.json"
+        issuer=DEVELOPMENT_ISSUER,
+        audience=AUDIENCE,
+        jwks=folder / "jwks.json",
+        **changes,
     )
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
     log = AuditLog(folder / "audit", writer="worker", limits=LogLimits(sync=False))
     routes = Routes(
         Lineup(all_admissions, timeout_s=timeout_s),
-        Verifier(access),
+        Callers(Verifier(access, revocations=revocations), access, proofs=proofs),
         Recorder(GroupLog(log), key=b"k" * 32),
         require_sealed=require_sealed,
+        permissions=permissions,
+        documents=documents(access, jwks=None),
     )
     loaded = load_keyring(folder / "hpke")
     store = LocalReplayStore(folder / "replay", max_entries=1 << 16)

@@ -25,7 +25,7 @@ from tests.servers import ROOT
 COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
-    "sbom", "seal", "history", "scan", "report", "compare",
+    "sbom", "seal", "history", "access", "scan", "report", "compare",
 )  # fmt: skip
 
 

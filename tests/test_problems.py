@@ -15,8 +15,24 @@ from sealgate.errors import (
     SealgateError,
     TensorError,
 )
-from security.errors import AuditError, ScopeError, TokenError
-from service.problems import _KINDS, Problem, problem_response, to_problem
+from security.errors import (
+    AuditError,
+    CredentialsError,
+    HiddenError,
+    KeysUnavailableError,
+    NonceError,
+    ProofError,
+    RevocationStoreError,
+    ScopeError,
+    TokenError,
+)
+from service.problems import (
+    _KINDS,
+    Challenges,
+    Problem,
+    problem_response,
+    to_problem,
+)
 from tests.servers import ROOT
 
 SECRET = "a detail that is nobody's business"
@@ -56,8 +72,44 @@ def test_the_challenge_of_rfc_6750() -> None:
     )
     headers = dict(problem_response(to_problem(ScopeError("infer:toy"))).headers)
     assert headers[b"www-authenticate"] == (
-        b'Bearer error="insufficient_scope", scope="infer:toy"'
+        b'Bearer realm="sealgate", error="insufficient_scope", scope="infer:toy"'
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "header"),
+    [
+        (ProofError(SECRET), 401, "unauthenticated", b'error="invalid_dpop_proof"'),
+        (NonceError("n"), 401, "unauthenticated", b'error="use_dpop_nonce"'),
+        (CredentialsError(SECRET), 400, "invalid-credentials", b"invalid_request"),
+        (KeysUnavailableError(SECRET), 503, "keys-unavailable", b""),
+        (RevocationStoreError(SECRET), 503, "revocation-unavailable", b""),
+        (HiddenError(SECRET), 404, "not-found", b""),
+    ],
+)
+def test_refusals_of_callers(
+    error: SealgateError, status: int, code: str, header: bytes
+) -> None:
+    response = problem_response(to_problem(error, Challenges(dpop_algorithms=["A"])))
+    assert (response.status, to_problem(error).code) == (status, code)
+    challenges = [v for name, v in response.headers if name == b"www-authenticate"]
+    assert any(header in value for value in challenges) or not header
+    assert all(SECRET.encode() not in value for _, value in response.headers)
+    assert SECRET.encode() not in response.body
+
+
+def test_one_challenge_per_scheme() -> None:
+    url = "https://models.example/.well-known/oauth-protected-resource"
+    both = Challenges(url, dpop_algorithms=("ES256", "EdDSA"))
+    bearer, bound = (value for _, value in both.headers())
+    assert bearer == b'Bearer realm="sealgate", resource_metadata="%b"' % url.encode()
+    assert bound.startswith(b'DPoP realm="sealgate", resource_metadata=')
+    assert bound.endswith(b', algs="ES256 EdDSA"')
+    only = Challenges(bearer=False, dpop_algorithms=("ES256",)).headers("invalid_token")
+    assert [value.split(b" ")[0] for _, value in only] == [b"DPoP"]
+    # What is wrong with a proof is nothing that a bearer token would do better.
+    (proof,) = both.headers("use_dpop_nonce")
+    assert proof[1].startswith(b"DPoP")
 
 
 @pytest.mark.parametrize("code", sorted(_KINDS))

@@ -27,6 +27,10 @@ SEALED_TYPE = {"content-type": "message/ohttp-req"}
 INFER = "/v2/models/toy/infer"
 BODY: dict[str, Any] = {"inputs": [INPUT]}
 LIMIT = 16 << 20
+CHALLENGE = (
+    'Bearer realm="sealgate", resource_metadata='
+    '"http://127.0.0.1:3000/.well-known/oauth-protected-resource"'
+)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -97,7 +101,7 @@ def test_closed_to_strangers(server: Server, open_server: Server, method: str) -
         # A query is no part of a path: health with one is still health.
         for path, answer in zip(BENTOML_ROUTES[:-1], answers):
             assert answer.status_code == 401, path
-            assert answer.headers["www-authenticate"] == 'Bearer realm="sealgate"'
+            assert answer.headers["www-authenticate"] == CHALLENGE
             assert answer.headers["content-type"] == "application/problem+json"
 
 
@@ -153,6 +157,8 @@ def test_401_is_sealed(server: Server, token: str) -> None:
 
 def test_403_is_sealed(server: Server, deployment: Path) -> None:
     inner = seal(server, token=mint(deployment, "infer:other"), body=BODY)
+    assert (inner.status, problem(inner)) == (404, "not-found")
+    inner = seal(server, token=mint(deployment, "metadata:toy"), body=BODY)
     assert inner.status == 403
     assert b'scope="infer:toy"' in dict(inner.headers)[b"www-authenticate"]
     assert problem(inner) == "insufficient-scope"
@@ -162,8 +168,13 @@ def test_models_cannot_be_guessed(server: Server, deployment: Path) -> None:
     other = mint(deployment, "infer:other")
     there = seal(server, "GET", "/v2/models/toy", token=other)
     not_there = seal(server, "GET", "/v2/models/yot", token=other)
-    assert there.status == not_there.status == 403
+    assert there.status == not_there.status == 404
     assert bytes(there.body) == bytes(not_there.body)
+    one, other_one = (
+        [header for header in found.headers if header[0] != b"x-request-id"]
+        for found in (there, not_there)
+    )
+    assert one == other_one
     assert seal(server, "GET", "/v2/models/other", token=other).status == 404
 
 
@@ -194,7 +205,8 @@ def test_two_authorization_headers(open_server: Server, token: str) -> None:
     headers = [("authorization", f"Bearer {token}")]
     assert httpx.get(open_server.url + "/v2", headers=headers).status_code == 200
     answer = httpx.get(open_server.url + "/v2", headers=headers * 2)
-    assert (answer.status_code, problem(answer)) == (401, "unauthenticated")
+    assert (answer.status_code, problem(answer)) == (400, "invalid-credentials")
+    assert 'error="invalid_request"' in answer.headers["www-authenticate"]
 
 
 def test_a_token_in_the_query_is_ignored(open_server: Server, token: str) -> None:

@@ -146,11 +146,6 @@ FAULTS = [
     (ONE + 'issuers = [{audience = "a"}]', "issuer '': not an identifier"),
     (ONE + 'revocation_store = "/x"', "revocation_store: local, or a redis://"),
     (
-        "[service]\nenvironment = 'production'\n"
-        "[access]\nresource = 'http://127.0.0.1:3000'",
-        "resource: expected https://",
-    ),
-    (
         f"[service]\nbody_timeout_s = 1{'0' * 400}",
         "body_timeout_s: expected float, got int",
     ),

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Iterable
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -18,8 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 
 from sealgate.protocol import strict_json
+from security.access.jwks import JwkSet
 
-__all__ = ["DEVELOPMENT_ISSUER", "jwks_document", "mint"]
+__all__ = ["DEVELOPMENT_ISSUER", "development_jwks", "jwks_document", "mint"]
 
 DEVELOPMENT_ISSUER = "urn:sealgate:development-issuer"
 
@@ -33,6 +35,7 @@ def mint(
     scopes: Iterable[str],
     lifetime_s: int,
     now: int,
+    confirmation: str | None = None,
 ) -> str:
     """Sign an access token (RFC 9068, section 2).
 
@@ -44,8 +47,9 @@ def mint(
         scopes: what it grants.
         lifetime_s: from ``now`` on.
         now: seconds since the epoch.
+        confirmation: thumbprint of the key to bind it to (RFC 9449, section 6.1).
     """
-    claims = {
+    claims: dict[str, object] = {
         "iss": DEVELOPMENT_ISSUER,
         "aud": audience,
         "sub": subject,
@@ -55,6 +59,8 @@ def mint(
         "exp": now + lifetime_s,
         "jti": secrets.token_hex(16),
     }
+    if confirmation is not None:
+        claims["cnf"] = {"jkt": confirmation}
     headers = {"typ": "at+jwt", "kid": _thumbprint(key.public_key())}
     return jwt.encode(claims, key, algorithm="EdDSA", headers=headers)
 
@@ -62,7 +68,18 @@ def mint(
 def jwks_document(key: Ed25519PublicKey) -> bytes:
     """The JWK Set that a server verifies this issuer's tokens with (RFC 7517)."""
     entry = _jwk(key) | {"kid": _thumbprint(key), "use": "sig", "alg": "EdDSA"}
-    return strict_json.dumps({"keys": [entry]})
+    return _document([entry])
+
+
+def development_jwks(keys: JwkSet) -> bytes:
+    """A JWK Set as the development issuer publishes it, with its marks."""
+    return _document([dict(key.entry) for key in keys.values()])
+
+
+def _document(entries: list[dict[str, Any]]) -> bytes:
+    """Members beside ``keys`` are ignored by who reads it (RFC 7517, section 5)."""
+    marks = {"environment": "development", "issuer": DEVELOPMENT_ISSUER}
+    return strict_json.dumps({"keys": entries, **marks})
 
 
 def _jwk(key: Ed25519PublicKey) -> dict[str, str]:

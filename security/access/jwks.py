@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ __all__ = [
     "load_jwks",
     "load_secret",
     "parse_jwks",
+    "parse_key",
 ]
 
 MAX_JWKS_BYTES = 256 << 10
@@ -51,12 +51,12 @@ class VerificationKey:
 
     Attributes:
         algorithm: its name (RFC 7518).
-        fingerprint: of the JWK; equal keys are the same.
+        entry: the JWK; equal keys are the same.
         jwk: the library's key.
     """
 
     algorithm: str
-    fingerprint: bytes
+    entry: Mapping[str, Any] = field(repr=False)
     jwk: jwt.PyJWK = field(repr=False, compare=False)
 
     def verify(self, signed: bytes, signature: bytes) -> None:
@@ -146,7 +146,7 @@ def parse_jwks(
         if kid in keys:
             raise KeyFileError(f"{source}: kid {kid!r} occurs twice")
         try:
-            keys[kid] = _parse(entry, f"{source}: key {kid!r}", algorithms)
+            keys[kid] = parse_key(entry, f"{source}: key {kid!r}", algorithms)
         except KeyFileError as error:
             if not lenient:
                 raise
@@ -162,15 +162,28 @@ def _kid(entry: Any, source: str) -> str:
     if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID_CHARACTERS:
         raise KeyFileError(f"{source}: a key has no kid")
     if entry.get("kty") != "oct" and _PRIVATE & entry.keys():
+        # Not even where others are left out: whoever publishes it has lost it.
         raise KeyFileError(
             f"{source}: key {kid!r} is private; only public keys belong here"
         )
     return kid
 
 
-def _parse(
+def parse_key(
     entry: Mapping[str, Any], where: str, known: Collection[str]
 ) -> VerificationKey:
+    """Parse one public JWK.
+
+    Args:
+        entry: may be hostile.
+        where: names it in errors.
+        known: the algorithms it may be bound to.
+
+    Raises:
+        KeyFileError: it is private, malformed, or cannot be bound to just one of them.
+    """
+    if _PRIVATE & entry.keys():
+        raise KeyFileError(f"{where} is private; only public keys belong here")
     possible = _ALGORITHMS.get((str(entry.get("kty")), str(entry.get("crv"))))
     if possible is None:
         raise KeyFileError(f"{where} is not RSA, Ed25519, P-256 or P-384")
@@ -192,10 +205,8 @@ def _parse(
 
 
 def _key(entry: Mapping[str, Any], algorithm: str) -> VerificationKey:
-    fingerprint = hashlib.sha256(strict_json.dumps(dict(entry))).digest()
-    return VerificationKey(
-        algorithm, fingerprint, jwt.PyJWK(dict(entry), algorithm=algorithm)
-    )
+    jwk = jwt.PyJWK(dict(entry), algorithm=algorithm)
+    return VerificationKey(algorithm, entry, jwk)
 
 
 def _bind(

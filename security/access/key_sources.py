@@ -31,7 +31,14 @@ from security.access.jwks import (
 from security.errors import KeyFileError, KeysUnavailableError
 from security.issuers import IssuerSettings
 
-__all__ = ["FileKeys", "KeySource", "SecretKeys", "UrlKeys", "open_source"]
+__all__ = [
+    "FileKeys",
+    "KeySource",
+    "SecretKeys",
+    "UrlKeys",
+    "check_source",
+    "open_source",
+]
 
 CHECK_INTERVAL_S = 1.0
 # File systems stamp changes with a coarse clock: a file that changed this recently may
@@ -74,6 +81,20 @@ def open_source(issuer: IssuerSettings) -> KeySource:
     source = UrlKeys(issuer.jwks, issuer)
     source.start()
     return source
+
+
+def check_source(issuer: IssuerSettings) -> None:
+    """Refuse what can be seen to be unusable without asking anybody.
+
+    Raises:
+        KeyFileError: a file that cannot be used.
+    """
+    if issuer.secret is not None:
+        load_secret(issuer.secret)
+    elif isinstance(issuer.jwks, Path):
+        load_jwks(issuer.jwks, algorithms=issuer.algorithms)
+    else:
+        _tls(issuer.jwks_ca)
 
 
 class SecretKeys:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from models.errors import BundleError
 from sealgate.errors import SealgateError
 from security.commands import (
+    access,
     admit,
     assess,
     audit,
@@ -64,6 +65,7 @@ _COMMANDS = (
     history,
     token,
     profile,
+    access,
     audit,
     config,
 )

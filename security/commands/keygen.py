@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     _ensure_sealing(settings.sealing)
     model_key = settings.admission.model_key
     _ensure(model_key, partial(generate_model_key, model_key))
-    pseudonym = settings.audit.pseudonym_key
-    _ensure(pseudonym, lambda: write_secret(pseudonym, secrets.token_bytes(32)))
+    for path in (settings.audit.pseudonym_key, settings.access.dpop_key):
+        _ensure(path, partial(_write_secret, path))
     checkpoints = settings.audit.checkpoint_key
     _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
     _write_public(settings, source)
@@ -100,6 +100,10 @@ def _ensure(
     if not kept:
         generate()
     print(f"{'kept     ' if kept else 'generated'} {path}{note()}")
+
+
+def _write_secret(path: Path) -> None:
+    write_secret(path, secrets.token_bytes(32))
 
 
 def _ensure_sealing(sealing: SealingSettings) -> None:

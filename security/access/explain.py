@@ -1,0 +1,145 @@
+"""Why a request would be allowed or refused, step by step, as the server takes them.
+
+Each step is the server's own: nothing is decided here a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from security.access.permissions import (
+    SERVER_ACTIONS,
+    Grant,
+    Permissions,
+    load_permissions,
+)
+from security.access.revocation import Revocation, Revocations
+from security.access.tokens import Principal, Verifier
+from security.errors import AccessError, HiddenError
+from security.settings import AccessSettings
+
+__all__ = ["Question", "Step", "explain"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a request would ask for.
+
+    Attributes:
+        model: a name; None for what is asked of the server.
+        version: None for whatever version is served.
+        action: of `security.access.permissions.ACTIONS`.
+    """
+
+    model: str | None
+    version: str | None
+    action: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the decision.
+
+    Attributes:
+        passed: whether the request goes on.
+        text: for people; holds claims of the token, never the token.
+    """
+
+    passed: bool
+    text: str
+
+
+def explain(
+    access: AccessSettings,
+    token: str,
+    question: Question,
+    *,
+    revoked: Iterable[Revocation],
+    now: float,
+) -> list[Step]:
+    """The steps up to the first that fails.
+
+    Raises:
+        SettingsError: the table of grants cannot be used.
+        KeyFileError: an issuer's keys cannot.
+    """
+    permissions = load_permissions(access.permissions)
+    try:
+        verifier = Verifier(access)
+        principal = verifier.verify(token, now=now)
+    except AccessError as error:
+        return [Step(False, f"token: {error}")]
+    steps = [Step(True, f"token: {_who(principal)}")]
+    steps.append(_binding(verifier.issuer_of(principal).dpop, principal))
+    try:
+        Revocations(revoked).check(principal)
+        steps.append(Step(True, "revocation: none"))
+    except AccessError as error:
+        steps.append(Step(False, f"revocation: {error}"))
+    return [*steps, *_granted(permissions, principal, question)]
+
+
+def _who(principal: Principal) -> str:
+    parts = [
+        f"issuer {principal.issuer}",
+        f"subject {principal.subject!r}",
+        f"client {principal.client_id!r}",
+    ]
+    if principal.tenant is not None:
+        parts.append(f"tenant {principal.tenant!r}")
+    for name, values in (("groups", principal.groups), ("scopes", principal.scopes)):
+        if values:
+            parts.append(f"{name} {', '.join(sorted(values))}")
+    return "; ".join(parts)
+
+
+def _binding(mode: str, principal: Principal) -> Step:
+    if principal.confirmation is None:
+        if mode == "required":
+            return Step(False, "binding: the issuer's tokens must be bound to a key")
+        return Step(True, "binding: none, whoever has the token may use it")
+    if mode == "off":
+        return Step(False, "binding: bound to a key, but DPoP is off for this issuer")
+    return Step(True, "binding: each request needs a proof of the token's key")
+
+
+def _granted(
+    permissions: Permissions, principal: Principal, question: Question
+) -> list[Step]:
+    steps = [Step(True, f"scopes are {permissions.scopes}")]
+    steps.extend(
+        Step(True, f"grant {grant.name!r}: {_fit(grant, principal, question)}")
+        for grant in permissions.grants
+    )
+    try:
+        if question.action in SERVER_ACTIONS:
+            permissions.authorize_server(principal, question.action)
+            text = f"{question.action}: granted"
+        else:
+            permissions.authorize(
+                principal, question.model or "", question.version, question.action
+            )
+            text = f"{question.action} of {question.model}: granted"
+    except HiddenError as error:
+        return [
+            *steps,
+            Step(False, f"{error}; answered like a model that is not there"),
+        ]
+    except AccessError as error:
+        return [*steps, Step(False, f"not granted; would need {error}")]
+    return [*steps, Step(True, text)]
+
+
+def _fit(grant: Grant, principal: Principal, question: Question) -> str:
+    """Whether a grant is about the question, and if not, the first reason."""
+    misfit = grant.misfit(principal)
+    if misfit is not None:
+        return f"not this caller ({misfit})"
+    if question.action in SERVER_ACTIONS:
+        return "fits" if question.action in grant.actions else "another action"
+    if not grant.covers(question.model or "", question.version):
+        return "another model or version"
+    if question.action not in grant.actions:
+        return f"only {', '.join(sorted(grant.actions))}"
+    return "fits"

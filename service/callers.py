@@ -1,0 +1,160 @@
+"""Who calls: the Authorization field of a request, and what it is answered with.
+
+1. one Authorization field (RFC 6750, section 3.1); none is no error, but no caller;
+2. its scheme is Bearer, or DPoP where an issuer allows that;
+3. the token verifies (`security.access.tokens`);
+4. a token that is bound to a key only comes with a proof (RFC 9449, section 7.2), and
+   one that is not only where its issuer allows it.
+
+Refusals say how to do better (RFC 6750, section 3; RFC 9728, section 5.1): the metadata
+of this resource, which names the authorization servers, answers without a token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import orjson
+
+from sealgate.protocol.bhttp import Headers, Request, Response
+from sealgate.protocol.dpop import PROOF_HEADER
+from security.access.dpop import PROOF_ALGORITHMS, Proofs
+from security.access.issuer import DEVELOPMENT_ISSUER
+from security.access.tokens import Principal, Verifier
+from security.errors import CredentialsError, ProofError, TokenError
+from security.settings import AccessSettings
+from service.problems import Challenges, Problem
+
+__all__ = ["RESOURCE_METADATA", "Callers", "documents"]
+
+# RFC 9728, section 3.1.
+RESOURCE_METADATA = "/.well-known/oauth-protected-resource"
+_BEARER, _DPOP = b"bearer", b"dpop"
+_DOCUMENT: Headers = (
+    (b"content-type", b"application/json"),
+    (b"cache-control", b"max-age=3600"),
+)
+
+
+class Callers:
+    """Finds out who calls.
+
+    Attributes:
+        challenges: what refusals say in WWW-Authenticate.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier,
+        access: AccessSettings,
+        *,
+        proofs: Proofs | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Wire it.
+
+        Args:
+            verifier: of tokens.
+            access: the settings.
+            proofs: checks proofs; None where no issuer's tokens may be bound.
+            clock: Unix seconds.
+        """
+        self._verifier = verifier
+        self._proofs = proofs
+        self._clock = clock
+        modes = {issuer.dpop for issuer in access.all_issuers}
+        metadata = access.resource and access.resource + RESOURCE_METADATA
+        self.challenges = Challenges(
+            metadata_url=metadata,
+            bearer=modes != {"required"},
+            dpop_algorithms=PROOF_ALGORITHMS if modes - {"off"} else (),
+        )
+
+    async def authenticate(self, request: Request) -> Principal:
+        """Return who sent a request.
+
+        Raises:
+            Problem: it says nothing about that.
+            AccessError: it is not believed, or cannot be told.
+        """
+        scheme, token = self._credentials(request.headers)
+        principal = self._verifier.verify(token, now=self._clock())
+        mode = self._verifier.issuer_of(principal).dpop
+        if scheme == _BEARER:
+            if principal.confirmation is not None:
+                raise ProofError("a bound token came as a bearer token")
+            if mode == "required":
+                raise TokenError("the issuer's tokens must be bound to a key")
+            return principal
+        if mode == "off" or self._proofs is None or principal.confirmation is None:
+            raise TokenError("an unbound token came as a bound one")
+        await self._proofs.check(
+            [_text(v) for name, v in request.headers if name == PROOF_HEADER],
+            method=_text(request.method),
+            path=_text(request.path.partition(b"?")[0]),
+            token=token,
+            confirmation=principal.confirmation,
+            now=self._clock(),
+        )
+        return principal
+
+    def _credentials(self, headers: Headers) -> tuple[bytes, str]:
+        """Checks 1 and 2."""
+        values = [value for name, value in headers if name == b"authorization"]
+        if not values:
+            raise Problem("unauthenticated", headers=self.challenges.headers())
+        if len(values) != 1:
+            raise CredentialsError("more than one Authorization field")
+        scheme, _, token = values[0].partition(b" ")
+        scheme = scheme.lower()
+        if scheme not in (_BEARER, _DPOP):
+            raise TokenError("neither a bearer token nor a bound one")
+        try:
+            return scheme, token.decode("ascii")
+        except UnicodeDecodeError:
+            raise TokenError("not a compact JWS") from None
+
+
+def documents(
+    access: AccessSettings, *, jwks: bytes | None
+) -> Mapping[bytes, Response]:
+    """What answers without a token, by path.
+
+    Args:
+        access: the settings.
+        jwks: of the development issuer, where it may be used.
+    """
+    found: dict[bytes, Response] = {}
+    if access.resource:
+        content = orjson.dumps(_metadata(access))
+        found[RESOURCE_METADATA.encode()] = Response(200, _DOCUMENT, content)
+    if jwks is not None:
+        found[b"/.well-known/sealgate-development-jwks.json"] = Response(
+            200, _DOCUMENT, jwks
+        )
+    return found
+
+
+def _metadata(access: AccessSettings) -> dict[str, object]:
+    """RFC 9728, section 2. Scopes are not listed: they would name the models."""
+    issuers = access.all_issuers
+    servers = [one.issuer for one in issuers if one.issuer.startswith("https://")]
+    document: dict[str, object] = {
+        "resource": access.resource,
+        "resource_name": "Sealgate",
+        "bearer_methods_supported": ["header"],
+    }
+    if servers:
+        document["authorization_servers"] = servers
+    if any(issuer.dpop != "off" for issuer in issuers):
+        document["dpop_signing_alg_values_supported"] = PROOF_ALGORITHMS
+    if issuers and all(issuer.dpop == "required" for issuer in issuers):
+        document["dpop_bound_access_tokens_required"] = True
+    if any(issuer.issuer == DEVELOPMENT_ISSUER for issuer in issuers):
+        document["resource_name"] = "Sealgate (development issuer: not for production)"
+    return document
+
+
+def _text(value: bytes) -> str:
+    return value.decode("latin-1")
