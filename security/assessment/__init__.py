@@ -16,6 +16,7 @@ onnx_torch        ONNX graph to torch, operator by operator, for gradients
 scaled_model      a bundle's model in units of its scaled features
 art_library       importing ART without its side effects
 quality           accuracy, AUC, calibration
+fairness          rates by group of people, and how far apart
 robustness        PGD within a ball, re-checked on onnxruntime
 membership        who was in the training data
 imported          models from elsewhere: inspected, then described

@@ -18,6 +18,7 @@ from security.errors import AssessmentError
 if TYPE_CHECKING:
     from models.report import Subject
     from security.assessment.scan.context import TargetSource
+    from security.assessment.scan.dataconfig import DataConfig
     from security.assessment.scan.holdout import Holdout
     from security.assessment.scan.run import Scan, ScanRequest
     from security.assessment.scan.runner import Progress
@@ -155,7 +156,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         raise AssessmentError("--evidence is for bundles")
     return ScanRequest(
         source=source,
-        holdout=_holdout(args.data, config.label),
+        holdout=_holdout(args.data, config),
         options=options,
         config=config,
         out=args.out or Path(f"{Path(source.name).stem}-scan"),
@@ -204,11 +205,17 @@ def _bundle_source(path: Path) -> tuple[TargetSource, Subject]:
     return source, bundle.subject
 
 
-def _holdout(path: Path, label: str | None) -> Holdout:
-    from security.assessment.scan.holdout import Holdout, load_holdout  # noqa: PLC0415
+def _holdout(path: Path, config: DataConfig) -> Holdout:
+    from security.assessment.scan.holdout import (  # noqa: PLC0415
+        Holdout,
+        Roles,
+        load_holdout,
+    )
 
     if path.suffix != ".toml":
-        return load_holdout(path, label=label)
+        return load_holdout(
+            path, Roles(config.label, config.sensitive, tuple(config.columns))
+        )
     from models import datasets  # noqa: PLC0415  (scikit-learn)
     from security.training.config import load_config  # noqa: PLC0415
 
@@ -222,6 +229,7 @@ def _holdout(path: Path, label: str | None) -> Holdout:
         rows.labels,
         columns=tuple(column.name for column in rows.columns),
         classes=rows.classes,
+        groups=dict(rows.sensitive),
     )
 
 

@@ -12,6 +12,9 @@ store       finished work on disk
 rules       what can be found: ids, severities, remedies
 checks      what a check is, and what it gives
 basics      NaN, randomness, one answer for everything, accuracy, structure
+quality_check      accuracy, calibration, slices, unusual rows
+fairness_check     groups of people, by fairlearn with intervals
+explanation_check  what answers rest on, by SHAP
 registry    the checks
 runner      units of work done by one process, several, or a Ray cluster
 report      scan.json

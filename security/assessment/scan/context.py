@@ -79,6 +79,7 @@ class Job:
         others: names of the data's classes that the model does not know; empty.
         data_name, data_sha256, data_rows: of the whole file.
         column_names: of tables, otherwise none.
+        groups: by sensitive column: each row's value ``(n,)``.
         extras: for checks that need more data, by name.
         deadline: `time.monotonic` that no work starts after, or None.
     """
@@ -98,6 +99,7 @@ class Job:
     data_sha256: str
     data_rows: int
     column_names: tuple[str, ...] = ()
+    groups: dict[str, NDArray[np.str_]] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     deadline: float | None = None
 
@@ -220,6 +222,7 @@ def prepare(
         data_sha256=holdout.sha256,
         data_rows=len(holdout),
         column_names=holdout.columns,
+        groups={name: values[chosen] for name, values in holdout.groups.items()},
     )
     return job, target
 

@@ -4,6 +4,8 @@ A TOML file. Everything in it is optional::
 
     label = "outcome"                  # the CSV or Parquet column with the class
     classes = ["rejected", "granted"]  # in the order of the model's scores
+    positive = "granted"               # the class that people want, for fairness
+    sensitive = ["sex"]                # groups; features only where in columns
     units = "range"                    # radii are shares of each range; or "raw"
     low = 0.0                          # range of every column without its own
     high = 1.0
@@ -83,6 +85,8 @@ class DataConfig:
     Attributes:
         label: the column with the class, or None.
         classes: names in the order of the model's scores, or none.
+        positive: the class that fairness is about, or None.
+        sensitive: columns that make groups; features only where ``columns`` has them.
         units: "range" or "raw": what a radius of 1 means.
         low, high: the range of columns without one of their own, or None.
         max_cost: what an attacker spends per row, or None.
@@ -91,6 +95,8 @@ class DataConfig:
 
     label: str | None = None
     classes: tuple[str, ...] = ()
+    positive: str | None = None
+    sensitive: tuple[str, ...] = ()
     units: str = "range"
     low: float | None = None
     high: float | None = None
@@ -129,6 +135,8 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
     config = DataConfig(
         label=table.text("label"),
         classes=table.texts("classes"),
+        positive=table.text("positive"),
+        sensitive=table.texts("sensitive"),
         units=table.choice("units", UNITS) or "range",
         low=table.number("low"),
         high=table.number("high"),

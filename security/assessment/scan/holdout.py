@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from models.errors import BundleError
 from models.files import read_regular
 from security.errors import AssessmentError
 
-__all__ = ["Holdout", "load_holdout"]
+__all__ = ["Holdout", "Roles", "load_holdout"]
 
 MAX_DATA_BYTES = 2 << 30
+_MAX_GROUPS = 50
 _FEATURES = ("x", "X", "x_test", "X_test", "features", "images", "data")
 _LABELS = ("y", "Y", "y_test", "Y_test", "labels", "label", "target", "targets")
 _LABEL_COLUMNS = ("label", "target", "class", "y")
@@ -38,6 +40,7 @@ class Holdout:
         labels: ``(n,)``, whole numbers or text.
         columns: names of the features of tables, otherwise none.
         classes: names in the order of the labels where the source says so.
+        groups: by sensitive column: each row's value, as text ``(n,)``.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Holdout:
     labels: NDArray[Any] = field(repr=False)
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,16 +60,32 @@ class Holdout:
         head = f"{self.features.shape} {self.features.dtype.str} {self.columns}\n"
         state.update(head.encode())
         state.update(np.ascontiguousarray(self.features).tobytes())
-        state.update("\n".join(map(str, self.labels.tolist())).encode())
+        for values in (self.labels, *self.groups.values()):
+            state.update("\n".join(map(str, values.tolist())).encode())
         return state.hexdigest()
 
 
-def load_holdout(path: Path, *, label: str | None = None) -> Holdout:
+@dataclass(frozen=True)
+class Roles:
+    """What columns of a file are for.
+
+    Attributes:
+        label: the column of a table with the class, or None to look for a usual name.
+        sensitive: columns, or arrays, whose values make groups.
+        features: sensitive columns that the model reads all the same.
+    """
+
+    label: str | None = None
+    sensitive: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+
+
+def load_holdout(path: Path, roles: Roles = Roles()) -> Holdout:
     """Read held-out rows.
 
     Args:
         path: a file that the operator names.
-        label: the column with the class, for tables.
+        roles: what its columns are for.
 
     Raises:
         AssessmentError: unreadable, not that format, or not rows with classes.
@@ -79,12 +99,12 @@ def load_holdout(path: Path, *, label: str | None = None) -> Holdout:
         data = read_regular(path, max_bytes=MAX_DATA_BYTES, follow_links=True)
     except BundleError as error:
         raise AssessmentError(str(error)) from None
-    holdout = reader(data, path, label)
+    holdout = reader(data, path, roles)
     _check(holdout)
     return holdout
 
 
-def _npz(data: bytes, path: Path, _: str | None) -> Holdout:
+def _npz(data: bytes, path: Path, roles: Roles) -> Holdout:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             stated = sum(item.file_size for item in archive.infolist())
@@ -99,13 +119,14 @@ def _npz(data: bytes, path: Path, _: str | None) -> Holdout:
                     f"{path.name}: holds {', '.join(names)[:100] or 'nothing'}; "
                     "expected features as 'x' and classes as 'y'"
                 )
-            return Holdout(path.name, arrays[features], arrays[labels])
+            groups = {name: arrays[name].astype(str) for name in _known(roles, names)}
+            return Holdout(path.name, arrays[features], arrays[labels], groups=groups)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else "malformed"
         raise AssessmentError(f"{path.name}: not a NumPy archive: {reason}") from None
 
 
-def _table(data: bytes, path: Path, label: str | None) -> Holdout:
+def _table(data: bytes, path: Path, roles: Roles) -> Holdout:
     import pandas as pd  # noqa: PLC0415  (only for tables)
 
     try:
@@ -116,9 +137,16 @@ def _table(data: bytes, path: Path, label: str | None) -> Holdout:
     except Exception as error:  # noqa: BLE001  (the parsers' exceptions share no base)
         reason = str(error).splitlines()[0][:100] if str(error) else "malformed"
         raise AssessmentError(f"{path.name}: {reason}") from None
-    column = _label_column([str(name) for name in frame.columns], path.name, label)
+    column = _label_column(
+        [str(name) for name in frame.columns], path.name, roles.label
+    )
     frame.columns = [str(name) for name in frame.columns]
-    features = frame.drop(columns=[column])
+    groups = {
+        name: frame[name].astype(str).to_numpy(dtype=str)
+        for name in _known(roles, list(frame.columns))
+    }
+    kept = [name for name in roles.sensitive if name not in roles.features]
+    features = frame.drop(columns=[column, *kept])
     text = [name for name in features if features[name].dtype.kind not in "biuf"]
     if text:
         raise AssessmentError(
@@ -129,7 +157,20 @@ def _table(data: bytes, path: Path, label: str | None) -> Holdout:
         features.to_numpy(dtype=np.float64),
         frame[column].to_numpy(),
         columns=tuple(features.columns),
+        groups=groups,
     )
+
+
+def _known(roles: Roles, names: list[str]) -> tuple[str, ...]:
+    """The sensitive columns.
+
+    Raises:
+        AssessmentError: the file has no such column.
+    """
+    for name in roles.sensitive:
+        if name not in names:
+            raise AssessmentError(f"there is no sensitive column {name!r}")
+    return roles.sensitive
 
 
 def _label_column(names: list[str], file: str, label: str | None) -> str:
@@ -155,6 +196,14 @@ def _check(holdout: Holdout) -> None:
         raise AssessmentError(
             f"{name}: {len(features)} rows of features, {len(labels)} classes"
         )
+    for group, values in holdout.groups.items():
+        if values.shape != labels.shape:
+            raise AssessmentError(f"{name}: {group!r} is not one value per row")
+        if len(np.unique(values)) > _MAX_GROUPS:
+            raise AssessmentError(
+                f"{name}: sensitive column {group!r} has more than {_MAX_GROUPS} "
+                "values; put them into bands"
+            )
     if 0 in features.shape:
         raise AssessmentError(f"{name}: there are no rows")
     if labels.dtype.kind == "f" and not (

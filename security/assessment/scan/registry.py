@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from security.assessment.scan.basics import AnswersCheck
 from security.assessment.scan.checks import ScanCheck
+from security.assessment.scan.explanation_check import ExplanationCheck
+from security.assessment.scan.fairness_check import FairnessCheck
+from security.assessment.scan.quality_check import QualityCheck
 
 __all__ = ["all_checks"]
 
 
 def all_checks() -> tuple[ScanCheck, ...]:
     """One of each. Worker processes call this too."""
-    return (AnswersCheck(),)
+    return (
+        AnswersCheck(),
+        QualityCheck(),
+        FairnessCheck(),
+        ExplanationCheck(),
+    )

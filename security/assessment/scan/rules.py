@@ -108,6 +108,50 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "A model with one answer withstands every attack and is of no use.",
         "Check that data and model belong together.",
     ),
+    "quality-calibration": ScanRule(
+        "warning",
+        "a stated confidence of 90% is right nine times in ten",
+        "Who acts on a confidence that is off acts wrongly at a rate nobody knows.",
+        "Calibrate on other rows than these, by temperature for instance, inside the "
+        "graph.",
+    ),
+    "quality-missing": ScanRule(
+        "note",
+        "a missing value gets an answer",
+        "NaN in, NaN out: the caller gets no decision for an incomplete row.",
+        "Impute inside the graph, or let the manifest's ranges refuse such rows.",
+    ),
+    "quality-out-of-range": ScanRule(
+        "note",
+        "a value beyond its range gets an answer, or a refusal",
+        "Values that training never saw lead to answers nobody has checked.",
+        "Clip inside the graph, or let the manifest's ranges refuse such rows.",
+    ),
+    "fairness-selection": ScanRule(
+        "error",
+        "groups get the positive class at least four fifths as often as each other",
+        "A group of people is passed over; in several jurisdictions that is evidence "
+        "of discrimination.",
+        "Find out which columns stand in for the group; retrain without them, with "
+        "constraints, or with thresholds that were agreed upon.",
+        nist=("fairness",),
+        owasp=("ML08:2023",),
+    ),
+    "fairness-gap": ScanRule(
+        "warning",
+        "errors fall on all groups alike",
+        "One group pays for the mistakes of a model that is right on average.",
+        "Look at the group's share of the training data; retrain with more of it.",
+        nist=("fairness",),
+        owasp=("ML08:2023",),
+    ),
+    "fairness-small-group": ScanRule(
+        "note",
+        "every group has enough rows to say something about it",
+        "What was not measured is not fair; it is unknown.",
+        "Collect held-out rows of that group.",
+        nist=("fairness",),
+    ),
     "no-gradient": ScanRule(
         "note",
         "the graph converts, so that attacks can follow its gradient",

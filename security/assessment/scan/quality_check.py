@@ -1,0 +1,231 @@
+"""Quality: accuracy, AUC, calibration; per slice; and on rows that are not as usual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.report import Metric
+from security.assessment import intervals, quality
+from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
+from security.assessment.scan.context import Context
+from security.assessment.scan.store import Outcome
+from security.errors import AssessmentError
+
+__all__ = ["QualityCheck"]
+
+_PROBED_ROWS = 40
+_PROBED_COLUMNS = 40
+_CALIBRATION = 0.1
+_BINS = 10
+_WORST = 10
+
+
+class QualityCheck:
+    """How good the answers are, and what becomes of them on unusual rows."""
+
+    name = "quality"
+    title = "quality"
+
+    def missing(self, context: Context) -> str | None:
+        """Always applies."""
+        return None
+
+    def units(self, context: Context) -> list[Unit]:
+        """One unit: rows with missing values, and with values beyond the ranges."""
+        return [Unit(self.name, "quality/unusual", weight=0.5)]
+
+    def run(self, unit: Unit, context: Context) -> Outcome:
+        """Ask about changed copies of some rows, a column at a time.
+
+        Raises:
+            BudgetError: an endpoint's queries are spent.
+        """
+        job = context.job
+        random = context.random(unit.key)
+        columns = job.rows.shape[1]
+        chosen = np.sort(random.permutation(columns)[:_PROBED_COLUMNS])
+        places = np.sort(random.permutation(len(job.rows))[:_PROBED_ROWS])
+        if job.remote:
+            chosen, places = chosen[:5], places[:8]
+        values = {}
+        for kind, value in _unusual(context):
+            rows = [_with(job.rows[places], column, value(column)) for column in chosen]
+            answers = context.target.ask(np.concatenate(rows))
+            usual = np.tile(job.clean.labels[places], len(chosen))
+            failed = (~answers.finite) | (answers.labels < 0)
+            values[kind] = {
+                "asked": len(usual),
+                "failed": int(failed.sum()),
+                "changed": int((answers.labels != usual).sum()),
+                "columns": [int(c) for c in chosen],
+                "changed_by_column": (answers.labels != usual)
+                .reshape(len(chosen), -1)
+                .sum(axis=1)
+                .tolist(),
+            }
+        return Outcome(values)
+
+    def conclude(
+        self, context: Context, outcomes: Mapping[str, Outcome]
+    ) -> CheckResult:
+        """Metrics as `assess` measures them, slices, and the unusual rows."""
+        job = context.job
+        known = job.clean.finite & (job.clean.labels >= 0)
+        metrics, reason = _metrics(context, known)
+        findings = []
+        error = metrics.get("calibration_error")
+        if error is not None and error.value > _CALIBRATION:
+            findings.append(
+                ScanFinding(
+                    "quality-calibration",
+                    f"confidence is off by {error.value:.2f} on average",
+                    "",
+                    error,
+                )
+            )
+        tables = [_confusion(context)]
+        for outcome in outcomes.values():
+            more, found, table = _unusual_result(context, outcome)
+            metrics |= more
+            findings += found
+            tables.append(table)
+        charts = [_reliability(context, known)] if not reason else []
+        return CheckResult(
+            self.name,
+            status="done" if outcomes and not reason else "partial",
+            reason=reason or ("" if outcomes else "no budget was left"),
+            kind="quality",
+            conditions=quality.CONDITIONS,
+            metrics=metrics | _slices(context),
+            findings=tuple(findings),
+            details={"tables": tables, "charts": charts},
+        )
+
+
+def _metrics(
+    context: Context, known: NDArray[np.bool_]
+) -> tuple[dict[str, Metric], str]:
+    job = context.job
+    if job.reading.form == "probabilities":
+        try:
+            return quality.measure(job.clean.scores[known], job.labels[known]), ""
+        except AssessmentError as error:
+            return {}, str(error)
+    right = int((job.clean.labels == job.labels).sum())
+    form = f"answers are {job.reading.form}: no calibration can be measured"
+    return {"accuracy": intervals.proportion(right, len(job.labels))}, form
+
+
+def _slices(context: Context) -> dict[str, Metric]:
+    job = context.job
+    slices = {
+        f"class={name}": job.labels == index
+        for index, name in enumerate(job.reading.classes)
+    }
+    for attribute, values in job.groups.items():
+        slices |= {f"{attribute}={v}": values == v for v in np.unique(values)}
+    right = job.clean.labels == job.labels
+    return {
+        f"accuracy/{name}": intervals.proportion(int(right[own].sum()), int(own.sum()))
+        for name, own in slices.items()
+        if own.sum() >= quality.MIN_ROWS
+    }
+
+
+def _unusual(context: Context) -> list[tuple[str, Any]]:
+    """Kinds of unusual values, each with the value for a column."""
+    space = context.job.space
+    low, high = np.asarray(space.low, float), np.asarray(space.high, float)
+
+    def beyond(column: int) -> float:
+        return float(high[column] + (high[column] - low[column]))
+
+    kinds: list[tuple[str, Any]] = []
+    if context.job.rows.dtype.kind == "f":
+        kinds.append(("missing", lambda _: float("nan")))
+        kinds.append(("out_of_range", beyond))
+    return kinds
+
+
+def _with(rows: NDArray[Any], column: int, value: float) -> NDArray[Any]:
+    changed = rows.copy()
+    changed[:, column] = value
+    return changed
+
+
+def _unusual_result(
+    context: Context, outcome: Outcome
+) -> tuple[dict[str, Metric], list[ScanFinding], dict[str, Any]]:
+    metrics, findings, rows = {}, [], []
+    names = context.job.column_names
+    for kind, item in outcome.values.items():
+        metrics[f"{kind}_failed"] = intervals.proportion(item["failed"], item["asked"])
+        metrics[f"{kind}_changed"] = intervals.proportion(
+            item["changed"], item["asked"]
+        )
+        order = np.argsort(item["changed_by_column"])[::-1][:_WORST]
+        per_column = item["asked"] // max(1, len(item["columns"]))
+        for place in order:
+            column = item["columns"][place]
+            name = names[column] if names else f"[{column}]"
+            rows.append([kind, name, item["changed_by_column"][place], per_column])
+        if item["failed"]:
+            findings.append(
+                ScanFinding(
+                    f"quality-{kind.replace('_', '-')}",
+                    f"{item['failed']} of {item['asked']} rows with one "
+                    f"{kind.replace('_', ' ')} value get no usable answer",
+                    "",
+                    metrics[f"{kind}_failed"],
+                )
+            )
+    table = {
+        "title": "Rows whose class one unusual value changes",
+        "columns": ["value", "column", "changed", "of"],
+        "rows": rows,
+    }
+    return metrics, findings, table
+
+
+def _confusion(context: Context) -> dict[str, Any]:
+    job = context.job
+    classes = job.reading.classes[:_BINS]
+    rows = [
+        [name, *(
+            int(((job.labels == index) & (job.clean.labels == other)).sum())
+            for other in range(len(classes))
+        )]
+        for index, name in enumerate(classes)
+    ]  # fmt: skip
+    return {
+        "title": "Confusion: true class by row, answer by column",
+        "columns": ["", *classes],
+        "rows": rows,
+    }
+
+
+def _reliability(context: Context, known: NDArray[np.bool_]) -> dict[str, Any]:
+    job = context.job
+    confidence = job.clean.scores[known].max(axis=1)
+    right = (job.clean.labels == job.labels)[known]
+    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    points = []
+    for index in np.unique(bins):
+        own = bins == index
+        share = intervals.proportion(int(right[own].sum()), int(own.sum()))
+        points.append(
+            [float(confidence[own].mean()), share.value, share.low, share.high]
+        )
+    return {
+        "title": "Calibration: accuracy by confidence",
+        "x": "confidence",
+        "y": "accuracy",
+        "y_low": 0.0,
+        "y_high": 1.0,
+        "diagonal": True,
+        "series": [{"name": "", "points": points}],
+    }
