@@ -23,6 +23,7 @@ from typing import Any
 from security.errors import SettingsError
 from security.issuers import IssuerSettings, KeyLocation, check_issuers, check_resource
 from security.key_files import PASSPHRASE_VARIABLE
+from security.serving import ObservabilitySettings, TlsSettings, check_serving
 from security.workload import (
     DeploymentSettings,
     ModelLimits,
@@ -64,6 +65,13 @@ class ServiceSettings:
         body_timeout_s: to read one request's body.
         inference_timeout_s: until a running inference is stopped.
         max_concurrency: requests in work per worker; more are answered 503.
+        max_readers: requests per worker whose bodies are being read; for more, the
+            slowest of them is given up.
+        max_body_memory_bytes: bodies per worker that are read or worked on; likewise.
+        max_connections: per worker; for more, an idle one is closed, or the new one.
+        idle_timeout_s: between two requests of a connection.
+        send_timeout_s: a client takes nothing of its answer for so long.
+        shutdown_timeout_s: to finish what is in work when the server is stopped.
     """
 
     environment: str = "development"
@@ -74,6 +82,12 @@ class ServiceSettings:
     body_timeout_s: float = 30.0
     inference_timeout_s: float = 10.0
     max_concurrency: int = 256
+    max_readers: int = 512
+    max_body_memory_bytes: int = 256 << 20
+    max_connections: int = 1024
+    idle_timeout_s: float = 10.0
+    send_timeout_s: float = 20.0
+    shutdown_timeout_s: float = 30.0
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,8 @@ class Settings:
     audit: AuditSettings = field(default_factory=AuditSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    observability: ObservabilitySettings = field(default_factory=ObservabilitySettings)
 
 
 # The kind of runtime.models, a table of tables.
@@ -231,6 +247,12 @@ _POSITIVE: Mapping[str, tuple[str, ...]] = {
         "body_timeout_s",
         "inference_timeout_s",
         "max_concurrency",
+        "max_readers",
+        "max_body_memory_bytes",
+        "max_connections",
+        "idle_timeout_s",
+        "send_timeout_s",
+        "shutdown_timeout_s",
     ),
     "access": ("max_lifetime_s", "max_token_bytes", "dpop_window_s"),
     "sealing": (
@@ -257,6 +279,8 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "audit": AuditSettings,
     "runtime": RuntimeSettings,
     "deployment": DeploymentSettings,
+    "tls": TlsSettings,
+    "observability": ObservabilitySettings,
 }
 
 
@@ -301,6 +325,10 @@ def _checked(settings: Settings) -> Settings:
             )
         if service.models.count(tag) > 1:
             raise SettingsError(f"service.models: {tag!r} is named twice")
+    if service.max_body_memory_bytes < service.max_body_bytes:
+        raise SettingsError(
+            "service.max_body_memory_bytes: less than service.max_body_bytes"
+        )
     for section, bounds in _POSITIVE.items():
         for name in bounds:
             # NaN, which TOML can spell, fails this comparison too.
@@ -311,6 +339,7 @@ def _checked(settings: Settings) -> Settings:
     check_runtime(settings.runtime)
     if settings.audit.on_failure not in FAILURE_MODES:
         raise SettingsError(f"audit.on_failure: one of {', '.join(FAILURE_MODES)}")
+    check_serving(settings.tls, settings.observability)
     return settings
 
 

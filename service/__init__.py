@@ -4,6 +4,7 @@ app        wiring, and the service that bentofile.yaml names
 connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
 direct     how the rest of a body goes straight to who takes it
 guard      the outermost ASGI layer: every request meets it first
+intake     how many requests are read and worked on, and what their bodies take
 gateway    opens sealed requests, seals the answers (RFC 9458)
 routes     /v2/*: who may, what is asked, what is answered
 callers    who calls, and how a refusal says to do better

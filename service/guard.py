@@ -20,6 +20,7 @@ from security.sealing.publish import Document
 from security.settings import ServiceSettings
 from service.direct import DIRECT_BODY, DirectBody
 from service.gateway import GATEWAY_PATH, Gateway, StreamedResponse
+from service.intake import Intake, Visit
 from service.metrics import METRICS_TYPE
 from service.problems import Problem, problem_response
 from service.routes import Routes
@@ -43,7 +44,6 @@ _HARDENING = (
 _SIGNED_KEYS_PATH = signedkeys.SIGNED_KEYS_PATH.encode()
 # Bodies from here on are not gathered first: each copy of one counts.
 _LARGE_BYTES = 64 << 10
-_RETRY = ((b"retry-after", b"1"),)
 # An answer that takes longer is not made for a client that has left.
 _WATCH_AFTER_S = 0.1
 
@@ -69,7 +69,7 @@ class Guard:
         self._routes = routes
         self._gateway = gateway
         self._settings = settings
-        self._in_work = 0
+        self._intake = Intake(settings, routes.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -93,27 +93,24 @@ class Guard:
         return closing
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._in_work >= self._settings.max_concurrency:
-            busy = Problem("overloaded", headers=_RETRY)
+        try:
+            visit = Visit(self._intake)
+        except Problem as busy:
+            self._routes.metrics.count("sealgate_refusals", busy.code)
             await _send(send, problem_response(busy), close=True)
             return
-        self._in_work += 1
-        self._tell_work()
         try:
-            await self._admit(scope, receive, send)
+            await self._admit(scope, receive, send, visit)
         except ClientGone:
             return
         finally:
-            self._in_work -= 1
-            self._tell_work()
+            visit.leave()
 
-    def _tell_work(self) -> None:
-        metrics = self._routes.metrics
-        metrics.set("sealgate_requests_in_work", value=self._in_work)
-
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(
+        self, scope: Scope, receive: Receive, send: Send, visit: Visit
+    ) -> None:
         head = _head(scope)
-        body = _Body(scope, receive, self._settings)
+        body = _Body(scope, receive, visit, self._settings)
         try:
             if head.path == b"/metrics" and head.method == b"GET":
                 response: Answer = await self._answer_metrics(head)
@@ -190,9 +187,10 @@ class _Body:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, settings: ServiceSettings
+        self, scope: Scope, receive: Receive, visit: Visit, settings: ServiceSettings
     ) -> None:
         self._receive = receive
+        self._visit = visit
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
         extension = scope.get("extensions", {}).get(DIRECT_BODY, {})
@@ -264,11 +262,11 @@ class _Body:
         """
         if self.declared is not None and self.declared > self._max_bytes:
             raise Problem("body-too-large", f"at most {self._max_bytes} bytes allowed")
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._read(take)
-        except TimeoutError:
-            raise Problem("body-timeout") from None
+        if self.complete:  # it has none
+            await self._read(take)
+            return
+        async with self._visit.reading(self.declared, self._timeout_s):
+            await self._read(take)
 
     async def read_straight_into(self, take: Callable[[bytes], None]) -> None:
         """As `read_into`, with nothing in between where the connection offers that.
@@ -302,6 +300,7 @@ class _Body:
                 raise Problem(
                     "body-too-large", f"at most {self._max_bytes} bytes allowed"
                 )
+            self._visit.take(len(chunk))
             take(chunk)
             if not message.get("more_body", False):
                 self.complete = True

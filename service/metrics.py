@@ -102,6 +102,11 @@ FAMILIES: Mapping[str, Family] = {
         tuple(10.0**e for e in range(-9, 4)),
     ),
     "sealgate_requests_in_work": Family("gauge", "Requests being worked on."),
+    "sealgate_bodies_being_read": Family("gauge", "Requests that are being read."),
+    "sealgate_body_bytes": Family(
+        "gauge", "Bytes of the bodies of requests that are read or worked on."
+    ),
+    "sealgate_connections": Family("gauge", "Open HTTP connections."),
     "sealgate_model_info": Family(
         "info",
         "A model that this server runs, and the verdict that admitted it.",

@@ -71,6 +71,7 @@ ALLOWED_SOURCES = (
     "security/issuers.py",
     "security/key_files.py",
     "security/settings.py",
+    "security/serving.py",
     "security/workload.py",
     "security/access/*.py",
     "security/admission/*.py",
