@@ -3,6 +3,7 @@
 app        wiring, and the service that bentofile.yaml names
 connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
 direct     how the rest of a body goes straight to who takes it
+tls        TLS of the listening socket
 guard      the outermost ASGI layer: every request meets it first
 intake     how many requests are read and worked on, and what their bodies take
 gateway    opens sealed requests, seals the answers (RFC 9458)

@@ -38,10 +38,11 @@ from service.gateway import Gateway
 from service.guard import App, Guard
 from service.lineup import Lineup
 from service.memory import keep_freed_memory
-from service.metrics import make_folder, open_metrics
+from service.metrics import Metrics, make_folder, open_metrics
 from service.recorder import open_recorder, record_refusal
 from service.routes import Routes
 from service.runtime import LoadedModel
+from service.tls import server_context
 
 __all__ = ["Sealgate"]
 
@@ -79,8 +80,9 @@ class AdmittedService(Service):
         """Build one worker's application: the third door."""
         settings = _settings()
         try:
-            app = _guard(super().to_asgi(is_main), settings)
-            connections.install(settings.service)
+            metrics = open_metrics()
+            app = _guard(super().to_asgi(is_main), settings, metrics)
+            connections.install(settings, metrics)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
         keep_freed_memory()
@@ -90,8 +92,7 @@ class AdmittedService(Service):
         return app
 
 
-def _guard(inner: App, settings: Settings) -> Guard:
-    metrics = open_metrics()
+def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     lineup = Lineup(
         timeout_s=settings.service.inference_timeout_s,
         settings=settings.runtime,
@@ -138,6 +139,8 @@ def _check_operable(settings: Settings) -> None:
     load_publication(settings.sealing)
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)
+    if settings.tls.enabled:
+        server_context(settings.tls)
 
 
 @bentoml.service(

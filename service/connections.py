@@ -1,21 +1,32 @@
-"""The HTTP/1.1 connection: bounds on a request's head, and no upgrades.
+"""The HTTP/1.1 connection: bounds on what is open, sent and taken; no upgrades.
 
 uvicorn reads a head of any length at any pace before anything of ours sees it. Here a
 head that grows beyond its bound is answered 431, one that does not end in time is cut
 off, and an upgrade is an ordinary request. Bodies are the guard's, which may have the
 rest of one handed over as it is read: uvicorn would copy it twice on the way.
+
+Connections are counted. For one too many, the one that has waited longest for a request
+is closed. A client that takes nothing of its answer is cut off: uvicorn would keep what
+it does not take. All else that BentoML leaves open, TLS included, is set here too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 
+from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.protocols.websockets import auto as websockets_auto
 
-from security.settings import ServiceSettings
+from security.settings import ServiceSettings, Settings
 from service.direct import DIRECT_BODY, DirectBody
+from service.metrics import Metrics
+from service.tls import harden, server_context
 
 __all__ = ["bounded_protocol", "install"]
 
@@ -23,40 +34,139 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"
+    b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
 
 
-def install(settings: ServiceSettings) -> None:
-    """Make uvicorn's next server in this process use the bounded protocol.
+def install(settings: Settings, metrics: Metrics) -> None:
+    """Make uvicorn's next server in this process use the bounded protocol, and TLS.
 
     BentoML's worker makes its uvicorn configuration by itself, with protocols by the
-    name "auto"; these are the two names that stands for.
+    name "auto"; these are the two names that stands for. The rest is set when that
+    configuration is loaded.
+
+    Raises:
+        SealgateError: a file of TLS cannot be used.
     """
-    http_auto.AutoHTTPProtocol = bounded_protocol(settings)
+    http_auto.AutoHTTPProtocol = bounded_protocol(settings.service, metrics)
     websockets_auto.AutoWebSocketsProtocol = None
+    context = server_context(settings.tls) if settings.tls.enabled else None
+    bound_s = settings.service.shutdown_timeout_s
+    load = Config.load
+
+    def load_bounded(config: Config) -> None:
+        config.server_header = False
+        given_s = config.timeout_graceful_shutdown
+        config.timeout_graceful_shutdown = math.ceil(min(given_s or bound_s, bound_s))
+        load(config)
+        if context is not None:
+            config.ssl = context
+        elif config.ssl is not None:  # by BentoML's own options
+            harden(config.ssl)
+
+    # BentoML offers no other way.
+    Config.load = load_bounded  # type: ignore[method-assign, assignment]
 
 
-def bounded_protocol(settings: ServiceSettings) -> type[HttpToolsProtocol]:
+def bounded_protocol(
+    settings: ServiceSettings, metrics: Metrics
+) -> type[HttpToolsProtocol]:
     """Uvicorn's protocol with the settings' bounds."""
 
     class Bounded(_BoundedProtocol):
+        bounds = settings
         max_head_bytes = settings.max_head_bytes
-        head_timeout_s = settings.head_timeout_s
+        told = metrics
 
     return Bounded
 
 
 class _BoundedProtocol(HttpToolsProtocol):
+    bounds: ServiceSettings
     max_head_bytes: int
-    head_timeout_s: float
+    told: Metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # Declared as an integer; the loop takes any number.
+        self.timeout_keep_alive = self.bounds.idle_timeout_s  # type: ignore[assignment]
         self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self._waits_since = self.loop.time()
         self._begin_head()
+        self.told.set("sealgate_connections", value=len(self.connections))
+        if len(self.connections) > self.bounds.max_connections:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._end_stall()
         super().connection_lost(exc)
+        self.told.set("sealgate_connections", value=len(self.connections))
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest, or this one."""
+        waiting = [
+            other
+            for other in self.connections
+            if isinstance(other, _BoundedProtocol) and other is not self and other.waits
+        ]
+        if waiting:
+            min(waiting, key=lambda other: other.waiting_since).transport.abort()
+            return
+        self._end_head()
+        self.transport.write(_FULL)
+        self.transport.close()
+
+    @property
+    def waits(self) -> bool:
+        """Whether no request is being answered on it, or read beyond its head."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    @property
+    def waiting_since(self) -> float:
+        """Since when, by the loop's clock."""
+        return self._waits_since
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._waits_since = self.loop.time()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.transport.get_write_buffer_size():
+            # Closing would wait for a client that takes nothing.
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._begin_stall(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_stall()
+
+    def _begin_stall(self, left: int) -> None:
+        self._end_stall()
+        self._stall = self.loop.call_later(
+            self.bounds.send_timeout_s, self._look_at_stall, left
+        )
+
+    def _look_at_stall(self, left: int) -> None:
+        self._stall = None
+        now = self.transport.get_write_buffer_size()
+        if now < left:
+            self._begin_stall(now)
+        elif now:
+            self.transport.abort()
+
+    def _end_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
@@ -87,7 +197,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _begin_head(self) -> None:
         if self._timer is None:
             self._head_bytes = 0
-            self._timer = self.loop.call_later(self.head_timeout_s, self._expire)
+            self._timer = self.loop.call_later(self.bounds.head_timeout_s, self._expire)
 
     def _end_head(self) -> None:
         if self._timer is not None:

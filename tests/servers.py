@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -67,6 +68,7 @@ def serve(
     extra: Mapping[str, str] | None = None,
     cwd: Path = ROOT,
     python: str = sys.executable,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[Server]:
     """Run `bentoml serve TARGET` until the block ends."""
     port = free_port()
@@ -92,20 +94,26 @@ def serve(
             start_new_session=True,
         )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(url, process, log)
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        _wait(url, process, log, tls)
         yield Server(url, home, log, process.pid)
     finally:
         _stop(process)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(
+    url: str,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    tls: ssl.SSLContext | None,
+) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise AssertionError(f"exited {process.returncode}: {log.read_text()}")
         try:
-            if httpx.get(f"{url}/v2/health/ready", timeout=1).status_code == 200:
+            ready = httpx.get(f"{url}/v2/health/ready", timeout=1, verify=tls or False)
+            if ready.status_code == 200:
                 return
         except httpx.HTTPError:
             pass
