@@ -27,21 +27,35 @@ def art() -> Any:
     with _other_home(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of what ART imports
         from art import config  # noqa: PLC0415  (the whole point)
+        from art.attacks import EvasionAttack  # noqa: PLC0415
         from art.attacks.evasion import (  # noqa: PLC0415
+            CarliniL2Method,
+            DeepFool,
             FastGradientMethod,
+            HopSkipJump,
             ProjectedGradientDescentPyTorch,
         )
         from art.attacks.inference.membership_inference import (  # noqa: PLC0415
             MembershipInferenceBlackBox,
         )
+        from art.estimators import BaseEstimator  # noqa: PLC0415
         from art.estimators.classification import (  # noqa: PLC0415
             BlackBoxClassifierNeuralNetwork,
             PyTorchClassifier,
+        )
+        from art.estimators.classification.classifier import (  # noqa: PLC0415
+            ClassifierMixin,
         )
 
         # The folder is gone after the import; nothing used here reads it.
         config.ART_DATA_PATH = os.devnull
     return SimpleNamespace(
+        BaseEstimator=BaseEstimator,
+        CarliniL2Method=CarliniL2Method,
+        ClassifierMixin=ClassifierMixin,
+        DeepFool=DeepFool,
+        EvasionAttack=EvasionAttack,
+        HopSkipJump=HopSkipJump,
         FastGradientMethod=FastGradientMethod,
         MembershipInferenceBlackBox=MembershipInferenceBlackBox,
         BlackBoxClassifierNeuralNetwork=BlackBoxClassifierNeuralNetwork,

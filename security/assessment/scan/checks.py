@@ -71,6 +71,8 @@ class CheckResult:
         conditions, metrics, checks: as in a report.
         findings: rules that do not hold.
         details: JSON, for people and tools.
+        files: contents by name, written beside scan.json; nothing in them may vary
+            between runs.
     """
 
     name: str
@@ -83,6 +85,7 @@ class CheckResult:
     checks: tuple[Check, ...] = ()
     findings: tuple[ScanFinding, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
 class ScanCheck(Protocol):

@@ -50,12 +50,12 @@ class Profile:
 PROFILES: Mapping[str, Profile] = {
     "quick": Profile(
         rows=500,
-        chunk=125,
-        iterations=50,
+        chunk=250,
+        iterations=40,
         curve_iterations=20,
         restarts=1,
         targets=3,
-        square_queries=1000,
+        square_queries=400,
         boundary_rows=30,
         art_rows=0,
         smoothing_rows=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from security.assessment.evasion.check import EvasionCheck
 from security.assessment.scan.basics import AnswersCheck
 from security.assessment.scan.checks import ScanCheck
 from security.assessment.scan.explanation_check import ExplanationCheck
@@ -15,6 +16,7 @@ def all_checks() -> tuple[ScanCheck, ...]:
     """One of each. Worker processes call this too."""
     return (
         AnswersCheck(),
+        EvasionCheck(),
         QualityCheck(),
         FairnessCheck(),
         ExplanationCheck(),

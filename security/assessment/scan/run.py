@@ -235,6 +235,9 @@ def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
 def _write(
     request: ScanRequest, report: ScanReport, began: datetime
 ) -> tuple[Report, ...]:
+    for result in report.results:
+        for name, content in result.files.items():
+            write_atomic(request.out / name, content)
     write_atomic(request.out / SCAN_FILE, report.to_json())
     if request.subject is None:
         return ()

@@ -1,0 +1,148 @@
+"""Coordinate search: one column at a time, to the value that helps most.
+
+For models without gradients, trees first: between two of its thresholds a tree answers
+the same, so the values just beyond each threshold are all there is to try. Elsewhere
+the ends of what is allowed, and a few values between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+__all__ = ["CoordinateSearch", "coordinate_search", "thresholds"]
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+Evaluate = Callable[[Floats, Places], Floats]
+
+_BATCH = 8192
+_BETWEEN = 3
+_MAX_VALUES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class CoordinateSearch:
+    """What is searched.
+
+    Attributes:
+        centre, low, high: ``(n, d)``, raw values.
+        thresholds: ascending, per column; empty where none are known.
+        steps: columns changed, at most, per start.
+        starts: the row itself, then random points of its box.
+    """
+
+    centre: Floats
+    low: Floats
+    high: Floats
+    thresholds: Sequence[Floats]
+    steps: int
+    starts: int
+
+
+def coordinate_search(
+    search: CoordinateSearch, evaluate: Evaluate, random: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """The best raw rows found ``(n, d)`` and their margins ``(n,)``."""
+    best = search.centre.copy()
+    value = evaluate(best, np.arange(len(best)))
+    for start in range(search.starts):
+        left = np.flatnonzero(~(value < 0))
+        if not len(left):
+            break
+        points = search.centre[left]
+        if start:
+            share = random.random(points.shape)
+            point = search.low[left] + share * (search.high - search.low)[left]
+            points = np.where(random.random(points.shape) < 0.5, point, points)
+        found, margin = _climb(search, points, left, evaluate)
+        better = ~(margin >= value[left])
+        best[left[better]], value[left[better]] = found[better], margin[better]
+    return best, value
+
+
+def thresholds(model: bytes, columns: int) -> list[Floats]:
+    """The values at which the trees of a model branch, per column.
+
+    Empty where the model has no tree, or where a tree does not read the input itself.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    stored = {item.name for item in graph.initializer}
+    inputs = {item.name for item in graph.input} - stored
+    found: list[set[float]] = [set() for _ in range(columns)]
+    for node in graph.node:
+        if not node.op_type.startswith("TreeEnsemble") or node.input[0] not in inputs:
+            continue
+        values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        places = values.get("nodes_featureids", ())
+        modes = values.get("nodes_modes", ())
+        for place, mode, value in zip(places, modes, values.get("nodes_values", ())):
+            if mode != b"LEAF" and 0 <= place < columns:
+                found[place].add(float(value))
+    return [np.array(sorted(values)) for values in found]
+
+
+def _climb(
+    search: CoordinateSearch, points: Floats, rows: Places, evaluate: Evaluate
+) -> tuple[Floats, Floats]:
+    """Greedy steps from where each row stands."""
+    value = evaluate(points, rows)
+    active = np.flatnonzero(~(value < 0))
+    for _ in range(search.steps):
+        if not len(active):
+            break
+        still = []
+        for place in active:
+            moves = _moves(search, points[place], int(rows[place]))
+            margins = _evaluate(evaluate, moves, int(rows[place]))
+            choice = int(np.nanargmin(margins)) if len(margins) else -1
+            if choice < 0 or not margins[choice] < value[place]:
+                continue
+            points[place], value[place] = moves[choice], margins[choice]
+            if margins[choice] >= 0:
+                still.append(place)
+        active = np.array(still, dtype=np.int64)
+    return points, value
+
+
+def _evaluate(evaluate: Evaluate, moves: Floats, row: int) -> Floats:
+    parts = [
+        evaluate(
+            moves[start : start + _BATCH],
+            np.full(min(_BATCH, len(moves) - start), row, dtype=np.int64),
+        )
+        for start in range(0, len(moves), _BATCH)
+    ]
+    margins = np.concatenate(parts) if parts else np.empty(0)
+    return np.where(np.isnan(margins), np.inf, margins)
+
+
+def _moves(search: CoordinateSearch, point: Floats, row: int) -> Floats:
+    """All rows that differ from a point in one column."""
+    made = []
+    for column in np.flatnonzero(search.high[row] > search.low[row]):
+        values = _values(search, int(column), row)
+        rows = np.repeat(point[None], len(values), axis=0)
+        rows[:, column] = values
+        made.append(rows)
+    return np.concatenate(made) if made else np.empty((0, len(point)))
+
+
+def _values(search: CoordinateSearch, column: int, row: int) -> Floats:
+    low, high = search.low[row, column], search.high[row, column]
+    known = search.thresholds[column]
+    inside = known[(known >= low) & (known <= high)]
+    if len(inside) > _MAX_VALUES:
+        inside = inside[np.linspace(0, len(inside) - 1, _MAX_VALUES).astype(int)]
+    if not len(known):
+        return np.linspace(low, high, _BETWEEN + 2)
+    # A branch is taken at or below its threshold, or above: on it, and just beyond.
+    single = inside.astype(np.float32)
+    above = np.nextafter(single, np.float32(np.inf)).astype(np.float64)
+    below = np.nextafter(single, np.float32(-np.inf)).astype(np.float64)
+    values = np.concatenate([[low, high], inside, above, below])
+    return np.unique(np.clip(values, low, high))
