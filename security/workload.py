@@ -45,6 +45,8 @@ class RuntimeSettings(ModelLimits):
         inference_threads: runs at the same time. One model never takes all of them.
         inline_run_us: models whose runs take at most so long run without a thread;
             at 0 none does.
+        at_once_run_us: runs that take at most so long are not gathered either, which
+            would take longer than to run one after the other.
         max_waiting_bytes: inputs that wait or run, all models together.
         max_memory_bytes: of one worker (RLIMIT_DATA); 0 sets no bound.
         models: values of `ModelLimits` that differ for one model, by its name.
@@ -55,6 +57,7 @@ class RuntimeSettings(ModelLimits):
     inter_op_threads: int = 1
     inference_threads: int = 2
     inline_run_us: int = 300
+    at_once_run_us: int = 25
     max_waiting_bytes: int = 256 << 20
     max_memory_bytes: int = 8 << 30
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -86,6 +89,7 @@ _AT_LEAST: Mapping[str, int] = {
     "inter_op_threads": 1,
     "inference_threads": 1,
     "inline_run_us": 0,
+    "at_once_run_us": 0,
     "max_waiting_bytes": 1,
     "max_memory_bytes": 0,
 }

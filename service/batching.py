@@ -181,6 +181,7 @@ class Batcher:
         watchdog: Watchdog,
         rows_apart: bool = False,
         inline_rows: int = 0,
+        at_once_rows: int = 0,
         observe: Observe | None = None,
     ) -> None:
         """Wire a batcher.
@@ -195,6 +196,7 @@ class Batcher:
             watchdog: of the runs on the event loop.
             rows_apart: the model gives the same for rows together as for each alone.
             inline_rows: runs of up to so many rows are short; 0: none is.
+            at_once_rows: and of up to so many shorter than gathering would be.
             observe: told of each run.
         """
         self._run = run
@@ -208,6 +210,7 @@ class Batcher:
         self._delay_s = limits.max_batch_delay_ms / 1000
         self.rows_apart = rows_apart and limits.max_batch_rows > 1
         self.inline_rows = inline_rows
+        self._at_once_rows = at_once_rows
         self._options = ort.RunOptions()
         self._queue: deque[_Item] = deque()
         self._running: list[_Work] = []
@@ -227,6 +230,10 @@ class Batcher:
             InferenceTimeoutError: not done at the deadline.
             InferenceFailedError: the model failed on this very input.
         """
+        if self._is_at_once(inputs):
+            results = self._run_at_once(inputs, outputs)
+            if results is not None:
+                return results
         if self.waiting >= self._limits.max_waiting:
             raise OverloadedError("too many requests wait")
         size = sum(array.nbytes for array in inputs.values())
@@ -241,6 +248,40 @@ class Batcher:
         finally:
             self.waiting -= 1
             self._budget.give(size)
+
+    def _is_at_once(self, inputs: Inputs) -> bool:
+        """Whether a run is so short that waiting for others would take longer."""
+        most = min(self._at_once_rows, self.inline_rows)
+        if not most or self.waiting:
+            return False
+        return all(array.ndim and len(array) <= most for array in inputs.values())
+
+    def _run_at_once(
+        self, inputs: Inputs, outputs: Sequence[str]
+    ) -> list[Array] | None:
+        """Run now; None if the run was stopped, since it was not short at all.
+
+        Raises:
+            InferenceFailedError: as `infer`.
+        """
+        options = self._options
+        began = time.perf_counter()
+        self._watchdog.begin(options)
+        try:
+            results = self._run(inputs, outputs, options)
+        except InferenceFailedError:
+            if not options.terminate:
+                raise
+            self._options = ort.RunOptions()
+            self.inline_rows = 0
+            return None
+        finally:
+            self._watchdog.end()
+        if options.terminate:  # it came too late
+            self._options = ort.RunOptions()
+        rows = len(next(iter(inputs.values())))
+        self._observe(1, rows, 0.0, time.perf_counter() - began)
+        return results
 
     def _enqueue(self, inputs: Inputs, outputs: Sequence[str]) -> _Item:
         loop = asyncio.get_running_loop()

@@ -177,6 +177,7 @@ class Lineup:
         lesson = warm_up(
             model,
             inline_s=settings.inline_run_us / 1e6,
+            at_once_s=settings.at_once_run_us / 1e6,
             max_batch_rows=limits.max_batch_rows,
             limit_s=min(2.0, self._timeout_s),
         )
@@ -190,6 +191,7 @@ class Lineup:
             watchdog=self._watchdog,
             rows_apart=lesson.rows_apart,
             inline_rows=lesson.inline_rows,
+            at_once_rows=lesson.at_once_rows,
             observe=self._observer(model.manifest),
         )
         return Served(model, batcher, revision)
@@ -321,12 +323,21 @@ class Lineup:
         )
 
     def _observer(self, manifest: Manifest) -> Observe:
-        metrics, name, version = self._metrics, manifest.name, manifest.version
+        histogram, name = self._metrics.histogram, manifest.name
+        add_requests, add_rows = (
+            histogram(f"sealgate_batch_{what}", name, manifest.version)
+            for what in ("requests", "rows")
+        )
+        add_waited, add_ran = (
+            histogram("sealgate_stage_seconds", stage, name)
+            for stage in ("queue", "run")
+        )
 
         def observe(requests: int, rows: int, waited_s: float, ran_s: float) -> None:
-            metrics.batch(name, version, requests=requests, rows=rows)
-            metrics.stage("queue", waited_s, name)
-            metrics.stage("run", ran_s, name)
+            add_requests(requests)
+            add_rows(rows)
+            add_waited(waited_s)
+            add_ran(ran_s)
 
         return observe
 

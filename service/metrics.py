@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +146,17 @@ class Metrics:
         values = self._values((name, *labels))
         values[0] += value
         values[1 + bisect_left(FAMILIES[name].buckets, value)] += 1.0
+
+    def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
+        """What adds values to one series of a histogram, looked up once."""
+        values = self._values((name, *labels))
+        buckets = FAMILIES[name].buckets
+
+        def add(value: float) -> None:
+            values[0] += value
+            values[1 + bisect_left(buckets, value)] += 1.0
+
+        return add
 
     def stage(self, stage: str, seconds: float, model: str = "") -> None:
         """Note how long a request was in one of `STAGES`."""

@@ -21,7 +21,7 @@ from service.runtime import LoadedModel
 
 __all__ = ["Lesson", "warm_up"]
 
-_SAMPLES = 3
+_SAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,19 @@ class Lesson:
     Attributes:
         rows_apart: rows together gave what each gave alone, as far as was seen.
         inline_rows: a run of so many rows is short.
+        at_once_rows: and of so many, very short.
     """
 
     rows_apart: bool = False
     inline_rows: int = 0
+    at_once_rows: int = 0
 
 
 def warm_up(
     model: LoadedModel,
     *,
     inline_s: float,
+    at_once_s: float = 0.0,
     max_batch_rows: int,
     limit_s: float = 2.0,
 ) -> Lesson:
@@ -49,6 +52,7 @@ def warm_up(
     Args:
         model: just loaded.
         inline_s: how long a short run takes at most.
+        at_once_s: and a very short one.
         max_batch_rows: rows that requests may share a run of.
         limit_s: until the runs are stopped; what was not learned is not assumed.
     """
@@ -61,7 +65,7 @@ def warm_up(
         probe.run(probe.sample(1, seed=0))
         apart = max_batch_rows > 1 and probe.rows_apart()
         rows = max(max_batch_rows, model.manifest.max_rows)
-        return Lesson(apart, probe.inline_rows(inline_s, rows))
+        return Lesson(apart, *probe.short_rows((inline_s, at_once_s), rows))
     except InferenceFailedError:
         return Lesson()
     finally:
@@ -108,18 +112,24 @@ class _Probe:
                 return False
         return all(len(array) == 3 for array in together)
 
-    def inline_rows(self, inline_s: float, max_rows: int) -> int:
-        """Up to how many rows a run is short: a power of two, or 0.
+    def short_rows(self, limits_s: tuple[float, float], max_rows: int) -> list[int]:
+        """Up to how many rows a run takes no longer: powers of two, or 0.
 
         Only where an input's size follows from its rows; of others the size, and with
         it the time, is the caller's to choose.
         """
+        short = [0, 0]
         if any(-1 in tensor.spec.shape[1:] for tensor in self._inputs):
-            return 0
-        short = 0
+            return short
         rows = 1
-        while rows <= max_rows and self._seconds(rows) <= inline_s:
-            short = rows
+        while rows <= max_rows:
+            seconds = self._seconds(rows)
+            if seconds > max(limits_s):
+                break
+            for place, limit_s in enumerate(limits_s):
+                # Once it took longer, it is not short for more rows either.
+                if seconds <= limit_s and short[place] == rows // 2:
+                    short[place] = rows
             rows *= 2
         return short
 

@@ -19,7 +19,6 @@ from service.batching import (
     Watchdog,
 )
 from service.lineup import Lineup, Served
-from service.metrics import Metrics
 from service.runtime import LoadedModel
 from service.warmup import Lesson, warm_up
 from tests.rooms import (
@@ -36,7 +35,7 @@ FOREVER = np.full((1, 3), 1e15, np.float32)
 
 
 def lineup(admission: Admission, *, timeout_s: float = 20.0, **settings: Any) -> Lineup:
-    runtime = RuntimeSettings(**settings)
+    runtime = RuntimeSettings(**{"at_once_run_us": 0, **settings})
     return Lineup([admission], timeout_s=timeout_s, settings=runtime)
 
 
@@ -69,6 +68,7 @@ def together(
 
 # inline_run_us=0 is the way through threads, the other one that of short runs.
 WAYS = [{"inline_run_us": 0}, {"inline_run_us": 50_000}]
+AT_ONCE = {"inline_run_us": 50_000, "at_once_run_us": 50_000}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -83,7 +83,16 @@ def test_requests_share_runs_and_each_gets_its_own(tmp_path: Path, way: dict) ->
     assert 6 <= batches(models) <= 12
 
 
-@pytest.mark.parametrize("way", WAYS)
+def test_very_short_runs_wait_for_nobody(tmp_path: Path) -> None:
+    models = lineup(lookup_model(tmp_path), **AT_ONCE)
+    inputs = [np.arange(i, i + 1 + i % 5) for i in range(20)]
+    for asked, answer in zip(inputs, together(models, "x", inputs)):
+        assert isinstance(answer, list)
+        np.testing.assert_array_equal(answer[0][:, 0], asked * 3.0)
+    assert batches(models) == 20
+
+
+@pytest.mark.parametrize("way", [*WAYS, AT_ONCE])
 def test_a_bad_request_fails_alone(tmp_path: Path, way: dict) -> None:
     models = lineup(lookup_model(tmp_path), **way)
     inputs = [np.array([9999 if i % 7 == 3 else i]) for i in range(40)]
@@ -95,7 +104,7 @@ def test_a_bad_request_fails_alone(tmp_path: Path, way: dict) -> None:
             assert answer[0][0, 0] == asked[0] * 3
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, AT_ONCE])
 def test_a_request_that_never_ends_times_out_alone(tmp_path: Path, way: dict) -> None:
     models = lineup(counting_model(tmp_path), timeout_s=3.0, **way)
     inputs = [FOREVER, *(np.full((1, 3), i, np.float32) for i in range(5))]
@@ -107,9 +116,10 @@ def test_a_request_that_never_ends_times_out_alone(tmp_path: Path, way: dict) ->
         np.testing.assert_array_equal(answer[0], asked)
 
 
-def test_a_long_run_leaves_the_event_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [WAYS[1], AT_ONCE])
+def test_a_long_run_leaves_the_event_loop(tmp_path: Path, way: dict) -> None:
     """Short in every warm-up, and then endless: stopped, and moved to a thread."""
-    models = lineup(counting_model(tmp_path), timeout_s=1.0, inline_run_us=50_000)
+    models = lineup(counting_model(tmp_path), timeout_s=1.0, **way)
     assert only(models).batcher.inline_rows > 0
 
     async def scene() -> int:
@@ -231,7 +241,7 @@ def test_nobody_waits_beyond_the_deadline(tmp_path: Path) -> None:
 
 def test_a_stuck_model_leaves_a_thread_to_others(tmp_path: Path) -> None:
     admissions = [endless_model(tmp_path / "odd"), admitted(tmp_path / "toy")]
-    settings = RuntimeSettings(inline_run_us=0)
+    settings = RuntimeSettings(inline_run_us=0, at_once_run_us=0)
     models = Lineup(admissions, timeout_s=60.0, settings=settings)
 
     async def play() -> None:
@@ -297,7 +307,7 @@ def test_warming_up_ends(tmp_path: Path) -> None:
 
 
 def test_outputs_in_the_order_asked_for(tmp_path: Path) -> None:
-    models = Lineup([admitted(tmp_path)], timeout_s=10, metrics=Metrics())
+    models = lineup(admitted(tmp_path))
     rows = np.eye(3, dtype=np.float32)
 
     async def play(served: Served) -> None:

@@ -197,6 +197,8 @@ class _Tail:
 
     def decode(self, tensor: Any, role: str) -> Array:
         """The values of the next tensor, wherever they are."""
+        if "parameters" not in tensor:
+            return tensors.decode_tensor(tensor, role)
         head = tensors.read_head(tensor, role)
         size = _parameters(tensor, head.where).get(_SIZE)
         if size is None:
