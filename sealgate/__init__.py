@@ -6,7 +6,7 @@
 
 client, async_client  what callers hold: they move bytes, and decide nothing
 core                  what both do, as steps without I/O
-exchange              one sealed request and its answer
+exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, retry           which key to seal to; when a request may be sent again
 convert               arrays and data frames into what a model takes
 passport, profile     a model's signed evidence; where the server is, whom to trust

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,13 +13,27 @@ import httpx
 import numpy.typing as npt
 
 from sealgate.core import AskToken, Core, Fetch, Options, Steps, Wait, options_of
-from sealgate.errors import ClientError, TransportError
-from sealgate.exchange import Answer
+from sealgate.errors import (
+    ClientError,
+    ClockError,
+    KeyRefusedError,
+    OverloadedError,
+    TransportError,
+)
+from sealgate.exchange import Answer, refusal, refusal_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
+from sealgate.protocol.bhttp_stream import Event
+from sealgate.retry import Attempts
+from sealgate.streams import StreamExchange
 
-__all__ = ["AsyncClient"]
+__all__ = ["AsyncClient", "StreamedAnswer"]
+
+# Sealed, and answered without a token.
+_PROBE = "/v2/health/live"
+_MAX_REFUSAL_BYTES = 64 << 10
+_MAX_WHOLE_BYTES = 64 << 20
 
 T = TypeVar("T")
 # Compressed answers would be bounded before, not after, they are unpacked.
@@ -205,6 +220,124 @@ class AsyncClient:
             self._core.forward(method, path, headers, body, own_token=own_token)
         )
 
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Headers = (),
+        body: bytes | AsyncIterator[bytes] = b"",
+        length: int | None = None,
+        own_token: bool = True,
+    ) -> AsyncIterator[StreamedAnswer]:
+        """As `forward`, with content that is sealed and opened as it comes.
+
+        Of neither direction is the whole held, where the gateway takes chunks. A body
+        of bytes can be sent again, after a key or a clock was put right; of another
+        one nothing is kept, so keys and clock are checked first by a small request.
+
+        Args:
+            method: of the request.
+            path: with query.
+            headers: as for `forward`.
+            body: content, whole or in portions.
+            length: of a body in portions, in bytes, if known.
+            own_token: add this client's token.
+
+        Raises:
+            ServerRefusedError: as `forward`.
+            TransportError: no usable answer; also while it is read, if it is cut short.
+        """
+        whole = isinstance(body, bytes)
+        if not whole and self._core.speaks_chunked and not self._core.in_touch:
+            async with self.stream("GET", _PROBE, own_token=False):
+                pass
+        attempts = Attempts(self._core.options.retry)
+        token = await self._ask_token() if own_token else None
+        size = len(body) if isinstance(body, bytes) else length
+        while self._core.speaks_chunked:
+            exchange = await self._run(
+                self._core.begin_stream(method, path, headers, token=token, length=size)
+            )
+            async with AsyncExitStack() as stack:
+                try:
+                    answer = await self._begin(stack, exchange, body)
+                except (KeyRefusedError, ClockError) as error:
+                    if not self._core.recover(error, attempts):
+                        raise
+                    if not whole:
+                        raise _send_again() from None
+                    continue
+                if answer is not None:
+                    yield answer
+                    return
+                if not whole:
+                    raise TransportError("the gateway takes no chunked requests")
+        content = body if isinstance(body, bytes) else await _gather(body)
+        response = await self.forward(
+            method, path, headers=headers, body=content, own_token=own_token
+        )
+        yield StreamedAnswer(
+            response.status,
+            response.headers,
+            len(response.body),
+            _once(bytes(response.body)),
+        )
+
+    async def _begin(
+        self,
+        stack: AsyncExitStack,
+        exchange: StreamExchange,
+        body: bytes | AsyncIterator[bytes],
+    ) -> StreamedAnswer | None:
+        """Send a request; the answer when its head is there, None without chunks."""
+        outer = await stack.enter_async_context(
+            self._http_stream(exchange, _sealed(exchange, body))
+        )
+        kind = outer.headers.get("content-type", "")
+        if outer.status_code == 415:
+            self._core.refused_chunks()
+            return None
+        if outer.status_code != 200 or kind != exchange.response_media_type:
+            raise refusal(await self._whole(outer, _MAX_REFUSAL_BYTES))
+        events = self._opened(exchange, outer)
+        stack.push_async_callback(events.aclose)
+        answer = await _read_head(exchange, events)
+        if answer.status == 400:
+            answer = await _refuse_clock(answer)
+        self._core.answered()
+        return answer
+
+    @asynccontextmanager
+    async def _http_stream(
+        self, exchange: StreamExchange, content: AsyncIterator[bytes]
+    ) -> AsyncIterator[httpx.Response]:
+        headers = {"content-type": exchange.media_type, "incremental": "?1"}
+        with self._translated():
+            async with self._http.stream(
+                "POST", self._core.gateway, content=content, headers=headers
+            ) as response:
+                yield response
+
+    async def _opened(
+        self, exchange: StreamExchange, outer: httpx.Response
+    ) -> AsyncGenerator[Event, None]:
+        with self._translated():
+            async for data in outer.aiter_raw():
+                for event in exchange.open(data):
+                    yield event
+        for event in exchange.end():
+            yield event
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            kind = type(error).__name__
+            raise TransportError(f"{self.url} does not answer: {kind}") from None
+
     async def _run(self, steps: Steps[T]) -> T:
         reply: Answer | str | None = None
         while True:
@@ -230,22 +363,137 @@ class AsyncClient:
         return token if isinstance(token, str) else await token
 
     async def _fetch(self, step: Fetch) -> Answer:
-        chunks: list[bytes] = []
-        size = 0
-        try:
+        with self._translated():
             async with self._http.stream(
                 step.method, step.url, content=_content(step), headers=step.headers
             ) as response:
-                async for chunk in response.aiter_raw():
-                    size += len(chunk)
-                    if size > step.max_bytes:
-                        raise TransportError("the answer is too long")
-                    chunks.append(chunk)
-        except httpx.HTTPError as error:
-            kind = type(error).__name__
-            raise TransportError(f"{self.url} does not answer: {kind}") from None
+                return await self._whole(response, step.max_bytes)
+
+    async def _whole(self, response: httpx.Response, max_bytes: int) -> Answer:
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in response.aiter_raw():
+            size += len(chunk)
+            if size > max_bytes:
+                raise TransportError("the answer is too long")
+            chunks.append(chunk)
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Answer(response.status_code, headers, b"".join(chunks))
+
+
+class StreamedAnswer:
+    """An answer that is read while it arrives.
+
+    Attributes:
+        status: of the response.
+        headers: its fields.
+        length: of its content in bytes; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        length: int | None,
+        pieces: AsyncIterator[bytes],
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.length = length
+        self._pieces = pieces
+
+    def __repr__(self) -> str:
+        return f"<StreamedAnswer {self.status}>"
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The content; read once. It is whole only if this ends without an error.
+
+        Raises:
+            TransportError: it is cut short, or not authentic.
+        """
+        return self._pieces
+
+
+def _send_again() -> OverloadedError:
+    problem = {"type": "about:blank", "title": "a key or clock was put right just now"}
+    return OverloadedError(503, problem, retry_after_s=1.0)
+
+
+async def _sealed(
+    exchange: StreamExchange, body: bytes | AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    yield exchange.start()
+    if isinstance(body, bytes):
+        if body:
+            yield exchange.seal(body)
+    else:
+        async for portion in body:
+            # Whoever sends nothing yet sends no empty chunk either.
+            if sealed := exchange.seal(portion):
+                yield sealed
+    for rest in exchange.finish():
+        yield rest
+
+
+async def _read_head(
+    exchange: StreamExchange, events: AsyncIterator[Event]
+) -> StreamedAnswer:
+    head: Response | None = None
+    ahead: list[bytes] = []
+    async for event in events:
+        match event:
+            case Response():
+                head = event
+            case bytes():
+                ahead.append(event)
+        if head is not None and not exchange.length_comes:
+            break
+    if head is None:
+        raise TransportError("the sealed answer is unusable: it has no head")
+    pieces = _pieces(ahead, events)
+    return StreamedAnswer(head.status, head.headers, exchange.length, pieces)
+
+
+async def _pieces(
+    ahead: list[bytes], events: AsyncIterator[Event]
+) -> AsyncIterator[bytes]:
+    for piece in ahead:
+        yield piece
+    async for event in events:
+        if isinstance(event, bytes):
+            yield event
+
+
+async def _refuse_clock(answer: StreamedAnswer) -> StreamedAnswer:
+    """The answer again, if it is not that our Date is off.
+
+    Raises:
+        ClockError: it is.
+    """
+    content = b""
+    async for piece in answer.pieces():
+        content += piece
+        if len(content) > _MAX_REFUSAL_BYTES:
+            raise TransportError("the answer is too long")
+    error = refusal_of(Response(answer.status, answer.headers, content))
+    if isinstance(error, ClockError):
+        raise error
+    return StreamedAnswer(answer.status, answer.headers, len(content), _once(content))
+
+
+async def _gather(body: AsyncIterator[bytes]) -> bytes:
+    """A body that must be sent whole, within a bound."""
+    content = bytearray()
+    async for portion in body:
+        content += portion
+        if len(content) > _MAX_WHOLE_BYTES:
+            raise TransportError("too long for a gateway that takes no chunks")
+    return bytes(content)
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    if content:
+        yield content
 
 
 def _content(step: Fetch) -> bytes | AsyncIterator[bytes] | None:

@@ -53,6 +53,7 @@ from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.tensors import Array
 from sealgate.retry import Attempts, RetryPolicy
+from sealgate.streams import StreamExchange
 
 __all__ = ["AskToken", "Core", "Fetch", "Options", "Steps", "Wait", "options_of"]
 
@@ -60,6 +61,7 @@ _JSON = ((b"content-type", b"application/json"),)
 _BINARY = (b"content-type", b"application/octet-stream")
 _MAX_KEYS_BYTES = 1 << 20
 _OVERHEAD = 64 << 10
+_IN_TOUCH_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Core:
         self._passports: dict[str, tuple[float, Passport]] = {}
         self._binary: bool | None = None
         self._speaks_chunked = True
+        self._answered_at = float("-inf")
 
     # What callers ask for
 
@@ -249,6 +252,72 @@ class Core:
         message = _Message(method, path, token, headers, body)
         return (yield from self._exchange(message, attempts))
 
+    # One request as a stream: who holds the connection decides what is repeated
+
+    def begin_stream(
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        *,
+        token: str | None,
+        length: int | None,
+    ) -> Steps[StreamExchange]:
+        """A fresh exchange for a request whose content will be sent as it comes.
+
+        Args:
+            method: of the request.
+            path: with query.
+            headers: to send; no Date.
+            token: to send; None where the headers have one.
+            length: of the content; None if unknown.
+
+        Raises:
+            TransportError: the server offers no usable keys.
+        """
+        config = yield from self._choose_keys()
+        request = build_request(
+            method, path, url=self.url, token=token, now=self._now(), headers=headers
+        )
+        return StreamExchange(config, request, length=length)
+
+    @property
+    def gateway(self) -> str:
+        """Where sealed requests go."""
+        return self._gateway
+
+    @property
+    def speaks_chunked(self) -> bool:
+        """False once the gateway has refused a chunked request."""
+        return self._speaks_chunked
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether a request was answered a moment ago: keys and clock are right."""
+        return self._clock() - self._answered_at < _IN_TOUCH_S
+
+    def answered(self) -> None:
+        """Say that a chunked request was answered."""
+        self._answered_at = self._clock()
+
+    def refused_chunks(self) -> None:
+        """Say that the gateway takes no chunked requests."""
+        self._speaks_chunked = False
+
+    def recover(self, error: KeyRefusedError | ClockError, attempts: Attempts) -> bool:
+        """Put right what a refusal tells, if that may help and was not tried yet."""
+        self._answered_at = float("-inf")
+        if isinstance(error, KeyRefusedError):
+            if self._pinned or not attempts.recover_once(error):
+                return False
+            self._keys = None
+            return True
+        now = error.server_time
+        if not error.sealed or now is None or not attempts.recover_once(error):
+            return False
+        self._clock_offset = now - self._clock()
+        return True
+
     # One sealed request, and what may be repeated
 
     def _call(
@@ -285,15 +354,9 @@ class Core:
                     if isinstance(error, ClockError):
                         raise error
                 return response
-            except KeyRefusedError as error:
-                if self._pinned or not attempts.recover_once(error):
+            except (KeyRefusedError, ClockError) as error:
+                if not self.recover(error, attempts):
                     raise
-                self._keys = None
-            except ClockError as error:
-                now = error.server_time
-                if not error.sealed or now is None or not attempts.recover_once(error):
-                    raise
-                self._clock_offset = now - self._clock()
 
     def _attempt(self, message: _Message) -> Steps[Response]:
         config = yield from self._choose_keys()

@@ -46,6 +46,7 @@ __all__ = [
     "parse_metadata",
     "refusal",
     "refusal_of",
+    "tensors_at",
 ]
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
@@ -168,11 +169,11 @@ def _chunks(sealer: ChunkSealer, message: memoryview) -> Iterator[bytes]:
 
 
 def _encode(request: Request) -> bytes:
-    return pad(bhttp.encode_request(request, align=_tensors_at(request)))
+    return pad(bhttp.encode_request(request, align=tensors_at(request)))
 
 
-def _tensors_at(request: Request) -> int | None:
-    """Where in the content binary tensors begin, if they do."""
+def tensors_at(request: Request) -> int | None:
+    """Where in a request's content binary tensors begin, if they do."""
     for name, value in request.headers:
         if name == binary_tensors.HEADER_LENGTH and value.isdigit():
             return int(value[:12])

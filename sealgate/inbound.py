@@ -30,11 +30,13 @@ from sealgate.protocol.bhttp import Headers, Response
 __all__ = [
     "BadRequestError",
     "Head",
+    "bodiless",
     "forwarded_headers",
     "parse_chunk_size",
     "parse_head",
     "problem",
     "render",
+    "render_start",
     "response_of",
 ]
 
@@ -78,6 +80,7 @@ class Head:
         method, target: as sent.
         headers: lower-case names, framing included.
         content_length: of the body; None if it comes in chunks.
+        takes_chunks: the client understands the chunked coding.
         keep_alive: another request may follow on the connection.
         expects_continue: the client waits for leave to send the body.
         connection: h11's state, which the answer is written with.
@@ -87,6 +90,7 @@ class Head:
     target: bytes
     headers: Headers
     content_length: int | None
+    takes_chunks: bool
     keep_alive: bool
     expects_continue: bool
     connection: h11.Connection
@@ -123,6 +127,7 @@ def parse_head(data: bytes, *, hosts: Set[bytes] | None) -> Head:
         target=bytes(event.target),
         headers=headers,
         content_length=length,
+        takes_chunks=event.http_version == b"1.1",
         keep_alive=event.http_version == b"1.1" and not close,
         expects_continue=connection.they_are_waiting_for_100_continue,
         connection=connection,
@@ -175,17 +180,35 @@ def problem(status: int, detail: str) -> Response:
 
 
 def render(head: Head | None, response: Response, *, close: bool) -> list[bytes]:
-    """The pieces to write for an answer.
+    """The pieces to write for an answer that is there as a whole.
 
     Args:
         head: of the request; None where it could not be read.
         response: to send.
         close: the connection ends behind it.
     """
-    body = memoryview(response.body)
-    dropped = _HOP_BY_HOP | {b"content-length"}
-    headers = [(n, v) for n, v in response.headers if n not in dropped]
-    headers.append((b"content-length", str(len(body)).encode()))
+    body = bytes(response.body)
+    start = render_start(head, response, length=len(body), close=close)
+    return [start] if bodiless(head, response.status) else [start, body]
+
+
+def render_start(
+    head: Head | None, response: Response, *, length: int | None, close: bool
+) -> bytes:
+    """An answer's status line and fields.
+
+    Args:
+        head: as for `render`.
+        response: its content is not looked at.
+        length: of the content; None if it will be sent in chunks, or to a client that
+            knows no chunks until the connection ends.
+        close: as for `render`.
+    """
+    headers = [(n, v) for n, v in response.headers if n not in _HOP_BY_HOP]
+    if length is not None:
+        headers.append((b"content-length", str(length).encode()))
+    elif head is not None and head.takes_chunks:
+        headers.append((b"transfer-encoding", b"chunked"))
     if close:
         headers.append((b"connection", b"close"))
     connection = _fresh() if head is None else head.connection
@@ -196,11 +219,12 @@ def render(head: Head | None, response: Response, *, close: bool) -> list[bytes]
             reason=_REASONS.get(response.status, b""),
         )
     )
-    bodiless = (head is not None and head.method == b"HEAD") or response.status in (
-        204,
-        304,
-    )
-    return [start or b""] if bodiless else [start or b"", bytes(body)]
+    return start or b""
+
+
+def bodiless(head: Head | None, status: int) -> bool:
+    """Whether an answer ends with its head (RFC 9110, section 6.4.1)."""
+    return (head is not None and head.method == b"HEAD") or status in (204, 304)
 
 
 def _fresh() -> h11.Connection:

@@ -47,6 +47,7 @@ def proxy(
             failures.append(error)
         finally:
             ready.set()
+            loop.run_until_complete(loop.shutdown_asyncgens())
             loop.close()
 
     thread = threading.Thread(target=run)

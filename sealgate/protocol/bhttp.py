@@ -21,10 +21,12 @@ __all__ = [
     "Response",
     "check_control",
     "check_padding",
+    "chunk_front",
     "decode_request",
     "decode_response",
     "encode_request",
     "encode_response",
+    "request_front",
     "response_parts",
 ]
 
@@ -141,21 +143,50 @@ def encode_request(
     >>> encode_request(Request(b"GET", b"https", b"example.com", b"/")).hex()
     '00034745540568747470730b6578616d706c652e636f6d012f000000'
     """
+    front = request_front(
+        request, length=len(request.body) if known else None, align=align
+    )
+    if known:
+        return b"".join((front, request.body, _field_section(request.trailers)))
+    # An empty chunk would be the end of the content.
+    chunk = _varint(len(request.body)) if request.body else b""
+    ends = b"\0" + _field_lines(request.trailers) + b"\0"
+    return b"".join((front, chunk, request.body, ends))
+
+
+def request_front(
+    request: Request, *, length: int | None, align: int | None = None
+) -> bytes:
+    """All of a request that stands before its content.
+
+    Args:
+        request: its content and trailers are not looked at.
+        length: of the content in bytes; None for a message of indeterminate length,
+            whose content comes in chunks behind a `chunk_front` each.
+        align: as for `encode_request`; what a chunk's own length takes is accounted
+            for where the content is one chunk of all of ``request.body``.
+    """
     control = (request.method, request.scheme, request.authority, request.path)
-    numbers = [0 if known else 2, *map(len, control)]
-    sections = list(_sections(request, known=known))
+    numbers = [0 if length is not None else 2, *map(len, control)]
+    if length is not None:
+        tail = _field_section(request.headers) + _varint(length)
+    else:
+        tail = _field_lines(request.headers) + b"\0"
     encoded = [_varint(number) for number in numbers]
     if align is not None:
-        front = sum(map(len, (*encoded, *control, sections[0])))
-        encoded = _lengthened(numbers, -(front + align) % _ALIGNMENT)
+        before = sum(map(len, (*encoded, *control, tail)))
+        if length is None and request.body:
+            before += len(_varint(len(request.body)))
+        encoded = _lengthened(numbers, -(before + align) % _ALIGNMENT)
     framing, *lengths = encoded
     return b"".join(
-        [
-            framing,
-            *(part for pair in zip(lengths, control) for part in pair),
-            *sections,
-        ]
+        (framing, *(part for pair in zip(lengths, control) for part in pair), tail)
     )
+
+
+def chunk_front(size: int) -> bytes:
+    """What stands before a chunk of content of indeterminate length (section 3.2)."""
+    return _varint(size)
 
 
 def encode_response(response: Response, *, known: bool = True) -> bytes:
@@ -241,7 +272,7 @@ def check_padding(padding: memoryview) -> None:
         raise BinaryHttpError("padding is not zero")
 
 
-def _sections(message: Request | Response, *, known: bool) -> Iterator[Body]:
+def _sections(message: Response, *, known: bool) -> Iterator[Body]:
     body = message.body
     if known:
         yield _field_section(message.headers) + _varint(len(body))

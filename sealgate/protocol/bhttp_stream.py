@@ -43,10 +43,17 @@ _Steps = Generator[None, None, None]
 
 
 class _Decoder:
-    """The steps that requests and responses share."""
+    """The steps that requests and responses share.
+
+    Attributes:
+        known: whether the message says its content's length; None until it did.
+        content_bytes: that length, once it has arrived.
+    """
 
     def __init__(self, limits: BhttpLimits = BhttpLimits()) -> None:
         self._limits = limits
+        self.known: bool | None = None
+        self.content_bytes: int | None = None
         self._budget = FieldBudget(limits)
         self._buffer = bytearray()
         self._position = 0
@@ -121,7 +128,8 @@ class _Decoder:
             yield
 
     def _known_content(self) -> _Steps:
-        yield from self._piece((yield from self._body_size()))
+        self.content_bytes = yield from self._body_size()
+        yield from self._piece(self.content_bytes)
 
     def _chunked_content(self) -> _Steps:
         for _ in range(self._limits.max_chunks + 1):
@@ -218,6 +226,7 @@ class RequestDecoder(_Decoder):
         framing = yield from self._varint()
         if framing not in (0, 2):
             raise BinaryHttpError("not a request")
+        self.known = framing == 0
         texts = []
         for _ in range(4):
             size = yield from self._varint()
@@ -239,7 +248,7 @@ class ResponseDecoder(_Decoder):
         framing = yield from self._varint()
         if framing not in (1, 3):
             raise BinaryHttpError("not a response")
-        known = framing == 1
+        self.known = known = framing == 1
         status = yield from self._varint()
         for _ in range(self._limits.max_headers):
             if not 100 <= status <= 199:
