@@ -19,10 +19,10 @@ from tests.chunked_peers import Peer, serving
 from tests.proxies import proxy
 from tests.rooms import INPUT
 
-LARGE = 48 << 20
+LARGE = 32 << 20
 # What the proxy may hold of a stream: its own kept part, and what sockets on the way
 # buffer: four of them, which the kernel lets grow to 4 and 6 megabytes on the loopback.
-HELD = 28 << 20
+HELD = 22 << 20
 CONTENT = os.urandom(1 << 20) * (LARGE >> 20)
 
 
