@@ -79,7 +79,7 @@ def test_health(port, method):
 
 def test_the_servers_refusals_pass(port):
     response = httpx.get(f"http://127.0.0.1:{port}/v2/models/other")
-    assert response.status_code == 403
+    assert response.status_code == 404
     assert response.headers["content-type"] == "application/problem+json"
 
 
