@@ -35,7 +35,7 @@ def proxy(
     served: set[bytes] = set()
 
     async def main() -> None:
-        async with AsyncClient(url, token=token, timeout_s=10) as client:
+        async with AsyncClient(url, token=token, timeout_s=60) as client:
             allowed = served if hosts else None
             server = Proxy(client, hosts=allowed, lend_token=lend_token, limits=limits)
             await server.serve("127.0.0.1", 0, stop=stop, started=started)

@@ -314,7 +314,7 @@ def test_refused_token(profile_path, rows, tmp_path):
 
 def test_refused_model(profile_path, rows):
     result = sealgate("infer", "other", "--profile", profile_path, "--input", rows)
-    failed(result, 1, "refused: 403 The token does not grant this")
+    failed(result, 1, "refused: 404 Not found")
 
 
 def test_refused_rows(profile_path, tmp_path):

@@ -165,7 +165,7 @@ def test_wrong_scope(server, deployment):
         pytest.raises(ServerRefusedError) as caught,
     ):
         client.infer(NAME, {"features": ROWS})
-    assert caught.value.status == 403
+    assert caught.value.status == 404
 
 
 def test_a_callable_gives_a_token_per_request(server, token):
