@@ -23,5 +23,6 @@ imported          models from elsewhere: inspected, then described
 run               a bundle's whole assessment, written at once
 scan              one command at a file or an endpoint: plan, targets, runner, report
 reporting         SARIF, JUnit, HTML, and what changed between two reports
+privacy           who was in the training data, and what a copy costs
 evasion           attacks on the input, and what they prove
 """

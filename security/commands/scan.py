@@ -62,6 +62,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--out", type=Path, metavar="DIR", help="default: NAME-scan, in this folder"
     )
     parser.add_argument(
+        "--training",
+        type=Path,
+        metavar="CONFIG.toml",
+        help="the training's configuration: its rows are attacked by shadow models of "
+        "the same recipe",
+    )
+    parser.add_argument(
         "--client-profile",
         type=Path,
         metavar="FILE",
@@ -162,7 +169,16 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         out=args.out or Path(f"{Path(source.name).stem}-scan"),
         subject=subject,
         ray=args.ray,
+        extras=_extras(args),
     )
+
+
+def _extras(args: argparse.Namespace) -> dict[str, Any]:
+    if args.training is None:
+        return {}
+    from security.commands.scan_training import load_training  # noqa: PLC0415  (torch)
+
+    return {"training": load_training(args.training)}
 
 
 def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:

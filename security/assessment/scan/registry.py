@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from security.assessment.evasion.check import EvasionCheck
+from security.assessment.privacy.extraction import ExtractionCheck
+from security.assessment.privacy.membership import MembershipCheck
 from security.assessment.scan.basics import AnswersCheck
 from security.assessment.scan.checks import ScanCheck
 from security.assessment.scan.explanation_check import ExplanationCheck
@@ -19,5 +21,7 @@ def all_checks() -> tuple[ScanCheck, ...]:
         EvasionCheck(),
         QualityCheck(),
         FairnessCheck(),
+        MembershipCheck(),
+        ExtractionCheck(),
         ExplanationCheck(),
     )

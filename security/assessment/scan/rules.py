@@ -152,6 +152,35 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "Collect held-out rows of that group.",
         nist=("fairness",),
     ),
+    "membership-beyond-claim": ScanRule(
+        "error",
+        "members are recognised no more often than the claimed epsilon allows",
+        "The training did not do what its evidence says: the guarantee is false.",
+        "Do not deploy. Look for rows that reached the training unaccounted, or for "
+        "steps without clipping or noise.",
+        atlas=("AML.T0024.000",),
+        nist=("membership-inference", "privacy"),
+        owasp=("ML04:2023",),
+    ),
+    "membership-exposed": ScanRule(
+        "warning",
+        "hardly any member is recognised while 1% of others are accused",
+        "Someone who has a person's row learns that the person was in the data.",
+        "Train with differential privacy, or with a smaller epsilon; round the scores "
+        "that the endpoint gives.",
+        atlas=("AML.T0024.000",),
+        nist=("membership-inference", "privacy"),
+        owasp=("ML04:2023",),
+    ),
+    "extraction-cheap": ScanRule(
+        "note",
+        "a copy of the model costs more questions than a caller may ask",
+        "Who owns a copy attacks it without being seen, and owes nobody for it.",
+        "Set quotas per subject and model; answer with labels or rounded scores.",
+        atlas=("AML.T0024.002",),
+        nist=("extraction",),
+        owasp=("ML05:2023",),
+    ),
     "no-gradient": ScanRule(
         "note",
         "the graph converts, so that attacks can follow its gradient",

@@ -56,6 +56,7 @@ class ScanRequest:
         out: folder of the report; made if missing.
         subject: of the bundle, so that evidence can be written; None for others.
         ray: use a Ray cluster.
+        extras: for checks that need more data, by name.
     """
 
     source: TargetSource
@@ -65,6 +66,7 @@ class ScanRequest:
     config: DataConfig = field(default_factory=DataConfig)
     subject: Subject | None = None
     ray: bool = False
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,8 @@ def run_scan(
     )
     minutes = request.options.max_minutes
     deadline = None if minutes is None else clock + 60 * minutes
-    context = Context(replace(job, deadline=deadline), target)
+    job = replace(job, deadline=deadline, extras=dict(request.extras))
+    context = Context(job, target)
     checks = _chosen(request.options)
     skipped, active = _plan(context, checks)
     units = [unit for check in active for unit in check.units(context)]

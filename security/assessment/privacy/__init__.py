@@ -1,0 +1,8 @@
+"""What a model gives away about the rows it was trained on, and about itself.
+
+shadows     many models trained at once, by the recipe of the target
+signals     LiRA, RMIA and the loss attack: scores from a target and its shadows
+curves      ROC, and the rates an attacker would name
+membership  the membership check of a scan
+extraction  a copy of the model from its answers
+"""

@@ -1,0 +1,74 @@
+"""What `scan --training` takes from a training's configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.datasets import AnyDataset
+from security.assessment.privacy.membership import TrainingRows
+from security.assessment.privacy.shadows import ShadowRecipe
+from security.training.config import TrainingConfig, load_config
+from security.training.data import load_split
+from security.training.guarantee import make_plan
+from security.training.run import build_classifier, group_of
+
+__all__ = ["load_training"]
+
+_PERCEPTRONS = ("linear", "mlp")
+
+
+def load_training(path: Path) -> TrainingRows:
+    """The rows that were trained on and those that were not, and the recipe.
+
+    Raises:
+        TrainingError: the configuration is malformed.
+        DatasetError: its data cannot be read.
+    """
+    config = load_config(path)
+    train, holdout = load_split(config)
+    classifier = build_classifier(config, train)
+    member = np.arange(len(train) + len(holdout)) < len(train)
+    rows = np.concatenate([train.features, holdout.features])
+    with torch.no_grad():
+        inputs = classifier.network_input(torch.from_numpy(rows).float())
+    recipe, epsilon, delta = None, None, None
+    noise = 0.0
+    if config.private:
+        plan = make_plan(config, _units(train), group=group_of(config, train))
+        noise = plan.mechanism.noise_multiplier
+        epsilon, delta = config.privacy.epsilon, plan.delta
+    if config.model.architecture in _PERCEPTRONS:
+        recipe = _recipe(config, len(train.classes), noise)
+    return TrainingRows(
+        rows=rows,
+        inputs=inputs.flatten(1).numpy().astype(np.float32),
+        labels=np.concatenate([train.labels, holdout.labels]),
+        member=member,
+        recipe=recipe,
+        epsilon=epsilon,
+        delta=delta,
+    )
+
+
+def _recipe(config: TrainingConfig, classes: int, noise: float) -> ShadowRecipe:
+    privacy, optimizer = config.privacy, config.optimizer
+    return ShadowRecipe(
+        classes=classes,
+        hidden=config.model.hidden,
+        steps=privacy.steps,
+        sampling_rate=privacy.sampling_rate,
+        learning_rate=optimizer.learning_rate,
+        momentum=optimizer.momentum,
+        adam=optimizer.kind == "adam",
+        ema=optimizer.ema,
+        max_grad_norm=privacy.max_grad_norm if config.private else math.inf,
+        noise_multiplier=noise,
+    )
+
+
+def _units(train: AnyDataset) -> int:
+    return len(train) if train.units is None else len(np.unique(train.units))
