@@ -37,7 +37,7 @@ from service.follower import Follower
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.lineup import Lineup
-from service.memory import keep_freed_memory
+from service.memory import bound_memory, keep_freed_memory
 from service.metrics import Metrics, make_folder, open_metrics
 from service.recorder import open_recorder, record_refusal
 from service.routes import Routes
@@ -86,6 +86,7 @@ class AdmittedService(Service):
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
         keep_freed_memory()
+        bound_memory(settings.runtime.max_memory_bytes)
         # What start-up made stays for ever: keep it out of every later collection.
         gc.collect()
         gc.freeze()

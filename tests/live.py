@@ -136,8 +136,8 @@ class Caller:
 
 
 @contextmanager
-def calling(server: Server, token: str) -> Iterator[Caller]:
-    caller = Caller(server.url, token)
+def calling(server: Server, token: str, *, connections: int = 4) -> Iterator[Caller]:
+    caller = Caller(server.url, token, connections)
     stop = Event()
     thread = Thread(target=caller.run, args=(stop,))
     thread.start()

@@ -92,6 +92,7 @@ def wire(
     permissions: Permissions = Permissions(),
     revocations: RevocationList | None = None,
     proofs: Proofs | None = None,
+    clock: Callable[[], float] = time.time,
     **changes: Any,
 ) -> Rooms:
     """Wire the rooms; ``changes`` are settings of access."""
@@ -109,11 +110,17 @@ def wire(
     log = AuditLog(folder / "audit", writer="worker", limits=LogLimits(sync=False))
     routes = Routes(
         Lineup(all_admissions, timeout_s=timeout_s),
-        Callers(Verifier(access, revocations=revocations), access, proofs=proofs),
+        Callers(
+            Verifier(access, revocations=revocations),
+            access,
+            proofs=proofs,
+            clock=clock,
+        ),
         Recorder(GroupLog(log), key=b"k" * 32),
         require_sealed=require_sealed,
         permissions=permissions,
         documents=documents(access, jwks=None),
+        clock=clock,
     )
     loaded = load_keyring(folder / "hpke")
     store = LocalReplayStore(folder / "replay", max_entries=1 << 16)
@@ -121,13 +128,21 @@ def wire(
         ring or (lambda: loaded),
         routes,
         max_body_bytes=max_body_bytes,
-        freshness=Freshness(store, window_s=120, require_date=require_date),
+        freshness=Freshness(
+            store, window_s=120, require_date=require_date, clock=clock
+        ),
+        clock=clock,
         publication=Publication(overlap_s=7200, cache_s=3600, identity=identity),
     )
     return Rooms(routes, gateway, log, all_admissions[0])
 
 
-def token(*scopes: str, subject: str = SUBJECT, client_id: str = "app") -> str:
+def token(
+    *scopes: str,
+    subject: str = SUBJECT,
+    client_id: str = "app",
+    now: int | None = None,
+) -> str:
     return mint(
         ISSUER_KEY,
         audience=AUDIENCE,
@@ -135,7 +150,7 @@ def token(*scopes: str, subject: str = SUBJECT, client_id: str = "app") -> str:
         client_id=client_id,
         scopes=scopes,
         lifetime_s=600,
-        now=int(time.time()),
+        now=int(time.time()) if now is None else now,
     )
 
 
@@ -285,3 +300,19 @@ def centring_model(folder: Path) -> Admission:
         helper.make_node("Sub", ["x", "mean"], ["y"]),
     ]
     return unverified(folder, _model(nodes), manifest((X,), (Y,)))
+
+
+def bomb_model(folder: Path) -> Admission:
+    """y = x, and on the way a tensor of as many gigabytes as the largest in x."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Mul", ["count", "giga"], ["size"]),
+        helper.make_node("Unsqueeze", ["size", "axis"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceSum", ["zeros"], ["none"], keepdims=0),
+        helper.make_node("Add", ["x", "none"], ["y"]),
+    ]
+    giga = helper.make_tensor("giga", TensorProto.INT64, [], [1 << 28])
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [0])
+    return unverified(folder, _model(nodes, [giga, axis]), manifest((X,), (Y,)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tests.rooms import (
     lookup_model,
     reshape_model,
 )
+from tests.servers import ROOT
 
 FOREVER = np.full((1, 3), 1e15, np.float32)
 
@@ -322,3 +325,39 @@ def test_outputs_in_the_order_asked_for(tmp_path: Path) -> None:
 
     scene(models, play)
     assert batches(models) == 1
+
+
+BOMB = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from service.batching import InferenceFailedError
+from service.lineup import Lineup
+from service.memory import bound_memory
+from tests.rooms import bomb_model
+models = Lineup([bomb_model(Path(sys.argv[1]))], timeout_s=60)
+bound_memory(2 << 30)
+ask = lambda n: models.infer(
+    models.find("odd"), {"x": np.full((1, 3), n, np.float32)}, ["y"]
+)
+for size in (0, 64, 100_000, 0):
+    try:
+        (y,) = asyncio.run(ask(size))
+        print("answered", y[0, 0])
+    except InferenceFailedError:
+        print("failed")
+"""
+
+
+def test_a_run_that_wants_too_much_memory_fails_alone(tmp_path: Path) -> None:
+    """The worker, and the next request, live on."""
+    result = subprocess.run(
+        [sys.executable, "-c", BOMB, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    answers = ["answered 0.0", "failed", "failed", "answered 0.0"]
+    assert result.stdout.splitlines() == answers, result.stderr

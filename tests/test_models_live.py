@@ -67,6 +67,7 @@ def comparisons(server: Server, token: str, kind: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_the_life_of_a_model_under_load(home: Path, live: Server, token: str) -> None:
     with calling(live, token) as caller:
         wait_for(lambda: caller.answers.total() > 20)
@@ -128,6 +129,7 @@ def test_the_life_of_a_model_under_load(home: Path, live: Server, token: str) ->
     assert caller.failures == []
 
 
+@pytest.mark.slow
 def test_what_is_not_admitted_is_never_loaded(
     home: Path, live: Server, token: str
 ) -> None:

@@ -252,7 +252,11 @@ def test_entries_live_as_long_as_their_copies_could_pass(
 ) -> None:
     times = [NOW]
     freshness = Freshness(
-        store, window_s=120, require_date=False, clock=lambda: times[0]
+        store,
+        window_s=120,
+        require_date=False,
+        clock=lambda: times[0],
+        monotonic=lambda: times[0],
     )
     date = http_date(NOW + 120)
     check(freshness, date)
@@ -276,7 +280,11 @@ def test_undated_entries_go_some_time_after_their_key(
 ) -> None:
     times = [NOW]
     freshness = Freshness(
-        store, window_s=120, require_date=False, clock=lambda: times[0]
+        store,
+        window_s=120,
+        require_date=False,
+        clock=lambda: times[0],
+        monotonic=lambda: times[0],
     )
 
     def undated(enc: bytes, *live: int) -> None:

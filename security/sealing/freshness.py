@@ -51,7 +51,12 @@ class Freshness:
         window_s: int,
         require_date: bool,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._monotonic = monotonic
+        # What the clock shows beyond the monotonic one: constant, unless it is set.
+        self._offset = clock() - monotonic()
+        self._steady_at = 0.0
         self._store = store
         self._window_s = window_s
         self._require_date = require_date
@@ -79,11 +84,24 @@ class Freshness:
         date = self._date(headers, now)
         # Without a Date the key decides; its slots are the negative numbers.
         slot = -1 - key_id if date is None else date // SLOT_S
-        if now >= self._next_forget:
-            self._next_forget = now + SLOT_S
-            self._forget(now, live_ids)
+        if self._monotonic() >= self._next_forget:
+            self._next_forget = self._monotonic() + SLOT_S
+            if self._is_steady(now):
+                self._forget(now, live_ids)
         if not await self._store.insert(fingerprint(enc), slot=slot):
             raise ReplayError("seen before")
+
+    def _is_steady(self, now: float) -> bool:
+        """Whether the clock was not set for two windows.
+
+        One that jumps ahead and back would have the requests of the time between
+        forgotten, and their copies let in.
+        """
+        offset = now - self._monotonic()
+        if abs(offset - self._offset) > SLOT_S:
+            self._offset = offset
+            self._steady_at = self._monotonic() + 2 * self._window_s
+        return self._monotonic() >= self._steady_at
 
     def _forget(self, now: float, live_ids: Sequence[int]) -> None:
         self._last_live.update(dict.fromkeys(live_ids, now))
