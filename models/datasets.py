@@ -249,10 +249,11 @@ def digest(features: NDArray[Any], labels: NDArray[np.int64]) -> str:
     return state.hexdigest()
 
 
-def multiset_digest(dataset: AnyDataset) -> str:
-    """Hex SHA-256 of the rows in any order: shuffled data is the same data."""
+def multiset_digest(*parts: AnyDataset) -> str:
+    """Hex SHA-256 of all rows in any order: shuffled data is the same data."""
     hashes = sorted(
         hashlib.sha256(row + int(label).to_bytes(8, "little")).digest()
+        for dataset in parts
         for row, label in zip(_rows(dataset.features), dataset.labels)
     )
     return hashlib.sha256(b"".join(hashes)).hexdigest()

@@ -21,6 +21,7 @@
     ├── PlanError           what is to be served cannot be, or cannot be read
     ├── AuditError          a record cannot be written, or the log does not verify
     ├── TrainingError       the training cannot be private, or cannot run
+    │   └── LedgerError     the budget is spent, or the ledger cannot be written
     └── AssessmentError     the model or the data cannot be assessed
         ├── HostileModel    the structural inspection found an error
         └── BudgetError     the scan has used up the queries or the time it may
@@ -42,6 +43,7 @@ __all__ = [
     "HostileModel",
     "KeyFileError",
     "KeysUnavailableError",
+    "LedgerError",
     "NonceError",
     "PlanError",
     "ProofError",
@@ -143,6 +145,10 @@ class AuditError(SealgateError):
 
 class TrainingError(SealgateError):
     """A training cannot be private, or cannot run."""
+
+
+class LedgerError(TrainingError):
+    """The privacy budget is spent, or the ledger cannot be read or written."""
 
 
 class AssessmentError(SealgateError):

@@ -25,7 +25,7 @@ from tests.servers import ROOT
 COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
-    "sbom", "seal", "history", "access", "scan", "report", "compare",
+    "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
 )  # fmt: skip
 
 
@@ -194,6 +194,7 @@ def test_admit_needs_the_release_key(home: Path) -> None:
         ({"noise_multiplier": -1}, "epsilon cannot be recomputed: noise"),
         ({"noise_multiplier": None}, "does not state 'noise_multiplier'"),
         ({"delta": None}, "does not state 'delta'"),
+        ({"group_size": 65}, "epsilon cannot be recomputed: groups of 65"),
     ],
 )
 def test_a_mechanism_that_cannot_bear_the_claim(

@@ -16,6 +16,7 @@ from models.errors import BundleError
 from security.errors import TrainingError
 from security.training import mechanism as mechanisms
 from security.training.accounting import Mechanism, recompute_epsilon
+from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness, SystemRandomness, gaussian
 from security.training.run import train_bundle
 from security.training.trainer import Examples, Recipe, train_private
@@ -227,7 +228,12 @@ def test_manifest():
 def test_existing_folder_is_refused_untouched(tmp_path):
     (tmp_path / "bundle").mkdir()
     with pytest.raises(BundleError, match="exists already"):
-        train_bundle(trained.config(), tmp_path / "bundle", lambda *_: None)
+        train_bundle(
+            trained.config(),
+            tmp_path / "bundle",
+            lambda *_: None,
+            ledger=Ledger(tmp_path / "ledger"),
+        )
     assert list(tmp_path.iterdir()) == [tmp_path / "bundle"]
 
 
@@ -242,6 +248,9 @@ def test_impossible_guarantee_writes_nothing(tmp_path):
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(TrainingError, match="not below 1/n"):
         train_bundle(
-            trained.load_config(tmp_path / "c.toml"), tmp_path / "out", lambda *_: None
+            trained.load_config(tmp_path / "c.toml"),
+            tmp_path / "out",
+            lambda *_: None,
+            ledger=Ledger(tmp_path / "ledger"),
         )
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.toml"]

@@ -13,6 +13,7 @@ from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, root_digest
 from models.datasets import TabularDataset
 from models.report import Dataset, Report, Subject
 from security.training.config import TrainingConfig, load_config
+from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness
 from security.training.run import train_bundle
 
@@ -38,7 +39,11 @@ def bundle() -> Path:
     home = Path(tempfile.mkdtemp(prefix="sealgate-trained-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     return train_bundle(
-        config(), home / "bundle", lambda *_: None, randomness=SeededRandomness(7)
+        config(),
+        home / "bundle",
+        lambda *_: None,
+        ledger=Ledger(home / "ledger"),
+        randomness=SeededRandomness(7),
     )
 
 

@@ -39,6 +39,12 @@ _ACCOUNTED = {
     "sampling": "poisson",
     "neighbouring": "add_or_remove_one",
 }
+# The same, where a report states them.
+_ACCOUNTED_IF_STATED = {
+    "normalisation": ("public_constant",),
+    "unit": ("row", "owner"),
+    "sampled": ("row", "unit"),
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def evaluation_steps(
         if report is not None:
             reports[item.kind] = report
             ends.append(end_of(report.created_at, item.max_age))
+    yield from _benchmark_steps(scene)
     yield from _accounted(reports)
     if recomputed is not None:
         yield from _recomputed(reports, waivers, recomputed)
@@ -268,8 +275,43 @@ def _accounted(reports: Mapping[str, Report]) -> Steps[None]:
             yield AdmissionRefused(
                 10, f"privacy: cannot account for {name} {given!r}, only {known!r}"
             )
+    for name, allowed in _ACCOUNTED_IF_STATED.items():
+        given = privacy.conditions.get(name, allowed[0])
+        if given not in allowed:
+            yield AdmissionRefused(10, f"privacy: cannot account for {name} {given!r}")
+    yield from _group_steps(privacy)
     if "epsilon" not in privacy.metrics:
         yield AdmissionRefused(10, "privacy: the report states no epsilon")
+
+
+def _group_steps(privacy: Report) -> Steps[None]:
+    """Rows that are sampled one by one protect an owner of several only as a group."""
+    stated = privacy.conditions
+    group = stated.get("group_size", 1)
+    if type(group) is not int or group < 1:
+        yield AdmissionRefused(10, f"privacy: cannot account for group_size {group!r}")
+    owner = stated.get("unit") == "owner" and stated.get("sampled") != "unit"
+    if owner and group == 1:
+        yield AdmissionRefused(
+            10, "privacy: owners have several rows, which are accounted one by one"
+        )
+
+
+def _benchmark_steps(scene: Scene) -> Steps[None]:
+    """The part of check 7 that no policy can waive: benchmarks prove nothing.
+
+    Also where the policy does not ask for the report that says so.
+    """
+    for name, data in sorted(scene.bundle.files.items()):
+        if not (name.startswith("evidence/") and b'"benchmark"' in data):
+            continue
+        try:
+            marked = Report.from_json(data).conditions.get("benchmark", False)
+        except BundleError:
+            continue  # refused in check 5 where it is required
+        if marked is not False:
+            kind = name.removeprefix("evidence/").removesuffix(".json")
+            yield AdmissionRefused(7, f"{kind}: made by a benchmark, unsafe on purpose")
 
 
 def _recomputed(

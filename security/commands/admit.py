@@ -140,6 +140,7 @@ def _epsilon(privacy: Report) -> float:
             noise_multiplier=float(stated["noise_multiplier"]),
             steps=int(stated["steps"]),
             delta=float(stated["delta"]),
+            group=int(stated.get("group_size", 1)),
         )
     except KeyError as error:
         raise AdmissionRefused(

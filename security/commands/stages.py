@@ -6,7 +6,14 @@ import sys
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["Stages"]
 
@@ -24,6 +31,8 @@ class Stages:
             TextColumn("{task.description:<12}"),
             BarColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
             console=self._console,
             transient=True,
             disable=not sys.stdout.isatty(),
@@ -42,15 +51,22 @@ class Stages:
     ) -> None:
         self._progress.stop()
 
-    def __call__(self, stage: str, share: float, result: str) -> None:
-        """Report that a share of a stage, from 0 to 1, is done, or what it gave."""
+    def __call__(self, stage: str, share: float, result: str, note: str = "") -> None:
+        """Report that a share of a stage, from 0 to 1, is done, or what it gave.
+
+        Args:
+            stage: its name.
+            share: how much of it is done.
+            result: what stays when it is done; empty before.
+            note: shown beside the bar.
+        """
         if result:
             self._finish()
             self._console.print(f"{stage:<12}{result}")
             return
         if self._task is None:
-            self._task = self._progress.add_task(stage, total=1.0)
-        self._progress.update(self._task, description=stage, completed=share)
+            self._task = self._progress.add_task(stage, total=1.0, note=note)
+        self._progress.update(self._task, description=stage, completed=share, note=note)
 
     def _finish(self) -> None:
         if self._task is not None:

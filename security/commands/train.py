@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from security.commands.options import Subparsers
+from security.settings import load_settings
 
 __all__ = ["add_parser", "run"]
+
+
+@contextlib.contextmanager
+def _stopped_by_ctrl_c() -> Iterator[threading.Event]:
+    """The first Ctrl-C asks for an end at the next step; the second insists."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: object) -> None:
+        del frame
+        if stop.is_set():
+            signal.default_int_handler(number, None)
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -17,11 +40,17 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="train a private model and write its bundle",
         description="Train a model with DP-SGD to the guarantee that the configuration "
         "states, export it to ONNX and write a new bundle with the privacy, parity and "
-        "provenance reports.",
+        "provenance reports. What it spends is booked in the privacy ledger before it "
+        "is spent. Ctrl-C stops after the step it is in.",
     )
     parser.add_argument("config", metavar="CONFIG.toml", type=Path)
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the interrupted training of this bundle",
     )
     parser.set_defaults(run=run)
 
@@ -31,10 +60,14 @@ def run(args: argparse.Namespace) -> int:
     # Torch takes seconds to import; `--help` and every other command go without.
     from security.commands.stages import Stages  # noqa: PLC0415
     from security.training.config import load_config  # noqa: PLC0415
+    from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
 
     config = load_config(args.config)
-    with Stages() as stages:
-        train_bundle(config, args.out, stages)
+    ledger = Ledger(load_settings().home / "ledger")
+    with Stages() as stages, _stopped_by_ctrl_c() as stop:
+        train_bundle(
+            config, args.out, stages, ledger=ledger, going_on=args.resume, stop=stop
+        )
     print(f"{'bundle':<12}{args.out}")
     return 0

@@ -40,6 +40,7 @@ from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import TrainingError
 from security.training import accounting
+from security.training.accounting import Mechanism
 from security.training.config import TrainingConfig
 from security.training.guarantee import Guarantee
 from security.training.trainer import Outcome
@@ -55,8 +56,15 @@ _PARITY_IMAGES = 50
 
 @dataclass(frozen=True)
 class Private:
-    """What a private training did, and what can be claimed of it."""
+    """What a private training did, and what can be claimed of it.
 
+    Attributes:
+        mechanism: of all steps that were booked, also before a resume.
+        outcome: of the last process.
+        guarantee: of all.
+    """
+
+    mechanism: Mechanism
     outcome: Outcome
     guarantee: Guarantee
 
@@ -70,8 +78,6 @@ class Training:
         train, holdout: the rows.
         private: None for a training without privacy.
         randomness: name of the generator.
-        details: more for the provenance report, for people.
-        extra: further reports' content by kind, conditions and metrics to add.
     """
 
     config: TrainingConfig
@@ -259,12 +265,12 @@ def _privacy_report(training: Training, subject: Subject) -> Report:
 
 
 def _privacy_metrics(private: Private) -> dict[str, Metric]:
-    guarantee, outcome = private.guarantee, private.outcome
+    guarantee = private.guarantee
     metrics = {
         "epsilon": Metric(guarantee.claim),
         "epsilon_pld": Metric(guarantee.pld),
         "delta": Metric(guarantee.delta),
-        "noise_multiplier": Metric(outcome.mechanism.noise_multiplier),
+        "noise_multiplier": Metric(private.mechanism.noise_multiplier),
         "noise_deficit_detectable": Metric(
             guarantee.verdicts.deficit, n=guarantee.verdicts.draws
         ),
@@ -305,7 +311,7 @@ def _privacy_conditions(
     training: Training, private: Private
 ) -> Mapping[str, Condition]:
     config, guarantee = training.config, private.guarantee
-    privacy, mechanism = config.privacy, private.outcome.mechanism
+    privacy, mechanism = config.privacy, private.mechanism
     owned = training.train.units is not None
     clipped = "unit" if owned and privacy.unit_bound == "clip" else "row"
     return {

@@ -6,9 +6,8 @@ first step touches a row.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+import threading
 from pathlib import Path
 
 import torch
@@ -24,24 +23,18 @@ from models.datasets import AnyDataset, TabularDataset
 from models.errors import BundleError
 from security.errors import TrainingError
 from security.training import bundle
-from security.training.bundle import Private, Training
+from security.training.bundle import Training
 from security.training.config import MODULE, TrainingConfig
 from security.training.data import load_split, unit_numbers
-from security.training.guarantee import make_plan, state_guarantee
+from security.training.keeper import work_folder
+from security.training.ledger import Ledger
 from security.training.modules import check_body, load_module
 from security.training.noise import FastRandomness, Randomness, SystemRandomness
-from security.training.trainer import (
-    Examples,
-    Recipe,
-    StepReport,
-    train_private,
-    train_public,
-)
+from security.training.session import Job, Progress, run_private, run_public
+from security.training.trainer import Examples
 
-__all__ = ["Progress", "build_classifier", "group_of", "recipe_of", "train_bundle"]
+__all__ = ["build_classifier", "examples_of", "train_bundle"]
 
-# Called with a stage's name, the share of it that is done, and its result at the end.
-Progress = Callable[[str, float, str], None]
 Classifier = TabularClassifier | ImageClassifier
 
 
@@ -50,56 +43,63 @@ def train_bundle(
     out: Path,
     progress: Progress,
     *,
+    ledger: Ledger,
     randomness: Randomness | None = None,
+    going_on: bool = False,
+    stop: threading.Event | None = None,
 ) -> Path:
     """Train a model and write it as a new bundle, whole or not at all.
 
     Args:
         config: what to train, on what, under which guarantee.
         out: the bundle's folder, which must not exist.
-        progress: told of every stage.
+        progress: told of every stage: its name, the share that is done, its result at
+            the end, and while it runs a note.
+        ledger: where a private training on personal data books what it spends.
         randomness: what the configuration says if absent; tests pass a seeded one.
+        going_on: whether to take up the interrupted training of this bundle.
+        stop: once set, the training ends after the step it is in.
 
     Returns:
         The folder.
 
     Raises:
         TrainingError: the guarantee is impossible, or the training failed.
+        LedgerError: the budget does not allow it.
         DatasetError: the data is not what the configuration says.
         BundleError: the folder exists already.
     """
     if out.exists():
         raise BundleError(f"{out} exists already")
-    source = randomness or _randomness(config)
     torch.set_num_threads(config.compute.threads)
     train, holdout = load_split(config)
     progress("data", 1.0, f"{len(train)} rows to train on, {len(holdout)} held out")
     module = build_classifier(config, train)
-    examples = _examples(config, module, train)
-    job = _Job(config, train, module, examples, source, progress)
+    job = Job(
+        config=config,
+        train=train,
+        holdout=holdout,
+        module=module,
+        examples=examples_of(config, module, train),
+        randomness=randomness or _randomness(config),
+        progress=progress,
+        out=out,
+        ledger=ledger,
+        going_on=going_on,
+        stop=stop or threading.Event(),
+    )
     private = None
     if config.private:
-        private = _private(job)
+        private = run_private(job)
     else:
-        _public(job)
+        run_public(job)
     compared = bundle.export(module, holdout)
     worst = compared.worst.line()
     progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
-    bundle.write(out, Training(config, train, holdout, private, source.name), compared)
+    training = Training(config, train, holdout, private, job.randomness.name)
+    bundle.write(out, training, compared)
+    shutil.rmtree(work_folder(out), ignore_errors=True)
     return out
-
-
-def group_of(config: TrainingConfig, train: AnyDataset) -> int:
-    """Rows that one owner has at most, where rows are sampled and clipped.
-
-    Raises:
-        TrainingError: no public bound on them is configured.
-    """
-    if train.units is None or config.privacy.unit_bound == "clip":
-        return 1
-    if not config.data.max_rows_per_unit:
-        raise TrainingError("privacy.unit_bound 'group' needs data.max_rows_per_unit")
-    return config.data.max_rows_per_unit
 
 
 def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:
@@ -134,97 +134,13 @@ def _randomness(config: TrainingConfig) -> Randomness:
     return SystemRandomness() if config.privacy.secure else FastRandomness()
 
 
-def _examples(
+def examples_of(
     config: TrainingConfig, module: Classifier, train: AnyDataset
 ) -> Examples:
+    """The training rows as the network takes them, with whose they are."""
     with torch.no_grad():
         features = torch.as_tensor(train.features, dtype=torch.float32)
         inputs = module.network_input(features)
     grouped = config.privacy.unit_bound == "group"
     units = None if grouped else unit_numbers(train)
     return Examples(inputs, torch.as_tensor(train.labels), units)
-
-
-def recipe_of(config: TrainingConfig, classes: int) -> Recipe:
-    """What of a configuration the trainer needs beside the mechanism."""
-    privacy, optimizer = config.privacy, config.optimizer
-    return Recipe(
-        max_grad_norm=privacy.max_grad_norm,
-        expected_batch=privacy.expected_batch,
-        learning_rate=optimizer.learning_rate,
-        momentum=optimizer.momentum,
-        optimizer=optimizer.kind,
-        schedule=optimizer.schedule,
-        warmup=optimizer.warmup,
-        ema=optimizer.ema,
-        clipping=privacy.clipping,
-        loss_share=privacy.loss_share,
-        loss_ceiling=2 * math.log(classes),
-        physical_batch=config.compute.physical_batch,
-    )
-
-
-@dataclass
-class _Shown:
-    """A monitor that shows progress; the ledger comes with a private training."""
-
-    progress: Progress
-    steps: int
-
-    def before(self, step: int) -> None:
-        """Nothing is asked."""
-
-    def after(self, report: StepReport, state: object) -> None:
-        """Show how far it is."""
-        del state
-        self.progress("training", report.step / self.steps, "")
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One training, ready to start."""
-
-    config: TrainingConfig
-    train: AnyDataset
-    module: Classifier
-    examples: Examples
-    randomness: Randomness
-    progress: Progress
-
-    @property
-    def recipe(self) -> Recipe:
-        return recipe_of(self.config, len(self.train.classes))
-
-
-def _private(job: _Job) -> Private:
-    config, progress = job.config, job.progress
-    plan = make_plan(config, job.examples.count, group=group_of(config, job.train))
-    progress("noise", 1.0, f"multiplier {plan.mechanism.noise_multiplier:g}")
-    outcome = train_private(
-        job.module.body,
-        job.examples,
-        mechanism=plan.mechanism,
-        recipe=job.recipe,
-        randomness=job.randomness,
-        method=config.compute.gradients,
-        monitor=_Shown(progress, plan.mechanism.steps),
-    )
-    progress("training", 1.0, f"{plan.mechanism.steps} noisy steps")
-    guarantee = state_guarantee(plan, outcome)
-    progress("privacy", 1.0, guarantee.line(plan.mechanism))
-    return Private(outcome, guarantee)
-
-
-def _public(job: _Job) -> None:
-    steps = job.config.privacy.steps
-    train_public(
-        job.module.body,
-        job.examples,
-        sample_rate=job.config.privacy.sampling_rate,
-        steps=steps,
-        recipe=job.recipe,
-        randomness=job.randomness,
-        monitor=_Shown(job.progress, steps),
-    )
-    job.progress("training", 1.0, f"{steps} steps")
-    job.progress("privacy", 1.0, "NONE: trained without privacy, on public data")

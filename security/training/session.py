@@ -1,0 +1,231 @@
+"""One training, from its plan to what can be claimed: booked, kept, shown."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.architectures import ImageClassifier, TabularClassifier
+from models.datasets import AnyDataset, multiset_digest
+from sealgate.protocol import strict_json
+from security.errors import TrainingError
+from security.training import accounting
+from security.training.accounting import Mechanism
+from security.training.bundle import Private
+from security.training.config import TrainingConfig
+from security.training.guarantee import Plan, make_plan, state_guarantee
+from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
+from security.training.ledger import Ledger, Request
+from security.training.noise import Randomness
+from security.training.trainer import (
+    Examples,
+    Recipe,
+    State,
+    StepReport,
+    train_private,
+    train_public,
+)
+
+__all__ = ["Job", "Progress", "group_of", "recipe_of", "run_private", "run_public"]
+
+# Called with a stage's name, the share of it that is done, its result at the end, and
+# perhaps a note while it runs.
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training that is ready to start; attributes as of `run.train_bundle`."""
+
+    config: TrainingConfig
+    train: AnyDataset
+    holdout: AnyDataset
+    module: TabularClassifier | ImageClassifier
+    examples: Examples
+    randomness: Randomness
+    progress: Progress
+    out: Path
+    ledger: Ledger
+    going_on: bool
+    stop: threading.Event
+
+    @property
+    def recipe(self) -> Recipe:
+        """How steps are made."""
+        return recipe_of(self.config, len(self.train.classes))
+
+
+def run_private(job: Job) -> Private:
+    """Train with DP-SGD, and state what that guarantees.
+
+    Raises:
+        TrainingError: impossible, interrupted, or not what was planned.
+        LedgerError: the budget does not allow it.
+    """
+    config, progress = job.config, job.progress
+    plan = make_plan(config, job.examples.count, group=group_of(config, job.train))
+    progress("noise", 1.0, f"multiplier {plan.mechanism.noise_multiplier:g}")
+    keeper, taken = _keeper(job, _request(job, plan), show=_Shown(job, plan))
+    if taken.steps < 1:
+        raise TrainingError(
+            "the training was killed in its last step: nothing is left to take, and "
+            "what it spent stays spent"
+        )
+    left = Mechanism(
+        plan.mechanism.sample_rate, plan.mechanism.noise_multiplier, taken.steps
+    )
+    try:
+        outcome = train_private(
+            job.module.body,
+            job.examples,
+            mechanism=left,
+            recipe=job.recipe,
+            randomness=job.randomness,
+            method=config.compute.gradients,
+            monitor=keeper,
+            start=taken.start,
+        )
+    except BaseException:
+        keeper.close("interrupted")
+        raise
+    keeper.close("finished")
+    progress("training", 1.0, f"{plan.mechanism.steps} noisy steps")
+    guarantee = state_guarantee(plan, outcome)
+    progress("privacy", 1.0, guarantee.line(plan.mechanism))
+    return Private(plan.mechanism, outcome, guarantee)
+
+
+def run_public(job: Job) -> None:
+    """Train without privacy, on data that is declared public.
+
+    Raises:
+        TrainingError: interrupted, or weights that are not finite.
+    """
+    steps = job.config.privacy.steps
+    keeper, taken = _keeper(job, None, show=_Shown(job, None))
+    train_public(
+        job.module.body,
+        job.examples,
+        sample_rate=job.config.privacy.sampling_rate,
+        steps=taken.steps,
+        recipe=job.recipe,
+        randomness=job.randomness,
+        monitor=keeper,
+        start=taken.start,
+    )
+    job.progress("training", 1.0, f"{steps} steps")
+    job.progress("privacy", 1.0, "NONE: trained without privacy, on public data")
+
+
+def _keeper(
+    job: Job, request: Request | None, *, show: Callable[[StepReport], None]
+) -> tuple[Keeper, Taken]:
+    """Reserve the budget, or take an interrupted training up."""
+    config = strict_json.dumps(job.config.to_object())
+    identity = Identity(hashlib.sha256(config).hexdigest(), _digest(job))
+    ledger = job.ledger if request is not None and job.train.personal else None
+    steps = job.config.privacy.steps
+    if job.going_on:
+        taken = resume(job.out, ledger, identity, steps=steps)
+    else:
+        taken = begin(job.out, ledger, request, steps=steps)
+    keeper = Keeper(
+        work_folder(job.out),
+        taken,
+        identity,
+        show=show,
+        stop=job.stop,
+        chunk=job.config.compute.checkpoint_steps,
+    )
+    if taken.start is None:
+        keeper.keep(_fresh(job))
+    return keeper, taken
+
+
+def _fresh(job: Job) -> State:
+    """Step 0: public weights."""
+    body = job.module.body
+    average = [p.detach().clone() for p in body.parameters() if p.requires_grad]
+    return State(
+        step=0,
+        body={name: value.clone() for name, value in body.state_dict().items()},
+        average=average if job.config.optimizer.ema else [],
+        optimizer={},
+    )
+
+
+def _request(job: Job, plan: Plan) -> Request:
+    config, owned = job.config, job.train.units is not None
+    return Request(
+        name=config.data.name,
+        digest=_digest(job),
+        unit=f"owner by {config.data.unit}" if owned else "row",
+        model=f"{config.model.name}:{config.model.version}",
+        rate=plan.mechanism.sample_rate,
+        noise=plan.mechanism.noise_multiplier,
+        group=plan.group,
+        steps=plan.mechanism.steps,
+        delta=plan.delta,
+    )
+
+
+def _digest(job: Job) -> str:
+    """Of everything that came with the training rows, however it was split."""
+    if job.config.data.holdout_source:
+        return multiset_digest(job.train)
+    return multiset_digest(job.train, job.holdout)
+
+
+class _Shown:
+    """What a person sees while it trains: all of it is paid for."""
+
+    def __init__(self, job: Job, plan: Plan | None) -> None:
+        self._progress, self._steps = job.progress, job.config.privacy.steps
+        self._epsilon = (
+            None
+            if plan is None
+            else accounting.Curve(plan.mechanism, plan.mechanism_delta, plan.target)
+        )
+
+    def __call__(self, report: StepReport) -> None:
+        notes = [] if report.loss is None else [f"loss {report.loss:.3f}"]
+        if self._epsilon is not None:
+            notes.append(f"epsilon about {self._epsilon(report.step):.2f}")
+        share = report.step / self._steps
+        self._progress("training", share, "", ", ".join(notes))
+
+
+def group_of(config: TrainingConfig, train: AnyDataset) -> int:
+    """Rows that one owner has at most, where rows are sampled and clipped.
+
+    Raises:
+        TrainingError: no public bound on them is configured.
+    """
+    if train.units is None or config.privacy.unit_bound == "clip":
+        return 1
+    if not config.data.max_rows_per_unit:
+        raise TrainingError("privacy.unit_bound 'group' needs data.max_rows_per_unit")
+    return config.data.max_rows_per_unit
+
+
+def recipe_of(config: TrainingConfig, classes: int) -> Recipe:
+    """What of a configuration the trainer needs beside the mechanism."""
+    privacy, optimizer = config.privacy, config.optimizer
+    return Recipe(
+        max_grad_norm=privacy.max_grad_norm,
+        expected_batch=privacy.expected_batch,
+        learning_rate=optimizer.learning_rate,
+        momentum=optimizer.momentum,
+        optimizer=optimizer.kind,
+        schedule=optimizer.schedule,
+        warmup=optimizer.warmup,
+        ema=optimizer.ema,
+        clipping=privacy.clipping,
+        loss_share=privacy.loss_share,
+        loss_ceiling=2 * math.log(classes),
+        physical_batch=config.compute.physical_batch,
+    )
