@@ -14,7 +14,8 @@ from security.assessment.privacy.shadows import ShadowRecipe
 from security.training.config import TrainingConfig, load_config
 from security.training.data import load_split
 from security.training.guarantee import make_plan
-from security.training.run import build_classifier, group_of
+from security.training.run import build_classifier
+from security.training.session import group_of
 
 __all__ = ["load_training"]
 
