@@ -9,6 +9,7 @@ core                  what both do, as steps without I/O
 exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, retry           which key to seal to; when a request may be sent again
 convert               arrays and data frames into what a model takes
+proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
 cli, commands, tables the `sealgate` command, and the files it reads and writes
@@ -38,6 +39,7 @@ from sealgate.errors import (
 )
 from sealgate.passport import Passport
 from sealgate.profile import Profile
+from sealgate.proofs import ProofKey
 from sealgate.retry import RetryPolicy
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "PermissionDeniedError",
     "Profile",
     "ProfileError",
+    "ProofKey",
     "RetryPolicy",
     "SealgateError",
     "ServerFailedError",

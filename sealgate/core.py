@@ -23,6 +23,7 @@ from sealgate.errors import (
     OverloadedError,
     PassportError,
     PermissionDeniedError,
+    ProofNonceError,
     TensorError,
     TransportError,
 )
@@ -48,6 +49,7 @@ from sealgate.keys import (
 )
 from sealgate.passport import Passport, verify_passport
 from sealgate.profile import Profile
+from sealgate.proofs import ProofKey
 from sealgate.protocol import binary_tensors, datatypes, keyconfig, signedkeys, tensors
 from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.keyconfig import KeyConfig
@@ -61,6 +63,8 @@ _JSON = ((b"content-type", b"application/json"),)
 _BINARY = (b"content-type", b"application/octet-stream")
 _MAX_KEYS_BYTES = 1 << 20
 _OVERHEAD = 64 << 10
+# A nonce of a server is good for at least five minutes; of another one perhaps less.
+_NONCE_FRESH_S = 60.0
 _IN_TOUCH_S = 30.0
 
 
@@ -112,6 +116,8 @@ class Options:
         passport_max_age_s: verify a model's passport again after this time.
         relay_url: send sealed requests there, so that the server does not see where
             they come from (RFC 9458, section 2).
+        proof_key: the key that the token is bound to (RFC 9449); each request proves
+            that the client has it.
         max_response_bytes: refuse longer answers while reading.
         chunked_above_bytes: send larger requests in protected chunks, where the gateway
             takes them; None never.
@@ -124,19 +130,26 @@ class Options:
     require_passport: bool = False
     passport_max_age_s: float = 3600.0
     relay_url: str | None = None
+    proof_key: ProofKey | None = None
     max_response_bytes: int = 64 << 20
     chunked_above_bytes: int | None = 16 << 20
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 def options_of(profile: Profile) -> Options:
-    """The options that a profile asks for."""
+    """The options that a profile asks for.
+
+    Raises:
+        ProfileError: the profile's key is none.
+    """
+    pem = profile.proof_key
     return Options(
         key_configs=profile.key_configs,
         identity_keys=profile.identity_keys,
         trusted_keys=profile.trusted_keys,
         require_passport=profile.require_passport,
         relay_url=profile.relay_url,
+        proof_key=None if pem is None else ProofKey.from_pem(pem),
     )
 
 
@@ -158,6 +171,8 @@ class Core:
         self._gateway = self.url + GATEWAY_PATH if relay is None else check_url(relay)
         self._clock = clock
         self._clock_offset = 0.0
+        self._nonce: str | None = None
+        self._nonce_since = float("-inf")
         self._identities = load_identity_keys(options.identity_keys)
         self._keys: KeyChoice | None = None
         if options.key_configs is not None:
@@ -275,9 +290,20 @@ class Core:
         Raises:
             TransportError: the server offers no usable keys.
         """
+        message = _Message(method, path, token)
+        if self._proves(message) and self._clock() - self._nonce_since > _NONCE_FRESH_S:
+            # The content can be sent once: a nonce is asked for before that.
+            attempts = Attempts(self.options.retry)
+            yield from self._exchange(_Message("GET", "/v2", token), attempts)
         config = yield from self._choose_keys()
         request = build_request(
-            method, path, url=self.url, token=token, now=self._now(), headers=headers
+            method,
+            path,
+            url=self.url,
+            token=token,
+            now=self._now(),
+            headers=headers,
+            proof=self._proof(message),
         )
         return StreamExchange(config, request, length=length)
 
@@ -353,7 +379,15 @@ class Core:
                     error = refusal_of(response)
                     if isinstance(error, ClockError):
                         raise error
+                if response.status == 401 and self._proves(message):
+                    error = refusal_of(response)
+                    if isinstance(error, ProofNonceError):
+                        raise error
                 return response
+            except ProofNonceError as error:
+                if not attempts.recover_once(error):
+                    raise
+                self._nonce, self._nonce_since = error.nonce, self._clock()
             except (KeyRefusedError, ClockError) as error:
                 if not self.recover(error, attempts):
                     raise
@@ -368,6 +402,7 @@ class Core:
             now=self._now(),
             headers=message.headers,
             body=message.body,
+            proof=self._proof(message),
         )
         limit = self.options.max_response_bytes
         kind = self._kind(len(message.body))
@@ -382,6 +417,21 @@ class Core:
             self._speaks_chunked = False
             return (yield from self._attempt(message))
         return exchange.finish(answer)
+
+    def _proves(self, message: _Message) -> bool:
+        return self.options.proof_key is not None and message.token is not None
+
+    def _proof(self, message: _Message) -> str | None:
+        key = self.options.proof_key
+        if key is None or message.token is None:
+            return None
+        return key.prove(
+            message.method,
+            self.url + message.path,
+            token=message.token,
+            now=self._now(),
+            nonce=self._nonce,
+        )
 
     def _kind(self, size: int) -> type[Exchange]:
         threshold = self.options.chunked_above_bytes

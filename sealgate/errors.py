@@ -19,6 +19,7 @@
     │   ├── ServerRefusedError   the server's problem details (RFC 9457)
     │   │   ├── InvalidInputError      400, 413, 415: the request itself
     │   │   ├── AuthenticationError    401: no valid token
+    │   │   │   └── ProofNonceError    its proof lacks a nonce of the server
     │   │   ├── PermissionDeniedError  403: the token does not grant this
     │   │   ├── NotFoundError          404: no such model, version or route
     │   │   ├── ClockError             the request's Date is not the server's
@@ -49,6 +50,7 @@ __all__ = [
     "PassportError",
     "PermissionDeniedError",
     "ProfileError",
+    "ProofNonceError",
     "ProtocolError",
     "SealedFileError",
     "SealgateError",
@@ -169,6 +171,16 @@ class InvalidInputError(ServerRefusedError):
 
 class AuthenticationError(ServerRefusedError):
     """The server wants a valid token."""
+
+
+class ProofNonceError(AuthenticationError):
+    """The proof of the token's key lacks the server's nonce (RFC 9449, section 9).
+
+    Attributes:
+        nonce: the one to use.
+    """
+
+    nonce: str | None = None
 
 
 class PermissionDeniedError(ServerRefusedError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
@@ -20,12 +21,13 @@ from sealgate.errors import (
     OverloadedError,
     PermissionDeniedError,
     ProfileError,
+    ProofNonceError,
     ProtocolError,
     ServerFailedError,
     ServerRefusedError,
     TransportError,
 )
-from sealgate.protocol import bhttp, binary_tensors, chunked, ohttp, strict_json
+from sealgate.protocol import bhttp, binary_tensors, chunked, dpop, ohttp, strict_json
 from sealgate.protocol.bhttp import BhttpLimits, Body, Headers, Request, Response
 from sealgate.protocol.chunked import CHUNK_BYTES, ChunkLimits, ChunkSealer
 from sealgate.protocol.keyconfig import KeyConfig
@@ -58,6 +60,8 @@ _MAX_PROBLEM_BYTES = 64 << 10
 _MAX_RETRY_AFTER_S = 86_400
 Content = bytes | Iterator[bytes]
 _Open = Callable[[bytes], bytes]
+# RFC 9449, section 8.1.
+_NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BY_STATUS: Mapping[int, type[ServerRefusedError]] = {
     400: InvalidInputError,
@@ -203,7 +207,8 @@ def refusal(answer: Answer, *, sealed: bool = False) -> ClientError:
         answer.status,
         ServerFailedError if answer.status >= 500 else ServerRefusedError,
     )
-    error = kind(
+    nonce = _nonce(answer) if kind is AuthenticationError else None
+    error = (kind if nonce is None else ProofNonceError)(
         answer.status,
         problem,
         retry_after_s=_seconds(answer.headers.get("retry-after", "")),
@@ -212,6 +217,8 @@ def refusal(answer: Answer, *, sealed: bool = False) -> ClientError:
     )
     if isinstance(error, ClockError):
         error.server_time = _time(answer.headers.get("date", ""))
+    if isinstance(error, ProofNonceError):
+        error.nonce = nonce
     return error
 
 
@@ -279,6 +286,7 @@ def build_request(
     now: float,
     headers: Headers = (),
     body: Body = b"",
+    proof: str | None = None,
 ) -> Request:
     """The inner request: Authorization and Date, and what else it has.
 
@@ -290,11 +298,16 @@ def build_request(
         now: the time to state (RFC 9458, section 6.5.1), in seconds since 1970.
         headers: further fields.
         body: content.
+        proof: that we have the key that the token is bound to (RFC 9449).
     """
     parts = urlsplit(url)
     own = [(b"date", formatdate(now, usegmt=True).encode())]
     if token is not None:
-        own.append((b"authorization", b"Bearer " + token.encode("ascii", "replace")))
+        scheme = b"Bearer" if proof is None else dpop.SCHEME
+        value = b"%b %b" % (scheme, token.encode("ascii", "replace"))
+        own.append((b"authorization", value))
+    if proof is not None:
+        own.append((dpop.PROOF_HEADER, proof.encode("ascii")))
     return Request(
         method=method.encode(),
         scheme=parts.scheme.encode(),
@@ -338,6 +351,13 @@ def _seconds(text: str) -> float | None:
     if not (text.isascii() and text.isdigit()):
         return None
     return float(min(int(text[:9]), _MAX_RETRY_AFTER_S))
+
+
+def _nonce(answer: Answer) -> str | None:
+    """The nonce that a proof must hold, if that is what the server wants."""
+    nonce = answer.headers.get("dpop-nonce", "")
+    wanted = "use_dpop_nonce" in answer.headers.get("www-authenticate", "")
+    return nonce if wanted and _NONCE.fullmatch(nonce) else None
 
 
 def _time(text: str) -> float | None:

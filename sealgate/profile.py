@@ -31,6 +31,8 @@ class Profile:
             configurations that it signed are sealed to; they may change, it does not.
         require_passport: use no model whose passport does not verify.
         relay_url: where to send sealed requests instead of to ``url``.
+        proof_key: PEM private key that the token is bound to (RFC 9449); kept out of
+            ``repr``.
     """
 
     url: str
@@ -41,6 +43,7 @@ class Profile:
     identity_keys: tuple[str, ...] = field(default=(), repr=False)
     require_passport: bool = False
     relay_url: str | None = None
+    proof_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, path: Path | str) -> Profile:
@@ -69,6 +72,7 @@ class Profile:
             identity_keys=_texts(value.get("identity_keys", []), "identity_keys"),
             require_passport=_flag(value.get("require_passport", False)),
             relay_url=_optional(value.get("relay_url"), "relay_url"),
+            proof_key=_optional(value.get("proof_key"), "proof_key"),
         )
 
     def to_json(self) -> bytes:
@@ -87,6 +91,8 @@ class Profile:
             document["require_passport"] = True
         if self.relay_url is not None:
             document["relay_url"] = self.relay_url
+        if self.proof_key is not None:
+            document["proof_key"] = self.proof_key
         return json.dumps(document, indent=2).encode() + b"\n"
 
 

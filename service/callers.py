@@ -22,7 +22,7 @@ from sealgate.protocol.dpop import PROOF_HEADER
 from security.access.dpop import PROOF_ALGORITHMS, Proofs
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.tokens import Principal, Verifier
-from security.errors import CredentialsError, ProofError, TokenError
+from security.errors import CredentialsError, TokenError
 from security.settings import AccessSettings
 from service.problems import Challenges, Problem
 
@@ -83,7 +83,7 @@ class Callers:
         mode = self._verifier.issuer_of(principal).dpop
         if scheme == _BEARER:
             if principal.confirmation is not None:
-                raise ProofError("a bound token came as a bearer token")
+                raise TokenError("a bound token came as a bearer token")
             if mode == "required":
                 raise TokenError("the issuer's tokens must be bound to a key")
             return principal

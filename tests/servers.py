@@ -69,9 +69,10 @@ def serve(
     cwd: Path = ROOT,
     python: str = sys.executable,
     tls: ssl.SSLContext | None = None,
+    port: int | None = None,
 ) -> Iterator[Server]:
     """Run `bentoml serve TARGET` until the block ends."""
-    port = free_port()
+    port = port or free_port()
     log = home / f"server-{port}.log"
     command = bentoml(
         "serve",

@@ -15,6 +15,7 @@ chunked       the same as streams (draft-ietf-ohai-chunked-ohttp)
 datatypes     v2's datatypes, BF16 and BYTES among them
 tensors       Open Inference Protocol v2 tensors as JSON
 binary_tensors  the same as bytes behind the JSON (Triton's extension)
+dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them
 statement     in-toto statements: test results and verification summaries
 """

@@ -1,7 +1,14 @@
 """Who calls, and what they may.
 
 jwks          the issuer's public keys (RFC 7517), each bound to one algorithm
+key_sources   where they come from, and how they are kept current
+bounded_fetch one https document, within bounds on bytes and time
+jws           a signed text (RFC 7515): parsed strictly, then verified
+claims        what a token says, by the claims that its issuer's settings name
 tokens        access tokens (RFC 9068) into a principal, or a refusal
-permissions   what a principal's scopes allow
+dpop          proofs that the caller has the key of its token (RFC 9449)
+permissions   what a principal may: scopes, and the table of grants
+revocation    tokens, subjects and clients that are refused before their time
+explain       why a request would be allowed or refused
 issuer        the development issuer: mints tokens where no real one exists
 """

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
     settings = asdict(load_settings())
     sealing = settings["sealing"]
     sealing["replay_store"] = _without_secrets(sealing["replay_store"])
+    access = settings["access"]
+    access["revocation_store"] = _without_secrets(access["revocation_store"])
     print(json.dumps(settings, indent=2, default=str))
     return 0
 

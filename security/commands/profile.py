@@ -11,7 +11,7 @@ from sealgate.profile import Profile
 from security.access.permissions import model_scope
 from security.admission.keys import load_trust, public_pem
 from security.commands.options import Subparsers
-from security.commands.token import mint_from_settings
+from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
 from security.sealing.publish import load_identity
 from security.settings import SealingSettings, load_settings
@@ -36,6 +36,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--out", type=Path, help="default: profile.json in SEALGATE_HOME"
     )
+    parser.add_argument(
+        "--proof-key",
+        type=Path,
+        metavar="FILE",
+        help="bind the token to this key (DPoP, RFC 9449), and put the key into the "
+        "profile; made if it is not there",
+    )
     parser.set_defaults(run=run)
 
 
@@ -50,11 +57,13 @@ def _pins(sealing: SealingSettings) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Write the profile; returns the exit code."""
     settings = load_settings()
+    bound = None if args.proof_key is None else proof_key(args.proof_key)
     token = mint_from_settings(
         settings,
         scopes=[model_scope(args.model)],
         subject="developer",
         lifetime_s=args.lifetime,
+        confirmation=None if bound is None else bound.thumbprint,
     )
     trust = load_trust(settings.admission.trust)
     profile = Profile(
@@ -62,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
         token=token,
         model=args.model,
         **_pins(settings.sealing),
+        proof_key=None if bound is None else bound.to_pem(),
         trusted_keys=tuple(
             public_pem(key) for key in trust.keys(("release",)).values()
         ),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
+from sealgate.proofs import ProofKey
 from security.access.issuer import DEVELOPMENT_ISSUER, mint
 from security.commands.keygen import load_issuer_key
 from security.commands.options import Subparsers
 from security.errors import SettingsError
+from security.key_files import read_secret, write_secret
 from security.settings import Settings, load_settings
 
-__all__ = ["add_parser", "mint_from_settings", "run"]
+__all__ = ["add_parser", "mint_from_settings", "proof_key", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -37,6 +40,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="SECONDS",
         help="default: %(default)s",
     )
+    parser.add_argument(
+        "--proof-key",
+        type=Path,
+        metavar="FILE",
+        help="bind the token to this key (DPoP, RFC 9449); made if it is not there",
+    )
     parser.set_defaults(run=run)
 
 
@@ -48,13 +57,33 @@ def run(args: argparse.Namespace) -> int:
             scopes=args.scope,
             subject=args.subject,
             lifetime_s=args.lifetime,
+            confirmation=args.proof_key and proof_key(args.proof_key).thumbprint,
         )
     )
     return 0
 
 
+def proof_key(path: Path) -> ProofKey:
+    """Read the key that tokens are bound to, or make it.
+
+    Raises:
+        KeyFileError: others can read it.
+        ProfileError: not a P-256 key.
+    """
+    if not path.exists():
+        key = ProofKey.generate()
+        write_secret(path, key.to_pem().encode())
+        return key
+    return ProofKey.from_pem(read_secret(path).decode("latin-1"))
+
+
 def mint_from_settings(
-    settings: Settings, *, scopes: list[str], subject: str, lifetime_s: int
+    settings: Settings,
+    *,
+    scopes: list[str],
+    subject: str,
+    lifetime_s: int,
+    confirmation: str | None = None,
 ) -> str:
     """A token that a server with these settings accepts.
 
@@ -80,4 +109,5 @@ def mint_from_settings(
         scopes=scopes,
         lifetime_s=lifetime_s,
         now=int(time.time()),
+        confirmation=confirmation,
     )
