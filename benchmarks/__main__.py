@@ -2,13 +2,14 @@
 
 import argparse
 
-from benchmarks import gate, sealing, server, throughput
+from benchmarks import gate, sealing, server, throughput, training
 
 BENCHMARKS = {
     "sealing": sealing.run,
     "gate": gate.run,
     "server": server.run,
     "throughput": throughput.run,
+    "training": training.run,
 }
 
 

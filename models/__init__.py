@@ -10,5 +10,6 @@ columns         cells to numbers, codes and texts                      (offline)
 readers         CSV, parquet, npz and callables to arrays, bounded     (offline)
 sources         those to data sets, under a public schema              (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
+features        fixed feature maps of images: scattering              (offline)
 export          torch to ONNX, with parity against the original        (offline)
 """

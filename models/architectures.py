@@ -60,6 +60,9 @@ class TabularClassifier(nn.Module):
         body: the network; maps ``(n, width)`` to ``(n, classes)`` logits.
         width: what `network_input` gives: one per number, one per category, and one
             per number for whether it was missing, if flags are wanted.
+        centre: which share of each range becomes 0. Where usual values are known to
+            lie low in their range, as counts do, the middle wastes gradient on what
+            every row has in common.
     """
 
     low: Tensor
@@ -69,7 +72,12 @@ class TabularClassifier(nn.Module):
     category: Tensor
 
     def __init__(
-        self, columns: Sequence[Column], body: nn.Module, *, missing_flags: bool = False
+        self,
+        columns: Sequence[Column],
+        body: nn.Module,
+        *,
+        missing_flags: bool = False,
+        centre: float = 0.5,
     ) -> None:
         super().__init__()
         low = torch.tensor([column.low for column in columns], dtype=torch.float32)
@@ -86,24 +94,26 @@ class TabularClassifier(nn.Module):
             self.register_buffer("category", torch.tensor([float(c) for _, c in pairs]))
         self._numbers, self._coded = bool(numeric), bool(pairs)
         self._flags = missing_flags and self._numbers
+        self.centre = centre
         self.width = tabular_width(columns, missing_flags=missing_flags)
         self.body = body
 
     def scale(self, features: Tensor) -> Tensor:
         """Raw features in any unit, any value, to [0, 1] of each public range.
 
-        What is missing or infinite becomes the middle of the range: 0.5.
+        What is missing or infinite becomes `centre`, the middle if nothing was said.
         """
         scaled = (features - self.low) / self.span
         scaled = torch.clamp(scaled, 0.0, 1.0)
-        return torch.where(torch.isfinite(features), scaled, 0.5)
+        return torch.where(torch.isfinite(features), scaled, self.centre)
 
     def network_input(self, features: Tensor) -> Tensor:
-        """What `body` takes: numbers in [-1, 1], then one-hot categories, then flags.
+        """What `body` takes: numbers, then one-hot categories, then flags.
 
+        Numbers are twice their distance from `centre`: with the middle, in [-1, 1].
         A category that is missing, or none of the known ones, is all zeros.
         """
-        centred = 2.0 * self.scale(features) - 1.0
+        centred = 2.0 * self.scale(features) - 2.0 * self.centre
         if not (self._coded or self._flags):
             return centred
         parts = []
@@ -124,26 +134,37 @@ class TabularClassifier(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """A classifier of images, normalisation inside.
+    """A classifier of images, normalisation and fixed features inside.
 
     Attributes:
-        body: the network; maps ``(n, channels, height, width)`` to logits.
+        body: the network; maps ``(n, channels, height, width)``, of the features where
+            there are any, to logits.
     """
 
     def __init__(
-        self, bounds: tuple[float, float], *, mean: float, std: float, body: nn.Module
+        self,
+        bounds: tuple[float, float],
+        *,
+        mean: float,
+        std: float,
+        body: nn.Module,
+        features: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._low, self._high = bounds
         self._mean, self._std = mean, std
+        self._features = nn.Identity() if features is None else features
         self.body = body
 
     def network_input(self, pixels: Tensor) -> Tensor:
-        """What `body` takes: pixels clipped to their range, scaled, normalised."""
+        """What `body` takes: pixels clipped to their range, scaled, normalised; then
+        their features.
+        """
         scaled = (pixels - self._low) / (self._high - self._low)
         scaled = torch.clamp(scaled, 0.0, 1.0)
         scaled = torch.where(torch.isfinite(pixels), scaled, 0.5)
-        return (scaled - self._mean) / self._std
+        result: Tensor = self._features((scaled - self._mean) / self._std)
+        return result
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from models.architectures import ARCHITECTURES
 from models.datasets import NAMES
+from models.features import FEATURES
 from security.errors import TrainingError
 from security.training.config_reader import (
     MAX_CONFIG_BYTES,
@@ -65,6 +66,9 @@ class ModelConfig:
         blocks: residual blocks of "resnet".
         module: for "module", ``package.module:function``, which returns an `nn.Module`.
         missing_flags: whether the network sees which values were missing.
+        centre: of tables, the share of each public range that the network sees as 0.
+        features: of images, a fixed map of `models.features.FEATURES` before the
+            network; empty for none.
         seed: of the initial weights, which are public.
     """
 
@@ -75,6 +79,8 @@ class ModelConfig:
     blocks: int = 0
     module: str = ""
     missing_flags: bool = False
+    centre: float = 0.5
+    features: str = ""
     seed: int = 0
 
 
@@ -385,6 +391,9 @@ def _model_rules(model: ModelConfig) -> Rules:
     yield wide, "model.hidden", "widths for mlp, none for linear"
     sizes = len(model.hidden) <= 8 and all(1 <= n <= 4096 for n in model.hidden)
     yield sizes, "model.hidden", "at most 8 layers of 1 to 4096"
+    yield 0 <= model.centre <= 1, "model.centre", "must be 0 to 1"
+    fixed = not model.features or model.features in FEATURES
+    yield fixed, "model.features", f"one of {', '.join(FEATURES)}"
     yield 0 <= model.blocks <= 32, "model.blocks", "must be 0 to 32"
     module = bool(model.module) == (model.architecture == MODULE)
     yield module, "model.module", "package.module:function, for architecture 'module'"

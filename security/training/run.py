@@ -21,6 +21,7 @@ from models.architectures import (
 )
 from models.datasets import AnyDataset, TabularDataset
 from models.errors import BundleError
+from models.features import FEATURES, feature_shape
 from security.errors import TrainingError
 from security.training import bundle
 from security.training.bundle import Training
@@ -36,6 +37,7 @@ from security.training.trainer import Examples
 __all__ = ["build_classifier", "examples_of", "train_bundle"]
 
 Classifier = TabularClassifier | ImageClassifier
+_PIECE = 256  # rows preprocessed at once
 
 
 def train_bundle(
@@ -110,10 +112,7 @@ def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:
     """
     torch.manual_seed(config.model.seed)  # initial weights only: public
     flags = config.model.missing_flags
-    if isinstance(train, TabularDataset):
-        shape: tuple[int, ...] = (tabular_width(train.columns, missing_flags=flags),)
-    else:
-        shape = tuple(train.features.shape[1:])
+    shape = _input_shape(config, train)
     spec = NetworkSpec(
         shape, len(train.classes), config.model.hidden, config.model.blocks
     )
@@ -126,8 +125,28 @@ def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:
             raise TrainingError(f"model.architecture: {error}") from None
     check_body(body, spec)
     if isinstance(train, TabularDataset):
-        return TabularClassifier(train.columns, body, missing_flags=flags)
-    return ImageClassifier(train.bounds, mean=train.mean, std=train.std, body=body)
+        return TabularClassifier(
+            train.columns, body, missing_flags=flags, centre=config.model.centre
+        )
+    features = FEATURES[config.model.features]() if config.model.features else None
+    return ImageClassifier(
+        train.bounds, mean=train.mean, std=train.std, body=body, features=features
+    )
+
+
+def _input_shape(config: TrainingConfig, train: AnyDataset) -> tuple[int, ...]:
+    """Of one example as the network sees it."""
+    name = config.model.features
+    if isinstance(train, TabularDataset):
+        if name:
+            raise TrainingError(f"model.features: {name} takes images")
+        flags = config.model.missing_flags
+        return (tabular_width(train.columns, missing_flags=flags),)
+    shape = tuple(train.features.shape[1:])
+    try:
+        return feature_shape(name, shape) if name else shape
+    except ValueError as error:
+        raise TrainingError(f"model.features: {error}") from None
 
 
 def _randomness(config: TrainingConfig) -> Randomness:
@@ -138,9 +157,10 @@ def examples_of(
     config: TrainingConfig, module: Classifier, train: AnyDataset
 ) -> Examples:
     """The training rows as the network takes them, with whose they are."""
+    # A piece at a time: fixed features pass through maps much larger than their result.
     with torch.no_grad():
-        features = torch.as_tensor(train.features, dtype=torch.float32)
-        inputs = module.network_input(features)
+        pieces = torch.split(torch.as_tensor(train.features), _PIECE)
+        inputs = torch.cat([module.network_input(piece.float()) for piece in pieces])
     grouped = config.privacy.unit_bound == "group"
     units = None if grouped else unit_numbers(train)
     return Examples(inputs, torch.as_tensor(train.labels), units)
