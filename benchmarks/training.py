@@ -22,6 +22,7 @@ from models.bundle import MODEL_FILE
 from models.export import run_onnx
 from security.training.config import TrainingConfig, load_config
 from security.training.data import load_split
+from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness
 from security.training.run import train_bundle
 
@@ -147,6 +148,7 @@ def measure(recipe: Recipe, changes: Changes, seed: int) -> float:
             config,
             Path(home) / "bundle",
             lambda *_: None,
+            ledger=Ledger(Path(home) / "ledger.sqlite"),
             randomness=SeededRandomness(seed),
         )
         model = (out / MODEL_FILE).read_bytes()
