@@ -42,7 +42,7 @@ class ObservabilitySettings:
         metrics_port: also serve the metrics there, without a token; 0 does not. For a
             network that only the operator reaches.
         metrics_host: address that port listens on.
-        serve_openapi: answer GET /openapi.yaml, to tokens with the scope "metadata".
+        serve_openapi: answer GET /openapi.yaml, to callers with a valid token.
     """
 
     log_requests: bool = False

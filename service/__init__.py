@@ -10,6 +10,8 @@ gateway    opens sealed requests, seals the answers (RFC 9458)
 routes     /v2/*: who may, what is asked, what is answered
 callers    who calls, and how a refusal says to do better
 access     what decides about callers, made from the settings
+logs       lines of JSON, one for each request if wanted
+tracing    W3C Trace Context
 recorder   what is written down about each request
 problems   every refusal a caller can see (RFC 9457): the only place with status codes
 metrics    what Prometheus is told: every family and label

@@ -8,6 +8,7 @@ hook in the parent process, each worker builds the application: three doors, one
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 
 import bentoml
 from _bentoml_sdk import Service
@@ -37,8 +38,9 @@ from service.follower import Follower
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.lineup import Lineup
+from service.logs import LineWriter, RequestLog, install
 from service.memory import bound_memory, keep_freed_memory
-from service.metrics import Metrics, make_folder, open_metrics
+from service.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.recorder import open_recorder, record_refusal
 from service.routes import Routes
 from service.runtime import LoadedModel
@@ -80,6 +82,7 @@ class AdmittedService(Service):
         """Build one worker's application: the third door."""
         settings = _settings()
         try:
+            install()
             metrics = open_metrics()
             app = _guard(super().to_asgi(is_main), settings, metrics)
             connections.install(settings, metrics)
@@ -116,6 +119,8 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         documents=access.documents,
         require_sealed=settings.sealing.require_sealed,
         metrics=metrics,
+        log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
+        interface=_interface() if settings.observability.serve_openapi else None,
     )
     gateway = Gateway(
         LiveRing(
@@ -144,6 +149,21 @@ def _check_operable(settings: Settings) -> None:
         server_context(settings.tls)
 
 
+def _interface() -> bytes:
+    """The description of the interface that clients may read (OpenAPI)."""
+    return Path(__file__).with_name("openapi.yaml").read_bytes()
+
+
+def _serve_metrics(settings: Settings) -> None:
+    observability = settings.observability
+    if not observability.metrics_port:
+        return
+    try:
+        serve_metrics(observability.metrics_host, observability.metrics_port)
+    except SealgateError as error:
+        raise BentoMLException(str(error)) from None
+
+
 @bentoml.service(
     name="sealgate",
     service_class=AdmittedService,
@@ -169,6 +189,7 @@ class Sealgate:
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
         make_folder()
+        _serve_metrics(settings)
         for admission in admissions:
             print(
                 f"admitted {admission.bundle.manifest.tag}, "

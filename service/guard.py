@@ -15,7 +15,7 @@ import numpy as np
 
 from sealgate.errors import SealgateError
 from sealgate.protocol import chunked, keyconfig, ohttp, signedkeys
-from sealgate.protocol.bhttp import Body, Request, Response
+from sealgate.protocol.bhttp import Body, Headers, Request, Response
 from security.sealing.publish import Document
 from security.settings import ServiceSettings
 from service.direct import DIRECT_BODY, DirectBody
@@ -24,6 +24,7 @@ from service.intake import Intake, Visit
 from service.metrics import METRICS_TYPE
 from service.problems import Problem, problem_response
 from service.routes import Routes
+from service.tracing import OUTER_TRACE, read_trace
 
 __all__ = ["Guard"]
 
@@ -111,6 +112,8 @@ class Guard:
         self, scope: Scope, receive: Receive, send: Send, visit: Visit
     ) -> None:
         head = _head(scope)
+        trace = read_trace(head.headers)
+        OUTER_TRACE.set(trace)
         body = _Body(scope, receive, visit, self._settings)
         try:
             if head.path == b"/metrics" and head.method == b"GET":
@@ -124,8 +127,10 @@ class Guard:
             raise
         finally:
             body.release()
-        scheme = scope["scheme"]
-        await _send(send, response, close=not body.complete, scheme=scheme)
+        more = [] if trace is None else [trace.header]
+        if scope["scheme"] == "https":
+            more.append(_HSTS)
+        await _send(send, response, close=not body.complete, more=tuple(more))
 
     async def _answer(self, head: Request, body: _Body) -> Answer:
         if head.path == GATEWAY_PATH:
@@ -365,15 +370,13 @@ def _declared_length(scope: Scope) -> int | None:
 
 
 async def _send(
-    send: Send, response: Answer, *, close: bool, scheme: str = "http"
+    send: Send, response: Answer, *, close: bool, more: Headers = ()
 ) -> None:
-    headers = [*response.headers, *_HARDENING]
+    headers = [*response.headers, *_HARDENING, *more]
     if isinstance(response, Response):
         headers.append((b"content-length", str(len(response.body)).encode()))
     if not any(name == b"cache-control" for name, _ in response.headers):
         headers.append((b"cache-control", b"no-store"))
-    if scheme == "https":
-        headers.append(_HSTS)
     if close:
         # The rest of the body was not read: no other request can follow it.
         headers.append((b"connection", b"close"))

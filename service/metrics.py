@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from security.admission.gate import Admission
-from service.counters import Counters, Key
+from security.errors import SettingsError
+from service.counters import Counters, Key, read_counters
 
 __all__ = [
     "FAMILIES",
@@ -28,6 +29,7 @@ __all__ = [
     "Metrics",
     "make_folder",
     "open_metrics",
+    "serve_metrics",
 ]
 
 _FOLDER = "_SEALGATE_METRICS_FOLDER"
@@ -186,20 +188,9 @@ class Metrics:
     def text(self) -> bytes:
         """The numbers of all workers in Prometheus' text format."""
         # Imported late: it is not needed before somebody asks.
-        from prometheus_client import CollectorRegistry  # noqa: PLC0415
         from prometheus_client.exposition import generate_latest  # noqa: PLC0415
 
-        registry = CollectorRegistry()
-        registry.register(self)
-        return generate_latest(registry)
-
-    def collect(self) -> Iterable[Any]:
-        """All families that have numbers, as prometheus_client wants them."""
-        totals = _add_up(self._counters.read())
-        for name, family in FAMILIES.items():
-            series = {k[1:]: v for k, v in totals.items() if k[0] == name}
-            if series:
-                yield _expose(name, family, series)
+        return generate_latest(_registry(self._counters.read))
 
 
 def make_folder() -> None:
@@ -209,10 +200,51 @@ def make_folder() -> None:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
+def serve_metrics(host: str, port: int) -> None:
+    """Answer with the numbers of all workers on a port of their own, to anyone.
+
+    In the parent process, which outlives its workers, and after `make_folder`.
+
+    Raises:
+        SettingsError: the port cannot be had.
+    """
+    from prometheus_client import start_http_server  # noqa: PLC0415  (as in `text`)
+
+    folder = Path(os.environ[_FOLDER])
+    try:
+        start_http_server(port, host, _registry(lambda: read_counters(folder)))
+    except OSError as error:
+        raise SettingsError(
+            f"observability.metrics_port: {port}: {error.strerror}"
+        ) from None
+
+
 def open_metrics() -> Metrics:
     """This process's numbers, in the parent's folder if it made one."""
     folder = os.environ.get(_FOLDER)
     return Metrics(Counters(None if folder is None else Path(folder)))
+
+
+class _Collector:
+    """All families that have numbers, as prometheus_client wants them."""
+
+    def __init__(self, read: Callable[[], Iterable[tuple[Key, list[float]]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Any]:
+        totals = _add_up(self._read())
+        for name, family in FAMILIES.items():
+            series = {k[1:]: v for k, v in totals.items() if k[0] == name}
+            if series:
+                yield _expose(name, family, series)
+
+
+def _registry(read: Callable[[], Iterable[tuple[Key, list[float]]]]) -> Any:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415  (as in `text`)
+
+    registry = CollectorRegistry()
+    registry.register(_Collector(read))
+    return registry
 
 
 def _family(key: Key) -> Family:

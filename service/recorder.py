@@ -24,6 +24,7 @@ from security.audit.tally import Tally, TallyLimits
 from security.errors import AdmissionRefused, AuditError
 from security.key_files import read_secret
 from security.settings import AuditSettings, load_settings
+from service.tracing import Trace
 
 __all__ = [
     "QUOTA_EXCEEDED",
@@ -55,6 +56,8 @@ class Decision:
         action: what is asked for.
         rows: of the inputs.
         request_bytes: of the request's content, unsealed.
+        trace: the caller's, from inside the seal if it came sealed. For logs only.
+        outer_trace: of the request that held the sealed one. For logs only.
     """
 
     sealed: bool
@@ -67,6 +70,8 @@ class Decision:
     action: str | None = None
     rows: int | None = None
     request_bytes: int | None = None
+    trace: Trace | None = None
+    outer_trace: Trace | None = None
 
 
 class Recorder:

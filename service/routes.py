@@ -30,16 +30,20 @@ from service.batching import (
 )
 from service.callers import Callers
 from service.lineup import Lineup, Served
+from service.logs import RequestLog
 from service.metrics import Metrics
 from service.problems import NO_MODEL, Problem, problem_response, to_problem
 from service.recorder import Decision, Recorder
+from service.tracing import OUTER_TRACE, read_trace
 
 __all__ = ["Routes"]
 
+OPENAPI_PATH = b"/openapi.yaml"
 SERVER_NAME = "sealgate"
 SERVER_VERSION = "0.1.0"
 _EXTENSIONS = [binary_tensors.EXTENSION]
 _JSON: Headers = ((b"content-type", b"application/json"),)
+_YAML: Headers = ((b"content-type", b"application/yaml"),)
 _BINARY = (b"content-type", b"application/octet-stream")
 # The second one is what clients call a body with binary tensors; some, any body.
 _TENSOR_TYPES = (b"application/json", b"application/octet-stream")
@@ -64,6 +68,8 @@ class Routes:
         permissions: Permissions = Permissions(),
         documents: Mapping[bytes, Response] = {},
         metrics: Metrics | None = None,
+        log: RequestLog | None = None,
+        interface: bytes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Wire it.
@@ -76,9 +82,13 @@ class Routes:
             permissions: what callers may.
             documents: what answers without a token, by path, health aside.
             metrics: to count in.
+            log: gets a line for each request, if any.
+            interface: the OpenAPI document, if callers may read it.
             clock: Unix seconds.
         """
         self.metrics = metrics or Metrics()
+        self._log = log
+        self._interface = interface
         self._lineup = lineup
         self._callers = callers
         self._permissions = permissions
@@ -109,6 +119,11 @@ class Routes:
             principal=principal,
             request_bytes=len(request.body),
         )
+        outer = OUTER_TRACE.get()
+        if sealed:
+            decision.trace, decision.outer_trace = read_trace(request.headers), outer
+        else:
+            decision.trace = outer
         reason: str | None = None
         try:
             response = await self._dispatch(request, decision)
@@ -132,8 +147,8 @@ class Routes:
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
-        self._count(decision, response.status, reason)
-        return _with_id(response, decision.request_id)
+        self._tell(decision, response, reason)
+        return _with_id(response, decision)
 
     async def check_early(self, request: Request) -> Principal:
         """Refuse a plaintext request by its head, before its body is read.
@@ -155,14 +170,16 @@ class Routes:
         """Record and answer a refusal that was decided outside `answer`."""
         problem = to_problem(error, self._callers.challenges)
         decision = Decision(sealed=sealed, started=time.perf_counter())
+        decision.outer_trace = OUTER_TRACE.get()
         try:
             await self._recorder.record(
                 decision, status=problem.status, reason=problem.code
             )
         except SealgateError as failure:
             problem = to_problem(failure)
-        self._count(decision, problem.status, problem.code)
-        return _with_id(problem_response(problem), decision.request_id)
+        response = problem_response(problem)
+        self._tell(decision, response, problem.code)
+        return _with_id(response, decision)
 
     async def authorize_metrics(self, request: Request) -> None:
         """Allow reading metrics, or raise.
@@ -184,6 +201,10 @@ class Routes:
             decision.action = "metadata"
             _expect(request, b"GET")
             return _json(_server_metadata())
+        if path == OPENAPI_PATH and self._interface is not None:
+            decision.action = "interface"
+            _expect(request, b"GET")
+            return Response(200, _YAML, self._interface)
         match = _MODEL.fullmatch(path)
         if match is None:
             raise Problem("not-found")
@@ -278,8 +299,12 @@ class Routes:
             document["id"] = identifier
         return _tensors(document, parts)
 
-    def _count(self, decision: Decision, status: int, reason: str | None) -> None:
-        """Tell the metrics. What a caller made up becomes no label."""
+    def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
+        """Tell metrics and log. What a caller made up becomes no label."""
+        status = response.status
+        if self._log is not None:
+            size = len(response.body)
+            self._log.write(decision, status=status, reason=reason, response_bytes=size)
         served = decision.version is not None
         model = decision.model or "" if served else ""
         version, action = decision.version or "", decision.action or ""
@@ -400,6 +425,9 @@ def _tensors(document: Any, parts: binary_tensors.Parts) -> Response:
     return Response(200, (_BINARY, length), b"".join((head, *parts)))
 
 
-def _with_id(response: Response, request_id: str) -> Response:
-    headers = (*response.headers, (b"x-request-id", request_id.encode()))
+def _with_id(response: Response, decision: Decision) -> Response:
+    headers = (*response.headers, (b"x-request-id", decision.request_id.encode()))
+    if decision.sealed and decision.trace is not None:
+        # Of a plaintext one the guard tells.
+        headers = (*headers, decision.trace.header)
     return Response(response.status, headers, response.body, response.trailers)

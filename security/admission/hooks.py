@@ -78,6 +78,7 @@ ALLOWED_SOURCES = (
     "security/audit/*.py",
     "security/sealing/*.py",
     "service/*.py",
+    "service/openapi.yaml",
 )
 _observers: list[Callable[[str, SealgateError], None]] = []
 _MAX_LOCK_BYTES = 64 << 10
