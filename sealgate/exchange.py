@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
@@ -58,6 +59,7 @@ DATE_PROBLEM = "https://iana.org/assignments/http-problem-types#date"
 _PROBLEM_TYPE = "application/problem+json"
 _MAX_PROBLEM_BYTES = 64 << 10
 _MAX_RETRY_AFTER_S = 86_400
+_MAX_DATE_CHARACTERS = 64
 Content = bytes | Iterator[bytes]
 _Open = Callable[[bytes], bytes]
 # RFC 9449, section 8.1.
@@ -211,7 +213,7 @@ def refusal(answer: Answer, *, sealed: bool = False) -> ClientError:
     error = (kind if nonce is None else ProofNonceError)(
         answer.status,
         problem,
-        retry_after_s=_seconds(answer.headers.get("retry-after", "")),
+        retry_after_s=_retry_after_s(answer.headers),
         sealed=sealed,
         request_id=answer.headers.get("x-request-id"),
     )
@@ -346,11 +348,18 @@ def _problem(answer: Answer) -> dict[str, Any] | None:
         return None
 
 
-def _seconds(text: str) -> float | None:
-    """Retry-After in seconds; its other form, a date, is not worth a clock's trust."""
-    if not (text.isascii() and text.isdigit()):
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Retry-After (RFC 9110, section 10.2.3) in seconds, at most a day.
+
+    A date counts from the same answer's Date: our clock may be another.
+    """
+    text = headers.get("retry-after", "")
+    if text.isascii() and text.isdigit():
+        return float(min(int(text[:9]), _MAX_RETRY_AFTER_S))
+    until, since = _time(text), _time(headers.get("date", ""))
+    if until is None or since is None:
         return None
-    return float(min(int(text[:9]), _MAX_RETRY_AFTER_S))
+    return min(max(until - since, 0.0), float(_MAX_RETRY_AFTER_S))
 
 
 def _nonce(answer: Answer) -> str | None:
@@ -361,7 +370,11 @@ def _nonce(answer: Answer) -> str | None:
 
 
 def _time(text: str) -> float | None:
+    if len(text) > _MAX_DATE_CHARACTERS:
+        return None
     try:
-        return parsedate_to_datetime(text).timestamp()
+        date = parsedate_to_datetime(text)
+        # HTTP's dates are in GMT, though one of their three forms does not say so.
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

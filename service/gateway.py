@@ -146,11 +146,15 @@ class Gateway:
             SealgateError: as `answer`.
         """
         message, enc, context = request.finish()
+        self._metrics.stage("open", request.seconds)
         key_id, ring = request.key_id, request.ring
         del request
         inner = await self._inner(message, enc, key_id=key_id, ring=ring)
         del message
-        return Response(200, _OUTER_HEADERS, context.seal_parts(_padded(inner)))
+        began = time.perf_counter()
+        sealed = context.seal_parts(_padded(inner))
+        self._metrics.stage("seal", time.perf_counter() - began)
+        return Response(200, _OUTER_HEADERS, sealed)
 
     def begin_chunked(self) -> ChunkedRequest:
         """Prepare to take a chunked request as it arrives."""
@@ -193,11 +197,13 @@ class LargeRequest:
     Attributes:
         ring: the keys it is opened with.
         key_id: of the key that it names, once that has arrived.
+        seconds: spent on opening it so far.
     """
 
     def __init__(self, ring: KeyRing, size: int) -> None:
         self.ring = ring
         self.key_id = -1
+        self.seconds = 0.0
         self._receiver = RequestReceiver(size, self._find)
         self._error: SealgateError | None = None
 
@@ -208,10 +214,12 @@ class LargeRequest:
         whatever was wrong, and the client is there to read it.
         """
         if self._error is None:
+            began = time.perf_counter()
             try:
                 self._receiver.feed(data)
             except SealgateError as error:
                 self._error = error
+            self.seconds += time.perf_counter() - began
 
     def finish(self) -> tuple[memoryview, bytes, ResponseContext]:
         """The message, its encapsulated key, and what seals the response.

@@ -22,6 +22,7 @@ from sealgate.exchange import (
     json_of,
     model_path,
     parse_metadata,
+    refusal,
     refusal_of,
 )
 from sealgate.keys import choose_config
@@ -360,3 +361,36 @@ def test_metadata():
 def test_malformed_metadata(metadata):
     with pytest.raises(TransportError, match="the model's metadata is malformed"):
         parse_metadata(metadata)
+
+
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "date", "seconds"),
+    [
+        ("3", DATE, 3.0),
+        ("3", "", 3.0),
+        ("999999999999", "", 86_400.0),
+        ("Sun, 06 Nov 1994 08:49:40 GMT", DATE, 3.0),
+        ("Sunday, 06-Nov-94 08:49:40 GMT", DATE, 3.0),  # RFC 850's form
+        ("Sun Nov  6 08:49:40 1994", DATE, 3.0),  # asctime's
+        ("Sun, 06 Nov 1994 08:49:30 GMT", DATE, 0.0),  # it is over
+        ("Sun, 06 Nov 2094 08:49:37 GMT", DATE, 86_400.0),
+        ("Sun, 06 Nov 1994 08:49:40 GMT", "", None),  # by whose clock?
+        ("Sun, 06 Nov 1994 08:49:40 GMT", "now", None),
+        ("soon", DATE, None),
+        ("Sun, 06 Nov 99999 08:49:40 GMT", DATE, None),
+        (DATE + " " * 100, DATE, None),
+        ("-1", DATE, None),
+        ("", DATE, None),
+    ],
+)
+def test_retry_after(retry_after, date, seconds):
+    headers = {
+        "content-type": "application/problem+json",
+        "retry-after": retry_after,
+        "date": date,
+    }
+    error = refusal(Answer(503, headers, b'{"title": "busy"}'))
+    assert error.retry_after_s == seconds
