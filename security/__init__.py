@@ -10,6 +10,7 @@ commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables
 workload      the tables of it about running models
 serving       the tables of it about TLS, logs and metrics
+bookkeeping   the tables of it about quotas and the audit log
 issuers       what the settings say about an issuer of tokens
 key_files     private keys in PEM files that only their owner can read
 errors        this package's branch of the error tree

@@ -12,6 +12,7 @@
     │   ├── CredentialsError    more or other credentials than one can be: 400
     │   ├── ScopeError      a valid token without the right: 403
     │   ├── HiddenError     nor the right to know that there is such a thing: 404
+    │   ├── QuotaError      a quota of the caller is spent: 429
     │   ├── KeysUnavailableError    the issuer's keys are not there yet: 503
     │   └── RevocationStoreError    whether it is revoked cannot be told: 503
     ├── AdmissionRefused    a numbered check of the gate failed
@@ -19,6 +20,7 @@
     ├── ReplayStoreError    whether it was cannot be told: nothing is answered
     ├── DateError           the request's Date is missing or outside the window
     ├── PlanError           what is to be served cannot be, or cannot be read
+    ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── AuditError          a record cannot be written, or the log does not verify
     ├── TrainingError       the training cannot be private, or cannot run
     │   └── LedgerError     the budget is spent, or the ledger cannot be written
@@ -47,6 +49,8 @@ __all__ = [
     "NonceError",
     "PlanError",
     "ProofError",
+    "QuotaError",
+    "QuotaStoreError",
     "ReplayError",
     "ReplayStoreError",
     "RevocationStoreError",
@@ -137,6 +141,32 @@ class DateError(SealgateError):
 
 class PlanError(SealgateError):
     """A plan of what to serve is malformed, or a change of it makes no sense."""
+
+
+class QuotaError(AccessError):
+    """A quota of the caller is spent.
+
+    Attributes:
+        policies: names of the budgets.
+        retry_after_s: when to come back; None if the request asks for more than there
+            ever is.
+        fields: header fields that say where the caller stands.
+    """
+
+    def __init__(
+        self,
+        policies: tuple[str, ...],
+        retry_after_s: int | None,
+        fields: tuple[tuple[bytes, bytes], ...],
+    ) -> None:
+        self.policies = policies
+        self.retry_after_s = retry_after_s
+        self.fields = fields
+        super().__init__(", ".join(policies))
+
+
+class QuotaStoreError(SealgateError):
+    """The store of quotas cannot be asked, or is full."""
 
 
 class AuditError(SealgateError):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from security.bookkeeping import AuditSettings, QuotaSettings, check_bookkeeping
 from security.errors import SettingsError
 from security.issuers import IssuerSettings, KeyLocation, check_issuers, check_resource
 from security.key_files import PASSPHRASE_VARIABLE
@@ -34,7 +35,6 @@ from security.workload import (
 __all__ = [
     "AccessSettings",
     "AdmissionSettings",
-    "AuditSettings",
     "SealingSettings",
     "ServiceSettings",
     "Settings",
@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 ENVIRONMENTS = ("development", "production")
-FAILURE_MODES = ("refuse", "serve")
 _PREFIX = "SEALGATE_"
 # Read elsewhere: the two above, the client's profile, and where passphrases are.
 _OTHER_VARIABLES = frozenset(
@@ -182,43 +181,6 @@ class AdmissionSettings:
 
 
 @dataclass(frozen=True)
-class AuditSettings:
-    """The audit log.
-
-    Attributes:
-        directory: the writers' files and their checkpoints.
-        name: of this log and of the key that signs its checkpoints; like a URL without
-            a scheme, and no other log's.
-        pseudonym_key: file with the key that pseudonyms of subjects are made with.
-        checkpoint_key: Ed25519 key that checkpoints are signed with.
-        verifier_key: its public half, for who verifies the log.
-        sync: answer when a record is on disk; without it, when the operating system
-            has it, which outlives the process but not the machine.
-        on_failure: "refuse" answers 503 while records cannot be written; "serve" keeps
-            up to ``max_held_records`` in memory first.
-        max_held_records: per worker, with "serve".
-        max_file_bytes: a file is not continued beyond this.
-        checkpoint_interval_s: how long the end of the log may stay unsigned.
-        refusal_interval_s: for which refusals of strangers are counted together,
-            beyond the first ``refusal_records``.
-        refusal_records: of strangers, in one interval, recorded one by one.
-    """
-
-    directory: Path = Path("audit")
-    name: str = "sealgate.invalid/audit"
-    pseudonym_key: Path = Path("keys/audit.key")
-    checkpoint_key: Path = Path("keys/checkpoint.pem")
-    verifier_key: Path = Path("audit.vkey")
-    sync: bool = True
-    on_failure: str = "refuse"
-    max_held_records: int = 10_000
-    max_file_bytes: int = 64 << 20
-    checkpoint_interval_s: float = 10.0
-    refusal_interval_s: float = 60.0
-    refusal_records: int = 60
-
-
-@dataclass(frozen=True)
 class Settings:
     """The effective settings, all paths absolute."""
 
@@ -227,6 +189,7 @@ class Settings:
     access: AccessSettings = field(default_factory=AccessSettings)
     sealing: SealingSettings = field(default_factory=SealingSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
@@ -263,6 +226,7 @@ _POSITIVE: Mapping[str, tuple[str, ...]] = {
         "max_replay_entries",
     ),
     "deployment": ("poll_s",),
+    "quotas": ("max_entries",),
     "audit": (
         "max_held_records",
         "max_file_bytes",
@@ -276,6 +240,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "access": AccessSettings,
     "sealing": SealingSettings,
     "admission": AdmissionSettings,
+    "quotas": QuotaSettings,
     "audit": AuditSettings,
     "runtime": RuntimeSettings,
     "deployment": DeploymentSettings,
@@ -337,8 +302,7 @@ def _checked(settings: Settings) -> Settings:
     _check_access(settings.access)
     _check_sealing(settings.sealing)
     check_runtime(settings.runtime)
-    if settings.audit.on_failure not in FAILURE_MODES:
-        raise SettingsError(f"audit.on_failure: one of {', '.join(FAILURE_MODES)}")
+    check_bookkeeping(settings.quotas, settings.audit)
     check_serving(settings.tls, settings.observability)
     return settings
 

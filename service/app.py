@@ -16,6 +16,7 @@ from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
+from security.access.quotas import load_quota_counters
 from security.admission.hooks import (
     AdmittedImage,
     AdmittedModel,
@@ -121,6 +122,9 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         metrics=metrics,
         log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
         interface=_interface() if settings.observability.serve_openapi else None,
+        quotas=load_quota_counters(
+            settings.quotas, key=read_secret(settings.audit.pseudonym_key)
+        ),
     )
     gateway = Gateway(
         LiveRing(
@@ -147,6 +151,7 @@ def _check_operable(settings: Settings) -> None:
     load_signer(settings.audit)
     if settings.tls.enabled:
         server_context(settings.tls)
+    load_quota_counters(settings.quotas, key=b"")
 
 
 def _interface() -> bytes:

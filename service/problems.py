@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 
@@ -28,6 +29,8 @@ from security.errors import (
     KeysUnavailableError,
     NonceError,
     ProofError,
+    QuotaError,
+    QuotaStoreError,
     ReplayError,
     ReplayStoreError,
     RevocationStoreError,
@@ -96,6 +99,15 @@ _KINDS: Mapping[str, _Kind] = dict(
                 "https://iana.org/assignments/http-problem-types#ohttp-key",
             ),
         ),
+        # draft-ietf-httpapi-ratelimit-headers-11, section 5.1.
+        (
+            "quota-exceeded",
+            _Kind(
+                429,
+                "A quota of yours for this model is spent",
+                "https://iana.org/assignments/http-problem-types#quota-exceeded",
+            ),
+        ),
         _kind(500, "internal", "Internal error"),
         _kind(500, "model-failure", "The model failed on this input"),
         _kind(503, "admission-expired", "The evidence of this model has expired"),
@@ -104,6 +116,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "revocation-unavailable", "Whether this is revoked cannot be told"),
         _kind(503, "overloaded", "The server is busy"),
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
+        _kind(503, "quota-unavailable", "What you have used up cannot be told now"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),
         _kind(504, "inference-timeout", "The inference took too long"),
     )
@@ -117,11 +130,17 @@ class Problem(SealgateError):  # noqa: N818  (RFC 9457 calls it a problem)
         code: which.
         detail: for the caller; None says no more than the title.
         headers: to be sent along.
+        members: further ones of the document.
     """
 
     def __init__(
-        self, code: str, detail: str | None = None, headers: Headers = ()
+        self,
+        code: str,
+        detail: str | None = None,
+        headers: Headers = (),
+        members: Mapping[str, Any] | None = None,
     ) -> None:
+        self.members = members or {}
         self.code = code
         self.detail = detail
         self.headers = headers
@@ -178,6 +197,8 @@ def to_problem(error: SealgateError, challenges: Challenges = Challenges()) -> P
     match error:
         case Problem():
             return error
+        case QuotaError():
+            return _quota_problem(error)
         case AccessError():
             return _refused(error, challenges)
         case TensorError():
@@ -190,6 +211,8 @@ def to_problem(error: SealgateError, challenges: Challenges = Challenges()) -> P
             return Problem("replayed")
         case ReplayStoreError():
             return Problem("replay-unavailable", headers=_RETRY)
+        case QuotaStoreError():
+            return Problem("quota-unavailable", headers=_RETRY)
         case AuditError():
             return Problem("audit-unavailable")
     return Problem("internal")
@@ -224,7 +247,12 @@ def _refused(error: AccessError, challenges: Challenges) -> Problem:
 def problem_response(problem: Problem) -> Response:
     """The response that carries a problem."""
     kind = _KINDS[problem.code]
-    document = {"type": kind.type, "title": kind.title, "status": kind.status}
+    document: dict[str, Any] = {
+        "type": kind.type,
+        "title": kind.title,
+        "status": kind.status,
+        **problem.members,
+    }
     if problem.detail is not None:
         document["detail"] = problem.detail
     document["error"] = problem.detail or kind.title
@@ -239,3 +267,16 @@ def _challenge(scheme: str, parameters: Mapping[str, str]) -> tuple[bytes, bytes
     """One challenge; no value of ours holds a quote (RFC 9110, section 11.6.1)."""
     pairs = ", ".join(f'{name}="{value}"' for name, value in parameters.items())
     return b"www-authenticate", f"{scheme} {pairs}".encode()
+
+
+def _quota_problem(error: QuotaError) -> Problem:
+    """Says which quota, and when to come back; never, if it asks for too much."""
+    names = ", ".join(error.policies)
+    headers = error.fields
+    if error.retry_after_s is None:
+        detail = f"this request is larger than the quota: {names}"
+    else:
+        detail = f"spent: {names}"
+        headers = (*headers, (b"retry-after", b"%d" % error.retry_after_s))
+    members = {"violated-policies": list(error.policies)}
+    return Problem("quota-exceeded", detail, headers, members)

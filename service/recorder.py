@@ -15,15 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sealgate.errors import SealgateError
+from security.access.quotas import Ticket
 from security.access.tokens import Principal
 from security.admission.gate import Admission
 from security.audit.group import GroupLog
 from security.audit.journal import open_log, record_operation
 from security.audit.records import Scalar, encode, pseudonym, token_hash
 from security.audit.tally import Tally, TallyLimits
+from security.bookkeeping import AuditSettings
 from security.errors import AdmissionRefused, AuditError
 from security.key_files import read_secret
-from security.settings import AuditSettings, load_settings
+from security.settings import load_settings
 from service.tracing import Trace
 
 __all__ = [
@@ -58,6 +60,7 @@ class Decision:
         request_bytes: of the request's content, unsealed.
         trace: the caller's, from inside the seal if it came sealed. For logs only.
         outer_trace: of the request that held the sealed one. For logs only.
+        ticket: what its quotas were charged with.
     """
 
     sealed: bool
@@ -72,6 +75,7 @@ class Decision:
     request_bytes: int | None = None
     trace: Trace | None = None
     outer_trace: Trace | None = None
+    ticket: Ticket | None = None
 
 
 class Recorder:

@@ -20,6 +20,7 @@ from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
 from security.access.permissions import Permissions
+from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.attest import signature_files, waiver_file
 from security.errors import HiddenError
@@ -64,6 +65,7 @@ class Routes:
         callers: Callers,
         recorder: Recorder,
         *,
+        quotas: Quotas,
         require_sealed: bool,
         permissions: Permissions = Permissions(),
         documents: Mapping[bytes, Response] = {},
@@ -78,6 +80,7 @@ class Routes:
             lineup: the models.
             callers: finds out who calls.
             recorder: writes the records.
+            quotas: counts what each caller asks.
             require_sealed: answer sealed requests only.
             permissions: what callers may.
             documents: what answers without a token, by path, health aside.
@@ -94,6 +97,7 @@ class Routes:
         self._permissions = permissions
         self._documents = documents
         self._recorder = recorder
+        self._quotas = quotas
         self._require_sealed = require_sealed
         self._clock = clock
 
@@ -125,6 +129,7 @@ class Routes:
         else:
             decision.trace = outer
         reason: str | None = None
+        fields: Headers = ()
         try:
             response = await self._dispatch(request, decision)
         except SealgateError as error:
@@ -137,6 +142,9 @@ class Routes:
             with contextlib.suppress(SealgateError):
                 await self._recorder.record(decision, status=499, reason="cancelled")
             raise
+        finally:
+            if decision.ticket is not None:
+                fields = decision.ticket.leave()
         try:
             await self._recorder.record(
                 decision,
@@ -148,7 +156,7 @@ class Routes:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
         self._tell(decision, response, reason)
-        return _with_id(response, decision)
+        return _with_id(response, decision, fields)
 
     async def check_early(self, request: Request) -> Principal:
         """Refuse a plaintext request by its head, before its body is read.
@@ -217,6 +225,7 @@ class Routes:
             raise Problem("admission-expired")
         if model.refusal is not None:
             raise Problem("admission-withdrawn")
+        decision.ticket = await self._quotas.enter(principal, decision.model)
         return await self._model_action(request, model, decision)
 
     def _find(
@@ -280,6 +289,8 @@ class Routes:
             body, [tensor.spec.name for tensor in model.manifest.outputs]
         )
         decision.rows = max((len(a) for a in inputs.values() if a.ndim), default=1)
+        if decision.ticket is not None:
+            await decision.ticket.charge_rows(decision.rows)
         try:
             arrays = await self._lineup.infer(model, inputs, list(wanted))
             document, parts = binary_tensors.encode_response(
@@ -425,8 +436,9 @@ def _tensors(document: Any, parts: binary_tensors.Parts) -> Response:
     return Response(200, (_BINARY, length), b"".join((head, *parts)))
 
 
-def _with_id(response: Response, decision: Decision) -> Response:
-    headers = (*response.headers, (b"x-request-id", decision.request_id.encode()))
+def _with_id(response: Response, decision: Decision, fields: Headers = ()) -> Response:
+    request_id = (b"x-request-id", decision.request_id.encode())
+    headers = (*response.headers, request_id, *fields)
     if decision.sealed and decision.trace is not None:
         # Of a plaintext one the guard tells.
         headers = (*headers, decision.trace.header)

@@ -75,6 +75,7 @@ def toy_settings(home: Path) -> dict[str, str]:
     return {
         "SEALGATE_SERVICE_MODELS": TAG,
         "SEALGATE_ADMISSION_POLICY": str(home / "policy.toml"),
+        "SEALGATE_QUOTAS_TABLE": str(ROOT / "tests" / "quotas.toml"),
     }
 
 

@@ -24,6 +24,9 @@ from sealgate.protocol.tensors import TensorSpec
 from security.access.dpop import Proofs
 from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document, mint
 from security.access.permissions import Permissions
+from security.access.quota_stores import LocalQuotaStore
+from security.access.quota_table import Limits, QuotaTable
+from security.access.quotas import Quotas
 from security.access.tokens import RevocationList, Verifier
 from security.admission.gate import Admission, verify
 from security.audit.group import GroupLog
@@ -89,6 +92,7 @@ def wire(
     kems: Iterable[int] = (KEM_X25519,),
     identity: ec.EllipticCurvePrivateKey | None = None,
     ring: Callable[[], KeyRing] | None = None,
+    limits: Limits = Limits(10**9, 10**9, 10**9, 10**9, 1000),
     permissions: Permissions = Permissions(),
     revocations: RevocationList | None = None,
     proofs: Proofs | None = None,
@@ -117,6 +121,11 @@ def wire(
             clock=clock,
         ),
         Recorder(GroupLog(log), key=b"k" * 32),
+        quotas=Quotas(
+            QuotaTable(limits),
+            LocalQuotaStore(folder / "quotas", max_entries=1 << 16),
+            key=b"q" * 32,
+        ),
         require_sealed=require_sealed,
         permissions=permissions,
         documents=documents(access, jwks=None),

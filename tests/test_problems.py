@@ -120,9 +120,9 @@ def test_every_problem_is_a_document(code: str) -> None:
     assert document["error"] == document["title"]
     assert "detail" not in document
     assert dict(response.headers)[b"content-type"] == b"application/problem+json"
-    if code in ("ohttp-key", "date"):
+    if code in ("ohttp-key", "date", "quota-exceeded"):
         iana = f"https://iana.org/assignments/http-problem-types#{code}"
-        status = {"ohttp-key": 422, "date": 400}[code]
+        status = {"ohttp-key": 422, "date": 400, "quota-exceeded": 429}[code]
         assert (document["type"], document["status"]) == (iana, status)
     else:
         assert document["type"] == f"https://sealgate.dev/problems/{code}"

@@ -10,5 +10,8 @@ dpop          proofs that the caller has the key of its token (RFC 9449)
 permissions   what a principal may: scopes, and the table of grants
 revocation    tokens, subjects and clients that are refused before their time
 explain       why a request would be allowed or refused
+quota_table   how much each subject may ask of each model: deploy/quotas.toml
+quota_stores  where that is counted: SQLite, Redis
+quotas        counts, in blocks that a worker reserves
 issuer        the development issuer: mints tokens where no real one exists
 """

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
     sealing["replay_store"] = _without_secrets(sealing["replay_store"])
     access = settings["access"]
     access["revocation_store"] = _without_secrets(access["revocation_store"])
+    quotas = settings["quotas"]
+    quotas["store"] = _without_secrets(quotas["store"])
     print(json.dumps(settings, indent=2, default=str))
     return 0
 

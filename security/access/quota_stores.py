@@ -1,0 +1,361 @@
+"""Where quotas are counted: SQLite for the workers of a machine, Redis for several.
+
+A worker takes a block of a budget at once and spends it by itself, so that a request
+costs no step to the store. What is taken counts as spent: whatever happens to the
+worker, no budget is ever exceeded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from security.errors import QuotaStoreError
+
+__all__ = ["Grant", "LocalQuotaStore", "QuotaStore", "RedisQuotaStore", "Want"]
+
+_PAGE_BYTES = 4096
+# A row with its share of half-filled pages.
+_ROW_BYTES = 64
+_BUSY_TIMEOUT_S = 0.25
+_REDIS_TIMEOUT_S = 0.5
+# A window's counter is kept for so long after its end, for workers whose clock is late.
+GRACE_S = 60
+
+
+@dataclass(frozen=True)
+class Want:
+    """A part of one budget.
+
+    Attributes:
+        counter: whose, of what; 16 bytes and the kind.
+        window: its number since 1970.
+        ends: when it does, Unix seconds.
+        limit: of the budget.
+        need: less than that is of no use.
+        block: more than that is not asked for.
+    """
+
+    counter: bytes
+    window: int
+    ends: int
+    limit: int
+    need: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What was taken of a budget.
+
+    Attributes:
+        amount: 0 if nothing was taken.
+        left: what others can still take.
+    """
+
+    amount: int
+    left: int
+
+
+class QuotaStore(Protocol):
+    """Counts for all who share it."""
+
+    async def take(self, wants: Sequence[Want]) -> list[Grant]:
+        """Take parts of several budgets: of all of them, or of none.
+
+        Returns:
+            One for each. Where ``left`` is less than ``need`` there was not enough, and
+            nothing was taken of any.
+
+        Raises:
+            QuotaStoreError: the store cannot be asked.
+        """
+
+    async def hold(
+        self, counter: bytes, holder: bytes, *, slots: int, limit: int, ttl_s: float
+    ) -> int:
+        """Hold slots, instead of those held before.
+
+        Args:
+            counter: of what.
+            holder: who; what it holds is free again after ``ttl_s``.
+            slots: how many; 0 gives all back.
+            limit: of all holders together.
+            ttl_s: seconds.
+
+        Returns:
+            How many are held now: as many as asked for, or as many as were free.
+
+        Raises:
+            QuotaStoreError: the store cannot be asked.
+        """
+
+    def forget(self, *, now: float) -> None:
+        """Drop what is over.
+
+        Raises:
+            QuotaStoreError: the store cannot be asked.
+        """
+
+    async def close(self) -> None:
+        """Close the connection; the next call opens it again."""
+
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS spent (counter BLOB, part INTEGER, ends INTEGER,"
+    " amount INTEGER, PRIMARY KEY (counter, part)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS held (counter BLOB, holder BLOB, until REAL,"
+    " slots INTEGER, PRIMARY KEY (counter, holder)) WITHOUT ROWID",
+)
+_SPENT = "SELECT amount FROM spent WHERE counter = ? AND part = ?"
+_SPEND = (
+    "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE"
+    " SET amount = amount + excluded.amount"
+)
+_HELD = "INSERT OR REPLACE INTO held VALUES (?, ?, ?, ?)"
+_OTHERS = (
+    "SELECT coalesce(sum(slots), 0) FROM held"
+    " WHERE counter = ? AND holder <> ? AND until > ?"
+)
+
+
+class LocalQuotaStore:
+    """An SQLite file that all workers of this machine share.
+
+    It outlives processes and restarts of the machine. It is not forced to disk at each
+    step: after a power cut the last seconds may not have been counted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_entries: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._clock = clock
+        self._path = folder / "quotas.sqlite"
+        self._max_pages = 16 + max_entries * _ROW_BYTES // _PAGE_BYTES
+        # Opened at the first request: connections do not survive a fork.
+        self._connection: sqlite3.Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"<LocalQuotaStore {self._path}>"
+
+    async def take(self, wants: Sequence[Want]) -> list[Grant]:
+        """As `QuotaStore.take`; takes microseconds, so no thread is used."""
+        with self._transaction() as connection:
+            grants = [_grant(connection, want) for want in wants]
+            if any(grant.amount < want.need for want, grant in zip(wants, grants)):
+                return [Grant(0, grant.amount + grant.left) for grant in grants]
+            for want, grant in zip(wants, grants):
+                values = (want.counter, want.window, want.ends, grant.amount)
+                connection.execute(_SPEND, values)
+            return grants
+
+    async def hold(
+        self, counter: bytes, holder: bytes, *, slots: int, limit: int, ttl_s: float
+    ) -> int:
+        """As `QuotaStore.hold`."""
+        with self._transaction() as connection:
+            now = self._clock()
+            row = connection.execute(_OTHERS, (counter, holder, now)).fetchone()
+            granted = max(0, min(slots, limit - int(row[0])))
+            values = (counter, holder, now + ttl_s, granted)
+            connection.execute(_HELD, values)
+            return granted
+
+    def forget(self, *, now: float) -> None:
+        """As `QuotaStore.forget`."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM spent WHERE ends < ?", (now - GRACE_S,))
+            connection.execute("DELETE FROM held WHERE until < ? OR slots = 0", (now,))
+
+    async def close(self) -> None:
+        """As `QuotaStore.close`."""
+        self._close()
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """One step for all: nobody reads between a look at a budget and its change."""
+        try:
+            connection = self._connection or self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            # Closing rolls back.
+            with contextlib.suppress(sqlite3.Error):
+                self._close()
+            raise QuotaStoreError(f"{self._path}: {error}") from None
+
+    def _open(self) -> sqlite3.Connection:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        connection = sqlite3.connect(
+            self._path, isolation_level=None, timeout=_BUSY_TIMEOUT_S
+        )
+        for statement in (
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = NORMAL",
+            f"PRAGMA max_page_count = {self._max_pages}",
+            *_SCHEMA,
+        ):
+            connection.execute(statement)
+        self._connection = connection
+        return connection
+
+
+# KEYS: the counters. ARGV: limit, need, block, expiry for each. Returns amount and left
+# for each; all amounts are 0 if one of them is not enough.
+_TAKE = """
+local grants, enough = {}, true
+for i, key in ipairs(KEYS) do
+  local at = (i - 1) * 4
+  local spent = tonumber(redis.call('GET', key) or 0)
+  local left = math.max(0, tonumber(ARGV[at + 1]) - spent)
+  local amount = math.min(tonumber(ARGV[at + 3]), left)
+  if left < tonumber(ARGV[at + 2]) then enough = false end
+  grants[i] = {amount, left - amount}
+end
+for i, key in ipairs(KEYS) do
+  if enough then
+    redis.call('INCRBY', key, grants[i][1])
+    redis.call('EXPIREAT', key, ARGV[(i - 1) * 4 + 4])
+  else
+    grants[i] = {0, grants[i][1] + grants[i][2]}
+  end
+end
+return grants
+"""
+
+# KEYS: a hash of holders to "slots until". ARGV: holder, slots, limit, milliseconds.
+# The time is Redis's own: the hosts need not agree on theirs.
+_HOLD = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local others = 0
+local all = redis.call('HGETALL', KEYS[1])
+for i = 1, #all, 2 do
+  local slots, expires = string.match(all[i + 1], '(%d+) (%d+)')
+  if tonumber(expires) <= now then
+    redis.call('HDEL', KEYS[1], all[i])
+  elseif all[i] ~= ARGV[1] then
+    others = others + tonumber(slots)
+  end
+end
+local granted = math.max(0, math.min(tonumber(ARGV[2]), tonumber(ARGV[3]) - others))
+if granted == 0 then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+else
+  local expires = string.format('%d %.0f', granted, now + tonumber(ARGV[4]))
+  redis.call('HSET', KEYS[1], ARGV[1], expires)
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
+return granted
+"""
+
+
+class RedisQuotaStore:
+    """A Redis that all machines of a deployment share.
+
+    Its own memory limit bounds it; it must be set to refuse writes when full
+    (``maxmemory-policy noeviction``), or it would forget what was spent.
+    """
+
+    def __init__(self, url: str, *, key: bytes) -> None:
+        """Prepare; nothing connects yet.
+
+        Args:
+            url: ``redis://`` or ``rediss://``.
+            key: that the counters' names are made with; machines with different ones
+                would count apart, so the first one's is the one that holds.
+
+        Raises:
+            QuotaStoreError: the redis package is not installed, or not such a URL.
+        """
+        self._key_check = hashlib.sha256(b"sealgate quota key\0" + key).hexdigest()
+        self._checked = False
+        try:
+            module: Any = importlib.import_module("redis.asyncio")
+            self._client = module.Redis.from_url(
+                url,
+                socket_timeout=_REDIS_TIMEOUT_S,
+                socket_connect_timeout=_REDIS_TIMEOUT_S,
+            )
+        except ImportError:
+            raise QuotaStoreError("the package redis is not installed") from None
+        except ValueError:
+            raise QuotaStoreError("quotas.store: not a Redis URL") from None
+        errors: Any = importlib.import_module("redis.exceptions")
+        self._errors = (errors.RedisError, OSError)
+        self._take = self._client.register_script(_TAKE)
+        self._hold = self._client.register_script(_HOLD)
+
+    def __repr__(self) -> str:
+        return "<RedisQuotaStore>"
+
+    async def take(self, wants: Sequence[Want]) -> list[Grant]:
+        """As `QuotaStore.take`."""
+        keys = [f"sealgate:quota:{want.counter.hex()}:{want.window}" for want in wants]
+        numbers = [
+            number
+            for want in wants
+            for number in (want.limit, want.need, want.block, want.ends + GRACE_S)
+        ]
+        answer = await self._call(self._take, keys, numbers)
+        return [Grant(amount, left) for amount, left in answer]
+
+    async def hold(
+        self, counter: bytes, holder: bytes, *, slots: int, limit: int, ttl_s: float
+    ) -> int:
+        """As `QuotaStore.hold`."""
+        values = [holder.hex(), slots, limit, int(ttl_s * 1000)]
+        key = f"sealgate:quota:{counter.hex()}:held"
+        return int(await self._call(self._hold, [key], values))
+
+    def forget(self, *, now: float) -> None:
+        """Nothing to do: entries expire by themselves."""
+
+    async def close(self) -> None:
+        """As `QuotaStore.close`."""
+        await self._client.aclose()
+
+    async def _call(self, script: Any, keys: list[str], values: list[Any]) -> Any:
+        try:
+            await self._check_key()
+            return await script(keys=keys, args=values)
+        except self._errors as error:
+            # The class says enough; the message may hold the address.
+            raise QuotaStoreError(f"redis: {type(error).__name__}") from None
+
+    async def _check_key(self) -> None:
+        if self._checked:
+            return
+        name = "sealgate:quota:key"
+        await self._client.set(name, self._key_check, nx=True)
+        stored = await self._client.get(name)
+        if stored != self._key_check.encode():
+            raise QuotaStoreError("redis: another machine counts with another key")
+        self._checked = True
+
+
+def _grant(connection: sqlite3.Connection, want: Want) -> Grant:
+    row = connection.execute(_SPENT, (want.counter, want.window)).fetchone()
+    left = max(0, want.limit - (row[0] if row else 0))
+    amount = min(want.block, left)
+    return Grant(amount, left - amount)

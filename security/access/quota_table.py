@@ -1,0 +1,178 @@
+"""How much each subject may ask of each model: deploy/quotas.toml.
+
+::
+
+    [default]
+    requests_per_minute = 600
+
+    [[rule]]
+    clients = ["nightly-*"]
+    models = ["breast-cancer"]
+    rows_per_day = "unlimited"
+
+The first rule that fits decides; what it leaves out is the default's. Misspelt keys are
+errors: a limit that silently does not apply is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from security.access.tokens import Principal
+from security.errors import SettingsError
+
+__all__ = ["Limits", "QuotaTable", "load_quotas", "parse_quotas"]
+
+MAX_BYTES = 1 << 20
+MAX_LIMIT = 10**12
+UNLIMITED = "unlimited"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one subject may ask of one model; None bounds nothing.
+
+    Attributes:
+        requests_per_minute, requests_per_day: answers, refusals for bad input included.
+        rows_per_minute, rows_per_day: rows of the inputs that were run.
+        concurrent_requests: in work at the same time.
+    """
+
+    requests_per_minute: int | None = 600
+    requests_per_day: int | None = 50_000
+    rows_per_minute: int | None = 10_000
+    rows_per_day: int | None = 200_000
+    concurrent_requests: int | None = 32
+
+
+@dataclass(frozen=True)
+class _Rule:
+    patterns: Mapping[str, tuple[str, ...]]
+    limits: Limits
+
+    def fits(self, principal: Principal, model: str) -> bool:
+        named: Mapping[str, Collection[str]] = {
+            "models": (model,),
+            "subjects": (principal.subject,),
+            "clients": (principal.client_id,),
+            "issuers": (principal.issuer,),
+            "groups": principal.groups,
+            "tenants": () if principal.tenant is None else (principal.tenant,),
+        }
+        return all(
+            any(_fits(pattern, name) for pattern in patterns for name in named[key])
+            for key, patterns in self.patterns.items()
+        )
+
+
+class QuotaTable:
+    """Which limits hold for whom."""
+
+    def __init__(self, default: Limits = Limits(), rules: Iterable[_Rule] = ()) -> None:
+        self._default = default
+        self._rules = tuple(rules)
+
+    def limits(self, principal: Principal, model: str) -> Limits:
+        """The limits of a caller for a model."""
+        for rule in self._rules:
+            if rule.fits(principal, model):
+                return rule.limits
+        return self._default
+
+
+_LIMITS = frozenset(item.name for item in fields(Limits))
+_PATTERNS = frozenset({"models", "subjects", "clients", "issuers", "groups", "tenants"})
+
+
+def load_quotas(path: Path) -> QuotaTable:
+    """Read a table.
+
+    Raises:
+        SettingsError: missing, too large, or as `parse_quotas`.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise SettingsError(f"{path}: larger than {MAX_BYTES} bytes")
+    return parse_quotas(data, where=str(path))
+
+
+def parse_quotas(data: bytes, *, where: str) -> QuotaTable:
+    """Read a table's text.
+
+    Raises:
+        SettingsError: not TOML, an unknown key, a limit that is none, or a rule that
+            fits nobody. The message names the place.
+    """
+    try:
+        document = tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{where}: {' '.join(str(error).split())}") from None
+    _refuse_unknown(document, {"default", "rule"}, where)
+    table, rules = document.get("default", {}), document.get("rule", [])
+    if not isinstance(table, dict) or not isinstance(rules, list):
+        raise SettingsError(f"{where}: expected [default] and [[rule]]")
+    default = _limits(table, Limits(), f"{where}: [default]")
+    return QuotaTable(
+        default,
+        [
+            _rule(item, default, f"{where}: rule {number}")
+            for number, item in enumerate(rules, start=1)
+        ],
+    )
+
+
+def _rule(item: Any, default: Limits, where: str) -> _Rule:
+    if not isinstance(item, dict):
+        raise SettingsError(f"{where}: expected a table")
+    _refuse_unknown(item, _LIMITS | _PATTERNS, where)
+    patterns = {
+        name: _names(item[name], f"{where} {name}")
+        for name in sorted(_PATTERNS & item.keys())
+    }
+    own = {name: value for name, value in item.items() if name in _LIMITS}
+    return _Rule(patterns, _limits(own, default, where))
+
+
+def _limits(table: Mapping[str, Any], default: Limits, where: str) -> Limits:
+    _refuse_unknown(table, _LIMITS, where)
+    return replace(
+        default,
+        **{name: _limit(value, f"{where} {name}") for name, value in table.items()},
+    )
+
+
+def _limit(value: Any, where: str) -> int | None:
+    if value == UNLIMITED:
+        return None
+    if type(value) is not int or not 0 <= value <= MAX_LIMIT:
+        raise SettingsError(f'{where}: a number of 0 or more, or "{UNLIMITED}"')
+    return value
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else []
+    if not names or not all(isinstance(item, str) and item for item in names):
+        raise SettingsError(f"{where}: a list of names, at least one")
+    return tuple(names)
+
+
+def _fits(pattern: str, name: str) -> bool:
+    if pattern.endswith("*"):
+        return name.startswith(pattern[:-1])
+    return name == pattern
+
+
+def _refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
+    for name in sorted(set(given) - set(known)):
+        close = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingsError(f"{where}: unknown key {name!r}{hint}")

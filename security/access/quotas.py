@@ -1,0 +1,436 @@
+"""Quotas: what each subject may ask of each model, so that extraction has a price.
+
+Per subject and model there are up to five budgets: requests and rows, each in a minute
+and in a day (UTC, by the clock), and requests in work. Charged is, in this order:
+
+1. one slot of the requests in work, until the request is answered;
+2. one request of the minute and of the day, before anything else is done for it: a
+   request that is refused later, for bad input say, has cost it;
+3. the rows of its input, all of them, before they are run.
+
+A request that is refused for a quota costs nothing of that step.
+
+What a worker takes from the store it has reserved: budgets are never exceeded, over all
+workers and hosts. The price is slack. A worker may hold back a block, at most a 32nd of
+a budget, that others could have used, until the minute or the day ends; if it dies, its
+block is spent. Slots that it needed within the last tenth of a second it still holds,
+and a quarter of all for a second; those of a dead worker are free after `SLOTS_TTL_S`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+
+from security.access.quota_stores import (
+    LocalQuotaStore,
+    QuotaStore,
+    RedisQuotaStore,
+    Want,
+)
+from security.access.quota_table import Limits, QuotaTable, load_quotas
+from security.access.tokens import Principal
+from security.bookkeeping import QuotaSettings
+from security.errors import QuotaError, QuotaStoreError
+
+__all__ = ["Quotas", "Ticket", "load_quota_counters"]
+
+_log = logging.getLogger(__name__)
+
+MINUTE_S, DAY_S = 60, 86_400
+BLOCK_PART = 32  # of a budget is reserved at most
+IDLE_PART = 4  # of the slots is held idle at most
+IDLE_S = 1.0
+SWEEP_S = 0.1
+SLOTS_TTL_S = 30.0
+SLOTS_RETRY_S = 1
+FORGET_S = 60.0
+COMPLAIN_S = 60.0
+MAX_ACCOUNTS = 1 << 14
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class _Meter:
+    """One budget in its present window: what is left of this worker's block."""
+
+    __slots__ = (
+        "block",
+        "counter",
+        "elsewhere",
+        "ends",
+        "left",
+        "limit",
+        "name",
+        "window_s",
+    )
+
+    def __init__(self, name: str, counter: bytes, *, window_s: int, limit: int) -> None:
+        self.name = name
+        self.counter = counter
+        self.window_s = window_s
+        self.limit = limit
+        self.begin(0)
+
+    def begin(self, now: float) -> None:
+        """Another window: what was reserved in the one before is void."""
+        self.ends = (int(now) // self.window_s + 1) * self.window_s
+        self.left = 0
+        self.elsewhere = self.limit  # as far as this worker knows
+        self.block = 1
+
+    def want(self, amount: int) -> Want:
+        """What to ask the store for, to have an amount."""
+        need = amount - self.left
+        # Twice as much each time: whoever asks little holds little back.
+        most = max(need, self.limit // BLOCK_PART)
+        block = min(max(need, self.block), most)
+        self.block = min(block * 2, most)
+        window = self.ends // self.window_s - 1
+        return Want(self.counter, window, self.ends, self.limit, need, block)
+
+
+class _Account:
+    """One subject at one model, in this worker."""
+
+    def __init__(self, key: bytes, limits: Limits) -> None:
+        self.key = key
+        # Two accounts of one subject, through two clients, hold slots of their own.
+        self.holder = os.urandom(8)
+        self.slots = limits.concurrent_requests
+        self.in_use = self.held = self.peak = 0
+        self.held_until = self.used_at = 0.0
+        self.lock = asyncio.Lock()
+        self.requests = _meters(key, b"r", "requests", limits)
+        self.rows = _meters(key, b"n", "rows", limits)
+        self.meters = (*self.requests, *self.rows)
+        self.policy = _policy(self)
+        self.format = b", ".join(
+            b'"%b";r=%%d;t=%%d' % meter.name.encode() for meter in self.meters
+        )
+
+    def fields(self, now: float) -> Headers:
+        """The RateLimit fields (draft-ietf-httpapi-ratelimit-headers-11)."""
+        if not self.policy:
+            return ()
+        policy = (b"ratelimit-policy", self.policy)
+        if not self.meters:
+            return (policy,)
+        numbers: list[int] = []
+        for meter in self.meters:
+            if meter.ends <= now:
+                meter.begin(now)
+            numbers += (meter.left + meter.elsewhere, math.ceil(meter.ends - now))
+        return policy, (b"ratelimit", self.format % tuple(numbers))
+
+
+class Ticket:
+    """A request that was let in; give it back when it is answered."""
+
+    __slots__ = ("_account", "_quotas")
+
+    def __init__(self, quotas: Quotas, account: _Account | None) -> None:
+        self._quotas = quotas
+        self._account = account
+
+    async def charge_rows(self, rows: int) -> None:
+        """Charge rows, before they are run.
+
+        Raises:
+            QuotaError: too many; none is charged.
+            QuotaStoreError: the store cannot be asked.
+        """
+        if self._account is not None:
+            await self._quotas.charge_rows(self._account, rows)
+
+    def leave(self) -> Headers:
+        """Free the slot; returns the fields to send with the answer."""
+        account, self._account = self._account, None
+        return () if account is None else self._quotas.leave(account)
+
+
+class Quotas:
+    """Counts requests against a table, through a store that others share."""
+
+    def __init__(
+        self,
+        table: QuotaTable,
+        store: QuotaStore,
+        *,
+        key: bytes,
+        serve_uncounted: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Wire it; nothing is asked yet.
+
+        Args:
+            table: the limits.
+            store: shared by all who count the same.
+            key: of the names that subjects have in the store.
+            serve_uncounted: let requests pass while the store cannot be asked.
+            clock: Unix seconds.
+        """
+        self._table = table
+        self._store = store
+        self._key = key
+        self._serve_uncounted = serve_uncounted
+        self._clock = clock
+        self._accounts: dict[tuple[object, ...], _Account] = {}
+        self._holding: set[_Account] = set()
+        self._sweeping: asyncio.Task[None] | None = None
+        self._releases: set[asyncio.Task[None]] = set()
+        self._forget_at = 0.0
+        self._complain_at = 0.0
+
+    async def enter(self, principal: Principal, model: str) -> Ticket:
+        """Let a request in: give it a slot, and charge it.
+
+        Raises:
+            QuotaError: a budget is spent, or there is no slot.
+            QuotaStoreError: the store cannot be asked.
+        """
+        account = self._account(principal, model)
+        try:
+            if account.slots is not None:
+                await self._take_slot(account, account.slots)
+            try:
+                await self._charge(account, account.requests, 1)
+            except BaseException:
+                self.leave(account)
+                raise
+        except QuotaStoreError as error:
+            self._let_pass(error)
+            return Ticket(self, None)
+        return Ticket(self, account)
+
+    async def charge_rows(self, account: _Account, rows: int) -> None:
+        """As `Ticket.charge_rows`."""
+        try:
+            await self._charge(account, account.rows, rows)
+        except QuotaStoreError as error:
+            self._let_pass(error)
+
+    def leave(self, account: _Account) -> Headers:
+        """As `Ticket.leave`."""
+        if account.slots is not None:
+            account.in_use -= 1
+            if account.slots < IDLE_PART:
+                # Where each slot counts, none is kept for the next request.
+                task = asyncio.ensure_future(self._resize(account))
+                self._releases.add(task)
+                task.add_done_callback(self._releases.discard)
+        return account.fields(self._clock())
+
+    async def close(self) -> None:
+        """Give back the slots."""
+        for account in list(self._holding):
+            account.used_at = 0.0
+            account.peak = account.in_use
+            await self._resize(account)
+        await self._store.close()
+
+    def _account(self, principal: Principal, model: str) -> _Account:
+        name = (
+            principal.account,
+            principal.client_id,
+            principal.groups,
+            principal.tenant,
+            model,
+        )
+        account = self._accounts.get(name)
+        if account is None:
+            if len(self._accounts) >= MAX_ACCOUNTS:
+                self._evict()
+            text = f"quota\0{principal.account}\0{model}".encode()
+            key = hmac.digest(self._key, text, "sha256")[:16]
+            account = _Account(key, self._table.limits(principal, model))
+            self._accounts[name] = account
+        return account
+
+    def _evict(self) -> None:
+        """Forget the oldest that is not in use; what it had reserved is spent."""
+        for name, account in self._accounts.items():
+            if not account.in_use and not account.held:
+                del self._accounts[name]
+                return
+
+    # Budgets.
+
+    async def _charge(
+        self, account: _Account, meters: tuple[_Meter, ...], amount: int
+    ) -> None:
+        """Charge an amount to all of some budgets, or to none."""
+        now = self._clock()
+        for meter in meters:
+            if meter.left < amount or meter.ends <= now:
+                async with account.lock:
+                    await self._refill(account, meters, amount)
+                break
+        # No other task has run since there was enough.
+        for meter in meters:
+            meter.left -= amount
+
+    async def _refill(
+        self, account: _Account, meters: tuple[_Meter, ...], amount: int
+    ) -> None:
+        """Reserve until there is enough, or raise."""
+        while True:
+            now = self._clock()
+            for meter in meters:
+                if meter.ends <= now:
+                    meter.begin(now)
+            short = [meter for meter in meters if meter.left < amount]
+            if not short:
+                return
+            _refuse_spent(account, short, amount, now)
+            self._forget(now)
+            wants = [meter.want(amount) for meter in short]
+            for meter, want, grant in zip(short, wants, await self._store.take(wants)):
+                # A window may have ended meanwhile: what is left of it is void.
+                if meter.ends == want.ends:
+                    meter.left += grant.amount
+                    meter.elsewhere = grant.left
+
+    def _forget(self, now: float) -> None:
+        if now >= self._forget_at:
+            self._forget_at = now + FORGET_S
+            self._store.forget(now=now)
+
+    def _let_pass(self, error: QuotaStoreError) -> None:
+        """Raise, unless requests may pass uncounted."""
+        if not self._serve_uncounted:
+            raise error
+        if self._clock() >= self._complain_at:
+            self._complain_at = self._clock() + COMPLAIN_S
+            _log.warning("requests are not counted: %s", error)
+
+    # Slots.
+
+    async def _take_slot(self, account: _Account, limit: int) -> None:
+        if account.in_use >= account.held or self._clock() >= account.held_until:
+            async with account.lock:
+                while (
+                    account.in_use >= account.held
+                    or self._clock() >= account.held_until
+                ):
+                    wanted = min(limit, max(account.held, account.in_use + 1))
+                    if wanted <= account.in_use or not await self._hold(
+                        account, wanted
+                    ):
+                        now = self._clock()
+                        raise QuotaError(
+                            ("concurrent-requests",), SLOTS_RETRY_S, account.fields(now)
+                        )
+        account.in_use += 1
+        account.peak = max(account.peak, account.in_use)
+
+    async def _hold(self, account: _Account, slots: int) -> bool:
+        """Hold so many slots; whether one of them is free."""
+        now = self._clock()
+        account.held = await self._store.hold(
+            account.key + b"s",
+            account.holder,
+            slots=slots,
+            limit=account.slots or 0,
+            ttl_s=SLOTS_TTL_S,
+        )
+        account.held_until = now + SLOTS_TTL_S
+        if account.held:
+            self._holding.add(account)
+            if self._sweeping is None or self._sweeping.done():
+                self._sweeping = asyncio.ensure_future(self._sweep())
+        else:
+            self._holding.discard(account)
+        return account.held > account.in_use
+
+    async def _sweep(self) -> None:
+        """Give back slots that are not needed and renew the others."""
+        while self._holding:
+            await asyncio.sleep(SWEEP_S)
+            for account in list(self._holding):
+                await self._resize(account)
+
+    async def _resize(self, account: _Account) -> None:
+        """Hold what was needed since the last look, and a few for a second longer."""
+        now = self._clock()
+        needed, account.peak = account.peak, account.in_use
+        if account.in_use or needed > account.in_use:
+            account.used_at = now
+        limit = account.slots or 0
+        idle = limit // IDLE_PART if now - account.used_at < IDLE_S else 0
+        if limit < IDLE_PART:
+            needed = account.in_use
+        async with account.lock:
+            target = min(account.held, max(needed, account.in_use, idle))
+            renew = target and account.held_until - now < SLOTS_TTL_S / 2
+            if target < account.held or renew:
+                # First here, so that nobody takes a slot that is being given back.
+                account.held = target
+                with contextlib.suppress(QuotaStoreError):
+                    await self._hold(account, target)
+
+
+def load_quota_counters(settings: QuotaSettings, *, key: bytes) -> Quotas:
+    """What the settings ask for.
+
+    Raises:
+        SettingsError: the table is missing or malformed.
+        QuotaStoreError: the store's URL cannot be used.
+    """
+    store: QuotaStore = (
+        LocalQuotaStore(settings.directory, max_entries=settings.max_entries)
+        if settings.store == "local"
+        else RedisQuotaStore(settings.store, key=key)
+    )
+    return Quotas(
+        load_quotas(settings.table),
+        store,
+        key=key,
+        serve_uncounted=settings.on_failure == "serve",
+    )
+
+
+def _meters(key: bytes, tag: bytes, what: str, limits: Limits) -> tuple[_Meter, ...]:
+    meters = []
+    for unit, window_s in (("minute", MINUTE_S), ("day", DAY_S)):
+        limit = getattr(limits, f"{what}_per_{unit}")
+        if limit is not None:
+            name, counter = f"{what}-per-{unit}", key + tag + unit[:1].encode()
+            meters.append(_Meter(name, counter, window_s=window_s, limit=limit))
+    return tuple(meters)
+
+
+def _policy(account: _Account) -> bytes:
+    """The RateLimit-Policy field; rows are no unit that the draft registers."""
+    items = [
+        f'"{meter.name}";q={meter.limit};w={meter.window_s}'
+        + (';sealgate-unit="rows"' if meter in account.rows else "")
+        for meter in account.meters
+    ]
+    if account.slots is not None:
+        items.append(
+            f'"concurrent-requests";q={account.slots};qu="concurrent-requests"'
+        )
+    return ", ".join(items).encode()
+
+
+def _refuse_spent(
+    account: _Account, short: list[_Meter], amount: int, now: float
+) -> None:
+    """Raise if the store can have nothing for a budget: it only ever gets less."""
+    spent = [meter for meter in short if meter.left + meter.elsewhere < amount]
+    if not spent:
+        return
+    never = any(amount > meter.limit for meter in spent)
+    wait_s = math.ceil(max(meter.ends for meter in spent) - now)
+    raise QuotaError(
+        tuple(meter.name for meter in spent),
+        None if never else max(1, wait_s),
+        account.fields(now),
+    )
