@@ -39,6 +39,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 QUOTA_EXCEEDED = "quota-exceeded"
+_MAX_KNOWN = 4096
 _STRANGERS_KIND: tuple[str, ...] = ("action", "outcome", "reason", "sealed", "status")
 _CALLERS_KIND = (*_STRANGERS_KIND, "subject", "client", "token", "model")
 
@@ -98,6 +99,7 @@ class Recorder:
             clock: Unix seconds.
         """
         self._log = log
+        self._known: dict[tuple[str, str, str], dict[str, str | None]] = {}
         self._key = key
         self._clock = clock
         self._strangers = Tally(limits)
@@ -179,12 +181,22 @@ class Recorder:
     def _caller(self, principal: Principal | None) -> dict[str, str | None]:
         if principal is None:
             return {}
-        # A client that speaks for itself (RFC 9068, section 2.2) is its own subject.
         subject, client = principal.subject, principal.client_id
+        # Keyed hashes of the same few callers, again and again.
+        names = (subject, client, principal.token_id)
+        known = self._known.get(names)
+        if known is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            known = self._known[names] = self._named(subject, client, names[2])
+        return known
+
+    def _named(self, subject: str, client: str, token_id: str) -> dict[str, str | None]:
+        # A client that speaks for itself (RFC 9068, section 2.2) is its own subject.
         return {
             "subject": pseudonym(self._key, subject),
             "client": pseudonym(self._key, client) if client == subject else client,
-            "token": token_hash(principal.token_id),
+            "token": token_hash(token_id),
         }
 
 

@@ -21,7 +21,7 @@ from service.runtime import LoadedModel
 
 __all__ = ["Lesson", "warm_up"]
 
-_SAMPLES = 5
+_SAMPLES = 9
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,13 @@ class GroupLog:
             self._records.append(record)
             self._waiters.append((loop, waiter))
             if len(self._records) == 1:
-                self._wake.notify()
+                # Not now: what the rest of this turn of the loop appends comes along.
+                loop.call_soon(self._begin)
         await waiter
+
+    def _begin(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def close(self, last: Iterable[Mapping[str, Scalar]] = ()) -> None:
         """Write what waits and the last records, sign a checkpoint, and close."""
