@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -93,8 +94,12 @@ class Peer:
 
     async def _main(self, ready: threading.Event) -> None:
         self._stopped = asyncio.Event()
-        server = await asyncio.start_server(self.serve, "127.0.0.1", 0, limit=1 << 18)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        listening = socket.create_server(("127.0.0.1", 0))
+        # Its connections get these sizes too, instead of ones that grow.
+        for side in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            listening.setsockopt(socket.SOL_SOCKET, side, 1 << 16)
+        server = await asyncio.start_server(self.serve, sock=listening, limit=1 << 18)
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         ready.set()
         async with server:
             await self._stopped.wait()
