@@ -118,6 +118,7 @@ def test_the_sdk():
         "PermissionDeniedError",
         "Profile",
         "ProfileError",
+        "ProofKey",
         "RetryPolicy",
         "SealgateError",
         "ServerFailedError",
