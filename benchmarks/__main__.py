@@ -2,11 +2,12 @@
 
 import argparse
 
-from benchmarks import gate, sealing, server, throughput, training
+from benchmarks import assessment, gate, sealing, server, throughput, training
 
 BENCHMARKS = {
     "sealing": sealing.run,
     "gate": gate.run,
+    "assessment": assessment.run,
     "server": server.run,
     "throughput": throughput.run,
     "training": training.run,

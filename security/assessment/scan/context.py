@@ -188,6 +188,23 @@ def prepare(
     effort = options.effort
     budget = options.max_queries or effort.remote_queries
     target = source.open(RemoteLimits(max_queries=budget))
+    try:
+        return _fitted(source, holdout, options, config, target=target), target
+    except BaseException:
+        target.close()
+        raise
+
+
+def _fitted(
+    source: TargetSource,
+    holdout: Holdout,
+    options: Options,
+    config: DataConfig,
+    *,
+    target: Target,
+) -> Job:
+    """Steps 2 to 4 of `prepare`."""
+    effort = options.effort
     rows, shape = fit_rows(target.spec, holdout.features)
     target.shape = shape
     remote = source.kind == "remote"
@@ -199,7 +216,7 @@ def prepare(
     clean = target.calibrate(sample, names, known, options.output or source.output)
     labels = _class_indices(holdout, target.reading)[chosen]
     columns = source.columns or getattr(target, "columns", ())
-    job = Job(
+    return Job(
         source=source,
         options=options,
         config=config,
@@ -224,7 +241,6 @@ def prepare(
         column_names=holdout.columns,
         groups={name: values[chosen] for name, values in holdout.groups.items()},
     )
-    return job, target
 
 
 def _check_enough(holdout: Holdout) -> None:

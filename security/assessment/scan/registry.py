@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from security.assessment.evasion.check import EvasionCheck
+from security.assessment.evasion.cost import CostCheck
+from security.assessment.evasion.smoothing import SmoothingCheck
 from security.assessment.privacy.extraction import ExtractionCheck
 from security.assessment.privacy.membership import MembershipCheck
 from security.assessment.scan.basics import AnswersCheck
@@ -19,6 +21,8 @@ def all_checks() -> tuple[ScanCheck, ...]:
     return (
         AnswersCheck(),
         EvasionCheck(),
+        CostCheck(),
+        SmoothingCheck(),
         QualityCheck(),
         FairnessCheck(),
         MembershipCheck(),

@@ -103,10 +103,14 @@ class RemoteTarget:
         self.queries = 0
         self.shape: tuple[int, ...] = ()
         self.reading: Reading
-        metadata = self._patiently(lambda: self._client.metadata(self._model))
-        self.spec = _input_spec(metadata)
-        self.columns = _columns(metadata)
-        self.labels = _labels(metadata)
+        try:
+            metadata = self._patiently(lambda: self._client.metadata(self._model))
+            self.spec = _input_spec(metadata)
+            self.columns = _columns(metadata)
+            self.labels = _labels(metadata)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connections."""

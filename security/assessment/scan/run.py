@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import time
@@ -107,7 +108,24 @@ def run_scan(
     minutes = request.options.max_minutes
     deadline = None if minutes is None else clock + 60 * minutes
     job = replace(job, deadline=deadline, extras=dict(request.extras))
-    context = Context(job, target)
+    with contextlib.closing(target):
+        context = Context(job, target)
+        report, store, complete = _attacked(request, context, inspection, on_progress)
+    report = replace(report, times=_times(began, time.monotonic() - clock))
+    evidence = _write(request, report, began)
+    if complete:
+        store.remove()
+    return Scan(report, evidence, complete=complete)
+
+
+def _attacked(
+    request: ScanRequest,
+    context: Context,
+    inspection: Inspection | None,
+    on_progress: Callable[[Progress], None],
+) -> tuple[ScanReport, RunStore, bool]:
+    """Steps 3 to 5: the report without its times, the work, and whether it is whole."""
+    job = context.job
     checks = _chosen(request.options)
     skipped, active = _plan(context, checks)
     units = [unit for check in active for unit in check.units(context)]
@@ -120,14 +138,7 @@ def run_scan(
         *(_conclude(check, context, units, outcomes) for check in active),
         *skipped,
     )
-    report = replace(
-        _report(job, results), times=_times(began, time.monotonic() - clock)
-    )
-    complete = len(outcomes) == len(units)
-    evidence = _write(request, report, began)
-    if complete:
-        store.remove()
-    return Scan(report, evidence, complete=complete)
+    return _report(job, results), store, len(outcomes) == len(units)
 
 
 def _inspect(source: TargetSource) -> Inspection | None:

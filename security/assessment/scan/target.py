@@ -85,6 +85,10 @@ class Target(Protocol):
         """Answers about rows ``(n, d)`` in the input's own type."""
         ...
 
+    def close(self) -> None:
+        """Close what is open."""
+        ...
+
 
 @dataclass
 class OnnxTarget:
@@ -129,6 +133,9 @@ class OnnxTarget:
             AssessmentError: the model cannot run the rows.
         """
         return read_answers(self._run_all(rows), self.reading, len(rows))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def _run_all(self, rows: Rows) -> dict[str, Any]:
         self.queries += len(rows)
