@@ -153,6 +153,8 @@ def install() -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.INFO)
+    # It warns of every malformed request: strangers could fill the log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
 def _stamp(level: str, logger: str) -> dict[str, Any]:

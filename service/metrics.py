@@ -19,7 +19,7 @@ from typing import Any
 
 from security.admission.gate import Admission
 from security.errors import SettingsError
-from service.counters import Counters, Key, read_counters
+from service.counters import Counters, Key, Values, read_counters
 
 __all__ = [
     "FAMILIES",
@@ -142,6 +142,10 @@ class Metrics:
     def set(self, name: str, *labels: str, value: float) -> None:
         """Set a gauge of `FAMILIES`."""
         self._values((name, *labels))[0] = value
+
+    def cell(self, name: str, *labels: str) -> Values:
+        """The numbers of one series, the first of which is a gauge's or counter's."""
+        return self._values((name, *labels))
 
     def observe(self, name: str, *labels: str, value: float) -> None:
         """Add a value to a histogram of `FAMILIES`."""
