@@ -13,6 +13,7 @@ it does not take. All else that BentoML leaves open, TLS included, is set here t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 
 from uvicorn.config import Config
@@ -34,6 +35,7 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
+_TURNS = itertools.count()
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -94,7 +96,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive = self.bounds.idle_timeout_s  # type: ignore[assignment]
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
-        self._waits_since = self.loop.time()
+        self._waits_since = next(_TURNS)
         self._begin_head()
         self.told.set("sealgate_connections", value=len(self.connections))
         if len(self.connections) > self.bounds.max_connections:
@@ -127,13 +129,13 @@ class _BoundedProtocol(HttpToolsProtocol):
         return cycle is None or cycle.response_complete
 
     @property
-    def waiting_since(self) -> float:
-        """Since when, by the loop's clock."""
+    def waiting_since(self) -> int:
+        """Since which turn; lower is longer. Clocks tell too little of a crowd."""
         return self._waits_since
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._waits_since = self.loop.time()
+        self._waits_since = next(_TURNS)
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():

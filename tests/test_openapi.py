@@ -20,7 +20,6 @@ from tests.servers import ROOT, Server, free_port, serve
 schemathesis = pytest.importorskip("schemathesis", reason="not installed")
 
 DOCUMENT = ROOT / "service" / "openapi.yaml"
-METRICS_PORT = free_port()
 SCHEMA = schemathesis.openapi.from_path(DOCUMENT)
 
 
@@ -30,13 +29,18 @@ def _as_it_is(_: object, value: object) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def described(deployment: Path) -> Iterator[Server]:
+def metrics_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def described(deployment: Path, metrics_port: int) -> Iterator[Server]:
     """A server that answers in plaintext, its own description too."""
     extra = toy_settings(deployment) | {
         "SEALGATE_SEALING_REQUIRE_SEALED": "false",
         "SEALGATE_OBSERVABILITY_SERVE_OPENAPI": "true",
         "SEALGATE_OBSERVABILITY_LOG_REQUESTS": "true",
-        "SEALGATE_OBSERVABILITY_METRICS_PORT": str(METRICS_PORT),
+        "SEALGATE_OBSERVABILITY_METRICS_PORT": str(metrics_port),
     }
     with serve("service.app:Sealgate", deployment, extra=extra) as server:
         yield server
@@ -98,10 +102,12 @@ def test_every_path_of_the_protocol_is_described(shared_data: Path) -> None:
             assert method in ours[unversioned]
 
 
-def test_metrics_on_a_port_of_their_own(described: Server, token: str) -> None:
+def test_metrics_on_a_port_of_their_own(
+    described: Server, metrics_port: int, token: str
+) -> None:
     headers = {"authorization": f"Bearer {token}"}
     assert httpx.get(f"{described.url}/v2", headers=headers).status_code == 200
-    text = httpx.get(f"http://127.0.0.1:{METRICS_PORT}/metrics").text
+    text = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
     assert 'sealgate_requests_total{action="metadata",model="",status="200"' in text
     assert "sealgate_model_info{" in text
     # Nothing else is there, and the other port still asks for its scope.
