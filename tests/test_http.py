@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -115,8 +116,13 @@ def test_the_memory_of_bodies_is_bounded(
         infer(narrow, token)
 
 
+@functools.cache
+def metrics_token(deployment: Path) -> str:
+    return mint(deployment, "metrics")
+
+
 def gauge(server: Server, deployment: Path, name: str) -> float:
-    headers = {"authorization": f"Bearer {mint(deployment, 'metrics')}"}
+    headers = {"authorization": f"Bearer {metrics_token(deployment)}"}
     text = httpx.get(server.url + "/metrics", headers=headers, timeout=WAIT_S).text
     (line,) = [x for x in text.splitlines() if x.startswith(f"{name} ")]
     return float(line.split()[1])
@@ -145,7 +151,7 @@ def test_an_idle_connection_is_closed(narrow: Server) -> None:
 
 
 def test_who_takes_no_answer_is_cut_off(narrow: Server, deployment: Path) -> None:
-    token = mint(deployment, "metrics")
+    token = metrics_token(deployment)
     asked = (
         f"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
     ).encode()
@@ -178,6 +184,7 @@ def test_no_page_and_no_schema(narrow: Server, token: str, path: str) -> None:
 
 
 def test_what_is_in_work_is_finished(deployment: Path) -> None:
+    metrics_token(deployment)  # takes long, and a body is waiting below
     extra = toy_settings(deployment) | {"SEALGATE_SERVICE_SHUTDOWN_TIMEOUT_S": "20"}
     with serve("service.app:Sealgate", deployment, extra=extra) as server:
         with connect(server) as connection, connect(server) as idle:
@@ -201,6 +208,7 @@ def wait_for_reader(server: Server, deployment: Path) -> None:
 
 
 def test_the_end_does_not_wait_for_ever(deployment: Path) -> None:
+    metrics_token(deployment)
     extra = toy_settings(deployment) | {
         "SEALGATE_SERVICE_SHUTDOWN_TIMEOUT_S": "1",
         "SEALGATE_SERVICE_BODY_TIMEOUT_S": "600",
