@@ -85,7 +85,10 @@ RECIPES = {
         {
             1.0: {**_privacy(steps=146), "optimizer": {"learning_rate": 20.0}},
             3.0: {},
-            8.0: {**_privacy(steps=366), "optimizer": {"learning_rate": 80.0}},
+            8.0: {
+                **_privacy(steps=585, sampling_rate=0.0683, expected_batch=4096),
+                "optimizer": {"learning_rate": 50.0, "ema": 0.98},
+            },
         },
         (0.86, 0.895, 0.905),
         folder="fashion-mnist",

@@ -127,6 +127,16 @@ class TabularClassifier(nn.Module):
             parts.append(1.0 - torch.isfinite(raw).float())
         return torch.cat(parts, dim=1)
 
+    def input_bounds(self) -> tuple[float, float]:
+        """What the network sees of a column's lower and upper end."""
+        return -2.0 * self.centre, 2.0 - 2.0 * self.centre
+
+    def movable(self) -> Tensor | None:
+        """1 for what `network_input` makes of numbers, 0 for categories and flags."""
+        fixed = torch.zeros(self.width)
+        fixed[: len(self.numeric) if self._numbers else 0] = 1.0
+        return fixed
+
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""
         probabilities = torch.softmax(self.body(self.network_input(features)), dim=-1)
@@ -165,6 +175,14 @@ class ImageClassifier(nn.Module):
         scaled = torch.where(torch.isfinite(pixels), scaled, 0.5)
         result: Tensor = self._features((scaled - self._mean) / self._std)
         return result
+
+    def input_bounds(self) -> tuple[float, float]:
+        """What the network sees of a pixel's lower and upper end, without features."""
+        return -self._mean / self._std, (1.0 - self._mean) / self._std
+
+    def movable(self) -> Tensor | None:
+        """None: every pixel may change."""
+        return None
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""

@@ -11,7 +11,9 @@ gradients       clipped per-unit gradients: what a method must give
 bookkeeping     one pass backwards, norms without gradients: the fastest
 per_example     Opacus' hooks, functorch and ghost clipping; torch's vmap
 gradient_methods  which of these when
+adversarial     PGD training and TRADES, alone and with DP-SGD
 mechanism       sampling, noise, and a record of what was really done
+distributed     the mechanism over several processes, with Opacus' wrapper
 trainer         the loop, with its seams
 bundle          export, manifest and the three reports
 run             data to bundle

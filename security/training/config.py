@@ -24,6 +24,7 @@ from security.training.config_reader import (
 )
 
 __all__ = [
+    "AdversarialConfig",
     "ColumnConfig",
     "ComputeConfig",
     "DataConfig",
@@ -44,6 +45,7 @@ MAX_USE_CHARACTERS = 4000
 MAX_GROUP = 64
 
 CLIPPING = ("flat", "automatic")
+ATTACKS = ("pgd", "trades")
 UNIT_BOUNDS = ("clip", "group")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "linear")
@@ -227,6 +229,23 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class AdversarialConfig:
+    """Training against an attack on every example; it spends no privacy.
+
+    Attributes:
+        method: "pgd" or "trades".
+        radius: in the maximum norm, as a share of each column's or pixel's range.
+        steps: of the attack.
+        beta: of "trades": what robustness weighs beside accuracy.
+    """
+
+    method: str
+    radius: float
+    steps: int = 7
+    beta: float = 6.0
+
+
+@dataclass(frozen=True)
 class ComputeConfig:
     """What alters only speed.
 
@@ -277,6 +296,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     compute: ComputeConfig = ComputeConfig()
     use: UseConfig = UseConfig()
+    adversarial: AdversarialConfig | None = None
     _base: Path = Path()
 
     @property
@@ -367,6 +387,10 @@ def _rules(config: TrainingConfig) -> Rules:
         yield public, "privacy.mechanism", "'none' is for data.personal = false"
     yield from _optimizer_rules(config.optimizer)
     yield from _compute_rules(config.compute)
+    if config.adversarial is not None:
+        yield from _adversarial_rules(config.adversarial)
+        plain = not config.model.features
+        yield plain, "adversarial", "not with model.features: it would attack those"
     for name, text in vars(config.use).items():
         short = len(text) <= MAX_USE_CHARACTERS
         yield short, f"use.{name}", f"more than {MAX_USE_CHARACTERS} characters"
@@ -510,6 +534,15 @@ def _optimizer_rules(optimizer: OptimizerConfig) -> Rules:
     yield schedule, "optimizer.schedule", f"one of {', '.join(SCHEDULES)}"
     yield 0 <= optimizer.warmup <= 0.5, "optimizer.warmup", "must be 0 to 0.5"
     yield 0 <= optimizer.ema < 1, "optimizer.ema", "must be in [0, 1)"
+
+
+def _adversarial_rules(adversarial: AdversarialConfig) -> Rules:
+    known = adversarial.method in ATTACKS
+    yield known, "adversarial.method", f"one of {', '.join(ATTACKS)}"
+    yield 0 < adversarial.radius < 1, "adversarial.radius", "must be between 0 and 1"
+    steps = 1 <= adversarial.steps <= 1000
+    yield steps, "adversarial.steps", "must be 1 to 1000"
+    yield adversarial.beta > 0, "adversarial.beta", "must be positive"
 
 
 def _compute_rules(compute: ComputeConfig) -> Rules:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from models.architectures import ImageClassifier, TabularClassifier
 from models.datasets import AnyDataset, multiset_digest
@@ -15,6 +16,7 @@ from sealgate.protocol import strict_json
 from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
+from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.config import TrainingConfig
 from security.training.guarantee import Plan, make_plan, state_guarantee
@@ -30,7 +32,15 @@ from security.training.trainer import (
     train_public,
 )
 
-__all__ = ["Job", "Progress", "group_of", "recipe_of", "run_private", "run_public"]
+__all__ = [
+    "Job",
+    "Progress",
+    "against",
+    "group_of",
+    "recipe_of",
+    "run_private",
+    "run_public",
+]
 
 # Called with a stage's name, the share of it that is done, its result at the end, and
 # perhaps a note while it runs.
@@ -88,6 +98,7 @@ def run_private(job: Job) -> Private:
             method=config.compute.gradients,
             monitor=keeper,
             start=taken.start,
+            **against(config, job.module),
         )
     except BaseException:
         keeper.close("interrupted")
@@ -116,6 +127,7 @@ def run_public(job: Job) -> None:
         randomness=job.randomness,
         monitor=keeper,
         start=taken.start,
+        **against(job.config, job.module),
     )
     job.progress("training", 1.0, f"{steps} steps")
     job.progress("privacy", 1.0, "NONE: trained without privacy, on public data")
@@ -197,6 +209,30 @@ class _Shown:
             notes.append(f"epsilon about {self._epsilon(report.step):.2f}")
         share = report.step / self._steps
         self._progress("training", share, "", ", ".join(notes))
+
+
+def against(
+    config: TrainingConfig, module: TabularClassifier | ImageClassifier
+) -> dict[str, Any]:
+    """The trainer's arguments for adversarial training; none without.
+
+    The configured radius is a share of each range; the network sees ranges stretched.
+    """
+    chosen = config.adversarial
+    if chosen is None:
+        return {}
+    low, high = module.input_bounds()
+    adversary = Adversary(
+        chosen.method,
+        radius=chosen.radius * (high - low),
+        steps=chosen.steps,
+        beta=chosen.beta,
+        low=low,
+        high=high,
+        movable=module.movable(),
+    )
+    prepare, objective = adversarial(adversary)
+    return {"prepare": prepare, "objective": objective}
 
 
 def group_of(config: TrainingConfig, train: AnyDataset) -> int:

@@ -18,6 +18,12 @@ from torch import Tensor, nn
 
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
+from security.training.distributed import (
+    DistributedNoisyOptimizer,
+    processes,
+    share_of,
+    synchronise,
+)
 from security.training.gradient_methods import make_method
 from security.training.gradients import (
     Batch,
@@ -76,6 +82,18 @@ class Examples:
         if self.units is None:
             return len(self.labels)
         return int(self.units.max()) + 1 if len(self.units) else 0
+
+    def share(self) -> Examples:
+        """Those whose units this process owns: all of them, where it is the only one.
+
+        Units keep their numbers' order, and are numbered again without gaps.
+        """
+        if processes() == 1:
+            return self
+        given = torch.arange(len(self.labels)) if self.units is None else self.units
+        own = share_of(given)
+        units = None if self.units is None else given[own] // processes()
+        return Examples(self.inputs[own], self.labels[own], units)
 
     def batch(self, chosen: Tensor) -> Batch:
         """The examples of the chosen units, a boolean for each, sorted by unit."""
@@ -220,6 +238,8 @@ def train_private(
             released.
     """
     _check(examples)
+    examples = examples.share()
+    synchronise(body)
     maker = make_method(body.train(), method, objective)
     loop = _Loop(body, recipe, monitor or _Silent(), start, steps=mechanism.steps)
     record, accountant = Conformance(), PRVAccountant()
@@ -289,9 +309,8 @@ def _noisy(
         mechanism.noise_multiplier, recipe.max_grad_norm, recipe.expected_batch
     )
     loss_norm = recipe.loss_share * recipe.max_grad_norm
-    return NoisyOptimizer(
-        plain, noise, randomness=randomness, record=record, loss_norm=loss_norm
-    )
+    kind = DistributedNoisyOptimizer if processes() > 1 else NoisyOptimizer
+    return kind(plain, noise, randomness=randomness, record=record, loss_norm=loss_norm)
 
 
 class _Private:
