@@ -24,10 +24,11 @@ from security.admission.gate import Admission
 from security.errors import AdmissionRefused
 from security.workload import RuntimeSettings
 from service.agreement import compare
-from service.batching import Batcher, Budget, Observe, OverloadedError, Watchdog
+from service.batching import Batcher, Budget, Observe, OverloadedError
 from service.metrics import Metrics
 from service.runtime import LoadedModel
 from service.warmup import warm_up
+from service.watchdog import Watchdog
 
 __all__ = ["Entry", "Lineup", "Served", "Trial", "check_alike"]
 

@@ -18,11 +18,11 @@ from service.batching import (
     InferenceFailedError,
     InferenceTimeoutError,
     OverloadedError,
-    Watchdog,
 )
 from service.lineup import Lineup, Served
 from service.runtime import LoadedModel
 from service.warmup import Lesson, warm_up
+from service.watchdog import Watchdog
 from tests.rooms import (
     admitted,
     centring_model,
