@@ -12,7 +12,6 @@ import gzip
 import importlib
 import io
 import sys
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from models.columns import Table
@@ -103,39 +101,37 @@ def _csv(data: bytes, name: str, layout: CsvFormat) -> Table:
             f"{name}: {len(header)} columns, the header names {len(names)}"
         )
     skipped += not layout.header
-    frame = _frame(text, name, layout, names, skipped)
-    short = frame.isna().any(axis=1).to_numpy()
-    if short.any():
-        line = skipped + 1 + int(np.flatnonzero(short)[0])
-        raise DatasetError(f"{name}: line {line}: fewer cells than {len(names)}")
-    arrays = {item: frame[item].to_numpy(dtype=object) for item in names}
+    rows = _rows(text.rstrip("\r\n"), name, layout, skipped, len(names))
+    cells = zip(*rows) if rows else [()] * len(names)
+    arrays = {
+        item: np.array(column, dtype=object) for item, column in zip(names, cells)
+    }
     return Table(name, arrays, first_line=skipped + 1)
 
 
-def _frame(
-    text: str, name: str, layout: CsvFormat, names: list[str], skipped: int
-) -> pd.DataFrame:
+def _rows(
+    text: str, name: str, layout: CsvFormat, skipped: int, width: int
+) -> list[list[str]]:
+    """The rows below the header; each has every cell, or none of them counts."""
+    lines = io.StringIO(text, newline="")
+    for _ in range(skipped):
+        lines.readline()
+    reader = csv.reader(
+        lines, delimiter=layout.delimiter, skipinitialspace=True, strict=True
+    )
+    rows = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                io.StringIO(text.rstrip("\r\n")),
-                sep=layout.delimiter,
-                header=None,
-                names=names,
-                skiprows=skipped,
-                dtype=str,
-                na_filter=False,
-                index_col=False,
-                skipinitialspace=True,
-                skip_blank_lines=False,
-                on_bad_lines="error",
-            )
-    except pd.errors.EmptyDataError:
-        raise DatasetError(f"{name}: no rows") from None
-    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise DatasetError(f"{name}: not CSV: {reason[:200]}") from None
+        for row in reader:
+            if len(row) != width:
+                line = skipped + reader.line_num
+                raise DatasetError(
+                    f"{name}: line {line}: {len(row)} cells, not {width}"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        line = skipped + reader.line_num
+        raise DatasetError(f"{name}: line {line}: not CSV: {error}") from None
+    return rows
 
 
 def _decode(data: bytes, name: str, encoding: str) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 from security.commands.options import Subparsers
 from security.settings import load_settings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "stopped_by_ctrl_c"]
 
 
 @contextlib.contextmanager
-def _stopped_by_ctrl_c() -> Iterator[threading.Event]:
+def stopped_by_ctrl_c() -> Iterator[threading.Event]:
     """The first Ctrl-C asks for an end at the next step; the second insists."""
     stop = threading.Event()
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_config(args.config)
     ledger = Ledger(load_settings().home / "ledger")
-    with Stages() as stages, _stopped_by_ctrl_c() as stop:
+    with Stages() as stages, stopped_by_ctrl_c() as stop:
         train_bundle(
             config, args.out, stages, ledger=ledger, going_on=args.resume, stop=stop
         )

@@ -16,5 +16,10 @@ mechanism       sampling, noise, and a record of what was really done
 distributed     the mechanism over several processes, with Opacus' wrapper
 trainer         the loop, with its seams
 bundle          export, manifest and the three reports
+session         one training: planned, booked, kept, shown
+ledger          what all trainings on one data set have spent, with a cap
+keeper          between trainer and ledger: books steps, keeps checkpoints
+checkpoint      where a training stands, in plain arrays
 run             data to bundle
+retrain         the next version, compared with the current one
 """

@@ -20,6 +20,7 @@ from security.training.config_reader import (
     MAX_CONFIG_BYTES,
     Mistake,
     hint,
+    read_object,
     read_sections,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "UseConfig",
     "load_config",
     "parse_config",
+    "parse_object",
 ]
 
 # Beyond this, the bound on what anyone learns about a row (e^epsilon) is no bound.
@@ -347,6 +349,15 @@ def parse_config(data: bytes, *, where: str = "configuration") -> TrainingConfig
 'model'?
     """
     return read_sections(data, TrainingConfig, _check, where)
+
+
+def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
+    """Validate what `TrainingConfig.to_object` gave.
+
+    Raises:
+        TrainingError: as `parse_config`, without a line.
+    """
+    return read_object(value, TrainingConfig, _check, where)
 
 
 def _chosen(section: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from security.admission.toml_lines import Notes, syntax_line
 from security.errors import TrainingError
 
-__all__ = ["Mistake", "hint", "read_sections"]
+__all__ = ["Mistake", "hint", "read_object", "read_sections"]
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ITEMS = 20_000
@@ -69,6 +69,22 @@ def read_sections(
         notes.add(mistake.path, str(mistake))
         ((line, message),) = notes.by_line(text)
         raise TrainingError(f"{where}:{line}: {message}") from None
+    return root
+
+
+def read_object(
+    value: Any, kind: type[_Root], rules: typing.Callable[[_Root], None], where: str
+) -> _Root:
+    """Read JSON values into a dataclass of dataclasses, as `read_sections` does TOML.
+
+    Raises:
+        TrainingError: an unknown or missing key, a wrong type, or a value out of range.
+    """
+    try:
+        root: _Root = _table(kind, value, (), present=True)
+        rules(root)
+    except Mistake as mistake:
+        raise TrainingError(f"{where}: {mistake}") from None
     return root
 
 

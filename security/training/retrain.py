@@ -1,0 +1,203 @@
+"""Train the next version, and say whether it is better: on the same held-out rows.
+
+The comparison is McNemar's exact test: of the rows on which the two versions disagree
+about being right, how many each has for itself. It reads held-out rows, which the
+guarantee does not cover; the evidence says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from models.bundle import Bundle, read_bundle, report_file
+from models.datasets import AnyDataset
+from models.export import run_onnx
+from models.files import write_atomic
+from models.report import Metric, Report
+from sealgate.protocol import strict_json
+from security.errors import TrainingError
+from security.training.config import TrainingConfig, parse_object
+from security.training.data import load_split
+from security.training.ledger import Ledger
+from security.training.run import train_bundle
+
+__all__ = ["Comparison", "compare_models", "next_version", "recorded_config", "retrain"]
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions on the same rows.
+
+    Attributes:
+        rows: how many.
+        before, after: share of them that each version gets right.
+        only_before, only_after: rows that only that version gets right.
+        p_value: two-sided, exact, of as uneven a split by chance.
+    """
+
+    rows: int
+    before: float
+    after: float
+    only_before: int
+    only_after: int
+    p_value: float
+
+    @property
+    def verdict(self) -> str:
+        """One of better, worse, no_difference_shown."""
+        if self.p_value >= ALPHA:
+            return "no_difference_shown"
+        return "better" if self.only_after > self.only_before else "worse"
+
+    def line(self) -> str:
+        """The comparison, for people."""
+        return (
+            f"accuracy {self.before:.3f} before, {self.after:.3f} now on {self.rows} "
+            f"held-out rows; McNemar p={self.p_value:.3g}: "
+            f"{self.verdict.replace('_', ' ')}"
+        )
+
+
+def retrain(
+    current: Path,
+    source: str,
+    out: Path,
+    progress: Callable[..., None],
+    *,
+    ledger: Ledger,
+    base: Path,
+    stop: threading.Event | None = None,
+) -> Comparison:
+    """Train the next version of a bundle on new data, and compare the two.
+
+    Args:
+        current: the bundle's folder.
+        source: of the new data; empty for the same source, read again.
+        out: the new bundle's folder, which must not exist.
+        progress: as of `run.train_bundle`.
+        ledger: as of `run.train_bundle`; the declared name is the same, so what was
+            spent before counts.
+        base: the folder that relative paths start from.
+        stop: as of `run.train_bundle`.
+
+    Raises:
+        TrainingError: the bundle does not say how it was trained, or training failed.
+        LedgerError: the remaining budget does not allow it.
+        DatasetError: the data is not what the configuration says.
+        BundleError: the bundle cannot be read, or ``out`` exists.
+    """
+    old = read_bundle(current)
+    config = recorded_config(old)
+    data = replace(config.data, source=source) if source else config.data
+    model = replace(config.model, version=next_version(config.model.version))
+    changed = replace(config, data=data, model=model, _base=base)
+    _, holdout = load_split(changed)
+    _check_schema(old, holdout)
+    train_bundle(changed, out, progress, ledger=ledger, stop=stop)
+    new = read_bundle(out)
+    comparison = compare_models(old.model, new.model, holdout)
+    progress("comparison", 1.0, comparison.line())
+    _record(out, old, new, comparison)
+    return comparison
+
+
+def next_version(version: str) -> str:
+    """The version after one.
+
+    >>> next_version("1.0.9")
+    '1.0.10'
+    """
+    head, dot, last = version.rpartition(".")
+    return f"{head}{dot}{int(last) + 1}"
+
+
+def recorded_config(bundle: Bundle) -> TrainingConfig:
+    """The configuration that a bundle says it was trained under.
+
+    Raises:
+        TrainingError: its provenance does not say, or not about this model.
+    """
+    report = bundle.report("provenance")
+    if report.subject != bundle.subject:
+        raise TrainingError("the provenance report is about another model")
+    value: Any = report.details.get("config")
+    if not isinstance(value, dict):
+        raise TrainingError("the bundle does not say under which configuration")
+    digest = hashlib.sha256(strict_json.dumps(value)).hexdigest()
+    if digest != report.conditions.get("config_sha256"):
+        raise TrainingError(
+            "the bundle's configuration is not the one it was made with"
+        )
+    return parse_object(value, where="the bundle's configuration")
+
+
+def compare_models(old: bytes, new: bytes, holdout: AnyDataset) -> Comparison:
+    """Two exported models on the same rows, by McNemar's exact test."""
+    right = [
+        run_onnx(model, holdout.features)[1] == holdout.labels for model in (old, new)
+    ]
+    return _mcnemar(right[0], right[1])
+
+
+def _mcnemar(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Comparison:
+    only_before = int((before & ~after).sum())
+    only_after = int((after & ~before).sum())
+    differ = only_before + only_after
+    p_value = 1.0
+    if differ:
+        p_value = float(stats.binomtest(only_after, differ, 0.5).pvalue)
+    return Comparison(
+        rows=len(before),
+        before=float(before.mean()),
+        after=float(after.mean()),
+        only_before=only_before,
+        only_after=only_after,
+        p_value=p_value,
+    )
+
+
+def _check_schema(old: Bundle, holdout: AnyDataset) -> None:
+    labels = next(item.labels for item in old.manifest.outputs if item.labels)
+    if labels != holdout.classes:
+        raise TrainingError("the new data has other classes than the current version")
+
+
+def _record(out: Path, old: Bundle, new: Bundle, comparison: Comparison) -> None:
+    """Add the comparison to the new bundle's provenance, before anybody signs it."""
+    report = new.report("provenance")
+    metrics = {
+        **report.metrics,
+        "accuracy_before": Metric(comparison.before, n=comparison.rows),
+        "accuracy_after": Metric(comparison.after, n=comparison.rows),
+        "comparison_p_value": Metric(comparison.p_value, n=comparison.rows),
+    }
+    conditions = {
+        **report.conditions,
+        "compared_with": old.manifest.version,
+        "compared_with_sha256": old.subject.root_sha256,
+        "comparison_test": "mcnemar_exact_two_sided",
+        "comparison": comparison.verdict,
+        "comparison_covered_by_epsilon": False,
+    }
+    details = {
+        **report.details,
+        "comparison": {
+            "only_before": comparison.only_before,
+            "only_after": comparison.only_after,
+        },
+    }
+    written: Report = replace(
+        report, metrics=metrics, conditions=conditions, details=details
+    )
+    write_atomic(out / report_file("provenance"), written.to_json())
