@@ -2,13 +2,22 @@
 
 import argparse
 
-from benchmarks import assessment, gate, sealing, server, throughput, training
+from benchmarks import (
+    access,
+    assessment,
+    gate,
+    sealing,
+    server,
+    throughput,
+    training,
+)
 
 BENCHMARKS = {
     "sealing": sealing.run,
     "gate": gate.run,
     "assessment": assessment.run,
     "server": server.run,
+    "access": access.run,
     "throughput": throughput.run,
     "training": training.run,
 }

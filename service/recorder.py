@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sealgate.errors import SealgateError
@@ -39,7 +39,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 QUOTA_EXCEEDED = "quota-exceeded"
-_MAX_KNOWN = 4096
+MAX_CALLERS = 4096
 _STRANGERS_KIND: tuple[str, ...] = ("action", "outcome", "reason", "sealed", "status")
 _CALLERS_KIND = (*_STRANGERS_KIND, "subject", "client", "token", "model")
 
@@ -99,9 +99,10 @@ class Recorder:
             clock: Unix seconds.
         """
         self._log = log
-        self._known: dict[tuple[str, str, str], dict[str, str | None]] = {}
         self._key = key
         self._clock = clock
+        # Hashing takes longer than looking up.
+        self._described: dict[tuple[str, str, str], Mapping[str, str | None]] = {}
         self._strangers = Tally(limits)
         self._callers = Tally(limits)
         self._timer: tuple[asyncio.AbstractEventLoop, asyncio.TimerHandle] | None = None
@@ -178,26 +179,23 @@ class Recorder:
         counted = [*self._strangers.drain(), *self._callers.drain()]
         return [{"time_us": time_us, "outcome": "refuse", **item} for item in counted]
 
-    def _caller(self, principal: Principal | None) -> dict[str, str | None]:
+    def _caller(self, principal: Principal | None) -> Mapping[str, str | None]:
         if principal is None:
             return {}
-        subject, client = principal.subject, principal.client_id
-        # Keyed hashes of the same few callers, again and again.
-        names = (subject, client, principal.token_id)
-        known = self._known.get(names)
-        if known is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            known = self._known[names] = self._named(subject, client, names[2])
-        return known
-
-    def _named(self, subject: str, client: str, token_id: str) -> dict[str, str | None]:
-        # A client that speaks for itself (RFC 9068, section 2.2) is its own subject.
-        return {
-            "subject": pseudonym(self._key, subject),
-            "client": pseudonym(self._key, client) if client == subject else client,
-            "token": token_hash(token_id),
-        }
+        name = principal.account, principal.client_id, principal.token_id
+        described = self._described.get(name)
+        if described is None:
+            if len(self._described) >= MAX_CALLERS:
+                self._described.clear()
+            # A client may speak for itself (RFC 9068, section 2.2).
+            own = principal.client_id == principal.subject
+            subject = pseudonym(self._key, principal.account)
+            described = self._described[name] = {
+                "subject": subject,
+                "client": subject if own else principal.client_id,
+                "token": token_hash(principal.token_id),
+            }
+        return described
 
 
 def open_recorder(settings: AuditSettings, admissions: Sequence[Admission]) -> Recorder:

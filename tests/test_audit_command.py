@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from security.access.issuer import DEVELOPMENT_ISSUER
 from security.audit.journal import load_verifier
 from security.audit.records import FIELDS, pseudonym, token_hash
 from security.audit.verify import verify_log
@@ -116,7 +117,7 @@ def test_every_decision_of_a_server_is_there(stopped: Path, token: str) -> None:
         assert record["response_bytes"] > 0
         assert record["sealed"] is False
     key = read_secret(stopped / "keys/audit.key")
-    assert inference[0]["subject"] == pseudonym(key, "developer")
+    assert inference[0]["subject"] == pseudonym(key, f"{DEVELOPMENT_ISSUER}\0developer")
     import jwt
 
     claims = jwt.decode(token, options={"verify_signature": False})
@@ -266,3 +267,32 @@ def test_a_full_disk_stops_serving_until_there_is_room(
     ids = [record["request_id"] for record in records(home)]
     assert after.headers["x-request-id"] in ids
     assert full.headers["x-request-id"] not in ids
+
+
+def test_commands_are_recorded(deployment: Path, tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("audit")
+    home = Path(shutil.copytree(deployment, tmp_path / "home", ignore=ignore))
+    settings = toy_settings(home)
+    commands = (
+        ("keys", "rotate", "--role", "sealing", "--force"),
+        ("access", "revoke", "--subject", "mallory", "--issuer", DEVELOPMENT_ISSUER),
+        ("admit", str(home / "bundle")),
+    )
+    for command in commands:
+        result = run_security(home, *command, **settings)
+        assert result.returncode == 0, result.stderr
+    # Refused, and nothing written but the record.
+    (home / "bundle" / "model.onnx").write_bytes(b"another model")
+    assert run_security(home, "admit", str(home / "bundle"), **settings).returncode == 1
+    found = records(home)
+    said = [(r["action"], r["reason"], r["outcome"]) for r in found]
+    assert ("key-rotation", "sealing-rotated", "allow") in said
+    assert ("revocation", "subject-revoked", "allow") in said
+    assert ("admission", None, "allow") in said
+    key = read_secret(home / "keys/audit.key")
+    (revoked,) = [r for r in found if r["action"] == "revocation"]
+    assert revoked["subject"] == pseudonym(key, f"{DEVELOPMENT_ISSUER}\0mallory")
+    # A machine without the key of checkpoints keeps no log.
+    (home / "keys" / "checkpoint.pem").unlink()
+    assert run_security(home, *commands[0], **settings).returncode == 0
+    assert len(records(home)) == len(found)

@@ -1,16 +1,19 @@
 """Many requests wait for one write: group commit.
 
-A thread writes; while it waits for the disk, the next group gathers. So a request costs
-little however slow the disk is, and its answer waits for about one write.
+The records of one turn of the event loop are one group. A thread forces it to disk;
+until it is there the next group gathers. So a request costs little however slow the
+disk is, and its answer waits for about one write. Where nothing is forced to disk, the
+loop writes by itself: handing over would cost more than the write.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import queue
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from security.audit.log import AuditLog
 from security.audit.records import Scalar, encode
@@ -23,11 +26,21 @@ _log = logging.getLogger(__name__)
 MAX_WAITING = 1 << 16
 RETRY_S = 1.0
 
-_Waiter = tuple[asyncio.AbstractEventLoop, "asyncio.Future[None]"]
+_Waiter = asyncio.Future[None]
+
+
+@dataclass
+class _Group:
+    """Records that are written together, and who waits for them."""
+
+    records: list[bytes] = field(default_factory=list)
+    waiters: list[_Waiter] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop | None = None
+    last: bool = False
 
 
 class GroupLog:
-    """Writes the records of many tasks through one `AuditLog`, in groups."""
+    """Writes the records of many tasks of one event loop through one `AuditLog`."""
 
     def __init__(self, log: AuditLog, *, max_held: int = 0) -> None:
         """Start the writer's thread.
@@ -40,11 +53,11 @@ class GroupLog:
         """
         self.log = log
         self._max_held = max_held
-        self._wake = threading.Condition()
-        self._records: list[bytes] = []
-        self._waiters: list[_Waiter] = []
         self._held: list[bytes] = []
-        self._closing = False
+        self._lock = threading.Lock()
+        self._next = _Group()
+        self._busy = self._closed = False
+        self._jobs: queue.SimpleQueue[_Group] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -58,63 +71,95 @@ class GroupLog:
             AuditError: it could not be written: nothing may be answered.
         """
         record = encode(fields)
+        if self._closed or len(self._next.records) >= MAX_WAITING:
+            raise AuditError("the audit log takes no record now")
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        with self._wake:
-            if self._closing or len(self._records) >= MAX_WAITING:
-                raise AuditError("the audit log takes no record now")
-            self._records.append(record)
-            self._waiters.append((loop, waiter))
-            if len(self._records) == 1:
-                # Not now: what the rest of this turn of the loop appends comes along.
-                loop.call_soon(self._begin)
+        waiter = loop.create_future()
+        self._next.records.append(record)
+        self._next.waiters.append(waiter)
+        if not self._busy:
+            self._busy = True
+            # Behind the other tasks of this turn: theirs are in the same group.
+            loop.call_soon(self._begin, loop)
         await waiter
-
-    def _begin(self) -> None:
-        with self._wake:
-            self._wake.notify()
 
     def close(self, last: Iterable[Mapping[str, Scalar]] = ()) -> None:
         """Write what waits and the last records, sign a checkpoint, and close."""
-        with self._wake:
-            self._records += map(encode, last)
-            self._closing = True
-            self._wake.notify()
+        self._closed = True
+        group, self._next = self._next, _Group()
+        group.records += map(encode, last)
+        group.last = True
+        self._jobs.put(group)
         self._thread.join()
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        group, self._next = self._next, _Group()
+        group.loop = loop
+        if self.log.limits.sync:
+            self._jobs.put(group)
+            return
+        signed = self.log.checkpoint_in_s is None
+        failure = self._write(group.records)
+        if signed or self._held:
+            self._jobs.put(_Group())  # the thread shall look when it is due
+        self._end(group, failure)
+
+    def _end(self, group: _Group, failure: AuditError | None) -> None:
+        """Let the answers go; then, behind the tasks that go on, the next group."""
+        for waiter in group.waiters:
+            if waiter.done():
+                continue
+            if failure is None:
+                waiter.set_result(None)
+            else:
+                # Each its own: a raised error carries its traceback.
+                waiter.set_exception(AuditError(str(failure)))
+        self._busy = bool(self._next.records)
+        if self._busy and group.loop is not None:
+            group.loop.call_soon(self._begin, group.loop)
 
     def _run(self) -> None:
         while True:
-            with self._wake:
-                if not self._records and not self._closing:
-                    self._wake.wait(self._pause_s())
-                records, self._records = self._records, []
-                waiters, self._waiters = self._waiters, []
-                closing = self._closing
-            if records or self._held:
-                self._commit(records, waiters)
-            if closing:
+            try:
+                group = self._jobs.get(timeout=self._pause_s())
+            except queue.Empty:
+                group = _Group()
+            failure = None
+            if group.records or self._held:
+                failure = self._write(group.records)
+            if group.loop is not None:
+                self._report(group.loop, group, failure)
+            if group.last:
                 self.log.close()
                 return
             if self.log.checkpoint_in_s == 0:
-                self.log.sign_checkpoint()
+                with self._lock:
+                    self.log.sign_checkpoint()
+
+    def _report(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        group: _Group,
+        failure: AuditError | None,
+    ) -> None:
+        try:
+            loop.call_soon_threadsafe(self._end, group, failure)
+        except RuntimeError:  # the loop was closed: nobody waits
+            self._busy = False
 
     def _pause_s(self) -> float | None:
         return RETRY_S if self._held else self.log.checkpoint_in_s
 
-    def _commit(self, records: list[bytes], waiters: list[_Waiter]) -> None:
-        failure: AuditError | None = None
-        try:
-            self.log.write([*self._held, *records])
+    def _write(self, records: list[bytes]) -> AuditError | None:
+        with self._lock:
+            try:
+                self.log.write([*self._held, *records])
+            except AuditError as error:
+                return self._hold(records, error)
+            except Exception as error:  # noqa: BLE001  (a thread must answer)
+                return AuditError(f"{type(error).__name__} while writing a record")
             self._held = []
-        except AuditError as error:
-            failure = self._hold(records, error)
-        except Exception as error:  # noqa: BLE001  (a thread that ends answers nobody)
-            failure = AuditError(f"{type(error).__name__} while writing a record")
-        for loop in {loop for loop, _ in waiters}:
-            theirs = [waiter for its, waiter in waiters if its is loop]
-            # A loop that was closed meanwhile has nobody waiting.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(_settle, theirs, failure)
+            return None
 
     def _hold(self, records: list[bytes], error: AuditError) -> AuditError | None:
         """Keep records that cannot be written, if that is allowed; else the error."""
@@ -124,14 +169,3 @@ class GroupLog:
             _log.warning("%d audit records are held in memory: %s", len(records), error)
         self._held += records
         return None
-
-
-def _settle(waiters: list[asyncio.Future[None]], failure: AuditError | None) -> None:
-    for waiter in waiters:
-        if waiter.done():
-            continue
-        if failure is None:
-            waiter.set_result(None)
-        else:
-            # Each its own: a raised error carries its traceback.
-            waiter.set_exception(AuditError(str(failure)))

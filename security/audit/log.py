@@ -56,7 +56,12 @@ def segment_name(writer: str, number: int) -> str:
 
 
 class AuditLog:
-    """Writes one writer's records; safe to use from one thread at a time."""
+    """Writes one writer's records; safe to use from one thread at a time.
+
+    Attributes:
+        path: the file that is being written.
+        limits: when it forces, rotates and signs.
+    """
 
     def __init__(
         self,
@@ -82,7 +87,7 @@ class AuditLog:
         self._directory = directory
         self._writer = writer
         self._signer = signer
-        self._limits = limits
+        self.limits = limits
         self._monotonic = monotonic
         self._tree = Tree()
         self._signed_size = 0
@@ -116,7 +121,7 @@ class AuditLog:
             leaves.append(leaf)
             previous, sequence = leaf.hex(), sequence + 1
         data = b"".join(lines)
-        if 0 < self._size > self._limits.max_file_bytes - len(data):
+        if 0 < self._size > self.limits.max_file_bytes - len(data):
             self._rotate()
         self._write_out(data)
         self._previous = previous
@@ -129,7 +134,7 @@ class AuditLog:
         if self._signer is None or self._signed_size == self._tree.size:
             return None
         age = self._monotonic() - self._signed_at
-        return max(0.0, self._limits.checkpoint_interval_s - age)
+        return max(0.0, self.limits.checkpoint_interval_s - age)
 
     def sign_checkpoint(self) -> None:
         """Sign a checkpoint over all records so far.
@@ -143,7 +148,7 @@ class AuditLog:
         origin = f"{self._signer.name}/{self._writer}"
         checkpoint = Checkpoint(origin, self._tree.size, self._tree.root())
         try:
-            if not self._limits.sync:
+            if not self.limits.sync:
                 os.fdatasync(self._descriptor)
             checkpoints.append_note(self._directory, self._signer.sign(checkpoint))
         except (AuditError, OSError) as error:
@@ -164,7 +169,7 @@ class AuditLog:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
-            if self._limits.sync:
+            if self.limits.sync:
                 os.fdatasync(self._descriptor)
         except OSError as error:
             self._take_back()

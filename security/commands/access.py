@@ -12,9 +12,12 @@ from security.access.explain import Question, explain
 from security.access.permissions import ACTIONS
 from security.access.revocation import Revocation, open_store
 from security.access.tokens import Verifier
+from security.audit.journal import record_operation
+from security.audit.records import pseudonym, token_hash
 from security.commands import access_issuer
 from security.commands.options import Subparsers
 from security.errors import SettingsError
+from security.key_files import read_secret
 from security.settings import Settings, load_settings
 
 __all__ = ["add_parser"]
@@ -130,6 +133,7 @@ def _revoke(args: argparse.Namespace) -> int:
         )
     with closing(open_store(settings.access)) as store:
         store.add(entry)
+    _record(settings, entry, "revoked")
     print(f"revoked {_shown(entry)}")
     return 0
 
@@ -139,8 +143,24 @@ def _restore(args: argparse.Namespace) -> int:
     entry = _target(args, settings, int(time.time()))
     with closing(open_store(settings.access)) as store:
         found = store.remove(entry)
+    if found:
+        _record(settings, entry, "restored")
     print(f"{'restored' if found else 'was not revoked:'} {_shown(entry)}")
     return 0 if found else 1
+
+
+def _record(settings: Settings, entry: Revocation, what: str) -> None:
+    """Whom it concerns stands in the record as it does in those of requests."""
+    operation = {"action": "revocation", "reason": f"{entry.kind}-{what}"}
+    if entry.kind == "token":
+        operation["token"] = token_hash(entry.value)
+    elif entry.kind == "client":
+        operation["client"] = entry.value
+    elif settings.audit.pseudonym_key.exists():
+        issuer = entry.issuer or settings.access.issuer
+        key = read_secret(settings.audit.pseudonym_key)
+        operation["subject"] = pseudonym(key, f"{issuer}\0{entry.value}")
+    record_operation(settings.audit, [operation])
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -21,9 +21,11 @@ from security.admission.evaluation import (
 from security.admission.keys import ROLES, load_trust
 from security.admission.policy import load_policy
 from security.admission.steps import Scene, demand, drain
+from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signer
 from security.errors import AdmissionRefused, TrainingError
+from security.settings import load_settings
 
 __all__ = ["add_parser", "print_refusals", "run"]
 
@@ -69,6 +71,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.all:
         return print_refusals(_all_refusals(scene))
+    try:
+        return _sign(args, scene)
+    except AdmissionRefused as refusal:
+        _record(scene.bundle, f"check-{refusal.check}")
+        raise
+
+
+def _sign(args: argparse.Namespace, scene: Scene) -> int:
     key = signer(args, args.role)
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
@@ -78,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
     name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
     write_atomic(args.bundle / name, verdict)
+    _record(bundle, None)
     print(
         f"admitted {bundle.manifest.tag} under policy sha256:{policy.resource.sha256}\n"
         f"verdict sha256:{hashlib.sha256(verdict).hexdigest()}"
@@ -88,6 +99,21 @@ def run(args: argparse.Namespace) -> int:
     if signed < policy.verdict_min_signers:
         print(f"signed by {signed} of {policy.verdict_min_signers} signers")
     return 0
+
+
+def _record(bundle: Bundle, refused: str | None) -> None:
+    record_operation(
+        load_settings().audit,
+        [
+            {
+                "action": "admission",
+                "model": bundle.subject.name,
+                "model_sha256": bundle.subject.root_sha256,
+                "outcome": "allow" if refused is None else "refuse",
+                "reason": refused,
+            }
+        ],
+    )
 
 
 def print_refusals(found: Sequence[AdmissionRefused]) -> int:

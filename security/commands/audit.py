@@ -116,6 +116,9 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a subject's name; needs the key of the pseudonyms",
     )
+    parser.add_argument(
+        "--issuer", help="of the subjects (default: access.issuer of the settings)"
+    )
     parser.add_argument("--pseudonym", action="append", default=[])
     for name in _EQUAL:
         option = f"--{name.replace('_', '-')}"
@@ -170,8 +173,10 @@ def _parse_query(args: argparse.Namespace) -> Query:
     equal = {name: getattr(args, name) for name in _EQUAL if getattr(args, name)}
     subjects = list(args.pseudonym)
     if args.subject:
-        key = read_secret(load_settings().audit.pseudonym_key)
-        subjects += [pseudonym(key, subject) for subject in args.subject]
+        settings = load_settings()
+        key = read_secret(settings.audit.pseudonym_key)
+        issuer = args.issuer or settings.access.issuer
+        subjects += [pseudonym(key, f"{issuer}\0{name}") for name in args.subject]
     if subjects:
         equal["subject"] = subjects
     return Query(

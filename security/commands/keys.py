@@ -24,6 +24,7 @@ from security.admission.keys import (
     parse_trust,
     public_pem,
 )
+from security.audit.journal import record_operation
 from security.commands import sealing_keys
 from security.commands.options import Subparsers
 from security.commands.sealing_keys import SEALING
@@ -193,14 +194,16 @@ def _rotate(args: argparse.Namespace) -> int:
     aside = path.with_suffix(f".{old[:16]}.pem")
     os.replace(path, aside)
     os.replace(fresh, path)
+    _record(settings, args.role, "rotated")
     print(f"rotated   {path}  {key_hint(key.public_key())}")
     print(f"old key   {aside}  {old}  trusted until revoked")
     return 0
 
 
 def _add(args: argparse.Namespace) -> int:
-    key = read_public(args.public_key)
-    _trust_also(load_settings().admission, args.role, key)
+    key, settings = read_public(args.public_key), load_settings()
+    _trust_also(settings.admission, args.role, key)
+    _record(settings, args.role, "added")
     print(f"trusted   {key_hint(key)}  {args.role}")
     return 0
 
@@ -212,8 +215,14 @@ def _revoke(args: argparse.Namespace) -> int:
     time = format_time(datetime.now(UTC))
     revoked = {**trust.revoked, hint: Revocation(hint, time, args.reason)}
     _write(settings.admission, TrustRoot(trust.roles, revoked, trust.retired))
+    _record(settings, trust.role_of(hint) or "key", "revoked")
     print(f"revoked   {hint}  {trust.role_of(hint)}")
     return _report_fallen(settings, hint)
+
+
+def _record(settings: Settings, role: str, what: str) -> None:
+    operation = {"action": "key-rotation", "reason": f"{role}-{what}"}
+    record_operation(settings.audit, [operation])
 
 
 def _public(args: argparse.Namespace) -> int:

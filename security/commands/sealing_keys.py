@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from models.report import format_time
 from sealgate.protocol.kem import KEM_X25519
+from security.audit.journal import record_operation
 from security.errors import KeyFileError
 from security.key_files import (
     PASSPHRASE_VARIABLE,
@@ -16,7 +17,7 @@ from security.key_files import (
 )
 from security.sealing import rotation
 from security.sealing.rotation import KeyStatus
-from security.settings import load_settings
+from security.settings import Settings, load_settings
 
 __all__ = ["SEALING", "generate", "list_lines", "retire", "rotate"]
 
@@ -26,10 +27,11 @@ SEALING = "sealing"
 def generate(args: argparse.Namespace) -> int:
     """A fresh key of each KEM, whatever the age of the ones there are."""
     del args
-    folder = load_settings().sealing.keys
-    passphrase = _passphrase()
+    settings, passphrase = load_settings(), _passphrase()
+    folder = settings.sealing.keys
     for path in rotation.generate(folder, now=time.time(), passphrase=passphrase):
         print(f"generated {path}")
+    _record(settings, "generated")
     return 0
 
 
@@ -40,7 +42,8 @@ def rotate(args: argparse.Namespace) -> int:
             "sealing keys: name the passphrase's file in "
             f"{PASSPHRASE_VARIABLE}, where the server finds it too"
         )
-    sealing = load_settings().sealing
+    settings = load_settings()
+    sealing = settings.sealing
     done = rotation.rotate(
         sealing.keys,
         now=time.time(),
@@ -52,6 +55,8 @@ def rotate(args: argparse.Namespace) -> int:
         print(f"generated {path}")
     for key_id in done.retired:
         print(f"retired   {key_id}")
+    if done.generated or done.retired:
+        _record(settings, "rotated")
     if not done.generated:
         print("no sealing key is due; --force replaces them now")
     return 0
@@ -59,7 +64,8 @@ def rotate(args: argparse.Namespace) -> int:
 
 def retire(args: argparse.Namespace) -> int:
     """Delete keys past their overlap, and the ones named, at once."""
-    sealing = load_settings().sealing
+    settings = load_settings()
+    sealing = settings.sealing
     gone = rotation.retire(
         sealing.keys,
         now=time.time(),
@@ -68,8 +74,15 @@ def retire(args: argparse.Namespace) -> int:
     )
     for key_id in gone:
         print(f"retired   {key_id}")
+    if gone:
+        _record(settings, "retired")
     print(f"retired {len(gone)} keys")
     return 0
+
+
+def _record(settings: Settings, what: str) -> None:
+    operation = {"action": "key-rotation", "reason": f"{SEALING}-{what}"}
+    record_operation(settings.audit, [operation])
 
 
 def list_lines() -> list[str]:
