@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealgate.protocol.bhttp import Request, Response
+from security.access.issuer import DEVELOPMENT_ISSUER
 from security.audit.records import pseudonym
 from security.audit.verify import verify_log
 from security.errors import ScopeError, TokenError
@@ -485,7 +486,7 @@ def test_one_record_per_decision(tmp_path: Path) -> None:
         "rows": 1,
         "sealed": True,
         "status": 200,
-        "subject": pseudonym(b"k" * 32, SUBJECT),
+        "subject": pseudonym(b"k" * 32, f"{DEVELOPMENT_ISSUER}\0{SUBJECT}"),
         "time_us": 0,
     }
     assert abs(allowed["time_us"] / 1e6 - time.time()) < 60
