@@ -65,7 +65,7 @@ class AuditSettings:
     pseudonym_key: Path = Path("keys/audit.key")
     checkpoint_key: Path = Path("keys/checkpoint.pem")
     verifier_key: Path = Path("audit.vkey")
-    sync: bool = True
+    sync: bool = False
     on_failure: str = "refuse"
     max_held_records: int = 10_000
     max_file_bytes: int = 64 << 20
