@@ -13,5 +13,6 @@ serving       the tables of it about TLS, logs and metrics
 bookkeeping   the tables of it about quotas and the audit log
 issuers       what the settings say about an issuer of tokens
 key_files     private keys in PEM files that only their owner can read
+redis_client  a client of Redis, for stores that several machines share
 errors        this package's branch of the error tree
 """

@@ -130,10 +130,7 @@ class Gateway:
         del body  # of a large request only the opened copy is kept
         inner = await self._inner(message, enc, key_id=header.key_id, ring=ring)
         del message
-        began = time.perf_counter()
-        sealed = context.seal_parts(_padded(inner))
-        self._metrics.stage("seal", time.perf_counter() - began)
-        return Response(200, _OUTER_HEADERS, sealed)
+        return self._sealed(context, inner)
 
     def begin(self, size: int) -> LargeRequest:
         """Prepare to take a request of ``size`` bytes as it arrives."""
@@ -151,10 +148,7 @@ class Gateway:
         del request
         inner = await self._inner(message, enc, key_id=key_id, ring=ring)
         del message
-        began = time.perf_counter()
-        sealed = context.seal_parts(_padded(inner))
-        self._metrics.stage("seal", time.perf_counter() - began)
-        return Response(200, _OUTER_HEADERS, sealed)
+        return self._sealed(context, inner)
 
     def begin_chunked(self) -> ChunkedRequest:
         """Prepare to take a chunked request as it arrives."""
@@ -173,6 +167,12 @@ class Gateway:
         del message
         parts = _chunks(sealer, _padded(inner))
         return StreamedResponse(200, _STREAMED_HEADERS, parts)
+
+    def _sealed(self, context: ResponseContext, inner: Response) -> Response:
+        began = time.perf_counter()
+        sealed = context.seal_parts(_padded(inner))
+        self._metrics.stage("seal", time.perf_counter() - began)
+        return Response(200, _OUTER_HEADERS, sealed)
 
     async def _inner(
         self, message: Body, enc: bytes, *, key_id: int, ring: KeyRing

@@ -156,7 +156,7 @@ def test_the_curve_ends_where_all_are_accused():
     assert all(a[1] <= b[1] for a, b in pairwise(points))
 
 
-def memory_of(train) -> bytes:
+def memory_of(train, *, logits=False) -> bytes:
     """A graph that knows its training rows by heart and guesses about all others."""
     low, high = (
         np.array([getattr(c, e) for c in train.columns]) for e in ("low", "high")
@@ -177,6 +177,8 @@ def memory_of(train) -> bytes:
         node("Mul", ["votes", "loud"], "logits"),
         node("Softmax", ["logits"], "scores", axis=-1),
     ]
+    if logits:
+        nodes = [*nodes[:-2], node("Mul", ["votes", "loud"], "scores")]
     stored = {
         "scale": scale,
         "axis": np.array([1], np.int64),
@@ -205,11 +207,12 @@ def scan(tmp_path, model, data, *more):
     return json.loads((tmp_path / "out" / "scan.json").read_text())
 
 
-def test_a_model_that_remembers_breaks_the_claim(cancer, tmp_path):
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_model_that_remembers_breaks_the_claim(cancer, tmp_path, logits):
     train, _ = cancer
     report = scan(
         tmp_path,
-        memory_of(train),
+        memory_of(train, logits=logits),
         CONFIG,
         "--training",
         str(CONFIG),
@@ -232,6 +235,19 @@ def test_a_model_that_never_saw_them_is_not_accused(cancer, tmp_path):
     )
     rules = {item["rule"] for item in report["findings"]}
     assert not {"membership-beyond-claim", "membership-exposed"} & rules
+
+
+def test_rows_beyond_the_bound_are_sampled(cancer, monkeypatch):
+    from security.commands import scan_training
+
+    monkeypatch.setattr(scan_training, "_MAX_ROWS", 60)
+    known = scan_training.load_training(CONFIG)
+    assert (known.member.sum(), (~known.member).sum()) == (60, 60)
+    # The recipe's noise is that of the whole training, not of the sample's.
+    monkeypatch.undo()
+    whole = scan_training.load_training(CONFIG)
+    assert known.recipe == whole.recipe
+    assert known.delta == whole.delta
 
 
 def test_without_the_configuration_membership_is_skipped_with_a_reason(tmp_path):

@@ -224,6 +224,25 @@ def test_a_report_with_a_malformed_finding_is_refused(report, tmp_path, capsys):
         assert "not a scan report" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        {"value": "1"},
+        {"value": 1, "low": "0", "high": 1, "confidence": 0.95},
+        {"value": 1, "low": 0},
+        {"value": 1, "n": "many"},
+        7,
+    ],
+)
+def test_a_report_with_a_malformed_metric_is_refused(report, tmp_path, capsys, metric):
+    path = tmp_path / "scan.json"
+    broken = report["results"][0] | {"metrics": {"accuracy": metric}}
+    path.write_text(json.dumps(report | {"results": [broken]}))
+    assert main(["compare", str(path), str(path)]) == 2
+    assert main(["report", str(path), "--format", "html"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 2
+
+
 def test_a_regression_is_found(tmp_path, capsys):
     _, good = scan(tmp_path, WEIGHTS, 0, "good.onnx")
     _, bad = scan(tmp_path, np.array([[0.0, 1.0]] * 3), 0, "bad.onnx")

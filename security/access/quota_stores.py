@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import sqlite3
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from security.errors import QuotaStoreError
+from security.redis_client import make_client
 
 __all__ = ["Grant", "LocalQuotaStore", "QuotaStore", "RedisQuotaStore", "Want"]
 
@@ -290,19 +290,12 @@ class RedisQuotaStore:
         """
         self._key_check = hashlib.sha256(b"sealgate quota key\0" + key).hexdigest()
         self._checked = False
-        try:
-            module: Any = importlib.import_module("redis.asyncio")
-            self._client = module.Redis.from_url(
-                url,
-                socket_timeout=_REDIS_TIMEOUT_S,
-                socket_connect_timeout=_REDIS_TIMEOUT_S,
-            )
-        except ImportError:
-            raise QuotaStoreError("the package redis is not installed") from None
-        except ValueError:
-            raise QuotaStoreError("quotas.store: not a Redis URL") from None
-        errors: Any = importlib.import_module("redis.exceptions")
-        self._errors = (errors.RedisError, OSError)
+        self._client, self._errors = make_client(
+            url,
+            setting="quotas.store",
+            refusal=QuotaStoreError,
+            timeout_s=_REDIS_TIMEOUT_S,
+        )
         self._take = self._client.register_script(_TAKE)
         self._hold = self._client.register_script(_HOLD)
 

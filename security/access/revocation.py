@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
 import os
@@ -26,6 +25,7 @@ from typing import Any, Protocol
 
 from security.access.claims import Principal
 from security.errors import RevocationStoreError, TokenError
+from security.redis_client import make_client
 from security.settings import AccessSettings
 
 __all__ = [
@@ -277,21 +277,16 @@ class RedisStore:
         Raises:
             RevocationStoreError: the redis package is not installed, or not such a URL.
         """
-        try:
-            module: Any = importlib.import_module("redis")
-            self._client = module.Redis.from_url(
-                url,
-                socket_timeout=_REDIS_TIMEOUT_S,
-                socket_connect_timeout=_REDIS_TIMEOUT_S,
-                decode_responses=True,
-            )
-        except ImportError:
-            raise RevocationStoreError("the package redis is not installed") from None
-        except ValueError:
-            raise RevocationStoreError(
-                "access.revocation_store: not a Redis URL"
-            ) from None
-        self._errors = (module.RedisError, OSError, ValueError, TypeError)
+        self._client, errors = make_client(
+            url,
+            setting="access.revocation_store",
+            refusal=RevocationStoreError,
+            timeout_s=_REDIS_TIMEOUT_S,
+            module="redis",
+            decode_responses=True,
+        )
+        # What another program left there may be no number, or no text.
+        self._errors: tuple[type[Exception], ...] = (*errors, ValueError, TypeError)
 
     def __repr__(self) -> str:
         return "<RedisStore>"

@@ -72,6 +72,7 @@ ALLOWED_SOURCES = (
     "security/errors.py",
     "security/issuers.py",
     "security/key_files.py",
+    "security/redis_client.py",
     "security/settings.py",
     "security/serving.py",
     "security/workload.py",

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import os
 import re
 import sqlite3
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from security.errors import ReplayStoreError
+from security.redis_client import make_client
 
 __all__ = ["LocalReplayStore", "RedisReplayStore", "ReplayStore", "fingerprint"]
 
@@ -149,19 +149,12 @@ class RedisReplayStore:
             ReplayStoreError: the redis package is not installed, or not such a URL.
         """
         self._ttl_ms = (dated_ttl_s * 1000, undated_ttl_s * 1000)
-        try:
-            module: Any = importlib.import_module("redis.asyncio")
-            self._client = module.Redis.from_url(
-                url,
-                socket_timeout=_REDIS_TIMEOUT_S,
-                socket_connect_timeout=_REDIS_TIMEOUT_S,
-            )
-        except ImportError:
-            raise ReplayStoreError("the package redis is not installed") from None
-        except ValueError:
-            raise ReplayStoreError("sealing.replay_store: not a Redis URL") from None
-        errors: Any = importlib.import_module("redis.exceptions")
-        self._errors = (errors.RedisError, OSError)
+        self._client, self._errors = make_client(
+            url,
+            setting="sealing.replay_store",
+            refusal=ReplayStoreError,
+            timeout_s=_REDIS_TIMEOUT_S,
+        )
 
     def __repr__(self) -> str:
         return "<RedisReplayStore>"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models.report import Metric
 from security.assessment import intervals
 from security.assessment.evasion.coordinate import thresholds
-from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
+from security.assessment.scan.checks import CheckResult, ScanFinding, Unit, row_units
 from security.assessment.scan.context import Context
 from security.assessment.scan.space import Space
 from security.assessment.scan.store import Outcome
@@ -87,13 +87,7 @@ class CostCheck:
     def units(self, context: Context) -> list[Unit]:
         """Some rows each."""
         wanted = min(context.job.options.effort.boundary_rows, len(context.job.rows))
-        return [
-            Unit(self.name, f"evasion-cost/{first:04}", {"first": first, "end": end})
-            for first, end in (
-                (first, min(first + _CHUNK, wanted))
-                for first in range(0, wanted, _CHUNK)
-            )
-        ]
+        return row_units(self.name, wanted, size=_CHUNK)
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Attack some rows, one after the other.

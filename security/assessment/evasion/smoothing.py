@@ -16,7 +16,7 @@ from scipy.stats import beta, norm
 from models.report import Metric
 from security.assessment import intervals
 from security.assessment.evasion.plan import plan_for
-from security.assessment.scan.checks import CheckResult, Unit
+from security.assessment.scan.checks import CheckResult, Unit, row_units
 from security.assessment.scan.context import Context
 from security.assessment.scan.store import Outcome
 
@@ -73,13 +73,7 @@ class SmoothingCheck:
     def units(self, context: Context) -> list[Unit]:
         """Some rows each."""
         wanted = min(context.job.options.effort.smoothing_rows, len(context.job.rows))
-        return [
-            Unit(self.name, f"smoothing/{first:04}", {"first": first, "end": end})
-            for first, end in (
-                (first, min(first + _CHUNK, wanted))
-                for first in range(0, wanted, _CHUNK)
-            )
-        ]
+        return row_units(self.name, wanted, size=_CHUNK)
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Certify some rows.

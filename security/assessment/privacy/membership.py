@@ -31,7 +31,6 @@ __all__ = ["MembershipCheck", "TrainingRows"]
 _MIN_ROWS = 50
 _PER_UNIT = 8
 _SHADOWS = {"quick": 16, "standard": 32, "thorough": 64}
-_MAX_ROWS = 20_000
 _HIGH_RATE = 0.05
 
 
@@ -125,7 +124,8 @@ class MembershipCheck:
             return CheckResult(
                 self.name, status="skipped", reason="no budget was left for the target"
             )
-        scores = _scores(known, target.arrays["scores"], _shadows(outcomes))
+        form = context.job.reading.form
+        scores = _scores(known, target.arrays["scores"], _shadows(outcomes), form)
         metrics: dict[str, Metric] = {}
         series = []
         for name, values in scores.items():
@@ -185,8 +185,11 @@ def _shadows(outcomes: Mapping[str, Outcome]) -> Shadows:
 
 
 def _scores(
-    known: TrainingRows, scores: NDArray[np.float64], shadows: Shadows
+    known: TrainingRows, scores: NDArray[np.float64], shadows: Shadows, form: str
 ) -> dict[str, NDArray[np.float64]]:
+    scores = np.nan_to_num(scores)
+    if form == "scores":
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     chance = np.clip(scores, 1e-12, 1.0)
     chance = chance / chance.sum(axis=1, keepdims=True)
     own = signals.loss(chance, known.labels)

@@ -11,7 +11,7 @@ from security.assessment.scan.context import Context
 from security.assessment.scan.rules import SCAN_RULES
 from security.assessment.scan.store import Outcome
 
-__all__ = ["CheckResult", "ScanCheck", "ScanFinding", "Unit"]
+__all__ = ["CheckResult", "ScanCheck", "ScanFinding", "Unit", "row_units"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,22 @@ class CheckResult:
     findings: tuple[ScanFinding, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+def row_units(check: str, rows: int, *, size: int) -> list[Unit]:
+    """Units of some rows each, with ``first`` and ``end`` as parameters.
+
+    >>> [unit.params for unit in row_units("smoothing", 25, size=10)][-1]
+    {'first': 20, 'end': 25}
+    """
+    return [
+        Unit(
+            check,
+            f"{check}/{first:04}",
+            {"first": first, "end": min(first + size, rows)},
+        )
+        for first in range(0, rows, size)
+    ]
 
 
 class ScanCheck(Protocol):

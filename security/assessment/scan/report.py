@@ -114,11 +114,13 @@ class ScanReport:
         for item in value["results"]:
             _check_frame(item, _RESULT_FRAME, "result")
             for metric in item["metrics"].values():
-                _check_frame(metric, {"value": _NUMBER}, "metric")
+                _check_metric(metric)
         for item in value["findings"]:
             _check_frame(item, _FINDING_FRAME, "finding")
             if item["severity"] not in SEVERITIES or not _known(item["rule"]):
                 raise AssessmentError("not a scan report: an unknown rule or severity")
+            if item.get("metric") is not None:
+                _check_metric(item["metric"])
         return value
 
 
@@ -186,6 +188,16 @@ def _check_frame(value: Any, frame: Mapping[str, Any], what: str) -> None:
     for name, kind in frame.items():
         if not isinstance(value.get(name), kind):
             raise AssessmentError(f"not a scan report: {name} of a {what} is malformed")
+
+
+def _check_metric(metric: Any) -> None:
+    _check_frame(metric, {"value": _NUMBER}, "metric")
+    given = {
+        name: _NUMBER for name in ("n", "low", "high", "confidence") if name in metric
+    }
+    if "low" in metric:
+        given |= {"high": _NUMBER, "confidence": _NUMBER}
+    _check_frame(metric, given, "metric")
 
 
 def _known(rule: str) -> bool:
