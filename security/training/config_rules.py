@@ -1,0 +1,237 @@
+"""Which values a training configuration may hold, rule by rule.
+
+What types can refuse is refused by `config_reader`; here stands what is left: ranges,
+names, and what goes with what.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+
+from models.architectures import ARCHITECTURES
+from models.datasets import NAMES
+from models.features import FEATURES
+from security.training.config_reader import Mistake, hint
+from security.training.config_sections import (
+    AdversarialConfig,
+    ColumnConfig,
+    ComputeConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrivacyConfig,
+    TrainingConfig,
+)
+
+__all__ = ["MODULE", "check"]
+
+# Beyond this, the bound on what anyone learns about a row (e^epsilon) is no bound.
+MAX_EPSILON = 50.0
+MAX_STEPS = 1_000_000
+MAX_USE_CHARACTERS = 4000
+
+CLIPPING = ("flat", "automatic")
+ATTACKS = ("pgd", "trades")
+UNIT_BOUNDS = ("clip", "group")
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("constant", "cosine", "linear")
+MODULE = "module"
+
+_BY_NAME = ("name", "split_key", "holdout")
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
+
+Rules = Iterable[tuple[bool, str, str]]
+
+
+def check(config: TrainingConfig) -> None:
+    """Refuse the first value that breaks a rule.
+
+    Raises:
+        Mistake: with the path of the value.
+    """
+    for passed, key, message in _rules(config):
+        if not passed:
+            raise Mistake(tuple(key.split(".")), f"{key}: {message}")
+
+
+def _rules(config: TrainingConfig) -> Rules:
+    """Every rule on values: whether it holds, of which key, and what to say if not."""
+    yield from _model_rules(config.model)
+    yield from _data_rules(config.data)
+    if config.data.source:
+        yield from _source_rules(config.data)
+    yield from _privacy_rules(config.privacy)
+    if config.private:
+        yield from _guarantee_rules(config.privacy)
+    else:
+        public = not config.data.personal
+        yield public, "privacy.mechanism", "'none' is for data.personal = false"
+    yield from _optimizer_rules(config.optimizer)
+    yield from _compute_rules(config.compute)
+    if config.adversarial is not None:
+        yield from _adversarial_rules(config.adversarial)
+        plain = not config.model.features
+        yield plain, "adversarial", "not with model.features: it would attack those"
+    for name, text in vars(config.use).items():
+        short = len(text) <= MAX_USE_CHARACTERS
+        yield short, f"use.{name}", f"more than {MAX_USE_CHARACTERS} characters"
+
+
+def _model_rules(model: ModelConfig) -> Rules:
+    name = bool(_NAME.fullmatch(model.name))
+    yield name, "model.name", "lower-case letters, digits and hyphens, at most 63"
+    version = bool(_VERSION.fullmatch(model.version))
+    yield version, "model.version", "dotted numbers like 1.0.0"
+    kinds = (*ARCHITECTURES, MODULE)
+    known = model.architecture in kinds
+    close = hint(model.architecture, kinds)
+    yield known, "model.architecture", f"one of {', '.join(kinds)}{close}"
+    linear = model.architecture == "linear"
+    yield (
+        not (linear and model.hidden),
+        "model.hidden",
+        "widths for mlp, none for linear",
+    )
+    wide = model.architecture != "mlp" or bool(model.hidden)
+    yield wide, "model.hidden", "widths for mlp, none for linear"
+    sizes = len(model.hidden) <= 8 and all(1 <= n <= 4096 for n in model.hidden)
+    yield sizes, "model.hidden", "at most 8 layers of 1 to 4096"
+    yield 0 <= model.centre <= 1, "model.centre", "must be 0 to 1"
+    fixed = not model.features or model.features in FEATURES
+    yield fixed, "model.features", f"one of {', '.join(FEATURES)}"
+    yield 0 <= model.blocks <= 32, "model.blocks", "must be 0 to 32"
+    module = bool(model.module) == (model.architecture == MODULE)
+    yield module, "model.module", "package.module:function, for architecture 'module'"
+    yield 0 <= model.seed < 1 << 63, "model.seed", "must be in [0, 2^63)"
+
+
+def _data_rules(data: DataConfig) -> Rules:
+    if not data.source:
+        close = hint(data.name, NAMES)
+        known = data.name in NAMES
+        yield known, "data.name", f"unknown data set {data.name!r}{close}"
+        for item in fields(data):
+            free = item.name in _BY_NAME or getattr(data, item.name) in (
+                (),
+                "",
+                0,
+                {},
+                None,
+            )
+            changed = not free and getattr(data, item.name) != item.default
+            yield not changed, f"data.{item.name}", "is for data with a source"
+    name = bool(_NAME.fullmatch(data.name))
+    yield name, "data.name", "lower-case letters, digits and hyphens, at most 63"
+    yield bool(data.split_key), "data.split_key", "must not be empty"
+    yield 0 < data.holdout < 1, "data.holdout", "must be between 0 and 1"
+
+
+def _source_rules(data: DataConfig) -> Rules:
+    yield len(data.classes) >= 2, "data.classes", "names of two classes or more"
+    yield len(set(data.classes)) == len(data.classes), "data.classes", "a name twice"
+    for alias, name in data.aliases.items():
+        yield name in data.classes, f"data.aliases.{alias}", f"{name!r} is no class"
+    one = bool(data.columns) != (data.image is not None)
+    yield one, "data.columns", "either [[data.columns]] or [data.image]"
+    yield len(data.delimiter) == 1, "data.delimiter", "one character"
+    yield len(data.comment) <= 1, "data.comment", "one character"
+    yield data.max_rows_per_unit >= 0, "data.max_rows_per_unit", "must not be negative"
+    yield from _role_rules(data)
+    for index, column in enumerate(data.columns):
+        for passed, message in _column_rules(column):
+            yield passed, "data.columns", f"{index + 1}, {column.name!r}: {message}"
+    if data.image is not None:
+        sizes = len(data.image.shape) in (2, 3) and all(
+            1 <= size <= 4096 for size in data.image.shape
+        )
+        yield sizes, "data.image.shape", "height, width; or channels, height, width"
+        yield data.image.low < data.image.high, "data.image.low", "must be below high"
+        yield data.image.std > 0, "data.image.std", "must be positive"
+
+
+def _role_rules(data: DataConfig) -> Rules:
+    """Each column has one role; only a sensitive one may be a feature too."""
+    features = [column.name for column in data.columns]
+    single = [data.label, *filter(None, (data.identifier, data.unit)), *data.drop]
+    for name in (*features, *single, *data.sensitive):
+        yield bool(name), "data", "a column's name is empty"
+    names = [*features, *single]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    yield not twice, "data", f"column {', '.join(twice)} has two roles"
+    bad = sorted(set(data.sensitive) & set(single))
+    yield not bad, "data.sensitive", f"column {', '.join(bad)} has another role"
+
+
+def _column_rules(column: ColumnConfig) -> Iterable[tuple[bool, str]]:
+    if column.categories:
+        bare = column.low is None and column.high is None
+        yield bare, "either low and high or categories"
+        yield len(column.categories) >= 2, "two categories or more"
+        yield len(set(column.categories)) == len(column.categories), "a category twice"
+        return
+    given = column.low is not None and column.high is not None
+    yield given, "needs its public range, low and high, or its categories"
+    if column.low is not None and column.high is not None:
+        yield column.low < column.high, "low must be below high"
+
+
+def _privacy_rules(privacy: PrivacyConfig) -> Rules:
+    known = privacy.mechanism in ("dp_sgd", "none")
+    yield known, "privacy.mechanism", "one of dp_sgd, none"
+    rate = 0 < privacy.sampling_rate <= 1
+    yield rate, "privacy.sampling_rate", "must be above 0, at most 1"
+    steps = 1 <= privacy.steps <= MAX_STEPS
+    yield steps, "privacy.steps", f"must be 1 to {MAX_STEPS}"
+    yield privacy.expected_batch > 0, "privacy.expected_batch", "must be positive"
+
+
+def _guarantee_rules(privacy: PrivacyConfig) -> Rules:
+    epsilon = 0 < privacy.epsilon <= MAX_EPSILON
+    yield epsilon, "privacy.epsilon", f"must be above 0, at most {MAX_EPSILON:g}"
+    yield privacy.max_grad_norm > 0, "privacy.max_grad_norm", "must be positive"
+    delta = privacy.delta is None or 0 < privacy.delta < 1
+    yield delta, "privacy.delta", "must be between 0 and 1"
+    clipping = privacy.clipping in CLIPPING
+    yield clipping, "privacy.clipping", f"one of {', '.join(CLIPPING)}"
+    bound = privacy.unit_bound in UNIT_BOUNDS
+    yield bound, "privacy.unit_bound", f"one of {', '.join(UNIT_BOUNDS)}"
+    share = 0 <= privacy.loss_share <= 0.5
+    yield share, "privacy.loss_share", "must be 0 to 0.5"
+    safe = privacy.secure or privacy.benchmark
+    yield (
+        safe,
+        "privacy.secure",
+        "false is for benchmark = true, which no policy admits",
+    )
+
+
+def _optimizer_rules(optimizer: OptimizerConfig) -> Rules:
+    yield optimizer.learning_rate > 0, "optimizer.learning_rate", "must be positive"
+    momentum = 0 <= optimizer.momentum < 1
+    yield momentum, "optimizer.momentum", "must be in [0, 1)"
+    known = optimizer.kind in OPTIMIZERS
+    yield known, "optimizer.kind", f"one of {', '.join(OPTIMIZERS)}"
+    schedule = optimizer.schedule in SCHEDULES
+    yield schedule, "optimizer.schedule", f"one of {', '.join(SCHEDULES)}"
+    yield 0 <= optimizer.warmup <= 0.5, "optimizer.warmup", "must be 0 to 0.5"
+    yield 0 <= optimizer.ema < 1, "optimizer.ema", "must be in [0, 1)"
+
+
+def _adversarial_rules(adversarial: AdversarialConfig) -> Rules:
+    known = adversarial.method in ATTACKS
+    yield known, "adversarial.method", f"one of {', '.join(ATTACKS)}"
+    yield 0 < adversarial.radius < 1, "adversarial.radius", "must be between 0 and 1"
+    steps = 1 <= adversarial.steps <= 1000
+    yield steps, "adversarial.steps", "must be 1 to 1000"
+    yield adversarial.beta > 0, "adversarial.beta", "must be positive"
+
+
+def _compute_rules(compute: ComputeConfig) -> Rules:
+    yield compute.physical_batch >= 0, "compute.physical_batch", "must not be negative"
+    yield compute.device in ("cpu", "cuda"), "compute.device", "one of cpu, cuda"
+    yield 1 <= compute.threads <= 256, "compute.threads", "must be 1 to 256"
+    steps = compute.checkpoint_steps >= 0
+    yield steps, "compute.checkpoint_steps", "must not be negative"
