@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from models.bundle import Bundle, read_bundle
 from models.files import write_atomic
@@ -26,6 +27,9 @@ from security.commands.options import Subparsers, add_admission, admission_setti
 from security.commands.signing import add_signing, signer
 from security.errors import AdmissionRefused, TrainingError
 from security.settings import load_settings
+
+if TYPE_CHECKING:  # the module imports torch
+    from security.training.selection import Selection
 
 __all__ = ["add_parser", "print_refusals", "run"]
 
@@ -151,6 +155,20 @@ def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
     )
 
 
+def _selection(stated: Mapping[str, Any]) -> Selection | None:
+    """How the best of several tries was chosen, if the report says so anywhere."""
+    from security.training.selection import Selection  # noqa: PLC0415  (as below)
+
+    searched = stated.get("hyperparameters") == "private_selection"
+    if not searched and not any(name.startswith("search_") for name in stated):
+        return None
+    return Selection(
+        tries=float(stated["search_expected_tries"]),
+        distribution=str(stated["search_distribution"]),
+        score_noise=float(stated["search_score_noise"]),
+    )
+
+
 def _epsilon(privacy: Report) -> float:
     from security.training import accounting  # noqa: PLC0415  (imports dp_accounting)
 
@@ -167,6 +185,7 @@ def _epsilon(privacy: Report) -> float:
             steps=int(stated["steps"]),
             delta=float(stated["delta"]),
             group=int(stated.get("group_size", 1)),
+            selection=_selection(stated),
         )
     except KeyError as error:
         raise AdmissionRefused(

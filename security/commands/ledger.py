@@ -81,8 +81,10 @@ def _print(account: Account) -> None:
     )
     for entry in account.entries:
         asked = entry.request
+        chosen = asked.selection
+        tries = "" if chosen is None else f", the best of about {chosen.tries:g} tries"
         print(
             f"  {entry.id}  {entry.created_at}  {asked.model}  {entry.state}  "
             f"{entry.spent} of {asked.steps} steps, q={asked.rate:g}, "
-            f"noise {asked.noise:g}, per {asked.unit}"
+            f"noise {asked.noise:g}, per {asked.unit}{tries}"
         )

@@ -19,6 +19,8 @@ __all__ = ["limitations"]
 SMALL_SAMPLE = 1000
 # Beyond a hundredth of 1/n, delta no longer is a negligible chance for n rows at once.
 CUSTOMARY_DELTA_ROWS = 0.01
+# How a report says that a search is not what epsilon pays for.
+_UNTUNED = ("public", "fixed_in_configuration")
 
 
 def limitations(facts: Facts) -> tuple[str, ...]:
@@ -108,7 +110,7 @@ def _privacy_unit(report: Report) -> Iterator[str]:
             f"What is protected is one {unit}. Whoever contributed k of them is "
             "protected by k times epsilon at best."
         )
-    if report.conditions.get("hyperparameters") == "public":
+    if report.conditions.get("hyperparameters") in _UNTUNED:
         yield (
             "Epsilon assumes that no setting was tuned on the training rows; no "
             "evidence can show that."

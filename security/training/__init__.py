@@ -20,6 +20,9 @@ trainer         the loop, with its seams
 bundle          export, manifest and the three reports
 session         one training: planned, booked, kept, shown
 ledger          what all trainings on one data set have spent, with a cap
+selection       what it costs to choose the best of several tries
+candidates      the settings that a search chooses from
+search          the choice itself, private as a whole
 keeper          between trainer and ledger: books steps, keeps checkpoints
 checkpoint      where a training stands, in plain arrays
 run             data to bundle

@@ -22,11 +22,14 @@ from dataclasses import dataclass, replace
 import dp_accounting
 import numpy as np
 from dp_accounting import pld
+from dp_accounting import rdp as dp_rdp
+from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant, RDPAccountant
 from opacus.accountants.analysis import rdp
 from scipy import stats
 
 from security.errors import TrainingError
+from security.training.selection import Selection
 
 __all__ = [
     "AGREEMENT_SLACK",
@@ -38,6 +41,7 @@ __all__ = [
     "default_delta",
     "epsilon_prv",
     "epsilon_rdp",
+    "epsilon_selected",
     "find_noise_multiplier",
     "recompute_epsilon",
 ]
@@ -52,6 +56,10 @@ _MAX_NOISE = 10_000.0
 _NOISE_DIGITS = 4
 _TARGET_SLACK = 2e-3
 _SLOPE = 1.2  # of epsilon by noise, both as logarithms, to begin with
+# Whole ones, at which both libraries add up a finite sum: others may not converge.
+_WHOLE_ORDERS = [
+    float(order) for order in (*range(2, 65), *(2**k for k in range(7, 13)))
+]
 _RDP_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *(float(2**k) for k in range(6, 13))]
 
 
@@ -63,12 +71,14 @@ class Spent:
         rate, noise: of each step.
         steps: how many; may be 0.
         group: rows that an owner has at most.
+        selection: how the best of several tries is chosen, each of so many steps.
     """
 
     rate: float
     noise: float
     steps: int
     group: int = 1
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)
@@ -124,11 +134,17 @@ def check_delta(delta: float, rows: int) -> None:
 
 
 def find_noise_multiplier(
-    *, epsilon: float, delta: float, sample_rate: float, steps: int, group: int = 1
+    *,
+    epsilon: float,
+    delta: float,
+    sample_rate: float,
+    steps: int,
+    group: int = 1,
+    selection: Selection | None = None,
 ) -> float:
     """The smallest noise, within 0.1%, whose epsilon stays at or below a target.
 
-    By PRV for one unit, by PLD for groups.
+    By PRV for one unit, by PLD for groups, by Rényi divergence for a selection.
 
     Raises:
         TrainingError: impossible arguments, or no noise is enough.
@@ -136,6 +152,9 @@ def find_noise_multiplier(
     if not 0 < epsilon < math.inf:
         raise TrainingError(f"epsilon {epsilon} is not positive and finite")
 
+    if selection is not None:
+        item = Spent(sample_rate, 1.0, steps, group, selection)
+        return _round_up(_selection_noise(item, epsilon, delta))
     if group > 1:
         return _round_up(
             _group_noise(Spent(sample_rate, 1.0, steps, group), epsilon, delta)
@@ -198,6 +217,20 @@ def _group_noise(item: Spent, epsilon: float, delta: float) -> float:
     return high
 
 
+def _selection_noise(item: Spent, epsilon: float, delta: float) -> float:
+    low, high = 0.1, _MAX_NOISE
+    if _alone(replace(item, noise=high), delta) > epsilon:
+        raise TrainingError(
+            f"no noise reaches epsilon {epsilon:g}: choosing alone costs more, with "
+            "this number of tries, this noise on the score and this delta"
+        )
+    while high > 1.0005 * low:
+        middle = math.sqrt(low * high)
+        meets = _alone(replace(item, noise=middle), delta) <= epsilon
+        low, high = (low, middle) if meets else (middle, high)
+    return high
+
+
 def _round_up(noise: float) -> float:
     # Rounded up, so that the number in the evidence is the number that was used.
     return math.ceil(noise * 10**_NOISE_DIGITS) / 10**_NOISE_DIGITS
@@ -225,6 +258,55 @@ def epsilon_rdp(mechanism: Mechanism, delta: float) -> float:
         return _finite(accountant.get_epsilon(delta, alphas=_RDP_ORDERS))
 
 
+def epsilon_selected(mechanism: Mechanism, selection: Selection, delta: float) -> float:
+    """Upper bound of epsilon of the best of several tries, each scored with noise.
+
+    Opacus' Rényi divergence of one try, and the bound of Papernot and Steinke.
+
+    >>> often = Selection(8.0, "geometric", 10.0)
+    >>> round(epsilon_selected(Mechanism(0.5, 10.0, 100), often, 1e-3), 2)
+    3.74
+    """
+    _check_probability(delta)
+    item = Spent(
+        mechanism.sample_rate,
+        mechanism.noise_multiplier,
+        mechanism.steps,
+        selection=selection,
+    )
+    return _from_divergence([item], delta)
+
+
+def _divergence(item: Spent, orders: Sequence[float]) -> NDArray[np.float64]:
+    """Rényi divergence of what was spent, at each order."""
+    mechanism = _enclosing(item)
+    with _quiet():
+        once = rdp.compute_rdp(
+            q=mechanism.sample_rate,
+            noise_multiplier=mechanism.noise_multiplier,
+            steps=mechanism.steps,
+            orders=orders,
+        )
+    # Not a number at an order that overflows: no bound there.
+    once = np.nan_to_num(np.asarray(once, dtype=np.float64), nan=math.inf)
+    if item.selection is None:
+        return once
+    scored = np.array(orders) / (2 * item.selection.score_noise**2)
+    return item.selection.bound(orders, once + scored)
+
+
+def _from_divergence(items: Sequence[Spent], delta: float) -> float:
+    """Epsilon of all of them, from the sum of their divergences."""
+    selected = any(item.selection is not None for item in items)
+    orders = _WHOLE_ORDERS if selected else _RDP_ORDERS
+    total = np.sum([_divergence(item, orders) for item in items], axis=0)
+    with _quiet():
+        epsilon, _ = rdp.get_privacy_spent(
+            orders=orders, rdp=total.tolist(), delta=delta
+        )
+    return _finite(max(0.0, float(epsilon)))
+
+
 def recompute_epsilon(
     sample_rate: float,
     noise_multiplier: float,
@@ -232,11 +314,12 @@ def recompute_epsilon(
     delta: float,
     *,
     group: int = 1,
+    selection: Selection | None = None,
 ) -> float:
     """Epsilon by an accountant that shares no code with the one that made the claim.
 
     Privacy loss distributions of dp-accounting, one unit added or removed, or one
-    group of rows.
+    group of rows; for a selection, its Rényi divergence and its own form of the bound.
 
     Args:
         sample_rate: as of `Mechanism`.
@@ -244,6 +327,7 @@ def recompute_epsilon(
         steps: as of `Mechanism`.
         delta: above 0, below 1.
         group: rows that an owner has at most, each sampled and clipped by itself.
+        selection: how the best of several tries was chosen; not with groups.
 
     Raises:
         TrainingError: impossible arguments.
@@ -257,6 +341,10 @@ def recompute_epsilon(
         raise TrainingError(
             f"groups of {group} rows: 1 to {MAX_GROUP} can be accounted"
         )
+    if selection is not None:
+        if group > 1:
+            raise TrainingError("a selection cannot be accounted for groups of rows")
+        return _recompute_selected(mechanism, selection, delta)
     if group == 1:
         event: dp_accounting.DpEvent = dp_accounting.PoissonSampledDpEvent(
             mechanism.sample_rate,
@@ -269,6 +357,29 @@ def recompute_epsilon(
         value_discretization_interval=_PLD_INTERVAL if group == 1 else _GROUP_INTERVAL,
     )
     accountant.compose(dp_accounting.SelfComposedDpEvent(event, mechanism.steps))
+    return _finite(accountant.get_epsilon(delta))
+
+
+def _recompute_selected(
+    mechanism: Mechanism, selection: Selection, delta: float
+) -> float:
+    step = dp_accounting.PoissonSampledDpEvent(
+        mechanism.sample_rate, dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
+    )
+    once = dp_accounting.ComposedDpEvent(
+        [
+            dp_accounting.SelfComposedDpEvent(step, mechanism.steps),
+            dp_accounting.GaussianDpEvent(selection.score_noise),
+        ]
+    )
+    accountant = dp_rdp.RdpAccountant(
+        _WHOLE_ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+    )
+    accountant.compose(
+        dp_accounting.dp_event.RepeatAndSelectDpEvent(
+            once, selection.tries, selection.shape
+        )
+    )
     return _finite(accountant.get_epsilon(delta))
 
 
@@ -303,14 +414,13 @@ def compose(spent: Sequence[Spent], delta: float) -> float:
     if len(taken) == 1:
         return _alone(taken[0], delta)
     _check_probability(delta)
-    accountant = RDPAccountant()
-    accountant.history = [_history(_enclosing(item)) for item in taken]
-    with _quiet():
-        return _finite(accountant.get_epsilon(delta, alphas=_RDP_ORDERS))
+    return _from_divergence(taken, delta)
 
 
 def _alone(item: Spent, delta: float) -> float:
     mechanism = Mechanism(item.rate, item.noise, item.steps)
+    if item.selection is not None:
+        return _from_divergence([item], delta)
     if item.group == 1:
         return epsilon_prv(mechanism, delta)
     return recompute_epsilon(item.rate, item.noise, item.steps, delta, group=item.group)

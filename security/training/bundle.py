@@ -41,8 +41,10 @@ from sealgate.protocol.tensors import TensorSpec
 from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
+from security.training.candidates import candidates
 from security.training.config import TrainingConfig
 from security.training.guarantee import Guarantee
+from security.training.selection import Selection
 from security.training.trainer import Outcome
 
 __all__ = ["Compared", "Private", "Training", "export", "write"]
@@ -268,7 +270,7 @@ def _privacy_metrics(private: Private) -> dict[str, Metric]:
     guarantee = private.guarantee
     metrics = {
         "epsilon": Metric(guarantee.claim),
-        "epsilon_pld": Metric(guarantee.pld),
+        f"epsilon_{guarantee.second_accountant}": Metric(guarantee.second),
         "delta": Metric(guarantee.delta),
         "noise_multiplier": Metric(private.mechanism.noise_multiplier),
         "noise_deficit_detectable": Metric(
@@ -283,10 +285,11 @@ def _privacy_metrics(private: Private) -> dict[str, Metric]:
 def _privacy_checks(private: Private, target: float) -> tuple[Check, ...]:
     guarantee, slack = private.guarantee, accounting.AGREEMENT_SLACK
     verdicts, level = guarantee.verdicts, guarantee.level
-    agree = abs(guarantee.claim - guarantee.pld) <= slack
-    kept = max(guarantee.claim, guarantee.pld) <= target
+    agree = abs(guarantee.claim - guarantee.second) <= slack
+    pair = f"{guarantee.accountant} and {guarantee.second_accountant}"
+    kept = max(guarantee.claim, guarantee.second) <= target
     return (
-        Check("accountants-agree", agree, f"PRV and PLD differ by at most {slack:g}"),
+        Check("accountants-agree", agree, f"{pair} differ by at most {slack:g}"),
         Check("target-kept", kept, f"target epsilon {target:g}"),
         Check(
             "noise-conforms",
@@ -313,6 +316,7 @@ def _privacy_conditions(
     config, guarantee = training.config, private.guarantee
     privacy, mechanism = config.privacy, private.mechanism
     owned = training.train.units is not None
+    told = privacy.loss_share > 0 and guarantee.selection is None
     clipped = "unit" if owned and privacy.unit_bound == "clip" else "row"
     return {
         "mechanism": "dp_sgd_gaussian",
@@ -336,14 +340,36 @@ def _privacy_conditions(
         "accountant_version": importlib.metadata.version("opacus"),
         "accountant_bound": "upper",
         "preprocessing": "public_ranges",
-        "hyperparameters": "fixed_in_configuration",
-        "training_loss": "noisy_in_mechanism" if privacy.loss_share else "not_told",
+        **_choice(config, guarantee.selection),
+        "training_loss": "noisy_in_mechanism" if told else "not_told",
         "row_count": "public",  # delta is chosen from it, and datasets[0] states it
         "noise_generator": training.randomness,
         "noise_floating_point": "sum_of_four_gaussians",
         "gradient_method": private.outcome.method,
         "covers_holdout": False,
         "personal_data": training.train.personal,
+    }
+
+
+def _choice(
+    config: TrainingConfig, selection: Selection | None
+) -> Mapping[str, Condition]:
+    """How the settings came about. Steps and noise above are those of one try.
+
+    How many tries there were is told nowhere: it is what the bound does not cover.
+    """
+    if selection is None:
+        return {"hyperparameters": "fixed_in_configuration"}
+    return {
+        "hyperparameters": "private_selection",
+        "search_bound": "papernot_steinke_2022",
+        "search_distribution": selection.distribution,
+        "search_expected_tries": selection.tries,
+        "search_candidates": sum(1 for _ in candidates(config)),
+        "search_drawn": "uniformly_with_replacement",
+        "search_score": "units_right_in_training_rows",
+        "search_score_noise": selection.score_noise,
+        "search_released": "best_try_alone",
     }
 
 

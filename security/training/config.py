@@ -27,6 +27,7 @@ from security.training.config_sections import (
     ModelConfig,
     OptimizerConfig,
     PrivacyConfig,
+    SearchConfig,
     TrainingConfig,
     UseConfig,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PrivacyConfig",
+    "SearchConfig",
     "TrainingConfig",
     "UseConfig",
     "load_config",

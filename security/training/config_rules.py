@@ -6,6 +6,7 @@ names, and what goes with what.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import fields
@@ -13,6 +14,7 @@ from dataclasses import fields
 from models.architectures import ARCHITECTURES
 from models.datasets import NAMES
 from models.features import FEATURES
+from security.training.candidates import MAX_CANDIDATES, candidates, listed
 from security.training.config_reader import Mistake, hint
 from security.training.config_sections import (
     AdversarialConfig,
@@ -22,8 +24,10 @@ from security.training.config_sections import (
     ModelConfig,
     OptimizerConfig,
     PrivacyConfig,
+    SearchConfig,
     TrainingConfig,
 )
+from security.training.selection import DISTRIBUTIONS, MAX_TRIES
 
 __all__ = ["MODULE", "check"]
 
@@ -75,6 +79,8 @@ def _rules(config: TrainingConfig) -> Rules:
         yield from _adversarial_rules(config.adversarial)
         plain = not config.model.features
         yield plain, "adversarial", "not with model.features: it would attack those"
+    if config.search is not None:
+        yield from _search_rules(config, config.search)
     for name, text in vars(config.use).items():
         short = len(text) <= MAX_USE_CHARACTERS
         yield short, f"use.{name}", f"more than {MAX_USE_CHARACTERS} characters"
@@ -227,6 +233,36 @@ def _adversarial_rules(adversarial: AdversarialConfig) -> Rules:
     steps = 1 <= adversarial.steps <= 1000
     yield steps, "adversarial.steps", "must be 1 to 1000"
     yield adversarial.beta > 0, "adversarial.beta", "must be positive"
+
+
+def _search_rules(config: TrainingConfig, search: SearchConfig) -> Rules:
+    yield config.private, "search", "is for private training: otherwise just try"
+    clip = config.privacy.unit_bound == "clip"
+    yield clip, "search", "not with privacy.unit_bound = 'group'"
+    tries = 1 < search.tries <= MAX_TRIES
+    yield tries, "search.tries", f"must be above 1, at most {MAX_TRIES:g}"
+    known = search.distribution in DISTRIBUTIONS
+    close = hint(search.distribution, DISTRIBUTIONS)
+    kinds = ", ".join(DISTRIBUTIONS)
+    yield known, "search.distribution", f"one of {kinds}{close}"
+    yield search.score_noise > 0, "search.score_noise", "must be positive"
+    lists = listed(search)
+    yield bool(lists), "search", "needs a list of values to choose from"
+    for name, values in lists.items():
+        yield len(set(values)) == len(values), f"search.{name}", "a value twice"
+    count = math.prod(len(values) for values in lists.values())
+    few = count <= MAX_CANDIDATES
+    yield few, "search", f"{count} candidates, at most {MAX_CANDIDATES}"
+    for candidate in candidates(config):
+        for passed, key, message in _candidate_rules(candidate):
+            yield passed, "search", f"a candidate's {key}: {message}"
+
+
+def _candidate_rules(candidate: TrainingConfig) -> Rules:
+    yield from _model_rules(candidate.model)
+    yield from _privacy_rules(candidate.privacy)
+    yield from _guarantee_rules(candidate.privacy)
+    yield from _optimizer_rules(candidate.optimizer)
 
 
 def _compute_rules(compute: ComputeConfig) -> Rules:

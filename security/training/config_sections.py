@@ -20,6 +20,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "PrivacyConfig",
+    "SearchConfig",
     "TrainingConfig",
     "UseConfig",
 ]
@@ -234,6 +235,36 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """Settings to choose from: every combination of the lists is a candidate.
+
+    A random number of tries is made, each with a candidate drawn by lot, and the best
+    one is released; `PrivacyConfig.epsilon` is then for all of it.
+
+    Attributes:
+        tries: expected number of tries; the number itself is drawn.
+        distribution: of it: "geometric", "logarithmic" or "poisson".
+        score_noise: deviation of the noise on how many units a try is right about.
+        learning_rate, momentum, ema, schedule: as of `OptimizerConfig`.
+        max_grad_norm, clipping, expected_batch: as of `PrivacyConfig`.
+        hidden, centre: as of `ModelConfig`.
+    """
+
+    tries: float
+    distribution: str = "geometric"
+    score_noise: float = 10.0
+    learning_rate: tuple[float, ...] = ()
+    momentum: tuple[float, ...] = ()
+    ema: tuple[float, ...] = ()
+    schedule: tuple[str, ...] = ()
+    max_grad_norm: tuple[float, ...] = ()
+    clipping: tuple[str, ...] = ()
+    expected_batch: tuple[int, ...] = ()
+    hidden: tuple[tuple[int, ...], ...] = ()
+    centre: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class UseConfig:
     """What the model is for, in the trainer's words; the model card quotes it.
 
@@ -265,6 +296,7 @@ class TrainingConfig:
     compute: ComputeConfig = ComputeConfig()
     use: UseConfig = UseConfig()
     adversarial: AdversarialConfig | None = None
+    search: SearchConfig | None = None
     _base: Path = Path()
 
     @property

@@ -9,9 +9,18 @@ from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
 from security.training.config import TrainingConfig
+from security.training.selection import Selection
 from security.training.trainer import Outcome
 
-__all__ = ["Guarantee", "Plan", "Verdicts", "make_plan", "state_guarantee"]
+__all__ = [
+    "Guarantee",
+    "Plan",
+    "Verdicts",
+    "check_verdicts",
+    "make_plan",
+    "selection_of",
+    "state_guarantee",
+]
 
 # The evidence tells whether the noise looked right. That bit depends on the noise, on
 # which the guarantee rests on; this share of delta pays for it: see `Plan.level`.
@@ -28,6 +37,7 @@ class Plan:
         group: rows that one owner has at most, where rows are sampled; otherwise 1.
         units: how many are sampled from, public.
         target: epsilon.
+        selection: how the best of several tries is chosen; None for one training.
     """
 
     mechanism: Mechanism
@@ -35,6 +45,7 @@ class Plan:
     group: int
     units: int
     target: float
+    selection: Selection | None = None
 
     @property
     def mechanism_delta(self) -> float:
@@ -46,9 +57,11 @@ class Plan:
         """At which the verdicts on the mechanism are made.
 
         An output that is withheld with a probability below a in every world is
-        (epsilon, delta + a e^epsilon) private if it was (epsilon, delta) before.
+        (epsilon, delta + a e^epsilon) private if it was (epsilon, delta) before. A
+        selection is withheld if any try fails: their expected number, times a.
         """
-        return self.delta * VERDICT_SHARE * math.exp(-self.target)
+        tries = 1.0 if self.selection is None else self.selection.tries
+        return self.delta * VERDICT_SHARE * math.exp(-self.target) / tries
 
 
 @dataclass(frozen=True)
@@ -75,20 +88,23 @@ class Guarantee:
 
     Attributes:
         delta: the claim's.
-        claim: epsilon: PRV's upper bound; PLD's for groups.
-        rdp, pld: by the other accountants; RDP does not do groups.
+        claim: epsilon: PRV's upper bound; PLD's for groups, RDP's for a selection.
+        rdp: by Rényi divergence, which does not do groups.
+        second: by dp-accounting: PLD, or for a selection its own Rényi divergence.
         group: see `Plan.group`.
         verdicts: on the mechanism.
         level: at which they were made.
+        selection: see `Plan.selection`.
     """
 
     delta: float
     claim: float
     rdp: float | None
-    pld: float
+    second: float
     group: int
     verdicts: Verdicts
     level: float
+    selection: Selection | None = None
 
     @property
     def mechanism_delta(self) -> float:
@@ -98,7 +114,14 @@ class Guarantee:
     @property
     def accountant(self) -> str:
         """Which one the claim is from."""
+        if self.selection is not None:
+            return "rdp"
         return "prv" if self.group == 1 else "pld"
+
+    @property
+    def second_accountant(self) -> str:
+        """Which one, of another library, recomputed the claim."""
+        return "pld" if self.selection is None else "dp_accounting_rdp"
 
     def line(self, mechanism: Mechanism) -> str:
         """The claim with its assumptions, for people."""
@@ -106,8 +129,15 @@ class Guarantee:
         return (
             f"epsilon {self.claim:.2f} at delta {self.delta:.1e} "
             f"({self.accountant.upper()}, Poisson q={mechanism.sample_rate:g}, "
-            f"{mechanism.steps} steps{groups}; PLD {self.pld:.2f})"
+            f"{mechanism.steps} steps{groups}{self._tries}; "
+            f"{self.second_accountant.upper()} {self.second:.2f})"
         )
+
+    @property
+    def _tries(self) -> str:
+        if self.selection is None:
+            return ""
+        return f", the best of about {self.selection.tries:g} tries"
 
 
 def make_plan(config: TrainingConfig, units: int, *, group: int = 1) -> Plan:
@@ -125,15 +155,25 @@ def make_plan(config: TrainingConfig, units: int, *, group: int = 1) -> Plan:
     delta = privacy.delta or accounting.default_delta(units)
     accounting.check_delta(delta, units)
     inner = delta * (1 - VERDICT_SHARE)
+    selection = selection_of(config)
     noise = accounting.find_noise_multiplier(
         epsilon=privacy.epsilon,
         delta=inner,
         sample_rate=privacy.sampling_rate,
         steps=privacy.steps,
         group=group,
+        selection=selection,
     )
     mechanism = Mechanism(privacy.sampling_rate, noise, privacy.steps)
-    return Plan(mechanism, delta, group, units, privacy.epsilon)
+    return Plan(mechanism, delta, group, units, privacy.epsilon, selection)
+
+
+def selection_of(config: TrainingConfig) -> Selection | None:
+    """How the best of several tries is chosen; None without a search."""
+    search = config.search
+    if search is None:
+        return None
+    return Selection(search.tries, search.distribution, search.score_noise)
 
 
 def state_guarantee(plan: Plan, outcome: Outcome) -> Guarantee:
@@ -144,25 +184,42 @@ def state_guarantee(plan: Plan, outcome: Outcome) -> Guarantee:
             was not what was planned. The model is then not to be released.
     """
     inner, mechanism = plan.mechanism_delta, plan.mechanism
-    pld = accounting.recompute_epsilon(
+    second = accounting.recompute_epsilon(
         mechanism.sample_rate,
         mechanism.noise_multiplier,
         mechanism.steps,
         inner,
         group=plan.group,
+        selection=plan.selection,
     )
-    single = plan.group == 1
     guarantee = Guarantee(
         delta=plan.delta,
-        claim=accounting.epsilon_prv(mechanism, inner) if single else pld,
-        rdp=accounting.epsilon_rdp(mechanism, inner) if single else None,
-        pld=pld,
+        claim=_claim(plan, second),
+        rdp=_renyi(plan),
+        second=second,
         group=plan.group,
         verdicts=_verdicts(plan, outcome),
         level=plan.level,
+        selection=plan.selection,
     )
     _check(guarantee, plan.target)
     return guarantee
+
+
+def _claim(plan: Plan, second: float) -> float:
+    if plan.selection is not None:
+        return accounting.epsilon_selected(
+            plan.mechanism, plan.selection, plan.mechanism_delta
+        )
+    if plan.group > 1:
+        return second
+    return accounting.epsilon_prv(plan.mechanism, plan.mechanism_delta)
+
+
+def _renyi(plan: Plan) -> float | None:
+    if plan.group > 1 or plan.selection is not None:
+        return None
+    return accounting.epsilon_rdp(plan.mechanism, plan.mechanism_delta)
 
 
 def _verdicts(plan: Plan, outcome: Outcome) -> Verdicts:
@@ -177,16 +234,32 @@ def _verdicts(plan: Plan, outcome: Outcome) -> Verdicts:
 
 
 def _check(guarantee: Guarantee, target: float) -> None:
-    claim, pld = guarantee.claim, guarantee.pld
-    if claim > target or pld > target:
+    claim, second = guarantee.claim, guarantee.second
+    first_name, name = guarantee.accountant.upper(), guarantee.second_accountant.upper()
+    if claim > target or second > target:
         raise TrainingError(
-            f"epsilon is {claim:.4f} by {guarantee.accountant.upper()} and {pld:.4f} "
-            f"by PLD, above the target {target:g}"
+            f"epsilon is {claim:.4f} by {first_name} and {second:.4f} by {name}, above "
+            f"the target {target:g}"
         )
-    if abs(claim - pld) > accounting.AGREEMENT_SLACK:
-        raise TrainingError(f"accountants disagree: PRV {claim:.4f}, PLD {pld:.4f}")
+    if abs(claim - second) > accounting.AGREEMENT_SLACK:
+        raise TrainingError(
+            f"accountants disagree: {first_name} {claim:.4f}, {name} {second:.4f}"
+        )
+    _check_verdicts(guarantee.verdicts)
+
+
+def check_verdicts(plan: Plan, outcome: Outcome) -> None:
+    """Refuse a try of a selection whose mechanism was not what was planned.
+
+    Raises:
+        TrainingError: nothing is then to be released.
+    """
+    _check_verdicts(_verdicts(plan, outcome))
+
+
+def _check_verdicts(verdicts: Verdicts) -> None:
     for name in ("noise", "norms", "rate"):
-        if not getattr(guarantee.verdicts, name):
+        if not getattr(verdicts, name):
             raise TrainingError(
                 f"the mechanism was not what was planned: its {name} did not conform; "
                 "nothing was released"

@@ -17,13 +17,14 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from security.errors import LedgerError
 from security.training.accounting import Spent, compose
+from security.training.selection import Selection
 
 __all__ = ["DEFAULT_CAP", "Account", "Entry", "Ledger", "Request", "Reservation"]
 
@@ -37,12 +38,22 @@ CREATE TABLE IF NOT EXISTS trainings (
     model TEXT NOT NULL, created_at TEXT NOT NULL, state TEXT NOT NULL,
     rate REAL NOT NULL, noise REAL NOT NULL, group_size INTEGER NOT NULL,
     planned INTEGER NOT NULL, spent INTEGER NOT NULL, delta REAL NOT NULL,
-    token TEXT NOT NULL, CHECK (0 <= spent AND spent <= planned)
+    token TEXT NOT NULL, tries REAL NOT NULL DEFAULT 0,
+    distribution TEXT NOT NULL DEFAULT '', score_noise REAL NOT NULL DEFAULT 0,
+    CHECK (0 <= spent AND spent <= planned)
 );
 CREATE TABLE IF NOT EXISTS caps (
     name TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL
 );
 """
+
+
+# Columns that files of an earlier version lack.
+_ADDED = {
+    "tries": "REAL NOT NULL DEFAULT 0",
+    "distribution": "TEXT NOT NULL DEFAULT ''",
+    "score_noise": "REAL NOT NULL DEFAULT 0",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Request:
         rate, noise, group: of each step.
         steps: planned.
         delta: of the claim.
+        selection: how the best of several tries is chosen, each of so many steps; its
+            whole cost is spent with the first step of the first one.
     """
 
     name: str
@@ -68,6 +81,7 @@ class Request:
     group: int
     steps: int
     delta: float
+    selection: Selection | None = None
 
 
 @dataclass(frozen=True)
@@ -94,9 +108,11 @@ class Entry:
         return self.request.steps if self.state == "running" else self.spent
 
     def cost(self, steps: int) -> Spent:
-        """So many of its steps."""
+        """So many of its steps; of a selection any of them cost all."""
         item = self.request
-        return Spent(item.rate, item.noise, steps, item.group)
+        if item.selection is not None and steps:
+            steps = item.steps
+        return Spent(item.rate, item.noise, steps, item.group, item.selection)
 
 
 @dataclass(frozen=True)
@@ -308,12 +324,16 @@ class Ledger:
         """All trainings; those whose process is gone are interrupted from now on."""
         rows = database.execute(
             "SELECT id, name, digest, unit, model, rate, noise, group_size, planned, "
-            "delta, state, spent, created_at FROM trainings ORDER BY created_at, rowid"
+            "delta, tries, distribution, score_noise, state, spent, created_at "
+            "FROM trainings ORDER BY created_at, rowid"
         ).fetchall()
         return [self._entry(database, row) for row in rows]
 
     def _entry(self, database: sqlite3.Connection, row: Sequence[Any]) -> Entry:
         identity, *asked, state, spent, created_at = row
+        tries, distribution, score_noise = asked[-3:]
+        selection = Selection(tries, distribution, score_noise) if tries else None
+        request = replace(Request(*asked[:-3]), selection=selection)
         if state == "running":
             lock = self._lock(identity, create=False)
             if lock is not None:  # the kernel let go of it when the process died
@@ -322,7 +342,7 @@ class Ledger:
                 database.execute(
                     "UPDATE trainings SET state = ? WHERE id = ?", (state, identity)
                 )
-        return Entry(identity, Request(*asked), state, spent, created_at)
+        return Entry(identity, request, state, spent, created_at)
 
     def _lock(self, identity: str, *, create: bool = True) -> int | None:
         """Take a training's lock; None if a living process has it, or it is gone.
@@ -357,8 +377,7 @@ class Ledger:
                 database.execute("PRAGMA synchronous = FULL")
                 database.execute("BEGIN IMMEDIATE")
                 try:
-                    for statement in _SCHEMA.split(";"):
-                        database.execute(statement)
+                    _prepare(database)
                     yield database
                     database.execute("COMMIT")
                 except BaseException:
@@ -408,13 +427,31 @@ class Reservation:
             self._lock = -1
 
 
+def _prepare(database: sqlite3.Connection) -> None:
+    """Create what is not there yet."""
+    for statement in _SCHEMA.split(";"):
+        database.execute(statement)
+    known = {row[1] for row in database.execute("PRAGMA table_info(trainings)")}
+    for name, kind in _ADDED.items():
+        if name not in known:
+            database.execute(f"ALTER TABLE trainings ADD COLUMN {name} {kind}")
+
+
 def _insert(database: sqlite3.Connection, entry: Entry) -> None:
     item = entry.request
     row = (entry.id, item.name, item.digest, item.unit, item.model, entry.created_at)
     plan = (entry.state, item.rate, item.noise, item.group, item.steps)
+    chosen = item.selection
+    search = (
+        (0.0, "", 0.0)
+        if chosen is None
+        else (chosen.tries, chosen.distribution, chosen.score_noise)
+    )
     database.execute(
-        "INSERT INTO trainings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, '')",
-        (*row, *plan, item.delta),
+        "INSERT INTO trainings (id, name, digest, unit, model, created_at, state, "
+        "rate, noise, group_size, planned, delta, tries, distribution, score_noise, "
+        "spent, token) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')",
+        (*row, *plan, item.delta, *search),
     )
 
 

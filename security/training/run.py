@@ -31,6 +31,7 @@ from security.training.keeper import work_folder
 from security.training.ledger import Ledger
 from security.training.modules import check_body, load_module
 from security.training.noise import FastRandomness, Randomness, SystemRandomness
+from security.training.search import run_search
 from security.training.session import Job, Progress, run_private, run_public
 from security.training.trainer import Examples
 
@@ -91,7 +92,10 @@ def train_bundle(
         stop=stop or threading.Event(),
     )
     private = None
-    if config.private:
+    if config.search is not None:
+        found = run_search(job, lambda chosen: _prepared(chosen, train))
+        config, module, private = found.config, found.module, found.private
+    elif config.private:
         private = run_private(job)
     else:
         run_public(job)
@@ -102,6 +106,11 @@ def train_bundle(
     bundle.write(out, training, compared)
     shutil.rmtree(work_folder(out), ignore_errors=True)
     return out
+
+
+def _prepared(config: TrainingConfig, train: AnyDataset) -> tuple[Classifier, Examples]:
+    module = build_classifier(config, train)
+    return module, examples_of(config, module, train)
 
 
 def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:

@@ -38,6 +38,7 @@ __all__ = [
     "against",
     "group_of",
     "recipe_of",
+    "request_of",
     "run_private",
     "run_public",
 ]
@@ -79,7 +80,7 @@ def run_private(job: Job) -> Private:
     config, progress = job.config, job.progress
     plan = make_plan(config, job.examples.count, group=group_of(config, job.train))
     progress("noise", 1.0, f"multiplier {plan.mechanism.noise_multiplier:g}")
-    keeper, taken = _keeper(job, _request(job, plan), show=_Shown(job, plan))
+    keeper, taken = _keeper(job, request_of(job, plan), show=_Shown(job, plan))
     if taken.steps < 1:
         raise TrainingError(
             "the training was killed in its last step: nothing is left to take, and "
@@ -170,7 +171,8 @@ def _fresh(job: Job) -> State:
     )
 
 
-def _request(job: Job, plan: Plan) -> Request:
+def request_of(job: Job, plan: Plan) -> Request:
+    """What a training is about to spend."""
     config, owned = job.config, job.train.units is not None
     return Request(
         name=config.data.name,
@@ -182,6 +184,7 @@ def _request(job: Job, plan: Plan) -> Request:
         group=plan.group,
         steps=plan.mechanism.steps,
         delta=plan.delta,
+        selection=plan.selection,
     )
 
 
