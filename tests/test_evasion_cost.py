@@ -14,6 +14,7 @@ from security.assessment.scan.context import Context, TargetSource, prepare
 from security.assessment.scan.dataconfig import DataConfig, parse_data_config
 from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import PROFILES, Options
+from security.assessment.scan.space import build_space
 from tests.scanned import linear_onnx
 
 RANDOM = np.random.default_rng(0)
@@ -30,8 +31,7 @@ def run(check, model, x, y, config, **options):
     return check.conclude(context, outcomes)
 
 
-CONFIG = parse_data_config(
-    b"""
+CONFIG_TEXT = b"""
     max_cost = 2.0
     [[columns]]
     name = "c0"
@@ -68,7 +68,7 @@ CONFIG = parse_data_config(
     low = 0
     high = 1
     """
-)
+CONFIG = parse_data_config(CONFIG_TEXT)
 
 
 def rows(count=40):
@@ -85,6 +85,26 @@ def rows(count=40):
         axis=1,
     )
     return x.astype(np.float32)
+
+
+def test_categories_and_groups_state_their_ranges():
+    lines = CONFIG_TEXT.decode().split("[[columns]]")
+    bare = "[[columns]]".join(
+        part.replace("low = 0", "").replace("high = 1\n", "").replace("high = 2\n", "")
+        if "values" in part or "group" in part
+        else part
+        for part in lines
+    )
+    names = [f"c{i}" for i in range(6)]
+    space = build_space(
+        rows(),
+        "float32",
+        table=True,
+        names=names,
+        config=parse_data_config(bare.encode()),
+    )
+    assert space.ranges_from == "configuration"
+    assert space.high.tolist() == [10, 10, 10, 2, 1, 1]
 
 
 def test_only_what_is_allowed_changes_and_costs_what_it_costs():
@@ -110,6 +130,9 @@ def test_only_what_is_allowed_changes_and_costs_what_it_costs():
         cost += 0.5 * (after[3] != before[3]) + 0.25 * (after[4] != before[4])
         assert row["cost"] == pytest.approx(cost, abs=1e-5)
         assert (after @ weights > 8.0) != (before @ weights > 8.0)
+    cheapest = min(turned, key=lambda row: row["cost"])
+    shown = result.details["examples"][0]["changes"]
+    assert sorted(shown) == sorted(list(c.values()) for c in cheapest["changes"])
     curve = [point["value"] for point in result.details["curve"]]
     assert curve == sorted(curve, reverse=True)
     assert result.metrics["max_cost"].value == 2.0

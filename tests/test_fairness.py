@@ -96,6 +96,21 @@ def test_a_small_group_is_named_and_left_out(scan):
     assert table["rows"][0][:2] == ["region=islands", 10]
 
 
+def test_confusion_is_counted_by_group(scan):
+    frame = people(gap=0.3)
+    values = result(scan(frame, "--check", "fairness"), "fairness")
+    (table,) = [
+        t
+        for t in values["details"]["tables"]
+        if t["title"] == "Confusion by sex; positive is granted"
+    ]
+    given, truth = frame["income"] > 0.5, frame["label"] == "granted"
+    for row, group in zip(table["rows"], ("F", "M"), strict=True):
+        own = frame["sex"] == group
+        kinds = (truth & given, truth & ~given, ~truth & given, ~truth & ~given)
+        assert row == [group, *(int((own & kind).sum()) for kind in kinds), own.sum()]
+
+
 def test_intersections_are_measured(scan):
     metrics = result(scan(people(gap=0.3), "--check", "fairness"), "fairness")[
         "metrics"

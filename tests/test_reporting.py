@@ -17,7 +17,7 @@ from security.assessment.reporting.pictures import interval_bar, line_chart, pix
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
 from security.assessment.scan.rules import SCAN_RULES
 from security.commands import main
-from tests.scanned import linear_onnx, save_npz
+from tests.scanned import digits, digits_onnx, linear_onnx, save_npz
 
 WEIGHTS = np.array([[4.0, -4.0], [2.0, -1.0], [-3.0, 3.0]])
 EVERY_RULE = sorted({*SCAN_RULES, *RULES})
@@ -183,6 +183,55 @@ def test_html_escapes_what_the_model_says(report, tmp_path):
     assert page.count("&lt;script&gt;") >= 12
     # Nothing is loaded from anywhere.
     assert not re.search(r"(src|href)=", page)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    """The folder of a scan whose attacks found something: images of digits."""
+    folder = tmp_path_factory.mktemp("attacked")
+    _, _, x, y = digits()
+    (folder / "digits.onnx").write_bytes(digits_onnx())
+    rows = save_npz(folder / "digits.npz", x[:60], y[:60])
+    checks = ("--check", "evasion", "--check", "quality", "--max-rows", "30")
+    arguments = ("scan", str(folder / "digits.onnx"), "--data", str(rows), *checks)
+    out = folder / "out"
+    assert main([*arguments, "--out", str(out), "--jobs", "1"]) == 0
+    return out
+
+
+def test_html_shows_curves_examples_and_confusion(attacked):
+    page = (attacked / "scan.html").read_text()
+    report = json.loads((attacked / "scan.json").read_text())
+    (evasion,) = [r for r in report["results"] if r["check"] == "evasion"]
+    head, _, rest = page.partition("<h2")
+    # The first screen has the figures, each with its interval and n.
+    robust = evasion["metrics"]["robust_accuracy_linf"]
+    assert f"<b>{robust['value']:.3f}</b>" in head
+    assert f"{robust['low']:.3f} to {robust['high']:.3f} (95%), n=30" in head
+    assert "Security curve, L\N{INFINITY}" in rest
+    assert "Security curve, L2" in rest
+    for norm in ("linf", "l2"):
+        for point in evasion["details"]["norms"][norm]["curve"]:
+            assert f"{point['value']:.3f} [{point['low']:.3f}" in rest
+    # Pictures of the closest examples: before, after, and what changed.
+    closest = evasion["details"]["norms"]["linf"]["examples"][0]
+    assert f"Row {closest['row']}: class {closest['class']} becomes" in rest
+    assert rest.count('class="pixels"') == 3 * (6 + 3)
+    assert "Confusion: true class by row" in rest
+    assert "color-mix(in srgb, var(--s0)" in rest
+
+
+def test_sarif_of_a_real_attack_is_valid_and_stays(attacked, tmp_path, shared_data):
+    schema = shared_data / "spec-sarif" / "sarif-schema-2.1.0.json"
+    sarif = json.loads((attacked / "scan.sarif").read_text())
+    jsonschema.Draft4Validator(json.loads(schema.read_text())).validate(sarif)
+    results = sarif["runs"][0]["results"]
+    assert {"evasion-broken", "evasion-weak"} & {r["ruleId"] for r in results}
+    report = json.loads((attacked / "scan.json").read_text())
+    again = json.loads(documents(report, tmp_path, "sarif"))["runs"][0]["results"]
+    prints = [r["partialFingerprints"]["sealgateFinding/v1"] for r in results]
+    assert prints == [r["partialFingerprints"]["sealgateFinding/v1"] for r in again]
+    assert len(set(prints)) == len(prints)
 
 
 def test_html_says_the_worst_first(constant):

@@ -127,8 +127,12 @@ def run(args: argparse.Namespace) -> int:
     from security.assessment.scan.run import run_scan  # noqa: PLC0415
 
     request = _request(args)
-    with _Line() as line:
-        scan = run_scan(request, line)
+    try:
+        with _Line() as line:
+            scan = run_scan(request, line)
+    except KeyboardInterrupt:
+        print("finished work is kept: the same command goes on", file=sys.stderr)
+        raise
     document = scan.report.to_json()
     write_documents(request.out, document, fail_on=args.fail_on or "error")
     _print(scan, request.out)

@@ -13,6 +13,7 @@ plan         radii and effort
 cascade      all of them on a chunk of rows
 results      chunks put together
 reliability  whether the attacks worked as attacks must
+views        what people are shown: curves, tables, the worst examples
 check        evasion as a check of a scan
 cost         what turning a row of a table costs
 smoothing    certified accuracy

@@ -15,6 +15,7 @@ from security.assessment.evasion.cascade import Cascade, white_box_of
 from security.assessment.evasion.plan import NORMS, EvasionPlan, plan_for
 from security.assessment.evasion.reliability import attack_checks
 from security.assessment.evasion.results import NormResult, merge
+from security.assessment.evasion.views import evasion_views
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
 from security.assessment.scan.context import Context
 from security.assessment.scan.store import Outcome
@@ -104,6 +105,7 @@ class EvasionCheck:
                 "access": "white box" if white is not None else "black box",
                 "why_no_gradient": reason,
                 "norms": {n: _norm_details(context, r) for n, r in results.items()},
+                **evasion_views(context, results),
             },
             files={f"adversarial-{n}.npy": r.npy() for n, r in results.items()},
         )

@@ -7,7 +7,7 @@ a row costs, found by greedy search and then cut back to what is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from models.report import Metric
 from security.assessment import intervals
 from security.assessment.evasion.coordinate import thresholds
+from security.assessment.evasion.views import change_rows, curve_chart
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit, row_units
 from security.assessment.scan.context import Context
 from security.assessment.scan.space import Space
@@ -34,6 +35,7 @@ _CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
 # Where no budget is stated, one crossing of one column's range is what is asked about.
 _DEFAULT_COST = 1.0
 _FINDING_ABOVE = 0.1
+_SHOWN = 6
 
 
 def row_cost(space: Space, rows: Any, start: Any) -> Floats:
@@ -122,10 +124,7 @@ class CostCheck:
         space = context.job.space
         budget = space.max_cost or _DEFAULT_COST
         costs, correct = joined["costs"], joined["correct"]
-        curve = [
-            {"cost": share * budget, **vars(_robust(costs, correct, share * budget))}
-            for share in _CURVE
-        ]
+        points = [(s * budget, _robust(costs, correct, s * budget)) for s in _CURVE]
         robust = _robust(costs, correct, budget)
         turned = int((correct & (costs <= budget)).sum())
         findings: tuple[ScanFinding, ...] = ()
@@ -146,9 +145,10 @@ class CostCheck:
             metrics={"robust_accuracy_cost": robust, "max_cost": Metric(budget)},
             findings=findings,
             details={
-                "curve": curve,
+                "curve": [{"cost": cost, **vars(m)} for cost, m in points],
                 "columns": _columns(context, joined, budget),
                 "rows": _rows(context, joined),
+                **_views(context, joined, points, budget),
             },
         )
 
@@ -299,6 +299,41 @@ def _columns(
         for place in order[:50]
         if used[place]
     ]
+
+
+def _views(
+    context: Context,
+    joined: Mapping[str, Any],
+    points: Sequence[tuple[float, Metric]],
+    budget: float,
+) -> dict[str, Any]:
+    """The curve, the columns that attacks used, and the cheapest rows, for people."""
+    job, costs = context.job, joined["costs"]
+    cheapest = [i for i in np.argsort(costs, kind="stable") if np.isfinite(costs[i])]
+    used = _columns(context, joined, budget)
+    title = "Robust accuracy by what an attacker spends on a row"
+    start = intervals.proportion(int(joined["correct"].sum()), len(costs))
+    chart = curve_chart(title, "cost", [(0.0, start), *points])
+    return {
+        "charts": [chart],
+        "tables": [
+            {
+                "title": f"Columns changed in rows turned for {budget:g} or less",
+                "columns": ["column", "rows"],
+                "rows": [[item["column"], item["rows"]] for item in used],
+            }
+        ],
+        "examples": [
+            {
+                "caption": f"Row {int(job.places[joined['places'][i]])}: turned for "
+                f"{costs[i]:.3g}",
+                "changes": change_rows(
+                    job, job.rows[joined["places"][i]], joined["examples"][i]
+                ),
+            }
+            for i in cheapest[:_SHOWN]
+        ],
+    }
 
 
 def _rows(context: Context, joined: Mapping[str, Any]) -> list[dict[str, Any]]:

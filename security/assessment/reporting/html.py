@@ -5,9 +5,10 @@ report is text to the template engine, which escapes it; only the pictures drawn
 `pictures` are markup.
 
 A check's ``details`` may hold, for people: ``charts`` (`pictures.line_chart`),
-``tables`` (``title``, ``columns``, ``rows``) and ``examples`` (``caption``, and either
-``images``, each rows of pixels from 0 to 1, or ``changes``, rows of column, before,
-after).
+``tables`` (``title``, ``columns``, ``rows``; ``matrix`` for a confusion matrix, whose
+first column names the classes) and ``examples`` (``caption``, and either ``images``:
+before, after and the change, each rows of pixels from 0 to 1; or ``changes``: rows of
+column, before, after).
 """
 
 from __future__ import annotations
@@ -28,10 +29,28 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _TITLES = {
     "answers": "Answers",
     "evasion": "Evasion: changed inputs",
+    "evasion-cost": "Evasion: what turning a row costs",
+    "explanations": "Explanations: which columns decide",
+    "extraction": "Extraction: copying the model",
     "fairness": "Fairness",
+    "membership": "Membership: who was in the training data",
     "quality": "Quality",
+    "smoothing": "Certified accuracy by randomised smoothing",
     "structure": "Structure of the file",
 }
+# The figures of the first screen: check, metric (or its beginning), and what it is
+# called there, with values of the check's conditions.
+_KEY_FIGURES = (
+    ("quality", "accuracy", "accuracy"),
+    ("evasion", "robust_accuracy_linf", "robust accuracy, L\N{INFINITY} {radius}"),
+    ("evasion", "robust_accuracy_l2", "robust accuracy, L2 {radius_l2}"),
+    ("evasion-cost", "robust_accuracy_cost", "robust accuracy, cost {max_cost}"),
+    ("membership", "tpr_at_fpr_1pct", "members found, 1% of others accused"),
+    ("fairness", "selection_rate_ratio/", "selection rate ratio"),
+    ("quality", "auc", "AUC"),
+    ("extraction", "agreement/", "agreement of a copy with the model"),
+)
+_NO_KEY_FIGURE = ("answers", "explanations", "structure")
 _KINDS = {
     "onnx": "ONNX file",
     "bundle": "bundle",
@@ -68,6 +87,7 @@ def to_html(report: Mapping[str, Any]) -> bytes:
         headline=headline,
         counts=_counts(findings, results),
         tiles=list(_tiles(results))[:_MAX_TILES],
+        glance=list(_glance(results, findings)),
         findings=[_finding(item) for item in findings],
         checks=[_check(item) for item in results if item["status"] != "skipped"],
         untested=[*_untested(results), *_ALWAYS_UNTESTED],
@@ -103,19 +123,83 @@ def _counts(
 
 
 def _tiles(results: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for result in results:
-        measured = [
-            (name, metric)
+    """The key figures, then the first one of every other check."""
+    known = {result["check"]: result for result in results}
+    for check, wanted, label in _KEY_FIGURES:
+        result = known.get(check, {"metrics": {}})
+        named = [
+            (metric["value"], name)
             for name, metric in result["metrics"].items()
-            if "low" in metric and "/" not in name
+            if "low" in metric
+            and (name == wanted or (wanted[-1] == "/" and name.startswith(wanted)))
         ]
-        for name, metric in measured[:2]:
-            yield {
-                "name": _words(name),
-                "value": _number(metric["value"]),
-                "interval": f"{_interval(metric)}, n={metric.get('n', '?')}",
-                "reliable": result.get("reliable", True),
-            }
+        if named:
+            # Of several groups, the most uneven; of several copies, the best.
+            _, name = (min if "ratio" in wanted else max)(named)
+            yield _tile(result, _label(label, result, name), result["metrics"][name])
+    listed = {check for check, _, _ in _KEY_FIGURES} | {*_NO_KEY_FIGURE}
+    for result in results:
+        if result["check"] not in listed:
+            first = _first_figure(result)
+            if first is not None:
+                yield _tile(result, f"{_words(result['check'])}: {first[0]}", first[1])
+
+
+def _label(label: str, result: Mapping[str, Any], name: str) -> str:
+    """The label, with the conditions that it names; with the group of a metric."""
+    group = name.partition("/")[2]
+    for key, value in result["conditions"].items():
+        label = label.replace(f"{{{key}}}", str(value))
+    return f"{label}, {_words(group)}" if group else label
+
+
+def _tile(
+    result: Mapping[str, Any], name: str, metric: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "check": result["check"],
+        "name": name,
+        "value": _number(metric["value"]),
+        "interval": f"{_interval(metric)}, n={metric.get('n', '?')}",
+        "reliable": result.get("reliable", True),
+    }
+
+
+def _first_figure(
+    result: Mapping[str, Any],
+) -> tuple[str, Mapping[str, Any]] | None:
+    """The first figure with an interval; one about everything, if there is one."""
+    measured = [item for item in result["metrics"].items() if "low" in item[1]]
+    if not measured:
+        return None
+    name, metric = min(measured, key=lambda item: "/" in item[0])
+    return _words(name), metric
+
+
+def _glance(
+    results: Sequence[Mapping[str, Any]], findings: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, str]]:
+    """A line per check: done or not, and the worst that it found."""
+    for result in results:
+        own = [item for item in findings if item["check"] == result["check"]]
+        tone, text = "fine", "nothing found"
+        if own:
+            tone, text = own[0]["severity"], own[0]["message"]
+        if not result.get("reliable", True):
+            tone = "warning"
+        if result["status"] == "skipped":
+            tone, text = "skipped", result["reason"]
+        more = f" (and {len(own) - 1} more)" if len(own) > 1 else ""
+        yield {
+            "title": _title(result["check"]),
+            "status": result["status"],
+            "tone": tone,
+            "text": text + more,
+        }
+
+
+def _title(check: str) -> str:
+    return _TITLES.get(check) or _words(check).capitalize()
 
 
 def _finding(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +222,7 @@ def _check(result: Mapping[str, Any]) -> dict[str, Any]:
     examples = details.get("examples", [])[:_MAX_EXAMPLES]
     return {
         "name": result["check"],
-        "title": _TITLES.get(result["check"], _words(result["check"])),
+        "title": _title(result["check"]),
         "status": result["status"],
         "reason": result["reason"],
         "reliable": result.get("reliable", True),
@@ -165,11 +249,28 @@ def _metric(name: str, metric: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(table: Mapping[str, Any]) -> dict[str, Any]:
+    matrix = bool(table.get("matrix"))
     return {
         "title": table["title"],
         "columns": table["columns"],
-        "rows": [[_cell(cell) for cell in row] for row in table["rows"]],
+        "matrix": matrix,
+        "rows": [
+            _shaded(row, place) if matrix else [_cell(cell) for cell in row]
+            for place, row in enumerate(table["rows"])
+        ],
     }
+
+
+def _shaded(row: Sequence[Any], place: int) -> list[dict[str, Any]]:
+    """A row of a confusion matrix: each cell by its share, errors in another colour."""
+    total = sum(row[1:]) or 1
+    cells = [_cell(row[0])]
+    for column, count in enumerate(row[1:]):
+        # The root shows a single error among many that are right.
+        share = round(70 * (count / total) ** 0.5)
+        colour = "s0" if column == place else "s1"
+        cells.append(_cell(count) | {"shade": f"{colour} {share}" if share else ""})
+    return cells
 
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +278,8 @@ def _example(example: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "caption": example["caption"],
         "pictures": [
-            Markup(pixels(image, label=f"{name} the change"))  # noqa: S704  (numbers, and a constant)
-            for name, image in zip(("before", "after"), images, strict=False)
+            (name, Markup(pixels(image, label=name)))  # noqa: S704  (numbers, and a constant)
+            for name, image in zip(("before", "after", "change"), images, strict=False)
         ],
         "changes": [
             [_cell(cell) for cell in row] for row in example.get("changes", [])
@@ -225,8 +326,10 @@ def _interval(metric: Mapping[str, Any]) -> str:
     return f"{_number(metric['low'])} to {_number(metric['high'])} ({level})"
 
 
-def _cell(value: Any) -> str:
-    return _number(value) if isinstance(value, float) else str(value)
+def _cell(value: Any) -> dict[str, Any]:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    text = _number(value) if number else str(value)
+    return {"text": text, "kind": "n" if number else "", "shade": ""}
 
 
 def _number(value: float) -> str:
@@ -236,4 +339,4 @@ def _number(value: float) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ").replace("/", ", ")
+    return name.replace("_", " ").replace("-", " ").replace("/", ", ")

@@ -62,7 +62,12 @@ class FairnessCheck:
             scores,
             random=context.random(unit.key),
         )
-        return Outcome({"fairness": _dump(result)})
+        return Outcome(
+            {
+                "fairness": _dump(result),
+                "confusion": _confusion(context, unit.params["name"], known, positive),
+            }
+        )
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -97,8 +102,48 @@ class FairnessCheck:
             },
             metrics=metrics,
             findings=tuple(found for item in results for found in _findings(item)),
-            details={"tables": [_table(item) for item in results]},
+            details={
+                "tables": [
+                    table
+                    for item, outcome in zip(results, outcomes.values(), strict=True)
+                    for table in (
+                        _table(item),
+                        _confusion_table(
+                            item.attribute,
+                            context.job.reading.classes[positive or 0],
+                            outcome.values["confusion"],
+                        ),
+                    )
+                ]
+            },
         )
+
+
+def _confusion(
+    context: Context, name: str, known: NDArray[np.bool_], positive: int | None
+) -> list[list[Any]]:
+    """Per group: its rows, by what they are and what the model says."""
+    job = context.job
+    values, truth = _values(context, name)[known], job.labels[known] == positive
+    given = job.clean.labels[known] == positive
+    kinds = (truth & given, truth & ~given, ~truth & given, ~truth & ~given)
+    return [
+        [str(group), *(int(((values == group) & kind).sum()) for kind in kinds)]
+        for group in np.unique(values)
+    ]
+
+
+def _confusion_table(
+    attribute: str, positive: str, rows: list[list[Any]]
+) -> dict[str, Any]:
+    return {
+        "title": f"Confusion by {attribute}; positive is {positive}",
+        "columns": [
+            *("group", "true positives", "false negatives"),
+            *("false positives", "true negatives", "n"),
+        ],
+        "rows": [[*row, sum(row[1:])] for row in rows[:_MAX_GROUPS]],
+    }
 
 
 def _positive(context: Context) -> int | None:

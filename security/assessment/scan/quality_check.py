@@ -205,6 +205,7 @@ def _confusion(context: Context) -> dict[str, Any]:
         "title": "Confusion: true class by row, answer by column",
         "columns": ["", *classes],
         "rows": rows,
+        "matrix": True,
     }
 
 

@@ -256,15 +256,23 @@ def _ranges(
     config: DataConfig,
 ) -> tuple[Floats, Floats, str]:
     base_low, base_high, source = _base_ranges(rows, columns, config)
-    low = np.array(
-        [own if rule.low is None else rule.low for rule, own in zip(rules, base_low)]
-    )
-    high = np.array(
-        [own if rule.high is None else rule.high for rule, own in zip(rules, base_high)]
-    )
-    if all(rule.low is not None for rule in rules):
+    stated = [_stated(rule) for rule in rules]
+    low = np.array([own if s is None else s[0] for s, own in zip(stated, base_low)])
+    high = np.array([own if s is None else s[1] for s, own in zip(stated, base_high)])
+    if all(item is not None for item in stated):
         source = "configuration"
     return low, high, source
+
+
+def _stated(rule: ColumnRules) -> tuple[float, float] | None:
+    """A column's range, as its rules say it."""
+    if rule.low is not None and rule.high is not None:
+        return rule.low, rule.high
+    if rule.group is not None:
+        return 0.0, 1.0
+    if len(set(rule.values)) > 1:
+        return min(rule.values), max(rule.values)
+    return None
 
 
 def _base_ranges(
