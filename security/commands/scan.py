@@ -180,9 +180,13 @@ def _request(args: argparse.Namespace) -> ScanRequest:
 def _extras(args: argparse.Namespace) -> dict[str, Any]:
     if args.training is None:
         return {}
-    from security.commands.scan_training import load_training  # noqa: PLC0415  (torch)
+    from security.commands import scan_training  # noqa: PLC0415  (torch)
 
-    return {"training": load_training(args.training)}
+    extras: dict[str, Any] = {"training": scan_training.load_training(args.training)}
+    # Only where it is asked for: its curve takes a moment.
+    if args.profile == "thorough" or "canaries" in args.check:
+        extras["mechanism"] = scan_training.load_mechanism(args.training)
+    return extras
 
 
 def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:

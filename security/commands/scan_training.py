@@ -9,19 +9,27 @@ import numpy as np
 import torch
 
 from models.datasets import AnyDataset
+from security.assessment.privacy.bounds import Curve
+from security.assessment.privacy.canaries import AuditedMechanism
 from security.assessment.privacy.membership import TrainingRows
 from security.assessment.privacy.shadows import ShadowRecipe
+from security.training.accounting import privacy_curve
+from security.training.canaries import CanaryTrainings
 from security.training.config import TrainingConfig, load_config
 from security.training.data import load_split
 from security.training.guarantee import make_plan
-from security.training.run import build_classifier
-from security.training.session import group_of
+from security.training.run import build_classifier, examples_of
+from security.training.session import group_of, recipe_of
+from security.training.trainer import Examples
 
-__all__ = ["load_training"]
+__all__ = ["load_mechanism", "load_training"]
 
 _PERCEPTRONS = ("linear", "mlp")
 # Of either kind; 64 shadows answer about every row, and all of it is held at once.
 _MAX_ROWS = 10_000
+# Canaries are trained beside a few rows; more are not read.
+_CANARY_ROWS = 64
+_EPSILONS = np.linspace(0.0, 20.0, 201)
 
 
 def load_training(path: Path) -> TrainingRows:
@@ -56,6 +64,47 @@ def load_training(path: Path) -> TrainingRows:
         recipe=recipe,
         epsilon=epsilon,
         delta=delta,
+    )
+
+
+def load_mechanism(path: Path) -> AuditedMechanism | None:
+    """The mechanism that canaries audit; None where the training claims nothing.
+
+    Raises:
+        TrainingError: the configuration is malformed.
+        DatasetError: its data cannot be read.
+    """
+    config = load_config(path)
+    if not config.private:
+        return None
+    train, _ = load_split(config)
+    plan = make_plan(config, _units(train), group=group_of(config, train))
+    classifier = build_classifier(config, train)
+    few = train.take(np.arange(min(len(train), _CANARY_ROWS)))
+    mechanism = plan.mechanism
+    trainings = CanaryTrainings(
+        body=classifier.body,
+        examples=Examples(
+            examples_of(config, classifier, few).inputs, torch.as_tensor(few.labels)
+        ),
+        mechanism=mechanism,
+        recipe=recipe_of(config, len(train.classes)),
+        method=config.compute.gradients,
+    )
+    return AuditedMechanism(
+        trainings=trainings,
+        epsilon=config.privacy.epsilon,
+        delta=plan.delta,
+        curve=Curve(_EPSILONS, np.array(privacy_curve(mechanism, list(_EPSILONS)))),
+        steps=mechanism.steps,
+        conditions={
+            "sampling_rate": mechanism.sample_rate,
+            "noise_multiplier": mechanism.noise_multiplier,
+            "steps": mechanism.steps,
+            "max_grad_norm": config.privacy.max_grad_norm,
+            "clipping": config.privacy.clipping,
+            "neighbours": "one unit added or removed",
+        },
     )
 
 

@@ -16,6 +16,8 @@ gradient_methods  which of these when
 adversarial     PGD training and TRADES, alone and with DP-SGD
 mechanism       sampling, noise, and a record of what was really done
 distributed     the mechanism over several processes, with Opacus' wrapper
+stacked         copies of a network side by side, for audits
+canaries        trainings with and without a planted unit, watched
 trainer         the loop, with its seams
 bundle          export, manifest and the three reports
 session         one training: planned, booked, kept, shown

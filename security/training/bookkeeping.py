@@ -33,6 +33,7 @@ from security.training.gradients import (
     finite_norms,
     no_units,
 )
+from security.training.stacked import StackedLinear, stacked_rule
 
 __all__ = ["BookkeepingMethod", "supports"]
 
@@ -160,6 +161,7 @@ _RULES: Mapping[type[nn.Module], _Rule] = {
     nn.Conv2d: _convolution,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
+    StackedLinear: stacked_rule,
 }
 
 

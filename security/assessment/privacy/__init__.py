@@ -3,6 +3,9 @@
 shadows     many models trained at once, by the recipe of the target
 signals     LiRA, RMIA and the loss attack: scores from a target and its shadows
 curves      ROC, and the rates an attacker would name
+bounds      lower bounds on epsilon from what an attacker told apart
+canaries    trainings with planted units, judged against a claim
+canary_check  the same as a check of a scan
 membership  the membership check of a scan
 extraction  a copy of the model from its answers
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from security.assessment.evasion.check import EvasionCheck
 from security.assessment.evasion.cost import CostCheck
 from security.assessment.evasion.smoothing import SmoothingCheck
+from security.assessment.privacy.canary_check import CanaryCheck
 from security.assessment.privacy.extraction import ExtractionCheck
 from security.assessment.privacy.membership import MembershipCheck
 from security.assessment.scan.basics import AnswersCheck
@@ -26,6 +27,7 @@ def all_checks() -> tuple[ScanCheck, ...]:
         QualityCheck(),
         FairnessCheck(),
         MembershipCheck(),
+        CanaryCheck(),
         ExtractionCheck(),
         ExplanationCheck(),
     )

@@ -172,6 +172,18 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         nist=("membership-inference", "privacy"),
         owasp=("ML04:2023",),
     ),
+    "canary-beyond-claim": ScanRule(
+        "error",
+        "planted units are recognised no more often than the claimed mechanism allows",
+        "The mechanism gives less privacy than its accountant books: every model it "
+        "trained carries a false guarantee.",
+        "Do not train with this installation, nor deploy what it trained. Look at the "
+        "noise, the clipping and the sampler, in that order; the two canaries say "
+        "which.",
+        atlas=("AML.T0024.000",),
+        nist=("membership-inference", "privacy"),
+        owasp=("ML04:2023",),
+    ),
     "extraction-cheap": ScanRule(
         "note",
         "a copy of the model costs more questions than a caller may ask",
