@@ -17,9 +17,9 @@ protocol              bytes that two parties must agree on
 errors                the one error tree
 """
 
-from sealgate.async_client import AsyncClient
-from sealgate.client import Client
-from sealgate.core import Options
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from sealgate.errors import (
     AuthenticationError,
     ClientError,
@@ -37,10 +37,15 @@ from sealgate.errors import (
     TensorError,
     TransportError,
 )
-from sealgate.passport import Passport
-from sealgate.profile import Profile
-from sealgate.proofs import ProofKey
-from sealgate.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from sealgate.async_client import AsyncClient
+    from sealgate.client import Client
+    from sealgate.core import Options
+    from sealgate.passport import Passport
+    from sealgate.profile import Profile
+    from sealgate.proofs import ProofKey
+    from sealgate.retry import RetryPolicy
 
 __all__ = [
     "AsyncClient",
@@ -66,3 +71,25 @@ __all__ = [
     "TensorError",
     "TransportError",
 ]
+
+# Whoever imports a module of this package imports the package. Servers and the
+# commands need its errors and protocol, not an HTTP client: that is half of the time
+# a command takes to start.
+_LAZY = {
+    "AsyncClient": "sealgate.async_client",
+    "Client": "sealgate.client",
+    "Options": "sealgate.core",
+    "Passport": "sealgate.passport",
+    "Profile": "sealgate.profile",
+    "ProofKey": "sealgate.proofs",
+    "RetryPolicy": "sealgate.retry",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what belongs to the client when it is first asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
