@@ -151,7 +151,10 @@ def test_importing_the_service_brings_no_toolkit(tmp_path: Path) -> None:
 
 
 def test_importing_the_sdk_brings_no_server(tmp_path: Path) -> None:
-    code = "import sealgate, sealgate.cli, sys; print(*sys.modules)"
+    code = (
+        "from sealgate import *; import sealgate.cli, sys;"
+        "print(Client, AsyncClient); print(*sys.modules)"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -163,3 +166,17 @@ def test_importing_the_sdk_brings_no_server(tmp_path: Path) -> None:
     loaded = {name.split(".")[0] for name in result.stdout.split()}
     others = {"service", "security", "models", "bentoml", "onnxruntime", "jwt"}
     assert not loaded & (set(TOOLKIT) | others)
+
+
+@pytest.mark.parametrize("module", ["sealgate.errors", "security.commands"])
+def test_what_is_cheap_brings_no_http_client(module: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in result.stdout.split()}
+    assert not loaded & {"httpx", "numpy", "jwt"}

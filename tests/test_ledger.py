@@ -20,6 +20,7 @@ import pytest
 from models.bundle import read_bundle
 from models.datasets import TabularDataset, multiset_digest
 from models.manifest import Column
+from security.commands import main
 from security.errors import LedgerError, TrainingError
 from security.training.accounting import Mechanism, Spent, compose, epsilon_prv
 from security.training.config import load_config
@@ -447,8 +448,26 @@ def test_the_command(security: Command, tmp_path: Path) -> None:
     shown = security("ledger", "show", "persons").stdout
     assert "cap 2" in shown
     assert "12 of 12 steps" in shown
-    assert security("ledger", "show", "nobody").returncode == 2
-    assert security("ledger", "cap", "persons", "--epsilon", "nan").returncode == 2
-    assert (
-        security("ledger", "cap", "p", "--epsilon", "1", "--delta", "2").returncode == 2
-    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["show", "nobody"], "the ledger has no data set 'nobody'"),
+        (["cap", "persons", "--epsilon", "nan"], "epsilon"),
+        (["cap", "p", "--epsilon", "1", "--delta", "2"], "delta"),
+    ],
+)
+def test_the_command_refuses(
+    arguments: list[str],
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SEALGATE_HOME", str(tmp_path))
+    assert main(["ledger", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert error in err
+    assert len(err.splitlines()) == 1
