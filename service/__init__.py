@@ -2,6 +2,7 @@
 
 app        wiring, and the service that bentofile.yaml names
 connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
+exchange   a request that came whole, answered on its connection
 direct     how the rest of a body goes straight to who takes it
 tls        TLS of the listening socket
 guard      the outermost ASGI layer: every request meets it first

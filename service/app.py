@@ -86,7 +86,7 @@ class AdmittedService(Service):
             install()
             metrics = open_metrics()
             app = _guard(super().to_asgi(is_main), settings, metrics)
-            connections.install(settings, metrics)
+            connections.install(settings, metrics, app)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
         keep_freed_memory()

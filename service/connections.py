@@ -1,5 +1,8 @@
 """The HTTP/1.1 connection: bounds on what is open, sent and taken; no upgrades.
 
+A request that has come whole when its head has been read is answered right here
+(`service.exchange`); any other goes through ASGI.
+
 uvicorn reads a head of any length at any pace before anything of ours sees it. Here a
 head that grows beyond its bound is answered 431, one that does not end in time is cut
 off, and an upgrade is an ordinary request. Bodies are the guard's, which may have the
@@ -15,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import re
 
 from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
@@ -24,8 +28,10 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 from uvicorn.protocols.websockets import auto as websockets_auto
 
+from sealgate.protocol.bhttp import Request
 from security.settings import ServiceSettings, Settings
 from service.direct import DIRECT_BODY, DirectBody
+from service.exchange import Answerer, Exchange
 from service.metrics import Metrics
 from service.tls import harden, server_context
 
@@ -36,13 +42,16 @@ _TOO_LARGE = (
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
 _TURNS = itertools.count()
+_METHODS = frozenset({b"GET", b"POST"})
+# Any other target is uvicorn's to take apart.
+_PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
 
 
-def install(settings: Settings, metrics: Metrics) -> None:
+def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
     """Make uvicorn's next server in this process use the bounded protocol, and TLS.
 
     BentoML's worker makes its uvicorn configuration by itself, with protocols by the
@@ -52,7 +61,7 @@ def install(settings: Settings, metrics: Metrics) -> None:
     Raises:
         SealgateError: a file of TLS cannot be used.
     """
-    http_auto.AutoHTTPProtocol = bounded_protocol(settings.service, metrics)
+    http_auto.AutoHTTPProtocol = bounded_protocol(settings.service, metrics, answerer)
     websockets_auto.AutoWebSocketsProtocol = None
     context = server_context(settings.tls) if settings.tls.enabled else None
     bound_s = settings.service.shutdown_timeout_s
@@ -60,6 +69,8 @@ def install(settings: Settings, metrics: Metrics) -> None:
 
     def load_bounded(config: Config) -> None:
         config.server_header = False
+        # Whose address the client has makes no difference to any answer.
+        config.proxy_headers = False
         given_s = config.timeout_graceful_shutdown
         config.timeout_graceful_shutdown = math.ceil(min(given_s or bound_s, bound_s))
         load(config)
@@ -73,7 +84,7 @@ def install(settings: Settings, metrics: Metrics) -> None:
 
 
 def bounded_protocol(
-    settings: ServiceSettings, metrics: Metrics
+    settings: ServiceSettings, metrics: Metrics, guard: Answerer
 ) -> type[HttpToolsProtocol]:
     """Uvicorn's protocol with the settings' bounds."""
 
@@ -81,6 +92,7 @@ def bounded_protocol(
         bounds = settings
         max_head_bytes = settings.max_head_bytes
         told = metrics
+        answerer = guard
 
     return Bounded
 
@@ -89,6 +101,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     bounds: ServiceSettings
     max_head_bytes: int
     told: Metrics
+    answerer: Answerer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -96,6 +109,9 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive = self.bounds.idle_timeout_s  # type: ignore[assignment]
         self._timer: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None
+        self._rest = DirectBody()
+        # What of a body came with its head; None where ASGI has the request.
+        self._early: list[bytes] | None = None
         self._waits_since = next(_TURNS)
         self._begin_head()
         self.told.set("sealgate_connections", value=len(self.connections))
@@ -173,6 +189,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
         super().data_received(data)
+        if self._early is not None:
+            self._pass_on()
         # One read may hold a whole head and much of its body, so the bound is looked
         # at when the head has still not ended. A read is at most 256 KiB.
         if self._timer is not None and self._head_bytes > self.max_head_bytes:
@@ -185,16 +203,80 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._begin_head()
 
     def on_headers_complete(self) -> None:
+        """Wait until all that was read with the head is known."""
         self._end_head()
-        self._rest = DirectBody()
-        self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
-        super().on_headers_complete()
+        self._early = []
 
     def on_body(self, body: bytes) -> None:
-        if self._rest.take is None:
+        if self._early is not None:
+            self._early.append(body)
+        elif self._rest.take is None:
             super().on_body(body)
         else:
             self._rest.take(body)
+
+    def on_message_complete(self) -> None:
+        if self._early is not None:
+            method = self._method_of_whole()
+            if method is not None:
+                self._answer_whole(method, self._early)
+                return
+            self._pass_on()
+        super().on_message_complete()
+
+    def _pass_on(self) -> None:
+        """Let uvicorn have the request, as far as it is there."""
+        early, self._early = self._early, None
+        if self.transport.is_closing():  # it was malformed after all
+            return
+        self._rest = DirectBody()
+        self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
+        super().on_headers_complete()
+        for part in early or ():
+            super().on_body(part)
+
+    def _method_of_whole(self) -> bytes | None:
+        """The method of a request that can be answered here; None of any other."""
+        parser = self.parser
+        cycle: RequestResponseCycle | None = self.cycle
+        method: bytes = parser.get_method()
+        whole = (
+            method in _METHODS
+            and _PATH.fullmatch(self.url) is not None
+            and (cycle is None or cycle.response_complete)
+            and not self.flow.write_paused
+            and not self.expect_100_continue
+            and not parser.should_upgrade()
+            and parser.get_http_version() == "1.1"
+            and self.limit_concurrency is None
+        )
+        return method if whole else None
+
+    def _answer_whole(self, method: bytes, body: list[bytes]) -> None:
+        self._early = None
+        headers = tuple(self.headers)
+        authority = next((value for name, value in headers if name == b"host"), b"")
+        scheme = b"http" if self.scheme == "http" else b"https"
+        path = self.url.partition(b"?")[0]
+        exchange = Exchange(
+            self,
+            self.answerer.answer(
+                Request(method, scheme, authority, path, headers),
+                body[0] if len(body) == 1 else b"".join(body),
+            ),
+            keep_alive=self.parser.should_keep_alive(),
+            default_headers=self.server_state.default_headers,
+        )
+        # In the cycle's place: uvicorn asks the same of both.
+        self.cycle = exchange  # type: ignore[assignment]
+        exchange.task = self.loop.create_task(exchange.run())
+        self.tasks.add(exchange.task)
+
+    def end_exchange(self, task: asyncio.Task[None] | None) -> None:
+        """The answer has been written, if it could be."""
+        if task is not None:
+            self.tasks.discard(task)
+        self.on_response_complete()
 
     def _begin_head(self) -> None:
         if self._timer is None:

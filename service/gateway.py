@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from sealgate.errors import DecryptionError, SealgateError, UnknownKeyError
 from sealgate.protocol import bhttp, chunked, ohttp
-from sealgate.protocol.bhttp import BhttpLimits, Body, Headers, Response
+from sealgate.protocol.bhttp import BhttpLimits, Body, Response
 from sealgate.protocol.chunked import ChunkLimits, ChunkSealer, RequestOpener
 from sealgate.protocol.hpke import KemPrivateKey
 from sealgate.protocol.ohttp import RequestHeader, ResponseContext
@@ -28,6 +27,7 @@ from security.errors import DateError
 from security.sealing.freshness import Freshness, http_date
 from security.sealing.keyring import KeyRing
 from security.sealing.publish import Document, Publication
+from service.exchange import StreamedResponse
 from service.problems import Problem
 from service.routes import Routes
 
@@ -36,7 +36,6 @@ __all__ = [
     "ChunkedRequest",
     "Gateway",
     "LargeRequest",
-    "StreamedResponse",
 ]
 
 # RFC 9540, section 3: where a client finds the gateway of a target.
@@ -49,15 +48,6 @@ _STREAMED_HEADERS = (
     (b"incremental", b"?1"),
     _NO_STORE,
 )
-
-
-@dataclass(frozen=True)
-class StreamedResponse:
-    """An outer response whose content is made while it is sent."""
-
-    status: int
-    headers: Headers
-    parts: Iterator[bytes]
 
 
 class Gateway:

@@ -19,7 +19,8 @@ from sealgate.protocol.bhttp import Body, Headers, Request, Response
 from security.sealing.publish import Document
 from security.settings import ServiceSettings
 from service.direct import DIRECT_BODY, DirectBody
-from service.gateway import GATEWAY_PATH, Gateway, StreamedResponse
+from service.exchange import Answer, Reply, StreamedResponse
+from service.gateway import GATEWAY_PATH, Gateway
 from service.intake import Intake, Visit
 from service.metrics import METRICS_TYPE
 from service.problems import Problem, problem_response
@@ -33,7 +34,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Answer = Response | StreamedResponse
 
 _SEALED_TYPE = ohttp.REQUEST_MEDIA_TYPE.encode()
 _CHUNKED_TYPE = chunked.CHUNKED_REQUEST_MEDIA_TYPE.encode()
@@ -42,6 +42,7 @@ _HARDENING = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 )
+_NO_STORE = (b"cache-control", b"no-store")
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _SIGNED_KEYS_PATH = signedkeys.SIGNED_KEYS_PATH.encode()
 # Bodies from here on are not gathered first: each copy of one counts.
@@ -98,23 +99,42 @@ class Guard:
         try:
             visit = Visit(self._intake)
         except Problem as busy:
-            self._routes.metrics.count("sealgate_refusals", busy.code)
-            await _send(send, problem_response(busy), close=True)
+            await _send(send, self._busy(busy))
             return
+        body = _Body(scope, receive, visit, self._settings)
         try:
-            await self._admit(scope, receive, send, visit)
+            reply = await self._reply(_head(scope), body)
+            await _send(send, reply)
         except ClientGone:
             return
         finally:
             visit.leave()
 
-    async def _admit(
-        self, scope: Scope, receive: Receive, send: Send, visit: Visit
-    ) -> None:
-        head = _head(scope)
+    async def answer(self, head: Request, content: bytes) -> Reply:
+        """Answer a request that is there whole, without ASGI in between.
+
+        Cancelling stops it: the client has left, or the server ends.
+
+        Args:
+            head: the request but for its content.
+            content: all of it.
+        """
+        try:
+            visit = Visit(self._intake)
+        except Problem as busy:
+            return self._busy(busy)
+        try:
+            return await self._reply(head, _Whole(content, visit, self._settings))
+        finally:
+            visit.leave()
+
+    def _busy(self, problem: Problem) -> Reply:
+        self._routes.metrics.count("sealgate_refusals", problem.code)
+        return _reply(problem_response(problem), close=True)
+
+    async def _reply(self, head: Request, body: _AnyBody) -> Reply:
         trace = read_trace(head.headers)
         OUTER_TRACE.set(trace)
-        body = _Body(scope, receive, visit, self._settings)
         try:
             if head.path == b"/metrics" and head.method == b"GET":
                 response: Answer = await self._answer_metrics(head)
@@ -127,12 +147,12 @@ class Guard:
             raise
         finally:
             body.release()
-        more = [] if trace is None else [trace.header]
-        if scope["scheme"] == "https":
-            more.append(_HSTS)
-        await _send(send, response, close=not body.complete, more=tuple(more))
+        more = () if trace is None else (trace.header,)
+        if _is_secure(head):
+            more = (*more, _HSTS)
+        return _reply(response, close=not body.complete, more=more)
 
-    async def _answer(self, head: Request, body: _Body) -> Answer:
+    async def _answer(self, head: Request, body: _AnyBody) -> Answer:
         if head.path == GATEWAY_PATH:
             return await self._answer_gateway(head, body)
         if head.path == _SIGNED_KEYS_PATH:
@@ -150,7 +170,7 @@ class Guard:
         text = await asyncio.to_thread(self._routes.metrics.text)
         return Response(200, ((b"content-type", METRICS_TYPE),), text)
 
-    async def _answer_gateway(self, head: Request, body: _Body) -> Answer:
+    async def _answer_gateway(self, head: Request, body: _AnyBody) -> Answer:
         if head.method in (b"GET", b"HEAD"):
             await body.read()
             return _keys(keyconfig.KEYS_MEDIA_TYPE, self._gateway.published())
@@ -169,7 +189,7 @@ class Guard:
             f" or {chunked.CHUNKED_REQUEST_MEDIA_TYPE}",
         )
 
-    async def _answer_sealed(self, body: _Body) -> Response:
+    async def _answer_sealed(self, body: _AnyBody) -> Response:
         size = body.declared
         if size is None or size < _LARGE_BYTES:
             return await self._gateway.answer(await body.read())
@@ -177,7 +197,7 @@ class Guard:
         await body.read_straight_into(request.feed)
         return await self._gateway.answer_large(request)
 
-    async def _answer_signed_keys(self, head: Request, body: _Body) -> Response:
+    async def _answer_signed_keys(self, head: Request, body: _AnyBody) -> Response:
         if head.method not in (b"GET", b"HEAD"):
             raise Problem("method-not-allowed", headers=((b"allow", b"GET"),))
         await body.read()
@@ -268,7 +288,7 @@ class _Body:
             ClientGone: the client left.
         """
         if self.declared is not None and self.declared > self._max_bytes:
-            raise Problem("body-too-large", f"at most {self._max_bytes} bytes allowed")
+            raise _too_large(self._max_bytes)
         if self.complete:  # it has none
             await self._read(take)
             return
@@ -309,15 +329,52 @@ class _Body:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > self._max_bytes:
-                raise Problem(
-                    "body-too-large", f"at most {self._max_bytes} bytes allowed"
-                )
+                raise _too_large(self._max_bytes)
             self._visit.take(len(chunk))
             take(chunk)
             if not message.get("more_body", False):
                 self.complete = True
                 self._watch_later()
                 return
+
+
+class _Whole:
+    """A request body that was there with its head: nothing of it is waited for.
+
+    Attributes:
+        declared: its length.
+        complete: all of it has been read.
+    """
+
+    complete = True
+
+    def __init__(self, content: bytes, visit: Visit, settings: ServiceSettings) -> None:
+        self._content = content
+        self._visit = visit
+        self._max_bytes = settings.max_body_bytes
+        self.declared = len(content)
+
+    def check_gone(self) -> None:
+        """Whoever cancels knows why: nobody has to be told."""
+
+    def release(self) -> None:
+        """Nothing waits for the client to leave."""
+
+    async def read(self) -> bytes:
+        """As `_Body.read`."""
+        if self.declared > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self._visit.hold(self.declared)
+        return self._content
+
+    async def read_into(self, take: Callable[[bytes], None]) -> None:
+        """As `_Body.read_into`."""
+        take(await self.read())
+
+    read_straight_into = read_into
+
+
+_AnyBody = _Body | _Whole
 
 
 class _Gathered:
@@ -369,22 +426,45 @@ def _declared_length(scope: Scope) -> int | None:
     return None if chunked or values else 0
 
 
-async def _send(
-    send: Send, response: Answer, *, close: bool, more: Headers = ()
-) -> None:
+def _too_large(max_bytes: int) -> Problem:
+    return Problem("body-too-large", f"at most {max_bytes} bytes allowed")
+
+
+def _is_secure(head: Request) -> bool:
+    """Whether the client speaks TLS, with us or with what stands before us.
+
+    What anyone may write into the field makes a difference to that one's answer only,
+    and there a client ignores what did not come over TLS (RFC 6797, section 8.1).
+    """
+    return head.scheme == b"https" or (b"x-forwarded-proto", b"https") in head.headers
+
+
+def _reply(response: Answer, *, close: bool, more: Headers = ()) -> Reply:
     headers = [*response.headers, *_HARDENING, *more]
     if isinstance(response, Response):
-        headers.append((b"content-length", str(len(response.body)).encode()))
-    if not any(name == b"cache-control" for name, _ in response.headers):
-        headers.append((b"cache-control", b"no-store"))
+        headers.append((b"content-length", b"%d" % len(response.body)))
+    for name, _ in response.headers:
+        if name == b"cache-control":
+            break
+    else:
+        headers.append(_NO_STORE)
     if close:
         # The rest of the body was not read: no other request can follow it.
         headers.append((b"connection", b"close"))
+    return Reply(response, headers, close)
+
+
+async def _send(send: Send, reply: Reply) -> None:
+    answer = reply.answer
     await send(
-        {"type": "http.response.start", "status": response.status, "headers": headers}
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": reply.headers,
+        }
     )
-    if isinstance(response, StreamedResponse):
-        for part in response.parts:
+    if isinstance(answer, StreamedResponse):
+        for part in answer.parts:
             await send({"type": "http.response.body", "body": part, "more_body": True})
-    body = response.body if isinstance(response, Response) else b""
+    body = answer.body if isinstance(answer, Response) else b""
     await send({"type": "http.response.body", "body": body})

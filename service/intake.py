@@ -137,6 +137,18 @@ class Visit:
         if self.received > self.held:
             self._hold(self.received - self.held)
 
+    def hold(self, size: int) -> None:
+        """Account for a body that is there.
+
+        Raises:
+            Problem: no room for it.
+        """
+        intake = self._intake
+        if intake.held_bytes + size > intake.settings.max_body_memory_bytes:
+            intake.make_room(self, size)
+        self.held += size
+        intake.held_bytes += size
+
     def expel(self) -> None:
         """Stop reading: somebody else has the place, now."""
         self._intake.readers.discard(self)

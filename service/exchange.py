@@ -1,0 +1,178 @@
+"""A request that came whole, answered on its connection without ASGI in between.
+
+Most requests are small: all of their bytes are there when the parser has seen their
+head. For those nothing has to be waited for, so that an event, a queue of messages and
+two timers would only cost time. Any other request goes the ordinary way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from sealgate.protocol.bhttp import Headers, Request, Response
+
+__all__ = ["Answer", "Answerer", "Exchange", "Reply", "StreamedResponse"]
+
+_log = logging.getLogger(__name__)
+
+# A body from here on is not copied to stand behind its head.
+_JOINED_BYTES = 16 << 10
+_FAILURE = (
+    b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n"
+    b"connection: close\r\n\r\n"
+)
+
+
+@dataclass(frozen=True)
+class StreamedResponse:
+    """An outer response whose content is made while it is sent."""
+
+    status: int
+    headers: Headers
+    parts: Iterator[bytes]
+
+
+Answer = Response | StreamedResponse
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer, and all of its header fields.
+
+    Attributes:
+        answer: its status and content.
+        headers: of the message; ``close`` is among them.
+        close: no other request can follow.
+    """
+
+    answer: Answer
+    headers: list[tuple[bytes, bytes]]
+    close: bool = False
+
+
+class Answerer(Protocol):
+    """Answers whole requests; `service.guard.Guard` does."""
+
+    def answer(self, head: Request, content: bytes) -> Coroutine[Any, Any, Reply]:
+        """Answer one; it is cancelled when the client leaves."""
+
+
+class Connection(Protocol):
+    """What an exchange needs of its connection."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+
+    def end_exchange(self, task: asyncio.Task[None] | None) -> None:
+        """The answer has been written, if it could be."""
+
+
+class Exchange:
+    """One such request, on the connection in the place of uvicorn's cycle.
+
+    Attributes:
+        keep_alive: whether another request may follow.
+        response_complete: whether the answer was written.
+        disconnected: set by uvicorn when the connection is lost.
+        message_event: what uvicorn tells of that; here, this object.
+    """
+
+    __slots__ = (
+        "_answer", "_begun", "_connection", "_default_headers", "disconnected",
+        "keep_alive", "message_event", "response_complete", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: Connection,
+        answer: Coroutine[Any, Any, Reply],
+        *,
+        keep_alive: bool,
+        default_headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        self._connection = connection
+        self._answer = answer
+        self._default_headers = default_headers
+        self.keep_alive = keep_alive
+        self.response_complete = self.disconnected = self._begun = False
+        self.message_event = self
+        self.task: asyncio.Task[None] | None = None
+
+    def set(self) -> None:
+        """The connection is lost: stop what is made for nobody."""
+        if self.task is not None and self._begun and not self.response_complete:
+            self.task.cancel()
+
+    async def run(self) -> None:
+        """Make the answer and write it."""
+        self._begun = True
+        try:
+            reply = await self._answer
+            if not self.disconnected:
+                await self._write(reply)
+        except asyncio.CancelledError:
+            # Nobody asks for this task; that it was stopped is all there is to say.
+            self._fail()
+        except Exception:  # noqa: BLE001  (whatever it was, the client is told)
+            _log.exception("a request was not answered")
+            self._fail()
+        finally:
+            self.response_complete = True
+            self._connection.end_exchange(self.task)
+
+    def _fail(self) -> None:
+        if not self.disconnected:
+            self._connection.transport.write(_FAILURE)
+            self._connection.transport.close()
+
+    async def _write(self, reply: Reply) -> None:
+        answer, transport = reply.answer, self._connection.transport
+        fields = self._default_headers + reply.headers
+        if isinstance(answer, StreamedResponse):
+            fields.append((b"transfer-encoding", b"chunked"))
+        if reply.close:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            fields.append((b"connection", b"close"))
+        head = _head(answer.status, fields)
+        if isinstance(answer, StreamedResponse):
+            await self._stream(head, answer.parts)
+        elif len(answer.body) < _JOINED_BYTES:
+            transport.write(head + answer.body)
+        else:
+            transport.writelines((head, answer.body))
+        if not self.keep_alive:
+            transport.close()
+
+    async def _stream(self, head: bytes, parts: Iterator[bytes]) -> None:
+        connection = self._connection
+        connection.transport.write(head)
+        for part in parts:
+            if connection.flow.write_paused:
+                await connection.flow.drain()
+            if self.disconnected:
+                return
+            if part:  # an empty one would be the end
+                connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        connection.transport.write(b"0\r\n\r\n")
+
+
+def _head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:
+    """A response's head.
+
+    Raises:
+        ValueError: a field holds the end of a line. None of ours does, and what a
+            caller made up is in none of them; should that ever change, it ends here.
+    """
+    lines = [b"%b: %b\r\n" % field for field in fields]
+    text = b"".join(lines)
+    if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines):
+        raise ValueError("a line break in a header field")
+    return STATUS_LINE[status] + text + b"\r\n"
