@@ -47,12 +47,12 @@ distributed.destroy_process_group()
 
 
 class Silent:
-    """Everyone is taken; each angle is a right one, whose cosine is 0: no noise."""
+    """Everyone is taken, and there is no noise: the radius of 0 is 0."""
 
     name = "silent"
 
     def uniform(self, count):
-        return np.full(count, 0.25)
+        return np.zeros(count)
 
 
 def body(seed=0):

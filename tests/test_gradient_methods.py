@@ -40,6 +40,9 @@ def network(kind):
             nn.Flatten(),
             nn.LazyLinear(3),
         )
+    if kind == "cnn-groups":  # more weights than are made at once, and two groups
+        wide = nn.Conv2d(2, 512, 13, padding=6, groups=2)
+        return nn.Sequential(wide, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(512, 3))
     if kind == "frozen":
         body = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
         body[0].weight.requires_grad_(False)
@@ -62,7 +65,16 @@ def batch(kind, units=None):
     return Batch(inputs, labels, torch.tensor(units), max(units) + 1)
 
 
-KINDS = ["linear", "mlp", "resnet", "cnn", "cnn-no-bias", "sequence", "frozen"]
+KINDS = [
+    "linear",
+    "mlp",
+    "resnet",
+    "cnn",
+    "cnn-no-bias",
+    "cnn-groups",
+    "sequence",
+    "frozen",
+]
 
 
 def clipped(kind, method, given, clipping):
@@ -183,7 +195,6 @@ class OwnLinear(nn.Linear):
 def test_bookkeeping_refuses_what_it_would_get_wrong():
     refused = [
         nn.Sequential(nn.Linear(6, 3), nn.ReLU(inplace=True)),
-        nn.Conv2d(2, 2, 3, groups=2),
         nn.Conv2d(1, 2, 3, padding="same"),
         nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"),
         OwnLinear(6, 3),

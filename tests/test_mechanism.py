@@ -125,12 +125,12 @@ def test_loss_and_gradient_together_keep_the_norm():
 
 
 class Zero:
-    """Randomness without noise: each angle is a right one, whose cosine is 0."""
+    """Randomness without noise: the radius of 0 is 0."""
 
     name = "zero"
 
     def uniform(self, count):
-        return torch.full((count,), 0.25, dtype=torch.float64).numpy()
+        return torch.zeros(count, dtype=torch.float64).numpy()
 
 
 def test_a_step_needs_an_accountant_and_a_fresh_sum():

@@ -59,12 +59,12 @@ def noisy(module):
 
 
 class Silent:
-    """Randomness without noise: each angle is a right one, whose cosine is 0."""
+    """Randomness without noise: the radius of 0 is 0; everyone is taken."""
 
     name = "silent"
 
     def uniform(self, count):
-        return np.full(count, 0.25)
+        return np.zeros(count)
 
 
 def test_same_seed_same_weights_other_seed_other_weights():
@@ -180,6 +180,16 @@ def test_randomness(source):
     assert ((uniform >= 0) & (uniform < 1)).all()
     assert stats.kstest(uniform, "uniform").pvalue > 1e-6
     assert stats.kstest(gaussian(source, 20_000), "norm").pvalue > 1e-6
+
+
+def test_both_numbers_of_a_pair_are_independent():
+    for count in (0, 1, 7):
+        assert len(gaussian(SeededRandomness(0), count)) == count
+    drawn = gaussian(SeededRandomness(1), 40_000)
+    first, second = drawn[:20_000], drawn[20_000:]  # cosines, then sines
+    assert stats.kstest(second, "norm").pvalue > 1e-6
+    for left, right in ((first, second), (first**2, second**2), (first, second**2)):
+        assert stats.pearsonr(left, right).pvalue > 1e-6
 
 
 def test_system_randomness_does_not_repeat():

@@ -52,7 +52,8 @@ class Conformance:
 
     def saw_noise(self, standardised: Tensor) -> None:
         """Noise divided by its planned deviation."""
-        self._squares += float((standardised**2).sum())
+        flat = standardised.flatten()
+        self._squares += float(flat @ flat)
         self._total += float(standardised.sum())
         self._draws += standardised.numel()
 
@@ -177,7 +178,8 @@ class NoisyOptimizer(DPOptimizer):
                 parameter.summed_grad = total
             else:
                 parameter.summed_grad = parameter.summed_grad + total
-        self._loss_sum += self._loss_norm * float(loss_share.clamp(0, 1).sum())
+        if self._loss_norm:
+            self._loss_sum += self._loss_norm * float(loss_share.clamp(0, 1).sum())
 
     def reduce(self, sums: list[Any]) -> list[Any]:
         """The sums over all processes; here there is one."""
@@ -187,14 +189,16 @@ class NoisyOptimizer(DPOptimizer):
         """Opacus' add_noise, with the mechanism's own randomness, in float64."""
         deviation = self.noise_multiplier * self.max_grad_norm
         sums = self.reduce([p.summed_grad for p in self.params])
-        for parameter, total in zip(self.params, sums):
-            if total is None or getattr(total, "_processed", False):
-                raise TrainingError("a sum without a batch, or used twice")
-            wide = total.detach().cpu().double()
-            drawn = gaussian(self._randomness, parameter.numel()) * deviation
-            result = (wide + torch.from_numpy(drawn).view_as(wide)).to(parameter.dtype)
-            self._record.saw_noise((result.double() - wide) / deviation)
-            parameter.grad = result.to(parameter.device).view_as(parameter)
+        if any(t is None or getattr(t, "_processed", False) for t in sums):
+            raise TrainingError("a sum without a batch, or used twice")
+        # All parameters at once: drawing, checking and adding cost little per call.
+        wide = torch.cat([total.detach().flatten() for total in sums]).cpu().double()
+        drawn = torch.from_numpy(gaussian(self._randomness, len(wide)))
+        result = drawn.mul_(deviation).add_(wide).to(sums[0].dtype)
+        self._record.saw_noise((result.double() - wide) / deviation)
+        sizes = [parameter.numel() for parameter in self.params]
+        for parameter, total, piece in zip(self.params, sums, result.split(sizes)):
+            parameter.grad = piece.to(parameter.device).view_as(parameter)
             total._processed = True  # noqa: SLF001  (Opacus' own mark)
         self._tell_loss(deviation)
 

@@ -12,7 +12,9 @@ import os
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 __all__ = [
     "FastRandomness",
@@ -81,17 +83,25 @@ def gaussian(source: Randomness, count: int) -> NDArray[np.float64]:
     One floating-point Gaussian leaks: which doubles it can take reveals what it was
     added to (Mironov 2012). Each number here is the scaled sum of four, so that an
     observer must invert all of them at once (Holohan and Braghin 2021, as in Opacus'
-    secure mode, whose generator no longer installs).
+    secure mode, whose generator no longer installs). As there, both numbers that
+    Box and Muller's method makes of a pair are used, in different sums: two results
+    are functions of eight uniform numbers, 424 bits of which they show 106 at most.
     """
-    total = np.zeros(count)
+    half = -(-count // 2)
+    total = torch.zeros(2, half, dtype=torch.float64)
     for _ in range(_TERMS):
-        total += _box_muller(source, count)
-    return total / math.sqrt(_TERMS)
+        total += _box_muller(source, half)
+    result: NDArray[np.float64] = total.flatten()[:count].numpy()
+    return result / math.sqrt(_TERMS)
 
 
-def _box_muller(source: Randomness, count: int) -> NDArray[np.float64]:
+def _box_muller(source: Randomness, half: int) -> Tensor:
+    """Two independent numbers of each pair of uniform ones, shape ``(2, half)``.
+
+    In torch: its cosine is seven times as fast as numpy's.
+    """
+    uniform = torch.from_numpy(source.uniform(2 * half))
     # 1 - u is in (0, 1]: the logarithm is finite, the tail reaches 8.5 deviations.
-    radius = np.sqrt(-2.0 * np.log(1.0 - source.uniform(count)))
-    angle = 2.0 * np.pi * source.uniform(count)
-    result: NDArray[np.float64] = radius * np.cos(angle)
-    return result
+    radius = (1.0 - uniform[:half]).log_().mul_(-2.0).sqrt_()
+    angle = uniform[half:] * (2.0 * math.pi)
+    return torch.stack((angle.cos(), angle.sin())) * radius

@@ -57,7 +57,8 @@ __all__ = [
 # Changes a physical batch before gradients; must treat every unit by itself.
 Prepare = Callable[[nn.Module, Batch], Batch]
 
-_PROBES = 10  # times a training checks clipping from outside
+_PROBES = 10  # times a training checks clipping from outside, at most
+_PROBE_GAP = 20  # steps between two of them, at least: they cost about a step
 _LOSS_DECAY = 0.9
 
 
@@ -250,7 +251,7 @@ def train_private(
         for index in loop.steps():
             taken = poisson(examples.count, mechanism.sample_rate, randomness)
             record.saw_coins(len(taken), int(taken.sum()))
-            probed = index % max(1, mechanism.steps // _PROBES) == 0
+            probed = index % max(_PROBE_GAP, -(-mechanism.steps // _PROBES)) == 0
             private.accumulate(body, examples.batch(taken), probed=probed)
             optimizer.step()
             loop.finish(optimizer.noisy_loss)
