@@ -6,6 +6,7 @@ from benchmarks import (
     access,
     assessment,
     gate,
+    gradients,
     sealing,
     server,
     throughput,
@@ -19,6 +20,7 @@ BENCHMARKS = {
     "server": server.run,
     "access": access.run,
     "throughput": throughput.run,
+    "gradients": gradients.run,
     "training": training.run,
 }
 

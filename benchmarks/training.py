@@ -1,4 +1,4 @@
-"""Accuracy of the recipes in examples/ under their guarantee, and the price in time.
+"""Accuracy of the recipes in examples/ under their guarantee.
 
 Every figure is of the bundle's ONNX file, run by onnxruntime on held-out rows. Medians
 over seeds; a seed decides the split, where it is not official, the noise, the batches
@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gradients import speed
 from benchmarks.timing import table
 from models.bundle import MODEL_FILE
 from models.export import run_onnx
@@ -97,9 +96,7 @@ RECIPES = {
 
 
 def run() -> None:
-    """Print both tables; the recipes named in SEALGATE_RECIPES, or all."""
-    speed()
-    print()
+    """Print the table; the recipes named in SEALGATE_RECIPES, or all."""
     names = os.environ.get("SEALGATE_RECIPES", ",".join(RECIPES)).split(",")
     rows: list[tuple[str, ...]] = []
     for name in filter(None, names):
