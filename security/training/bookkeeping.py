@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_weight
 
 from security.errors import TrainingError
 from security.training.gradients import (
@@ -132,9 +133,8 @@ def _convolution(
     """
     gradients = into.new_empty((len(into), *layer.weight.shape))
     rows = max(1, _PIECE // layer.weight.numel())
-    for held, seen, came in zip(
-        gradients.split(rows), into.split(rows), out.split(rows)
-    ):
+    pieces = (torch.split(whole, rows) for whole in (gradients, into, out))
+    for held, seen, came in zip(*pieces):
         held.copy_(_grouped(layer, seen, came).view_as(held))
     yield layer.weight, _Held(by_unit(gradients, batch))
     if layer.bias is not None:
@@ -143,7 +143,7 @@ def _convolution(
 
 def _grouped(layer: Any, into: Tensor, out: Tensor) -> Tensor:
     wide, *rest = layer.weight.shape
-    result: Tensor = torch.nn.grad.conv2d_weight(
+    result: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]  # torch has none
         into.reshape(1, -1, *into.shape[2:]),
         [len(into) * wide, *rest],
         out.reshape(1, -1, *out.shape[2:]),
@@ -278,7 +278,8 @@ class BookkeepingMethod:
 
     @contextmanager
     def _kept(self) -> Iterator[list[_Record]]:
-        self._records = records = []
+        records: list[_Record] = []
+        self._records = records
         try:
             yield records
         finally:

@@ -197,7 +197,9 @@ class NoisyOptimizer(DPOptimizer):
         result = drawn.mul_(deviation).add_(wide).to(sums[0].dtype)
         self._record.saw_noise((result.double() - wide) / deviation)
         sizes = [parameter.numel() for parameter in self.params]
-        for parameter, total, piece in zip(self.params, sums, result.split(sizes)):
+        for parameter, total, piece in zip(
+            self.params, sums, torch.split(result, sizes)
+        ):
             parameter.grad = piece.to(parameter.device).view_as(parameter)
             total._processed = True  # noqa: SLF001  (Opacus' own mark)
         self._tell_loss(deviation)

@@ -26,6 +26,7 @@ __all__ = [
 
 _BITS = 53  # of a double's significand
 _TERMS = 4
+_PIECE = 1 << 14  # pairs drawn at once: they stay in the cache
 
 
 class Randomness(Protocol):
@@ -88,20 +89,20 @@ def gaussian(source: Randomness, count: int) -> NDArray[np.float64]:
     are functions of eight uniform numbers, 424 bits of which they show 106 at most.
     """
     half = -(-count // 2)
-    total = torch.zeros(2, half, dtype=torch.float64)
-    for _ in range(_TERMS):
-        total += _box_muller(source, half)
+    parts = [_sums(source, min(_PIECE, half - at)) for at in range(0, half, _PIECE)]
+    total = torch.cat(parts, dim=1) if parts else torch.zeros(2, 0)
     result: NDArray[np.float64] = total.flatten()[:count].numpy()
-    return result / math.sqrt(_TERMS)
+    return result
 
 
-def _box_muller(source: Randomness, half: int) -> Tensor:
-    """Two independent numbers of each pair of uniform ones, shape ``(2, half)``.
+def _sums(source: Randomness, half: int) -> Tensor:
+    """Scaled sums of four, each of other pairs, shape ``(2, half)``.
 
     In torch: its cosine is seven times as fast as numpy's.
     """
-    uniform = torch.from_numpy(source.uniform(2 * half))
+    uniform = torch.from_numpy(source.uniform(2 * _TERMS * half))
+    first, second = uniform.view(2, _TERMS, half)
     # 1 - u is in (0, 1]: the logarithm is finite, the tail reaches 8.5 deviations.
-    radius = (1.0 - uniform[:half]).log_().mul_(-2.0).sqrt_()
-    angle = uniform[half:] * (2.0 * math.pi)
-    return torch.stack((angle.cos(), angle.sin())) * radius
+    radius = (1.0 - first).log_().mul_(-2.0 / _TERMS).sqrt_()
+    angle = second * (2.0 * math.pi)
+    return torch.stack(((radius * angle.cos()).sum(0), (radius * angle.sin()).sum(0)))
