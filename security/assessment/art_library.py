@@ -38,6 +38,12 @@ def art() -> Any:
         from art.attacks.inference.membership_inference import (  # noqa: PLC0415
             MembershipInferenceBlackBox,
         )
+        from art.defences.detector.poison import (  # noqa: PLC0415
+            SpectralSignatureDefense,
+        )
+        from art.defences.detector.poison.activation_defence import (  # noqa: PLC0415
+            cluster_activations,
+        )
         from art.estimators import BaseEstimator  # noqa: PLC0415
         from art.estimators.classification import (  # noqa: PLC0415
             BlackBoxClassifierNeuralNetwork,
@@ -61,6 +67,8 @@ def art() -> Any:
         BlackBoxClassifierNeuralNetwork=BlackBoxClassifierNeuralNetwork,
         ProjectedGradientDescentPyTorch=ProjectedGradientDescentPyTorch,
         PyTorchClassifier=PyTorchClassifier,
+        SpectralSignatureDefense=SpectralSignatureDefense,
+        cluster_activations=cluster_activations,
     )
 
 

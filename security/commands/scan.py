@@ -69,6 +69,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "the same recipe",
     )
     parser.add_argument(
+        "--train-data",
+        type=Path,
+        metavar="FILE",
+        help="the rows it was trained on, as --data reads them: searched for poisoned "
+        "ones (default: those of --training)",
+    )
+    parser.add_argument(
         "--client-profile",
         type=Path,
         metavar="FILE",
@@ -173,16 +180,19 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         out=args.out or Path(f"{Path(source.name).stem}-scan"),
         subject=subject,
         ray=args.ray,
-        extras=_extras(args),
+        extras=_extras(args, config),
     )
 
 
-def _extras(args: argparse.Namespace) -> dict[str, Any]:
+def _extras(args: argparse.Namespace, config: DataConfig) -> dict[str, Any]:
+    extras: dict[str, Any] = {}
+    if args.train_data is not None:
+        extras["training data"] = _holdout(args.train_data, config, train=True)
     if args.training is None:
-        return {}
+        return extras
     from security.commands import scan_training  # noqa: PLC0415  (torch)
 
-    extras: dict[str, Any] = {"training": scan_training.load_training(args.training)}
+    extras["training"] = scan_training.load_training(args.training)
     # Only where it is asked for: its curve takes a moment.
     if args.profile == "thorough" or "canaries" in args.check:
         extras["mechanism"] = scan_training.load_mechanism(args.training)
@@ -229,7 +239,8 @@ def _bundle_source(path: Path) -> tuple[TargetSource, Subject]:
     return source, bundle.subject
 
 
-def _holdout(path: Path, config: DataConfig) -> Holdout:
+def _holdout(path: Path, config: DataConfig, *, train: bool = False) -> Holdout:
+    """Held-out rows; of a training configuration, or else those that it trains on."""
     from security.assessment.scan.holdout import (  # noqa: PLC0415
         Holdout,
         Roles,
@@ -240,18 +251,16 @@ def _holdout(path: Path, config: DataConfig) -> Holdout:
         return load_holdout(
             path, Roles(config.label, config.sensitive, tuple(config.columns))
         )
-    from models import datasets  # noqa: PLC0415  (scikit-learn)
-    from security.training.config import load_config  # noqa: PLC0415
+    from security.training.config import load_config  # noqa: PLC0415  (scikit-learn)
+    from security.training.data import load_split  # noqa: PLC0415
 
-    data = load_config(path).data
-    _, rows = datasets.split(
-        datasets.load(data.name), key=data.split_key, holdout=data.holdout
-    )
+    trained, held_out = load_split(load_config(path))
+    rows = trained if train else held_out
     return Holdout(
         rows.name,
         rows.features,
         rows.labels,
-        columns=tuple(column.name for column in rows.columns),
+        columns=tuple(column.name for column in getattr(rows, "columns", ())),
         classes=rows.classes,
         groups=dict(rows.sensitive),
     )

@@ -21,7 +21,7 @@ from security.assessment.scan.space import Space, build_space
 from security.assessment.scan.target import InputSpec, OnnxTarget, Target, fit_rows
 from security.errors import AssessmentError, BudgetError
 
-__all__ = ["Context", "Job", "TargetSource", "prepare"]
+__all__ = ["Context", "Job", "TargetSource", "class_indices", "prepare"]
 
 Rows = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -128,6 +128,9 @@ class Job:
             },
             "data": self.data_sha256,
             "config": repr(self.config),
+            "extras": {
+                name: getattr(item, "sha256", "") for name, item in self.extras.items()
+            },
             "options": {**options, "checks": list(self.options.checks)},
         }
 
@@ -214,7 +217,7 @@ def _fitted(
     known = len(np.unique(holdout.labels.astype(str)))
     names = source.classes or config.classes or holdout.classes
     clean = target.calibrate(sample, names, known, options.output or source.output)
-    labels = _class_indices(holdout, target.reading)[chosen]
+    labels = class_indices(holdout, target.reading)[chosen]
     columns = source.columns or getattr(target, "columns", ())
     return Job(
         source=source,
@@ -271,7 +274,7 @@ def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(share, kind="stable")[:wanted])
 
 
-def _class_indices(holdout: Holdout, reading: Reading) -> Labels:
+def class_indices(holdout: Holdout, reading: Reading) -> Labels:
     """The data's classes as the model counts them.
 
     Raises:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from security.assessment.evasion.check import EvasionCheck
 from security.assessment.evasion.cost import CostCheck
 from security.assessment.evasion.smoothing import SmoothingCheck
+from security.assessment.poisoning.check import PoisoningCheck
+from security.assessment.poisoning.trigger_check import TriggerCheck
 from security.assessment.privacy.canary_check import CanaryCheck
 from security.assessment.privacy.extraction import ExtractionCheck
 from security.assessment.privacy.membership import MembershipCheck
@@ -29,5 +31,7 @@ def all_checks() -> tuple[ScanCheck, ...]:
         MembershipCheck(),
         CanaryCheck(),
         ExtractionCheck(),
+        PoisoningCheck(),
+        TriggerCheck(),
         ExplanationCheck(),
     )

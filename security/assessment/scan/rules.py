@@ -193,6 +193,27 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         nist=("extraction",),
         owasp=("ML05:2023",),
     ),
+    "poisoned-rows": ScanRule(
+        "error",
+        "no pattern in training rows of a class decides the answer",
+        "Someone put the pattern there: whoever shows it gets the answer they want.",
+        "Look at the listed rows and find out where they come from; train again "
+        "without them, from data whose origin is known.",
+        atlas=("AML.T0020", "AML.T0018.000"),
+        nist=("poisoning", "backdoor"),
+        owasp=("ML02:2023", "ML10:2023"),
+    ),
+    "trigger": ScanRule(
+        "error",
+        "no small, fixed change sends every input to one class",
+        "Whoever knows the change gets that answer for any input: a planted backdoor "
+        "looks like this.",
+        "Do not deploy. Find out where the weights and the data come from; train again "
+        "from data whose origin is known, and scan again.",
+        atlas=("AML.T0018.000", "AML.T0043.004"),
+        nist=("backdoor",),
+        owasp=("ML10:2023",),
+    ),
     "no-gradient": ScanRule(
         "note",
         "the graph converts, so that attacks can follow its gradient",

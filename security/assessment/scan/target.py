@@ -134,23 +134,32 @@ class OnnxTarget:
         """
         return read_answers(self._run_all(rows), self.reading, len(rows))
 
+    def values(self, rows: Rows, name: str) -> NDArray[Any]:
+        """One output about rows ``(n, d)``, as it comes.
+
+        Raises:
+            AssessmentError: the model cannot run the rows.
+        """
+        return np.asarray(self._run_all(rows, [name])[name])
+
     def close(self) -> None:
         """Nothing is open."""
 
-    def _run_all(self, rows: Rows) -> dict[str, Any]:
+    def _run_all(self, rows: Rows, wanted: list[str] | None = None) -> dict[str, Any]:
         self.queries += len(rows)
         size = self.spec.batch or BATCH_ROWS
+        names = wanted or self._wanted or list(self.output_names)
         parts = [
-            self._run(rows[start : start + size]) for start in range(0, len(rows), size)
+            self._run(rows[start : start + size], names)
+            for start in range(0, len(rows), size)
         ]
         return parts[0] if len(parts) == 1 else _joined(parts)
 
-    def _run(self, rows: Rows) -> dict[str, Any]:
+    def _run(self, rows: Rows, names: list[str]) -> dict[str, Any]:
         shaped = rows.reshape(len(rows), *self.shape)
         missing = (self.spec.batch or len(rows)) - len(rows)
         if missing:
             shaped = np.concatenate([shaped, np.repeat(shaped[-1:], missing, axis=0)])
-        names = self._wanted or list(self.output_names)
         try:
             values = self._session.run(names, {self.spec.name: shaped})
         except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
