@@ -65,7 +65,7 @@ class ExtractionCheck:
         known, judged = np.array_split(order, 2)
         rows = _questions(context, unit.params, job.rows[known], random)
         answers = context.target.ask(rows)
-        usable = answers.labels >= 0
+        usable = (answers.labels >= 0) & answers.finite
         agreed = {}
         for name, targets in (
             ("scores", answers.scores),
@@ -156,6 +156,8 @@ def _copy(
     """Fit a perceptron to the answers; its labels of the judged rows."""
     import torch  # noqa: PLC0415  (seconds)
 
+    if not len(inputs):  # no answer was a number: nothing to copy, and no agreement
+        return np.full(len(judged), -2)
     random = torch.Generator().manual_seed(seed)
     targets = targets - targets.min(axis=1, keepdims=True)
     chance = torch.from_numpy(
