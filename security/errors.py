@@ -177,6 +177,10 @@ class TrainingError(SealgateError):
     """A training cannot be private, or cannot run."""
 
 
+class StoppedElsewhereError(TrainingError):
+    """Another process of the same training stopped, and has said why."""
+
+
 class LedgerError(TrainingError):
     """The privacy budget is spent, or the ledger cannot be read or written."""
 

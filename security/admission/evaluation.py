@@ -44,6 +44,7 @@ _ACCOUNTED_IF_STATED = {
     "normalisation": ("public_constant",),
     "unit": ("row", "owner"),
     "sampled": ("row", "unit"),
+    "verdicts_cover": ("every_step_in_the_weights",),
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from security.commands.options import Subparsers
+from security.errors import StoppedElsewhereError
 from security.settings import load_settings
 
 __all__ = ["add_parser", "run", "stopped_by_ctrl_c"]
@@ -41,7 +42,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Train a model with DP-SGD to the guarantee that the configuration "
         "states, export it to ONNX and write a new bundle with the privacy, parity and "
         "provenance reports. What it spends is booked in the privacy ledger before it "
-        "is spent. Ctrl-C stops after the step it is in.",
+        "is spent. Ctrl-C stops after the step it is in. Started by `torchrun -m`, "
+        "several processes train together.",
     )
     parser.add_argument("config", metavar="CONFIG.toml", type=Path)
     parser.add_argument(
@@ -58,16 +60,40 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     # Torch takes seconds to import; `--help` and every other command go without.
-    from security.commands.stages import Stages  # noqa: PLC0415
+    from security.training.distributed import joined, leads  # noqa: PLC0415
+
+    with joined():
+        try:
+            _train(args, alone=leads())
+        except StoppedElsewhereError:
+            if leads():  # whoever stopped it may be too dead to say so
+                raise
+            return 2
+    return 0
+
+
+def _train(args: argparse.Namespace, *, alone: bool) -> None:
+    """Train; only the first process of several shows anything."""
+    from security.commands.stages import Stages  # noqa: PLC0415  (as above)
     from security.training.config import load_config  # noqa: PLC0415
+    from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
 
-    config = load_config(args.config)
+    config = everyone(lambda: load_config(args.config))
     ledger = Ledger(load_settings().home / "ledger")
     with Stages() as stages, stopped_by_ctrl_c() as stop:
         train_bundle(
-            config, args.out, stages, ledger=ledger, going_on=args.resume, stop=stop
+            config,
+            args.out,
+            stages if alone else _unseen,
+            ledger=ledger,
+            going_on=args.resume,
+            stop=stop,
         )
-    print(f"{'bundle':<12}{args.out}")
-    return 0
+    if alone:
+        print(f"{'bundle':<12}{args.out}")
+
+
+def _unseen(*_: object) -> None:
+    """The progress of a process that is not the first."""

@@ -346,6 +346,9 @@ def _privacy_conditions(
         "noise_generator": training.randomness,
         "noise_floating_point": "sum_of_four_gaussians",
         "gradient_method": private.outcome.method,
+        "verdicts_cover": "every_step_in_the_weights",
+        "steps_in_weights": private.outcome.record.steps,
+        "processes": private.outcome.processes,
         "covers_holdout": False,
         "personal_data": training.train.personal,
     }

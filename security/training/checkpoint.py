@@ -2,7 +2,9 @@
 
 An npz archive of plain arrays and one JSON document: no pickle. The ledger knows the
 digest of the only file that may be taken up, so a changed or copied one is refused. It
-holds no state of a random generator: noise and batches after a resume are new.
+holds no state of a random generator: noise and batches after a resume are new. It does
+hold the record of the mechanism, which is not private: it is for its owner alone, and
+removed when the training is done.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from security.errors import TrainingError
+from security.training.mechanism import Conformance
 from security.training.trainer import State
 
 __all__ = ["Checkpoint", "read_checkpoints", "write_checkpoint"]
@@ -64,6 +67,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
         "data_sha256": checkpoint.data_sha256,
         "step": state.step,
         "loss": state.loss,
+        "record": state.record,
         "nonce": secrets.token_hex(16),  # the same state twice is two checkpoints
     }
     buffer = io.BytesIO()
@@ -136,4 +140,12 @@ def _state(arrays: dict[str, Any], meta: dict[str, Any]) -> State:
         average=[average[i] for i in range(len(average))],
         optimizer=optimizer,
         loss=None if loss is None else float(loss),
+        record=_record(meta["record"]),
     )
+
+
+def _record(values: Any) -> tuple[float, ...]:
+    record = tuple(float(value) for value in values)
+    if len(record) != len(Conformance().counts()):
+        raise ValueError("not a record")
+    return record

@@ -3,23 +3,38 @@
 Every process owns some units, samples them at the common rate, and clips; so the batch
 of all processes is a Poisson sample of all units, and the accounting is that of one
 process. Noise is added once, by the first process, to the sum that Opacus' wrapper then
-takes over all of them. A guarantee against the other processes is not meant: they hold
-the data.
+takes over all of them; it alone books, keeps, shows and writes. A guarantee against the
+other processes is not meant: they hold the data.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
 from opacus.optimizers.ddpoptimizer import DistributedDPOptimizer
 from torch import distributed, nn
 
-from security.errors import TrainingError
-from security.training.mechanism import Noise, NoisyOptimizer
+from security.errors import StoppedElsewhereError, TrainingError
+from security.training.mechanism import Conformance, Noise, NoisyOptimizer
 
-__all__ = ["DistributedNoisyOptimizer", "processes", "share_of", "synchronise"]
+__all__ = [
+    "DistributedNoisyOptimizer",
+    "FirstAsked",
+    "everyone",
+    "first_alone",
+    "joined",
+    "leads",
+    "merged",
+    "processes",
+    "share_of",
+    "synchronise",
+]
+
+_Result = TypeVar("_Result")
 
 
 class DistributedNoisyOptimizer(NoisyOptimizer, DistributedDPOptimizer):
@@ -32,13 +47,7 @@ class DistributedNoisyOptimizer(NoisyOptimizer, DistributedDPOptimizer):
     def __init__(
         self, plain: torch.optim.Optimizer, noise: Noise, **options: Any
     ) -> None:
-        """See `NoisyOptimizer`.
-
-        Raises:
-            TrainingError: the loss is to be told, which only one process could.
-        """
-        if options.get("loss_norm"):
-            raise TrainingError("several processes tell no loss: loss_share = 0")
+        """See `NoisyOptimizer`."""
         super().__init__(plain, noise, **options)
         self.expected_batch_size = noise.expected_batch / self.world_size
 
@@ -51,12 +60,58 @@ class DistributedNoisyOptimizer(NoisyOptimizer, DistributedDPOptimizer):
             if parameter.summed_grad is None:
                 raise TrainingError("a sum without a batch")
             parameter.grad = parameter.summed_grad.view_as(parameter).clone()
+        self._tell_loss(0.0)
 
     def pre_step(self, closure: Any = None) -> bool:
         """As of one process, then the sum over all."""
-        ready = super().pre_step(closure)
-        self.reduce_gradients()
+        with _together():
+            ready = super().pre_step(closure)
+            self.reduce_gradients()
         return ready
+
+    def _tell_loss(self, deviation: float) -> None:
+        """The first process adds up what all have, adds noise, and tells the others."""
+        if not self._loss_norm:
+            return
+        place = _place()
+        whole = torch.tensor([self._loss_sum], dtype=torch.float64, device=place)
+        distributed.reduce(whole, dst=0)
+        told = torch.zeros(1, dtype=torch.float64, device=place)
+        if self.rank == 0:
+            self._loss_sum = float(whole)
+            super()._tell_loss(deviation)
+            # One process divides by the whole expected batch.
+            told += (self.noisy_loss or 0.0) / self.world_size
+        distributed.broadcast(told, src=0)
+        self.noisy_loss = float(told)
+
+
+class Watcher(Protocol):
+    """What `FirstAsked` asks: a `trainer.Monitor`."""
+
+    def before(self, step: int) -> None:
+        """Called before a step."""
+
+    def after(self, report: Any, state: Callable[[], Any]) -> None:
+        """Called after the step."""
+
+
+class FirstAsked:
+    """A monitor in every process that asks the first one's, and stops where it does."""
+
+    def __init__(self, watcher: Watcher | None) -> None:
+        """Take the first process's monitor; None in the others."""
+        self._watcher = watcher
+
+    def before(self, step: int) -> None:
+        """See `trainer.Monitor.before`."""
+        watcher = self._watcher
+        first_alone(lambda: None if watcher is None else watcher.before(step))
+
+    def after(self, report: Any, state: Callable[[], Any]) -> None:
+        """See `trainer.Monitor.after`."""
+        watcher = self._watcher
+        first_alone(lambda: None if watcher is None else watcher.after(report, state))
 
 
 def processes() -> int:
@@ -64,6 +119,81 @@ def processes() -> int:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_world_size()
     return 1
+
+
+def leads() -> bool:
+    """Whether this is the first process: also where it is the only one."""
+    return processes() == 1 or distributed.get_rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within it, what `torchrun` started is one training; nothing without it."""
+    if not distributed.is_torchelastic_launched():
+        yield
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def first_alone(action: Callable[[], _Result]) -> _Result:
+    """What the first process gets for doing something that it alone may do.
+
+    Raises:
+        Exception: what the action raised, in the first process.
+        StoppedElsewhereError: it raised something there, in the others.
+    """
+    if processes() == 1:
+        return action()
+    box: list[Any] = [False, None]
+    try:
+        if leads():
+            box = [True, action()]
+    finally:
+        with _together():
+            distributed.broadcast_object_list(box, src=0, device=_place())
+    if not box[0]:
+        raise StoppedElsewhereError("the first process stopped")
+    result: _Result = box[1]
+    return result
+
+
+def everyone(action: Callable[[], _Result]) -> _Result:
+    """Do something in every process, and go on only if all could.
+
+    Raises:
+        Exception: what the action raised here, if no process before this one failed.
+        StoppedElsewhereError: it raised something elsewhere.
+    """
+    if processes() == 1:
+        return action()
+    failed = torch.ones(1, device=_place())
+    try:
+        result = action()
+        failed.zero_()
+    except BaseException:
+        if _earliest(failed) < distributed.get_rank():
+            raise StoppedElsewhereError("another process stopped") from None
+        raise
+    if _earliest(failed) < processes():
+        raise StoppedElsewhereError("another process stopped")
+    return result
+
+
+def merged(record: Conformance) -> Conformance:
+    """The records of all processes as one; the same one where there is one process."""
+    if processes() == 1:
+        return record
+    longest, steps, *rest = record.counts()
+    most = torch.tensor([longest, steps], dtype=torch.float64, device=_place())
+    sums = torch.tensor(rest, dtype=torch.float64, device=_place())
+    with _together():
+        distributed.all_reduce(most, op=distributed.ReduceOp.MAX)
+        distributed.all_reduce(sums)
+    return Conformance([*most.tolist(), *sums.tolist()])
 
 
 def share_of(units: torch.Tensor) -> torch.Tensor:
@@ -77,3 +207,30 @@ def synchronise(body: nn.Module) -> None:
     """Give every process the first one's weights, by Opacus' wrapper."""
     if processes() > 1:
         DifferentiallyPrivateDistributedDataParallel(body)
+
+
+def _earliest(failed: torch.Tensor) -> int:
+    """The first process that failed; as many as there are, if none did."""
+    mine = distributed.get_rank() if bool(failed) else processes()
+    earliest = torch.tensor([mine], device=_place())
+    with _together():
+        distributed.all_reduce(earliest, op=distributed.ReduceOp.MIN)
+    return int(earliest)
+
+
+def _place() -> torch.device:
+    """Where tensors must be for the processes to exchange them."""
+    if distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """One line where another process is gone, in place of the runtime's."""
+    try:
+        yield
+    except RuntimeError:  # what torch raises for whatever happens to a connection
+        if processes() == 1:
+            raise
+        raise StoppedElsewhereError("a process of this training was lost") from None

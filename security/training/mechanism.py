@@ -34,16 +34,25 @@ class Conformance:
 
     Only verdicts leave this class, never the statistics: a sum of squares of the noise
     is also a sum of squares of (released minus private) gradients, and would tell one
-    training set from its neighbour exactly.
+    training set from its neighbour exactly. A checkpoint holds them while a training is
+    interrupted, so that the verdicts cover what was done before, too.
     """
 
-    def __init__(self) -> None:
-        self._squares = 0.0
-        self._total = 0.0
-        self._draws = 0
-        self._longest = 0.0
-        self._coins = 0
-        self._taken = 0
+    def __init__(self, counts: Sequence[float] = (0.0,) * 7) -> None:
+        """Begin, or go on from the counts of a record before."""
+        self._longest, steps, self._squares, self._total, *rest = counts
+        self._steps = int(steps)
+        self._draws, self._coins, self._taken = (int(value) for value in rest)
+
+    def counts(self) -> tuple[float, ...]:
+        """What it holds, for a checkpoint; not for anything that is released."""
+        sums = (self._squares, self._total, self._draws, self._coins, self._taken)
+        return (self._longest, self._steps, *sums)
+
+    @property
+    def steps(self) -> int:
+        """How many steps were seen."""
+        return self._steps
 
     @property
     def draws(self) -> int:
@@ -62,7 +71,8 @@ class Conformance:
         self._longest = max(self._longest, longest / most)
 
     def saw_coins(self, coins: int, taken: int) -> None:
-        """How many units were asked, and how many came into the batch."""
+        """Of a step, how many units were asked, and how many came into the batch."""
+        self._steps += 1
         self._coins += coins
         self._taken += taken
 

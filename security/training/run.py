@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,9 +26,10 @@ from models.errors import BundleError
 from models.features import FEATURES, feature_shape
 from security.errors import TrainingError
 from security.training import bundle
-from security.training.bundle import Training
+from security.training.bundle import Private, Training
 from security.training.config import MODULE, TrainingConfig
 from security.training.data import load_split, unit_numbers
+from security.training.distributed import everyone, leads
 from security.training.keeper import work_folder
 from security.training.ledger import Ledger
 from security.training.modules import check_body, load_module
@@ -63,6 +66,9 @@ def train_bundle(
         going_on: whether to take up the interrupted training of this bundle.
         stop: once set, the training ends after the step it is in.
 
+    Several processes, as `torchrun` starts them, train together; the first one alone
+    books, keeps and writes, and what the others do ends with the training.
+
     Returns:
         The folder.
 
@@ -72,40 +78,59 @@ def train_bundle(
         DatasetError: the data is not what the configuration says.
         BundleError: the folder exists already.
     """
-    if out.exists():
-        raise BundleError(f"{out} exists already")
     torch.set_num_threads(config.compute.threads)
-    train, holdout = load_split(config)
-    progress("data", 1.0, f"{len(train)} rows to train on, {len(holdout)} held out")
-    module = build_classifier(config, train)
-    job = Job(
-        config=config,
-        train=train,
-        holdout=holdout,
-        module=module,
-        examples=examples_of(config, module, train),
-        randomness=randomness or _randomness(config),
-        progress=progress,
-        out=out,
-        ledger=ledger,
-        going_on=going_on,
-        stop=stop or threading.Event(),
+    job = everyone(
+        lambda: _job(
+            config,
+            out,
+            progress,
+            ledger=ledger,
+            randomness=randomness or _randomness(config),
+            going_on=going_on,
+            stop=stop or threading.Event(),
+        )
     )
-    private = None
+    module, private = job.module, None
     if config.search is not None:
-        found = run_search(job, lambda chosen: _prepared(chosen, train))
+        found = run_search(job, lambda chosen: _prepared(chosen, job.train))
         config, module, private = found.config, found.module, found.private
     elif config.private:
         private = run_private(job)
     else:
         run_public(job)
-    compared = bundle.export(module, holdout)
-    worst = compared.worst.line()
-    progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
-    training = Training(config, train, holdout, private, job.randomness.name)
-    bundle.write(out, training, compared)
-    shutil.rmtree(work_folder(out), ignore_errors=True)
+    if leads():
+        _write(replace(job, config=config, module=module), private)
     return out
+
+
+def _job(config: TrainingConfig, out: Path, progress: Progress, **given: Any) -> Job:
+    """Everything that can be refused before a row is trained on."""
+    if out.exists():
+        raise BundleError(f"{out} exists already")
+    train, holdout = load_split(config)
+    progress("data", 1.0, f"{len(train)} rows to train on, {len(holdout)} held out")
+    module, examples = _prepared(config, train)
+    return Job(
+        config=config,
+        train=train,
+        holdout=holdout,
+        module=module,
+        examples=examples,
+        progress=progress,
+        out=out,
+        **given,
+    )
+
+
+def _write(job: Job, private: Private | None) -> None:
+    compared = bundle.export(job.module, job.holdout)
+    worst = compared.worst.line()
+    job.progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
+    training = Training(
+        job.config, job.train, job.holdout, private, job.randomness.name
+    )
+    bundle.write(job.out, training, compared)
+    shutil.rmtree(work_folder(job.out), ignore_errors=True)
 
 
 def _prepared(config: TrainingConfig, train: AnyDataset) -> tuple[Classifier, Examples]:

@@ -20,6 +20,7 @@ from security.errors import TrainingError
 from security.training.bundle import Private
 from security.training.candidates import candidates, described
 from security.training.config import TrainingConfig
+from security.training.distributed import processes
 from security.training.guarantee import (
     Plan,
     check_verdicts,
@@ -78,6 +79,8 @@ def run_search(job: Job, prepare: Prepare) -> Found:
         TrainingError: impossible, interrupted, or not what was planned.
         LedgerError: the budget does not allow it.
     """
+    if processes() > 1:
+        raise TrainingError("a search runs in one process")
     selection = selection_of(job.config)
     if selection is None or job.going_on:
         raise TrainingError(

@@ -19,6 +19,7 @@ from security.training.accounting import Mechanism
 from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.config import TrainingConfig
+from security.training.distributed import FirstAsked, first_alone, processes
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
 from security.training.ledger import Ledger, Request
@@ -78,17 +79,13 @@ def run_private(job: Job) -> Private:
         LedgerError: the budget does not allow it.
     """
     config, progress = job.config, job.progress
-    plan = make_plan(config, job.examples.count, group=group_of(config, job.train))
+    group = group_of(config, job.train)
+    plan = first_alone(lambda: make_plan(config, job.examples.count, group=group))
     progress("noise", 1.0, f"multiplier {plan.mechanism.noise_multiplier:g}")
-    keeper, taken = _keeper(job, request_of(job, plan), show=_Shown(job, plan))
-    if taken.steps < 1:
-        raise TrainingError(
-            "the training was killed in its last step: nothing is left to take, and "
-            "what it spent stays spent"
-        )
-    left = Mechanism(
-        plan.mechanism.sample_rate, plan.mechanism.noise_multiplier, taken.steps
-    )
+    kept: list[Keeper] = []  # one, in the first process alone
+    start, steps = first_alone(lambda: _begin(job, plan, kept))
+    left = Mechanism(plan.mechanism.sample_rate, plan.mechanism.noise_multiplier, steps)
+    state = "interrupted"
     try:
         outcome = train_private(
             job.module.body,
@@ -97,26 +94,41 @@ def run_private(job: Job) -> Private:
             recipe=job.recipe,
             randomness=job.randomness,
             method=config.compute.gradients,
-            monitor=keeper,
-            start=taken.start,
+            monitor=FirstAsked(kept[0] if kept else None),
+            start=start,
             **against(config, job.module),
         )
-    except BaseException:
-        keeper.close("interrupted")
-        raise
-    keeper.close("finished")
+        state = "finished"
+    finally:
+        for keeper in kept:
+            keeper.close(state)
     progress("training", 1.0, f"{plan.mechanism.steps} noisy steps")
-    guarantee = state_guarantee(plan, outcome)
+    guarantee = first_alone(lambda: state_guarantee(plan, outcome))
     progress("privacy", 1.0, guarantee.line(plan.mechanism))
     return Private(plan.mechanism, outcome, guarantee)
+
+
+def _begin(job: Job, plan: Plan, kept: list[Keeper]) -> tuple[State | None, int]:
+    """Reserve the budget; where to start from, and how many steps to take."""
+    keeper, taken = _keeper(job, request_of(job, plan), show=_Shown(job, plan))
+    kept.append(keeper)
+    if taken.steps < 1:
+        keeper.close("interrupted")
+        raise TrainingError(
+            "the training was killed in its last step: nothing is left to take, and "
+            "what it spent stays spent"
+        )
+    return taken.start, taken.steps
 
 
 def run_public(job: Job) -> None:
     """Train without privacy, on data that is declared public.
 
     Raises:
-        TrainingError: interrupted, or weights that are not finite.
+        TrainingError: interrupted, weights that are not finite, or several processes.
     """
+    if processes() > 1:
+        raise TrainingError("several processes train privately, or not at all")
     steps = job.config.privacy.steps
     keeper, taken = _keeper(job, None, show=_Shown(job, None))
     train_public(

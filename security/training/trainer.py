@@ -20,6 +20,8 @@ from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.distributed import (
     DistributedNoisyOptimizer,
+    leads,
+    merged,
     processes,
     share_of,
     synchronise,
@@ -139,7 +141,7 @@ class Recipe:
 
 @dataclass
 class State:
-    """Where a training stands; everything in it has been made private.
+    """Where a training stands; everything but its record has been made private.
 
     Attributes:
         step: steps behind these weights.
@@ -147,6 +149,7 @@ class State:
         average: the averaged weights, empty where there are none.
         optimizer: momentum and the like: by parameter, then by name.
         loss: smoothed noisy loss, None before the first.
+        record: of the mechanism in these steps, `Conformance.counts`; not private.
     """
 
     step: int
@@ -154,6 +157,7 @@ class State:
     average: list[Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     loss: float | None = None
+    record: tuple[float, ...] = field(default=(0.0,) * 7, repr=False)
 
 
 @dataclass(frozen=True)
@@ -185,15 +189,17 @@ class Outcome:
 
     Attributes:
         mechanism: what the accountant recorded; equal to the plan.
-        units: how many were sampled from.
+        units: how many were sampled from, in all processes.
         method: that made the gradients.
-        record: of the mechanism, for its verdicts.
+        record: of the mechanism in every step behind the weights, for its verdicts.
+        processes: how many trained together.
     """
 
     mechanism: Mechanism
     units: int
     method: str
     record: Conformance = field(repr=False)
+    processes: int = 1
 
 
 class _Silent:
@@ -239,11 +245,11 @@ def train_private(
             released.
     """
     _check(examples)
-    examples = examples.share()
+    units, examples = examples.count, examples.share()
     synchronise(body)
     maker = make_method(body.train(), method, objective)
     loop = _Loop(body, recipe, monitor or _Silent(), start, steps=mechanism.steps)
-    record, accountant = Conformance(), PRVAccountant()
+    record, accountant = _begun(start), PRVAccountant()
     optimizer = _noisy(loop.plain, mechanism, recipe, randomness, record)
     optimizer.account(accountant, mechanism.sample_rate)
     private = _Private(maker, recipe, optimizer, record, prepare)
@@ -254,12 +260,15 @@ def train_private(
             probed = index % max(_PROBE_GAP, -(-mechanism.steps // _PROBES)) == 0
             private.accumulate(body, examples.batch(taken), probed=probed)
             optimizer.step()
-            loop.finish(optimizer.noisy_loss)
+            whole = merged(record)
+            loop.finish(optimizer.noisy_loss, whole)
     finally:
         maker.close()
     loop.release()
     check_history(accountant.history, mechanism)
-    return Outcome(mechanism, examples.count, maker.name, record)
+    if whole.steps != loop.done:
+        raise TrainingError(f"{whole.steps} of {loop.done} steps were checked")
+    return Outcome(mechanism, units, maker.name, whole, processes())
 
 
 def train_public(
@@ -291,6 +300,13 @@ def train_public(
         loop.plain.step()
         loop.finish(float(losses.detach().mean()) if len(losses) else None)
     loop.release()
+
+
+def _begun(start: State | None) -> Conformance:
+    """The record so far; the first process has that of all."""
+    if start is None or not leads():
+        return Conformance()
+    return Conformance(start.record)
 
 
 def _check(examples: Examples) -> None:
@@ -387,6 +403,7 @@ class _Loop:
         self._end = self._done + steps
         self._loss = None if start is None else start.loss
         self.plain = _optimizer(self._parameters, recipe)
+        self._record: Conformance | None = None
         self._average: list[Tensor] = []
         if start is not None:
             self._restore(start)
@@ -402,9 +419,15 @@ class _Loop:
                 group["lr"] = rate
             yield index
 
-    def finish(self, loss: float | None) -> None:
+    @property
+    def done(self) -> int:
+        """Steps behind the weights."""
+        return self._done
+
+    def finish(self, loss: float | None, record: Conformance | None = None) -> None:
         """Book a step that is done, with its noisy loss from 0 to 1."""
         self._done += 1
+        self._record = record
         if loss is not None:
             before = loss if self._loss is None else self._loss
             self._loss = _LOSS_DECAY * before + (1 - _LOSS_DECAY) * loss
@@ -426,6 +449,9 @@ class _Loop:
                 for parameter, values in self.plain.state.items()
             },
             loss=self._loss,
+            record=Conformance().counts()
+            if self._record is None
+            else self._record.counts(),
         )
 
     def release(self) -> None:
