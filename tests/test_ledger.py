@@ -352,6 +352,11 @@ def test_interrupt_and_resume_in_one_process(tmp_path: Path) -> None:
     assert len(set(source.given)) == len(source.given)
     privacy = read_bundle(tmp_path / "out").report("privacy")
     assert privacy.conditions["steps"] == 12
+    # The verdicts rest on the steps before the interruption, too.
+    assert privacy.conditions["verdicts_cover"] == "every_step_in_the_weights"
+    assert privacy.conditions["steps_in_weights"] == 12
+    weights = 2 * (1 + 3) + 2
+    assert privacy.metrics["noise_deficit_detectable"].n == 12 * (weights + 1)
     assert not (tmp_path / ".out.training").exists()
     assert any("loss" in note and "epsilon" in note for note in stop.notes)
 

@@ -7,6 +7,7 @@ config_reader   TOML to frozen dataclasses, every mistake with its line
 data            the rows a configuration names: read, checked, split
 modules         a user's network, refused where it cannot be private
 accounting      noise for a target epsilon, and epsilon from what was done, three ways
+curve           what it has cost so far, for a display
 guarantee       from a target to a plan, and from what was done to a claim
 noise           randomness of the mechanism, from the operating system
 gradients       clipped per-unit gradients: what a method must give
@@ -18,6 +19,8 @@ mechanism       sampling, noise, and a record of what was really done
 distributed     the mechanism over several processes, with Opacus' wrapper
 stacked         copies of a network side by side, for audits
 canaries        trainings with and without a planted unit, watched
+examples        what is trained on, in tensors, and batches of it
+placement       on which device, and how many examples fit there
 trainer         the loop, with its seams
 bundle          export, manifest and the three reports
 session         one training: planned, booked, kept, shown

@@ -33,7 +33,6 @@ from security.training.selection import Selection
 
 __all__ = [
     "AGREEMENT_SLACK",
-    "Curve",
     "Mechanism",
     "Spent",
     "check_delta",
@@ -61,7 +60,7 @@ _SLOPE = 1.2  # of epsilon by noise, both as logarithms, to begin with
 _WHOLE_ORDERS = [
     float(order) for order in (*range(2, 65), *(2**k for k in range(7, 13)))
 ]
-_RDP_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *(float(2**k) for k in range(6, 13))]
+RDP_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *(float(2**k) for k in range(6, 13))]
 
 
 @dataclass(frozen=True)
@@ -246,7 +245,7 @@ def epsilon_prv(mechanism: Mechanism, delta: float) -> float:
     _check_probability(delta)
     accountant = PRVAccountant()
     accountant.history = [_history(mechanism)]
-    with _quiet():
+    with quiet():
         return _finite(accountant.get_epsilon(delta))
 
 
@@ -255,8 +254,8 @@ def epsilon_rdp(mechanism: Mechanism, delta: float) -> float:
     _check_probability(delta)
     accountant = RDPAccountant()
     accountant.history = [_history(mechanism)]
-    with _quiet():
-        return _finite(accountant.get_epsilon(delta, alphas=_RDP_ORDERS))
+    with quiet():
+        return _finite(accountant.get_epsilon(delta, alphas=RDP_ORDERS))
 
 
 def epsilon_selected(mechanism: Mechanism, selection: Selection, delta: float) -> float:
@@ -281,7 +280,7 @@ def epsilon_selected(mechanism: Mechanism, selection: Selection, delta: float) -
 def _divergence(item: Spent, orders: Sequence[float]) -> NDArray[np.float64]:
     """Rényi divergence of what was spent, at each order."""
     mechanism = _enclosing(item)
-    with _quiet():
+    with quiet():
         once = rdp.compute_rdp(
             q=mechanism.sample_rate,
             noise_multiplier=mechanism.noise_multiplier,
@@ -299,9 +298,9 @@ def _divergence(item: Spent, orders: Sequence[float]) -> NDArray[np.float64]:
 def _from_divergence(items: Sequence[Spent], delta: float) -> float:
     """Epsilon of all of them, from the sum of their divergences."""
     selected = any(item.selection is not None for item in items)
-    orders = _WHOLE_ORDERS if selected else _RDP_ORDERS
+    orders = _WHOLE_ORDERS if selected else RDP_ORDERS
     total = np.sum([_divergence(item, orders) for item in items], axis=0)
-    with _quiet():
+    with quiet():
         epsilon, _ = rdp.get_privacy_spent(
             orders=orders, rdp=total.tolist(), delta=delta
         )
@@ -454,35 +453,8 @@ def _enclosing(item: Spent) -> Mechanism:
     return Mechanism(rate, item.noise / item.group, item.steps)
 
 
-class Curve:
-    """About how much epsilon a number of steps has cost, quickly enough for a display.
-
-    Rényi's curve, bent to end at the target: the claim is never made from it.
-    """
-
-    def __init__(self, mechanism: Mechanism, delta: float, target: float) -> None:
-        self._delta, self._steps = delta, mechanism.steps
-        with _quiet():
-            self._one = rdp.compute_rdp(
-                q=mechanism.sample_rate,
-                noise_multiplier=mechanism.noise_multiplier,
-                steps=1,
-                orders=_RDP_ORDERS,
-            )
-        self._scale = 1.0
-        self._scale = target / self(mechanism.steps)
-
-    def __call__(self, steps: int) -> float:
-        """Epsilon after so many steps, at least one."""
-        with _quiet():
-            epsilon, _ = rdp.get_privacy_spent(
-                orders=_RDP_ORDERS, rdp=self._one * steps, delta=self._delta
-            )
-        return float(epsilon) * self._scale
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence two remarks that alter no bound.
 
     PRV takes log(0) where the rate is 1, and masks it. RDP, which PRV also asks for the

@@ -349,6 +349,7 @@ def _privacy_conditions(
         "verdicts_cover": "every_step_in_the_weights",
         "steps_in_weights": private.outcome.record.steps,
         "processes": private.outcome.processes,
+        "precision": config.compute.precision,
         "covers_holdout": False,
         "personal_data": training.train.personal,
     }

@@ -127,7 +127,8 @@ def _table(kind: type[Any], value: Any, path: Path, *, present: bool) -> Any:
 
 def _value(kind: Any, value: Any, path: Path) -> Any:
     if isinstance(kind, types.UnionType):  # X | None: TOML has no null, so X
-        kind = next(item for item in typing.get_args(kind) if item is not type(None))
+        kinds = [item for item in typing.get_args(kind) if item is not type(None)]
+        kind = type(value) if type(value) in kinds else kinds[0]
     if is_dataclass(kind):
         return _table(typing.cast("type[Any]", kind), value, path, present=True)
     if typing.get_origin(kind) is tuple:

@@ -42,6 +42,9 @@ UNIT_BOUNDS = ("clip", "group")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("constant", "cosine", "linear")
 MODULE = "module"
+AUTO = "auto"
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("float32", "bfloat16")
 
 _BY_NAME = ("name", "split_key", "holdout")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -266,8 +269,20 @@ def _candidate_rules(candidate: TrainingConfig) -> Rules:
 
 
 def _compute_rules(compute: ComputeConfig) -> Rules:
-    yield compute.physical_batch >= 0, "compute.physical_batch", "must not be negative"
-    yield compute.device in ("cpu", "cuda"), "compute.device", "one of cpu, cuda"
+    size = compute.physical_batch
+    whole = size == AUTO if isinstance(size, str) else size >= 0
+    yield whole, "compute.physical_batch", "a number of examples from 0, or 'auto'"
+    device = compute.device in DEVICES
+    yield device, "compute.device", f"one of {', '.join(DEVICES)}"
+    precision = compute.precision in PRECISIONS
+    yield precision, "compute.precision", f"one of {', '.join(PRECISIONS)}"
+    mixed = compute.precision != PRECISIONS[0]
+    booked = compute.gradients in (AUTO, "bookkeeping")
+    yield (
+        booked or not mixed,
+        "compute.precision",
+        "bfloat16 is for gradients = 'bookkeeping', which clips what it sums",
+    )
     yield 1 <= compute.threads <= 256, "compute.threads", "must be 1 to 256"
     steps = compute.checkpoint_steps >= 0
     yield steps, "compute.checkpoint_steps", "must not be negative"

@@ -221,15 +221,20 @@ class ComputeConfig:
     Attributes:
         gradients: how per-unit gradients are made; "auto", or one of
             `security.training.gradient_methods.METHODS`.
-        physical_batch: examples in memory at once; 0 for all of a batch.
-        device: "cpu" or "cuda".
+        physical_batch: examples in memory at once; 0 for all of a batch, "auto" for as
+            many as fit into memory.
+        device: "cpu", "cuda", or "auto" for cuda where there is one.
+        precision: of the network's products: "float32", or "bfloat16" with
+            bookkeeping. Clipping and sums are float32, noise is float64 before it is
+            added.
         threads: of torch, on the CPU.
         checkpoint_steps: steps between checkpoints; 0 for as seldom as costs little.
     """
 
     gradients: str = "auto"
-    physical_batch: int = 0
+    physical_batch: int | str = 0
     device: str = "cpu"
+    precision: str = "float32"
     threads: int = 1
     checkpoint_steps: int = 0
 

@@ -9,6 +9,7 @@ other processes is not meant: they hold the data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -132,6 +133,8 @@ def joined() -> Iterator[None]:
     if not distributed.is_torchelastic_launched():
         yield
         return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield

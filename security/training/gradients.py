@@ -8,6 +8,7 @@ norm. `probe` checks that from outside, on units taken alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,6 +28,7 @@ __all__ = [
     "by_unit",
     "cross_entropy",
     "finite_norms",
+    "in_precision",
     "no_units",
     "probe",
     "single_rows",
@@ -58,6 +60,17 @@ class Batch:
     labels: Tensor
     units: Tensor
     count: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch, there."""
+        if self.labels.device == device:
+            return self
+        return Batch(
+            self.inputs.to(device),
+            self.labels.to(device),
+            self.units.to(device),
+            self.count,
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,23 @@ def cross_entropy(module: Network, inputs: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(module(inputs), labels, reduction="none")
 
 
+def in_precision(objective: Objective, precision: str) -> Objective:
+    """The objective, with the network's products in "bfloat16" if that is asked for.
+
+    The weights stay float32, and so does everything after the pass.
+    """
+    if precision == "float32":
+        return objective
+
+    @functools.wraps(objective)
+    def mixed(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+            losses = objective(network, inputs, labels)
+        return losses.float()
+
+    return mixed
+
+
 def single_rows(inputs: Tensor, labels: Tensor) -> Batch:
     """A batch in which every row is a unit of its own."""
     return Batch(inputs, labels, torch.arange(len(labels)), len(labels))
@@ -136,7 +166,7 @@ def probe(method: GradientMethod, batch: Batch, clipping: Clipping) -> float:
     longest = 0.0
     for unit in range(min(batch.count, _PROBED_UNITS)):
         own = batch.units == unit
-        units = torch.zeros(int(own.sum()), dtype=torch.int64)
+        units = torch.zeros(int(own.sum()), dtype=torch.int64, device=own.device)
         alone = Batch(batch.inputs[own], batch.labels[own], units, 1)
         sums = method.clipped_sums(alone, clipping).sums
         norm = torch.stack([s.double().norm() for s in sums]).norm()
@@ -167,5 +197,5 @@ def finite_norms(norms: Tensor) -> Tensor:
 
 def no_units(parameters: Sequence[Tensor]) -> Clipped:
     """What an empty batch adds up to; not every layer can be asked with no rows."""
-    none = torch.zeros(0)
+    none = torch.zeros(0, device=parameters[0].device)
     return Clipped([torch.zeros_like(p) for p in parameters], none, none)

@@ -34,6 +34,7 @@ from security.training.keeper import work_folder
 from security.training.ledger import Ledger
 from security.training.modules import check_body, load_module
 from security.training.noise import FastRandomness, Randomness, SystemRandomness
+from security.training.placement import place_of
 from security.training.search import run_search
 from security.training.session import Job, Progress, run_private, run_public
 from security.training.trainer import Examples
@@ -123,6 +124,7 @@ def _job(config: TrainingConfig, out: Path, progress: Progress, **given: Any) ->
 
 
 def _write(job: Job, private: Private | None) -> None:
+    job.module.to("cpu")
     compared = bundle.export(job.module, job.holdout)
     worst = compared.worst.line()
     job.progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
@@ -135,7 +137,8 @@ def _write(job: Job, private: Private | None) -> None:
 
 def _prepared(config: TrainingConfig, train: AnyDataset) -> tuple[Classifier, Examples]:
     module = build_classifier(config, train)
-    return module, examples_of(config, module, train)
+    examples = examples_of(config, module, train)
+    return module.to(place_of(config)), examples
 
 
 def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:

@@ -155,14 +155,16 @@ def _attempt(
     selection: Selection,
 ) -> _Try:
     module, examples = prepare(config)
+    own = replace(job, config=config, module=module, examples=examples)
     outcome = train_private(
         module.body,
         examples,
         mechanism=plan.mechanism,
         # The loss would be told of every try, so that it is told of none.
-        recipe=replace(replace(job, config=config).recipe, loss_share=0.0),
+        recipe=replace(own.recipe, loss_share=0.0),
         randomness=job.randomness,
         method=config.compute.gradients,
+        precision=config.compute.precision,
         monitor=_Stoppable(job.stop),
         **against(config, module),
     )

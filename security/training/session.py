@@ -6,7 +6,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from models.architectures import ImageClassifier, TabularClassifier
 from models.datasets import AnyDataset, multiset_digest
 from sealgate.protocol import strict_json
 from security.errors import TrainingError
-from security.training import accounting
 from security.training.accounting import Mechanism
 from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.config import TrainingConfig
+from security.training.curve import Curve
 from security.training.distributed import FirstAsked, first_alone, processes
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
 from security.training.ledger import Ledger, Request
 from security.training.noise import Randomness
+from security.training.placement import physical_batch
 from security.training.trainer import (
     Examples,
     Recipe,
@@ -68,7 +69,10 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """How steps are made."""
-        return recipe_of(self.config, len(self.train.classes))
+        recipe = recipe_of(self.config, len(self.train.classes))
+        inputs, body = self.examples.inputs, self.module.body
+        size = physical_batch(self.config, body, inputs)
+        return replace(recipe, physical_batch=size)
 
 
 def run_private(job: Job) -> Private:
@@ -94,6 +98,7 @@ def run_private(job: Job) -> Private:
             recipe=job.recipe,
             randomness=job.randomness,
             method=config.compute.gradients,
+            precision=config.compute.precision,
             monitor=FirstAsked(kept[0] if kept else None),
             start=start,
             **against(config, job.module),
@@ -215,7 +220,7 @@ class _Shown:
         self._epsilon = (
             None
             if plan is None
-            else accounting.Curve(plan.mechanism, plan.mechanism_delta, plan.target)
+            else Curve(plan.mechanism, plan.mechanism_delta, plan.target)
         )
 
     def __call__(self, report: StepReport) -> None:
@@ -278,5 +283,4 @@ def recipe_of(config: TrainingConfig, classes: int) -> Recipe:
         clipping=privacy.clipping,
         loss_share=privacy.loss_share,
         loss_ceiling=2 * math.log(classes),
-        physical_batch=config.compute.physical_batch,
     )

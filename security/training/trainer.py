@@ -23,9 +23,9 @@ from security.training.distributed import (
     leads,
     merged,
     processes,
-    share_of,
     synchronise,
 )
+from security.training.examples import Examples, parts
 from security.training.gradient_methods import make_method
 from security.training.gradients import (
     Batch,
@@ -33,6 +33,7 @@ from security.training.gradients import (
     GradientMethod,
     Objective,
     cross_entropy,
+    in_precision,
     probe,
 )
 from security.training.mechanism import (
@@ -62,52 +63,6 @@ Prepare = Callable[[nn.Module, Batch], Batch]
 _PROBES = 10  # times a training checks clipping from outside, at most
 _PROBE_GAP = 20  # steps between two of them, at least: they cost about a step
 _LOSS_DECAY = 0.9
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What is trained on, preprocessed.
-
-    Attributes:
-        inputs: float32 ``(n, …)``, in a range that is public.
-        labels: int64 ``(n,)``.
-        units: int64 ``(n,)``, from 0 without gaps: whose each example is; None where
-            each is its own.
-    """
-
-    inputs: Tensor = field(repr=False)
-    labels: Tensor = field(repr=False)
-    units: Tensor | None = field(default=None, repr=False)
-
-    @property
-    def count(self) -> int:
-        """How many units."""
-        if self.units is None:
-            return len(self.labels)
-        return int(self.units.max()) + 1 if len(self.units) else 0
-
-    def share(self) -> Examples:
-        """Those whose units this process owns: all of them, where it is the only one.
-
-        Units keep their numbers' order, and are numbered again without gaps.
-        """
-        if processes() == 1:
-            return self
-        given = torch.arange(len(self.labels)) if self.units is None else self.units
-        own = share_of(given)
-        units = None if self.units is None else given[own] // processes()
-        return Examples(self.inputs[own], self.labels[own], units)
-
-    def batch(self, chosen: Tensor) -> Batch:
-        """The examples of the chosen units, a boolean for each, sorted by unit."""
-        if self.units is None:
-            rows = chosen.nonzero().flatten()
-            units = torch.arange(len(rows))
-            return Batch(self.inputs[rows], self.labels[rows], units, len(rows))
-        rows = chosen[self.units].nonzero().flatten()
-        rows = rows[torch.argsort(self.units[rows], stable=True)]
-        names, units = torch.unique_consecutive(self.units[rows], return_inverse=True)
-        return Batch(self.inputs[rows], self.labels[rows], units, len(names))
 
 
 @dataclass(frozen=True)
@@ -220,6 +175,7 @@ def train_private(
     recipe: Recipe,
     randomness: Randomness,
     method: str = "auto",
+    precision: str = "float32",
     objective: Objective = cross_entropy,
     prepare: Prepare | None = None,
     monitor: Monitor | None = None,
@@ -234,6 +190,8 @@ def train_private(
         recipe: what does not alter the guarantee.
         randomness: of batches and noise; never repeated, also after a resume.
         method: of `gradient_methods.METHODS`, or "auto".
+        precision: of the network's products, "float32" or "bfloat16"; clipping, sums
+            and noise keep theirs.
         objective: the loss.
         prepare: changes each physical batch.
         monitor: asked before each step, told after it.
@@ -247,7 +205,7 @@ def train_private(
     _check(examples)
     units, examples = examples.count, examples.share()
     synchronise(body)
-    maker = make_method(body.train(), method, objective)
+    maker = make_method(body.train(), method, in_precision(objective, precision))
     loop = _Loop(body, recipe, monitor or _Silent(), start, steps=mechanism.steps)
     record, accountant = _begun(start), PRVAccountant()
     optimizer = _noisy(loop.plain, mechanism, recipe, randomness, record)
@@ -293,6 +251,7 @@ def train_public(
     loop = _Loop(body.train(), recipe, monitor or _Silent(), start, steps=steps)
     for _ in loop.steps():
         batch = examples.batch(poisson(examples.count, sample_rate, randomness))
+        batch = batch.to(next(body.parameters()).device)
         batch = batch if prepare is None else prepare(body, batch)
         loop.plain.zero_grad()
         losses = objective(body, batch.inputs, batch.labels)
@@ -347,11 +306,13 @@ class _Private:
         self._maker, self._optimizer, self._record = maker, optimizer, record
         self._size, self._prepare = recipe.physical_batch, prepare
         self._ceiling = recipe.loss_ceiling
+        self._device = optimizer.params[0].device
 
     def accumulate(self, body: nn.Module, batch: Batch, *, probed: bool) -> None:
         """Add a logical batch to the step's sum."""
         most = self._clipping.max_grad_norm
-        for part in _parts(batch, self._size):
+        for part in parts(batch, self._size):
+            part = part.to(self._device)  # noqa: PLW2901  (the same one elsewhere)
             ready = part if self._prepare is None else self._prepare(body, part)
             if ready.count != part.count:
                 raise TrainingError("preparing a batch changed how many units it has")
@@ -363,26 +324,6 @@ class _Private:
             if probed:
                 self._record.saw_norms(probe(self._maker, ready, self._clipping), most)
             self._optimizer.accumulate(clipped, clipped.losses / self._ceiling)
-
-
-def _parts(batch: Batch, size: int) -> Iterator[Batch]:
-    """Physical batches of at most so many examples, never through a unit.
-
-    An empty batch is one part: a step without units is a step of noise alone.
-    """
-    if not size or len(batch.labels) <= size:
-        yield batch
-        return
-    counts = torch.bincount(batch.units, minlength=batch.count)
-    ends = torch.cumsum(counts, 0).tolist()
-    first = start = 0
-    for unit, end in enumerate(ends):
-        last = unit + 1 == len(ends)
-        if last or ends[unit + 1] - start > size:
-            rows = slice(start, end)
-            units = batch.units[rows] - first
-            yield Batch(batch.inputs[rows], batch.labels[rows], units, unit + 1 - first)
-            start, first = end, unit + 1
 
 
 class _Loop:
@@ -468,10 +409,15 @@ class _Loop:
 
     def _restore(self, start: State) -> None:
         self._body.load_state_dict(start.body)
-        self._average = [item.clone() for item in start.average]
+        self._average = [
+            item.detach().clone().to(parameter.device)
+            for item, parameter in zip(start.average, self._parameters)
+        ]
         for number, values in start.optimizer.items():
-            self.plain.state[self._parameters[number]] = {
-                name: value.clone() for name, value in values.items()
+            parameter = self._parameters[number]
+            self.plain.state[parameter] = {
+                name: value.clone().to(parameter.device)
+                for name, value in values.items()
             }
 
     def _factor(self) -> float:
