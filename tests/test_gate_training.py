@@ -60,6 +60,7 @@ def test_also_where_the_policy_does_not_ask(folder: Path, keys: Keys) -> None:
         ({"normalisation": "private_row_count"}, "normalisation 'private_row_count'"),
         ({"unit": "household"}, "unit 'household'"),
         ({"sampled": "token"}, "sampled 'token'"),
+        ({"verdicts_cover": "steps_since_resume"}, "verdicts_cover 'steps_since"),
         ({"group_size": 0}, "group_size 0"),
         ({"group_size": 2.0}, "group_size 2.0"),
         ({"group_size": True}, "group_size True"),

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from opacus import PrivacyEngine
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from models.architectures import NetworkSpec, TabularClassifier, build_network
 from models.manifest import Column
@@ -258,7 +260,9 @@ def test_every_architecture_can_be_private(name, spec):
 
 MODULES = """
 import torch
+from opacus import PrivacyEngine
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 class Centred(nn.Module):
     def __init__(self):
         super().__init__()
@@ -303,3 +307,33 @@ def test_a_users_module(tmp_path, name, message):
     with pytest.raises(TrainingError, match=message) as caught:
         use()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_why_make_private_is_not_used():
+    # Each of these is a reason in docs/decisions/0047; without them, look again.
+    rates, divisors = [], []
+    for rows in (455, 456):
+        network = torch.nn.Linear(3, 2)
+        plain = torch.optim.SGD(network.parameters(), lr=1.0)
+        data = TensorDataset(torch.rand(rows, 3), torch.zeros(rows, dtype=torch.int64))
+        engine = PrivacyEngine(accountant="prv")
+        _, wrapped, loader = engine.make_private(
+            module=network,
+            optimizer=plain,
+            data_loader=DataLoader(data, batch_size=64),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )
+        rates.append(loader.batch_sampler.sample_rate)
+        divisors.append(wrapped.expected_batch_size)
+    assert rates == [0.125, 0.125]  # 64 of 455 is .1407
+    assert divisors == [56, 57]
+    before = network.weight.detach().clone()
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    plain.step()
+    assert not torch.equal(before, network.weight)
+    assert engine.accountant.history == []
+    with pytest.raises(ImportError, match="torchcsprng"):
+        PrivacyEngine(secure_mode=True)

@@ -264,3 +264,51 @@ def test_impossible_guarantee_writes_nothing(tmp_path):
             ledger=Ledger(tmp_path / "ledger"),
         )
     assert list(tmp_path.iterdir()) == [tmp_path / "c.toml"]
+
+
+@pytest.mark.parametrize("fault", ["noise", "norms", "rate"])
+def test_what_was_wrong_before_a_resume_is_found_after_it(fault):
+    mechanism = Mechanism(0.5, 1.0, 5)
+    states = []
+
+    class Keeps:
+        def before(self, step):
+            """Nothing is refused."""
+
+        def after(self, report, state):
+            states.append(state())
+
+    def train(start):
+        generator = torch.Generator().manual_seed(3)
+        inputs = torch.rand(100, 3, generator=generator)
+        return train_private(
+            body(),
+            Examples(inputs, (inputs[:, 0] > 0.5).long()),
+            mechanism=mechanism,
+            recipe=RECIPE,
+            randomness=SeededRandomness(9),
+            monitor=Keeps(),
+            start=start,
+        ).record
+
+    def verdicts(record):
+        return {
+            "noise": record.noise_conforms(1e-6),
+            "norms": record.norms_conform(),
+            "rate": record.rate_conforms(0.5, 1e-6),
+        }
+
+    record = train(None)
+    assert (record.steps, states[-1].record) == (5, record.counts())
+    longest, steps, squares, total, draws, coins, taken = record.counts()
+    both = train(states[-1])
+    assert both.steps == 10
+    assert all(verdicts(both).values())
+    changed = {
+        "noise": (longest, steps, 0.2 * squares, total, draws, coins, taken),
+        "norms": (1.5, steps, squares, total, draws, coins, taken),
+        "rate": (longest, steps, squares, total, draws, coins, 0),
+    }[fault]
+    states[4].record = changed
+    found = verdicts(train(states[4]))
+    assert [name for name, passed in found.items() if not passed] == [fault]
