@@ -268,7 +268,7 @@ def test_impossible_guarantee_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("fault", ["noise", "norms", "rate"])
 def test_what_was_wrong_before_a_resume_is_found_after_it(fault):
-    mechanism = Mechanism(0.5, 1.0, 5)
+    mechanism = Mechanism(0.5, 1.0, 20)
     states = []
 
     class Keeps:
@@ -299,16 +299,16 @@ def test_what_was_wrong_before_a_resume_is_found_after_it(fault):
         }
 
     record = train(None)
-    assert (record.steps, states[-1].record) == (5, record.counts())
+    assert (record.steps, states[-1].record) == (20, record.counts())
     longest, steps, squares, total, draws, coins, taken = record.counts()
     both = train(states[-1])
-    assert both.steps == 10
+    assert both.steps == 40
     assert all(verdicts(both).values())
     changed = {
         "noise": (longest, steps, 0.2 * squares, total, draws, coins, taken),
         "norms": (1.5, steps, squares, total, draws, coins, taken),
         "rate": (longest, steps, squares, total, draws, coins, 0),
     }[fault]
-    states[4].record = changed
-    found = verdicts(train(states[4]))
+    states[19].record = changed
+    found = verdicts(train(states[19]))
     assert [name for name, passed in found.items() if not passed] == [fault]
