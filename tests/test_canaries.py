@@ -86,12 +86,12 @@ def weights(body):
 
 
 class Silent:
-    """Randomness without noise: each angle is a right one, whose cosine is 0."""
+    """Randomness without noise: the radius of 0 is 0; everyone is taken."""
 
     name = "silent"
 
     def uniform(self, count):
-        return np.full(count, 0.25)
+        return np.zeros(count)
 
 
 # Side by side is what one after another is.
