@@ -20,6 +20,7 @@ import itertools
 import math
 import re
 
+from httptools import HttpParserError
 from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
 from uvicorn.protocols.http.httptools_impl import (
@@ -93,6 +94,8 @@ def bounded_protocol(
         max_head_bytes = settings.max_head_bytes
         told = metrics
         answerer = guard
+        sweep_s = max(0.05, min(settings.head_timeout_s, settings.idle_timeout_s) / 8)
+        sweeper = None
 
     return Bounded
 
@@ -102,24 +105,30 @@ class _BoundedProtocol(HttpToolsProtocol):
     max_head_bytes: int
     told: Metrics
     answerer: Answerer
+    # One timer looks at all connections, since two for each request cost more.
+    sweep_s: float
+    sweeper: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Declared as an integer; the loop takes any number.
-        self.timeout_keep_alive = self.bounds.idle_timeout_s  # type: ignore[assignment]
-        self._timer: asyncio.TimerHandle | None = None
+        # Until when a head must end or begin; 0 while a request is read or answered.
+        self.until = self.loop.time() + self.bounds.head_timeout_s
+        self._in_head = True
+        self._head_bytes = 0
         self._stall: asyncio.TimerHandle | None = None
         self._rest = DirectBody()
         # What of a body came with its head; None where ASGI has the request.
         self._early: list[bytes] | None = None
         self._waits_since = next(_TURNS)
-        self._begin_head()
+        kind = type(self)
+        if kind.sweeper is None:
+            kind.sweeper = self.loop.call_later(self.sweep_s, self._sweep)
         self.told.set("sealgate_connections", value=len(self.connections))
         if len(self.connections) > self.bounds.max_connections:
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_head()
+        self.until = 0.0
         self._end_stall()
         super().connection_lost(exc)
         self.told.set("sealgate_connections", value=len(self.connections))
@@ -134,7 +143,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if waiting:
             min(waiting, key=lambda other: other.waiting_since).transport.abort()
             return
-        self._end_head()
+        self.until = 0.0
         self.transport.write(_FULL)
         self.transport.close()
 
@@ -150,8 +159,28 @@ class _BoundedProtocol(HttpToolsProtocol):
         return self._waits_since
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As uvicorn's, but for the timer of the pause that follows."""
+        self.server_state.total_requests += 1
         self._waits_since = next(_TURNS)
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._in_head:
+            self.until = self.loop.time() + self.bounds.idle_timeout_s
+
+    def _sweep(self) -> None:
+        """Close connections whose time is over; the timer ends with the last one."""
+        now = self.loop.time()
+        for other in list(self.connections):
+            if isinstance(other, _BoundedProtocol) and 0 < other.until < now:
+                other.expire()
+        type(self).sweeper = (
+            self.loop.call_later(self.sweep_s, self._sweep)
+            if self.connections
+            else None
+        )
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
@@ -190,21 +219,31 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._early is not None:
-            self._pass_on()
+            try:
+                self._pass_on()
+            except (HttpParserError, ValueError):  # no target that can be taken apart
+                self.send_400_response("Invalid HTTP request received.")
         # One read may hold a whole head and much of its body, so the bound is looked
         # at when the head has still not ended. A read is at most 256 KiB.
-        if self._timer is not None and self._head_bytes > self.max_head_bytes:
-            self._end_head()
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
+        if self._in_head:
+            if not self.until:
+                self.until = self.loop.time() + self.bounds.head_timeout_s
+            if self._head_bytes > self.max_head_bytes:
+                self.until = 0.0
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._begin_head()
+        """What a scope has beyond this is made where ASGI gets the request."""
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
+        if not self._in_head:
+            self._in_head, self.until, self._head_bytes = True, 0.0, 0
 
     def on_headers_complete(self) -> None:
         """Wait until all that was read with the head is known."""
-        self._end_head()
+        self._in_head, self.until = False, 0.0
         self._early = []
 
     def on_body(self, body: bytes) -> None:
@@ -229,7 +268,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         early, self._early = self._early, None
         if self.transport.is_closing():  # it was malformed after all
             return
+        head = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = head
         self._rest = DirectBody()
+        self.scope["headers"] = self.headers
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         super().on_headers_complete()
         for part in early or ():
@@ -261,8 +304,14 @@ class _BoundedProtocol(HttpToolsProtocol):
         exchange = Exchange(
             self,
             self.answerer.answer(
-                Request(method, scheme, authority, path, headers),
-                body[0] if len(body) == 1 else b"".join(body),
+                Request(
+                    method,
+                    scheme,
+                    authority,
+                    path,
+                    headers,
+                    body[0] if len(body) == 1 else b"".join(body),
+                )
             ),
             keep_alive=self.parser.should_keep_alive(),
             default_headers=self.server_state.default_headers,
@@ -278,19 +327,13 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.tasks.discard(task)
         self.on_response_complete()
 
-    def _begin_head(self) -> None:
-        if self._timer is None:
-            self._head_bytes = 0
-            self._timer = self.loop.call_later(self.bounds.head_timeout_s, self._expire)
-
-    def _end_head(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _expire(self) -> None:
-        self._timer = None
-        self.transport.close()
+    def expire(self) -> None:
+        """Close: no head came, or none that ended, in its time."""
+        self.until = 0.0
+        if self._in_head:
+            self.transport.close()
+        else:
+            self.timeout_keep_alive_handler()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Strangers could fill the log with it."""

@@ -60,7 +60,7 @@ class Reply:
 class Answerer(Protocol):
     """Answers whole requests; `service.guard.Guard` does."""
 
-    def answer(self, head: Request, content: bytes) -> Coroutine[Any, Any, Reply]:
+    def answer(self, request: Request) -> Coroutine[Any, Any, Reply]:
         """Answer one; it is cancelled when the client leaves."""
 
 

@@ -75,11 +75,14 @@ class Gateway:
         """
         self._ring = ring
         self._routes = routes
-        self._metrics = routes.metrics
         self._freshness = freshness
         self._publication = publication
         self._clock = clock
         self._limits = BhttpLimits(max_body_bytes=max_body_bytes)
+        self._opened, self._sealing = (
+            routes.metrics.histogram("sealgate_stage_seconds", stage, "")
+            for stage in ("open", "seal")
+        )
 
     @property
     def keys(self) -> bytes:
@@ -115,8 +118,8 @@ class Gateway:
             message, context = ohttp.open_request(body, ring.find(header))
         except (UnknownKeyError, DecryptionError):
             raise Problem("ohttp-key") from None
-        enc = ohttp.encapsulated_key(body)
-        self._metrics.stage("open", time.perf_counter() - began)
+        enc = context.encapsulated_key
+        self._opened(time.perf_counter() - began)
         del body  # of a large request only the opened copy is kept
         inner = await self._inner(message, enc, key_id=header.key_id, ring=ring)
         del message
@@ -133,7 +136,7 @@ class Gateway:
             SealgateError: as `answer`.
         """
         message, enc, context = request.finish()
-        self._metrics.stage("open", request.seconds)
+        self._opened(request.seconds)
         key_id, ring = request.key_id, request.ring
         del request
         inner = await self._inner(message, enc, key_id=key_id, ring=ring)
@@ -161,7 +164,7 @@ class Gateway:
     def _sealed(self, context: ResponseContext, inner: Response) -> Response:
         began = time.perf_counter()
         sealed = context.seal_parts(_padded(inner))
-        self._metrics.stage("seal", time.perf_counter() - began)
+        self._sealing(time.perf_counter() - began)
         return Response(200, _OUTER_HEADERS, sealed)
 
     async def _inner(

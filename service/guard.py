@@ -110,21 +110,18 @@ class Guard:
         finally:
             visit.leave()
 
-    async def answer(self, head: Request, content: bytes) -> Reply:
+    async def answer(self, request: Request) -> Reply:
         """Answer a request that is there whole, without ASGI in between.
 
         Cancelling stops it: the client has left, or the server ends.
-
-        Args:
-            head: the request but for its content.
-            content: all of it.
         """
         try:
             visit = Visit(self._intake)
         except Problem as busy:
             return self._busy(busy)
         try:
-            return await self._reply(head, _Whole(content, visit, self._settings))
+            body = _Whole(request, visit, self._settings)
+            return await self._reply(request, body)
         finally:
             visit.leave()
 
@@ -159,10 +156,7 @@ class Guard:
             return await self._answer_signed_keys(head, body)
         health = self._routes.is_open(head.path)
         principal = None if health else await self._routes.check_early(head)
-        content = await body.read()
-        request = Request(
-            head.method, head.scheme, head.authority, head.path, head.headers, content
-        )
+        request = await body.read_request(head)
         return await self._routes.answer(request, sealed=False, principal=principal)
 
     async def _answer_metrics(self, head: Request) -> Response:
@@ -280,6 +274,13 @@ class _Body:
         await self.read_into(gathered.take)
         return gathered.content
 
+    async def read_request(self, head: Request) -> Request:
+        """The request whose head is known, with this content."""
+        content = await self.read()
+        return Request(
+            head.method, head.scheme, head.authority, head.path, head.headers, content
+        )
+
     async def read_into(self, take: Callable[[bytes], None]) -> None:
         """Read it in the portions in which it arrives.
 
@@ -348,11 +349,13 @@ class _Whole:
 
     complete = True
 
-    def __init__(self, content: bytes, visit: Visit, settings: ServiceSettings) -> None:
-        self._content = content
+    def __init__(
+        self, request: Request, visit: Visit, settings: ServiceSettings
+    ) -> None:
+        self._request = request
         self._visit = visit
         self._max_bytes = settings.max_body_bytes
-        self.declared = len(content)
+        self.declared = len(request.body)
 
     def check_gone(self) -> None:
         """Whoever cancels knows why: nobody has to be told."""
@@ -360,16 +363,20 @@ class _Whole:
     def release(self) -> None:
         """Nothing waits for the client to leave."""
 
-    async def read(self) -> bytes:
+    async def read(self) -> Body:
         """As `_Body.read`."""
+        return (await self.read_request(self._request)).body
+
+    async def read_request(self, head: Request) -> Request:
+        """As `_Body.read_request`: the head has its content already."""
         if self.declared > self._max_bytes:
             raise _too_large(self._max_bytes)
         self._visit.hold(self.declared)
-        return self._content
+        return head
 
     async def read_into(self, take: Callable[[bytes], None]) -> None:
         """As `_Body.read_into`."""
-        take(await self.read())
+        take(bytes(await self.read()))
 
     read_straight_into = read_into
 

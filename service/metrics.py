@@ -164,6 +164,19 @@ class Metrics:
 
         return add
 
+    def counted_histogram(
+        self, counter: Sequence[str], histogram: Sequence[str]
+    ) -> Callable[[float], None]:
+        """What adds one to a counter, and a value to a histogram, looked up once."""
+        cell = self.cell(*counter)
+        add = self.histogram(*histogram)
+
+        def count(value: float) -> None:
+            cell[0] += 1.0
+            add(value)
+
+        return count
+
     def stage(self, stage: str, seconds: float, model: str = "") -> None:
         """Note how long a request was in one of `STAGES`."""
         self.observe("sealgate_stage_seconds", stage, model, value=seconds)

@@ -40,11 +40,31 @@ _log = logging.getLogger(__name__)
 
 QUOTA_EXCEEDED = "quota-exceeded"
 MAX_CALLERS = 4096
+_ID_BYTES, _IDS = 8, 512
 _STRANGERS_KIND: tuple[str, ...] = ("action", "outcome", "reason", "sealed", "status")
 _CALLERS_KIND = (*_STRANGERS_KIND, "subject", "client", "token", "model")
 
 
-@dataclass
+class _RequestIds:
+    """Random names for requests, from the operating system many at a time."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._left = 0
+
+    def __call__(self) -> str:
+        if not self._left:
+            self._pool = secrets.token_bytes(_IDS * _ID_BYTES)
+            self._left = _IDS
+        self._left -= 1
+        end = (self._left + 1) * _ID_BYTES
+        return self._pool[end - _ID_BYTES : end].hex()
+
+
+_next_id = _RequestIds()
+
+
+@dataclass(slots=True)
 class Decision:
     """What one request's audit record will say, as far as it is known.
 
@@ -66,7 +86,7 @@ class Decision:
 
     sealed: bool
     started: float
-    request_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    request_id: str = field(default_factory=_next_id)
     principal: Principal | None = None
     model: str | None = None
     version: str | None = None

@@ -100,6 +100,9 @@ class Routes:
         self._quotas = quotas
         self._require_sealed = require_sealed
         self._clock = clock
+        self._verified = self.metrics.histogram("sealgate_stage_seconds", "verify", "")
+        # As many as there are series of `sealgate_requests`.
+        self._counting: dict[tuple[object, ...], Callable[[float], None]] = {}
 
     def is_open(self, path: bytes) -> bool:
         """Whether a path answers without a token."""
@@ -249,7 +252,7 @@ class Routes:
         if action == "infer" and version is None:
             # Only now, so that a stranger takes nothing of a canary's share.
             chosen = self._lineup.choose(name) or model
-            if self._permissions.allows(
+            if chosen is not model and self._permissions.allows(
                 principal, name, chosen.manifest.version, "infer"
             ):
                 return chosen
@@ -319,21 +322,32 @@ class Routes:
         served = decision.version is not None
         model = decision.model or "" if served else ""
         version, action = decision.version or "", decision.action or ""
-        metrics = self.metrics
-        metrics.count("sealgate_requests", model, version, action, str(status))
         elapsed = time.perf_counter() - decision.started
-        metrics.observe("sealgate_request_seconds", action, value=elapsed)
+        self._count(model, version, action, status)(elapsed)
         if reason is not None:
-            metrics.count("sealgate_refusals", reason)
+            self.metrics.count("sealgate_refusals", reason)
         elif decision.rows is not None:
-            metrics.count("sealgate_rows", model, version, amount=decision.rows)
+            self.metrics.count("sealgate_rows", model, version, amount=decision.rows)
+
+    def _count(
+        self, model: str, version: str, action: str, status: int
+    ) -> Callable[[float], None]:
+        """What counts an answered request, given the seconds that it took."""
+        labels = model, version, action, status
+        known = self._counting.get(labels)
+        if known is None:
+            known = self._counting[labels] = self.metrics.counted_histogram(
+                ("sealgate_requests", model, version, action, str(status)),
+                ("sealgate_request_seconds", action),
+            )
+        return known
 
     async def _authenticate(self, request: Request) -> Principal:
         began = time.perf_counter()
         try:
             return await self._callers.authenticate(request)
         finally:
-            self.metrics.stage("verify", time.perf_counter() - began)
+            self._verified(time.perf_counter() - began)
 
     def _answer_open(self, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):

@@ -84,6 +84,8 @@ def test_a_refused_request_that_was_read_leaves_the_connection_open(
         (b"GET /v2/health/ready HTTP/1.0\r\n", b"200"),
         (b"DELETE /v2/health/ready HTTP/1.1\r\nHost: x\r\n", b"405"),
         (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n", b"4"),
+        (b"GET /v2/\xc3\xa4 HTTP/1.1\r\nHost: x\r\n", b"400"),
+        (b"GET http:// HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n", b"400"),
     ],
 )
 def test_unusual_requests(

@@ -44,6 +44,8 @@ _VALUE = re.compile(
     rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?"
 )
 _TARGET = re.compile(rb"[\x21-\x7e]*")
+# The variable-length integers of one byte.
+_SHORT = [bytes([value]) for value in range(64)]
 # Of the largest element of a tensor, in bytes.
 _ALIGNMENT = 8
 
@@ -292,15 +294,21 @@ def _field_section(fields: Headers) -> bytes:
 
 
 def _field_lines(fields: Headers) -> bytes:
-    return b"".join(
-        part
-        for name, value in fields
-        for part in (_varint(len(name)), name, _varint(len(value)), value)
-    )
+    lines = bytearray()
+    for name, value in fields:
+        lines += _varint(len(name))
+        lines += name
+        lines += _varint(len(value))
+        lines += value
+    return bytes(lines)
 
 
 def _varint(value: int) -> bytes:
     """Variable-length integer (RFC 9000, section 16), shortest form."""
+    if value < 0x40:
+        return _SHORT[value]
+    if value < 0x4000:
+        return (value | 0x4000).to_bytes(2, "big")
     for prefix, size in enumerate((1, 2, 4, 8)):
         if value < 1 << (8 * size - 2):
             return (value | prefix << (8 * size - 2)).to_bytes(size, "big")
@@ -369,25 +377,41 @@ class _Reader:
 
     def fields(self, *, known: bool) -> Headers:
         """A field section: with its length, or ended by an empty name."""
+        if known:
+            return self._section(bytes(self.take(self._section_size())))
         fields: list[tuple[bytes, bytes]] = []
-        end = self._section_end() if known else None
-        while end is None or self._position < end:
-            name_size = self.varint()
-            if not name_size and end is None:
-                return tuple(fields)
+        while name_size := self.varint():
             fields.append(self._field(name_size))
-        if self._position != end:
-            raise BinaryHttpError("field section overruns its length")
         return tuple(fields)
 
-    def _section_end(self) -> int:
+    def _section_size(self) -> int:
         size = self.varint()
         if size > self._limits.max_header_bytes + 8 * self._limits.max_headers:
             raise BinaryHttpError("field section is too long")
-        end = self._position + size
-        if end > len(self._data):
-            raise BinaryHttpError("message is truncated")
-        return end
+        return size
+
+    def _section(self, data: bytes) -> Headers:
+        """A whole field section: every sealed request has one, so without calls."""
+        parts: list[bytes] = []
+        position, end = 0, len(data)
+        most = 2 * self._limits.max_headers
+        while position < end and len(parts) <= most:
+            size = data[position]
+            if size < 0x40:  # the one-byte form
+                start = position + 1
+            else:
+                start = position + (1 << (size >> 6))
+                size = int.from_bytes(data[position:start], "big")
+                size &= (1 << (8 * (start - position) - 2)) - 1
+            position = start + size
+            parts.append(data[start:position])
+        self._budget.spend(sum(map(len, parts)), fields=(len(parts) + 1) // 2)
+        if position != end or len(parts) % 2:
+            raise BinaryHttpError("field section overruns its length")
+        fields = tuple(zip(parts[::2], parts[1::2]))
+        for name, value in fields:
+            self._budget.check(name, value)
+        return fields
 
     def _field(self, name_size: int) -> tuple[bytes, bytes]:
         self._budget.spend(name_size, fields=1)

@@ -93,6 +93,10 @@ class Suite:
     kdf_id: int
     aead_id: int
     identifier: bytes = field(init=False, repr=False, compare=False)
+    # Nk, Nn and Nenc in bytes (RFC 9180, sections 7.1 and 7.3), looked up once.
+    nk: int = field(init=False, repr=False, compare=False)
+    nn: int = field(init=False, repr=False, compare=False)
+    nenc: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (
@@ -104,29 +108,19 @@ class Suite:
                 f"unsupported suite KEM {self.kem_id:#06x}, KDF {self.kdf_id:#06x}, "
                 f"AEAD {self.aead_id:#06x}"
             )
-        object.__setattr__(
-            self, "identifier", b"HPKE" + self.kem + _u16(self.kdf_id, self.aead_id)
-        )
+        parameters = _AEADS[self.aead_id]
+        for name, value in (
+            ("identifier", b"HPKE" + self.kem + _u16(self.kdf_id, self.aead_id)),
+            ("nk", parameters.nk),
+            ("nn", parameters.nn),
+            ("nenc", ENC_BYTES[self.kem_id]),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def kem(self) -> bytes:
         """The KEM identifier, two bytes in network order."""
         return _u16(self.kem_id)
-
-    @property
-    def nk(self) -> int:
-        """Key length of the AEAD in bytes."""
-        return _AEADS[self.aead_id].nk
-
-    @property
-    def nn(self) -> int:
-        """Nonce length of the AEAD in bytes."""
-        return _AEADS[self.aead_id].nn
-
-    @property
-    def nenc(self) -> int:
-        """Length of an encapsulated key in bytes (RFC 9180, section 7.1)."""
-        return ENC_BYTES[self.kem_id]
 
     def aead(self, key: bytes) -> Aead:
         """The suite's AEAD under a key of `nk` bytes."""

@@ -30,7 +30,6 @@ __all__ = [
     "RequestHeader",
     "ResponseContext",
     "choose_suite",
-    "encapsulated_key",
     "open_request",
     "parse_header",
     "seal_request",
@@ -86,11 +85,15 @@ class RequestHeader:
 
 
 class ResponseContext:
-    """Seals or opens the one response to a request (section 4.4)."""
+    """Seals or opens the one response to a request (section 4.4).
+
+    Attributes:
+        encapsulated_key: of the request: no two honest requests have the same.
+    """
 
     def __init__(self, context: Context, enc: bytes) -> None:
         self._suite = context.suite
-        self._enc = enc
+        self.encapsulated_key = enc
         self._nonce_bytes = max(self._suite.nn, self._suite.nk)
         self._secret = context.export(_RESPONSE_LABEL, self._nonce_bytes)
 
@@ -154,7 +157,7 @@ class ResponseContext:
             raise DecryptionError("response does not authenticate") from None
 
     def _keys(self, nonce: bytes) -> tuple[bytes, bytes]:
-        prk = hpke.hkdf_extract(self._enc + nonce, self._secret)
+        prk = hpke.hkdf_extract(self.encapsulated_key + nonce, self._secret)
         key = hpke.hkdf_expand(prk, b"key", self._suite.nk)
         return key, hpke.hkdf_expand(prk, b"nonce", self._suite.nn)
 
@@ -196,7 +199,7 @@ def parse_header(data: Buffer) -> RequestHeader:
     # length that the chosen suite needs.
     if len(data) < HEADER_BYTES + 32 + TAG_BYTES:
         raise EncapsulationError("encapsulated request is too short")
-    return RequestHeader.decode(bytes(data[:HEADER_BYTES]))
+    return _header(bytes(data[:HEADER_BYTES]))
 
 
 def choose_suite(header: RequestHeader) -> Suite:
@@ -211,20 +214,10 @@ def choose_suite(header: RequestHeader) -> Suite:
         raise EncapsulationError(str(error)) from None
 
 
+# Public values. What strangers make up pushes out what they made up before, no more.
+_header = lru_cache(maxsize=64)(RequestHeader.decode)
 # Refusals are not remembered, so there are no more of them than supported suites.
 _suite = lru_cache(Suite)
-
-
-def encapsulated_key(data: Buffer) -> bytes:
-    """The encapsulated key of a request: no two honest requests have the same.
-
-    Raises:
-        EncapsulationError: as `open_request`.
-    """
-    end = HEADER_BYTES + choose_suite(parse_header(data)).nenc
-    if len(data) < end + TAG_BYTES:
-        raise EncapsulationError("encapsulated request is too short")
-    return bytes(data[HEADER_BYTES:end])
 
 
 def open_request(
@@ -246,7 +239,9 @@ def open_request(
             the library's, which drops it.
     """
     suite = choose_suite(parse_header(data))
-    enc = encapsulated_key(data)
+    if len(data) < HEADER_BYTES + suite.nenc + TAG_BYTES:
+        raise EncapsulationError("encapsulated request is too short")
+    enc = bytes(data[HEADER_BYTES : HEADER_BYTES + suite.nenc])
     info = REQUEST_LABEL + bytes(data[:HEADER_BYTES])
     context = hpke.setup_receiver(suite, private_key, enc, info)
     request = context.open(memoryview(data)[HEADER_BYTES + suite.nenc :])

@@ -97,9 +97,9 @@ class GroupLog:
         self._thread.join()
 
     def _write_alone(self, record: bytes) -> None:
-        signed = self.log.checkpoint_in_s is None
+        signed = self.log.is_signed
         failure = self._write([record])
-        if signed or self._held:
+        if self._held or (signed and not self.log.is_signed):
             self._jobs.put(_Group())  # the thread shall look when it is due
         if failure is not None:
             raise failure

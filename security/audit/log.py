@@ -129,9 +129,14 @@ class AuditLog:
             self._tree.add(leaf)
 
     @property
+    def is_signed(self) -> bool:
+        """Whether a checkpoint would say nothing new, or nobody signs any."""
+        return self._signer is None or self._signed_size == self._tree.size
+
+    @property
     def checkpoint_in_s(self) -> float | None:
         """Seconds until a checkpoint is due; None if it would say nothing new."""
-        if self._signer is None or self._signed_size == self._tree.size:
+        if self.is_signed:
             return None
         age = self._monotonic() - self._signed_at
         return max(0.0, self.limits.checkpoint_interval_s - age)

@@ -94,10 +94,11 @@ def encode(fields: Mapping[str, Scalar]) -> bytes:
     Raises:
         AuditError: a field that no record has, or a value that is not JSON.
     """
-    if not fields.keys() <= FIELDS.keys():
+    record = {**_EMPTY, **fields}
+    if len(record) != len(_EMPTY):
         raise AuditError(f"no field {min(fields.keys() - FIELDS.keys())!r} in a record")
     try:
-        return orjson.dumps({**_EMPTY, **fields})
+        return orjson.dumps(record)
     except TypeError as error:
         raise AuditError(f"not a record: {error}") from None
 
