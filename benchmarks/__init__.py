@@ -3,5 +3,7 @@
 sealing   gateway work per request, beside the floor
 gate      reading and verifying a bundle
 server    CPU time per request of the real server, sealed and plaintext
+peers     beside other servers: BentoML, Starlette, MLServer, Triton
+soak      memory and p99 over 200,000 requests
 throughput  large tensors through the real server, sealed against plaintext
 """

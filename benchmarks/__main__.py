@@ -1,6 +1,10 @@
-"""Run the benchmarks: all of them, or the ones named."""
+"""Run the benchmarks: all of them, or the ones named.
+
+`peers` and `soak` take options of their own: `python -m benchmarks peers --help`.
+"""
 
 import argparse
+import sys
 
 from benchmarks import (
     access,
@@ -9,9 +13,11 @@ from benchmarks import (
     gradients,
     sealing,
     server,
+    soak,
     throughput,
     training,
 )
+from benchmarks.peers import run as peers
 
 BENCHMARKS = {
     "sealing": sealing.run,
@@ -22,10 +28,17 @@ BENCHMARKS = {
     "throughput": throughput.run,
     "gradients": gradients.run,
     "training": training.run,
+    "peers": lambda: peers.main([]),
+    "soak": lambda: soak.main([]),
 }
+WITH_OPTIONS = {"peers": peers.main, "soak": soak.main}
 
 
 def main() -> None:
+    own = WITH_OPTIONS.get(sys.argv[1]) if len(sys.argv) > 2 else None
+    if own is not None and sys.argv[2].startswith("-"):
+        own(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", nargs="*", help=", ".join(BENCHMARKS))
     names = parser.parse_args().name or list(BENCHMARKS)

@@ -245,7 +245,7 @@ class Routes:
         version = None if asked is None else asked.decode()
         model = self._lineup.find(name, version)
         found = version if model is None else model.manifest.version
-        needed = action if action in ("infer", "explain") else "metadata"
+        needed = "infer" if action == "infer" else "metadata"
         self._permissions.authorize(principal, name, found, needed)
         if model is None:
             raise Problem("not-found", NO_MODEL)

@@ -37,16 +37,14 @@ def allowed(table: Permissions, who: Principal, model: str = "toy", **how: Any) 
 def test_a_scope_allows_a_model(scopes: tuple[str, ...]) -> None:
     assert allowed(NONE, principal(*scopes))
     assert allowed(NONE, principal(*scopes), action="metadata")
-    assert not allowed(NONE, principal(*scopes), action="explain")
 
 
 def test_each_action_has_its_scope() -> None:
-    for action in ("infer", "explain", "metadata"):
+    for action in ("infer", "metadata"):
         assert allowed(NONE, principal(f"{action}:toy"), action=action)
         assert allowed(NONE, principal(f"{action}:*"), action=action)
     assert not allowed(NONE, principal("metadata:toy"))
-    assert not allowed(NONE, principal("explain:toy"))
-    assert allowed(NONE, principal("explain:toy"), action="metadata")
+    assert not allowed(NONE, principal("explain:toy"), action="metadata")
 
 
 @pytest.mark.parametrize(
@@ -87,13 +85,11 @@ def test_a_model_called_star_is_no_wildcard() -> None:
     assert not allowed(NONE, principal("infer:toy"), model="*")
 
 
-@pytest.mark.parametrize("action", ["metrics", "admin"])
-def test_the_server_needs_its_own_scope(action: str) -> None:
-    NONE.authorize_server(principal(action), action)
-    other = "admin" if action == "metrics" else "metrics"
-    for scope in ("infer:*", f"infer:{action}", f"{action}:read", "METRICS", other):
-        with pytest.raises(ScopeError, match=rf"^{action}$"):
-            NONE.authorize_server(principal(scope), action)
+def test_the_server_needs_its_own_scope() -> None:
+    NONE.authorize_server(principal("metrics"), "metrics")
+    for scope in ("infer:*", "infer:metrics", "metrics:read", "METRICS", "admin"):
+        with pytest.raises(ScopeError, match=r"^metrics$"):
+            NONE.authorize_server(principal(scope), "metrics")
 
 
 @given(
@@ -148,7 +144,6 @@ def test_a_grant_is_about_models_and_versions(model, version, fits) -> None:
     table = Permissions("ignored", (FULL,))
     assert allowed(table, WHO, model, version=version) == fits
     assert allowed(table, WHO, model, version=version, action="metadata") == fits
-    assert not allowed(table, WHO, model, version=version, action="explain")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +212,7 @@ def test_the_shipped_example_is_one(tmp_path: Path) -> None:
     lines = [line.removeprefix("# ") for line in example.splitlines()]
     (grant,) = load(tmp_path, "\n".join(lines)).grants
     assert grant.models == {"chest-*"}
-    assert grant.actions == {"infer", "explain"}
+    assert grant.actions == {"infer"}
 
 
 def test_a_table(tmp_path: Path) -> None:
@@ -254,9 +249,11 @@ FAULTS = [
     (ONE.replace('["m"]', '["a*b"]'), r"'a\*b' is no name, or name and"),
     (ONE.replace('["m"]', '["m/../x"]'), "is no name, or name and"),
     (ONE + 'versions = ["latest"]', "'latest' is no name, or name and"),
-    (ONE.replace('["infer"]', '["Infer"]'), "actions: of admin, explain"),
-    (ONE.replace('["infer"]', '["metrics"]'), "infer, explain, metadata need models"),
-    (ONE.replace('models = ["m"]\n', ""), "infer, explain, metadata need models"),
+    (ONE.replace('["infer"]', '["Infer"]'), "actions: of infer, metadata, metrics"),
+    (ONE.replace('["infer"]', '["explain"]'), "actions: of infer, metadata, metrics"),
+    (ONE.replace('["infer"]', '["admin"]'), "actions: of infer, metadata, metrics"),
+    (ONE.replace('["infer"]', '["metrics"]'), "infer, metadata need models"),
+    (ONE.replace('models = ["m"]\n', ""), "infer, metadata need models"),
     (ONE + ONE, "grant 'g' is there twice"),
     ("x = " + "[" * 5000, r"access\.toml: "),
 ]

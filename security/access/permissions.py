@@ -1,8 +1,7 @@
 """What a principal may do: by scopes, and by the table of grants. Deny by default.
 
-Scopes: ``infer:<model>`` or ``infer:*``, likewise ``explain`` and ``metadata``, and
-``metrics`` and ``admin``. Who may infer or explain may also read the metadata and the
-attestations that it takes to do so.
+Scopes: ``infer:<model>`` or ``infer:*``, likewise ``metadata``, and ``metrics``. Who
+may infer may also read the metadata and the attestations that it takes to do so.
 
 Grants (`deploy/access.toml`) name callers and what they may. Every kind of caller that
 a grant names must fit, and of each kind any one.
@@ -29,6 +28,7 @@ from security.errors import HiddenError, ScopeError, SettingsError
 
 __all__ = [
     "ACTIONS",
+    "MODEL_ACTIONS",
     "SERVER_ACTIONS",
     "Grant",
     "Permissions",
@@ -38,14 +38,13 @@ __all__ = [
 
 MAX_TABLE_BYTES = 1 << 20
 MAX_GRANTS = 4096
-MODEL_ACTIONS = ("infer", "explain", "metadata")
-SERVER_ACTIONS = ("metrics", "admin")
+MODEL_ACTIONS = ("infer", "metadata")
+SERVER_ACTIONS = ("metrics",)
 ACTIONS = (*MODEL_ACTIONS, *SERVER_ACTIONS)
 # What each action of a model is granted by, itself first.
 _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
     "infer": ("infer",),
-    "explain": ("explain",),
-    "metadata": ("metadata", "infer", "explain"),
+    "metadata": ("metadata", "infer"),
 }
 _SCOPES = ("sufficient", "necessary", "ignored")
 _CALLERS = ("subjects", "clients", "groups", "tenants", "issuers", "scopes")

@@ -37,7 +37,7 @@ Scalar = str | int | bool | None
 
 # Every field of a record, with its meaning; None where it does not apply.
 FIELDS: Mapping[str, str] = {
-    "action": "infer, explain, metadata, ready, attestations, metrics; start, load, "
+    "action": "infer, metadata, ready, attestations, metrics; start, load, "
     "unload, withdraw, restore, deployment, "
     "key-rotation, revocation, admission, deployment",
     "client": "client_id of the token; a pseudonym where it is the subject's own",

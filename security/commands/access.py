@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from security.access.explain import Question, explain
-from security.access.permissions import ACTIONS
+from security.access.permissions import ACTIONS, MODEL_ACTIONS
 from security.access.revocation import Revocation, open_store
 from security.access.tokens import Verifier
 from security.audit.journal import record_operation
@@ -54,7 +54,7 @@ def _add_explain(own: Subparsers[argparse.ArgumentParser]) -> None:
         help="say why a request would be allowed or refused",
         description="Take the steps of the server for a token and a model, and print "
         "each with its outcome. Exit code 0 if it would be allowed, 1 if not. What is "
-        "asked with `--action metrics` or `admin` is about the server.",
+        "asked with `--action metrics` is about the server.",
     )
     parser.add_argument("--token", required=True, help=_HELP)
     parser.add_argument("--model", help="name of the model")
@@ -107,7 +107,7 @@ def _add_restore(own: Subparsers[argparse.ArgumentParser]) -> None:
 
 def _explain(args: argparse.Namespace) -> int:
     settings = load_settings()
-    if args.action in ("infer", "explain", "metadata") and args.model is None:
+    if args.action in MODEL_ACTIONS and args.model is None:
         raise SettingsError(f"--action {args.action} is about a --model")
     question = Question(args.model, args.model_version, args.action)
     token = _token(args.token)
