@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import privacy_attacks
 from benchmarks.timing import alternate, table
 from security.assessment.art_library import art
 from security.assessment.evasion.cascade import white_box_of
@@ -37,6 +38,7 @@ def run() -> None:
     _against_autoattack()
     _interpreter()
     _processes()
+    privacy_attacks.run()
 
 
 def _context(profile: str, rows: int, jobs: int = 1) -> Context:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -83,6 +84,25 @@ def test_clipping_bounds_what_one_row_adds():
         moved[name] = np.abs(logits).max()
     # Clipped, the last layer moves by 0.1 at most; free, with the hidden layer.
     assert moved["clipped"] < moved["free"] / 10
+
+
+def test_automatic_clipping_makes_every_row_count():
+    x, y = rows(n=1)
+    recipe = ShadowRecipe(3, (), steps=1, max_grad_norm=0.5)
+    included = np.ones((1, 1), bool)
+    moved = {}
+    for automatic in (False, True):
+        item = replace(recipe, automatic=automatic)
+        # So near its class that its own gradient is short: the bias' alone.
+        logits = train_shadows(x * 1e-3, y, included, item, seed=0).logits
+        moved[automatic] = np.linalg.norm(logits)
+    assert moved[True] == pytest.approx(0.5, rel=0.05)
+    assert moved[False] == pytest.approx(0.5, rel=0.05)
+    half = replace(recipe, automatic=True, max_grad_norm=5.0)
+    # A gradient of length 0.82, the bias' only, is lengthened to five.
+    assert np.linalg.norm(
+        train_shadows(x * 1e-3, y, included, half, seed=0).logits
+    ) == pytest.approx(5.0, rel=0.05)
 
 
 def test_noise_makes_shadows_differ():
@@ -224,17 +244,23 @@ def test_a_model_that_remembers_breaks_the_claim(cancer, tmp_path, logits):
     assert result["metrics"]["auc"]["low"] > 0.9
     assert "membership-beyond-claim" in {item["rule"] for item in report["findings"]}
     assert result["conditions"]["shadow_models"] == 16
+    assert "label_only" not in result["conditions"]["attacks"]
+    for attack in ("rule", "learned"):
+        assert result["metrics"][f"{attack}_auc"]["low"] > 0.6
 
 
 def test_a_model_that_never_saw_them_is_not_accused(cancer, tmp_path):
     weights = np.zeros((30, 2), np.float32)
     weights[0] = (0.4, -0.4)
     model = linear_onnx(weights, [-5.6, 5.6], tail=("Softmax",))
-    report = scan(
-        tmp_path, model, CONFIG, "--training", str(CONFIG), "--check", "membership"
-    )
+    more = ["--profile", "standard", "--training", str(CONFIG)]
+    report = scan(tmp_path, model, CONFIG, *more, "--check", "membership")
     rules = {item["rule"] for item in report["findings"]}
     assert not {"membership-beyond-claim", "membership-exposed"} & rules
+    (result,) = [r for r in report["results"] if r["check"] == "membership"]
+    by_labels = result["metrics"]["label_only_auc"]
+    assert by_labels["n"] == 80
+    assert by_labels["low"] < 0.5 < by_labels["high"]
 
 
 def test_rows_beyond_the_bound_are_sampled(cancer, monkeypatch):

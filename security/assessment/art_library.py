@@ -27,7 +27,7 @@ def art() -> Any:
     with _other_home(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of what ART imports
         from art import config  # noqa: PLC0415  (the whole point)
-        from art.attacks import EvasionAttack  # noqa: PLC0415
+        from art.attacks import EvasionAttack, ExtractionAttack  # noqa: PLC0415
         from art.attacks.evasion import (  # noqa: PLC0415
             CarliniL2Method,
             DeepFool,
@@ -35,9 +35,17 @@ def art() -> Any:
             HopSkipJump,
             ProjectedGradientDescentPyTorch,
         )
+        from art.attacks.extraction import CopycatCNN, KnockoffNets  # noqa: PLC0415
+        from art.attacks.inference.attribute_inference import (  # noqa: PLC0415
+            AttributeInferenceBaseline,
+            AttributeInferenceBaselineTrueLabel,
+            AttributeInferenceBlackBox,
+        )
         from art.attacks.inference.membership_inference import (  # noqa: PLC0415
             MembershipInferenceBlackBox,
+            MembershipInferenceBlackBoxRuleBased,
         )
+        from art.attacks.inference.model_inversion import MIFace  # noqa: PLC0415
         from art.defences.detector.poison import (  # noqa: PLC0415
             SpectralSignatureDefense,
         )
@@ -56,14 +64,22 @@ def art() -> Any:
         # The folder is gone after the import; nothing used here reads it.
         config.ART_DATA_PATH = os.devnull
     return SimpleNamespace(
+        AttributeInferenceBaseline=AttributeInferenceBaseline,
+        AttributeInferenceBaselineTrueLabel=AttributeInferenceBaselineTrueLabel,
+        AttributeInferenceBlackBox=AttributeInferenceBlackBox,
         BaseEstimator=BaseEstimator,
         CarliniL2Method=CarliniL2Method,
         ClassifierMixin=ClassifierMixin,
+        CopycatCNN=CopycatCNN,
         DeepFool=DeepFool,
         EvasionAttack=EvasionAttack,
+        ExtractionAttack=ExtractionAttack,
         HopSkipJump=HopSkipJump,
         FastGradientMethod=FastGradientMethod,
+        KnockoffNets=KnockoffNets,
         MembershipInferenceBlackBox=MembershipInferenceBlackBox,
+        MembershipInferenceBlackBoxRuleBased=MembershipInferenceBlackBoxRuleBased,
+        MIFace=MIFace,
         BlackBoxClassifierNeuralNetwork=BlackBoxClassifierNeuralNetwork,
         ProjectedGradientDescentPyTorch=ProjectedGradientDescentPyTorch,
         PyTorchClassifier=PyTorchClassifier,

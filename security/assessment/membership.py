@@ -19,7 +19,8 @@ from models.bundle import Bundle
 from models.datasets import TabularDataset
 from models.report import Check, Condition, Metric
 from security.assessment import intervals
-from security.assessment.art_library import art, repeatable
+from security.assessment.art_library import art
+from security.assessment.privacy.art_membership import learned_scores
 from security.assessment.scaled_model import ServedModel
 from security.errors import AssessmentError
 
@@ -137,27 +138,17 @@ def _learned_attack(
         input_shape=(train.features.shape[1],),
         nb_classes=served.classes,
     )
-    method = art().MembershipInferenceBlackBox(model, attack_model_type="rf")
-    # Full-grown trees learn single rows by heart and give coarse scores.
-    method.attack_model.set_params(min_samples_leaf=5, random_state=_SEED)
-    with repeatable(_SEED):
-        method.fit(
-            fit_train.features,
-            fit_train.labels,
-            fit_holdout.features,
-            fit_holdout.labels,
+    members, others = (
+        learned_scores(
+            model,
+            (fit_train.features, fit_train.labels),
+            (fit_holdout.features, fit_holdout.labels),
+            (item.features, item.labels),
+            seed=_SEED,
         )
-        members, others = (
-            method.infer(item.features, item.labels, probabilities=True)
-            for item in (judge_train, judge_holdout)
-        )
-    return _Scores(_member_scores(members), _member_scores(others))
-
-
-def _member_scores(inferred: NDArray[np.floating]) -> Floats:
-    scores = np.asarray(inferred, dtype=np.float64)
-    # ART returns both classes' probabilities, or the second's alone.
-    return scores.reshape(len(scores), -1)[:, -1]
+        for item in (judge_train, judge_holdout)
+    )
+    return _Scores(members, others)
 
 
 def _head(rows: TabularDataset, size: int) -> TabularDataset:

@@ -13,11 +13,10 @@ from security.assessment.privacy.bounds import Curve
 from security.assessment.privacy.canaries import AuditedMechanism
 from security.assessment.privacy.membership import TrainingRows
 from security.assessment.privacy.shadows import ShadowRecipe
-from security.training.accounting import privacy_curve
 from security.training.canaries import CanaryTrainings
 from security.training.config import TrainingConfig, load_config
 from security.training.data import load_split
-from security.training.guarantee import make_plan
+from security.training.guarantee import make_plan, privacy_curve
 from security.training.run import build_classifier, examples_of
 from security.training.session import group_of, recipe_of
 from security.training.trainer import Examples
@@ -120,6 +119,7 @@ def _recipe(config: TrainingConfig, classes: int, noise: float) -> ShadowRecipe:
         adam=optimizer.kind == "adam",
         ema=optimizer.ema,
         max_grad_norm=privacy.max_grad_norm if config.private else math.inf,
+        automatic=config.private and privacy.clipping == "automatic",
         noise_multiplier=noise,
     )
 

@@ -42,7 +42,6 @@ __all__ = [
     "epsilon_rdp",
     "epsilon_selected",
     "find_noise_multiplier",
-    "privacy_curve",
     "recompute_epsilon",
 ]
 
@@ -381,24 +380,6 @@ def _recompute_selected(
         )
     )
     return _finite(accountant.get_epsilon(delta))
-
-
-def privacy_curve(mechanism: Mechanism, epsilons: Sequence[float]) -> tuple[float, ...]:
-    """The smallest delta of a mechanism at each epsilon, by PLD, rounded up.
-
-    >>> [round(d, 3) for d in privacy_curve(Mechanism(1.0, 10.0, 100), (0.0, 1.0))]
-    [0.383, 0.127]
-    """
-    accountant = pld.PLDAccountant(
-        dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-        value_discretization_interval=_PLD_INTERVAL,
-    )
-    event = dp_accounting.PoissonSampledDpEvent(
-        mechanism.sample_rate,
-        dp_accounting.GaussianDpEvent(mechanism.noise_multiplier),
-    )
-    accountant.compose(dp_accounting.SelfComposedDpEvent(event, mechanism.steps))
-    return tuple(float(accountant.get_delta(epsilon)) for epsilon in epsilons)
 
 
 def _group_event(mechanism: Mechanism, group: int) -> dp_accounting.DpEvent:

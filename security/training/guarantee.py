@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import dp_accounting
+from dp_accounting import pld
 
 from security.errors import TrainingError
 from security.training import accounting
@@ -18,6 +22,7 @@ __all__ = [
     "Verdicts",
     "check_verdicts",
     "make_plan",
+    "privacy_curve",
     "selection_of",
     "state_guarantee",
 ]
@@ -264,3 +269,18 @@ def _check_verdicts(verdicts: Verdicts) -> None:
                 f"the mechanism was not what was planned: its {name} did not conform; "
                 "nothing was released"
             )
+
+
+def privacy_curve(mechanism: Mechanism, epsilons: Sequence[float]) -> tuple[float, ...]:
+    """The smallest delta of a mechanism at each epsilon, by PLD, rounded up.
+
+    >>> [round(d, 3) for d in privacy_curve(Mechanism(1.0, 10.0, 100), (0.0, 1.0))]
+    [0.383, 0.127]
+    """
+    accountant = pld.PLDAccountant(dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    event = dp_accounting.PoissonSampledDpEvent(
+        mechanism.sample_rate,
+        dp_accounting.GaussianDpEvent(mechanism.noise_multiplier),
+    )
+    accountant.compose(dp_accounting.SelfComposedDpEvent(event, mechanism.steps))
+    return tuple(float(accountant.get_delta(epsilon)) for epsilon in epsilons)

@@ -21,9 +21,17 @@ from security.assessment.evasion import losses
 from security.assessment.evasion.fab import fab
 from security.assessment.evasion.gradient import Ball, apgd
 from security.assessment.evasion.square import Search, square
+from security.assessment.scan.context import Context
 from security.errors import AssessmentError
 
-__all__ = ["METHODS", "NORMS", "estimator_of", "evasion_attack", "library_attack"]
+__all__ = [
+    "METHODS",
+    "NORMS",
+    "asking_estimator",
+    "estimator_of",
+    "evasion_attack",
+    "library_attack",
+]
 
 Floats = NDArray[np.float64]
 NORMS: Mapping[Any, str] = {np.inf: "linf", 2: "l2", "inf": "linf"}
@@ -51,6 +59,29 @@ def estimator_of(model: torch.nn.Module, columns: int, classes: int) -> Any:
         nb_classes=classes,
         clip_values=(0.0, 1.0),
         device_type="cpu",
+    )
+
+
+def asking_estimator(context: Context) -> Any:
+    """ART's classifier that asks the target, in attack coordinates."""
+    job = context.job
+    space, width = job.space, job.rows.shape[1]
+
+    def predict(z: Floats) -> NDArray[np.float32]:
+        z = np.asarray(z, dtype=np.float64).reshape(-1, width)
+        raw = np.clip(space.to_raw(z), space.low, space.high)
+        whole = np.where(space.integer, np.round(raw), raw)
+        context.check_time()
+        answers = context.target.ask(whole.astype(space.dtype))
+        # Numbers, in single precision: what ART's attack hands on.
+        return np.nan_to_num(answers.scores).astype(np.float32)
+
+    span = (space.high - space.low) / space.scale
+    return art().BlackBoxClassifierNeuralNetwork(
+        predict,
+        input_shape=(width,),
+        nb_classes=len(job.reading.classes),
+        clip_values=(np.zeros(width, np.float32), span.astype(np.float32)),
     )
 
 

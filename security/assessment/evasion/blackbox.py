@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from security.assessment.art_library import art, repeatable
+from security.assessment.evasion.adapters import asking_estimator
 from security.assessment.evasion.coordinate import (
     CoordinateSearch,
     coordinate_search,
@@ -169,7 +170,7 @@ class BlackBox:
             return
         space = self.context.job.space
         low, high = (space.to_z(item) for item in space.limits(self.ledger.start[rows]))
-        classifier = self._classifier()
+        classifier = asking_estimator(self.context)
         with repeatable(self.context.seed(f"{self.key}/boundary") % (1 << 32)):
             attack = art().HopSkipJump(
                 classifier,
@@ -221,24 +222,3 @@ class BlackBox:
                 begin[place] = space.to_z(made[np.argmax(wrong)][None])[0]
                 found[place] = True
         return begin, found
-
-    def _classifier(self) -> Any:
-        job = self.context.job
-        space, width = job.space, job.rows.shape[1]
-
-        def predict(z: Floats) -> NDArray[np.float32]:
-            z = np.asarray(z, dtype=np.float64).reshape(-1, width)
-            raw = np.clip(space.to_raw(z), space.low, space.high)
-            whole = np.where(space.integer, np.round(raw), raw)
-            self.context.check_time()
-            answers = self.context.target.ask(whole.astype(space.dtype))
-            # Numbers, in single precision: what ART's attack hands on.
-            return np.nan_to_num(answers.scores).astype(np.float32)
-
-        span = (space.high - space.low) / space.scale
-        return art().BlackBoxClassifierNeuralNetwork(
-            predict,
-            input_shape=(width,),
-            nb_classes=len(job.reading.classes),
-            clip_values=(np.zeros(width, np.float32), span.astype(np.float32)),
-        )

@@ -8,7 +8,7 @@ import numpy as np
 
 from security.assessment.scan.context import Job
 
-__all__ = ["NORMS", "EvasionPlan", "default_radius", "plan_for"]
+__all__ = ["NORMS", "EvasionPlan", "default_radius", "image_shape", "plan_for"]
 
 NORMS = ("linf", "l2")
 # Of the stated radius; and everything that the ranges allow.
@@ -52,7 +52,7 @@ def plan_for(job: Job, norm: str) -> EvasionPlan:
         curve=(*(float(f"{radius * share:.6g}") for share in _CURVE), np.inf),
         queries=queries,
         curve_queries=max(5, queries // 5),
-        image=_image(job),
+        image=image_shape(job),
     )
 
 
@@ -68,7 +68,8 @@ def default_radius(job: Job, norm: str) -> float:
     return share / scale
 
 
-def _image(job: Job) -> tuple[int, ...] | None:
+def image_shape(job: Job) -> tuple[int, ...] | None:
+    """Channels, height and width of a row; None where rows are no images."""
     if job.space.table or len(job.shape) not in (2, 3):
         return None
     return job.shape if len(job.shape) == 3 else (1, *job.shape)

@@ -17,7 +17,7 @@ from security.assessment import intervals
 from security.assessment.evasion.results import NormResult
 from security.assessment.scan.context import Context, Job
 
-__all__ = ["change_rows", "curve_chart", "evasion_views", "measured"]
+__all__ = ["change_rows", "curve_chart", "evasion_views", "measured", "pixels_of"]
 
 _NORM_NAMES = {"linf": "L\N{INFINITY}", "l2": "L2"}
 # Examples of the first norm, and of each other one: these are much the same rows.
@@ -202,11 +202,18 @@ def _images(
     moved = second - first
     largest = float(np.nan_to_num(np.abs(moved)).max()) or 1.0
     return [
-        _pixels(values, shape) for values in (first, second, 0.5 + moved / largest / 2)
+        pixels_of(values, shape)
+        for values in (first, second, 0.5 + moved / largest / 2)
     ]
 
 
-def _pixels(values: NDArray[np.float64], shape: tuple[int, ...]) -> list[Any]:
+def pixels_of(values: NDArray[np.float64], shape: tuple[int, ...]) -> list[Any]:
+    """Rows of pixels from 0 to 1, from one row of values in that range.
+
+    Args:
+        values: ``(d,)``.
+        shape: ``(channels, height, width)``, with one channel or three.
+    """
     bounded = np.clip(np.nan_to_num(values), 0.0, 1.0).round(4).reshape(shape)
     grey = shape[0] == 1
     pixels: list[Any] = (bounded[0] if grey else np.moveaxis(bounded, 0, -1)).tolist()

@@ -3,6 +3,11 @@
 shadows     many models trained at once, by the recipe of the target
 signals     LiRA, RMIA and the loss attack: scores from a target and its shadows
 curves      ROC, and the rates an attacker would name
+art_membership  ART's membership attacks, as scores per row
+attributes  attribute inference, against those who see no answer
+bought      stored answers as a classifier that ART asks
+inversion   pictures of classes, climbed from the gradient
+thieves     extraction attacks behind ART's interface
 bounds      lower bounds on epsilon from what an attacker told apart
 canaries    trainings with planted units, judged against a claim
 canary_check  the same as a check of a scan

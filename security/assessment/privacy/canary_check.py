@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.report import Metric
+from security.assessment import intervals
 from security.assessment.privacy import curves
 from security.assessment.privacy.canaries import (
     KINDS,
@@ -194,10 +195,15 @@ def _chart(
     scores: NDArray[np.float64],
     planted: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    found = curves.roc(scores[planted], scores[~planted])
-    limit = [[rate, audited.curve.most(rate)] for rate, _ in found]
+    trained = int(planted.sum())
+    found = []
+    for rate, share in curves.roc(scores[planted], scores[~planted]):
+        around = intervals.proportion(round(share * trained), trained)
+        found.append([rate, share, around.low or 0.0, around.high or 1.0])
+    limit = [[point[0], audited.curve.most(point[0])] for point in found]
     return {
-        "title": f"{kind} canary, both axes logarithmic; dashed: guessing",
+        "title": f"{kind} canary, shares found with 95% intervals; both axes "
+        "logarithmic; dashed: guessing",
         "x": "trainings without that are accused",
         "y": "canaries found",
         "log_x": True,

@@ -4,12 +4,15 @@ A thief without data asks rows drawn from the ranges; one with some draws from r
 the held-out ones, mixed. Both fit a copy on the answers they bought. Agreement of the
 copy with the target, on rows that neither was fitted on, against the number of
 questions, says what a quota must prevent (Tramer et al. 2016; Orekondy et al. 2019).
+
+What an output policy would take from the thief is tried on the same answers: rounded to
+one decimal, the best class's score alone, labels alone. Behind an endpoint its own
+policy comes first, and these show what a stricter one would do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,17 +20,27 @@ from numpy.typing import NDArray
 
 from models.report import Metric
 from security.assessment import intervals
+from security.assessment.privacy.thieves import HIDDEN, steal
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
 from security.assessment.scan.context import Context
 from security.assessment.scan.store import Outcome
 
-__all__ = ["ExtractionCheck"]
+__all__ = ["ExtractionCheck", "policed"]
 
 _BUDGETS = {"quick": (50, 200, 1000), "standard": (50, 200, 1000, 5000)}
-_KINDS = ("ranges", "mixed")
+_KINDS = {"ranges": "random questions", "mixed": "mixtures of real rows"}
+_NAMES = {
+    "rounded": "one decimal",
+    "top": "best score",
+    "copycat": "labels, CopycatCNN",
+    "knockoff": "labels, KnockoffNets",
+}
 _COPIED = 0.95
 _MANY = 1000
-_HIDDEN = 64
+_ART = ("copycat", "knockoff")
+_ART_BUDGET = 1000
+# As given; one decimal; the best class's score alone; its name alone.
+_POLICIES = ("scores", "rounded", "top", "labels")
 
 
 class ExtractionCheck:
@@ -48,11 +61,15 @@ class ExtractionCheck:
         budgets = _BUDGETS.get(profile, _BUDGETS["standard"])
         if context.job.remote:
             budgets = budgets[:2]
-        return [
+        units = [
             Unit(self.name, f"extraction/{kind}-{budget}", {"kind": kind, "n": budget})
             for budget in budgets
             for kind in _KINDS
         ]
+        if profile != "quick" and not context.job.remote:
+            budget = {"kind": "mixed", "n": _ART_BUDGET, "thieves": list(_ART)}
+            units.append(Unit(self.name, "extraction/art", budget))
+        return units
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Buy the answers, fit, judge.
@@ -66,56 +83,53 @@ class ExtractionCheck:
         rows = _questions(context, unit.params, job.rows[known], random)
         answers = context.target.ask(rows)
         usable = (answers.labels >= 0) & answers.finite
+        questions = _scaled(context, rows[usable])
+        chances = _chances(answers.scores[usable], job.reading.form)
+        labels = answers.labels[usable]
+        names = unit.params.get("thieves", ["perceptron"])
+        policies = ("labels",) if "thieves" in unit.params else _policies(context)
         agreed = {}
-        for name, targets in (
-            ("scores", answers.scores),
-            ("labels", np.eye(answers.scores.shape[1])[np.maximum(answers.labels, 0)]),
-        ):
-            guess = _copy(
-                _scaled(context, rows[usable]),
-                targets[usable],
-                _scaled(context, job.rows[judged]),
-                seed=context.seed(unit.key),
-            )
-            agreed[name] = int((guess == job.clean.labels[judged]).sum())
-        return Outcome({"agreed": agreed, "judged": len(judged), **unit.params})
+        for name in names:
+            for policy in policies:
+                guess = steal(
+                    name,
+                    questions,
+                    policed(policy, chances, labels),
+                    _scaled(context, job.rows[judged]),
+                    seed=context.seed(unit.key),
+                )
+                key = policy if name == "perceptron" else name
+                agreed[key] = int((guess == job.clean.labels[judged]).sum())
+        values = {"kind": unit.params["kind"], "n": unit.params["n"]}
+        return Outcome({"agreed": agreed, "judged": len(judged), **values})
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
     ) -> CheckResult:
         """Agreement against questions, and what it rests on."""
-        series: dict[str, list[list[float]]] = {}
+        series: dict[str, dict[str, list[list[float]]]] = {}
         metrics: dict[str, Metric] = {}
         for outcome in outcomes.values():
             values = outcome.values
+            own = series.setdefault(values["kind"], {})
             for form, agreed in values["agreed"].items():
                 share = intervals.proportion(agreed, values["judged"])
-                name = f"{values['kind']}, {form}"
                 point = [float(values["n"]), share.value, share.low, share.high]
-                series.setdefault(name, []).append([float(p or 0.0) for p in point])
+                own.setdefault(form, []).append([float(p or 0.0) for p in point])
                 metrics[f"agreement/{values['kind']}_{form}_{values['n']}"] = share
-        chart = {
-            "title": "Agreement of a stolen copy",
-            "x": "questions asked",
-            "y": "answers that agree",
-            "log_x": True,
-            "y_low": 0.0,
-            "y_high": 1.0,
-            "series": [
-                {"name": name, "points": sorted(points)}
-                for name, points in sorted(series.items())
-            ],
-        }
         return CheckResult(
             self.name,
             conditions={
-                "copy": f"perceptron, {_HIDDEN} hidden units",
+                "copy": f"perceptron, {HIDDEN} hidden units",
+                "interface": "ART's ExtractionAttack; copycat and knockoff are ART's",
+                "output_policies": ", ".join(_policies(context)),
+                "endpoint_policy": "in all of it" if context.job.remote else "none",
                 "judged_on": "half of the rows, that the thief has not seen",
                 "majority_agreement": _majority(context),
             },
             metrics=metrics,
             findings=_findings(metrics),
-            details={"charts": [chart]},
+            details={"charts": [_chart(*item) for item in sorted(series.items())]},
         )
 
 
@@ -146,46 +160,58 @@ def _scaled(context: Context, rows: NDArray[Any]) -> NDArray[np.float32]:
     return np.nan_to_num(scaled).astype(np.float32)
 
 
-def _copy(
-    inputs: NDArray[np.float32],
-    targets: NDArray[np.float64],
-    judged: NDArray[np.float32],
-    *,
-    seed: int,
-) -> NDArray[np.int64]:
-    """Fit a perceptron to the answers; its labels of the judged rows."""
-    import torch  # noqa: PLC0415  (seconds)
+def policed(
+    policy: str, chances: NDArray[np.float64], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What an output policy leaves of answers, as chances again ``(n, classes)``.
 
-    if not len(inputs):  # no answer was a number: nothing to copy, and no agreement
-        return np.full(len(judged), -2)
-    random = torch.Generator().manual_seed(seed)
-    targets = targets - targets.min(axis=1, keepdims=True)
-    chance = torch.from_numpy(
-        targets / np.maximum(targets.sum(1, keepdims=True), 1e-12)
-    )
-    widths = (inputs.shape[1], _HIDDEN, targets.shape[1])
-    weights = [
-        ((2 * torch.rand(shape, generator=random) - 1) / a**0.5).requires_grad_()
-        for a, b in pairwise(widths)
-        for shape in ((a, b), (1, b))
-    ]
-    optimizer = torch.optim.Adam(weights, lr=0.01)
-    features = torch.from_numpy(inputs)
+    Args:
+        policy: "scores", "rounded", "top" or "labels".
+        chances: ``(n, classes)``, which add up to 1.
+        labels: ``(n,)``.
 
-    def answer(rows: torch.Tensor) -> torch.Tensor:
-        hidden = torch.relu(rows @ weights[0] + weights[1])
-        return hidden @ weights[2] + weights[3]
+    >>> policed("top", np.array([[0.7, 0.2, 0.1]]), np.array([0])).round(2).tolist()
+    [[0.7, 0.15, 0.15]]
+    """
+    alone = np.eye(chances.shape[1])[labels]
+    if policy == "labels":
+        return alone
+    if policy == "rounded":
+        rounded = chances.round(1)
+        total = rounded.sum(axis=1, keepdims=True)
+        return np.asarray(np.where(total > 0, rounded / np.maximum(total, 0.1), alone))
+    if policy == "top":
+        best = (chances * alone).sum(axis=1, keepdims=True)
+        rest = (1 - best) / max(1, chances.shape[1] - 1)
+        return np.asarray(np.where(alone > 0, best, rest))
+    return chances
 
-    for _ in range(300):
-        chosen = torch.randint(
-            len(features), (min(256, len(features)),), generator=random
-        )
-        loss = -(torch.log_softmax(answer(features[chosen]), 1) * chance[chosen]).sum(1)
-        optimizer.zero_grad()
-        torch.autograd.backward(loss.mean())
-        optimizer.step()
-    with torch.no_grad():
-        return np.asarray(answer(torch.from_numpy(judged)).argmax(1).numpy())
+
+def _policies(context: Context) -> tuple[str, ...]:
+    return ("labels",) if context.job.reading.form == "labels" else _POLICIES
+
+
+def _chances(scores: NDArray[np.float64], form: str) -> NDArray[np.float64]:
+    values = np.nan_to_num(scores)
+    if form == "scores":
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+    values = np.maximum(values, 1e-12)
+    return np.asarray(values / values.sum(axis=1, keepdims=True))
+
+
+def _chart(kind: str, series: Mapping[str, list[list[float]]]) -> dict[str, Any]:
+    return {
+        "title": f"Agreement of a stolen copy, {_KINDS[kind]}, by what is answered",
+        "x": "questions asked",
+        "y": "answers that agree",
+        "log_x": True,
+        "y_low": 0.0,
+        "y_high": 1.0,
+        "series": [
+            {"name": _NAMES.get(name, name), "points": sorted(points)}
+            for name, points in series.items()
+        ],
+    }
 
 
 def _majority(context: Context) -> float:

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.report import Metric
-from security.assessment.privacy import curves, signals
+from security.assessment.evasion.adapters import asking_estimator
+from security.assessment.privacy import art_membership, curves, signals
+from security.assessment.privacy.bought import bought_answers
 from security.assessment.privacy.shadows import (
     ShadowRecipe,
     Shadows,
@@ -28,10 +30,17 @@ from security.assessment.scan.store import Outcome
 
 __all__ = ["MembershipCheck", "TrainingRows"]
 
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
 _MIN_ROWS = 50
 _PER_UNIT = 8
 _SHADOWS = {"quick": 16, "standard": 32, "thorough": 64}
 _HIGH_RATE = 0.05
+_LABEL_ONLY = "label_only"
+# Rows of either kind, and steps, of the attack by labels alone: thousands of questions
+# about each row.
+_BOUNDARY = {"standard": (40, 3), "thorough": (100, 5)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +66,7 @@ class TrainingRows:
 
 
 class MembershipCheck:
-    """LiRA, RMIA and the loss attack."""
+    """LiRA, RMIA, the loss attack, and ART's three."""
 
     name = "membership"
     title = "who was in the training data"
@@ -76,6 +85,10 @@ class MembershipCheck:
         """The target's own answers, then shadows, some at a time."""
         known = _known(context)
         units = [Unit(self.name, "membership/target", {"part": "target"}, weight=0.3)]
+        if context.job.options.profile in _BOUNDARY and not context.job.remote:
+            units.append(
+                Unit(self.name, f"membership/{_LABEL_ONLY}", {"part": _LABEL_ONLY})
+            )
         if known.recipe is not None:
             count = _SHADOWS[context.job.options.profile]
             units += [
@@ -91,12 +104,11 @@ class MembershipCheck:
             BudgetError: an endpoint's queries are spent.
         """
         known = _known(context)
-        if "first" not in unit.params:
-            rows = known.rows.reshape(len(known.rows), -1).astype(
-                context.job.rows.dtype
-            )
-            answers = context.target.ask(rows)
-            return Outcome({}, {"scores": answers.scores})
+        part = unit.params.get("part")
+        if part == "target":
+            return _asked(known, context, context.seed(unit.key))
+        if part == _LABEL_ONLY:
+            return _by_labels(known, context, context.seed(unit.key))
         if known.recipe is None:
             raise TypeError("no shadows without a recipe")
         halves = random_halves(
@@ -119,23 +131,12 @@ class MembershipCheck:
     ) -> CheckResult:
         """The rates of each attack; the worst are the stated ones."""
         known = _known(context)
-        target = outcomes.get("membership/target")
-        if target is None:
+        if "membership/target" not in outcomes:
             return CheckResult(
                 self.name, status="skipped", reason="no budget was left for the target"
             )
-        form = context.job.reading.form
-        scores = _scores(known, target.arrays["scores"], _shadows(outcomes), form)
-        metrics: dict[str, Metric] = {}
-        series = []
-        for name, values in scores.items():
-            members, others = values[known.member], values[~known.member]
-            for rate, metric in curves.rates(members, others).items():
-                metrics[f"{name}_{rate}"] = metric
-            series.append({"name": name, "points": curves.roc(members, others)})
-        for rate in ("auc", "tpr_at_fpr_1pct"):
-            own = [metrics[f"{name}_{rate}"] for name in scores]
-            metrics[rate] = max(own, key=lambda metric: metric.value)
+        scores, judged = _judged(context, known, outcomes)
+        metrics, series = _measured(known, scores, judged)
         reason = "" if known.recipe else "no shadows for this architecture: loss only"
         return CheckResult(
             self.name,
@@ -148,9 +149,10 @@ class MembershipCheck:
                 "false_positive_rate": 0.01,
                 "auc_interval": "delong",
                 "tpr_interval": "wilson",
-                "shadow_models": 0
-                if len(scores) == 1
-                else len(_shadows(outcomes).included),
+                "shadow_models": len(_shadows(outcomes).included),
+                "rows_judged_by_label_only": int(
+                    judged.get(_LABEL_ONLY, np.zeros(1)).sum()
+                ),
                 "covered_by_dp": False,
             },
             metrics=metrics,
@@ -172,6 +174,94 @@ def _known(context: Context) -> TrainingRows:
     if known is None:
         raise TypeError("not planned without a training configuration")
     return known
+
+
+def _judged(
+    context: Context, known: TrainingRows, outcomes: Mapping[str, Outcome]
+) -> tuple[dict[str, Floats], dict[str, Mask]]:
+    """Scores by attack, and which rows each is judged on."""
+    target = outcomes["membership/target"].arrays
+    form = context.job.reading.form
+    scores = _scores(known, target["scores"], _shadows(outcomes), form)
+    judged = {name: np.ones(len(known.labels), bool) for name in scores}
+    for name in ("rule", "learned"):
+        scores[name] = target[name]
+        judged[name] = target.get(f"{name}_judged", judged["loss"])
+    by_labels = outcomes.get(f"membership/{_LABEL_ONLY}")
+    if by_labels is not None:
+        scores[_LABEL_ONLY] = by_labels.arrays["scores"]
+        judged[_LABEL_ONLY] = by_labels.arrays["judged"]
+    return scores, judged
+
+
+def _measured(
+    known: TrainingRows, scores: Mapping[str, Floats], judged: Mapping[str, Mask]
+) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
+    """Each attack's rates and curve; and the worst rates, which are the stated ones."""
+    metrics: dict[str, Metric] = {}
+    series = []
+    for name, values in scores.items():
+        members = values[known.member & judged[name]]
+        others = values[~known.member & judged[name]]
+        for rate, metric in curves.rates(members, others).items():
+            metrics[f"{name}_{rate}"] = metric
+        series.append({"name": name, "points": curves.roc(members, others)})
+    # Of few rows the worst is the luckiest: by labels alone is shown, not stated.
+    stated = [name for name in scores if name != _LABEL_ONLY]
+    for rate in ("auc", "tpr_at_fpr_1pct"):
+        own = [metrics[f"{name}_{rate}"] for name in stated]
+        metrics[rate] = max(own, key=lambda metric: metric.value)
+    return metrics, series
+
+
+def _asked(known: TrainingRows, context: Context, seed: int) -> Outcome:
+    """The target's answers, and the attacks that need nothing else."""
+    rows = known.rows.reshape(len(known.rows), -1).astype(context.job.rows.dtype)
+    scores = context.target.ask(rows).scores
+    estimator = bought_answers(rows, np.nan_to_num(scores))
+    rows = rows.astype(np.float32)
+    random = np.random.default_rng(seed)
+    fitted = np.zeros(len(rows), bool)
+    half = min(int(known.member.sum()), int((~known.member).sum())) // 2
+    for which in (known.member, ~known.member):
+        fitted[random.permutation(np.flatnonzero(which))[:half]] = True
+    members, others, judged = (
+        (rows[which], known.labels[which])
+        for which in (known.member & fitted, ~known.member & fitted, ~fitted)
+    )
+    learned = np.zeros(len(rows))
+    learned[~fitted] = art_membership.learned_scores(
+        estimator, members, others, judged, seed=seed
+    )
+    rule = art_membership.rule_scores(estimator, rows, known.labels)
+    return Outcome(
+        {},
+        {
+            "scores": scores,
+            "rule": rule,
+            "learned": learned,
+            "learned_judged": ~fitted,
+        },
+    )
+
+
+def _by_labels(known: TrainingRows, context: Context, seed: int) -> Outcome:
+    """The distance to another label, of some rows of either kind."""
+    count, steps = _BOUNDARY[context.job.options.profile]
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(known.labels), bool)
+    for which in (known.member, ~known.member):
+        chosen[random.permutation(np.flatnonzero(which))[:count]] = True
+    rows = known.rows.reshape(len(known.rows), -1)[chosen]
+    scores = np.zeros(len(known.labels))
+    scores[chosen] = art_membership.boundary_scores(
+        asking_estimator(context),
+        context.job.space.to_z(rows),
+        known.labels[chosen],
+        steps=steps,
+        seed=seed,
+    )
+    return Outcome({}, {"scores": scores, "judged": chosen})
 
 
 def _shadows(outcomes: Mapping[str, Outcome]) -> Shadows:

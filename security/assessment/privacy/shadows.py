@@ -24,6 +24,8 @@ from torch import Tensor
 
 __all__ = ["ShadowRecipe", "Shadows", "random_halves", "train_shadows"]
 
+_STABILISER = 0.01  # of automatic clipping, as in training
+
 
 @dataclass(frozen=True)
 class ShadowRecipe:
@@ -38,6 +40,7 @@ class ShadowRecipe:
         adam: Adam in place of SGD.
         ema: decay of the averaged weights that answer; 0 for the last ones.
         max_grad_norm: of clipping; infinity for none.
+        automatic: every example's gradient is scaled to about the norm, not cut to it.
         noise_multiplier: standard deviation of the noise over the norm; 0 for none.
     """
 
@@ -50,6 +53,7 @@ class ShadowRecipe:
     adam: bool = False
     ema: float = 0.0
     max_grad_norm: float = math.inf
+    automatic: bool = False
     noise_multiplier: float = 0.0
 
 
@@ -178,6 +182,8 @@ class _Network:
         for inputs, delta in zip(activations, errors, strict=True):
             # Weights and bias of a layer: |input|^2 |delta|^2 + |delta|^2.
             squares += (inputs.square().sum(2) + 1) * delta.square().sum(2)
+        if self._recipe.automatic:
+            return bound / (squares.sqrt() + _STABILISER)
         return (bound / squares.sqrt().clamp_min(1e-12)).clamp_max(1.0)
 
     def _noisy(self, gradient: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ report is text to the template engine, which escapes it; only the pictures drawn
 A check's ``details`` may hold, for people: ``charts`` (`pictures.line_chart`),
 ``tables`` (``title``, ``columns``, ``rows``; ``matrix`` for a confusion matrix, whose
 first column names the classes) and ``examples`` (``caption``, and either ``images``:
-before, after and the change, each rows of pixels from 0 to 1; or ``changes``: rows of
-column, before, after).
+before, after and the change, or what ``names`` says, each rows of pixels from 0 to 1;
+or ``changes``: rows of column, before, after), under ``examples_title``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ __all__ = ["to_html"]
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _TITLES = {
     "answers": "Answers",
+    "attributes": "Attribute inference: guessing a secret column",
+    "canaries": "Canaries: does the training keep its epsilon",
     "evasion": "Evasion: changed inputs",
     "evasion-cost": "Evasion: what turning a row costs",
     "explanations": "Explanations: which columns decide",
     "extraction": "Extraction: copying the model",
     "fairness": "Fairness",
+    "inversion": "Inversion: drawing a class from the model",
     "membership": "Membership: who was in the training data",
     "quality": "Quality",
     "smoothing": "Certified accuracy by randomised smoothing",
@@ -49,6 +52,7 @@ _KEY_FIGURES = (
     ("fairness", "selection_rate_ratio/", "selection rate ratio"),
     ("quality", "auc", "AUC"),
     ("extraction", "agreement/", "agreement of a copy with the model"),
+    ("inversion", "recognised", "classes recognised in pictures from the model"),
 )
 _NO_KEY_FIGURE = ("answers", "explanations", "structure")
 _KINDS = {
@@ -231,6 +235,7 @@ def _check(result: Mapping[str, Any]) -> dict[str, Any]:
         "charts": [Markup(line_chart(item)) for item in details.get("charts", [])],  # noqa: S704  (escaped there)
         "tables": [_table(item) for item in details.get("tables", [])],
         "verified": result["checks"],
+        "examples_title": details.get("examples_title", "The worst examples"),
         "examples": [_example(item) for item in examples],
     }
 
@@ -275,11 +280,12 @@ def _shaded(row: Sequence[Any], place: int) -> list[dict[str, Any]]:
 
 def _example(example: Mapping[str, Any]) -> dict[str, Any]:
     images = example.get("images", [])
+    names = [str(name) for name in example.get("names", ("before", "after", "change"))]
     return {
         "caption": example["caption"],
         "pictures": [
-            (name, Markup(pixels(image, label=name)))  # noqa: S704  (numbers, and a constant)
-            for name, image in zip(("before", "after", "change"), images, strict=False)
+            (name, Markup(pixels(image, label=name)))  # noqa: S704  (escaped there)
+            for name, image in zip(names, images, strict=False)
         ],
         "changes": [
             [_cell(cell) for cell in row] for row in example.get("changes", [])

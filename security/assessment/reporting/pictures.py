@@ -150,8 +150,10 @@ def _grid(across: _Axis, up: _Axis, x_label: str, y_label: str) -> str:
         )
     for tick in across.ticks():
         x = across(tick)
+        # The last number would stick out of the picture.
+        anchor = "end" if x > _WIDTH - _RIGHT - 12 else "middle"
         parts.append(
-            f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">'
+            f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="{anchor}">'
             f"{_number(tick)}</text>"
         )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2

@@ -6,6 +6,7 @@ A TOML file. Everything in it is optional::
     classes = ["rejected", "granted"]  # in the order of the model's scores
     positive = "granted"               # the class that people want, for fairness
     sensitive = ["sex"]                # groups; features only where in columns
+    infer = ["income"]                 # features that answers must not give away
     units = "range"                    # radii are shares of each range; or "raw"
     low = 0.0                          # range of every column without its own
     high = 1.0
@@ -87,6 +88,7 @@ class DataConfig:
         classes: names in the order of the model's scores, or none.
         positive: the class that fairness is about, or None.
         sensitive: columns that make groups; features only where ``columns`` has them.
+        infer: features that attribute inference guesses, beside the sensitive ones.
         units: "range" or "raw": what a radius of 1 means.
         low, high: the range of columns without one of their own, or None.
         max_cost: what an attacker spends per row, or None.
@@ -97,6 +99,7 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     positive: str | None = None
     sensitive: tuple[str, ...] = ()
+    infer: tuple[str, ...] = ()
     units: str = "range"
     low: float | None = None
     high: float | None = None
@@ -137,6 +140,7 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
         classes=table.texts("classes"),
         positive=table.text("positive"),
         sensitive=table.texts("sensitive"),
+        infer=table.texts("infer"),
         units=table.choice("units", UNITS) or "range",
         low=table.number("low"),
         high=table.number("high"),

@@ -7,8 +7,10 @@ from security.assessment.evasion.cost import CostCheck
 from security.assessment.evasion.smoothing import SmoothingCheck
 from security.assessment.poisoning.check import PoisoningCheck
 from security.assessment.poisoning.trigger_check import TriggerCheck
+from security.assessment.privacy.attributes import AttributeCheck
 from security.assessment.privacy.canary_check import CanaryCheck
 from security.assessment.privacy.extraction import ExtractionCheck
+from security.assessment.privacy.inversion import InversionCheck
 from security.assessment.privacy.membership import MembershipCheck
 from security.assessment.scan.basics import AnswersCheck
 from security.assessment.scan.checks import ScanCheck
@@ -30,6 +32,8 @@ def all_checks() -> tuple[ScanCheck, ...]:
         FairnessCheck(),
         MembershipCheck(),
         CanaryCheck(),
+        AttributeCheck(),
+        InversionCheck(),
         ExtractionCheck(),
         PoisoningCheck(),
         TriggerCheck(),

@@ -184,6 +184,26 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         nist=("membership-inference", "privacy"),
         owasp=("ML04:2023",),
     ),
+    "attribute-inferred": ScanRule(
+        "warning",
+        "answers add nothing to guesses of a person's secret column",
+        "Who knows the rest of a row learns the secret from the model's answer.",
+        "Leave the column out, and what stands in for it; answer with labels or "
+        "rounded scores; train with differential privacy.",
+        atlas=("AML.T0024.001",),
+        nist=("privacy", "reconstruction"),
+        owasp=("ML03:2023",),
+    ),
+    "inversion-recognised": ScanRule(
+        "note",
+        "pictures drawn from the model look like no class",
+        "Where a class is one person, whoever has the file can draw them.",
+        "Keep the file confidential, answer with labels or rounded scores; do not "
+        "make a person a class.",
+        atlas=("AML.T0024.001",),
+        nist=("privacy", "reconstruction"),
+        owasp=("ML03:2023",),
+    ),
     "extraction-cheap": ScanRule(
         "note",
         "a copy of the model costs more questions than a caller may ask",
