@@ -202,7 +202,10 @@ class Batcher:
         most = min(self._at_once_rows, self.inline_rows)
         if not most or self.waiting:
             return False
-        return all(array.ndim and len(array) <= most for array in inputs.values())
+        for array in inputs.values():
+            if not array.ndim or len(array) > most:
+                return False
+        return True
 
     def _run_at_once(
         self, inputs: Inputs, outputs: Sequence[str]

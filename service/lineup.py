@@ -41,6 +41,7 @@ class Served:
 
     Attributes:
         model: the session, and the manifest that requests are validated against.
+        input_specs, output_names: of that.
         admission: what admitted it; renewed when it is verified again.
         expires_at: when that gets too old, Unix seconds; infinity for never.
         batcher: gathers and runs its requests.
@@ -52,6 +53,7 @@ class Served:
         self.model = model
         self.manifest = model.manifest
         self.input_specs = model.input_specs
+        self.output_names = [tensor.spec.name for tensor in model.manifest.outputs]
         self.admission = model.admission
         self.expires_at = _expiry(model.admission)
         self.batcher = batcher

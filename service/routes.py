@@ -288,10 +288,9 @@ class Routes:
         inputs = binary_tensors.decode_request(
             body, tail, model.input_specs, max_rows=model.manifest.max_rows
         )
-        wanted = binary_tensors.requested_outputs(
-            body, [tensor.spec.name for tensor in model.manifest.outputs]
-        )
-        decision.rows = max((len(a) for a in inputs.values() if a.ndim), default=1)
+        wanted = binary_tensors.requested_outputs(body, model.output_names)
+        lengths = [len(array) for array in inputs.values() if array.ndim]
+        decision.rows = max(lengths, default=1)
         if decision.ticket is not None:
             await decision.ticket.charge_rows(decision.rows)
         try:

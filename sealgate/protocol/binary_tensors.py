@@ -195,14 +195,13 @@ class _Tail:
         self._tail = tail
         self._position = 0
 
-    def decode(self, tensor: Any, role: str) -> Array:
+    def decode(self, tensor: Any, head: TensorHead) -> Array:
         """The values of the next tensor, wherever they are."""
         if "parameters" not in tensor:
-            return tensors.decode_tensor(tensor, role)
-        head = tensors.read_head(tensor, role)
+            return tensors.decode_values(tensor, head)
         size = _parameters(tensor, head.where).get(_SIZE)
         if size is None:
-            return tensors.decode_tensor(tensor, role)
+            return tensors.decode_values(tensor, head)
         if type(size) is not int or size < 0:
             raise TensorError(f"{head.where}: {_SIZE} is not a size")
         if "data" in tensor:

@@ -37,6 +37,7 @@ __all__ = [
     "decode_request",
     "decode_response",
     "decode_tensor",
+    "decode_values",
     "encode_request",
     "encode_response",
     "encode_tensor",
@@ -123,8 +124,8 @@ class TensorHead:
             raise TensorError(f"{self.where}: the shape is too large") from None
 
 
-# Values of one tensor object in a given role ("input" or "output").
-Decoder = Callable[[Any, str], Array]
+# Values of one tensor object, given what it states before them.
+Decoder = Callable[[Any, TensorHead], Array]
 
 
 def decode_request(
@@ -165,8 +166,8 @@ def decode_request(
             )
         if spec.name in arrays:
             raise TensorError(f'input "{spec.name}": given twice')
-        _check_spec(tensor, spec, max_rows)
-        arrays[spec.name] = (decode or decode_tensor)(tensor, "input")
+        head = _check_spec(tensor, spec, max_rows)
+        arrays[spec.name] = (decode or decode_values)(tensor, head)
     for name, spec in known.items():
         if name not in arrays:
             raise TensorError(f'input "{name}": missing, expected {spec}')
@@ -192,7 +193,8 @@ def decode_response(
         name = _name(tensor)
         if name in arrays:
             raise TensorError(f'output "{_shorten(name)}": given twice')
-        arrays[name] = (decode or decode_tensor)(tensor, "output")
+        head = read_head(tensor, "output")
+        arrays[name] = (decode or decode_values)(tensor, head)
     return arrays
 
 
@@ -224,19 +226,27 @@ def encode_response(
 
 
 def decode_tensor(tensor: Any, role: str) -> Array:
+    """The array that a tensor object holds in "data".
+
+    Raises:
+        TensorError: as `read_head` and `decode_values`.
+    """
+    return decode_values(tensor, read_head(tensor, role))
+
+
+def decode_values(tensor: Any, head: TensorHead) -> Array:
     """The values of a tensor object that holds them in "data".
 
     Raises:
         TensorError: malformed, or values that are not of its datatype and shape.
     """
-    head = read_head(tensor, role)
-    values = _flatten(tensor.get("data"), head.where)
+    values, types = _flatten(tensor.get("data"), head.where)
     if len(values) != head.values:
         raise TensorError(
             f"{head.where}: expected {head.values} values for shape "
             f"{list(head.shape)}, got {len(values)}"
         )
-    if not _ACCEPTED[head.dtype.kind].issuperset(map(type, values)):
+    if not types <= _ACCEPTED[head.dtype.kind]:
         raise TensorError(f"{head.where}: values are not {_NAMES[head.dtype]}")
     return head.reshape(_convert(values, head.dtype, head.where))
 
@@ -292,7 +302,8 @@ def encode_tensor(name: str, array: Array) -> dict[str, Any]:
     }
 
 
-def _check_spec(tensor: dict[str, Any], spec: TensorSpec, max_rows: int) -> None:
+def _check_spec(tensor: dict[str, Any], spec: TensorSpec, max_rows: int) -> TensorHead:
+    """An input's head, which is as `spec` says."""
     given, shape = tensor.get("datatype"), _shape(tensor, "input")
     if not isinstance(given, str) or not spec.accepts(given, shape):
         label = _shorten(given) if isinstance(given, str) else "no datatype"
@@ -303,10 +314,11 @@ def _check_spec(tensor: dict[str, Any], spec: TensorSpec, max_rows: int) -> None
         raise TensorError(
             f'input "{spec.name}": {shape[0]} rows, at most {max_rows} allowed'
         )
+    return TensorHead(f'input "{spec.name}"', DATATYPES[spec.datatype], shape)
 
 
-def _flatten(data: Any, where: str) -> list[Any]:
-    """The values of an array nested to any depth, in row-major order.
+def _flatten(data: Any, where: str) -> tuple[list[Any], set[type]]:
+    """The values of an array nested to any depth, in row-major order; their types.
 
     numpy's own conversion is not for hostile values: one long string among them would
     make it allocate that length for each.
@@ -315,9 +327,10 @@ def _flatten(data: Any, where: str) -> list[Any]:
         raise TensorError(f'{where}: expected an array "data"')
     values: list[Any] = data
     for _ in range(MAX_DIMENSIONS):
-        if list not in set(map(type, values)):
-            return values
-        if set(map(type, values)) != {list} or len(set(map(len, values))) != 1:
+        types = set(map(type, values))
+        if list not in types:
+            return values, types
+        if types != {list} or len(set(map(len, values))) != 1:
             break
         values = list(chain.from_iterable(values))
     raise TensorError(f"{where}: data is ragged or nested too deeply")

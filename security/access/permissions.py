@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -139,10 +139,7 @@ class Permissions:
             action: of the model's.
         """
         wanted = _GRANTED_BY[action]
-        by_scope = self.scopes != "ignored" and any(
-            f"{name}:{model}" in principal.scopes or f"{name}:*" in principal.scopes
-            for name in wanted
-        )
+        by_scope = self.scopes != "ignored" and _has_scope(principal, wanted, model)
         if by_scope and self.scopes == "sufficient":
             return True
         if self.scopes == "necessary" and not by_scope:
@@ -182,6 +179,14 @@ class Permissions:
         both = by_scope and by_grant
         if not (both if self.scopes == "necessary" else either):
             raise ScopeError(action)
+
+
+def _has_scope(principal: Principal, actions: Sequence[str], model: str) -> bool:
+    scopes = principal.scopes
+    for action in actions:
+        if f"{action}:{model}" in scopes or f"{action}:*" in scopes:
+            return True
+    return False
 
 
 def model_scope(model: str) -> str:

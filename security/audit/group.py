@@ -158,7 +158,7 @@ class GroupLog:
     def _write(self, records: list[bytes]) -> AuditError | None:
         with self._lock:
             try:
-                self.log.write([*self._held, *records])
+                self.log.write([*self._held, *records] if self._held else records)
             except AuditError as error:
                 return self._hold(records, error)
             except Exception as error:  # noqa: BLE001  (a thread must answer)
