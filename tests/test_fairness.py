@@ -118,6 +118,19 @@ def test_intersections_are_measured(scan):
     assert "tpr/region=main,sex=F" in metrics
 
 
+def test_three_attributes_are_crossed_by_two_and_by_three(scan):
+    frame = people()
+    frame["old"] = np.where(frame["age"] > 0.5, "yes", "no")
+    config = CONFIG.replace('"region"', '"region", "old"')
+    found = result(scan(frame, "--check", "fairness", config=config), "fairness")
+    assert {
+        f"{rate}_{kind}/{names}"
+        for rate in ("selection_rate", "tpr", "fpr")
+        for kind in ("difference", "ratio")
+        for names in ("old,sex", "old,region,sex")
+    } <= found["metrics"].keys()
+
+
 def test_the_values_are_fairlearns():
     rng = np.random.default_rng(0)
     n = 500
@@ -131,10 +144,12 @@ def test_the_values_are_fairlearns():
     ):
         expected = function(truth.astype(int), given.astype(int), **kept)
         assert found.differences[rate].value == pytest.approx(expected)
-    expected = metrics.demographic_parity_ratio(
-        truth.astype(int), given.astype(int), **kept
-    )
-    assert found.ratios["selection_rate"].value == pytest.approx(expected)
+    for rate, function in (
+        ("selection_rate", metrics.demographic_parity_ratio),
+        ("tpr", metrics.equal_opportunity_ratio),
+    ):
+        expected = function(truth.astype(int), given.astype(int), **kept)
+        assert found.ratios[rate].value == pytest.approx(expected)
 
 
 def test_the_interval_holds_what_repeated_samples_give():
@@ -168,6 +183,23 @@ def test_quality_by_slice_and_class(scan):
     assert {"accuracy", "auc", "calibration_error", "log_loss"} <= metrics.keys()
     assert {"accuracy/class=granted", "accuracy/sex=F"} <= metrics.keys()
     assert "accuracy/region=islands" not in metrics
+    for name in ("calibration_error", "calibration_error/sex=F", "auc/sex=F"):
+        metric = metrics[name]
+        assert metric["low"] <= metric["value"] <= metric["high"]
+        assert metric["low"] < metric["high"]
+
+
+def test_the_slice_that_is_worst_is_named(scan):
+    # Every answer about old people is wrong, and only about them.
+    frame = people(n=600)
+    old = frame["age"] > 2 / 3
+    turned = np.where(frame["label"] == "granted", "rejected", "granted")
+    frame["label"] = np.where(old, turned, frame["label"])
+    found = result(scan(frame, "--check", "quality"), "quality")
+    (table,) = [
+        t for t in found["details"]["tables"] if t["title"].startswith("Slices")
+    ]
+    assert table["rows"][0][0].startswith("age 0.6")
 
 
 def test_what_a_missing_value_does_is_found(scan):

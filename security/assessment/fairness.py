@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from models.report import Metric
 from security.assessment.intervals import CONFIDENCE
 
-__all__ = ["MIN_GROUP", "RATES", "Fairness", "Group", "measure"]
+__all__ = ["MIN_GROUP", "RATES", "RATIOS", "Fairness", "Group", "measure"]
 
 MIN_GROUP = 30
 RESAMPLES = 1000
 RATES = ("selection_rate", "tpr", "fpr", "accuracy", "calibration")
 """Of the positive class: how often it is given; to those who have it (`tpr`) and those
 who have not (`fpr`); accuracy; and mean score minus base rate (`calibration`)."""
+RATIOS = ("selection_rate", "tpr", "fpr")
+"""Those whose smallest is divided by the largest."""
 _TAIL = (1 - CONFIDENCE) / 2
 
 Floats = NDArray[np.float64]
@@ -56,7 +58,7 @@ class Fairness:
         attribute: ``sex``, or ``sex,race``.
         groups: all of them.
         differences: largest minus smallest rate over the groups that are large enough.
-        ratios: smallest by largest selection rate, likewise.
+        ratios: smallest by largest, of `RATIOS`, likewise.
     """
 
     attribute: str
@@ -104,7 +106,7 @@ def measure(
         again = np.stack([drawn[name][rate] for name in own])
         rows = int(np.isin(values, own).sum())
         differences[rate] = _metric(np.ptp(now), np.ptp(again, axis=0), rows)
-        if rate == "selection_rate" and now.max() > 0:
+        if rate in RATIOS and now.max() > 0:
             with np.errstate(invalid="ignore"):
                 quotient = again.min(axis=0) / again.max(axis=0)
             ratios[rate] = _metric(now.min() / now.max(), quotient, rows)

@@ -9,11 +9,12 @@ from models.report import Condition, Metric
 from security.assessment import intervals
 from security.errors import AssessmentError
 
-__all__ = ["CONDITIONS", "MIN_ROWS", "measure"]
+__all__ = ["CONDITIONS", "MIN_ROWS", "calibration_error", "measure"]
 
 # Below this, an interval of accuracy spans more than a third of the scale.
 MIN_ROWS = 30
 _BINS = 10
+_RESAMPLES = 200
 
 CONDITIONS: dict[str, Condition] = {
     "split": "holdout",
@@ -23,6 +24,7 @@ CONDITIONS: dict[str, Condition] = {
     "accuracy_interval": "wilson",
     "auc_interval": "delong",
     "calibration_bins": _BINS,
+    "calibration_interval": "percentile_bootstrap",
 }
 
 
@@ -50,9 +52,8 @@ def measure(
     metrics = {
         "accuracy": intervals.proportion(int((predicted == labels).sum()), len(labels)),
         "log_loss": intervals.mean(-np.log(np.maximum(true, 1e-15))),
-        "calibration_error": Metric(
-            _calibration_error(probabilities.max(axis=1), predicted == labels),
-            n=len(labels),
+        "calibration_error": calibration_error(
+            probabilities.max(axis=1), predicted == labels
         ),
     }
     if probabilities.shape[1] == 2:
@@ -61,13 +62,33 @@ def measure(
     return metrics
 
 
-def _calibration_error(
+def calibration_error(
     confidence: NDArray[np.float64], correct: NDArray[np.bool_]
-) -> float:
-    """Expected calibration error: |accuracy - confidence|, over bins of confidence."""
+) -> Metric:
+    """Expected calibration error: |accuracy - confidence|, over bins of confidence.
+
+    Its interval leans upwards, as every resample adds noise to each bin: the lower end
+    is what chance could still explain.
+
+    Args:
+        confidence: ``(n,)``, the probability of the given class.
+        correct: ``(n,)``.
+    """
+    rows = len(confidence)
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = [
-        abs(float(np.sum(correct[bins == index] - confidence[bins == index])))
-        for index in range(_BINS)
-    ]
-    return sum(gaps) / len(confidence)
+    gaps = np.zeros((rows, _BINS))
+    gaps[np.arange(rows), bins] = correct - confidence
+    drawn = np.random.default_rng(0).multinomial(
+        rows, np.full(rows, 1 / rows), size=_RESAMPLES
+    )
+    again = np.abs(drawn @ gaps).sum(axis=1) / rows
+    tail = (1 - intervals.CONFIDENCE) / 2
+    low, high = np.quantile(again, [tail, 1 - tail])
+    value = float(np.abs(gaps.sum(axis=0)).sum() / rows)
+    return Metric(
+        value,
+        n=rows,
+        low=min(value, float(low)),
+        high=max(value, float(high)),
+        confidence=intervals.CONFIDENCE,
+    )

@@ -12,6 +12,7 @@ store       finished work on disk
 rules       what can be found: ids, severities, remedies
 checks      what a check is, and what it gives
 basics      NaN, randomness, one answer for everything, accuracy, structure
+slices      quality by class, group and band of a column
 quality_check      accuracy, calibration, slices, unusual rows
 fairness_check     groups of people, by fairlearn with intervals
 explanation_check  what answers rest on, by SHAP

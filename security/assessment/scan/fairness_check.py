@@ -1,8 +1,9 @@
-"""Fairness as a check: groups by attribute, and by all attributes together."""
+"""Fairness as a check: groups by attribute, and by several together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class FairnessCheck:
         return None
 
     def units(self, context: Context) -> list[Unit]:
-        """One unit per attribute, and one for their intersection."""
+        """One unit per attribute, and per intersection."""
         return [
             Unit(self.name, f"fairness/{name}", {"name": name})
             for name in _names(context)
@@ -155,10 +156,12 @@ def _positive(context: Context) -> int | None:
 
 
 def _names(context: Context) -> list[str]:
+    """Each attribute, every two of them, and all together."""
     names = sorted(context.job.groups)
-    if len(names) > 1:
-        names.append(",".join(names))
-    return names
+    together = [",".join(pair) for pair in combinations(names, 2)]
+    if len(names) > 2:
+        together.append(",".join(names))
+    return [*names, *together]
 
 
 def _values(context: Context, name: str) -> NDArray[np.str_]:

@@ -12,6 +12,11 @@ from models.report import Metric
 from security.assessment import intervals, quality
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
 from security.assessment.scan.context import Context
+from security.assessment.scan.slices import (
+    class_aucs,
+    slice_metrics,
+    worst_bands,
+)
 from security.assessment.scan.store import Outcome
 from security.errors import AssessmentError
 
@@ -52,8 +57,10 @@ class QualityCheck:
         if job.remote:
             chosen, places = chosen[:5], places[:8]
         values = {}
-        for kind, value in _unusual(context):
-            rows = [_with(job.rows[places], column, value(column)) for column in chosen]
+        for kind, values_of in _unusual(context, len(places)):
+            rows = [
+                _with(job.rows[places], column, values_of(column)) for column in chosen
+            ]
             answers = context.target.ask(np.concatenate(rows))
             usual = np.tile(job.clean.labels[places], len(chosen))
             failed = (~answers.finite) | (answers.labels < 0)
@@ -93,6 +100,8 @@ class QualityCheck:
             metrics |= more
             findings += found
             tables.append(table)
+        bands = worst_bands(context)
+        tables += [] if bands is None else [bands]
         charts = [_reliability(context, known)] if not reason else []
         return CheckResult(
             self.name,
@@ -100,7 +109,7 @@ class QualityCheck:
             reason=reason or ("" if outcomes else "no budget was left"),
             kind="quality",
             conditions=quality.CONDITIONS,
-            metrics=metrics | _slices(context),
+            metrics=metrics | class_aucs(context) | slice_metrics(context),
             findings=tuple(findings),
             details={"tables": tables, "charts": charts},
         )
@@ -116,33 +125,27 @@ def _metrics(
         except AssessmentError as error:
             return {}, str(error)
     right = int((job.clean.labels == job.labels).sum())
+    metrics = {"accuracy": intervals.proportion(right, len(job.labels))}
+    scores, labels = job.clean.scores[known], job.labels[known]
+    if job.reading.form == "scores" and scores.shape[1] == 2 and np.ptp(labels):
+        margin = scores[:, 1] - scores[:, 0]
+        metrics["auc"] = intervals.auc(margin[labels == 1], margin[labels == 0])
     form = f"answers are {job.reading.form}: no calibration can be measured"
-    return {"accuracy": intervals.proportion(right, len(job.labels))}, form
+    return metrics, form
 
 
-def _slices(context: Context) -> dict[str, Metric]:
-    job = context.job
-    slices = {
-        f"class={name}": job.labels == index
-        for index, name in enumerate(job.reading.classes)
-    }
-    for attribute, values in job.groups.items():
-        slices |= {f"{attribute}={v}": values == v for v in np.unique(values)}
-    right = job.clean.labels == job.labels
-    return {
-        f"accuracy/{name}": intervals.proportion(int(right[own].sum()), int(own.sum()))
-        for name, own in slices.items()
-        if own.sum() >= quality.MIN_ROWS
-    }
+def _unusual(context: Context, count: int) -> list[tuple[str, Any]]:
+    """Kinds of unusual values, each with the values of a column for some rows.
 
-
-def _unusual(context: Context) -> list[tuple[str, Any]]:
-    """Kinds of unusual values, each with the value for a column."""
+    Out of range is one whole range above, and for every second row below.
+    """
     space = context.job.space
     low, high = np.asarray(space.low, float), np.asarray(space.high, float)
 
-    def beyond(column: int) -> float:
-        return float(high[column] + (high[column] - low[column]))
+    def beyond(column: int) -> NDArray[np.float64]:
+        span = high[column] - low[column]
+        above = np.arange(count) % 2 == 0
+        return np.where(above, high[column] + span, low[column] - span)
 
     kinds: list[tuple[str, Any]] = []
     if context.job.rows.dtype.kind == "f":
@@ -151,7 +154,7 @@ def _unusual(context: Context) -> list[tuple[str, Any]]:
     return kinds
 
 
-def _with(rows: NDArray[Any], column: int, value: float) -> NDArray[Any]:
+def _with(rows: NDArray[Any], column: int, value: Any) -> NDArray[Any]:
     changed = rows.copy()
     changed[:, column] = value
     return changed
