@@ -7,7 +7,7 @@ and serving cannot disagree about it. No network here mixes the rows of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,8 @@ _RESNET_WIDTH = 64
 _RESNET_BLOCKS = 2
 _CNN_WIDTHS = (16, 32)
 _CHANNELS_PER_GROUP = 4
+# A range from 0 has no smallest factor: it is taken as one from a fiftieth of itself.
+_GROWTH_FROM_ZERO = 49.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,12 @@ class TabularClassifier(nn.Module):
         centre: which share of each range becomes 0. Where usual values are known to
             lie low in their range, as counts do, the middle wastes gradient on what
             every row has in common.
+
+    Columns in ``logs`` are scaled by factors, not by differences: equal shares of the
+    range are equal factors. Sizes and amounts vary so.
     """
 
+    growth: Tensor
     low: Tensor
     span: Tensor
     numeric: Tensor
@@ -78,6 +84,7 @@ class TabularClassifier(nn.Module):
         *,
         missing_flags: bool = False,
         centre: float = 0.5,
+        logs: Collection[str] = (),
     ) -> None:
         super().__init__()
         low = torch.tensor([column.low for column in columns], dtype=torch.float32)
@@ -87,6 +94,9 @@ class TabularClassifier(nn.Module):
         self.register_buffer("low", low)
         self.register_buffer("span", high - low)
         # An exported graph must hold no empty tensor, so only what is used is kept.
+        self._logs = any(column.name in logs for column in columns)
+        if self._logs:
+            self.register_buffer("growth", _growth(columns, logs))
         if numeric:
             self.register_buffer("numeric", torch.tensor(numeric))
         if pairs:
@@ -101,10 +111,17 @@ class TabularClassifier(nn.Module):
     def scale(self, features: Tensor) -> Tensor:
         """Raw features in any unit, any value, to [0, 1] of each public range.
 
+        Linear, or by the logarithm: from ``low`` to ``high``, from 0 to 1 either way.
         What is missing or infinite becomes `centre`, the middle if nothing was said.
         """
         scaled = (features - self.low) / self.span
         scaled = torch.clamp(scaled, 0.0, 1.0)
+        if self._logs:
+            # 1 + growth is high over low: this is log(value / low) / log(high / low).
+            # Linear columns divide by what is not 0, so that no gradient is 0 over 0.
+            whole = torch.log(1.0 + self.growth).clamp_min(1e-6)
+            share = torch.log(1.0 + self.growth * scaled) / whole
+            scaled = torch.where(self.growth > 0.0, share, scaled)
         return torch.where(torch.isfinite(features), scaled, self.centre)
 
     def network_input(self, features: Tensor) -> Tensor:
@@ -284,6 +301,19 @@ def _zeroed(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def _growth(columns: Sequence[Column], logs: Collection[str]) -> Tensor:
+    """By how much more than itself ``low`` grows to ``high``; 0 for linear columns."""
+    growths = [
+        0.0
+        if column.name not in logs
+        else column.high / column.low - 1.0
+        if column.low > 0
+        else _GROWTH_FROM_ZERO
+        for column in columns
+    ]
+    return torch.tensor(growths, dtype=torch.float32)
 
 
 def _codes(column: Column) -> int:

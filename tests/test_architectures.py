@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from models.architectures import tabular_classifier
+from models.architectures import TabularClassifier, tabular_classifier
+from models.export import export_onnx, run_onnx
 from models.manifest import Column
 
 COLUMNS = (Column("a", 0.0, 10.0), Column("b", -1.0, 1.0))
@@ -52,3 +54,28 @@ def test_only_the_body_is_trained():
 def test_last_layer_starts_at_zero():
     probabilities, _ = tabular_classifier(COLUMNS, 4)(torch.rand(3, 2))
     assert torch.equal(probabilities, torch.full((3, 4), 0.25))
+
+
+def test_a_range_by_factors_inside_the_exported_graph():
+    columns = (Column("size", 1.0, 100.0), Column("count", 0.0, 49.0), COLUMNS[1])
+    body = torch.nn.Linear(3, 2)
+    model = TabularClassifier(columns, body, logs=["size", "count"])
+    rows = [[10.0, 0.0, 0.5], [1.0, 49.0, -1.0], [-5.0, 6.0, 9.0], [100.0, 1e30, 0.0]]
+    features = torch.tensor([*rows, [torch.nan, torch.inf, 0.0]], requires_grad=True)
+    scaled = model.scale(features)
+    assert torch.allclose(scaled[:4, 0], torch.tensor([0.5, 0.0, 0.0, 1.0]))
+    assert torch.allclose(
+        scaled[:3, 1], torch.log1p(torch.tensor([0.0, 49, 6])) / 3.912
+    )
+    assert torch.equal(scaled[:4, 2], torch.tensor([0.75, 0.0, 1.0, 0.5]))
+    assert torch.equal(scaled[4], torch.full((3,), 0.5))
+    # An attack follows this gradient: finite everywhere, linear columns as without.
+    (gradient,) = torch.autograd.grad(scaled[:4].sum(), features)
+    assert torch.isfinite(gradient).all()
+    assert float(gradient[0, 2]) == 0.5
+    probabilities, labels = run_onnx(
+        export_onnx(model, columns), features.detach().numpy()
+    )
+    wanted, label = model(features)
+    assert np.allclose(probabilities, wanted.detach().numpy(), atol=1e-6)
+    assert (labels == label.numpy()).all()

@@ -227,6 +227,10 @@ def test_a_file_of_held_out_rows_is_never_trained_on(tmp_path):
 
 CONFIG_FAULTS = {
     "low above high": ("low = 0", "low = 200", "low must be below high"),
+    "scale": ("low = 0", 'low = 0\nscale = "logs"', "scale: one of linear, log"),
+    "negative": ("low = 0", 'low = -1\nscale = "log"', "that is not negative"),
+    "wide": ("low = 0", 'low = 1e-20\nscale = "log"', "up to 1e.12 times low"),
+    "scaled category": ('["baker",', '["a", "b"]\nscale = "log"\n#', "for numbers"),
     "one category": ('["baker", "nurse", "smith"]', '["baker"]', "two categories"),
     "column key": ("low = 0", "lwo = 0", "did you mean 'low'"),
     "no range": ("low = 0\n", "", "needs its public range"),

@@ -40,6 +40,8 @@ CLIPPING = ("flat", "automatic")
 ATTACKS = ("pgd", "trades")
 UNIT_BOUNDS = ("clip", "group")
 OPTIMIZERS = ("sgd", "adam")
+SCALES = ("linear", "log")
+MAX_LOG_SPAN = 1e12  # of a range by factors, in float32
 SCHEDULES = ("constant", "cosine", "linear")
 MODULE = "module"
 AUTO = "auto"
@@ -175,7 +177,9 @@ def _role_rules(data: DataConfig) -> Rules:
 
 
 def _column_rules(column: ColumnConfig) -> Iterable[tuple[bool, str]]:
+    yield column.scale in SCALES, f"scale: one of {', '.join(SCALES)}"
     if column.categories:
+        yield column.scale == "linear", "scale is for numbers"
         bare = column.low is None and column.high is None
         yield bare, "either low and high or categories"
         yield len(column.categories) >= 2, "two categories or more"
@@ -185,6 +189,10 @@ def _column_rules(column: ColumnConfig) -> Iterable[tuple[bool, str]]:
     yield given, "needs its public range, low and high, or its categories"
     if column.low is not None and column.high is not None:
         yield column.low < column.high, "low must be below high"
+        if column.scale == "log":
+            yield column.low >= 0, "scale 'log' needs a low that is not negative"
+            span = not column.low or column.high / column.low <= MAX_LOG_SPAN
+            yield span, f"scale 'log' takes a high up to {MAX_LOG_SPAN:g} times low"
 
 
 def _privacy_rules(privacy: PrivacyConfig) -> Rules:

@@ -63,12 +63,15 @@ class ColumnConfig:
         name: of the column in the data.
         low, high: of a number's public range.
         categories: of a category's public values, in the order of their codes.
+        scale: of a number, how the network sees its range: "linear", or "log", where
+            equal steps are equal factors, for what cannot be negative.
     """
 
     name: str
     low: float | None = None
     high: float | None = None
     categories: tuple[str, ...] = ()
+    scale: str = "linear"
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,11 @@ def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:
     check_body(body, spec)
     if isinstance(train, TabularDataset):
         return TabularClassifier(
-            train.columns, body, missing_flags=flags, centre=config.model.centre
+            train.columns,
+            body,
+            missing_flags=flags,
+            centre=config.model.centre,
+            logs=[item.name for item in config.data.columns if item.scale == "log"],
         )
     features = FEATURES[config.model.features]() if config.model.features else None
     return ImageClassifier(
