@@ -219,17 +219,20 @@ def test_a_sampler_that_takes_everyone_is_caught(monkeypatch):
     assert verdict(whole).words == "contradicts the claim"
 
 
-def test_one_after_another_gives_the_same_answer():
+def test_networks_of_other_layers_are_trained_one_after_another(monkeypatch):
     body = torch.nn.Sequential(
         torch.nn.Linear(3, 3), torch.nn.GroupNorm(1, 3), torch.nn.Linear(3, 2)
     )
     whole = audited(body=body)
     assert not whole.trainings.side_by_side
-    watched = whole.trainings.several("gradient", 24, seed=1)
-    own, others = watched.scores[watched.planted], watched.scores[~watched.planted]
-    expected = math.sqrt(STEPS) / NOISE
-    gap = (own.mean() - others.mean()) / others.std()
-    assert 0.2 * expected < gap < 2 * expected
+    real = mechanism.gaussian
+    monkeypatch.setattr(mechanism, "gaussian", lambda r, n: real(r, n) * 0)
+    watched = whole.trainings.several("gradient", 4, seed=1)
+    assert watched.planted.tolist() == [False, True, False, True]
+    absent, present = watched.scores[:2]
+    # About T (C/s)^2, but for what other rows do to the hidden layer.
+    assert present - absent == pytest.approx(STEPS / NOISE**2, rel=0.5)
+    assert watched.scores[2:].tolist() == [absent, present]
 
 
 def test_the_same_seed_gives_the_same_scores_in_another_process():
@@ -394,7 +397,8 @@ def scan(tmp_path, *more):
 def test_in_a_scan_a_broken_mechanism_is_an_error(tmp_path, monkeypatch):
     real = mechanism.gaussian
     monkeypatch.setattr(mechanism, "gaussian", lambda r, n: real(r, n) / 3)
-    more = ["--training", str(CONFIG), "--check", "canaries"]
+    config = write_config(tmp_path)
+    more = ["--training", str(config), "--check", "canaries"]
     report, result = scan(tmp_path, *more)
     assert result["status"] == "done"
     assert result["conditions"]["verdict"] == "contradicts the claim"
@@ -406,6 +410,18 @@ def test_in_a_scan_a_broken_mechanism_is_an_error(tmp_path, monkeypatch):
     page = (tmp_path / "out" / "scan.html").read_text()
     assert "contradicts the claim" in page
     assert "allowed by the claim" in page
+
+
+def test_an_interrupted_scan_goes_on_with_the_same_training_only(tmp_path):
+    from security.commands.scan_training import load_mechanism, load_training
+
+    def digests(epsilon):
+        config = write_config(tmp_path, epsilon=epsilon)
+        loaded = load_mechanism(config)
+        return loaded.sha256, load_training(config).sha256
+
+    first, other = digests("2.0"), digests("3.0")
+    assert all(len(a) == 64 and a != b for a, b in zip(first, other))
 
 
 def test_in_a_quick_scan_it_is_left_out_with_the_reason(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from models.datasets import AnyDataset
+from sealgate.protocol import strict_json
 from security.assessment.privacy.bounds import Curve
 from security.assessment.privacy.canaries import AuditedMechanism
 from security.assessment.privacy.membership import TrainingRows
@@ -104,6 +106,9 @@ def load_mechanism(path: Path) -> AuditedMechanism | None:
             "clipping": config.privacy.clipping,
             "neighbours": "one unit added or removed",
         },
+        sha256=hashlib.sha256(
+            strict_json.dumps(config.to_object()) + few.features.tobytes()
+        ).hexdigest(),
     )
 
 

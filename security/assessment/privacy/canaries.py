@@ -85,6 +85,7 @@ class AuditedMechanism:
         curve: everything that the configured mechanism allows.
         steps: of one training.
         conditions: of the mechanism, for the report.
+        sha256: of what is trained, and how: an interrupted scan goes on with the same.
     """
 
     trainings: Trainings
@@ -93,6 +94,7 @@ class AuditedMechanism:
     curve: Curve = field(repr=False)
     steps: int
     conditions: Mapping[str, Any]
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ that did not. The worst attack is the stated one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,14 @@ class TrainingRows:
     recipe: ShadowRecipe | None
     epsilon: float | None = None
     delta: float | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of all of it: an interrupted scan goes on with the same training only."""
+        state = hashlib.sha256(f"{self.recipe} {self.epsilon} {self.delta}".encode())
+        for array in (self.rows, self.labels, self.member):
+            state.update(np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()
 
 
 class MembershipCheck:
