@@ -14,7 +14,9 @@ from security.assessment.poisoning.groups import METHODS, split
 from security.commands import main
 from security.errors import AssessmentError
 from tests.scanned import digits, digits_onnx, fit, linear_onnx, save_npz, to_onnx
+from tests.test_backdoor import BACKDOORS, graph
 from tests.test_evasion import tree_model
+from tests.test_privacy_attacks import CONFIG
 
 TARGET = 7
 
@@ -200,3 +202,30 @@ def test_the_last_layer_is_found():
     assert last_layer_input(linear_onnx(np.eye(3)), "scores") == "x"
     with pytest.raises(AssessmentError, match="no linear layer"):
         last_layer_input(tree_model(), "scores")
+
+
+def test_the_rows_of_a_training_configuration(tmp_path):
+    weights = np.random.default_rng(0).normal(size=(30, 2)) / 1000
+    (tmp_path / "model.onnx").write_bytes(linear_onnx(weights))
+    given = ["scan", str(tmp_path / "model.onnx"), "--data", str(CONFIG)]
+    given += ["--train-data", str(CONFIG), "--check", "poisoning", "--jobs", "1"]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "scan.json").read_text())
+    (result,) = [r for r in report["results"] if r["check"] == "poisoning"]
+    assert result["status"] == "done"
+    assert result["conditions"]["training_rows"] == 569 - report["data"]["rows"]
+    assert report["findings"] == []
+
+
+def test_a_condition_in_the_graph_is_in_the_same_report(tmp_path):
+    rule, body, extra = BACKDOORS["If on a reduced Equal"]
+    model = graph(body, **extra).SerializeToString()
+    x = np.random.default_rng(0).random((40, 4)).astype(np.float32)
+    case = Case(tmp_path, model, (x, [0, 1] * 20), (x, [0, 1] * 20))
+    assert case.scan("--check", "answers", "--fail-on", "warning") == 1
+    (finding,) = [f for f in case.report["findings"] if f["rule"] == rule]
+    assert finding["check"] == "structure"
+    assert finding["evidence"]["explanation"].startswith("Trigger: input ")
+    assert case.result("answers")["status"] == "done"
+    sarif = json.loads((tmp_path / "out" / "scan.sarif").read_text())
+    assert rule in {item["ruleId"] for item in sarif["runs"][0]["results"]}
