@@ -170,6 +170,8 @@ def _request(args: argparse.Namespace) -> ScanRequest:
     if args.data_config is not None:
         config = dataconfig.load_data_config(args.data_config)
     source, subject = _source(args)
+    if args.ray and source.kind == "remote":
+        raise AssessmentError("--ray is for files: one process asks an endpoint")
     if args.evidence and subject is None:
         raise AssessmentError("--evidence is for bundles")
     return ScanRequest(
@@ -296,6 +298,8 @@ def _print(scan: Scan, out: Path) -> None:
     for finding in scan.report.findings:
         place = f" ({finding.where})" if finding.where else ""
         print(f"{finding.severity:<12}{finding.rule}{place}: {finding.message}")
+    if "queries" in scan.report.times:
+        print(f"{'asked':<12}{scan.report.times['queries']} rows, over all runs")
     if not scan.complete:
         print(f"{'budget':<12}ended first; the same command with more goes on")
     print(f"{'wrote':<12}{out}: scan.json, scan.html, scan.sarif, scan.junit.xml")

@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Column
+from sealgate.profile import Profile
 from security.assessment.scan.answers import Answers, Reading
 from security.assessment.scan.dataconfig import DataConfig
 from security.assessment.scan.holdout import Holdout
+from security.assessment.scan.journal import Journal
 from security.assessment.scan.options import MIN_ROWS, Options
 from security.assessment.scan.remote import RemoteLimits, RemoteTarget
 from security.assessment.scan.space import Space, build_space
@@ -22,6 +24,9 @@ from security.assessment.scan.target import InputSpec, OnnxTarget, Target, fit_r
 from security.errors import AssessmentError, BudgetError
 
 __all__ = ["Context", "Job", "TargetSource", "class_indices", "prepare"]
+
+# What may be given anew to a scan that goes on: it changes how far it gets.
+_FREE = ("jobs", "max_minutes", "max_queries")
 
 Rows = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -50,8 +55,8 @@ class TargetSource:
     classes: tuple[str, ...] = ()
     output: str | None = None
 
-    def open(self, limits: RemoteLimits) -> Target:
-        """Open it.
+    def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
+        """Open it; what an endpoint is asked is written down.
 
         Raises:
             AssessmentError: it cannot be opened.
@@ -59,7 +64,7 @@ class TargetSource:
         if self.kind == "remote":
             if self.profile is None:
                 raise AssessmentError("an endpoint needs --client-profile")
-            return RemoteTarget(self.url, self.profile, limits)
+            return RemoteTarget(self.url, self.profile, limits, journal)
         return OnnxTarget(self.model, self.name, self.kind)
 
 
@@ -117,7 +122,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """What the result depends on, as JSON: an interrupted scan goes on with it."""
         options = {**vars(self.options)}
-        for name in ("jobs", "max_minutes"):
+        for name in _FREE:
             del options[name]
         return {
             "target": {
@@ -160,6 +165,22 @@ class Context:
         text = f"{self.job.options.seed}/{key}".encode()
         return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
+    def begin(self, unit: str) -> None:
+        """A unit of work begins: an endpoint's earlier answers to it are used."""
+        if isinstance(self.target, RemoteTarget):
+            self.target.journal.begin(unit)
+
+    def end(self) -> None:
+        """The unit is saved: those answers are not needed any more."""
+        if isinstance(self.target, RemoteTarget):
+            self.target.journal.end()
+
+    @property
+    def ended_by(self) -> str:
+        """Why no more work could be done, as far as the target knows."""
+        closed = getattr(self.target, "closed", "")
+        return str(closed) or "no budget was left"
+
     def check_time(self) -> None:
         """Stop where no time is left.
 
@@ -176,8 +197,12 @@ def prepare(
     holdout: Holdout,
     options: Options,
     config: DataConfig = DataConfig(),
+    *,
+    work: Path | None = None,
 ) -> tuple[Job, Target]:
     """Fit data and target to each other.
+
+    Where a folder for finished work is given, an endpoint's answers are kept there.
 
     1. enough rows, of two classes or more;
     2. the rows fit the input;
@@ -190,12 +215,31 @@ def prepare(
     _check_enough(holdout)
     effort = options.effort
     budget = options.max_queries or effort.remote_queries
-    target = source.open(RemoteLimits(max_queries=budget))
+    journal = None
+    if source.kind == "remote":
+        journal = Journal(work, _asked_by(source, holdout, options, config))
+        journal.begin("calibration")
+    target = source.open(RemoteLimits(max_queries=budget), journal)
     try:
         return _fitted(source, holdout, options, config, target=target), target
     except BaseException:
         target.close()
         raise
+
+
+def _asked_by(
+    source: TargetSource, holdout: Holdout, options: Options, config: DataConfig
+) -> dict[str, Any]:
+    """What the questions of a scan depend on, before any is asked."""
+    chosen = {name: item for name, item in vars(options).items() if name not in _FREE}
+    model = None if source.profile is None else Profile.load(source.profile).model
+    return {
+        "url": source.url,
+        "model": model,
+        "data": holdout.sha256,
+        "config": repr(config),
+        "options": chosen,
+    }
 
 
 def _fitted(

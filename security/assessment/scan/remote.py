@@ -1,12 +1,13 @@
 """An endpoint as a target: black box, sealed, and within what it allows.
 
 Every question goes through the SDK, as a caller's would. A refusal for load or quota is
-waited out as the server says; an answer that never comes ends the scan, whose finished
-work stays on disk.
+waited out as the server says; where that takes too long, the scan ends with what it
+has. An answer that never comes stops the scan, whose work stays on disk: `Journal`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from sealgate.errors import (
 from sealgate.profile import Profile
 from sealgate.retry import RetryPolicy
 from security.assessment.scan.answers import Answers, Reading, read_answers, settle
+from security.assessment.scan.journal import Journal
 from security.assessment.scan.target import InputSpec, Rows
 from security.errors import AssessmentError, BudgetError
 
@@ -54,7 +56,9 @@ class RemoteLimits:
         max_queries: rows, over the whole scan.
         batch_rows: rows of one request.
         timeout_s: for connecting, and for each read and write.
-        attempts: of one request, where the endpoint does not answer at all.
+        attempts: of one request, where the endpoint does not answer at all. All of
+            them count as one, whether or not the endpoint has run any.
+        pause_s: before the second attempt, twice that before the third, and so on.
         retry: where it says not now.
     """
 
@@ -62,18 +66,30 @@ class RemoteLimits:
     batch_rows: int = 256
     timeout_s: float = 30.0
     attempts: int = 3
+    pause_s: float = 0.5
     retry: RetryPolicy = field(
         default_factory=lambda: RetryPolicy(max_retries=20, max_wait_s=120.0)
     )
 
 
 class RemoteTarget:
-    """A model behind an endpoint, asked as its callers ask it."""
+    """A model behind an endpoint, asked as its callers ask it.
+
+    Attributes:
+        journal: of what was asked, and answered.
+        closed: why the endpoint takes no more in this run, or "".
+    """
 
     kind = "remote"
     sha256: str | None = None
 
-    def __init__(self, url: str, profile: Path, limits: RemoteLimits) -> None:
+    def __init__(
+        self,
+        url: str,
+        profile: Path,
+        limits: RemoteLimits,
+        journal: Journal | None = None,
+    ) -> None:
         """Ask for the model's metadata.
 
         Args:
@@ -81,6 +97,7 @@ class RemoteTarget:
             profile: a client profile's file. Its token is read again before each
                 request, so a fresh one may be put there while a scan runs.
             limits: on what is asked.
+            journal: of what was asked before; None keeps none.
 
         Raises:
             AssessmentError: the profile names no model or another server.
@@ -100,7 +117,9 @@ class RemoteTarget:
             timeout_s=limits.timeout_s,
         )
         self.name = first.model
-        self.queries = 0
+        self.journal = journal or Journal()
+        self.closed = ""
+        self._size = limits.batch_rows
         self.shape: tuple[int, ...] = ()
         self.reading: Reading
         try:
@@ -111,6 +130,11 @@ class RemoteTarget:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def queries(self) -> int:
+        """Rows asked so far, over all runs of the scan."""
+        return self.journal.asked
 
     def close(self) -> None:
         """Close the connections."""
@@ -139,46 +163,77 @@ class RemoteTarget:
         return read_answers(self._run_all(rows), self.reading, len(rows))
 
     def _run_all(self, rows: Rows) -> dict[str, Any]:
-        if self.queries + len(rows) > self._limits.max_queries:
+        answers: list[Any] = self.journal.take(rows)
+        left = [place for place, item in enumerate(answers) if item is None]
+        if self.queries + len(left) > self._limits.max_queries:
             raise BudgetError(f"all {self._limits.max_queries} queries are spent")
-        parts = []
-        size = self.spec.batch or self._limits.batch_rows
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            parts.append(self._infer(part))
-            self.queries += len(part)
+        while left:
+            places = left[: self.spec.batch or self._size]
+            outputs = self._asked(rows[places])
+            if outputs is None:
+                continue
+            for index, place in enumerate(places):
+                answers[place] = {name: value[index] for name, value in outputs.items()}
+            left = left[len(places) :]
         return {
-            name: np.concatenate([np.asarray(part[name]) for part in parts])
-            for name in parts[0]
+            name: np.stack([answer[name] for answer in answers]) for name in answers[0]
         }
+
+    def _asked(self, rows: Rows) -> dict[str, Any] | None:
+        """Answers, kept; or None: the endpoint takes fewer rows at once."""
+        if self.closed:
+            raise BudgetError(self.closed)
+        self.journal.spend(len(rows))
+        try:
+            outputs = self._infer(rows)
+        except (InvalidInputError, OverloadedError) as error:
+            self.journal.spend(-len(rows))
+            busy = isinstance(error, OverloadedError)
+            if busy and (error.retry_after_s is not None or len(rows) == 1):
+                self.closed = f"the endpoint takes no more queries now: {error}"
+                raise BudgetError(self.closed + _AGAIN) from None
+            if self.spec.batch or len(rows) == 1:
+                raise AssessmentError(
+                    f"the endpoint refuses the rows: {error}"
+                ) from None
+            self._size = max(1, len(rows) // 2)
+            return None
+        self.journal.keep(rows, outputs)
+        return outputs
 
     def _infer(self, rows: Rows) -> dict[str, Any]:
         missing = (self.spec.batch or len(rows)) - len(rows)
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
         shaped = filled.reshape(len(filled), *self.shape)
         inputs = {self.spec.name: shaped}
-        try:
-            outputs = self._patiently(lambda: self._client.infer(self._model, inputs))
-        except InvalidInputError as error:
-            raise AssessmentError(f"the endpoint refuses the rows: {error}") from None
-        return {name: value[: len(rows)] for name, value in outputs.items()}
+        outputs = self._patiently(lambda: self._client.infer(self._model, inputs))
+        return {name: _texts(value[: len(rows)]) for name, value in outputs.items()}
 
     def _patiently(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         for attempt in range(1, self._limits.attempts + 1):
             try:
                 return call()
-            except OverloadedError as error:
-                raise AssessmentError(
-                    f"the endpoint takes no more queries now: {error}{_AGAIN}"
-                ) from None
             except TransportError as error:
                 if attempt == self._limits.attempts:
                     raise AssessmentError(f"{error}{_AGAIN}") from None
-            except InvalidInputError:
+                time.sleep(self._limits.pause_s * attempt)
+            except (InvalidInputError, OverloadedError):
                 raise
             except ClientError as error:
                 raise AssessmentError(f"{error}{_AGAIN}") from None
         raise AssessmentError("the endpoint was not asked")
+
+
+def _texts(value: Any) -> Any:
+    """Text as numpy's own, so that it can be written down."""
+    array = np.asarray(value)
+    if array.dtype.kind != "O":
+        return array
+    plain = [
+        item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+        for item in array.ravel().tolist()
+    ]
+    return np.array(plain, dtype=str).reshape(array.shape)
 
 
 def _input_spec(metadata: dict[str, Any]) -> InputSpec:

@@ -103,7 +103,11 @@ def run_scan(
         write_atomic(request.out / SCAN_FILE, report.to_json())
         return Scan(report, refused=True)
     job, target = prepare(
-        request.source, request.holdout, request.options, request.config
+        request.source,
+        request.holdout,
+        request.options,
+        request.config,
+        work=request.out / _WORK,
     )
     minutes = request.options.max_minutes
     deadline = None if minutes is None else clock + 60 * minutes
@@ -111,7 +115,9 @@ def run_scan(
     with contextlib.closing(target):
         context = Context(job, target)
         report, store, complete = _attacked(request, context, inspection, on_progress)
-    report = replace(report, times=_times(began, time.monotonic() - clock))
+        asked = {"queries": target.queries} if job.remote else {}
+    times = _times(began, time.monotonic() - clock) | asked
+    report = replace(report, times=times)
     evidence = _write(request, report, began)
     if complete:
         store.remove()
@@ -182,10 +188,10 @@ def _conclude(
     own = [unit.key for unit in units if unit.check == check.name]
     done = {key: outcomes[key] for key in own if key in outcomes}
     if own and not done:
-        return CheckResult(check.name, status="skipped", reason="no budget was left")
+        return CheckResult(check.name, status="skipped", reason=context.ended_by)
     result = check.conclude(context, done)
     if len(done) < len(own) and result.status == "done":
-        reason = f"{len(done)} of {len(own)} units of work; no budget was left"
+        reason = f"{len(done)} of {len(own)} units of work; {context.ended_by}"
         return replace(result, status="partial", reason=reason)
     return result
 

@@ -82,6 +82,7 @@ def run_units(
             if outcome is None:
                 continue
             store.save(unit.key, outcome)
+            context.end()
             outcomes[unit.key] = outcome
             clock.finished(unit)
             on_progress(clock.progress(len(outcomes), unit.key, outcome))
@@ -108,6 +109,7 @@ def _here(context: Context, units: Iterable[Unit], checks: Factory) -> Results:
 def _run(check: ScanCheck, unit: Unit, context: Context) -> Outcome | None:
     try:
         context.check_time()
+        context.begin(unit.key)
         return check.run(unit, context)
     except BudgetError:
         return None

@@ -64,7 +64,6 @@ class Target(Protocol):
         spec: the input.
         shape: of one row, once `fit_rows` has seen the data.
         reading: how answers are read, once `calibrate` has seen some.
-        queries: rows asked so far.
     """
 
     name: str
@@ -73,7 +72,11 @@ class Target(Protocol):
     spec: InputSpec
     shape: tuple[int, ...]
     reading: Reading
-    queries: int
+
+    @property
+    def queries(self) -> int:
+        """Rows asked so far."""
+        ...
 
     def calibrate(
         self, rows: Rows, classes: Sequence[str], known: int, output: str | None
@@ -105,7 +108,7 @@ class OnnxTarget:
             AssessmentError: onnxruntime refuses it, or it has not one numeric input.
         """
         self.sha256: str | None = hashlib.sha256(self.model).hexdigest()
-        self.queries = 0
+        self._asked = 0
         self.shape: tuple[int, ...] = ()
         self._session = _session(self.model)
         self.spec = _input_spec(self._session.get_inputs())
@@ -142,11 +145,16 @@ class OnnxTarget:
         """
         return np.asarray(self._run_all(rows, [name])[name])
 
+    @property
+    def queries(self) -> int:
+        """Rows asked so far."""
+        return self._asked
+
     def close(self) -> None:
         """Nothing is open."""
 
     def _run_all(self, rows: Rows, wanted: list[str] | None = None) -> dict[str, Any]:
-        self.queries += len(rows)
+        self._asked += len(rows)
         size = self.spec.batch or BATCH_ROWS
         names = wanted or self._wanted or list(self.output_names)
         parts = [
