@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import jsonschema
@@ -15,6 +16,7 @@ from security.assessment.findings import RULES
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.pictures import interval_bar, line_chart, pixels
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
+from security.assessment.scan import rules
 from security.assessment.scan.rules import SCAN_RULES
 from security.commands import main
 from tests.scanned import digits, digits_onnx, linear_onnx, save_npz
@@ -247,6 +249,30 @@ def test_the_exit_code_follows_the_severity(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("severity", "bound", "code"),
+    [
+        ("error", None, 0),
+        ("error", "error", 1),
+        ("warning", "error", 0),
+        ("warning", "warning", 1),
+        ("note", "warning", 0),
+        ("note", "note", 1),
+    ],
+)
+def test_each_severity_fails_as_it_was_told(
+    severity, bound, code, tmp_path, monkeypatch
+):
+    grave = replace(SCAN_RULES["answer-constant"], severity=severity)
+    monkeypatch.setitem(rules.SCAN_RULES, "answer-constant", grave)
+    weights = np.array([[0.0, 1.0]] * 3)
+    more = () if bound is None else ("--fail-on", bound)
+    given, out = scan(tmp_path, weights, 0, "m.onnx", *more)
+    found = json.loads((out / "scan.json").read_text())["findings"]
+    assert severity in {item["severity"] for item in found}
+    assert given == code
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"{", "not a scan report"),
@@ -329,6 +355,58 @@ def document(metrics, conditions=None, **more):
         "details": {},
     }
     return {"results": [result | more], "findings": []}
+
+
+def rowwise(wrong, n=120):
+    """A report that says of each row whether it was right; all of the same data."""
+    metrics = {"accuracy": share(n - len(wrong), n)}
+    details = {"asked_rows": list(range(n)), "wrong_rows": sorted(wrong)}
+    return document(metrics, details=details) | {"data": {"sha256": "ab"}}
+
+
+def test_the_same_rows_are_compared_one_by_one():
+    before, after = rowwise(set(range(24))), rowwise(set(range(32)))
+    (change,) = compare(before, after).changes
+    # Eight rows lost, none won: 2 / 2^8. The two shares alone would be chance.
+    assert (change.test, change.direction) == ("mcnemar", "worse")
+    assert change.p == pytest.approx(2 / 2**8)
+    other = after | {"data": {"sha256": "cd"}}
+    (change,) = compare(before, other).changes
+    assert (change.test, change.direction) == ("fisher", "same")
+    # As many won as lost is no change, however many.
+    (change,) = compare(before, rowwise(set(range(24, 48)))).changes
+    assert (change.p, change.direction) == (1.0, "same")
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"asked_rows": list(range(120)), "wrong_rows": [1]},  # not what accuracy says
+        {"asked_rows": list(range(100)), "wrong_rows": list(range(24))},
+        {"asked_rows": "many", "wrong_rows": [[]]},
+        {"asked_rows": None, "wrong_rows": 3},
+    ],
+)
+def test_rows_that_do_not_give_the_figure_are_not_believed(details):
+    before, after = rowwise(set(range(24))), rowwise(set(range(32)))
+    after["results"][0]["details"] = details
+    (change,) = compare(before, after).changes
+    assert change.test == "fisher"
+
+
+def test_attacks_on_the_same_rows_are_compared_one_by_one(attacked, tmp_path, capsys):
+    report = json.loads((attacked / "scan.json").read_text())
+    (evasion,) = [r for r in report["results"] if r["check"] == "evasion"]
+    for row in evasion["details"]["norms"]["linf"]["rows"]:
+        row["correct"] = False
+    for name in ("robust_accuracy", "robust_accuracy_linf"):
+        evasion["metrics"][name] |= {"value": 0.0, "low": 0.0, "high": 0.1}
+    worse = tmp_path / "worse.json"
+    worse.write_text(json.dumps(report))
+    assert main(["compare", str(attacked / "scan.json"), str(worse)]) == 1
+    text = capsys.readouterr().out
+    assert re.search(r"worse +evasion\.robust_accuracy_linf .*\(mcnemar\)", text)
 
 
 def test_chance_is_not_a_change():

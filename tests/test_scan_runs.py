@@ -1,4 +1,4 @@
-"""Scans repeated, shared between processes, killed, cut; and scans of a server."""
+"""Scans repeated, shared between processes, killed, cut."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 
 from security.assessment.scan.store import RunStore
 from security.commands import main
-from tests.bundles import NAME, WEIGHTS
-from tests.conftest import check_security, toy_settings
+from tests.bundles import WEIGHTS
 from tests.scanned import linear_onnx, save_npz
 from tests.servers import ROOT
 
@@ -142,70 +141,3 @@ def test_damaged_work_is_done_again(toy):
     for path in (toy / "out" / "work").glob("*.npz"):
         path.write_bytes(path.read_bytes()[:40])
     assert scan(toy, "out", "--jobs", "1", "--check", "answers") == 2  # another plan
-
-
-@pytest.fixture
-def endpoint(server, deployment, tmp_path):
-    """A profile of the running server, and rows with their classes."""
-    check_security(
-        deployment,
-        *("profile", "--url", server.url, "--model", NAME),
-        *("--out", str(tmp_path / "profile.json"), "--lifetime", "3600"),
-        **toy_settings(deployment),
-    )
-    return server.url, str(tmp_path / "profile.json")
-
-
-def remote(endpoint, folder, rows, *more):
-    url, profile = endpoint
-    return main(
-        [
-            *("scan", url, "--client-profile", profile, "--data", str(rows)),
-            *("--out", str(folder / "out"), "--max-rows", "30", *EVASION, *more),
-        ]
-    )
-
-
-def test_an_endpoint_is_attacked_sealed_and_within_its_budget(
-    endpoint, tmp_path, capsys
-):
-    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    y = np.argmax(x @ WEIGHTS, axis=1)
-    rows = save_npz(tmp_path / "r.npz", x, y)
-    code = remote(endpoint, tmp_path, rows, "--max-queries", "4000")
-    assert code == 0, capsys.readouterr()
-    document = report(tmp_path, "out")
-    assert document["target"]["kind"] == "remote"
-    assert document["target"]["sha256"] is None
-    results = {r["check"]: r for r in document["results"]}
-    assert results["answers"]["metrics"]["clean_accuracy"]["value"] == 1.0
-    evasion = results["evasion"]
-    assert evasion["details"]["access"] == "black box"
-    assert evasion["conditions"]["counted"] == "rechecked_on_endpoint"
-    profile = json.loads((tmp_path / "profile.json").read_text())
-    assert profile["token"] not in (tmp_path / "out" / "scan.json").read_text()
-
-
-def test_too_few_queries_conclude_nothing(endpoint, tmp_path):
-    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    rows = save_npz(tmp_path / "r.npz", x, np.argmax(x @ WEIGHTS, axis=1))
-    assert remote(endpoint, tmp_path, rows, "--max-queries", "300") == 0
-    results = {r["check"]: r for r in report(tmp_path, "out")["results"]}
-    assert results["evasion"]["status"] in ("skipped", "partial")
-
-
-def test_an_endpoint_that_is_not_there(endpoint, tmp_path, capsys):
-    _, path = endpoint
-    profile = json.loads(Path(path).read_text())
-    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    rows = save_npz(tmp_path / "r.npz", x, np.argmax(x @ WEIGHTS, axis=1))
-    assert remote(("https://other.example", path), tmp_path, rows) == 2
-    assert "is for another URL" in capsys.readouterr().err
-    profile["url"] = "http://127.0.0.1:9"
-    (tmp_path / "dead.json").write_text(json.dumps(profile))
-    dead = ("http://127.0.0.1:9", str(tmp_path / "dead.json"))
-    assert remote(dead, tmp_path, rows) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "does not answer" in line
-    assert "go on" in line
-    assert not (tmp_path / "out" / "scan.json").exists()

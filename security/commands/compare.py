@@ -78,7 +78,8 @@ def _print(result: Comparison, *, everything: bool) -> None:
         print(f"{'note':<15}{note}")
     for change in result.changes:
         if everything or change.direction != "same":
-            chance = "" if change.p is None else f"  p={change.p:.2g}"
+            test = f" ({change.test})" if change.test else ""
+            chance = "" if change.p is None else f"  p={change.p:.2g}{test}"
             why = f"  ({change.reason})" if change.reason else ""
             print(
                 f"{change.direction:<15}{change.check}.{change.metric} "

@@ -112,10 +112,11 @@ class EvasionCheck:
 
 
 def _is_random(context: Context) -> bool:
-    """Whether the model answers the same rows differently; asked once per process."""
+    """Whether the model answers the same rows differently; asked once."""
     if "random" not in context.cache:
         rows = context.job.rows[:_RANDOM_ROWS]
-        again = context.target.ask(rows).scores
+        with context.aside("evasion/random"):
+            again = context.target.ask(rows).scores
         first = context.job.clean.scores[: len(rows)]
         close = np.isclose(again, first, rtol=1e-5, atol=1e-6, equal_nan=True)
         context.cache["random"] = not close.all()
@@ -245,6 +246,7 @@ def _norm_details(context: Context, result: NormResult) -> dict[str, Any]:
             share = intervals.proportion(kept, int(own.sum()))
             per_class.append({"class": name, **vars(share)})
     return {
+        "radius": result.plan.radius,
         "curve": curve,
         "per_class": per_class,
         "attacks": result.attacks,

@@ -145,6 +145,7 @@ class CostCheck:
             metrics={"robust_accuracy_cost": robust, "max_cost": Metric(budget)},
             findings=findings,
             details={
+                "max_cost": budget,
                 "curve": [{"cost": cost, **vars(m)} for cost, m in points],
                 "columns": _columns(context, joined, budget),
                 "rows": _rows(context, joined),

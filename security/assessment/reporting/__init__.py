@@ -6,5 +6,6 @@ sarif       SARIF 2.1.0, for code scanning
 junit       JUnit XML, for test dashboards
 html        one page for people, nothing loaded from elsewhere
 pictures    charts and small images, as SVG
+pairs       the same rows in two reports, and McNemar's test
 comparison  what got better or worse between two reports
 """

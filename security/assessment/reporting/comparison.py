@@ -1,9 +1,11 @@
 """What got better or worse between two reports, and whether by more than chance.
 
-Shares (accuracy, robust accuracy) are compared by Fisher's exact test on their counts,
-other metrics with an interval by a z-test on the width of the interval. Both treat the
-samples as independent; on the same rows that is the cautious choice. The p-values of
-one comparison are corrected together (Holm 1979).
+On the same rows, shares (accuracy, robust accuracy) are compared row by row, by
+McNemar's exact test, where the reports say of each row whether it was right; otherwise
+by Fisher's exact test on their counts. Other metrics with an interval are compared by a
+z-test on its width. The latter two treat the samples as independent, which on the same
+rows is the cautious choice. The p-values of one comparison are corrected together
+(Holm 1979).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from scipy.stats import fisher_exact, norm
 
 from security.assessment.findings import SEVERITIES
+from security.assessment.reporting.pairs import mcnemar, rows_of
 
 __all__ = ["LEVEL", "Change", "Comparison", "compare"]
 
@@ -37,6 +40,7 @@ class Change:
         check, metric: where it stands.
         before, after: the values.
         p: corrected p-value, or None where no test applies.
+        test: "mcnemar", "fisher" or "z"; "" where none applies.
         direction: "better", "worse" or "changed", if by more than chance; "same";
             or "not comparable".
         reason: why it cannot be compared.
@@ -47,6 +51,7 @@ class Change:
     before: float
     after: float
     p: float | None = None
+    test: str = ""
     direction: str = "same"
     reason: str = ""
 
@@ -85,7 +90,12 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
     new = {item["check"]: item for item in after["results"]}
     done = [name for name in old if old[name]["status"] != "skipped"]
     both = [name for name in done if name in new and new[name]["status"] != "skipped"]
-    changes = [change for name in both for change in _metrics(old[name], new[name])]
+    same = _same_rows(before, after)
+    changes = [
+        change
+        for name in both
+        for change in _metrics(old[name], new[name], same_rows=same)
+    ]
     appeared, disappeared = _findings(before["findings"], after["findings"])
     return Comparison(
         tuple(_corrected(changes)),
@@ -96,7 +106,14 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> Comparison:
     )
 
 
-def _metrics(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def _same_rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    digests = [item.get("data", {}).get("sha256") for item in (before, after)]
+    return digests[0] is not None and digests[0] == digests[1]
+
+
+def _metrics(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, same_rows: bool
+) -> list[Change]:
     reason = ""
     for name in sorted({*old["conditions"], *new["conditions"]}):
         values = old["conditions"].get(name), new["conditions"].get(name)
@@ -112,26 +129,40 @@ def _metrics(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
             if reason:
                 change = replace(change, direction="not comparable", reason=reason)
             else:
-                change = replace(change, p=_p_value(first, second))
+                p, test = _paired(old, new, name) if same_rows else (None, "")
+                if p is None:
+                    p, test = _p_value(first, second)
+                change = replace(change, p=p, test=test)
             changes.append(change)
     return changes
 
 
-def _p_value(first: Mapping[str, Any], second: Mapping[str, Any]) -> float | None:
+def _paired(
+    old: Mapping[str, Any], new: Mapping[str, Any], name: str
+) -> tuple[float | None, str]:
+    first, second = rows_of(old, name), rows_of(new, name)
+    if first is None or second is None:
+        return None, ""
+    return mcnemar(first, second), "mcnemar"
+
+
+def _p_value(
+    first: Mapping[str, Any], second: Mapping[str, Any]
+) -> tuple[float | None, str]:
     if first["value"] == second["value"]:
-        return 1.0
+        return 1.0, ""
     if any("low" not in item for item in (first, second)):
-        return None
+        return None, ""
     if all(_is_share(item) for item in (first, second)):
         table = [
             [hits := round(item["value"] * item["n"]), item["n"] - hits]
             for item in (first, second)
         ]
-        return float(fisher_exact(table).pvalue)
+        return float(fisher_exact(table).pvalue), "fisher"
     spread = sum(_error(item) ** 2 for item in (first, second)) ** 0.5
     if spread == 0:
-        return 0.0
-    return float(2 * norm.sf(abs(first["value"] - second["value"]) / spread))
+        return 0.0, "z"
+    return float(2 * norm.sf(abs(first["value"] - second["value"]) / spread)), "z"
 
 
 def _is_share(metric: Mapping[str, Any]) -> bool:
@@ -200,7 +231,7 @@ def _findings(
 
 def _notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
-    if before.get("data", {}).get("sha256") != after.get("data", {}).get("sha256"):
+    if not _same_rows(before, after):
         notes.append("the reports rest on different rows")
     for name in ("profile", "seed"):
         values = [item.get("options", {}).get(name) for item in (before, after)]

@@ -5,6 +5,7 @@ dataconfig  what an attacker may change in a row, and at which cost
 holdout     rows from a file
 answers     probabilities, logits, labels, zipmap: read as one thing
 target      a model run by onnxruntime, and how rows fit it
+journal     what an endpoint was asked, and answered, over all runs of a scan
 remote      a model behind an endpoint, through the sealed SDK
 space       ranges and rules that attacks move within
 context     target and data fitted to each other, for every process

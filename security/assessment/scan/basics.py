@@ -78,7 +78,11 @@ class AnswersCheck:
             "rows_answered": Metric(float(known.sum()), n=len(labels)),
         }
         findings = [*_not_finite(known), *_constant(context)]
-        details: dict[str, Any] = {"per_class": _per_class(context, right)}
+        details: dict[str, Any] = {
+            "per_class": _per_class(context, right),
+            "asked_rows": context.job.places.tolist(),
+            "wrong_rows": context.job.places[~right].tolist(),
+        }
         if outcomes:
             (outcome,) = outcomes.values()
             details["repeated"] = dict(outcome.values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,12 @@ class Context:
         """A unit of work begins: an endpoint's earlier answers to it are used."""
         if isinstance(self.target, RemoteTarget):
             self.target.journal.begin(unit)
+
+    def aside(self, name: str) -> AbstractContextManager[None]:
+        """Questions that are asked once in a scan, whatever units use the answers."""
+        if isinstance(self.target, RemoteTarget):
+            return self.target.journal.aside(name)
+        return nullcontext()
 
     def end(self) -> None:
         """The unit is saved: those answers are not needed any more."""

@@ -13,6 +13,7 @@ import io
 import json
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ class Journal:
             for place, key in enumerate(rows):
                 row = {name: values[place] for name, values in outputs.items()}
                 self._known[bytes(key)].append(row)
+
+    @contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Questions that belong to no unit, because all of them use the answers."""
+        before = self._path, self._known
+        self.begin(name)
+        try:
+            yield
+        finally:
+            self._path, self._known = before
 
     def end(self) -> None:
         """The unit's result is kept elsewhere: forget its answers."""

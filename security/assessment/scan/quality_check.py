@@ -111,7 +111,14 @@ class QualityCheck:
             conditions=quality.CONDITIONS,
             metrics=metrics | class_aucs(context) | slice_metrics(context),
             findings=tuple(findings),
-            details={"tables": tables, "charts": charts},
+            details={
+                "tables": tables,
+                "charts": charts,
+                "asked_rows": job.places[known].tolist(),
+                "wrong_rows": job.places[
+                    known & (job.clean.labels != job.labels)
+                ].tolist(),
+            },
         )
 
 
