@@ -118,12 +118,15 @@ def test_a_backdoor_is_found_in_the_rows_and_in_the_model(make, name, tmp_path, 
     # Of a table, a clean row may have such values by chance.
     assert len(mine - set(case.rows.tolist())) <= 0.05 * len(mine)
     assert len(mine & set(case.rows.tolist())) > 0.9 * len(case.rows)
+    share = case.result("poisoning")["metrics"]["suspicious_rows"]
+    assert share["low"] <= len(mine) / share["n"] == share["value"] <= share["high"]
     metrics = case.result("trigger")["metrics"][f"turned/{name}"]
     assert metrics["low"] > 0.75
     written = "".join(capfd.readouterr())
     train = np.load(case.train)["x"].reshape(-1)
     assert not any(str(value) in written for value in train[train % 1 > 0][:200])
     page = (tmp_path / "out" / "scan.html").read_text()
+    assert "training rows under suspicion" in page
     assert f"training row {min(mine)}, class {name}: suspicious" in page
 
 

@@ -103,7 +103,8 @@ class PoisoningCheck:
             raise TypeError("not planned without training data")
         done = [item.values for item in outcomes.values()]
         found = [item for item in done if "explained" in item]
-        metrics: dict[str, Metric] = {}
+        suspicious = sum(item["explained"]["count"] for item in found)
+        metrics = {"suspicious_rows": intervals.proportion(suspicious, len(data.rows))}
         for item in done:
             name = context.job.reading.classes[item["label"]]
             for method, numbers in item["splits"].items():
@@ -126,6 +127,7 @@ class PoisoningCheck:
             details={
                 "tables": [_table(context, done)],
                 "examples": examples,
+                "examples_title": "Suspicious training rows",
                 "suspicious": {
                     context.job.reading.classes[item["label"]]: item["explained"][
                         "rows"
@@ -282,7 +284,8 @@ def _examples(
     shown = []
     for row in found["rows"][:_SHOWN]:
         example: dict[str, Any] = {
-            "caption": f"training row {row['row']}, class {name}: suspicious"
+            "caption": f"training row {row['row']}, class {name}: suspicious",
+            "names": [f"row {row['row']}"],
         }
         image = picture(context, data.rows[row["row"]])
         shown.append(example | ({"images": [image]} if image else {"changes": changes}))

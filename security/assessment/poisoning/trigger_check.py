@@ -119,6 +119,7 @@ class TriggerCheck:
             details={
                 "tables": [_table(context, found, image)],
                 "examples": [_example(context, item) for item in bad],
+                "examples_title": "An unseen row, and what the change makes of it",
                 "untested": _untested(context, len(found)),
             },
         )

@@ -52,9 +52,10 @@ _KEY_FIGURES = (
     ("fairness", "selection_rate_ratio/", "selection rate ratio"),
     ("quality", "auc", "AUC"),
     ("extraction", "agreement/", "agreement of a copy with the model"),
+    ("poisoning", "suspicious_rows", "training rows under suspicion"),
     ("inversion", "recognised", "classes recognised in pictures from the model"),
 )
-_NO_KEY_FIGURE = ("answers", "explanations", "structure")
+_NO_KEY_FIGURE = ("answers", "explanations", "structure", "trigger")
 _KINDS = {
     "onnx": "ONNX file",
     "bundle": "bundle",
