@@ -1,19 +1,27 @@
 """CPU time per request of the real server, sealed and plaintext, on the toy model.
 
-The load comes from this process over one keep-alive connection, with requests sealed
-beforehand; what is measured is the CPU time of the server's worker, so the client's
-speed does not matter. Each figure is the median of alternating rounds.
+Beside it a bare Starlette handler that does the same inference. The load comes from
+this process over keep-alive connections, with requests made and sealed beforehand; what
+is measured is the CPU time of the server's processes, so the client's speed does not
+matter. Each figure is the median of alternating rounds.
 """
 
-import http.client
 import json
+import os
+import signal
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+import httpx
 import psutil
 
 from benchmarks.timing import table
@@ -22,16 +30,37 @@ from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from tests.bundles import NAME
 from tests.conftest import make_deployment, mint, toy_settings
-from tests.servers import Server, serve
+from tests.servers import Server, free_port, serve
 
-REQUESTS = 2000
-ROUNDS = 5
+REQUESTS = 480
+ROUNDS = 7
+CONNECTIONS = (1, 16)
 BODY = {
     "inputs": [
         {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
     ]
 }
+READY = "/v2/health/ready"
 PATH = f"/v2/models/{NAME}/infer"
+_JSON = {"content-type": "application/json"}
+_SEALED = {"content-type": ohttp.REQUEST_MEDIA_TYPE}
+_START_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kind of request.
+
+    Attributes:
+        url, pid: whom it goes to.
+        make: makes so many requests.
+        status: of all their answers.
+    """
+
+    url: str
+    pid: int
+    make: Callable[[int], list[bytes]]
+    status: int = 200
 
 
 def run() -> None:
@@ -42,63 +71,110 @@ def run() -> None:
         token = mint(home, f"infer:{NAME}")
         extra = toy_settings(home) | {"SEALGATE_SEALING_REQUIRE_SEALED": "false"}
         server = stack.enter_context(serve("service.app:Sealgate", home, extra=extra))
-        cases = {
-            "health": _health(server),
-            "plaintext, JWT, audited": _plaintext(server, token),
-            "sealed (X25519), JWT, audited": _sealed(server, token, KEM_X25519),
-            "sealed (X-Wing), JWT, audited": _sealed(server, token, KEM_XWING),
-            "refused: no token": _plaintext(server, None),
-            "refused: garbage for the gateway": _garbage(server),
+        url, pid = stack.enter_context(_bare(home / "bundle" / "model.onnx"))
+        cases = _cases(server, token) | {
+            "bare Starlette: health": Case(url, pid, _same("GET", READY)),
+            "bare Starlette: inference": Case(url, pid, _same("POST", PATH, _JSON)),
         }
-        medians = _measure(server, cases)
-    base = medians["plaintext, JWT, audited"]
+        columns = [_measure(cases, connections) for connections in CONNECTIONS]
     table(
-        ("request", "worker CPU, µs", "ratio"),
-        [
-            (name, f"{value * 1e6:.0f}", f"{value / base:.2f}")
-            for name, value in medians.items()
-        ],
+        ("request", *(f"µs, {n} connections | over health" for n in CONNECTIONS)),
+        [(name, *(_cell(column, name) for column in columns)) for name in columns[0]],
     )
 
 
-def _measure(server: Server, cases: dict[str, Callable[[], None]]) -> dict[str, float]:
+def _cell(column: dict[str, list[float]], name: str) -> str:
+    ratios = [a / b for a, b in zip(column[name], column["health"])]
+    value = statistics.median(column[name]) * 1e6
+    return f"{value:.0f} | {statistics.median(ratios):.1f}"
+
+
+def _cases(server: Server, token: str) -> dict[str, Case]:
+    def case(make: Callable[[int], list[bytes]], status: int = 200) -> Case:
+        return Case(server.url, server.pid, make, status)
+
+    authorized = _JSON | {"authorization": f"Bearer {token}"}
+    garbage = bytes([1]) + bytes.fromhex("002000010001") + bytes(900)
+    return {
+        "health": case(_same("GET", READY)),
+        "plaintext, JWT, quotas, audited": case(_same("POST", PATH, authorized)),
+        "sealed (X25519), the same": case(_sealer(server, token, KEM_X25519)),
+        "sealed (X-Wing), the same": case(_sealer(server, token, KEM_XWING)),
+        "refused: no token": case(_same("POST", PATH, _JSON), 401),
+        "refused: garbage for the gateway": case(
+            _same("POST", GATEWAY_PATH, _SEALED, garbage), 422
+        ),
+    }
+
+
+@contextmanager
+def _bare(model: Path) -> Iterator[tuple[str, int]]:
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app"]
+    flags = ["--loop", "uvloop", "--http", "httptools", "--no-access-log"]
+    process = subprocess.Popen(
+        [*command, *flags, "--port", str(port), "--log-level", "warning"],
+        env=os.environ | {"MODEL": str(model)},
+    )
+    url = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    try:
+        while time.monotonic() < deadline:
+            try:
+                httpx.get(url + READY)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        yield url, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+def _measure(cases: dict[str, Case], connections: int) -> dict[str, list[float]]:
+    """Seconds of CPU per request, of each round."""
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for round_number in range(ROUNDS + 1):
-        for name, requests in cases.items():
-            before = worker_cpu(server)
-            requests()
+        for name, case in cases.items():
+            requests = case.make(REQUESTS)
+            before = cpu_of(case.pid)
+            _send(case, requests, connections)
             if round_number:  # the first one warms up
-                samples[name].append((worker_cpu(server) - before) / REQUESTS)
-    return {name: statistics.median(values) for name, values in samples.items()}
+                samples[name].append((cpu_of(case.pid) - before) / REQUESTS)
+    return samples
 
 
 def worker_cpu(server: Server) -> float:
     """Seconds of CPU that the workers have used, to the nanosecond (proc(5))."""
-    family = psutil.Process(server.pid).children(recursive=True)
+    return cpu_of(server.pid)
+
+
+def cpu_of(pid: int) -> float:
+    """The same of a server's first process: of its children, or of itself."""
+    parent = psutil.Process(pid)
+    family = parent.children(recursive=True) or [parent]
     tasks = [Path(f"/proc/{worker.pid}/task") for worker in family]
     threads = [thread for folder in tasks for thread in folder.iterdir()]
     used = [int((item / "schedstat").read_text().split()[0]) for item in threads]
     return sum(used) / 1e9
 
 
-def _health(server: Server) -> Callable[[], None]:
-    return lambda: _send(server, [("GET", "/v2/health/ready", b"", {})] * REQUESTS, 200)
+def _same(
+    method: str,
+    path: str,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    body: bytes | None = None,
+) -> Callable[[int], list[bytes]]:
+    content = json.dumps(BODY).encode() if body is None else body
+    request = _http(method, path, headers, content if method == "POST" else b"")
+    return lambda count: [request] * count
 
 
-def _plaintext(server: Server, token: str | None) -> Callable[[], None]:
-    headers = {"content-type": "application/json"}
-    if token is not None:
-        headers["authorization"] = f"Bearer {token}"
-    request = ("POST", PATH, json.dumps(BODY).encode(), headers)
-    return lambda: _send(server, [request] * REQUESTS, 401 if token is None else 200)
-
-
-def _sealed(server: Server, token: str, kem_id: int) -> Callable[[], None]:
-    configs = keyconfig.decode_list(_keys(server))
+def _sealer(server: Server, token: str, kem_id: int) -> Callable[[int], list[bytes]]:
+    configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
     config = next(item for item in configs if item.kem_id == kem_id)
-    headers = {"content-type": ohttp.REQUEST_MEDIA_TYPE}
 
-    def requests() -> None:
+    def make(count: int) -> list[bytes]:
         inner = build_request(
             "POST",
             PATH,
@@ -109,35 +185,55 @@ def _sealed(server: Server, token: str, kem_id: int) -> Callable[[], None]:
             body=json.dumps(BODY).encode(),
         )
         message = bhttp.encode_request(inner)
-        sealed = [ohttp.seal_request(config, message)[0] for _ in range(REQUESTS)]
-        posts = [("POST", GATEWAY_PATH, body, headers) for body in sealed]
-        _send(server, posts, 200)
+        bodies = [ohttp.seal_request(config, message)[0] for _ in range(count)]
+        return [_http("POST", GATEWAY_PATH, _SEALED, body) for body in bodies]
 
-    return requests
-
-
-def _garbage(server: Server) -> Callable[[], None]:
-    body = bytes([1]) + bytes.fromhex("002000010001") + bytes(900)
-    headers = {"content-type": ohttp.REQUEST_MEDIA_TYPE}
-    return lambda: _send(
-        server, [("POST", GATEWAY_PATH, body, headers)] * REQUESTS, 422
-    )
+    return make
 
 
-def _keys(server: Server) -> bytes:
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-    connection.request("GET", GATEWAY_PATH)
-    return connection.getresponse().read()
+def _http(method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    if body:
+        headers = {**headers, "content-length": str(len(body))}
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def _send(
-    server: Server, requests: list[tuple[str, str, bytes, dict[str, str]]], status: int
-) -> None:
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"))
-    for method, path, body, headers in requests:
-        connection.request(method, path, body=body or None, headers=headers)
-        response = connection.getresponse()
-        response.read()
-        if response.status != status:
-            raise SystemExit(f"{method} {path}: {response.status}, not {status}")
-    connection.close()
+def _send(case: Case, requests: list[bytes], connections: int) -> None:
+    """Send one request on each connection, take all answers, and so on."""
+    url = httpx.URL(case.url)
+    address = (url.host, url.port or 80)
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_connection(address))
+            for _ in range(connections)
+        ]
+        for one in sockets:
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(requests), connections):
+            part = list(zip(sockets, requests[start : start + connections]))
+            for one, request in part:
+                one.sendall(request)
+            for one, _ in part:
+                status = _take(one)
+                if status != case.status:
+                    raise SystemExit(f"{status}, not {case.status}")
+
+
+def _take(one: socket.socket) -> int:
+    """Take one answer; its status."""
+    data = b""
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        data += _receive(one)
+    field = data.lower().index(b"content-length: ") + 16
+    length = int(data[field : data.index(b"\r\n", field)])
+    while len(data) < end + 4 + length:
+        data += _receive(one)
+    return int(data[9:12])
+
+
+def _receive(one: socket.socket) -> bytes:
+    data = one.recv(1 << 16)
+    if not data:
+        raise SystemExit("the server closed the connection")
+    return data

@@ -130,6 +130,7 @@ class Batcher:
         rows_apart: bool = False,
         inline_rows: int = 0,
         at_once_rows: int = 0,
+        in_work: Sequence[float] | memoryview[float] = (0.0,),
         observe: Observe | None = None,
     ) -> None:
         """Wire a batcher.
@@ -145,6 +146,8 @@ class Batcher:
             rows_apart: the model gives the same for rows together as for each alone.
             inline_rows: runs of up to so many rows are short; 0: none is.
             at_once_rows: and of up to so many shorter than gathering would be.
+            in_work: how many requests this worker works on at this moment, the first
+                number of it. With others there, gathering is shorter after all.
             observe: told of each run.
         """
         self._run = run
@@ -159,6 +162,7 @@ class Batcher:
         self.rows_apart = rows_apart and limits.max_batch_rows > 1
         self.inline_rows = inline_rows
         self._at_once_rows = at_once_rows
+        self._in_work = in_work
         self._options = ort.RunOptions()
         self._queue: deque[_Item] = deque()
         self._running: list[_Work] = []
@@ -200,7 +204,7 @@ class Batcher:
     def _is_at_once(self, inputs: Inputs) -> bool:
         """Whether a run is so short that waiting for others would take longer."""
         most = min(self._at_once_rows, self.inline_rows)
-        if not most or self.waiting:
+        if not most or self.waiting or (self.rows_apart and self._in_work[0] > 1):
             return False
         for array in inputs.values():
             if not array.ndim or len(array) > most:

@@ -8,7 +8,7 @@ could otherwise grow.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -110,20 +110,27 @@ class Guard:
         finally:
             visit.leave()
 
-    async def answer(self, request: Request) -> Reply:
+    def answer(self, request: Request) -> Coroutine[Any, Any, Reply]:
         """Answer a request that is there whole, without ASGI in between.
 
-        Cancelling stops it: the client has left, or the server ends.
+        It is in work from now on: runs are gathered if others are there. Cancelling
+        stops it: the client has left, or the server ends.
         """
         try:
             visit = Visit(self._intake)
         except Problem as busy:
-            return self._busy(busy)
+            return self._refuse(busy)
+        return self._visit(request, visit)
+
+    async def _visit(self, request: Request, visit: Visit) -> Reply:
         try:
             body = _Whole(request, visit, self._settings)
             return await self._reply(request, body)
         finally:
             visit.leave()
+
+    async def _refuse(self, problem: Problem) -> Reply:
+        return self._busy(problem)
 
     def _busy(self, problem: Problem) -> Reply:
         self._routes.metrics.count("sealgate_refusals", problem.code)

@@ -195,6 +195,7 @@ class Lineup:
             rows_apart=lesson.rows_apart,
             inline_rows=lesson.inline_rows,
             at_once_rows=lesson.at_once_rows,
+            in_work=self._metrics.cell("sealgate_requests_in_work"),
             observe=self._observer(model.manifest),
         )
         return Served(model, batcher, revision)

@@ -1,10 +1,11 @@
 """Many requests wait for one write: group commit.
 
-Where each record is forced to disk, the records of one turn of the event loop are one
-group. A thread forces it to disk; until it is there the next group gathers. So a
-request costs little however slow the disk is, and its answer waits for about one write.
-Where nothing is forced to disk, each record is written where it is made: a group would
-save less than waiting for it costs. The thread is left with checkpoints.
+The records of one turn of the event loop are one group. A thread forces it to disk;
+until it is there the next group gathers. So a request costs little however slow the
+disk is, and its answer waits for about one write. Where nothing is forced to disk, the
+loop writes by itself: handing over would cost more than the write. It still gathers a
+turn's records: with 16 requests at once, writing each by itself took a tenth more CPU
+for the whole request, since each write pushes their common code out of the caches.
 """
 
 from __future__ import annotations
@@ -74,9 +75,6 @@ class GroupLog:
         record = encode(fields)
         if self._closed or len(self._next.records) >= MAX_WAITING:
             raise AuditError("the audit log takes no record now")
-        if not self.log.limits.sync:
-            self._write_alone(record)
-            return
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self._next.records.append(record)
@@ -96,18 +94,17 @@ class GroupLog:
         self._jobs.put(group)
         self._thread.join()
 
-    def _write_alone(self, record: bytes) -> None:
-        signed = self.log.is_signed
-        failure = self._write([record])
-        if self._held or (signed and not self.log.is_signed):
-            self._jobs.put(_Group())  # the thread shall look when it is due
-        if failure is not None:
-            raise failure
-
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         group, self._next = self._next, _Group()
         group.loop = loop
-        self._jobs.put(group)
+        if self.log.limits.sync:
+            self._jobs.put(group)
+            return
+        signed = self.log.is_signed
+        failure = self._write(group.records)
+        if self._held or (signed and not self.log.is_signed):
+            self._jobs.put(_Group())  # the thread shall look when it is due
+        self._end(group, failure)
 
     def _end(self, group: _Group, failure: AuditError | None) -> None:
         """Let the answers go; then, behind the tasks that go on, the next group."""
