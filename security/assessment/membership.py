@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.datasets import TabularDataset
+from models.datasets import AnyDataset
 from models.report import Check, Condition, Metric
 from security.assessment import intervals
 from security.assessment.art_library import art
@@ -61,8 +61,8 @@ class _Scores:
 
 def attack(
     bundle: Bundle,
-    train: TabularDataset,
-    holdout: TabularDataset,
+    train: AnyDataset,
+    holdout: AnyDataset,
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Membership:
     """Attack a bundle's model with rows it was trained on and rows it was not.
@@ -114,9 +114,9 @@ def roc_point(members: Floats, others: Floats, rate: float) -> Metric:
 
 
 def _loss_attack(
-    served: ServedModel, train: TabularDataset, holdout: TabularDataset
+    served: ServedModel, train: AnyDataset, holdout: AnyDataset
 ) -> _Scores:
-    def sureness(rows: TabularDataset) -> Floats:
+    def sureness(rows: AnyDataset) -> Floats:
         probabilities = served.probabilities(rows.features)
         chosen: Floats = probabilities[np.arange(len(rows)), rows.labels]
         return chosen
@@ -125,7 +125,7 @@ def _loss_attack(
 
 
 def _learned_attack(
-    served: ServedModel, train: TabularDataset, holdout: TabularDataset
+    served: ServedModel, train: AnyDataset, holdout: AnyDataset
 ) -> _Scores:
     """ART's black box attack, a random forest, fitted on one half of either kind."""
     fit_train, judge_train = _halves(train)
@@ -135,15 +135,15 @@ def _learned_attack(
     fit_train, fit_holdout = _head(fit_train, size), _head(fit_holdout, size)
     model = art().BlackBoxClassifierNeuralNetwork(
         served.probabilities,
-        input_shape=(train.features.shape[1],),
+        input_shape=train.features.shape[1:],
         nb_classes=served.classes,
     )
     members, others = (
         learned_scores(
             model,
-            (fit_train.features, fit_train.labels),
-            (fit_holdout.features, fit_holdout.labels),
-            (item.features, item.labels),
+            (_numbers(fit_train), fit_train.labels),
+            (_numbers(fit_holdout), fit_holdout.labels),
+            (_numbers(item), item.labels),
             seed=_SEED,
         )
         for item in (judge_train, judge_holdout)
@@ -151,11 +151,17 @@ def _learned_attack(
     return _Scores(members, others)
 
 
-def _head(rows: TabularDataset, size: int) -> TabularDataset:
+def _numbers(rows: AnyDataset) -> NDArray[np.floating]:
+    """Features as ART takes them: it refuses pixels without a sign."""
+    whole = rows.features.dtype.kind == "u"
+    return rows.features.astype(np.float32) if whole else rows.features
+
+
+def _head(rows: AnyDataset, size: int) -> AnyDataset:
     return rows.take(np.arange(size))
 
 
-def _halves(rows: TabularDataset) -> tuple[TabularDataset, TabularDataset]:
+def _halves(rows: AnyDataset) -> tuple[AnyDataset, AnyDataset]:
     order = np.random.default_rng(_SEED).permutation(len(rows))
     middle = len(rows) // 2
     return rows.take(order[:middle]), rows.take(order[middle:])

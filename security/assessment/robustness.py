@@ -1,6 +1,7 @@
 """How small a change of a row changes its class: PGD within a ball, re-checked.
 
-ART attacks the bundle's own graph, white box, in the unit box of the scaled features.
+ART attacks the bundle's own graph, white box, in the unit box of the scaled features:
+of the columns of a row, or of an image's pixels.
 An adversarial example counts only if onnxruntime, on the file as served, gives it
 another class, and it lies inside its ball and every range. "The attack found nothing"
 is not "robust", so the attack itself is checked too.
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.datasets import TabularDataset
+from models.datasets import AnyDataset, ImageDataset
 from models.report import Check, Condition, Metric
 from security.assessment import intervals
 from security.assessment.art_library import art, repeatable
@@ -38,6 +39,7 @@ class EvasionPlan:
         curve: radii of the security curve; `radius` is added.
         iterations, restarts: of PGD, per radius.
         seed: of its random starts.
+        max_images: of images, only so many are attacked, chosen by the seed.
     """
 
     radius: float = 0.02
@@ -45,6 +47,7 @@ class EvasionPlan:
     iterations: int = 40
     restarts: int = 3
     seed: int = 0
+    max_images: int = 500
 
     @property
     def radii(self) -> tuple[float, ...]:
@@ -77,7 +80,7 @@ class _Broken:
 
 def attack(
     bundle: Bundle,
-    holdout: TabularDataset,
+    holdout: AnyDataset,
     plan: EvasionPlan = EvasionPlan(),
     on_step: Callable[[float], None] = lambda _: None,
 ) -> Evasion:
@@ -94,6 +97,7 @@ def attack(
             torch than in onnxruntime.
     """
     served = ServedModel(bundle)
+    holdout = _attacked(holdout, plan)
     box = _AttackedModel(bundle, served, holdout, plan)
     pgd: list[_Broken] = []
     fgsm: list[_Broken] = []
@@ -130,7 +134,7 @@ class _AttackedModel:
         self,
         bundle: Bundle,
         served: ServedModel,
-        holdout: TabularDataset,
+        holdout: AnyDataset,
         plan: EvasionPlan,
     ) -> None:
         if len(holdout) == 0:
@@ -185,13 +189,20 @@ class _AttackedModel:
         rows = self._served.unscale(np.nan_to_num(candidates, nan=0.5))
         # Measured on the very numbers that onnxruntime is given, not on the attack's.
         exact = (rows.astype(np.float64) - self._served.low) / self._served.span
-        distance = np.abs(exact - self._start).max(axis=1)
-        in_box = (exact >= -_ROUNDING).all(axis=1) & (exact <= 1 + _ROUNDING).all(
-            axis=1
-        )
-        inside = (distance <= radius) & in_box & np.isfinite(candidates).all(axis=1)
+        parts = tuple(range(1, exact.ndim))  # columns, or channels, height and width
+        distance = np.abs(exact - self._start).max(axis=parts)
+        in_box = ((exact >= -_ROUNDING) & (exact <= 1 + _ROUNDING)).all(axis=parts)
+        inside = (distance <= radius) & in_box & np.isfinite(candidates).all(axis=parts)
         changed = self._served.labels(rows) != self._labels
         return _Broken(changed & inside, finite=finite, inside=bool(inside.all()))
+
+
+def _attacked(holdout: AnyDataset, plan: EvasionPlan) -> AnyDataset:
+    """All rows; or as many images as take a bearable time, always the same ones."""
+    if not isinstance(holdout, ImageDataset) or len(holdout) <= plan.max_images:
+        return holdout
+    order = np.random.default_rng(plan.seed).permutation(len(holdout))
+    return holdout.take(np.sort(order[: plan.max_images]))
 
 
 def _robust_counts(

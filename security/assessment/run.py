@@ -21,7 +21,7 @@ import torch
 
 from models import datasets
 from models.bundle import Bundle, read_bundle, report_file
-from models.datasets import TabularDataset
+from models.datasets import AnyDataset
 from models.files import write_atomic
 from models.report import Check, Dataset, Metric, Report
 from security.assessment import membership, quality, robustness
@@ -39,8 +39,8 @@ Progress = Callable[[str, float, str], None]
 
 def assess_bundle(
     bundle_dir: Path,
-    train: TabularDataset,
-    holdout: TabularDataset,
+    train: AnyDataset,
+    holdout: AnyDataset,
     progress: Progress,
     *,
     plan: EvasionPlan = EvasionPlan(),
@@ -90,7 +90,7 @@ def _inspect(bundle: Bundle) -> Inspection:
     return inspection
 
 
-def _check_rows(bundle: Bundle, train: TabularDataset, holdout: TabularDataset) -> None:
+def _check_rows(bundle: Bundle, train: AnyDataset, holdout: AnyDataset) -> None:
     provenance = bundle.report("provenance")
     if provenance.subject != bundle.subject:
         raise AssessmentError("the provenance report is about another model")
@@ -143,9 +143,7 @@ def _check_message(rule: str, finding: Any) -> str:
     return title if finding is None else f"{title}; {finding.where} {finding.message}"
 
 
-def _quality_report(
-    bundle: Bundle, holdout: TabularDataset, progress: Progress
-) -> Report:
+def _quality_report(bundle: Bundle, holdout: AnyDataset, progress: Progress) -> Report:
     probabilities = ServedModel(bundle).probabilities(holdout.features)
     metrics = quality.measure(probabilities, holdout.labels)
     progress("quality", 1.0, _show("accuracy", metrics["accuracy"]))
@@ -164,7 +162,7 @@ def _quality_report(
 
 
 def _robustness_report(
-    bundle: Bundle, holdout: TabularDataset, plan: EvasionPlan, progress: Progress
+    bundle: Bundle, holdout: AnyDataset, plan: EvasionPlan, progress: Progress
 ) -> Report:
     result = robustness.attack(
         bundle, holdout, plan, lambda share: progress("robustness", share, "")
@@ -177,7 +175,7 @@ def _robustness_report(
 
 
 def _membership_report(
-    bundle: Bundle, train: TabularDataset, holdout: TabularDataset, progress: Progress
+    bundle: Bundle, train: AnyDataset, holdout: AnyDataset, progress: Progress
 ) -> Report:
     result = membership.attack(
         bundle, train, holdout, lambda share: progress("membership", share, "")
@@ -206,7 +204,7 @@ def _report(
     )
 
 
-def _rows(dataset: TabularDataset, role: str) -> Dataset:
+def _rows(dataset: AnyDataset, role: str) -> Dataset:
     return Dataset(
         name=dataset.name,
         role=role,

@@ -1,12 +1,10 @@
 """A bundle's model as attacks see it: run by onnxruntime, in raw or scaled features.
 
-A radius means something only in one unit for all columns: the share of each column's
-public range, 0 to 1.
+A radius means something only in one unit for all columns, or for all pixels: the share
+of each one's public range, 0 to 1.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime
@@ -15,21 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.bundle import Bundle
-from models.datasets import TabularDataset
-from models.manifest import Column
+from models.datasets import AnyDataset, TabularDataset
+from models.manifest import Tensor as Signature
 from security.assessment.onnx_torch import OnnxModule
 from security.errors import AssessmentError
 
 __all__ = ["MAX_DIFFERENCE", "ServedModel", "WhiteBox", "check_fits"]
 
 MAX_DIFFERENCE = 1e-4
+_CHUNK = 1024  # rows that the model is given at once
 
 
 class ServedModel:
     """The bundle's model, run by onnxruntime as it will be served.
 
     Attributes:
-        low, span: float64 ``(d,)``, from the manifest's columns.
+        low, span: float64 ``(d,)``, from the manifest's columns; ``()`` for images,
+            whose pixels have one range.
         probabilities_name: of the output with one column per class.
         classes: how many.
     """
@@ -38,13 +38,14 @@ class ServedModel:
         """Load the bytes that were inspected.
 
         Raises:
-            AssessmentError: the manifest is not of a tabular classifier, or onnxruntime
-                refuses the model.
+            AssessmentError: the manifest is not of a classifier of tables or images, or
+                onnxruntime refuses the model.
         """
-        columns, self.probabilities_name, self.classes = _signature(bundle)
-        self.low = np.array([column.low for column in columns])
-        self.span = np.array([column.high - column.low for column in columns])
-        self._input = bundle.manifest.inputs[0].spec.name
+        given, scores = _signature(bundle)
+        self.probabilities_name, self.classes = scores.spec.name, len(scores.labels)
+        self.low, high = _ranges(given)
+        self.span = high - self.low
+        self._input = given.spec.name
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
@@ -58,11 +59,15 @@ class ServedModel:
             ) from None
 
     def probabilities(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Class probabilities ``(n, classes)`` of raw rows ``(n, d)``.
+        """Class probabilities ``(n, classes)`` of raw rows ``(n, d)``, or images.
 
         Raises:
             AssessmentError: they are not probabilities.
         """
+        starts = range(0, max(1, len(rows)), _CHUNK)
+        return np.concatenate([self._run(rows[at : at + _CHUNK]) for at in starts])
+
+    def _run(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         feed = {self._input: np.asarray(rows, dtype=np.float32)}
         try:
             (output,) = self._session.run([self.probabilities_name], feed)
@@ -80,7 +85,7 @@ class ServedModel:
         return values
 
     def labels(self, rows: NDArray[np.floating]) -> NDArray[np.int64]:
-        """The likeliest class ``(n,)`` of raw rows ``(n, d)``."""
+        """The likeliest class ``(n,)`` of raw rows ``(n, d)``, or images."""
         return np.argmax(self.probabilities(rows), axis=1)
 
     def scale(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -120,7 +125,7 @@ class WhiteBox(nn.Module):
         log = torch.log(probabilities.clamp_min(torch.finfo(torch.float64).tiny))
         # A graph of comparisons has no path for the gradient: give it one, of 0. Then
         # the attack finds what its random starts find, and its checks say so.
-        return log + 0.0 * scaled.double().sum(dim=1, keepdim=True)
+        return log + 0.0 * scaled.double().flatten(1).sum(dim=1, keepdim=True)
 
     def check_parity(self, served: ServedModel, scaled: NDArray[np.float64]) -> float:
         """The largest difference from onnxruntime on rows of the unit box.
@@ -141,29 +146,49 @@ class WhiteBox(nn.Module):
         return difference
 
 
-def check_fits(bundle: Bundle, dataset: TabularDataset) -> None:
-    """Refuse a data set whose columns or classes are not the model's.
+def check_fits(bundle: Bundle, dataset: AnyDataset) -> None:
+    """Refuse a data set whose columns, images or classes are not the model's.
 
     Raises:
         AssessmentError: says which.
     """
-    columns, _, _ = _signature(bundle)
-    if tuple(columns) != dataset.columns:
+    given, scores = _signature(bundle)
+    if isinstance(dataset, TabularDataset):
+        fits = tuple(given.columns) == dataset.columns
+        what = "columns and ranges"
+    else:
+        shape = (-1, *dataset.features.shape[1:])
+        fits = (given.spec.shape, given.bounds) == (shape, dataset.bounds)
+        what = "image shape and pixel range"
+    if not fits:
         raise AssessmentError(
-            f"data set {dataset.name!r} does not have the model's columns and ranges"
+            f"data set {dataset.name!r} does not have the model's {what}"
         )
-    labels = next(item.labels for item in bundle.manifest.outputs if item.labels)
-    if labels != dataset.classes:
+    if scores.labels != dataset.classes:
         raise AssessmentError(
             f"data set {dataset.name!r} does not have the model's classes"
         )
 
 
-def _signature(bundle: Bundle) -> tuple[Sequence[Column], str, int]:
+def _signature(bundle: Bundle) -> tuple[Signature, Signature]:
+    """The one input, and the output with class labels."""
     inputs = bundle.manifest.inputs
-    if len(inputs) != 1 or not inputs[0].columns:
-        raise AssessmentError("the manifest has not one input with named columns")
+    if len(inputs) != 1 or not (inputs[0].columns or inputs[0].bounds):
+        raise AssessmentError(
+            "the manifest has not one input with named columns, or of bounded pixels"
+        )
     scores = [item for item in bundle.manifest.outputs if item.labels]
     if len(scores) != 1:
         raise AssessmentError("the manifest has not one output with class labels")
-    return inputs[0].columns, scores[0].spec.name, len(scores[0].labels)
+    return inputs[0], scores[0]
+
+
+def _ranges(given: Signature) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lower and upper ends."""
+    if given.bounds is not None and not given.columns:
+        low, high = given.bounds
+        return np.array(float(low)), np.array(float(high))
+    return (
+        np.array([column.low for column in given.columns]),
+        np.array([column.high for column in given.columns]),
+    )

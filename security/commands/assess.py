@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from security.commands.options import Subparsers
-from security.errors import AssessmentError
 
 __all__ = ["add_parser", "run"]
 
@@ -34,15 +33,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Assess; returns the exit code."""
     # Torch and ART take seconds to import; `--help` and other commands go without.
-    from models.datasets import TabularDataset  # noqa: PLC0415
     from security.assessment.run import assess_bundle  # noqa: PLC0415
     from security.commands.stages import Stages  # noqa: PLC0415
     from security.training.config import load_config  # noqa: PLC0415
     from security.training.data import load_split  # noqa: PLC0415
 
     train, holdout = load_split(load_config(args.config))
-    if not (isinstance(train, TabularDataset) and isinstance(holdout, TabularDataset)):
-        raise AssessmentError("images cannot be assessed by this command yet")
     with Stages() as stages:
         reports = assess_bundle(args.bundle, train, holdout, stages)
     failed = [
