@@ -17,6 +17,10 @@ from security.assessment.findings import RULES
 from security.assessment.robustness import EvasionPlan
 from security.assessment.run import assess_bundle
 from security.errors import AssessmentError
+from security.training.config import AdversarialConfig
+from security.training.ledger import Ledger
+from security.training.noise import SeededRandomness
+from security.training.run import train_bundle
 from tests import trained
 from tests.trained import EXAMPLE
 
@@ -166,3 +170,45 @@ def test_command_errors(security, tmp_path):
         "error: c.toml:1: unknown key 'modle'; did you mean 'model'?\n"
     )
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_what_adversarial_training_costs_stands_in_the_report(tmp_path):
+    plain = trained.config()
+    config = dataclasses.replace(
+        plain,
+        model=dataclasses.replace(plain.model, version="2.0.0"),
+        privacy=dataclasses.replace(plain.privacy, steps=20),
+        adversarial=AdversarialConfig("pgd", radius=0.02, steps=2),
+    )
+    hardened = train_bundle(
+        config,
+        tmp_path / "hardened",
+        lambda *_: None,
+        ledger=Ledger(tmp_path / "ledger"),
+        randomness=SeededRandomness(3),
+    )
+    told = []
+    report = assess_bundle(
+        hardened,
+        *trained.rows(),
+        lambda *stage: told.append(stage),
+        plan=QUICK,
+        beside=trained.bundle(),
+    )[2]
+    stated = report.conditions
+    assert report == read_bundle(hardened).report("robustness")
+    assert (stated["adversarial_training"], stated["beside_adversarial_training"]) == (
+        *("pgd", "none"),
+    )
+    assert stated["beside"] == "breast-cancer:1.0.0"
+    assert 0 < stated["epsilon"] <= 3
+    assert 0 < stated["beside_epsilon"] <= 3
+    alone = assess(trained.copy(tmp_path / "b"))[2]
+    for name in ("clean_accuracy", "robust_accuracy"):
+        assert report.metrics[f"beside_{name}"] == alone.metrics[name]
+    (line,) = [stage[2] for stage in told if stage[0] == "trade-off"]
+    assert "adversarial training pgd, epsilon" in line
+    other = trained.rewrite_provenance(trained.copy(tmp_path / "other"), ())
+    with pytest.raises(AssessmentError, match="trained on other rows"):
+        assess_bundle(hardened, *trained.rows(), lambda *_: None, beside=other)

@@ -18,6 +18,7 @@ art_library       importing ART without its side effects
 quality           accuracy, AUC, calibration
 fairness          rates by group of people, and how far apart
 robustness        PGD within a ball, re-checked on onnxruntime
+tradeoff          the same for another model beside it: what robustness cost
 membership        who was in the training data
 imported          models from elsewhere: inspected, then described
 run               a bundle's whole assessment, written at once

@@ -3,7 +3,8 @@
 1. structure: before any parser but the bounded one has seen the model;
 2. what the training says it was trained on is what we call training rows;
 3. no held-out row is among them;
-4. quality, robustness, membership;
+4. quality, robustness, membership; the robustness of another model of the same rows
+   beside it, if one is given;
 5. the reports are written.
 """
 
@@ -24,7 +25,7 @@ from models.bundle import Bundle, read_bundle, report_file
 from models.datasets import AnyDataset
 from models.files import write_atomic
 from models.report import Check, Dataset, Metric, Report
-from security.assessment import membership, quality, robustness
+from security.assessment import membership, quality, robustness, tradeoff
 from security.assessment.findings import RULES
 from security.assessment.robustness import EvasionPlan
 from security.assessment.scaled_model import ServedModel, check_fits
@@ -44,6 +45,7 @@ def assess_bundle(
     progress: Progress,
     *,
     plan: EvasionPlan = EvasionPlan(),
+    beside: Path | None = None,
 ) -> tuple[Report, ...]:
     """Assess a bundle and write its structure, quality, robustness, membership reports.
 
@@ -53,6 +55,8 @@ def assess_bundle(
         holdout: rows it never saw.
         progress: told of every stage.
         plan: how hard to attack.
+        beside: another bundle that was trained on the same rows, to show what one
+            gained and lost against the other.
 
     Returns:
         The reports, as written.
@@ -71,7 +75,7 @@ def assess_bundle(
     reports = (
         _structure_report(bundle, inspection),
         _quality_report(bundle, holdout, progress),
-        _robustness_report(bundle, holdout, plan, progress),
+        _robustness_report(bundle, holdout, plan, progress, _beside(beside, train)),
         _membership_report(bundle, train, holdout, progress),
     )
     for report in reports:
@@ -91,17 +95,21 @@ def _inspect(bundle: Bundle) -> Inspection:
 
 
 def _check_rows(bundle: Bundle, train: AnyDataset, holdout: AnyDataset) -> None:
+    _check_trained(bundle, train)
+    common = datasets.common_rows(train, holdout)
+    if common:
+        raise AssessmentError(f"{common} held-out rows are among the training rows")
+    check_fits(bundle, holdout)
+    check_fits(bundle, train)
+
+
+def _check_trained(bundle: Bundle, train: AnyDataset) -> None:
     provenance = bundle.report("provenance")
     if provenance.subject != bundle.subject:
         raise AssessmentError("the provenance report is about another model")
     stated = [item.sha256 for item in provenance.datasets if item.role == "train"]
     if stated != [datasets.digest(train.features, train.labels)]:
         raise AssessmentError("the model was trained on other rows than these")
-    common = datasets.common_rows(train, holdout)
-    if common:
-        raise AssessmentError(f"{common} held-out rows are among the training rows")
-    check_fits(bundle, holdout)
-    check_fits(bundle, train)
 
 
 def _structure_report(bundle: Bundle, inspection: Inspection) -> Report:
@@ -162,7 +170,11 @@ def _quality_report(bundle: Bundle, holdout: AnyDataset, progress: Progress) -> 
 
 
 def _robustness_report(
-    bundle: Bundle, holdout: AnyDataset, plan: EvasionPlan, progress: Progress
+    bundle: Bundle,
+    holdout: AnyDataset,
+    plan: EvasionPlan,
+    progress: Progress,
+    other: Bundle | None,
 ) -> Report:
     result = robustness.attack(
         bundle, holdout, plan, lambda share: progress("robustness", share, "")
@@ -171,7 +183,27 @@ def _robustness_report(
     line = _show("robust accuracy", result.metrics["robust_accuracy"])
     doubt = f"; NOT RELIABLE: {', '.join(failed)}" if failed else ""
     progress("robustness", 1.0, f"{line} at Linf {plan.radius:g} (PGD){doubt}")
-    return _report("robustness", bundle, (_rows(holdout, "holdout"),), **vars(result))
+    content = vars(result)
+    if other is not None:
+        shown = tradeoff.beside(bundle, result, other, holdout, plan)
+        progress("trade-off", 1.0, shown.line)
+        content = {
+            **content,
+            "conditions": {**result.conditions, **shown.conditions},
+            "metrics": {**result.metrics, **shown.metrics},
+        }
+    return _report("robustness", bundle, (_rows(holdout, "holdout"),), **content)
+
+
+def _beside(folder: Path | None, train: AnyDataset) -> Bundle | None:
+    """The other bundle, inspected; of the same training rows."""
+    if folder is None:
+        return None
+    other = read_bundle(folder)
+    _inspect(other)
+    _check_trained(other, train)
+    check_fits(other, train)
+    return other
 
 
 def _membership_report(

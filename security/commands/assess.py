@@ -27,6 +27,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         required=True,
         help="the training configuration, which fixes the held-out rows",
     )
+    parser.add_argument(
+        "--beside",
+        metavar="BUNDLE",
+        type=Path,
+        help="another model of the same rows, attacked alike: what adversarial "
+        "training gained and lost is in the robustness report",
+    )
     parser.set_defaults(run=run)
 
 
@@ -40,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     train, holdout = load_split(load_config(args.config))
     with Stages() as stages:
-        reports = assess_bundle(args.bundle, train, holdout, stages)
+        reports = assess_bundle(args.bundle, train, holdout, stages, beside=args.beside)
     failed = [
         check for report in reports for check in report.checks if not check.passed
     ]
