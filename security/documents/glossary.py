@@ -23,6 +23,10 @@ KIND_QUESTIONS: Mapping[str, str] = {
 
 CONDITIONS: Mapping[str, str] = {
     "accountant": "how the loss of all steps was added up",
+    "adversarial_training": "whether it was trained against attacks",
+    "beside": "another model of the same rows, for comparison",
+    "beside_adversarial_training": "the same of that model",
+    "beside_epsilon": "the same of that model",
     "clipping": "what bounds the effect of one row",
     "covers_holdout": "whether epsilon also counts what is published of held-out rows",
     "delta": "chance with which the bound may fail",
@@ -47,7 +51,9 @@ CONDITIONS: Mapping[str, str] = {
     "search_score": "what was best is best at this",
     "search_score_noise": "noise on the score, in units",
     "steps": "how many noisy steps, in one training",
+    "steps_in_weights": "steps behind the weights; others were lost, and paid for",
     "target_epsilon": "what training aimed at",
+    "verdicts_cover": "which steps the checks below looked at",
     "unit": "what is protected: one of these, not all that one person contributed",
 }
 
@@ -63,6 +69,8 @@ VALUES: Mapping[tuple[str, str], str] = {
 METRICS: Mapping[str, str] = {
     "accuracy": "share of right answers",
     "auc": "0.5 is chance, 1 is perfect",
+    "beside_clean_accuracy": "of the model beside it, without an attack",
+    "beside_robust_accuracy": "of the model beside it, under the same attack",
     "calibration_error": "mean gap between confidence and accuracy",
     "clean_accuracy": "share of right answers without an attack",
     "delta": "chance with which the bound may fail",
