@@ -30,12 +30,13 @@ from security.training.accounting import (
     find_noise_multiplier,
     recompute_epsilon,
 )
-from security.training.config import load_config
+from security.training.candidates import candidates
+from security.training.config import load_config, parse_object
 from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness
 from security.training.run import train_bundle
 from security.training.selection import DISTRIBUTIONS, Selection
-from tests.conftest import Command
+from tests.in_process import security_code
 from tests.servers import ROOT, environment
 from tests.small_training import CONFIG, write_config
 
@@ -202,15 +203,15 @@ def account(ledger: Ledger):
     return only
 
 
-def test_the_command(security: Command, tmp_path: Path) -> None:
-    done = security("train", str(write_config(tmp_path, SEARCH)), "--out",
-                    str(tmp_path / "out"))  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home, config = tmp_path / "home", str(write_config(tmp_path, SEARCH))
+    assert security_code(home, "train", config, "--out", str(tmp_path / "out")) == 0
+    said = capsys.readouterr().out
     # Nothing about how many tries there were, nor about those that lost.
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+    assert [line.split()[0] for line in said.splitlines()] == [
         *("data", "noise", "search", "privacy", "export", "bundle"),
     ]
-    assert "of 4 candidates: clipping " in done.stdout
+    assert "of 4 candidates: clipping " in said
     privacy = read_bundle(tmp_path / "out").report("privacy")
     assert privacy.conditions["hyperparameters"] == "private_selection"
     assert privacy.conditions["search_expected_tries"] == 3.0
@@ -225,7 +226,8 @@ def test_the_command(security: Command, tmp_path: Path) -> None:
     assert config["optimizer"]["learning_rate"] in (0.001, 1.0)
     ledger = Ledger(tmp_path / "home" / "ledger")
     assert account(ledger).spent == pytest.approx(claimed, abs=0.01)
-    assert "the best of about 3 tries" in security("ledger", "show").stdout
+    assert security_code(home, "ledger", "show") == 0
+    assert "the best of about 3 tries" in capsys.readouterr().out
     hidden = {k: v for k, v in privacy.conditions.items() if k != "search_score_noise"}
     with pytest.raises(AdmissionRefused, match="search_score_noise"):
         _epsilon(replace(privacy, conditions=hidden))
@@ -327,3 +329,15 @@ def test_a_ledger_of_before_is_read_on(tmp_path: Path) -> None:
         )
     database.close()
     assert account(Ledger(folder)).spent == epsilon_prv(Mechanism(1.0, 8.0, 12), 1e-3)
+
+
+def test_what_the_evidence_holds_can_be_searched_again(tmp_path: Path) -> None:
+    text = SEARCH.replace("[search]", "[search]\nhidden = [[4], [8, 4]]")
+    text = text.replace(
+        'version = "1.0.0"', 'version = "1.0.0"\narchitecture = "mlp"\nhidden = [2]'
+    )
+    config = load_config(write_config(tmp_path, text))
+    again = parse_object(config.to_object(), where="evidence")
+    assert again == replace(config, _base=again.base)
+    assert len(list(candidates(again))) == 8
+    assert {item.model.hidden for item in candidates(again)} == {(4,), (8, 4)}
