@@ -19,9 +19,10 @@ from tests.scanned import linear_onnx, save_npz
 from tests.servers import ROOT
 
 
-@pytest.fixture
-def toy(tmp_path):
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
     """A linear model and 60 rows."""
+    tmp_path = tmp_path_factory.mktemp("toy")
     x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
     y = np.argmax(x @ WEIGHTS, axis=1)
     (tmp_path / "m.onnx").write_bytes(linear_onnx(WEIGHTS))
@@ -90,7 +91,7 @@ def struck(folder, out, number, *more, units=2):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole(toy):
     """A scan by one process, start to end."""
     assert scan(toy, "whole", "--jobs", "1", *EVASION) == 0
@@ -107,7 +108,8 @@ def test_the_same_seed_gives_the_same_bytes_in_two_processes(toy, whole):
 
 def test_what_was_finished_before_a_kill_is_not_done_again(toy, whole, monkeypatch):
     assert struck(toy, "killed", signal.SIGKILL, *EVASION).returncode == -9
-    assert len(list((toy / "killed" / "work").glob("*.npz"))) == 2
+    saved = sorted((toy / "killed" / "work").glob("*.npz"))
+    assert len(saved) == 2
     assert not (toy / "killed" / "scan.json").exists()
     done = []
     save = RunStore.save
@@ -115,6 +117,15 @@ def test_what_was_finished_before_a_kill_is_not_done_again(toy, whole, monkeypat
     assert scan(toy, "killed", "--jobs", "1", *EVASION) == 0
     assert done == ["evasion/l2/0000"]
     same(whole, toy / "killed")
+
+
+def test_damaged_work_is_done_again_and_another_scans_is_refused(toy, whole):
+    assert struck(toy, "damaged", signal.SIGKILL, *EVASION).returncode == -9
+    assert scan(toy, "damaged", "--jobs", "1", "--check", "answers") == 2
+    for path in (toy / "damaged" / "work").glob("*.npz"):
+        path.write_bytes(path.read_bytes()[:-40])
+    assert scan(toy, "damaged", "--jobs", "1", *EVASION) == 0
+    same(whole, toy / "damaged")
 
 
 def test_ctrl_c_is_one_line_and_work_is_kept(toy):
@@ -127,17 +138,12 @@ def test_ctrl_c_is_one_line_and_work_is_kept(toy):
     assert len(list((toy / "stopped" / "work").glob("*.npz"))) == 1
 
 
-def test_no_time_is_no_report_of_robustness(toy, capsys):
+def test_no_time_is_no_report_of_robustness_and_more_goes_on(toy, whole, capsys):
     assert scan(toy, "out", "--jobs", "1", "--max-minutes", "1e-9", *EVASION) == 0
     results = {r["check"]: r for r in report(toy, "out")["results"]}
     assert results["evasion"]["status"] == "skipped"
     assert "budget" in results["evasion"]["reason"]
     assert "the same command with more goes on" in capsys.readouterr().out
     assert (toy / "out" / "work").exists()
-
-
-def test_damaged_work_is_done_again(toy):
-    assert scan(toy, "out", "--jobs", "1", "--max-minutes", "1e-9", *EVASION) == 0
-    for path in (toy / "out" / "work").glob("*.npz"):
-        path.write_bytes(path.read_bytes()[:40])
-    assert scan(toy, "out", "--jobs", "1", "--check", "answers") == 2  # another plan
+    assert scan(toy, "out", "--jobs", "1", *EVASION) == 0
+    same(whole, toy / "out")

@@ -37,9 +37,11 @@ _TITLES = {
     "fairness": "Fairness",
     "inversion": "Inversion: drawing a class from the model",
     "membership": "Membership: who was in the training data",
+    "poisoning": "Poisoning: suspicious training rows",
     "quality": "Quality",
     "smoothing": "Certified accuracy by randomised smoothing",
     "structure": "Structure of the file",
+    "trigger": "Triggers: a pattern that sends everything to one class",
 }
 # The figures of the first screen: check, metric (or its beginning), and what it is
 # called there, with values of the check's conditions.

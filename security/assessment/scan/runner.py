@@ -9,11 +9,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import multiprocessing
+import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from security.assessment.scan.checks import ScanCheck, Unit
@@ -163,20 +164,33 @@ def _on_ray(job: Job, units: Sequence[Unit], checks: Factory) -> Results:
         raise AssessmentError("--ray needs the package 'ray'") from None
     with contextlib.suppress(ValueError):  # a cluster's address in the environment
         ray.init(ignore_reinit_error=True, log_to_driver=False)
-    shared = ray.put((job, checks))
+    # Clocks of other machines say nothing about ours: the time is kept here.
+    shared = ray.put((secrets.token_hex(8), replace(job, deadline=None), checks))
     task = ray.remote(num_cpus=1, max_retries=2)(_ray_work)
-    running = {task.remote(shared, unit): unit for unit in units}
-    while running:
-        done, _ = ray.wait(list(running), num_returns=1)
-        for reference in done:
-            yield running.pop(reference), ray.get(reference)
+    most = 2 * int(ray.cluster_resources().get("CPU", 1))
+    waiting = list(reversed(units))
+    running: dict[Any, Unit] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < most:
+                unit = waiting.pop()
+                if job.deadline is not None and time.monotonic() > job.deadline:
+                    yield unit, None
+                else:
+                    running[task.remote(shared, unit)] = unit
+            done, _ = ray.wait(list(running), num_returns=1) if running else ([], [])
+            for reference in done:
+                yield running.pop(reference), ray.get(reference)
+    except ray.exceptions.RayError as error:
+        line = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise AssessmentError(f"Ray: {line[0][:200]}") from None
 
 
-def _ray_work(shared: tuple[Job, Factory], unit: Unit) -> Outcome | None:
-    job, checks = shared
-    if _HERE.get("job") is not job:
+def _ray_work(shared: tuple[str, Job, Factory], unit: Unit) -> Outcome | None:
+    scan, job, checks = shared
+    if _HERE.get("scan") != scan:
         _start(job, checks)
-        _HERE["job"] = job
+        _HERE["scan"] = scan
     return _work(unit)
 
 
