@@ -32,8 +32,10 @@ RAW = DataConfig(units="raw", low=-10.0, high=10.0)
 
 @pytest.fixture(autouse=True)
 def _few_queries(monkeypatch):
-    """Less of what only matters where the gradients fail."""
-    effort = replace(PROFILES["quick"], square_queries=100)
+    """Less of what only matters where the gradients fail, on models this small."""
+    effort = replace(
+        PROFILES["quick"], square_queries=50, iterations=20, curve_iterations=10
+    )
     monkeypatch.setitem(PROFILES, "quick", effort)
 
 

@@ -155,15 +155,15 @@ def test_the_values_are_fairlearns():
 def test_the_interval_holds_what_repeated_samples_give():
     rng = np.random.default_rng(1)
     inside = 0
-    for _ in range(40):
+    for _ in range(24):
         truth = rng.random(300) < 0.5
         given = rng.random(300) < np.where(np.arange(300) < 150, 0.7, 0.4)
         values = np.where(np.arange(300) < 150, "a", "b")
         found = fairness.measure("x", values, truth, given, None, random=rng)
         metric = found.differences["selection_rate"]
         inside += metric.low <= 0.3 <= metric.high
-    # 95% of 40 is 38; below 33 would happen once in ten thousand times.
-    assert inside >= 33
+    # 95% of 24 is 23; below 19 would happen once in a thousand times.
+    assert inside >= 19
 
 
 def test_a_group_without_positives_has_no_true_positive_rate():
@@ -228,7 +228,7 @@ def test_the_column_that_decides_is_explained(scan):
 
 def test_the_same_seed_gives_the_same_figures(scan):
     checks = ("--check", "fairness", "--check", "quality", "--check", "explanations")
-    first, again = (scan(people(), *checks) for _ in range(2))
+    first, again = (scan(people(120), *checks) for _ in range(2))
     assert first | {"times": 0} == again | {"times": 0}
 
 

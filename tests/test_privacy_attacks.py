@@ -21,7 +21,17 @@ from security.commands import main
 from tests.scanned import digits, linear_onnx, node, onnx_model, save_npz
 from tests.servers import ROOT
 
-CONFIG = ROOT / "examples" / "breast_cancer.toml"
+EXAMPLE = ROOT / "examples" / "breast_cancer.toml"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The example's training with all rows in every step, which accounts in no time."""
+    text = EXAMPLE.read_text()
+    assert "sampling_rate = 0.5" in text
+    path = tmp_path_factory.mktemp("config") / "training.toml"
+    path.write_text(text.replace("sampling_rate = 0.5", "sampling_rate = 1.0"))
+    return path
 
 
 @pytest.fixture(autouse=True)
@@ -213,11 +223,11 @@ def memory_of(train, *, logits=False) -> bytes:
 
 
 @pytest.fixture
-def cancer():
+def cancer(config):
     from security.training.config import load_config
     from security.training.data import load_split
 
-    return load_split(load_config(CONFIG))
+    return load_split(load_config(config))
 
 
 def scan(tmp_path, model, data, *more):
@@ -228,14 +238,14 @@ def scan(tmp_path, model, data, *more):
 
 
 @pytest.mark.parametrize("logits", [False, True])
-def test_a_model_that_remembers_breaks_the_claim(cancer, tmp_path, logits):
+def test_a_model_that_remembers_breaks_the_claim(cancer, config, tmp_path, logits):
     train, _ = cancer
     report = scan(
         tmp_path,
         memory_of(train, logits=logits),
-        CONFIG,
+        config,
         "--training",
-        str(CONFIG),
+        str(config),
         "--check",
         "membership",
     )
@@ -249,12 +259,12 @@ def test_a_model_that_remembers_breaks_the_claim(cancer, tmp_path, logits):
         assert result["metrics"][f"{attack}_auc"]["low"] > 0.6
 
 
-def test_a_model_that_never_saw_them_is_not_accused(cancer, tmp_path):
+def test_a_model_that_never_saw_them_is_not_accused(config, tmp_path):
     weights = np.zeros((30, 2), np.float32)
     weights[0] = (0.4, -0.4)
     model = linear_onnx(weights, [-5.6, 5.6], tail=("Softmax",))
-    more = ["--profile", "standard", "--training", str(CONFIG)]
-    report = scan(tmp_path, model, CONFIG, *more, "--check", "membership")
+    more = ["--profile", "standard", "--training", str(config)]
+    report = scan(tmp_path, model, config, *more, "--check", "membership")
     rules = {item["rule"] for item in report["findings"]}
     assert not {"membership-beyond-claim", "membership-exposed"} & rules
     (result,) = [r for r in report["results"] if r["check"] == "membership"]
@@ -263,15 +273,15 @@ def test_a_model_that_never_saw_them_is_not_accused(cancer, tmp_path):
     assert by_labels["low"] < 0.5 < by_labels["high"]
 
 
-def test_rows_beyond_the_bound_are_sampled(cancer, monkeypatch):
+def test_rows_beyond_the_bound_are_sampled(config, monkeypatch):
     from security.commands import scan_training
 
     monkeypatch.setattr(scan_training, "_MAX_ROWS", 60)
-    known = scan_training.load_training(CONFIG)
+    known = scan_training.load_training(config)
     assert (known.member.sum(), (~known.member).sum()) == (60, 60)
     # The recipe's noise is that of the whole training, not of the sample's.
     monkeypatch.undo()
-    whole = scan_training.load_training(CONFIG)
+    whole = scan_training.load_training(config)
     assert known.recipe == whole.recipe
     assert known.delta == whole.delta
 
