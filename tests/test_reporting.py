@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import numpy as np
 import pytest
+import yaml
 
 from security.assessment.findings import RULES
 from security.assessment.reporting.comparison import compare
@@ -18,8 +19,9 @@ from security.assessment.reporting.pictures import interval_bar, line_chart, pix
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
 from security.assessment.scan import rules
 from security.assessment.scan.rules import SCAN_RULES
-from security.commands import main
+from security.commands import build_parser, main
 from tests.scanned import digits, digits_onnx, linear_onnx, save_npz
+from tests.servers import ROOT
 
 WEIGHTS = np.array([[4.0, -4.0], [2.0, -1.0], [-3.0, 3.0]])
 EVERY_RULE = sorted({*SCAN_RULES, *RULES})
@@ -473,3 +475,20 @@ def test_pictures_are_well_formed():
     ):
         parse_xml(text)
         assert "nan" not in text
+
+
+def test_the_workflow_in_the_docs_is_one():
+    text = (ROOT / "docs" / "assessment.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    workflow = yaml.safe_load(block)
+    assert {"push", "pull_request"} <= {*workflow[True]}  # YAML 1.1 reads "on" so
+    (job,) = workflow["jobs"].values()
+    assert job["permissions"]["security-events"] == "write"
+    (scan,) = [s["run"] for s in job["steps"] if "security scan" in s.get("run", "")]
+    arguments = scan.partition("-m security ")[2].split()
+    args = build_parser().parse_args(arguments)
+    upload = job["steps"][-1]
+    assert upload["uses"].startswith("github/codeql-action/upload-sarif@")
+    # What is uploaded is what is written, also where the scan found something.
+    assert upload["with"]["sarif_file"] == str(args.out / "scan.sarif")
+    assert upload["if"] == "always()"
