@@ -77,6 +77,7 @@ METRICS: Mapping[str, str] = {
     "clean_accuracy": "share of right answers without an attack",
     "delta": "chance with which the bound may fail",
     "epsilon": "the stated bound",
+    "epsilon_dp_accounting_rdp": "the same by another library",
     "epsilon_pld": "the same by privacy loss distributions",
     "epsilon_rdp": "the same by Rényi divergence, which is looser",
     "errors": "findings that refuse a file",

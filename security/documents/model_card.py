@@ -41,7 +41,9 @@ _GLANCE_CONDITIONS = {
     "robustness": ("norm", "radius", "units", "attack"),
     "membership": ("access", "stated_attack"),
 }
-_UP = ("epsilon", "epsilon_pld", "epsilon_rdp", "delta")
+_UP = (
+    *("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_dp_accounting_rdp", "delta"),
+)
 
 
 def model_card(bundle: Bundle) -> bytes:
