@@ -53,6 +53,67 @@ def test_an_entry_is_new_once(store: LocalReplayStore) -> None:
     assert insert(store, a) == [False]
 
 
+def together(store: LocalReplayStore, *entries: bytes) -> list[object]:
+    """Insert in one turn of an event loop."""
+
+    async def all_of_them() -> list[object]:
+        inserts = (store.insert(entry, slot=7) for entry in entries)
+        return await asyncio.gather(*inserts, return_exceptions=True)
+
+    return asyncio.run(all_of_them())
+
+
+def test_of_copies_in_one_turn_one_is_new(store: LocalReplayStore) -> None:
+    assert together(store, b"a", b"b", b"a", b"c", b"b") == [
+        *(True, True, False, True, False)
+    ]
+    store.close()
+    assert together(store, b"d", b"c", b"a") == [True, False, False]
+
+
+def test_a_turn_that_cannot_be_stored_is_refused_whole(
+    store: LocalReplayStore,
+) -> None:
+    insert(store, b"x")
+    other = LocalReplayStore(store._folder, max_entries=1 << 16)
+    other._execute("BEGIN IMMEDIATE")
+    refused = together(store, b"a", b"b", b"c")
+    assert [type(error) for error in refused] == [ReplayStoreError] * 3
+    assert len({id(error) for error in refused}) == 3
+    other._execute("ROLLBACK")
+    other.close()
+    assert together(store, b"a", b"b", b"x") == [True, True, False]
+
+
+def test_a_full_store_remembers_nothing_of_a_turn_that_it_refuses(
+    tmp_path: Path,
+) -> None:
+    small = LocalReplayStore(tmp_path, max_entries=100)
+    answers: list[object] = []
+    while not any(isinstance(answer, ReplayStoreError) for answer in answers):
+        turn = [os.urandom(16) for _ in range(50)]
+        answers = together(small, *turn)
+    assert all(isinstance(answer, ReplayStoreError) for answer in answers)
+    small.forget(before_slot=8, drop=[])
+    assert together(small, *turn[:8]) == [True] * 8
+    small.close()
+
+
+def test_who_gives_up_takes_nobody_with_it(store: LocalReplayStore) -> None:
+    async def three() -> list[object]:
+        tasks = [
+            asyncio.create_task(store.insert(entry, slot=7))
+            for entry in (b"a", b"b", b"c")
+        ]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, given_up, last = asyncio.run(three())
+    assert (first, last) == (True, True)
+    assert isinstance(given_up, asyncio.CancelledError)
+
+
 def test_forgetting(store: LocalReplayStore) -> None:
     for slot in (-2, -1, 0, 5, 6, 7):
         insert(store, b"x", slot=slot)
