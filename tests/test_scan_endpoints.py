@@ -16,6 +16,7 @@ import pytest
 from security.assessment.scan.journal import Journal
 from security.assessment.scan.remote import RemoteLimits
 from security.commands import main
+from security.errors import AssessmentError
 from tests.bundles import NAME, WEIGHTS
 from tests.conftest import check_security, toy_settings
 from tests.gateways import refusal
@@ -341,3 +342,12 @@ def test_a_damaged_journal_is_read_as_far_as_it_goes(tmp_path):
     third = Journal(tmp_path, {"a": 1})
     third.begin("unit")
     assert [str(k["t"]) for k in third.take(rows)] == ["\u00fc", "b", "c", "d"]
+    # Damage in the middle costs what follows it, and a damaged count everything.
+    data = path.read_bytes()
+    first = 8 + int.from_bytes(data[:8], "big")
+    path.write_bytes(data[:8] + bytes(first - 8) + data[first:])
+    third.begin("unit")
+    assert third.take(rows) == [None] * 4
+    (tmp_path / "asked.json").write_text("[]")
+    with pytest.raises(AssessmentError, match="damaged"):
+        Journal(tmp_path, {"a": 1})

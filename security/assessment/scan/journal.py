@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,16 +112,21 @@ class Journal:
     def _read_count(self) -> int:
         if self._folder is None:
             return 0
-        try:
-            value = json.loads((self._folder / _COUNT).read_bytes())
-        except (OSError, ValueError):
+        path = self._folder / _COUNT
+        if not path.exists():
             return 0
-        if value.get("scan") != self._scan:
+        try:
+            value = json.loads(path.read_bytes())
+            scan, rows = value["scan"], int(value["rows"])
+        except (OSError, ValueError, TypeError, KeyError):
+            # What was asked is not known any more: no budget can be kept.
+            raise AssessmentError(f"{path} is damaged; choose another --out") from None
+        if scan != self._scan:
             raise AssessmentError(
                 f"{self._folder.parent} holds an unfinished scan of another target, "
                 "data or options; finish it, or remove it, or choose another --out"
             )
-        return int(value["rows"])
+        return rows
 
 
 def _key(row: NDArray[Any]) -> bytes:
@@ -139,9 +145,13 @@ def _records(path: Path) -> Iterator[tuple[NDArray[np.uint8], dict[str, Any]]]:
         end = first + int.from_bytes(data[start:first], "big")
         if end > len(data):
             break
-        with np.load(io.BytesIO(data[first:end]), allow_pickle=False) as file:
-            outputs = {name: file[name] for name in file}
-        yield outputs.pop(_ROWS), outputs
+        try:
+            with np.load(io.BytesIO(data[first:end]), allow_pickle=False) as file:
+                outputs = {name: file[name] for name in file}
+            rows = outputs.pop(_ROWS)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            break  # damaged: what follows is asked again
+        yield rows, outputs
         start = end
     if start < len(data):
         # What is appended next must follow a whole record.
