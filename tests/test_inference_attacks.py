@@ -17,6 +17,7 @@ from security.assessment.privacy.thieves import THIEVES, steal
 from security.commands import main
 from security.errors import AssessmentError
 from tests.scanned import digits, digits_onnx, linear_onnx, save_npz
+from tests.small_training import write_config
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +90,25 @@ def test_a_group_that_is_no_feature_is_guessed_too(tmp_path):
     # Everyone reads it off the second column: the model adds nothing.
     assert result["metrics"]["sex_without_model"]["value"] > 0.9
     assert result["metrics"]["sex_advantage"]["value"] < 0.05
-    assert result["details"]["tables"][0]["rows"][0][1] == "f, m"
+    assert result["details"]["tables"][0]["rows"][0][1:3] == ["held out", "f, m"]
+
+
+def test_rows_that_were_trained_on_are_guessed_too(tmp_path):
+    training = write_config(tmp_path)
+    random = np.random.default_rng(1)
+    held = [f"{age},{random.integers(3)},{int(age > 50)}" for age in range(10, 90)]
+    (tmp_path / "held.csv").write_text("\n".join(["age,job,label", *held]))
+    own = linear_onnx([[-0.1, 0.1], [0, 0]], [5.0, -5.0], tail=("Softmax",))
+    more = ["--training", str(training), *config(tmp_path, 'infer = ["job"]\n')]
+    _, result = scan(tmp_path, own, tmp_path / "held.csv", *more)
+    metrics = result["metrics"]
+    assert metrics["job_advantage"]["n"] == 80
+    assert metrics["job_trained_on_advantage"]["n"] > 150
+    rows = result["details"]["tables"][0]["rows"]
+    assert [row[1:3] for row in rows] == [
+        ["held out", "0, 1, 2"],
+        ["trained on", "0, 1, 2"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from models.report import Metric
 from security.assessment import intervals
 from security.assessment.art_library import art, repeatable
 from security.assessment.privacy.bought import bought_answers
+from security.assessment.privacy.membership import TrainingRows
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
-from security.assessment.scan.context import Context
+from security.assessment.scan.context import Context, Job
 from security.assessment.scan.store import Outcome
 
 __all__ = ["AttributeCheck", "guesses"]
@@ -30,6 +31,8 @@ _MIN_EACH = 10
 # A column with more values than this is guessed as above or below its median.
 _MAX_VALUES = 10
 _EXPOSED = 0.02
+# Of the rows that were trained on: forests take as long as the rows are many.
+_MAX_MEMBERS = 2000
 _FOLDS = 2
 _WITH = ("answers", "art")
 _WITHOUT = ("class", "art-baseline", "art-true-label")
@@ -56,26 +59,40 @@ class AttributeCheck:
         return None
 
     def units(self, context: Context) -> list[Unit]:
-        """A unit per column."""
-        return [
+        """A unit per column; and one about the training's own rows, where known."""
+        columns = _columns(context)
+        units = [
             Unit(self.name, f"attributes/{column}", {"column": column})
-            for column in _columns(context)
+            for column in columns
         ]
+        if _members(context) is not None and not context.job.remote:
+            units += [
+                Unit(
+                    self.name,
+                    f"attributes/{column}/trained-on",
+                    {"column": column, "members": True},
+                )
+                for column in columns
+                if column in context.job.column_names
+            ]
+        return units
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Guess one column of every row, by forests fitted to other rows."""
         job, column = context.job, unit.params["column"]
-        others, codes, names = _split(context, column)
+        known = _members(context) if unit.params.get("members") else None
+        if known is None:
+            rows, labels, scores = job.rows, job.labels, job.clean.scores
+            group = job.groups.get(column)
+        else:
+            rows, labels = known
+            scores, group = context.target.ask(rows).scores, None
+        others, codes, names = _split(job, column, rows, group)
+        values = {"column": column, "members": known is not None}
         if np.bincount(codes).min() < _MIN_EACH or len(names) < 2:
-            return Outcome({"column": column, "few": True})
-        right = guesses(
-            others,
-            codes,
-            job.clean.scores,
-            job.labels,
-            seed=context.seed(unit.key),
-        )
-        return Outcome({"column": column, "values": list(names)}, right)
+            return Outcome({**values, "few": True})
+        right = guesses(others, codes, scores, labels, seed=context.seed(unit.key))
+        return Outcome({**values, "values": list(names)}, right)
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -91,17 +108,20 @@ class AttributeCheck:
                     f"Column {column}: a value has fewer than {_MIN_EACH} rows."
                 )
                 continue
-            own, row = _measured(column, outcome.values["values"], outcome.arrays)
+            where = "trained_on" if outcome.values["members"] else "held_out"
+            own, row = _measured(
+                column, where, outcome.values["values"], outcome.arrays
+            )
             metrics |= own
             rows.append(row)
-            added = own[f"{_slug(column)}_advantage"]
+            added = next(iter(own.values()))
             if added.low is not None and added.low > _EXPOSED:
                 findings.append(
                     ScanFinding(
                         "attribute-inferred",
                         f"the model's answers raise right guesses of {column} by "
-                        f"{added.value:.1%} of the rows",
-                        column,
+                        f"{added.value:.1%} of the rows, {where.replace('_', ' ')}",
+                        f"{column}, {where.replace('_', ' ')}",
                         added,
                     )
                 )
@@ -121,7 +141,10 @@ class AttributeCheck:
                 "tables": [
                     {
                         "title": "Right guesses, as a share of the rows",
-                        "columns": ["column", "values", *_WITH, *_WITHOUT, "advantage"],
+                        "columns": [
+                            *("column", "rows", "values"),
+                            *(*_WITH, *_WITHOUT, "advantage"),
+                        ],
                         "rows": rows,
                     }
                 ],
@@ -170,7 +193,7 @@ def _forest(
     from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  (seconds)
 
     forest = RandomForestClassifier(
-        100, min_samples_leaf=3, random_state=seed % (1 << 32)
+        50, min_samples_leaf=3, random_state=seed % (1 << 32)
     )
     return np.asarray(forest.fit(inputs[fit], codes[fit]).predict(inputs[judged]))
 
@@ -205,13 +228,14 @@ def _by_art(
 
 
 def _measured(
-    column: str, values: Sequence[str], right: Mapping[str, NDArray[Any]]
+    column: str, where: str, values: Sequence[str], right: Mapping[str, NDArray[Any]]
 ) -> tuple[dict[str, Metric], list[Any]]:
     """Shares of right guesses of the best of each side, and their difference."""
     shares = {name: float(right[name].mean()) for name in (*_WITH, *_WITHOUT)}
     attack, guess = (max(side, key=shares.__getitem__) for side in (_WITH, _WITHOUT))
     gained = right[attack].astype(np.float64) - right[guess]
-    added, name = intervals.mean(gained), _slug(column)
+    name = _slug(column) + ("" if where == "held_out" else f"_{where}")
+    added = intervals.mean(gained)
     metrics = {
         f"{name}_advantage": added,
         f"{name}_with_model": _share(right[attack]),
@@ -219,7 +243,7 @@ def _measured(
     }
     listed = ", ".join(values)
     cells = [shares[key] for key in (*_WITH, *_WITHOUT)]
-    return metrics, [column, listed, *cells, added.value]
+    return metrics, [column, where.replace("_", " "), listed, *cells, added.value]
 
 
 def _share(right: NDArray[Any]) -> Metric:
@@ -232,22 +256,34 @@ def _columns(context: Context) -> tuple[str, ...]:
     return tuple(n for n in wanted if n in job.groups or n in job.column_names)
 
 
-def _split(context: Context, column: str) -> tuple[Floats, Labels, tuple[str, ...]]:
+def _members(context: Context) -> tuple[NDArray[Any], Labels] | None:
+    """Rows that were trained on, in the model's type, and their classes."""
+    known = context.job.extras.get("training")
+    if not isinstance(known, TrainingRows):
+        return None
+    rows = known.rows.reshape(len(known.rows), -1).astype(context.job.rows.dtype)
+    chosen = np.flatnonzero(known.member)[:_MAX_MEMBERS]
+    return rows[chosen], known.labels[chosen]
+
+
+def _split(
+    job: Job, column: str, rows: NDArray[Any], group: NDArray[np.str_] | None
+) -> tuple[Floats, Labels, tuple[str, ...]]:
     """The other columns, scaled; the column as codes; what the codes mean."""
-    job = context.job
-    others = job.space.to_z(job.rows)
+    others = job.space.to_z(rows)
+    values = np.zeros(len(rows))
     if column in job.column_names:
         place = job.column_names.index(column)
-        values = others[:, place]
+        values = np.asarray(rows[:, place], np.float64)
         others = np.delete(others, place, axis=1)
-        if column not in job.groups and len(np.unique(values)) > _MAX_VALUES:
-            codes = (values > np.median(values)).astype(np.int64)
-            return others, codes, ("low", "high")
-        if column not in job.groups:
-            raw = [f"{value:g}" for value in np.unique(job.rows[:, place])]
-            return others, np.unique(values, return_inverse=True)[1], tuple(raw)
-    names, codes = np.unique(job.groups[column], return_inverse=True)
-    return others, codes, tuple(str(name) for name in names)
+    if group is not None:
+        names, codes = np.unique(group, return_inverse=True)
+        return others, codes, tuple(str(name) for name in names)
+    distinct, codes = np.unique(values, return_inverse=True)
+    if len(distinct) > _MAX_VALUES:
+        codes = (values > np.nanmedian(values)).astype(np.int64)
+        return others, codes, ("low", "high")
+    return others, codes, tuple(f"{value:g}" for value in distinct)
 
 
 def _slug(column: str) -> str:
