@@ -134,7 +134,8 @@ def _metrics(
     right = int((job.clean.labels == job.labels).sum())
     metrics = {"accuracy": intervals.proportion(right, len(job.labels))}
     scores, labels = job.clean.scores[known], job.labels[known]
-    if job.reading.form == "scores" and scores.shape[1] == 2 and np.ptp(labels):
+    two = job.reading.form == "scores" and scores.shape[1] == 2
+    if two and len(np.unique(labels)) == 2:
         margin = scores[:, 1] - scores[:, 0]
         metrics["auc"] = intervals.auc(margin[labels == 1], margin[labels == 0])
     form = f"answers are {job.reading.form}: no calibration can be measured"
