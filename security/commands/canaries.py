@@ -26,8 +26,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="audit what a training configuration claims, by many trainings",
         description="Train the configured mechanism many times, every second time with "
         "a planted unit, and compare how well the two are told apart with what the "
-        "claimed epsilon allows. Nothing is written, and no budget is spent: the "
-        "models are thrown away. Exit code 1: the claim is contradicted.",
+        "claimed epsilon allows. All rows are random ones: nothing of the data is "
+        "used, no budget is spent. Exit code 1: the claim is contradicted.",
     )
     parser.add_argument("config", type=Path, metavar="CONFIG.toml")
     parser.add_argument(

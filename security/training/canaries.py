@@ -49,7 +49,6 @@ __all__ = ["LENGTHS", "CanaryTrainings", "Watched"]
 # Of a canary's gradient before clipping, in clipping norms. The short one fills what
 # the guarantee allows; the long one stands out where nothing is clipped.
 LENGTHS = {"gradient": 2.0, "huge": 100.0}
-_ROWS_BESIDE = 16
 _ONE_RUN_CANARIES = 400
 _ONE_RUN_SCALE = 100.0
 
@@ -75,7 +74,8 @@ class CanaryTrainings:
 
     Attributes:
         body: the network, untrained.
-        examples: of the training; a few are trained on beside the canaries.
+        examples: that are trained on beside the canaries: what is seen tells of them,
+            so they are nobody's.
         mechanism, recipe: as trained.
         method: that makes the gradients.
     """
@@ -179,7 +179,7 @@ class CanaryTrainings:
             return int(self.body(self.examples.inputs[:1]).shape[1])
 
     def _beside(self) -> tuple[Tensor, Tensor]:
-        return self.examples.inputs[:_ROWS_BESIDE], self.examples.labels[:_ROWS_BESIDE]
+        return self.examples.inputs, self.examples.labels
 
     def _stacked(
         self, planted: NDArray[np.bool_], canary: _Canaries, seed: int
