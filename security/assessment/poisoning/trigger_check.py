@@ -63,7 +63,8 @@ class TriggerCheck:
             return f"fewer than {_MIN_HELD + 10} rows"
         width = job.rows.shape[1]
         if _shape(context) is None:
-            return f"{width} columns" if width > _MAX_COLUMNS else None
+            many = f"{width} columns; at most {_MAX_COLUMNS} are searched"
+            return many if width > _MAX_COLUMNS else None
         if width > _MAX_VALUES:
             return f"images of {width} values; at most {_MAX_VALUES} are searched"
         white, reason = white_box_of(context)
