@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from security.errors import AssessmentError
 from tests.scanned import digits, digits_onnx, fit, linear_onnx, save_npz, to_onnx
 from tests.test_backdoor import BACKDOORS, graph
 from tests.test_evasion import tree_model
-from tests.test_privacy_attacks import CONFIG
 
+CONFIG = Path(__file__).parents[1] / "examples" / "breast_cancer.toml"
 TARGET = 7
 
 
