@@ -47,7 +47,6 @@ def _privacy(**values: Any) -> Changes:
     return {"privacy": values}
 
 
-AUTOMATIC = _privacy(clipping="automatic")
 PUBLIC: Changes = {
     "data": {"personal": False},
     "privacy": {"mechanism": "none", "steps": 1500},
@@ -57,7 +56,10 @@ RECIPES = {
     "digits": Recipe(
         "digits.toml",
         {
-            1.0: {**AUTOMATIC, "optimizer": {"learning_rate": 2.0}},
+            1.0: {
+                **_privacy(clipping="automatic", steps=60),
+                "optimizer": {"learning_rate": 4.0, "ema": 0.9},
+            },
             3.0: {},
             8.0: {"optimizer": {"learning_rate": 8.0}},
         },
@@ -85,8 +87,8 @@ RECIPES = {
             1.0: {**_privacy(steps=146), "optimizer": {"learning_rate": 20.0}},
             3.0: {},
             8.0: {
-                **_privacy(steps=585, sampling_rate=0.0683, expected_batch=4096),
-                "optimizer": {"learning_rate": 50.0, "ema": 0.98},
+                **_privacy(steps=400, sampling_rate=0.2731, expected_batch=16384),
+                "optimizer": {"learning_rate": 40.0, "ema": 0.98},
             },
         },
         (0.86, 0.895, 0.905),

@@ -183,6 +183,11 @@ class ImageClassifier(nn.Module):
         self._features = nn.Identity() if features is None else features
         self.body = body
 
+    @property
+    def has_features(self) -> bool:
+        """Whether a fixed map stands before the network."""
+        return not isinstance(self._features, nn.Identity)
+
     def network_input(self, pixels: Tensor) -> Tensor:
         """What `body` takes: pixels clipped to their range, scaled, normalised; then
         their features.

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from models.architectures import ImageClassifier, TabularClassifier
+from models.datasets import ImageDataset
 from models.export import export_images, run_onnx
 from models.features import FEATURES, Scattering, feature_shape
 from models.manifest import Column
 from security.errors import TrainingError
+from security.training import bundle
 from security.training.config import load_config, parse_config
 from security.training.data import load_split
 from security.training.run import build_classifier
@@ -130,3 +132,16 @@ def test_fashion_recipe(shared_data, monkeypatch):
     module = build_classifier(config, train)
     inputs = module.network_input(torch.as_tensor(train.features[:4]).float())
     assert tuple(inputs.shape) == (4, 81, 7, 7)
+
+
+def test_the_tolerance_is_wider_for_fixed_features_alone():
+    shown = images(4, 12).numpy() * 255
+    held = ImageDataset(
+        "m", shown, np.zeros(4, np.int64), (0, 255), 0, 1, ("a", "b"), False
+    )
+    for features, width, most in ((Scattering(), 81 * 9, 1e-3), (None, 144, 1e-5)):
+        body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(width, 2))
+        module = ImageClassifier((0, 255), mean=0, std=1, body=body, features=features)
+        compared = bundle.export(module, held)
+        assert compared.most == most
+        assert compared.worst.max_abs_difference <= most
