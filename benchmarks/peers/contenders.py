@@ -310,8 +310,7 @@ def _wait(
     why = "it did not start"
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            lines = log.read_text(errors="replace").strip().splitlines() or [why]
-            raise LeftOut(lines[-1][:200])
+            raise LeftOut(last_error(log.read_text(errors="replace")) or why)
         try:
             check_answer(contender, work)
         except LeftOut as error:
@@ -320,6 +319,17 @@ def _wait(
         else:
             return
     raise LeftOut(why)
+
+
+def last_error(text: str) -> str:
+    """What a log gives as the reason of a program's end, as far as one line can.
+
+    >>> last_error("RuntimeError: no loop\\nshutdown complete")
+    'RuntimeError: no loop'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or [""])[-1][:200]
 
 
 def _mlserver_settings(folder: Path, place: Place, port: int) -> None:

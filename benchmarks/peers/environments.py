@@ -22,8 +22,8 @@ def environment(name: str, *, shared_libpython: bool = False) -> Path:
 
     Args:
         name: of the requirements.
-        shared_libpython: as programs need that load Python into themselves; where ours
-            has none, the system's is taken if it is of the same version.
+        shared_libpython: as programs need that load Python into themselves: the
+            system's interpreter is taken, if it is of the same version.
 
     Raises:
         LeftOut: it cannot be made. The message is the last line that pip said.
@@ -44,12 +44,13 @@ def environment(name: str, *, shared_libpython: bool = False) -> Path:
 
 
 def _with_libpython() -> str:
-    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        return sys.executable
+    # The system's first: its library is the one that is found when one is loaded.
     system = Path("/usr/bin") / f"python3.{sys.version_info.minor}"
     question = "import sysconfig; print(sysconfig.get_config_var('Py_ENABLE_SHARED'))"
     if system.exists() and _run([str(system), "-c", question]).strip() == "1":
         return str(system)
+    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        return sys.executable
     raise LeftOut(f"needs a Python 3.{sys.version_info.minor} with a shared libpython")
 
 
