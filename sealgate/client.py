@@ -140,7 +140,9 @@ class Client:
         """
         return self._run(self._core.metadata(model))
 
-    def infer(self, model: str, inputs: Any) -> dict[str, npt.NDArray[Any]]:
+    def infer(
+        self, model: str, inputs: Any, *, traceparent: str | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
         """Run a model.
 
         Values are converted to the model's dtypes where none changes beyond float
@@ -151,18 +153,21 @@ class Client:
             inputs: arrays, lists or data frames by tensor name; or a data frame, whose
                 columns are matched by name with the model's. Further columns are not
                 sent.
+            traceparent: the W3C trace that this request belongs to; sent inside the
+                seal. Without it, what `Options.traceparent` gives.
 
         Returns:
             Arrays by output name.
 
         Raises:
+            ProfileError: the ``traceparent`` is none.
             TensorError: an input cannot be sent as the model's dtype.
             ServerRefusedError: the server's problem details, for instance which tensor
                 it expected otherwise.
             PassportError: one is required, and does not verify.
             TransportError: no usable answer.
         """
-        return self._run(self._core.infer(model, inputs))
+        return self._run(self._core.infer(model, inputs, traceparent=traceparent))
 
     def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them.

@@ -39,6 +39,7 @@ from sealgate.exchange import (
     model_path,
     parse_metadata,
     refusal_of,
+    trace_headers,
 )
 from sealgate.keys import (
     KeyChoice,
@@ -122,6 +123,8 @@ class Options:
         chunked_above_bytes: send larger requests in protected chunks, where the gateway
             takes them; None never.
         retry: bounds on repeating a request.
+        traceparent: asked before each request for the W3C trace that it belongs to,
+            or None: the caller's current span. It goes inside the seal only.
     """
 
     key_configs: bytes | None = None
@@ -134,6 +137,7 @@ class Options:
     max_response_bytes: int = 64 << 20
     chunked_above_bytes: int | None = 16 << 20
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    traceparent: Callable[[], str | None] | None = None
 
 
 def options_of(profile: Profile) -> Options:
@@ -213,8 +217,11 @@ class Core:
         self._metadata[model] = value
         return value
 
-    def infer(self, model: str, inputs: Any) -> Steps[dict[str, Array]]:
+    def infer(
+        self, model: str, inputs: Any, *, traceparent: str | None = None
+    ) -> Steps[dict[str, Array]]:
         """Run a model."""
+        trace = trace_headers(traceparent)
         yield from self._check_passport(model)
         metadata = self._metadata.get(model)
         if metadata is None:
@@ -223,7 +230,7 @@ class Core:
         headers, body = _encode(arrays, binary=(yield from self._speaks_binary()))
         path = model_path(model, "/infer")
         try:
-            response = yield from self._call("POST", path, headers, body)
+            response = yield from self._call("POST", path, (*headers, *trace), body)
         except InvalidInputError:
             # Perhaps the model is another one by now: ask again, next time.
             self._metadata.pop(model, None)
@@ -351,6 +358,7 @@ class Core:
     ) -> Steps[Response]:
         """A successful answer, or the error it stands for."""
         attempts = Attempts(self.options.retry)
+        headers = self._traced(headers)
         message = _Message(method, path, (yield AskToken()), headers, body)
         while True:
             try:
@@ -369,6 +377,12 @@ class Core:
                 if token == message.token or not attempts.recover_once(error):
                     raise
                 message = replace(message, token=token)
+
+    def _traced(self, headers: Headers) -> Headers:
+        current = self.options.traceparent
+        if current is None or any(name == b"traceparent" for name, _ in headers):
+            return headers
+        return (*headers, *trace_headers(current()))
 
     def _exchange(self, message: _Message, attempts: Attempts) -> Steps[Response]:
         """The inner response, after recovering from a stale key or a wrong clock."""

@@ -50,6 +50,7 @@ __all__ = [
     "refusal",
     "refusal_of",
     "tensors_at",
+    "trace_headers",
 ]
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
@@ -64,6 +65,8 @@ Content = bytes | Iterator[bytes]
 _Open = Callable[[bytes], bytes]
 # RFC 9449, section 8.1.
 _NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
+# W3C Trace Context, section 3.2, version 00.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BY_STATUS: Mapping[int, type[ServerRefusedError]] = {
     400: InvalidInputError,
@@ -184,6 +187,24 @@ def tensors_at(request: Request) -> int | None:
         if name == binary_tensors.HEADER_LENGTH and value.isdigit():
             return int(value[:12])
     return None
+
+
+def trace_headers(traceparent: str | None) -> Headers:
+    """The field that puts a request into a trace (W3C Trace Context).
+
+    Raises:
+        ProfileError: it is no ``traceparent`` of version 00.
+
+    >>> trace_headers("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")[0][0]
+    b'traceparent'
+    >>> trace_headers(None)
+    ()
+    """
+    if traceparent is None:
+        return ()
+    if not _TRACEPARENT.fullmatch(traceparent):
+        raise ProfileError("traceparent: expected version 00 of W3C Trace Context")
+    return ((b"traceparent", traceparent.encode("ascii")),)
 
 
 def refusal_of(response: Response) -> ClientError | None:

@@ -154,11 +154,12 @@ class Gateway:
             SealgateError: as `answer`; also if the request was cut short.
         """
         message, enc, sealer = request.finish()
+        self._opened(request.seconds)
         key_id, ring = request.key_id, request.ring
         del request
         inner = await self._inner(message, enc, key_id=key_id, ring=ring)
         del message
-        parts = _chunks(sealer, _padded(inner))
+        parts = _chunks(sealer, _padded(inner), self._sealing)
         return StreamedResponse(200, _STREAMED_HEADERS, parts)
 
     def _sealed(self, context: ResponseContext, inner: Response) -> Response:
@@ -240,11 +241,13 @@ class ChunkedRequest:
     Attributes:
         ring: the keys it is opened with.
         key_id: of the key that it names, once that has arrived.
+        seconds: spent on opening it so far.
     """
 
     def __init__(self, ring: KeyRing, max_body_bytes: int) -> None:
         self.ring = ring
         self.key_id = -1
+        self.seconds = 0.0
         self._message = bytearray()
         # A message is its content, at most as many fields as fit, and its padding.
         limits = ChunkLimits(max_message_bytes=padded_size(max_body_bytes + (64 << 10)))
@@ -256,18 +259,22 @@ class ChunkedRequest:
         Raises:
             SealgateError: as `Gateway.answer`.
         """
+        began = time.perf_counter()
         try:
             for chunk in self._opener.feed(data):
                 self._message += chunk
         except (UnknownKeyError, DecryptionError):
             raise Problem("ohttp-key") from None
+        self.seconds += time.perf_counter() - began
 
     def finish(self) -> tuple[bytearray, bytes, ChunkSealer]:
         """The message, its encapsulated key, and what seals the response."""
+        began = time.perf_counter()
         try:
             self._message += self._opener.finish()
         except DecryptionError:
             raise Problem("ohttp-key") from None
+        self.seconds += time.perf_counter() - began
         message, self._message = self._message, bytearray()
         return message, self._opener.enc, self._opener.seal_response()
 
@@ -284,13 +291,25 @@ def _padded(inner: Response) -> list[Body]:
     return [*parts, bytes(padded_size(size) - size)]
 
 
-def _chunks(sealer: ChunkSealer, parts: Sequence[Body]) -> Iterator[bytes]:
-    """All chunks but the last are full, so that they do not show what is in them."""
+def _chunks(
+    sealer: ChunkSealer, parts: Sequence[Body], observe: Callable[[float], None]
+) -> Iterator[bytes]:
+    """All chunks but the last are full, so that they do not show what is in them.
+
+    ``observe`` is told the seconds that sealing took, before the last chunk is given.
+    """
     message = memoryview(b"".join(parts))
     del parts
     yield sealer.head
     size = chunked.CHUNK_BYTES
     last = (len(message) - 1) // size * size
+    seconds = 0.0
     for start in range(0, last, size):
-        yield sealer.seal(message[start : start + size])
-    yield sealer.finish(message[last:])
+        began = time.perf_counter()
+        sealed = sealer.seal(message[start : start + size])
+        seconds += time.perf_counter() - began
+        yield sealed
+    began = time.perf_counter()
+    sealed = sealer.finish(message[last:])
+    observe(seconds + time.perf_counter() - began)
+    yield sealed

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from security.admission import changes
+from security.admission.keys import public_pem
 from security.admission.plan import PlanFolder
 from tests.conftest import mint, run_security
 from tests.live import (
@@ -209,3 +211,56 @@ def test_a_changed_policy_withdraws_what_it_does_not_admit(
         policy.write_bytes(good)
     wait_for(lambda: not any(report["withdrawn"] for report in reports(home)))
     assert statuses() == {400}
+
+
+@pytest.mark.slow
+def test_a_signer_who_is_removed_admits_nothing_more(
+    home: Path, live: Server, token: str
+) -> None:
+    """Not what runs, not what is loaded later, not a server that starts later."""
+    policy, trust = home / "policy.toml", home / "trust.json"
+    of_policy, of_trust = policy.read_bytes(), trust.read_bytes()
+    folder = PlanFolder(home / "deployment")
+    successor = ec.generate_private_key(ec.SECP256R1()).public_key()
+    document = json.loads(of_trust)
+    document["roles"]["trainer"] = [public_pem(successor)]
+    changed = {
+        policy: of_policy.replace(b'signers = ["trainer"]', b'signers = ["assessor"]'),
+        trust: json.dumps(document).encode(),
+    }
+    url = f"{live.url}/v2/models/toy/versions"
+
+    def status(version: str) -> int:
+        address = f"{url}/{version}/infer"
+        return httpx.post(
+            address, json={"inputs": []}, headers=headers(token), timeout=30
+        ).status_code
+
+    assert status("1.0.0") == 400
+    for path, data in changed.items():
+        good = path.read_bytes()
+        assert data != good
+        try:
+            path.write_bytes(data)
+            wait_for(lambda: all(report["withdrawn"] for report in reports(home)))
+            assert {status("1.0.0") for _ in range(4)} == {503}
+            before = folder.stamp()
+            for words in (("load", "toy:2.0.0"), ("reload", "toy:1.0.0")):
+                result = run_security(home, "models", *words, **settings(home))
+                assert result.returncode == 1, result.stderr
+                assert result.stderr.startswith("refused: ")
+            assert folder.stamp() == before
+            # Past the command, and for a server that starts now.
+            plan = change(home, lambda p: changes.load(p, "toy:2.0.0"))
+            wait_for(lambda p=plan: followed(home, p, workers=WORKERS))
+            assert all("toy:2.0.0" in report["refused"] for report in reports(home))
+            assert {status("2.0.0") for _ in range(4)} == {404}
+            plan = change(home, lambda p: changes.unload(p, "toy:2.0.0"))
+            wait_for(lambda p=plan: followed(home, p, workers=WORKERS))
+            start = serve("service.app:Sealgate", home, extra=settings(home))
+            with pytest.raises(AssertionError, match="exited 1"), start:
+                pass
+        finally:
+            path.write_bytes(good)
+        wait_for(lambda: not any(report["withdrawn"] for report in reports(home)))
+        assert {status("1.0.0") for _ in range(4)} == {400}
