@@ -238,7 +238,7 @@ def _bars(axis: Any, rows: list[Row], title: str) -> None:
         )
     axis.set_xscale("log")
     axis.margins(x=0.12)
-    axis.set_title(f"{title}: requests per second", loc="left", fontsize=9)
+    axis.set_title(f"{title}: requests per second, log scale", loc="left", fontsize=9)
     axis.tick_params(left=False)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
