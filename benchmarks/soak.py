@@ -66,9 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.write:
         RESULTS.write_text(json.dumps([asdict(item) for item in slices], indent=1))
         plot(slices, PLOT)
-        report.replace(
-            report.ROOT / "docs" / "performance.md", "soak", markdown(slices)
-        )
+        text = f"![Memory and p99 over the requests]({PLOT.name})\n\n{markdown(slices)}"
+        report.replace(report.ROOT / "docs" / "performance.md", "soak", text)
 
 
 def measure(requests: int) -> list[Slice]:
