@@ -33,8 +33,9 @@ serve: $(VENV)/.toolkit
 	@exec $(PY) -m bentoml serve sealgate:latest --host 127.0.0.1 --port $(PORT) \
 	  --timeout-graceful-shutdown 30
 
-# A file's tests stay on one worker, so that they share the servers they start.
-PYTEST := $(PY) -m pytest --numprocesses auto --dist loadfile
+# A file's tests stay on one worker, so that they share the servers they start; each worker
+# has a core, so that a second thread of torch would only be in the way.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --dist loadfile
 
 test: $(VENV)/.dev
 	$(PYTEST) $(ARGS)

@@ -30,18 +30,12 @@ from tests.scanned import linear_onnx
 from tests.servers import ROOT
 from tests.small_training import write_config
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIG = ROOT / "examples" / "breast_cancer.toml"
 DELTA = 1e-3
 NOISE, STEPS = 2.5, 20
 EPSILONS = np.linspace(0, 12, 121)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def network(width=3, hidden=4, classes=2, seed=0):

@@ -14,16 +14,10 @@ from security.assessment.evasion.fab import to_plane
 from security.errors import AssessmentError
 from tests.scanned import digits, digits_cnn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROWS = 30
 RADII = {np.inf: 0.1, 2: 0.5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,7 @@ from security.errors import AssessmentError
 from tests.scanned import digits, digits_onnx, linear_onnx, save_npz
 from tests.small_training import write_config
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scan(tmp_path, model, data, *more):

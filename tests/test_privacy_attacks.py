@@ -21,6 +21,8 @@ from security.commands import main
 from tests.scanned import digits, linear_onnx, node, onnx_model, save_npz
 from tests.servers import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXAMPLE = ROOT / "examples" / "breast_cancer.toml"
 
 
@@ -32,14 +34,6 @@ def config(tmp_path_factory):
     path = tmp_path_factory.mktemp("config") / "training.toml"
     path.write_text(text.replace("sampling_rate = 0.5", "sampling_rate = 1.0"))
     return path
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def rows(n=60, d=5, classes=3, seed=0):
