@@ -84,12 +84,12 @@ RECIPES = {
     "fashion": Recipe(
         "fashion_mnist.toml",
         {
-            1.0: {**_privacy(steps=146), "optimizer": {"learning_rate": 20.0}},
-            3.0: {},
-            8.0: {
-                **_privacy(steps=400, sampling_rate=0.2731, expected_batch=16384),
-                "optimizer": {"learning_rate": 40.0, "ema": 0.98},
+            1.0: {
+                **_privacy(steps=146, sampling_rate=0.1365, expected_batch=8192),
+                "optimizer": {"learning_rate": 20.0},
             },
+            3.0: {},
+            8.0: {**_privacy(steps=400), "optimizer": {"ema": 0.98}},
         },
         (0.86, 0.895, 0.905),
         folder="fashion-mnist",

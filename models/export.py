@@ -171,9 +171,9 @@ def parity(module: nn.Module, model: bytes, rows: NDArray[Any]) -> Parity:
     for start in range(0, len(rows), _CHUNK):
         part = slice(start, start + _CHUNK)
         with torch.no_grad():
-            wanted, labels = module.eval()(
-                torch.as_tensor(rows[part], dtype=torch.float32)
-            )
+            # A copy: the rows may be memory that torch may not write to.
+            given = torch.from_numpy(rows[part].astype(np.float32))
+            wanted, labels = module.eval()(given)
         difference = float(np.abs(wanted.numpy() - got[part]).max())
         if not math.isfinite(difference):
             raise ExportError("the module or its export returns what is not finite")
