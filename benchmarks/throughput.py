@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
+from benchmarks.deployments import admit
 from benchmarks.server import worker_cpu
 from benchmarks.timing import table
-from models.bundle import read_bundle, report_file
-from models.files import write_atomic
 from models.manifest import Manifest, Tensor
 from sealgate.exchange import GATEWAY_PATH, build_request
 from sealgate.protocol import bhttp, binary_tensors, keyconfig, ohttp
@@ -165,17 +164,7 @@ def _deploy(home: Path) -> None:
     (home / "policy.toml").write_bytes(bundles.POLICY)
     settings = toy_settings(home)
     check_security(home, "keygen", **settings)
-    folder = home / "bundle"
-    write_atomic(folder / "model.onnx", _model())
-    write_atomic(folder / "manifest.json", _manifest().to_json())
-    subject = read_bundle(folder).subject
-    for kind in bundles.KINDS:
-        data = bundles.report(kind, subject).to_json()
-        write_atomic(folder / report_file(kind), data)
-    for role in ("trainer", "assessor"):
-        check_security(home, "sign", str(folder), "--role", role, **settings)
-    check_security(home, "admit", str(folder), **settings)
-    check_security(home, "store", str(folder), **settings)
+    admit(home, _model(), _manifest(), settings)
 
 
 def _model() -> bytes:

@@ -5,7 +5,8 @@
 ...     client.infer("breast-cancer", {"features": rows})["label"]
 
 client, async_client  what callers hold: they move bytes, and decide nothing
-core                  what both do, as steps without I/O
+core, options         what both do, as steps without I/O; what callers trust and allow
+steps, answers        what is asked of who does the I/O; answers read as they come
 exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, retry           which key to seal to; when a request may be sent again
 convert               arrays and data frames into what a model takes
@@ -41,7 +42,7 @@ from sealgate.errors import (
 if TYPE_CHECKING:
     from sealgate.async_client import AsyncClient
     from sealgate.client import Client
-    from sealgate.core import Options
+    from sealgate.options import Options
     from sealgate.passport import Passport
     from sealgate.profile import Profile
     from sealgate.proofs import ProofKey
@@ -78,7 +79,7 @@ __all__ = [
 _LAZY = {
     "AsyncClient": "sealgate.async_client",
     "Client": "sealgate.client",
-    "Options": "sealgate.core",
+    "Options": "sealgate.options",
     "Passport": "sealgate.passport",
     "Profile": "sealgate.profile",
     "ProofKey": "sealgate.proofs",

@@ -12,7 +12,8 @@ from typing import Any, Self, TypeVar
 import httpx
 import numpy.typing as npt
 
-from sealgate.core import AskToken, Core, Fetch, Options, Steps, Wait, options_of
+from sealgate.answers import StreamedAnswer, check_clock, once, read_head
+from sealgate.core import Core
 from sealgate.errors import (
     ClientError,
     ClockError,
@@ -20,15 +21,17 @@ from sealgate.errors import (
     OverloadedError,
     TransportError,
 )
-from sealgate.exchange import Answer, refusal, refusal_of
+from sealgate.exchange import Answer, refusal
+from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.bhttp_stream import Event
 from sealgate.retry import Attempts
+from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
 
-__all__ = ["AsyncClient", "StreamedAnswer"]
+__all__ = ["AsyncClient"]
 
 # Sealed, and answered without a token.
 _PROBE = "/v2/health/live"
@@ -287,7 +290,7 @@ class AsyncClient:
             response.status,
             response.headers,
             len(response.body),
-            _once(bytes(response.body)),
+            once(bytes(response.body)),
         )
 
     async def _begin(
@@ -308,9 +311,9 @@ class AsyncClient:
             raise refusal(await self._whole(outer, _MAX_REFUSAL_BYTES))
         events = self._opened(exchange, outer)
         stack.push_async_callback(events.aclose)
-        answer = await _read_head(exchange, events)
+        answer = await read_head(exchange, events)
         if answer.status == 400:
-            answer = await _refuse_clock(answer)
+            answer = await check_clock(answer)
         self._core.answered()
         return answer
 
@@ -386,39 +389,6 @@ class AsyncClient:
         return Answer(response.status_code, headers, b"".join(chunks))
 
 
-class StreamedAnswer:
-    """An answer that is read while it arrives.
-
-    Attributes:
-        status: of the response.
-        headers: its fields.
-        length: of its content in bytes; None if it does not say.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        headers: Headers,
-        length: int | None,
-        pieces: AsyncIterator[bytes],
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.length = length
-        self._pieces = pieces
-
-    def __repr__(self) -> str:
-        return f"<StreamedAnswer {self.status}>"
-
-    def pieces(self) -> AsyncIterator[bytes]:
-        """The content; read once. It is whole only if this ends without an error.
-
-        Raises:
-            TransportError: it is cut short, or not authentic.
-        """
-        return self._pieces
-
-
 def _send_again() -> OverloadedError:
     problem = {"type": "about:blank", "title": "a key or clock was put right just now"}
     return OverloadedError(503, problem, retry_after_s=1.0)
@@ -440,52 +410,6 @@ async def _sealed(
         yield rest
 
 
-async def _read_head(
-    exchange: StreamExchange, events: AsyncIterator[Event]
-) -> StreamedAnswer:
-    head: Response | None = None
-    ahead: list[bytes] = []
-    async for event in events:
-        match event:
-            case Response():
-                head = event
-            case bytes():
-                ahead.append(event)
-        if head is not None and not exchange.length_comes:
-            break
-    if head is None:
-        raise TransportError("the sealed answer is unusable: it has no head")
-    pieces = _pieces(ahead, events)
-    return StreamedAnswer(head.status, head.headers, exchange.length, pieces)
-
-
-async def _pieces(
-    ahead: list[bytes], events: AsyncIterator[Event]
-) -> AsyncIterator[bytes]:
-    for piece in ahead:
-        yield piece
-    async for event in events:
-        if isinstance(event, bytes):
-            yield event
-
-
-async def _refuse_clock(answer: StreamedAnswer) -> StreamedAnswer:
-    """The answer again, if it is not that our Date is off.
-
-    Raises:
-        ClockError: it is.
-    """
-    content = b""
-    async for piece in answer.pieces():
-        content += piece
-        if len(content) > _MAX_REFUSAL_BYTES:
-            raise TransportError("the answer is too long")
-    error = refusal_of(Response(answer.status, answer.headers, content))
-    if isinstance(error, ClockError):
-        raise error
-    return StreamedAnswer(answer.status, answer.headers, len(content), _once(content))
-
-
 async def _gather(body: AsyncIterator[bytes]) -> bytes:
     """A body that must be sent whole, within a bound."""
     content = bytearray()
@@ -494,11 +418,6 @@ async def _gather(body: AsyncIterator[bytes]) -> bytes:
         if len(content) > _MAX_WHOLE_BYTES:
             raise TransportError("too long for a gateway that takes no chunks")
     return bytes(content)
-
-
-async def _once(content: bytes) -> AsyncIterator[bytes]:
-    if content:
-        yield content
 
 
 def _content(step: Fetch) -> bytes | AsyncIterator[bytes] | None:

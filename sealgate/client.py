@@ -15,12 +15,14 @@ from typing import Any, Self, TypeVar
 import httpx
 import numpy.typing as npt
 
-from sealgate.core import AskToken, Core, Fetch, Options, Steps, Wait, options_of
+from sealgate.core import Core
 from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
+from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
+from sealgate.steps import AskToken, Fetch, Steps, Wait
 
 __all__ = ["Client"]
 

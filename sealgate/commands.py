@@ -15,9 +15,9 @@ from pathlib import Path
 
 from sealgate.async_client import AsyncClient
 from sealgate.client import Client
-from sealgate.core import options_of
 from sealgate.errors import ProfileError, ServerRefusedError
 from sealgate.keys import fingerprint, parse_configs
+from sealgate.options import options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.hpke import (

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from sealgate.convert import to_arrays
 from sealgate.errors import (
@@ -31,7 +31,6 @@ from sealgate.exchange import (
     GATEWAY_PATH,
     Answer,
     ChunkedExchange,
-    Content,
     Exchange,
     build_request,
     check_url,
@@ -48,17 +47,17 @@ from sealgate.keys import (
     max_age_s,
     verify_signed,
 )
+from sealgate.options import Options
 from sealgate.passport import Passport, verify_passport
-from sealgate.profile import Profile
-from sealgate.proofs import ProofKey
 from sealgate.protocol import binary_tensors, datatypes, keyconfig, signedkeys, tensors
 from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.tensors import Array
-from sealgate.retry import Attempts, RetryPolicy
+from sealgate.retry import Attempts
+from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
 
-__all__ = ["AskToken", "Core", "Fetch", "Options", "Steps", "Wait", "options_of"]
+__all__ = ["Core"]
 
 _JSON = ((b"content-type", b"application/json"),)
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -67,94 +66,6 @@ _OVERHEAD = 64 << 10
 # A nonce of a server is good for at least five minutes; of another one perhaps less.
 _NONCE_FRESH_S = 60.0
 _IN_TOUCH_S = 30.0
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """Send an HTTP request, and read its answer up to a bound.
-
-    Attributes:
-        method: GET or POST.
-        url: where to.
-        headers: of the request.
-        content: body, whole or in pieces that can be had once; None sends none.
-        max_bytes: refuse a longer answer while reading.
-    """
-
-    method: str
-    url: str
-    max_bytes: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: Content | None = None
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Do nothing for this long."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class AskToken:
-    """Get an access token from where the caller keeps it."""
-
-
-T = TypeVar("T")
-Steps = Generator[Fetch | Wait | AskToken, Any, T]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a client trusts and allows.
-
-    Attributes:
-        key_configs: pinned ``application/ohttp-keys`` bytes; fetched if None.
-        identity_keys: PEM public keys of the deployment: seal only to configurations
-            that one of them signed. They outlast the keys that they sign.
-        trusted_keys: PEM public keys whose verdicts are believed.
-        require_passport: refuse to use a model whose passport does not verify.
-        passport_max_age_s: verify a model's passport again after this time.
-        relay_url: send sealed requests there, so that the server does not see where
-            they come from (RFC 9458, section 2).
-        proof_key: the key that the token is bound to (RFC 9449); each request proves
-            that the client has it.
-        max_response_bytes: refuse longer answers while reading.
-        chunked_above_bytes: send larger requests in protected chunks, where the gateway
-            takes them; None never.
-        retry: bounds on repeating a request.
-        traceparent: asked before each request for the W3C trace that it belongs to,
-            or None: the caller's current span. It goes inside the seal only.
-    """
-
-    key_configs: bytes | None = None
-    identity_keys: tuple[str, ...] = ()
-    trusted_keys: tuple[str, ...] = ()
-    require_passport: bool = False
-    passport_max_age_s: float = 3600.0
-    relay_url: str | None = None
-    proof_key: ProofKey | None = None
-    max_response_bytes: int = 64 << 20
-    chunked_above_bytes: int | None = 16 << 20
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    traceparent: Callable[[], str | None] | None = None
-
-
-def options_of(profile: Profile) -> Options:
-    """The options that a profile asks for.
-
-    Raises:
-        ProfileError: the profile's key is none.
-    """
-    pem = profile.proof_key
-    return Options(
-        key_configs=profile.key_configs,
-        identity_keys=profile.identity_keys,
-        trusted_keys=profile.trusted_keys,
-        require_passport=profile.require_passport,
-        relay_url=profile.relay_url,
-        proof_key=None if pem is None else ProofKey.from_pem(pem),
-    )
 
 
 class Core:

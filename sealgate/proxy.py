@@ -22,7 +22,8 @@ from dataclasses import dataclass
 
 import h11
 
-from sealgate.async_client import AsyncClient, StreamedAnswer
+from sealgate.answers import StreamedAnswer
+from sealgate.async_client import AsyncClient
 from sealgate.errors import ClientError
 from sealgate.inbound import (
     BadRequestError,

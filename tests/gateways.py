@@ -9,12 +9,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sealgate.core import AskToken, Fetch, Wait
 from sealgate.exchange import GATEWAY_PATH, OHTTP_KEY_PROBLEM, Answer
 from sealgate.protocol import bhttp, chunked, keyconfig, ohttp, signedkeys
 from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.hpke import KEM_X25519, KEM_XWING, HybridPrivateKey, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.steps import AskToken, Fetch, Wait
 
 URL = "https://models.example"
 PROBLEM = "application/problem+json"

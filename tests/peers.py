@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sealgate.core import Fetch
 from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.tensors import TensorSpec, decode_request, encode_response
+from sealgate.steps import Fetch
 from tests.gateways import URL, Gateway, json_response, refusal
 
 Model = Callable[[np.ndarray], Mapping[str, np.ndarray]]

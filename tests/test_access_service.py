@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from sealgate import AsyncClient, AuthenticationError, Client, NotFoundError, Profile
-from sealgate.core import Options
+from sealgate.options import Options
 from sealgate.proofs import ProofKey
 from sealgate.protocol import dpop
 from security.commands import main

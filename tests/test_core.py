@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sealgate.core import Core, Options
+from sealgate.core import Core
 from sealgate.errors import (
     AuthenticationError,
     ClockError,
@@ -25,6 +25,7 @@ from sealgate.errors import (
     TransportError,
 )
 from sealgate.exchange import DATE_PROBLEM, OHTTP_KEY_PROBLEM
+from sealgate.options import Options
 from sealgate.protocol import keyconfig, ohttp
 from sealgate.protocol.bhttp import Response
 from sealgate.protocol.hpke import KEM_X25519, KEM_XWING

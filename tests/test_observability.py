@@ -15,8 +15,8 @@ import yaml
 
 from sealgate.async_client import AsyncClient
 from sealgate.client import Client
-from sealgate.core import Options
 from sealgate.errors import ProfileError
+from sealgate.options import Options
 from service.metrics import FAMILIES
 from service.problems import _KINDS
 from tests.bundles import NAME

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from sealgate import Client
-from sealgate.core import Options
 from sealgate.errors import OverloadedError
+from sealgate.options import Options
 from sealgate.retry import RetryPolicy
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import load_quota_counters

@@ -23,13 +23,19 @@ OURS, _PEERS, _LIMIT = "#2a8fbd", "#b07d48", "#8c8c8c"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One contender in one cell: a workload, workers, connections."""
+class Sample:
+    """One run of one contender; of several, the medians.
 
-    workload: str
-    workers: int
-    connections: int
-    contender: str
+    Attributes:
+        rate: answers per second.
+        p50_s: median of the times from a request to its answer.
+        p99_s: their 99th percentile.
+        cpu_s: CPU time of all the server's processes per request.
+        rss_bytes: their resident memory afterwards.
+        client_s: CPU time of the load generator per request.
+        failures: answers other than 200, and broken connections; inside the seal too.
+    """
+
     rate: float
     p50_s: float
     p99_s: float
@@ -37,6 +43,16 @@ class Row:
     rss_bytes: float
     client_s: float
     failures: float
+
+
+@dataclass(frozen=True)
+class Row(Sample):
+    """One contender in one cell: a workload, workers, connections."""
+
+    workload: str
+    workers: int
+    connections: int
+    contender: str
 
     @property
     def cell(self) -> tuple[str, int, int]:

@@ -27,29 +27,6 @@ MAX_SEALED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One run of one contender; of several, the medians.
-
-    Attributes:
-        rate: answers per second.
-        p50_s: median of the times from a request to its answer.
-        p99_s: their 99th percentile.
-        cpu_s: CPU time of all the server's processes per request.
-        rss_bytes: their resident memory afterwards.
-        client_s: CPU time of the load generator per request.
-        failures: answers other than 200, and broken connections; inside the seal too.
-    """
-
-    rate: float
-    p50_s: float
-    p99_s: float
-    cpu_s: float
-    rss_bytes: float
-    client_s: float
-    failures: float
-
-
-@dataclass(frozen=True)
 class Run:
     """What to measure, and how long.
 
@@ -208,9 +185,9 @@ class Cell:
     # Answers per second of our own plaintext: sealed requests are made for so many.
     expected: float = 1000.0
 
-    def measure(self, able: list[Contender]) -> dict[str, Sample]:
+    def measure(self, able: list[Contender]) -> dict[str, report.Sample]:
         """The medians, by contender."""
-        samples: dict[str, list[Sample]] = {}
+        samples: dict[str, list[report.Sample]] = {}
         for number in range(self.run.rounds + 1):
             # Plaintext comes first in the round that is not counted.
             for contender in able if number % 2 == 0 else reversed(able):
@@ -230,7 +207,7 @@ class Cell:
             )
         return medians
 
-    def _one(self, contender: Contender, seconds: int) -> Sample:
+    def _one(self, contender: Contender, seconds: int) -> report.Sample:
         files = self._files(contender, seconds)
         refused, before = contender.refused(), usage(contender.pid)
         load = play(
@@ -258,10 +235,10 @@ class Cell:
         order = contender.order(self.work)
         return self.sealer.write(self.place.work, [order], min(count, most))
 
-    def _limit(self) -> Sample:
+    def _limit(self) -> report.Sample:
         parts = sides.in_process(self.place, self.work, self.run.seconds / 2)
         requests = sum(part["requests"] for part in parts)
-        return Sample(
+        return report.Sample(
             rate=sum(part["requests"] / part["duration_s"] for part in parts),
             p50_s=statistics.median(part["p50_s"] for part in parts),
             p99_s=max(part["p99_s"] for part in parts),
@@ -272,9 +249,9 @@ class Cell:
         )
 
 
-def _sample(load: Load, cpu_s: float, rss_bytes: int, failures: int) -> Sample:
+def _sample(load: Load, cpu_s: float, rss_bytes: int, failures: int) -> report.Sample:
     answers = max(load.requests, 1)
-    return Sample(
+    return report.Sample(
         rate=load.rate,
         p50_s=load.p50_s,
         p99_s=load.p99_s,
@@ -285,12 +262,12 @@ def _sample(load: Load, cpu_s: float, rss_bytes: int, failures: int) -> Sample:
     )
 
 
-def _median(samples: list[Sample]) -> Sample:
+def _median(samples: list[report.Sample]) -> report.Sample:
     """Medians of everything but failures, which are added up."""
     columns = {
         name: [getattr(sample, name) for sample in samples]
-        for name in Sample.__dataclass_fields__
+        for name in report.Sample.__dataclass_fields__
     }
     failures = sum(columns.pop("failures"))
     medians = {name: statistics.median(values) for name, values in columns.items()}
-    return Sample(**medians, failures=failures)
+    return report.Sample(**medians, failures=failures)

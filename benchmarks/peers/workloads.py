@@ -10,8 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from models.bundle import read_bundle, report_file
-from models.files import write_atomic
+from benchmarks.deployments import admit
 from models.manifest import Manifest, Tensor
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.tensors import TensorSpec
@@ -98,22 +97,8 @@ def deploy(home: Path, chosen: dict[str, Workload]) -> dict[str, str]:
     }
     check_security(home, "keygen", **settings)
     for item in chosen.values():
-        _admit(home, item, settings)
+        admit(home, item.model, _manifest(item), settings)
     return settings
-
-
-def _admit(home: Path, item: Workload, settings: dict[str, str]) -> None:
-    folder = home / item.name
-    write_atomic(folder / "model.onnx", item.model)
-    write_atomic(folder / "manifest.json", _manifest(item).to_json())
-    subject = read_bundle(folder).subject
-    for kind in bundles.KINDS:
-        data = bundles.report(kind, subject).to_json()
-        write_atomic(folder / report_file(kind), data)
-    for role in ("trainer", "assessor"):
-        check_security(home, "sign", str(folder), "--role", role, **settings)
-    check_security(home, "admit", str(folder), **settings)
-    check_security(home, "store", str(folder), **settings)
 
 
 def _manifest(item: Workload) -> Manifest:

@@ -17,13 +17,13 @@ import numpy as np
 
 from models.manifest import Column
 from sealgate.client import Client
-from sealgate.core import options_of
 from sealgate.errors import (
     ClientError,
     InvalidInputError,
     OverloadedError,
     TransportError,
 )
+from sealgate.options import options_of
 from sealgate.profile import Profile
 from sealgate.retry import RetryPolicy
 from security.assessment.scan.answers import Answers, Reading, read_answers, settle

@@ -1,0 +1,105 @@
+"""An answer that is read while it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from sealgate.errors import ClockError, TransportError
+from sealgate.exchange import refusal_of
+from sealgate.protocol.bhttp import Headers, Response
+from sealgate.protocol.bhttp_stream import Event
+from sealgate.streams import StreamExchange
+
+__all__ = ["StreamedAnswer", "check_clock", "once", "read_head"]
+
+_MAX_REFUSAL_BYTES = 64 << 10
+
+
+class StreamedAnswer:
+    """An answer that is read while it arrives.
+
+    Attributes:
+        status: of the response.
+        headers: its fields.
+        length: of its content in bytes; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Headers,
+        length: int | None,
+        pieces: AsyncIterator[bytes],
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.length = length
+        self._pieces = pieces
+
+    def __repr__(self) -> str:
+        return f"<StreamedAnswer {self.status}>"
+
+    def pieces(self) -> AsyncIterator[bytes]:
+        """The content; read once. It is whole only if this ends without an error.
+
+        Raises:
+            TransportError: it is cut short, or not authentic.
+        """
+        return self._pieces
+
+
+async def read_head(
+    exchange: StreamExchange, events: AsyncIterator[Event]
+) -> StreamedAnswer:
+    """The answer as soon as its head is there; its content comes from ``events``.
+
+    Raises:
+        TransportError: it has no head.
+    """
+    head: Response | None = None
+    ahead: list[bytes] = []
+    async for event in events:
+        match event:
+            case Response():
+                head = event
+            case bytes():
+                ahead.append(event)
+        if head is not None and not exchange.length_comes:
+            break
+    if head is None:
+        raise TransportError("the sealed answer is unusable: it has no head")
+    pieces = _pieces(ahead, events)
+    return StreamedAnswer(head.status, head.headers, exchange.length, pieces)
+
+
+async def _pieces(
+    ahead: list[bytes], events: AsyncIterator[Event]
+) -> AsyncIterator[bytes]:
+    for piece in ahead:
+        yield piece
+    async for event in events:
+        if isinstance(event, bytes):
+            yield event
+
+
+async def check_clock(answer: StreamedAnswer) -> StreamedAnswer:
+    """The answer again, if it is not that our Date is off.
+
+    Raises:
+        ClockError: it is.
+    """
+    content = b""
+    async for piece in answer.pieces():
+        content += piece
+        if len(content) > _MAX_REFUSAL_BYTES:
+            raise TransportError("the answer is too long")
+    error = refusal_of(Response(answer.status, answer.headers, content))
+    if isinstance(error, ClockError):
+        raise error
+    return StreamedAnswer(answer.status, answer.headers, len(content), once(content))
+
+
+async def once(content: bytes) -> AsyncIterator[bytes]:
+    """Content that is there already."""
+    if content:
+        yield content

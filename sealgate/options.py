@@ -1,0 +1,65 @@
+"""What a client trusts and allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sealgate.profile import Profile
+from sealgate.proofs import ProofKey
+from sealgate.retry import RetryPolicy
+
+__all__ = ["Options", "options_of"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a client trusts and allows.
+
+    Attributes:
+        key_configs: pinned ``application/ohttp-keys`` bytes; fetched if None.
+        identity_keys: PEM public keys of the deployment: seal only to configurations
+            that one of them signed. They outlast the keys that they sign.
+        trusted_keys: PEM public keys whose verdicts are believed.
+        require_passport: refuse to use a model whose passport does not verify.
+        passport_max_age_s: verify a model's passport again after this time.
+        relay_url: send sealed requests there, so that the server does not see where
+            they come from (RFC 9458, section 2).
+        proof_key: the key that the token is bound to (RFC 9449); each request proves
+            that the client has it.
+        max_response_bytes: refuse longer answers while reading.
+        chunked_above_bytes: send larger requests in protected chunks, where the gateway
+            takes them; None never.
+        retry: bounds on repeating a request.
+        traceparent: asked before each request for the W3C trace that it belongs to,
+            or None: the caller's current span. It goes inside the seal only.
+    """
+
+    key_configs: bytes | None = None
+    identity_keys: tuple[str, ...] = ()
+    trusted_keys: tuple[str, ...] = ()
+    require_passport: bool = False
+    passport_max_age_s: float = 3600.0
+    relay_url: str | None = None
+    proof_key: ProofKey | None = None
+    max_response_bytes: int = 64 << 20
+    chunked_above_bytes: int | None = 16 << 20
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    traceparent: Callable[[], str | None] | None = None
+
+
+def options_of(profile: Profile) -> Options:
+    """The options that a profile asks for.
+
+    Raises:
+        ProfileError: the profile's key is none.
+    """
+    pem = profile.proof_key
+    return Options(
+        key_configs=profile.key_configs,
+        identity_keys=profile.identity_keys,
+        trusted_keys=profile.trusted_keys,
+        require_passport=profile.require_passport,
+        relay_url=profile.relay_url,
+        proof_key=None if pem is None else ProofKey.from_pem(pem),
+    )

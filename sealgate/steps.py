@@ -1,0 +1,46 @@
+"""What a client asks of who does its I/O: its operations are generators of these."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from sealgate.exchange import Content
+
+__all__ = ["AskToken", "Fetch", "Steps", "Wait"]
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Send an HTTP request, and read its answer up to a bound.
+
+    Attributes:
+        method: GET or POST.
+        url: where to.
+        headers: of the request.
+        content: body, whole or in pieces that can be had once; None sends none.
+        max_bytes: refuse a longer answer while reading.
+    """
+
+    method: str
+    url: str
+    max_bytes: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: Content | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Do nothing for this long."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class AskToken:
+    """Get an access token from where the caller keeps it."""
+
+
+T = TypeVar("T")
+Steps = Generator[Fetch | Wait | AskToken, Any, T]
