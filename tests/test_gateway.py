@@ -299,7 +299,10 @@ def test_a_long_answer_comes_in_full_chunks(rooms: Rooms) -> None:
         asked.feed(part)
     _, _, sealer = asked.finish()
     body = bytes(range(256)) * 400
-    outer = list(_chunks(sealer, _padded(Response(200, (), body))))
+    sealing: list[float] = []
+    padded = _padded(Response(200, (), body))
+    outer = list(_chunks(sealer, padded, sealing.append))
+    assert len(sealing) == 1
     assert {len(part) for part in outer[1:-1]} == {4 + (16 << 10) + 16}
     message = b"".join(b"".join(opener.feed(part)) for part in outer)
     assert bhttp.decode_response(message + opener.finish()).body == body
