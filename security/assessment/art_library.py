@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,71 +22,54 @@ import numpy as np
 __all__ = ["art", "repeatable"]
 
 
+# What is used here of each of ART's modules.
+_NAMES = {
+    "art.attacks": ("EvasionAttack", "ExtractionAttack"),
+    "art.attacks.evasion": (
+        "CarliniL2Method",
+        "DeepFool",
+        "FastGradientMethod",
+        "HopSkipJump",
+        "ProjectedGradientDescentPyTorch",
+    ),
+    "art.attacks.extraction": ("CopycatCNN", "KnockoffNets"),
+    "art.attacks.inference.attribute_inference": (
+        "AttributeInferenceBaseline",
+        "AttributeInferenceBaselineTrueLabel",
+        "AttributeInferenceBlackBox",
+    ),
+    "art.attacks.inference.membership_inference": (
+        "MembershipInferenceBlackBox",
+        "MembershipInferenceBlackBoxRuleBased",
+    ),
+    "art.attacks.inference.model_inversion": ("MIFace",),
+    "art.defences.detector.poison": ("SpectralSignatureDefense",),
+    "art.defences.detector.poison.activation_defence": ("cluster_activations",),
+    "art.estimators": ("BaseEstimator",),
+    "art.estimators.classification": (
+        "BlackBoxClassifierNeuralNetwork",
+        "PyTorchClassifier",
+    ),
+    "art.estimators.classification.classifier": ("ClassifierMixin",),
+}
+
+
 @cache
 def art() -> Any:
     """ART's classes that are used here, imported on the first call."""
     with _other_home(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of what ART imports
+        # Written as an import, so that the import contracts see it.
         from art import config  # noqa: PLC0415  (the whole point)
-        from art.attacks import EvasionAttack, ExtractionAttack  # noqa: PLC0415
-        from art.attacks.evasion import (  # noqa: PLC0415
-            CarliniL2Method,
-            DeepFool,
-            FastGradientMethod,
-            HopSkipJump,
-            ProjectedGradientDescentPyTorch,
-        )
-        from art.attacks.extraction import CopycatCNN, KnockoffNets  # noqa: PLC0415
-        from art.attacks.inference.attribute_inference import (  # noqa: PLC0415
-            AttributeInferenceBaseline,
-            AttributeInferenceBaselineTrueLabel,
-            AttributeInferenceBlackBox,
-        )
-        from art.attacks.inference.membership_inference import (  # noqa: PLC0415
-            MembershipInferenceBlackBox,
-            MembershipInferenceBlackBoxRuleBased,
-        )
-        from art.attacks.inference.model_inversion import MIFace  # noqa: PLC0415
-        from art.defences.detector.poison import (  # noqa: PLC0415
-            SpectralSignatureDefense,
-        )
-        from art.defences.detector.poison.activation_defence import (  # noqa: PLC0415
-            cluster_activations,
-        )
-        from art.estimators import BaseEstimator  # noqa: PLC0415
-        from art.estimators.classification import (  # noqa: PLC0415
-            BlackBoxClassifierNeuralNetwork,
-            PyTorchClassifier,
-        )
-        from art.estimators.classification.classifier import (  # noqa: PLC0415
-            ClassifierMixin,
-        )
 
+        found = {
+            name: getattr(import_module(module), name)
+            for module, names in _NAMES.items()
+            for name in names
+        }
         # The folder is gone after the import; nothing used here reads it.
         config.ART_DATA_PATH = os.devnull
-    return SimpleNamespace(
-        AttributeInferenceBaseline=AttributeInferenceBaseline,
-        AttributeInferenceBaselineTrueLabel=AttributeInferenceBaselineTrueLabel,
-        AttributeInferenceBlackBox=AttributeInferenceBlackBox,
-        BaseEstimator=BaseEstimator,
-        CarliniL2Method=CarliniL2Method,
-        ClassifierMixin=ClassifierMixin,
-        CopycatCNN=CopycatCNN,
-        DeepFool=DeepFool,
-        EvasionAttack=EvasionAttack,
-        ExtractionAttack=ExtractionAttack,
-        HopSkipJump=HopSkipJump,
-        FastGradientMethod=FastGradientMethod,
-        KnockoffNets=KnockoffNets,
-        MembershipInferenceBlackBox=MembershipInferenceBlackBox,
-        MembershipInferenceBlackBoxRuleBased=MembershipInferenceBlackBoxRuleBased,
-        MIFace=MIFace,
-        BlackBoxClassifierNeuralNetwork=BlackBoxClassifierNeuralNetwork,
-        ProjectedGradientDescentPyTorch=ProjectedGradientDescentPyTorch,
-        PyTorchClassifier=PyTorchClassifier,
-        SpectralSignatureDefense=SpectralSignatureDefense,
-        cluster_activations=cluster_activations,
-    )
+    return SimpleNamespace(**found)
 
 
 @contextmanager
