@@ -24,7 +24,7 @@ from security.audit.log import AuditLog, LogLimits
 from security.audit.notes import Signer
 from security.audit.verify import verify_log
 from security.errors import QuotaError
-from service.recorder import Decision, Recorder
+from service.telemetry.recorder import Decision, Recorder
 
 ROUNDS = 9
 REQUESTS = 3200

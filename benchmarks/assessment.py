@@ -19,14 +19,14 @@ from benchmarks.timing import alternate, table
 from security.assessment.art_library import art
 from security.assessment.evasion.cascade import white_box_of
 from security.assessment.evasion.check import EvasionCheck
-from security.assessment.onnx_torch import OnnxModule
 from security.assessment.scan.context import Context, TargetSource, prepare
 from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import Options
 from security.assessment.scan.registry import all_checks
 from security.assessment.scan.runner import run_units
 from security.assessment.scan.store import RunStore
-from tests.scanned import digits, digits_cnn, digits_onnx
+from security.assessment.torch_graph.module import OnnxModule
+from tests.support.scanned import digits, digits_cnn, digits_onnx
 
 RADIUS = 0.1
 QUICK_ROWS, THOROUGH_ROWS = 500, 100

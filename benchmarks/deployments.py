@@ -7,8 +7,8 @@ from pathlib import Path
 from models.bundle import read_bundle, report_file
 from models.files import write_atomic
 from models.manifest import Manifest
-from tests import bundles
 from tests.conftest import check_security
+from tests.support import bundles
 
 __all__ = ["admit"]
 

@@ -10,7 +10,7 @@ from benchmarks.timing import alternate, table
 from models.bundle import MODEL_FILE, read_bundle
 from models.files import write_atomic
 from security.admission import gate
-from tests import bundles
+from tests.support import bundles
 
 MODEL_BYTES = {"350 B": 0, "100 MB": 100 << 20}
 

@@ -20,7 +20,7 @@ from security.assessment.privacy.shadows import (
     train_shadows,
 )
 from security.commands.scan_training import load_mechanism
-from tests.scanned import digits
+from tests.support.scanned import digits
 
 SHADOWS, TRAININGS, AT_ONCE = 64, 2000, 250
 RECIPES = {

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives import hpke as library
 
 from benchmarks.timing import alternate, table
 from sealgate.errors import DecryptionError
-from sealgate.protocol import bhttp, chunked, ohttp
+from sealgate.protocol import bhttp, ohttp
 from sealgate.protocol.bhttp import Request, Response
+from sealgate.protocol.drafts import chunked
 from sealgate.protocol.hpke import HybridPrivateKey, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.ohttp_stream import RequestReceiver

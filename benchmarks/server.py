@@ -28,9 +28,9 @@ from benchmarks.timing import table
 from sealgate.exchange import GATEWAY_PATH, build_request
 from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
-from tests.bundles import NAME
 from tests.conftest import make_deployment, mint, toy_settings
-from tests.servers import Server, free_port, serve
+from tests.support.bundles import NAME
+from tests.support.servers import Server, free_port, serve
 
 REQUESTS = 480
 ROUNDS = 7

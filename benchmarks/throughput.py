@@ -26,9 +26,9 @@ from sealgate.protocol import bhttp, binary_tensors, keyconfig, ohttp
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from sealgate.protocol.padding import pad
 from sealgate.protocol.tensors import TensorSpec
-from tests import bundles
 from tests.conftest import check_security, mint, toy_settings
-from tests.servers import Server, serve
+from tests.support import bundles
+from tests.support.servers import Server, serve
 
 SIZES = {"600 KB": (600 << 10, 100), "10 MB": (10 << 20, 12)}
 ROUNDS = 9

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from models.bundle import read_bundle, report_file
-from models.datasets import TabularDataset, load, split
+from models.data.datasets import TabularDataset, load, split
 from models.errors import BundleError
 from sealgate import Client, SealgateError
 from sealgate.protocol import strict_json

@@ -5,10 +5,7 @@ files           bounded reads and atomic writes
 manifest        manifest.json: names, tensors, limits
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 bundle          the folder: read whole, hashed, bounded
-datasets        data sets with public column ranges                    (offline)
-columns         cells to numbers, codes and texts                      (offline)
-readers         CSV, parquet, npz and callables to arrays, bounded     (offline)
-sources         those to data sets, under a public schema              (offline)
+data            the one typed table: readers, schema, rows, splits     (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
 features        fixed feature maps of images: scattering              (offline)
 export          torch to ONNX, with parity against the original        (offline)

@@ -28,9 +28,10 @@ from sealgate.errors import (
     ServerRefusedError,
     TransportError,
 )
-from sealgate.protocol import bhttp, binary_tensors, chunked, dpop, ohttp, strict_json
+from sealgate.protocol import bhttp, binary_tensors, dpop, ohttp, strict_json
 from sealgate.protocol.bhttp import BhttpLimits, Body, Headers, Request, Response
-from sealgate.protocol.chunked import CHUNK_BYTES, ChunkLimits, ChunkSealer
+from sealgate.protocol.drafts import chunked
+from sealgate.protocol.drafts.chunked import CHUNK_BYTES, ChunkLimits, ChunkSealer
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.padding import pad
 

@@ -11,10 +11,11 @@ from typing import TypeVar
 
 from sealgate.errors import ProtocolError, TransportError
 from sealgate.exchange import tensors_at
-from sealgate.protocol import bhttp, chunked
+from sealgate.protocol import bhttp
 from sealgate.protocol.bhttp import BhttpLimits, Body, Request
 from sealgate.protocol.bhttp_stream import Event, ResponseDecoder
-from sealgate.protocol.chunked import CHUNK_BYTES, ChunkLimits
+from sealgate.protocol.drafts import chunked
+from sealgate.protocol.drafts.chunked import CHUNK_BYTES, ChunkLimits
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.padding import padded_size
 

@@ -5,13 +5,10 @@ sealing       the keys that open sealed requests   key ring                runti
 admission     which models may run                 policy, gate, hooks     both
 audit         what was decided, provably           log, verifier           runtime
 training      DP-SGD with Opacus, its accounting   mechanism, trainer      offline
-assessment    what a model withstands              structure, attacks      offline
+inspection    hostile ONNX files                  structure, backdoors    offline
+assessment    what a model withstands              attacks, quality        offline
 commands      one module per subcommand of `python -m security`
-settings      deploy/service.toml and SEALGATE_… variables
-workload      the tables of it about running models
-serving       the tables of it about TLS, logs and metrics
-bookkeeping   the tables of it about quotas and the audit log
-issuers       what the settings say about an issuer of tokens
+settings      deploy/service.toml and SEALGATE_… variables, a module for each table
 key_files     private keys in PEM files that only their owner can read
 redis_client  a client of Redis, for stores that several machines share
 errors        this package's branch of the error tree

@@ -15,7 +15,7 @@ from security.access.revocation import open_store, open_watched
 from security.access.tokens import Verifier
 from security.key_files import read_secret
 from security.sealing.replay import LocalReplayStore, RedisReplayStore, ReplayStore
-from security.settings import Settings
+from security.settings.loading import Settings
 from service.callers import Callers, documents
 
 __all__ = ["Access", "check_access", "open_access"]

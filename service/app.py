@@ -26,26 +26,26 @@ from security.admission.hooks import (
 )
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
-from security.issuers import check_resource
 from security.key_files import read_secret
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
-from security.settings import Settings, load_settings
-from service import connections
+from security.settings.issuers import check_resource
+from security.settings.loading import Settings, load_settings
 from service.access import check_access, open_access
-from service.follower import Follower
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.lineup import Lineup
-from service.logs import LineWriter, RequestLog, install
-from service.memory import bound_memory, keep_freed_memory
-from service.metrics import Metrics, make_folder, open_metrics, serve_metrics
-from service.recorder import open_recorder, record_refusal
+from service.http import connections
+from service.http.tls import server_context
+from service.inference.follower import Follower
+from service.inference.lineup import Lineup
+from service.inference.memory import bound_memory, keep_freed_memory
+from service.inference.runtime import LoadedModel
 from service.routes import Routes
-from service.runtime import LoadedModel
-from service.tls import server_context
+from service.telemetry.logs import LineWriter, RequestLog, install
+from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
+from service.telemetry.recorder import open_recorder, record_refusal
 
 __all__ = ["Sealgate"]
 

@@ -23,7 +23,7 @@ from security.access.dpop import PROOF_ALGORITHMS, Proofs
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.tokens import Principal, Verifier
 from security.errors import CredentialsError, TokenError
-from security.settings import AccessSettings
+from security.settings.access import AccessSettings
 from service.problems import Challenges, Problem
 
 __all__ = ["RESOURCE_METADATA", "Callers", "documents"]

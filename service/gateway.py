@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from sealgate.errors import DecryptionError, SealgateError, UnknownKeyError
-from sealgate.protocol import bhttp, chunked, ohttp
+from sealgate.protocol import bhttp, ohttp
 from sealgate.protocol.bhttp import BhttpLimits, Body, Response
-from sealgate.protocol.chunked import ChunkLimits, ChunkSealer, RequestOpener
+from sealgate.protocol.drafts import chunked
+from sealgate.protocol.drafts.chunked import ChunkLimits, ChunkSealer, RequestOpener
 from sealgate.protocol.hpke import KemPrivateKey
 from sealgate.protocol.ohttp import RequestHeader, ResponseContext
 from sealgate.protocol.ohttp_stream import RequestReceiver
@@ -27,7 +28,7 @@ from security.errors import DateError
 from security.sealing.freshness import Freshness, http_date
 from security.sealing.keyring import KeyRing
 from security.sealing.publish import Document, Publication
-from service.exchange import StreamedResponse
+from service.http.exchange import StreamedResponse
 from service.problems import Problem
 from service.routes import Routes
 

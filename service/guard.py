@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from sealgate.errors import SealgateError
-from sealgate.protocol import chunked, keyconfig, ohttp, signedkeys
+from sealgate.protocol import keyconfig, ohttp, signedkeys
 from sealgate.protocol.bhttp import Body, Headers, Request, Response
+from sealgate.protocol.drafts import chunked
 from security.sealing.publish import Document
-from security.settings import ServiceSettings
-from service.direct import DIRECT_BODY, DirectBody
-from service.exchange import Answer, Reply, StreamedResponse
+from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
-from service.intake import Intake, Visit
-from service.metrics import METRICS_TYPE
+from service.http.direct import DIRECT_BODY, DirectBody
+from service.http.exchange import Answer, Reply, StreamedResponse
+from service.http.intake import Intake, Visit
 from service.problems import Problem, problem_response
 from service.routes import Routes
-from service.tracing import OUTER_TRACE, read_trace
+from service.telemetry.metrics import METRICS_TYPE
+from service.telemetry.tracing import OUTER_TRACE, read_trace
 
 __all__ = ["Guard"]
 

@@ -24,18 +24,18 @@ from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.attest import signature_files, waiver_file
 from security.errors import HiddenError
-from service.batching import (
+from service.callers import Callers
+from service.inference.batching import (
     InferenceFailedError,
     InferenceTimeoutError,
     OverloadedError,
 )
-from service.callers import Callers
-from service.lineup import Lineup, Served
-from service.logs import RequestLog
-from service.metrics import Metrics
+from service.inference.lineup import Lineup, Served
 from service.problems import NO_MODEL, Problem, problem_response, to_problem
-from service.recorder import Decision, Recorder
-from service.tracing import OUTER_TRACE, read_trace
+from service.telemetry.logs import RequestLog
+from service.telemetry.metrics import Metrics
+from service.telemetry.recorder import Decision, Recorder
+from service.telemetry.tracing import OUTER_TRACE, read_trace
 
 __all__ = ["Routes"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.bundles import NAME, POLICY, VERSION, Keys, write_bundle
-from tests.servers import ROOT, Server, environment, serve
+from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
+from tests.support.servers import ROOT, Server, environment, serve
 
 TAG = f"{NAME}:{VERSION}"
 
@@ -86,7 +86,7 @@ def toy_settings(home: Path) -> dict[str, str]:
     return {
         "SEALGATE_SERVICE_MODELS": TAG,
         "SEALGATE_ADMISSION_POLICY": str(home / "policy.toml"),
-        "SEALGATE_QUOTAS_TABLE": str(ROOT / "tests" / "quotas.toml"),
+        "SEALGATE_QUOTAS_TABLE": str(ROOT / "tests" / "support" / "quotas.toml"),
     }
 
 

@@ -24,7 +24,7 @@ from benchmarks.peers.workloads import Workload
 from sealgate.exchange import GATEWAY_PATH
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from tests.conftest import mint
-from tests.servers import free_port, serve
+from tests.support.servers import free_port, serve
 
 SERVERS = Path(__file__).parent / "servers"
 START_TIMEOUT_S = 120

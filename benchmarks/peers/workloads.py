@@ -14,8 +14,8 @@ from benchmarks.deployments import admit
 from models.manifest import Manifest, Tensor
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.tensors import TensorSpec
-from tests import bundles
 from tests.conftest import check_security, toy_settings
+from tests.support import bundles
 
 VERSION = "1.0.0"
 

@@ -11,11 +11,11 @@ keyconfig     key configurations (RFC 9458, section 3)
 signedkeys    key configurations signed by a deployment's identity key
 ohttp         encapsulated requests and responses (RFC 9458, section 4)
 ohttp_stream  a large encapsulated request, decrypted as it arrives
-chunked       the same as streams (draft-ietf-ohai-chunked-ohttp)
 datatypes     v2's datatypes, BF16 and BYTES among them
 tensors       Open Inference Protocol v2 tensors as JSON
 binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them
+drafts        what is not a standard yet
 statement     in-toto statements: test results and verification summaries
 """

@@ -26,7 +26,7 @@ def fetch(
     """Get a document.
 
     Args:
-        url: https, as `security.issuers.https_url` takes it.
+        url: https, as `security.settings.issuers.https_url` takes it.
         context: whom to believe that it is the URL's host.
         max_bytes: of the document.
         timeout_s: for all of it, name resolution aside.

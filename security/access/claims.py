@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from security.errors import TokenError
-from security.issuers import IssuerSettings
+from security.settings.issuers import IssuerSettings
 
 __all__ = ["ClaimReader", "Principal"]
 

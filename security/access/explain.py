@@ -17,7 +17,7 @@ from security.access.permissions import (
 from security.access.revocation import Revocation, Revocations
 from security.access.tokens import Principal, Verifier
 from security.errors import AccessError, HiddenError
-from security.settings import AccessSettings
+from security.settings.access import AccessSettings
 
 __all__ = ["Question", "Step", "explain"]
 

@@ -14,8 +14,8 @@ from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.errors import KeyFileError, TokenError
-from security.issuers import ALGORITHMS, SHARED_SECRET
 from security.key_files import read_secret
+from security.settings.issuers import ALGORITHMS, SHARED_SECRET
 
 __all__ = [
     "MAX_JWKS_BYTES",

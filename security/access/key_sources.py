@@ -29,7 +29,7 @@ from security.access.jwks import (
     parse_jwks,
 )
 from security.errors import KeyFileError, KeysUnavailableError
-from security.issuers import IssuerSettings
+from security.settings.issuers import IssuerSettings
 
 __all__ = [
     "FileKeys",

@@ -36,8 +36,8 @@ from security.access.quota_stores import (
 )
 from security.access.quota_table import Limits, QuotaTable, load_quotas
 from security.access.tokens import Principal
-from security.bookkeeping import QuotaSettings
 from security.errors import QuotaError, QuotaStoreError
+from security.settings.quotas import QuotaSettings
 
 __all__ = ["Quotas", "Ticket", "load_quota_counters"]
 

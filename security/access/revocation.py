@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from security.access.claims import Principal
 from security.errors import RevocationStoreError, TokenError
 from security.redis_client import make_client
-from security.settings import AccessSettings
+from security.settings.access import AccessSettings
 
 __all__ = [
     "KINDS",

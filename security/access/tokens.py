@@ -37,8 +37,8 @@ from security.access.claims import ClaimReader, Principal
 from security.access.jwks import JwkSet
 from security.access.key_sources import KeySource, open_source
 from security.errors import TokenError
-from security.issuers import IssuerSettings
-from security.settings import AccessSettings
+from security.settings.access import AccessSettings
+from security.settings.issuers import IssuerSettings
 
 __all__ = ["Principal", "RevocationList", "Verifier"]
 

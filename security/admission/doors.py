@@ -20,7 +20,7 @@ from security.admission.gate import Admission
 from security.admission.keys import TrustRoot, load_trust
 from security.admission.model_signature import check_signature
 from security.admission.policy import Policy, load_policy
-from security.settings import AdmissionSettings
+from security.settings.admission import AdmissionSettings
 
 __all__ = ["verify_bundle", "verify_with"]
 

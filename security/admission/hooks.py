@@ -32,7 +32,7 @@ from security.admission.gate import Admission
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
 from security.admission.store import verify_stored
 from security.errors import AdmissionRefused
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = [
     "LOCK_FILE",
@@ -66,21 +66,21 @@ ALLOWED_SOURCES = (
     "models/report.py",
     "sealgate/*.py",
     "sealgate/protocol/*.py",
+    "sealgate/protocol/drafts/*.py",
     "sealgate/py.typed",
     "security/__init__.py",
-    "security/bookkeeping.py",
     "security/errors.py",
-    "security/issuers.py",
     "security/key_files.py",
     "security/redis_client.py",
-    "security/settings.py",
-    "security/serving.py",
-    "security/workload.py",
     "security/access/*.py",
     "security/admission/*.py",
     "security/audit/*.py",
     "security/sealing/*.py",
+    "security/settings/*.py",
     "service/*.py",
+    "service/http/*.py",
+    "service/inference/*.py",
+    "service/telemetry/*.py",
     "service/openapi.yaml",
 )
 _observers: list[Callable[[str, SealgateError], None]] = []

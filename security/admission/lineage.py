@@ -22,7 +22,7 @@ from security.admission.doors import verify_bundle
 from security.admission.keys import ROLES, PublicKeys, TrustRoot, load_trust
 from security.admission.store import read_stored
 from security.errors import AdmissionRefused
-from security.settings import AdmissionSettings
+from security.settings.admission import AdmissionSettings
 
 __all__ = ["Version", "history", "signed_by"]
 

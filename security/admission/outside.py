@@ -33,7 +33,7 @@ from security.admission.gate import Admission
 from security.admission.hooks import LOCK_FILE, check_sources, lock_entry, read_lock
 from security.admission.store import STORE_FILES, read_stored
 from security.errors import AdmissionRefused
-from security.settings import Settings
+from security.settings.loading import Settings
 
 __all__ = ["find_bento", "verify_bento"]
 

@@ -17,7 +17,7 @@ from models.errors import BundleError
 from models.files import write_atomic
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
-from security.settings import AdmissionSettings
+from security.settings.admission import AdmissionSettings
 
 __all__ = ["STORE_FILES", "read_stored", "store_bundle", "verify_stored"]
 

@@ -1,18 +1,7 @@
 """What a model withstands, measured on rows it never saw.
 
-findings          rules of structural inspection: ids, severities, limits
-structure         inspection of an untrusted ONNX file, in a bounded child process
-structure_child   that process: `python -m security.assessment.structure_child`
-graph_rules       what it checks before ONNX's own checker runs
-structure_calls   functions: names, cycles, how far calls expand
-structure_tensors declared against stored bytes, external data
-backdoor          branches that a value of the input decides, explained
-backdoor_flow     the graph with functions and bodies inlined, as a data flow
-backdoor_kinds    what each value is: data, a test of the input, a constant, ...
-backdoor_operators  operators by what they do to such values
-backdoor_paths    from the trigger to the output, in words
 intervals         confidence intervals
-onnx_torch        ONNX graph to torch, operator by operator, for gradients
+torch_graph       an ONNX graph as a torch module, for gradients
 scaled_model      a bundle's model in units of its scaled features
 art_library       importing ART without its side effects
 quality           accuracy, AUC, calibration

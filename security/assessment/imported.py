@@ -25,9 +25,9 @@ from models.manifest import Column, Manifest, Tensor
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
-from security.assessment import structure
-from security.assessment.findings import Finding
 from security.errors import AssessmentError, HostileModel
+from security.inspection import structure
+from security.inspection.findings import Finding
 
 __all__ = ["describe", "export_factory", "inspected", "read_columns", "tools"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.datasets import AnyDataset
+from models.data.datasets import AnyDataset
 from models.report import Check, Condition, Metric
 from security.assessment import intervals
 from security.assessment.art_library import art

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.datasets import AnyDataset, ImageDataset
+from models.data.datasets import AnyDataset, ImageDataset
 from models.report import Check, Condition, Metric
 from security.assessment import intervals
 from security.assessment.art_library import art, repeatable

@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import datasets
 from models.bundle import Bundle, read_bundle, report_file
-from models.datasets import AnyDataset
+from models.data import datasets
+from models.data.datasets import AnyDataset
 from models.files import write_atomic
 from models.report import Check, Dataset, Metric, Report
 from security.assessment import membership, quality, robustness, tradeoff
-from security.assessment.findings import RULES
 from security.assessment.robustness import EvasionPlan
 from security.assessment.scaled_model import ServedModel, check_fits
-from security.assessment.structure import Inspection, examine
 from security.errors import AssessmentError, HostileModel
+from security.inspection.findings import RULES
+from security.inspection.structure import Inspection, examine
 
 __all__ = ["Progress", "assess_bundle"]
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.bundle import Bundle
-from models.datasets import AnyDataset, TabularDataset
+from models.data.datasets import AnyDataset, TabularDataset
 from models.manifest import Tensor as Signature
-from security.assessment.onnx_torch import OnnxModule
+from security.assessment.torch_graph.module import OnnxModule
 from security.errors import AssessmentError
 
 __all__ = ["MAX_DIFFERENCE", "ServedModel", "WhiteBox", "check_fits"]

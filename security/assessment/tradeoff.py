@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from models.bundle import Bundle
-from models.datasets import AnyDataset
+from models.data.datasets import AnyDataset
 from models.errors import BundleError
 from models.report import Condition, Metric
 from security.assessment import robustness

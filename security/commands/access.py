@@ -18,7 +18,7 @@ from security.commands import access_issuer
 from security.commands.options import Subparsers
 from security.errors import SettingsError
 from security.key_files import read_secret
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["add_parser"]
 

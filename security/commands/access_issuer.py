@@ -11,7 +11,7 @@ from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document
 from security.commands.keygen import load_issuer_key
 from security.commands.options import Subparsers
 from security.errors import KeyFileError, SettingsError
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["JWKS_PATH", "add_parser", "make_server"]
 

@@ -26,7 +26,7 @@ from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signer
 from security.errors import AdmissionRefused, TrainingError
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 if TYPE_CHECKING:  # the module imports torch
     from security.training.selection import Selection
@@ -142,7 +142,7 @@ def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
 
 def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
     """Check 10's numbers, from code that the reports' authors did not run."""
-    from security.assessment import structure  # noqa: PLC0415  (imports onnx)
+    from security.inspection import structure  # noqa: PLC0415  (imports onnx)
 
     findings = structure.inspect(bundle.model)
     severities = [finding.severity for finding in findings]

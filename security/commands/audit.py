@@ -16,7 +16,7 @@ from security.audit.verify import LogReport, Visit, verify_log
 from security.commands.options import Subparsers
 from security.errors import AuditError
 from security.key_files import read_secret
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import asdict
 
 from security.commands.options import Subparsers
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 

@@ -14,7 +14,7 @@ from security.commands.options import Subparsers
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
-    from security.assessment.structure import Inspection
+    from security.inspection.structure import Inspection
 
 __all__ = ["add_parser", "run"]
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Inspect; returns the exit code."""
-    from security.assessment.structure import examine  # noqa: PLC0415  (subprocess)
+    from security.inspection.structure import examine  # noqa: PLC0415  (subprocess)
 
     path = args.model / MODEL_FILE if args.model.is_dir() else args.model
     inspection = examine(_read(path))

@@ -36,7 +36,8 @@ from security.key_files import (
 from security.sealing import rotation
 from security.sealing.keyring import load_keyring
 from security.sealing.publish import generate_identity, load_identity
-from security.settings import SealingSettings, Settings, load_settings
+from security.settings.loading import Settings, load_settings
+from security.settings.sealing import SealingSettings
 
 __all__ = ["add_parser", "load_issuer_key", "run"]
 

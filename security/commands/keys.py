@@ -32,7 +32,8 @@ from security.commands.signing import add_passphrase, read_public
 from security.errors import KeyFileError
 from security.key_files import passphrase_file, read_passphrase
 from security.sealing.publish import load_identity
-from security.settings import AdmissionSettings, Settings, load_settings
+from security.settings.admission import AdmissionSettings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["add_parser", "run"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from security.commands.options import Subparsers
 from security.errors import LedgerError
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 if TYPE_CHECKING:  # the module imports torch
     from security.training.ledger import Account, Ledger

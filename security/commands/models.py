@@ -18,7 +18,7 @@ from security.admission.plan import Plan, PlanFolder
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers
 from security.errors import PlanError
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["add_parser", "run"]
 

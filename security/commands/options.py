@@ -6,7 +6,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from security.settings import AdmissionSettings, load_settings
+from security.settings.admission import AdmissionSettings
+from security.settings.loading import load_settings
 
 __all__ = ["Subparsers", "add_admission", "admission_settings"]
 

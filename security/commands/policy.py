@@ -16,7 +16,7 @@ from security.admission.policy import (
     read_policy_bytes,
 )
 from security.commands.options import Subparsers
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "explain"]
 

@@ -14,7 +14,8 @@ from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
 from security.sealing.publish import load_identity
-from security.settings import SealingSettings, load_settings
+from security.settings.loading import load_settings
+from security.settings.sealing import SealingSettings
 
 __all__ = ["add_parser", "run"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from security.commands.options import Subparsers
 from security.commands.train import stopped_by_ctrl_c
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.datasets import AnyDataset
+from models.data.datasets import AnyDataset
 from sealgate.protocol import strict_json
 from security.assessment.privacy.bounds import Curve
 from security.assessment.privacy.canaries import AuditedMechanism

@@ -17,7 +17,7 @@ from security.key_files import (
 )
 from security.sealing import rotation
 from security.sealing.rotation import KeyStatus
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["SEALING", "generate", "list_lines", "retire", "rotate"]
 

@@ -16,7 +16,7 @@ from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.errors import SettingsError
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 

@@ -13,7 +13,7 @@ from sealgate.protocol.dsse import Signer
 from security.admission.keys import load_trust, parse_public
 from security.admission.signers import load_signer
 from security.errors import KeyFileError
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["add_passphrase", "add_signing", "read_public", "signer"]
 

@@ -12,7 +12,7 @@ from security.commands.keygen import load_issuer_key
 from security.commands.options import Subparsers
 from security.errors import SettingsError
 from security.key_files import read_secret, write_secret
-from security.settings import Settings, load_settings
+from security.settings.loading import Settings, load_settings
 
 __all__ = ["add_parser", "mint_from_settings", "proof_key", "run"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from security.commands.options import Subparsers
 from security.errors import StoppedElsewhereError
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run", "stopped_by_ctrl_c"]
 

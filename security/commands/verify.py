@@ -19,7 +19,8 @@ from security.admission.policy import load_policy
 from security.commands.admit import print_refusals
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.errors import AdmissionRefused
-from security.settings import AdmissionSettings, load_settings
+from security.settings.admission import AdmissionSettings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 

@@ -19,7 +19,7 @@ from security.admission.waivers import check_waiver
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.errors import AdmissionRefused, SettingsError
-from security.settings import load_settings
+from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 

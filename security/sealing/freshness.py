@@ -24,7 +24,7 @@ from security.sealing.replay import (
     ReplayStore,
     fingerprint,
 )
-from security.settings import SealingSettings
+from security.settings.sealing import SealingSettings
 
 __all__ = ["Freshness", "http_date", "load_freshness"]
 

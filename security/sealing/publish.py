@@ -18,7 +18,7 @@ from sealgate.protocol.signedkeys import sign_keys
 from security.errors import KeyFileError
 from security.key_files import read_private, write_private
 from security.sealing.keyring import KeyRing
-from security.settings import SealingSettings
+from security.settings.sealing import SealingSettings
 
 __all__ = [
     "Document",

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from models import datasets
 from models.architectures import ImageClassifier
 from models.bundle import MANIFEST_FILE, MODEL_FILE, report_file, root_digest
-from models.datasets import AnyDataset, ImageDataset, TabularDataset
+from models.data import datasets
+from models.data.datasets import AnyDataset, ImageDataset, TabularDataset
 from models.export import (
     IMAGES,
     INPUT,

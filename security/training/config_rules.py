@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 from models.architectures import ARCHITECTURES
-from models.datasets import NAMES
+from models.data.datasets import NAMES
 from models.features import FEATURES
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
 from security.training.config_reader import Mistake, hint

@@ -96,8 +96,8 @@ class DataConfig:
     """What it is trained on.
 
     Attributes:
-        name: of the data set: one of `models.datasets`, or, with a source, the name
-            under which the ledger adds up what was spent on it.
+        name: of the data set: one of `models.data.datasets`, or, with a source, the
+            name under which the ledger adds up what was spent on it.
         split_key: of the keyed hash that decides which units are held out.
         holdout: expected share of held-out units.
         source: a .csv, .parquet or .npz file beside this one (.gz too), or

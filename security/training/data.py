@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models import datasets
-from models.datasets import AnyDataset
+from models.data import datasets
+from models.data.datasets import AnyDataset
+from models.data.readers import CsvFormat
+from models.data.sources import ImageSchema, Schema, load_source
 from models.errors import DatasetError
 from models.manifest import Column
-from models.readers import CsvFormat
-from models.sources import ImageSchema, Schema, load_source
 from security.training.config import ColumnConfig, DataConfig, TrainingConfig
 
 __all__ = ["load_split", "unit_numbers"]
@@ -25,7 +25,8 @@ def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
     the source holds it too.
 
     Raises:
-        DatasetError: as `models.sources.load_source` and `models.datasets.split`.
+        DatasetError: as `models.data.sources.load_source` and
+            `models.data.datasets.split`.
     """
     data = config.data
     if not data.source:

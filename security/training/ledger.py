@@ -62,7 +62,7 @@ class Request:
 
     Attributes:
         name: declared, of the data set.
-        digest: of its rows in any order (`models.datasets.multiset_digest`).
+        digest: of its rows in any order (`models.data.datasets.multiset_digest`).
         unit: what is protected: "row", or "owner by COLUMN".
         model: tag of the model, for people.
         rate, noise, group: of each step.

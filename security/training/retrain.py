@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from models.bundle import Bundle, read_bundle, report_file
-from models.datasets import AnyDataset
+from models.data.datasets import AnyDataset
 from models.export import run_onnx
 from models.files import write_atomic
 from models.report import Metric, Report

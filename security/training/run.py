@@ -21,7 +21,7 @@ from models.architectures import (
     build_network,
     tabular_width,
 )
-from models.datasets import AnyDataset, TabularDataset
+from models.data.datasets import AnyDataset, TabularDataset
 from models.errors import BundleError
 from models.features import FEATURES, feature_shape
 from security.errors import TrainingError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.architectures import ImageClassifier, TabularClassifier
-from models.datasets import AnyDataset, multiset_digest
+from models.data.datasets import AnyDataset, multiset_digest
 from sealgate.protocol import strict_json
 from security.errors import TrainingError
 from security.training.accounting import Mechanism

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from sealgate.exchange import GATEWAY_PATH
-from tests.bundles import NAME
-from tests.servers import free_port
+from tests.support.bundles import NAME
+from tests.support.servers import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from models.bundle import VERDICT_FILE, attestation_file
 from sealgate.protocol.dsse import PAYLOAD_TYPE
 from sealgate.protocol.statement import TEST_RESULT_TYPE, VSA_TYPE
 from security.admission.keys import public_pem
-from tests.bundles import Keys
+from tests.support.bundles import Keys
 
 HERE = Path(__file__).parent / "sigstore"
 MODEL = "model.onnx"

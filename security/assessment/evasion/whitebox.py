@@ -16,10 +16,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from security.assessment.onnx_steps import stepped
-from security.assessment.onnx_torch import Node, OnnxModule, read_nodes
 from security.assessment.scan.answers import Reading
 from security.assessment.scan.context import Context
+from security.assessment.torch_graph.module import Node, OnnxModule, read_nodes
+from security.assessment.torch_graph.steps import stepped
 from security.errors import AssessmentError
 
 __all__ = ["WhiteBox", "open_white_box"]

@@ -16,8 +16,8 @@ from typing import Any
 
 from scipy.stats import fisher_exact, norm
 
-from security.assessment.findings import SEVERITIES
 from security.assessment.reporting.pairs import mcnemar, rows_of
+from security.inspection.findings import SEVERITIES
 
 __all__ = ["LEVEL", "Change", "Comparison", "compare"]
 

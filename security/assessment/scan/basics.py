@@ -9,11 +9,11 @@ import numpy as np
 
 from models.report import Metric
 from security.assessment import intervals
-from security.assessment.findings import SEVERITIES
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
 from security.assessment.scan.context import Context
 from security.assessment.scan.store import Outcome
-from security.assessment.structure import Inspection
+from security.inspection.findings import SEVERITIES
+from security.inspection.structure import Inspection
 
 __all__ = ["AnswersCheck", "structure_result"]
 

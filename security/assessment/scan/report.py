@@ -16,10 +16,10 @@ from models.errors import ReportError
 from models.report import Dataset, Metric, Report, Subject
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.assessment.findings import RULES, SEVERITIES
 from security.assessment.scan.checks import CheckResult, ScanFinding
 from security.assessment.scan.rules import SCAN_RULES
 from security.errors import AssessmentError
+from security.inspection.findings import RULES, SEVERITIES
 
 __all__ = ["MAX_SCAN_BYTES", "SCAN_SCHEMA", "ScanReport", "read_report", "rule_facts"]
 

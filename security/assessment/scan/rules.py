@@ -1,6 +1,6 @@
 """Rules of a scan: stable ids, severities, and what to do about each.
 
-Structural findings keep the ids of `security.assessment.findings`.
+Structural findings keep the ids of `security.inspection.findings`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from security.assessment.findings import SEVERITIES
+from security.inspection.findings import SEVERITIES
 
 __all__ = ["SCAN_RULES", "ScanRule", "severity_at_least"]
 

@@ -36,8 +36,8 @@ from security.assessment.scan.registry import all_checks
 from security.assessment.scan.report import ScanReport
 from security.assessment.scan.runner import Progress, run_units
 from security.assessment.scan.store import Outcome, RunStore
-from security.assessment.structure import Inspection, examine
 from security.errors import AssessmentError
+from security.inspection.structure import Inspection, examine
 
 __all__ = ["SCAN_FILE", "Scan", "ScanRequest", "run_scan"]
 

@@ -1,0 +1,168 @@
+"""Structural inspection of an untrusted ONNX file.
+
+ONNX's own assurance case leaves resource exhaustion out and calls its checker
+best-effort; the parser is C++ and the file is hostile. So every step that interprets
+the bytes happens in a child process with limits on processor time, memory, output and
+wall clock: it may crash or hang, and that is one more finding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sealgate.errors import JsonError
+from sealgate.protocol import strict_json
+from security.errors import AssessmentError
+from security.inspection.findings import RULES, Finding, StructureLimits
+
+__all__ = ["Inspection", "examine", "inspect"]
+
+_CHILD = "security.inspection.child"
+_MAX_ANSWER_BYTES = 1 << 20
+_FIELDS = ("rule", "message", "where", "explanation")
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a file.
+
+    Attributes:
+        findings: in the order found; a file is refused if one is an "error".
+        counts: nodes, initializers, functions; empty if the file did not parse.
+    """
+
+    findings: tuple[Finding, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """The findings that refuse the file."""
+        return tuple(item for item in self.findings if item.severity == "error")
+
+
+def inspect(
+    model: bytes, limits: StructureLimits = StructureLimits()
+) -> tuple[Finding, ...]:
+    """Inspect a model file and return what was found.
+
+    >>> inspect(b"not a model")[0].rule
+    'parse'
+    """
+    return examine(model, limits).findings
+
+
+def examine(model: bytes, limits: StructureLimits = StructureLimits()) -> Inspection:
+    """Inspect a model file; findings and counts.
+
+    Args:
+        model: the bytes of an ONNX file, hostile.
+        limits: of the file and of the process.
+
+    Raises:
+        AssessmentError: the process could not be started, or answered nonsense.
+    """
+    if len(model) > limits.max_model_bytes:
+        message = f"{len(model)} bytes, at most {limits.max_model_bytes} allowed"
+        return Inspection((Finding("file-size", message),))
+    with tempfile.TemporaryDirectory(prefix="sealgate-inspect-") as folder:
+        try:
+            with _start(folder, len(model), limits) as child:
+                answer = _exchange(child, model, limits.wall_s)
+        except OSError as error:
+            raise AssessmentError(f"inspection cannot start: {error}") from None
+    if answer is None:
+        return _exceeded(f"not finished after {limits.wall_s:g} s")
+    if child.returncode != 0 or len(answer) > _MAX_ANSWER_BYTES:
+        return _exceeded(f"the process ended with code {child.returncode}")
+    return _parse(answer)
+
+
+def _start(folder: str, size: int, limits: StructureLimits) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-B", "-m", _CHILD),
+            *(json.dumps(asdict(limits)), str(size)),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,  # empty: no relative path in the file leads anywhere
+        env=_environment(),
+        start_new_session=True,  # no terminal, and not the caller's signals
+    )
+
+
+def _exchange(
+    child: subprocess.Popen[bytes], model: bytes, wall_s: float
+) -> bytes | None:
+    """Feed the model and read the answer, bounded; None after the deadline.
+
+    A child that has been taken over may write without end, or neither read nor write.
+    """
+    late = threading.Event()
+
+    def stop() -> None:
+        late.set()
+        child.kill()
+
+    deadline = threading.Timer(wall_s, stop)
+    feeder = threading.Thread(target=_feed, args=(child, model), daemon=True)
+    deadline.start()
+    feeder.start()
+    try:
+        answer = child.stdout.read(_MAX_ANSWER_BYTES + 1) if child.stdout else b""
+        if len(answer) > _MAX_ANSWER_BYTES:
+            child.kill()
+        child.wait()
+        feeder.join()
+    finally:
+        deadline.cancel()
+        child.kill()
+    return None if late.is_set() else answer
+
+
+def _feed(child: subprocess.Popen[bytes], model: bytes) -> None:
+    # A pipe takes slices of the one copy; the child may end before it has read all.
+    with contextlib.suppress(OSError), child.stdin or contextlib.nullcontext() as pipe:
+        if pipe is not None:
+            pipe.write(model)
+
+
+def _environment() -> dict[str, str]:
+    # Nothing of the caller's but what the interpreter needs to find its libraries.
+    kept = {
+        name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ
+    }
+    # One thread: the child may not start a second.
+    return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _exceeded(message: str) -> Inspection:
+    return Inspection((Finding("inspection-limits", message),))
+
+
+def _parse(data: bytes) -> Inspection:
+    """The child's answer. It handled hostile bytes, so it is not believed blindly."""
+    try:
+        answer = strict_json.loads_object(data, max_bytes=_MAX_ANSWER_BYTES)
+        findings = tuple(_finding(item) for item in answer["findings"])
+        counts = {str(name): int(count) for name, count in answer["counts"].items()}
+    except (JsonError, KeyError, TypeError, ValueError, AttributeError):
+        raise AssessmentError("the inspecting process answered nonsense") from None
+    return Inspection(findings, counts)
+
+
+def _finding(item: dict[str, Any]) -> Finding:
+    if item["rule"] not in RULES:
+        raise ValueError(item["rule"])
+    return Finding(*(str(item[name]) for name in _FIELDS))

@@ -1,0 +1,15 @@
+"""deploy/service.toml: a module for each of its tables.
+
+loading        the file and the SEALGATE_… variables, read and checked
+checks         what several tables are held to
+service        what is served, and the bounds of a request
+access         whose tokens are accepted; `issuers`, what is said about each
+sealing        sealed transport, its keys and its replay window
+admission      which models may run
+quotas         where it is counted what each subject asks
+audit          the audit log, its keys and its checkpoints
+runtime        how models are run
+deployment     where it is said which models a running server serves
+tls            TLS of the listening socket
+observability  logs, metrics, and the description of the interface
+"""

@@ -1,0 +1,256 @@
+"""deploy/service.toml, and a SEALGATE_… variable for every key in it.
+
+``[access] issuer`` is also ``SEALGATE_ACCESS_ISSUER``; the variable wins. Misspelt keys
+and variables are errors: a security setting that silently does not apply is a hole.
+
+Two variables stand outside the file: ``SEALGATE_HOME``, the folder of keys and state
+that other relative paths start from, and ``SEALGATE_CONFIG``, another service.toml.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from security.errors import SettingsError
+from security.key_files import PASSPHRASE_VARIABLE
+from security.settings.access import AccessSettings, check_access
+from security.settings.admission import AdmissionSettings
+from security.settings.audit import AuditSettings, check_audit
+from security.settings.deployment import DeploymentSettings, check_deployment
+from security.settings.issuers import IssuerSettings, KeyLocation
+from security.settings.observability import ObservabilitySettings, check_observability
+from security.settings.quotas import QuotaSettings, check_quotas
+from security.settings.runtime import ModelLimits, RuntimeSettings, check_runtime
+from security.settings.sealing import SealingSettings, check_sealing
+from security.settings.service import ServiceSettings, check_service
+from security.settings.tls import TlsSettings, check_tls
+
+__all__ = ["Settings", "load_settings"]
+
+_PREFIX = "SEALGATE_"
+# Read elsewhere: the two above, the client's profile, and where passphrases are.
+_OTHER_VARIABLES = frozenset(
+    {"SEALGATE_HOME", "SEALGATE_CONFIG", "SEALGATE_PROFILE", PASSPHRASE_VARIABLE}
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The effective settings, all paths absolute."""
+
+    home: Path
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    sealing: SealingSettings = field(default_factory=SealingSettings)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+    deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    observability: ObservabilitySettings = field(default_factory=ObservabilitySettings)
+
+
+# The kind of runtime.models, a table of tables.
+_MODELS = "Mapping[str, Mapping[str, Any]]"
+_SECTIONS: Mapping[str, type[Any]] = {
+    "service": ServiceSettings,
+    "access": AccessSettings,
+    "sealing": SealingSettings,
+    "admission": AdmissionSettings,
+    "quotas": QuotaSettings,
+    "audit": AuditSettings,
+    "runtime": RuntimeSettings,
+    "deployment": DeploymentSettings,
+    "tls": TlsSettings,
+    "observability": ObservabilitySettings,
+}
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read service.toml and the environment.
+
+    Args:
+        environ: variables; the process's own if absent.
+
+    Raises:
+        SettingsError: unreadable, an unknown key or variable, a wrong type, or a value
+            out of range. The message names the key.
+    """
+    environ = os.environ if environ is None else environ
+    project = Path(__file__).resolve().parents[2]
+    path = Path(environ.get("SEALGATE_CONFIG") or project / "deploy" / "service.toml")
+    home = Path(environ.get("SEALGATE_HOME") or ".sealgate").resolve()
+    document = _read(path)
+    _refuse_unknown(document.keys(), _SECTIONS.keys(), str(path))
+    overrides = _variables(environ)
+    bases = {"home": home, "config": path.resolve().parent}
+    sections = {
+        name: _section(
+            kind,
+            _table(document, name, path) | overrides.get(name, {}),
+            where=f"{path}: [{name}]",
+            bases=bases,
+        )
+        for name, kind in _SECTIONS.items()
+    }
+    return _checked(Settings(home=home, **sections))
+
+
+def _checked(settings: Settings) -> Settings:
+    check_service(settings.service)
+    check_access(settings.access)
+    check_sealing(settings.sealing)
+    check_runtime(settings.runtime)
+    check_deployment(settings.deployment)
+    check_quotas(settings.quotas)
+    check_audit(settings.audit)
+    check_tls(settings.tls)
+    check_observability(settings.observability)
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: nested too deeply") from None
+    except ValueError as error:  # TOML, UTF-8, an integer of thousands of digits
+        raise SettingsError(f"{path}: {error}") from None
+
+
+def _table(document: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    table = document.get(name, {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"{path}: {name} must be a table, [{name}]")
+    return table
+
+
+def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings from SEALGATE_… variables, by section; TOML values, or plain strings."""
+    known = {
+        f"{_PREFIX}{section}_{item.name}".upper(): (section, item)
+        for section, kind in _SECTIONS.items()
+        for item in fields(kind)
+        if item.type != _MODELS
+    }
+    given = {
+        name: text
+        for name, text in environ.items()
+        if name.startswith(_PREFIX) and name not in _OTHER_VARIABLES
+    }
+    _refuse_unknown(given.keys(), known.keys(), "environment")
+    result: dict[str, dict[str, Any]] = {}
+    for name, text in given.items():
+        section, item = known[name]
+        result.setdefault(section, {})[item.name] = _from_text(text, str(item.type))
+    return result
+
+
+def _from_text(text: str, kind: str) -> Any:
+    if kind == "tuple[str, ...]":
+        return [item.strip() for item in text.split(",") if item.strip()]
+    if kind in ("str", "Path", "Path | None", "KeyLocation"):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text  # the wrong type for this key; `_convert` says so
+
+
+def _section(
+    kind: type[Any], values: Mapping[str, Any], *, where: str, bases: Mapping[str, Path]
+) -> Any:
+    known = {item.name: str(item.type) for item in fields(kind)}
+    _refuse_unknown(values.keys(), known.keys(), where)
+    # Defaults of paths go through the same conversion, so that they become absolute.
+    given = {
+        item.name: _convert(
+            values.get(item.name, {} if item.type == _MODELS else item.default),
+            known[item.name],
+            where=f"{where} {item.name}",
+            base=bases[item.metadata.get("base", "home")],
+        )
+        for item in fields(kind)
+    }
+    return kind(**given)
+
+
+def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
+    match kind:
+        case "Path" | "Path | None" | "KeyLocation" if isinstance(value, str | Path):
+            return _location(value, kind, base)
+        case "Path | None" if value is None:
+            return None
+        case _ if kind == _MODELS and isinstance(value, dict):
+            return _models(value, where, base)
+        case "tuple[IssuerSettings, ...]" if isinstance(value, list | tuple):
+            return tuple(_issuer(item, where, base) for item in value)
+        case "str" if isinstance(value, str):
+            return value
+        case "bool" if isinstance(value, bool):
+            return value
+        case "int" if type(value) is int:
+            return value
+        case "float" if type(value) is float:
+            return value
+        case "float" if type(value) is int and abs(value) <= sys.float_info.max:
+            return float(value)
+        case "tuple[str, ...]" if isinstance(value, list | tuple) and all(
+            isinstance(item, str) for item in value
+        ):
+            return tuple(value)
+    expected = {"KeyLocation": "a file or an https URL"}.get(kind, kind)
+    raise SettingsError(f"{where}: expected {expected}, got {type(value).__name__}")
+
+
+def _location(value: str | Path, kind: str, base: Path) -> KeyLocation | None:
+    if kind == "KeyLocation" and isinstance(value, str) and "://" in value:
+        return value
+    if kind == "Path | None" and not str(value):
+        return None
+    return (base / value).absolute()
+
+
+def _issuer(values: Any, where: str, base: Path) -> IssuerSettings:
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where}: expected tables, [[access.issuers]]")
+    bases = {"home": base}
+    issuer: IssuerSettings = _section(IssuerSettings, values, where=where, bases=bases)
+    return issuer
+
+
+def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
+    """What the tables set, of the right types; the rest is [runtime]'s own."""
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise SettingsError(f"{where}: expected tables, [runtime.models.NAME]")
+        if not re.fullmatch("[a-z0-9-]{1,63}", name):
+            raise SettingsError(f"{where}: {name!r} is no model's name")
+    bases = {"home": base}
+    limits = {
+        name: _section(ModelLimits, table, where=f"{where}.{name}", bases=bases)
+        for name, table in tables.items()
+    }
+    return {
+        name: {key: getattr(limits[name], key) for key in table}
+        for name, table in tables.items()
+    }
+
+
+def _refuse_unknown(given: Any, known: Any, where: str) -> None:
+    for name in sorted(set(given) - set(known)):
+        close = difflib.get_close_matches(name, list(known), n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingsError(f"{where}: unknown key {name!r}{hint}")

@@ -1,0 +1,67 @@
+"""[sealing]: sealed transport, its keys and its replay window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from security.errors import SettingsError
+from security.settings.checks import check_positive, check_store
+
+__all__ = ["SealingSettings", "check_sealing"]
+
+
+# Bounds that at zero would bound nothing or let nothing through.
+_POSITIVE = (
+    "key_lifetime_s",
+    "key_overlap_s",
+    "key_cache_s",
+    "date_window_s",
+    "max_replay_entries",
+)
+
+
+@dataclass(frozen=True)
+class SealingSettings:
+    """Sealed transport (RFC 9458).
+
+    Attributes:
+        require_sealed: refuse inference in plaintext.
+        keys: folder of HPKE private keys.
+        identity: the key that signs the key configurations; without the file they are
+            only offered unsigned.
+        key_lifetime_s: age at which a key is replaced.
+        key_overlap_s: for how long the key before it still opens requests.
+        key_cache_s: how long clients may keep the configurations; within the overlap.
+        require_date: refuse sealed requests without a ``Date``. Without this they are
+            remembered until their key is retired.
+        date_window_s: how far a ``Date`` may be from the server's clock, either way.
+        replay_store: "local", shared by the workers of this machine, or the
+            ``redis://`` or ``rediss://`` URL of a store shared by all machines.
+        replay_directory: folder of the local store.
+        max_replay_entries: requests remembered at most; more are answered 503.
+    """
+
+    require_sealed: bool = True
+    keys: Path = Path("keys/hpke")
+    identity: Path = Path("keys/identity.pem")
+    key_lifetime_s: int = 24 * 3600
+    key_overlap_s: int = 2 * 3600
+    key_cache_s: int = 3600
+    require_date: bool = True
+    date_window_s: int = 120
+    replay_store: str = "local"
+    replay_directory: Path = Path("replay")
+    max_replay_entries: int = 1 << 20
+
+
+def check_sealing(sealing: SealingSettings) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        SettingsError: names the key.
+    """
+    check_positive(sealing, "sealing", _POSITIVE)
+    if sealing.key_cache_s > sealing.key_overlap_s:
+        raise SettingsError("sealing.key_cache_s: may not exceed sealing.key_overlap_s")
+    check_store(sealing.replay_store, "sealing.replay_store")

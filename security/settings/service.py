@@ -1,0 +1,93 @@
+"""[service]: what is served, and the bounds of a request."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from security.errors import SettingsError
+from security.settings.checks import check_positive
+
+__all__ = ["ServiceSettings", "check_service"]
+
+
+ENVIRONMENTS = ("development", "production")
+# A name and a version as manifests have them: nothing that a store could complete.
+_TAG = re.compile(r"[a-z0-9-]{1,63}:[0-9][0-9.]{0,39}")
+# Bounds that at zero would bound nothing or let nothing through.
+_POSITIVE = (
+    "max_head_bytes",
+    "head_timeout_s",
+    "max_body_bytes",
+    "body_timeout_s",
+    "inference_timeout_s",
+    "max_concurrency",
+    "max_readers",
+    "max_body_memory_bytes",
+    "max_connections",
+    "idle_timeout_s",
+    "send_timeout_s",
+    "shutdown_timeout_s",
+)
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """What is served, and the bounds of a request.
+
+    Attributes:
+        environment: "development" or "production"; the latter refuses the development
+            issuer.
+        models: full BentoML tags, ``name:version``; "latest" is refused. Of several
+            versions of a model the first one answers requests that name none.
+        max_head_bytes: of a request's line and headers, counted while reading.
+        head_timeout_s: to read them.
+        max_body_bytes: of a request, counted while reading.
+        body_timeout_s: to read one request's body.
+        inference_timeout_s: until a running inference is stopped.
+        max_concurrency: requests in work per worker; more are answered 503.
+        max_readers: requests per worker whose bodies are being read; for more, the
+            slowest of them is given up.
+        max_body_memory_bytes: bodies per worker that are read or worked on; likewise.
+        max_connections: per worker; for more, an idle one is closed, or the new one.
+        idle_timeout_s: between two requests of a connection.
+        send_timeout_s: a client takes nothing of its answer for so long.
+        shutdown_timeout_s: to finish what is in work when the server is stopped.
+    """
+
+    environment: str = "development"
+    models: tuple[str, ...] = ()
+    max_head_bytes: int = 32 << 10
+    head_timeout_s: float = 10.0
+    max_body_bytes: int = 16 << 20
+    body_timeout_s: float = 30.0
+    inference_timeout_s: float = 10.0
+    max_concurrency: int = 256
+    max_readers: int = 512
+    max_body_memory_bytes: int = 256 << 20
+    max_connections: int = 1024
+    idle_timeout_s: float = 10.0
+    send_timeout_s: float = 20.0
+    shutdown_timeout_s: float = 30.0
+
+
+def check_service(service: ServiceSettings) -> None:
+    """Refuse values that mean nothing.
+
+    Raises:
+        SettingsError: names the key.
+    """
+    if service.environment not in ENVIRONMENTS:
+        raise SettingsError(f"service.environment: one of {', '.join(ENVIRONMENTS)}")
+    for tag in service.models:
+        if not _TAG.fullmatch(tag):
+            raise SettingsError(
+                f"service.models: {tag!r} is not a full tag like name:1.0.0"
+            )
+        if service.models.count(tag) > 1:
+            raise SettingsError(f"service.models: {tag!r} is named twice")
+    if service.max_body_memory_bytes < service.max_body_bytes:
+        raise SettingsError(
+            "service.max_body_memory_bytes: less than service.max_body_bytes"
+        )
+    check_positive(service, "service", _POSITIVE)

@@ -1,0 +1,8 @@
+"""Connections, TLS and the bounds on what arrives.
+
+connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
+exchange     a request that came whole, answered on its connection
+direct       how the rest of a body goes straight to who takes it
+tls          TLS of the listening socket
+intake       how many requests are read and worked on, and what their bodies take
+"""

@@ -1,0 +1,326 @@
+"""Each worker follows the plan of what is served, and the rules it rests on.
+
+A thread looks at the plan, the policy and the trust root, and does all that takes time:
+what is new is read once, verified and loaded from those very bytes, and warmed up. Only
+then it is served, by one assignment. What is refused is not served, the version that
+runs stays, and the refusal is in the log, the audit log and this worker's report.
+
+When the policy or the trust root changes, everything that runs is verified again under
+the new one. What no longer passes answers 503 from then on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from models.files import write_atomic
+from sealgate.errors import SealgateError
+from security.admission.hooks import current_plan, open_tag
+from security.admission.plan import ModelPlan, Plan, PlanFolder, Share
+from security.errors import AdmissionRefused, PlanError
+from security.settings.loading import Settings
+from service.inference.lineup import Entry, Lineup, Served, Trial, check_alike
+
+__all__ = ["REPORT_S", "Follower", "Record"]
+
+_MAX_REASON = 300
+# How often a worker says that it is there, whatever happens.
+REPORT_S = 2.0
+
+_log = logging.getLogger(__name__)
+# A record of the audit log: what was decided about which version, and why.
+Record = Callable[[Mapping[str, str | None]], None]
+Stamp = tuple[int, int, int] | None
+
+
+class Follower:
+    """Keeps a lineup at what the plan says."""
+
+    def __init__(
+        self, settings: Settings, lineup: Lineup, *, record: Record | None = None
+    ) -> None:
+        """Prepare; nothing is loaded yet.
+
+        Args:
+            settings: where the plan, the policy and the trust root are.
+            lineup: of this worker.
+            record: called for each decision, from the thread.
+        """
+        self._settings = settings
+        self._lineup = lineup
+        self._record = record or _forget
+        self._folder = PlanFolder(settings.deployment.directory)
+        self._plan = Plan()
+        self._plan_stamp: Stamp = None
+        self._rules_stamp = self._rules()
+        self._refused: dict[str, str] = {}
+        self._problem: str | None = None
+        self._stop = threading.Event()
+        name = f"{os.getpid()}-{time.time_ns():x}.json"
+        self._report_path = self._folder.workers_directory / name
+        self._reported: dict[str, Any] = {}
+        self._next_report = 0.0
+
+    def load_first(self) -> None:
+        """Load what is to be served, before the worker is ready.
+
+        Raises:
+            SealgateError: of service.toml's models one was refused, or of a plan's all.
+        """
+        self._plan_stamp = self._folder.stamp()
+        plan = current_plan(self._settings)
+        first = self._apply(plan, note=False)
+        if first is not None and (not plan.generation or not self._lineup.table):
+            raise first
+        if not self._lineup.table:
+            raise PlanError("no model is to be served")
+        self._report()
+
+    def start(self) -> None:
+        """Follow from now on, in a thread that ends with the process."""
+        atexit.register(self.stop)
+        threading.Thread(target=self._follow, name="follower", daemon=True).start()
+
+    def stop(self) -> None:
+        """Follow no more, and take the report away."""
+        self._stop.set()
+        self._report_path.unlink(missing_ok=True)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._settings.deployment.poll_s):
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001  (the thread outlives what a load meets)
+                _log.exception("the plan cannot be followed")
+
+    def look(self) -> None:
+        """Look once, and do what has to be done."""
+        rules = self._rules()
+        changed = rules != self._rules_stamp
+        if changed:
+            self._rules_stamp = rules
+            self._verify_again()
+        stamp = self._folder.stamp()
+        if stamp != self._plan_stamp:
+            self._plan_stamp = stamp
+            self._read_plan()
+        elif changed and self._refused:
+            # What was refused may pass under the new rules.
+            self._apply(self._plan)
+        self._report()
+
+    def _read_plan(self) -> None:
+        try:
+            plan = current_plan(self._settings)
+        except SealgateError as error:
+            self._problem = str(error)
+            _log.warning("the plan is not followed: %s", error)
+            self._note("load", None, reason=str(error))
+            return
+        self._problem = None
+        self._apply(plan)
+
+    def _apply(self, plan: Plan, *, note: bool = True) -> SealgateError | None:
+        """Serve what a plan says, as far as it is admitted; the first refusal."""
+        self._plan, self._refused = plan, {}
+        before, table = self._lineup.table, {}
+        first: SealgateError | None = None
+        for name, model in plan.models.items():
+            old = before.get(name)
+            try:
+                table[name] = self._entry(name, model, old)
+            except SealgateError as error:
+                first = first or error
+                if old is not None:
+                    table[name] = old
+        self._lineup.switch(table)
+        if note:  # of the first ones the worker's own log says so
+            self._note_changes(before, table)
+        return first
+
+    def _entry(self, name: str, plan: ModelPlan, old: Entry | None) -> Entry:
+        """What is served of a model.
+
+        Raises:
+            SealgateError: its default version is refused.
+        """
+        versions: dict[str, Served] = {}
+        running = {} if old is None else old.versions
+        for version in sorted(plan.versions, key=lambda v: v != plan.default):
+            try:
+                versions[version] = self._served(
+                    f"{name}:{version}", plan.versions[version], running.get(version)
+                )
+            except SealgateError:
+                if version == plan.default:
+                    raise
+                if version in running:  # it was to be read again: it stays as it was
+                    versions[version] = running[version]
+        default = versions[plan.default]
+        canary, shadow = (
+            self._trial(name, share, default, versions)
+            for share in (plan.canary, plan.shadow)
+        )
+        return Entry(default, versions, canary, shadow)
+
+    def _served(self, tag: str, revision: int, running: Served | None) -> Served:
+        if running is not None and running.revision == revision:
+            return running
+        try:
+            return self._lineup.load(open_tag(tag, self._settings), revision=revision)
+        except SealgateError as error:
+            self._refuse(tag, error)
+            raise
+
+    def _trial(
+        self,
+        name: str,
+        share: Share | None,
+        default: Served,
+        versions: Mapping[str, Served],
+    ) -> Trial | None:
+        if share is None or share.version not in versions:
+            return None
+        served = versions[share.version]
+        try:
+            check_alike(default, served)
+        except AdmissionRefused as error:
+            self._refuse(f"{name}:{share.version}", error)
+            return None
+        return Trial(served, share.percent)
+
+    def _verify_again(self) -> None:
+        """Ask the gate about all that runs, under the rules as they are now."""
+        for entry in self._lineup.table.values():
+            for served in entry.versions.values():
+                self._verify_served(served)
+
+    def _verify_served(self, served: Served) -> None:
+        tag = served.manifest.tag
+        running = served.admission.bundle.subject
+        try:
+            admission = open_tag(tag, self._settings)
+            if admission.bundle.subject != running:
+                raise AdmissionRefused(16, "the store holds other bytes than run")
+        except SealgateError as error:
+            if served.refusal is None:
+                _log.warning("%s is withdrawn: %s", tag, error)
+                self._note("withdraw", tag, reason=str(error))
+            served.refusal = str(error)
+            return
+        if served.refusal is not None:
+            _log.info("%s is admitted again", tag)
+            self._note("restore", tag)
+        served.refusal = None
+        self._lineup.renew(served, admission)
+
+    def _rules(self) -> tuple[Stamp, Stamp]:
+        admission = self._settings.admission
+        return _stamp(admission.policy), _stamp(admission.trust)
+
+    def _refuse(self, tag: str, error: SealgateError) -> None:
+        self._refused[tag] = str(error)
+        _log.warning("%s refused: %s", tag, error)
+        self._note("load", tag, reason=str(error))
+
+    def _note_changes(
+        self, before: Mapping[str, Entry], after: Mapping[str, Entry]
+    ) -> None:
+        old, new = _describe(before), _describe(after)
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                state = orjson.dumps(new.get(name)).decode()
+                _log.info("generation %d: %s %s", self._plan.generation, name, state)
+                entry = after.get(name)
+                if entry is None:
+                    self._note("unload", name)
+                else:
+                    self._note("load", entry.default.manifest.tag)
+
+    def _note(self, action: str, tag: str | None, reason: str | None = None) -> None:
+        name, _, version = (tag or "").partition(":")
+        served = self._lineup.find(name, version or None)
+        subject = None if served is None else served.admission.bundle.subject
+        record: dict[str, str | None] = {
+            "client": "worker",
+            "action": action,
+            "model": tag,
+            "model_sha256": None if subject is None else subject.root_sha256,
+            "outcome": "allow" if reason is None else "refuse",
+            "reason": reason and reason[:_MAX_REASON],
+        }
+        try:
+            self._record(record)
+        except SealgateError as error:
+            _log.error("a decision about %s is not recorded: %s", tag, error)
+
+    def _report(self) -> None:
+        """Say in a file what is served; only its time changes while nothing does."""
+        table = self._lineup.table
+        report = {
+            "pid": os.getpid(),
+            "generation": self._plan.generation,
+            "serving": _describe(table),
+            "refused": self._refused,
+            "withdrawn": {
+                served.manifest.tag: served.refusal
+                for entry in table.values()
+                for served in entry.versions.values()
+                if served.refusal is not None
+            },
+            "problem": self._problem,
+        }
+        now = time.monotonic()
+        if report == self._reported and now < self._next_report:
+            return
+        self._next_report = now + REPORT_S
+        try:
+            if report == self._reported:
+                os.utime(self._report_path)
+            else:
+                write_atomic(self._report_path, orjson.dumps(report))
+            self._reported = report
+        except OSError as error:
+            # Serving goes on; the operator's command will miss this worker.
+            self._reported = {}
+            _log.warning("%s: %s", self._report_path, error.strerror)
+
+
+def _describe(table: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
+    return {name: _describe_entry(entry) for name, entry in table.items()}
+
+
+def _describe_entry(entry: Entry) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "default": entry.default.manifest.version,
+        "versions": {
+            version: served.admission.bundle.subject.root_sha256
+            for version, served in entry.versions.items()
+        },
+    }
+    for name, trial in (("canary", entry.canary), ("shadow", entry.shadow)):
+        if trial is not None:
+            version = trial.served.manifest.version
+            result[name] = {"version": version, "percent": trial.percent}
+    return result
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _forget(record: Mapping[str, Any]) -> None:
+    """Nobody keeps records."""

@@ -1,0 +1,375 @@
+"""The models that one worker serves: which versions, which by default, which on trial.
+
+What is served is one table that nothing changes: switching is putting another one in
+its place. Requests keep the model that they began with until they are done, and the
+last of them lets its session go.
+
+A trial is a **canary**, which answers a share of the requests, or a **shadow**, whose
+answers nobody sees. Either way each of its requests also runs on the other version,
+after the caller got the answer, and the metrics say how often the two agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+from models.manifest import Manifest
+from sealgate.errors import SealgateError
+from sealgate.protocol.tensors import Array
+from security.admission.gate import Admission
+from security.errors import AdmissionRefused
+from security.settings.runtime import RuntimeSettings
+from service.inference.agreement import compare
+from service.inference.batching import Batcher, Budget, Observe, OverloadedError
+from service.inference.runtime import LoadedModel
+from service.inference.warmup import warm_up
+from service.inference.watchdog import Watchdog
+from service.telemetry.metrics import Metrics
+
+__all__ = ["Entry", "Lineup", "Served", "Trial", "check_alike"]
+
+# Comparisons at the same time; more are counted as skipped.
+_MAX_COMPARISONS = 32
+
+
+class Served:
+    """A model that answers requests.
+
+    Attributes:
+        model: the session, and the manifest that requests are validated against.
+        input_specs, output_names: of that.
+        admission: what admitted it; renewed when it is verified again.
+        expires_at: when that gets too old, Unix seconds; infinity for never.
+        batcher: gathers and runs its requests.
+        refusal: why it may not run any more; None if it may.
+        revision: of the plan's order to load it.
+    """
+
+    def __init__(self, model: LoadedModel, batcher: Batcher, revision: int = 0) -> None:
+        self.model = model
+        self.manifest = model.manifest
+        self.input_specs = model.input_specs
+        self.output_names = [tensor.spec.name for tensor in model.manifest.outputs]
+        self.admission = model.admission
+        self.expires_at = _expiry(model.admission)
+        self.batcher = batcher
+        self.refusal: str | None = None
+        self.revision = revision
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A version that is tried beside the default one.
+
+    Attributes:
+        served: the version.
+        percent: of the requests that name no version, 1 to 100.
+    """
+
+    served: Served
+    percent: int
+
+
+@dataclass
+class _Share:
+    """Lets exactly a share of calls through, spread evenly."""
+
+    sum: int = 0
+
+    def next(self, percent: int) -> bool:
+        self.sum += percent
+        if self.sum < 100:
+            return False
+        self.sum -= 100
+        return True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model.
+
+    Attributes:
+        default: answers requests that name no version.
+        versions: every version that may be asked for.
+        canary: answers a share of them instead.
+        shadow: runs on a share of them, too.
+    """
+
+    default: Served
+    versions: Mapping[str, Served]
+    canary: Trial | None = None
+    shadow: Trial | None = None
+    _canary_share: _Share = field(default_factory=_Share)
+    _shadow_share: _Share = field(default_factory=_Share)
+
+    def choose(self) -> Served:
+        """Who answers a request that names no version."""
+        canary = self.canary
+        if canary is not None and self._canary_share.next(canary.percent):
+            return canary.served
+        return self.default
+
+    def other(self, served: Served) -> tuple[str, Served] | None:
+        """The kind of trial that a request is part of, and who else runs it."""
+        if self.canary is not None and served is self.canary.served:
+            return "canary", self.default
+        shadow = self.shadow
+        if (
+            shadow is not None
+            and served is self.default
+            and self._shadow_share.next(shadow.percent)
+        ):
+            return "shadow", shadow.served
+        return None
+
+
+class Lineup:
+    """The models of one worker."""
+
+    def __init__(
+        self,
+        admissions: Iterable[Admission] = (),
+        *,
+        timeout_s: float,
+        settings: RuntimeSettings = RuntimeSettings(),
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Load models; of several versions of one the first is its default.
+
+        Raises:
+            AdmissionRefused: as `load`.
+            SettingsError: as `load`.
+        """
+        self._metrics = metrics or Metrics()
+        self._settings = settings
+        self._timeout_s = timeout_s
+        threads = settings.inference_threads
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        # One model that never ends leaves a thread to the others.
+        self._slots = max(1, threads - 1)
+        self._budget = Budget(settings.max_waiting_bytes)
+        self._watchdog = Watchdog()
+        self._comparisons: set[asyncio.Task[None]] = set()
+        self._table: Mapping[str, Entry] = {}
+        table: dict[str, Entry] = {}
+        for admission in admissions:
+            served = self.load(admission)
+            name, version = served.manifest.name, served.manifest.version
+            entry = table.get(name) or Entry(served, {})
+            versions = {**entry.versions, version: served}
+            table[name] = replace(entry, versions=versions)
+        self.switch(table)
+
+    def load(self, admission: Admission, *, revision: int = 0) -> Served:
+        """Make a session and warm it up; nothing is served by it yet.
+
+        Takes its time: call it outside of the event loop.
+
+        Raises:
+            AdmissionRefused: onnxruntime cannot load it, or it is not what the manifest
+                says.
+            SettingsError: a provider is not installed.
+        """
+        settings = self._settings
+        model = LoadedModel(admission, settings)
+        limits = settings.limits(model.manifest.name)
+        lesson = warm_up(
+            model,
+            inline_s=settings.inline_run_us / 1e6,
+            at_once_s=settings.at_once_run_us / 1e6,
+            max_batch_rows=limits.max_batch_rows,
+            limit_s=min(2.0, self._timeout_s),
+        )
+        batcher = Batcher(
+            model.run,
+            limits,
+            executor=self._executor,
+            slots=self._slots,
+            timeout_s=self._timeout_s,
+            budget=self._budget,
+            watchdog=self._watchdog,
+            rows_apart=lesson.rows_apart,
+            inline_rows=lesson.inline_rows,
+            at_once_rows=lesson.at_once_rows,
+            in_work=self._metrics.cell("sealgate_requests_in_work"),
+            observe=self._observer(model.manifest),
+        )
+        return Served(model, batcher, revision)
+
+    @property
+    def table(self) -> Mapping[str, Entry]:
+        """What is served now, by name."""
+        return self._table
+
+    @property
+    def admissions(self) -> list[Admission]:
+        """What admits each version that is served now."""
+        return [s.admission for e in self._table.values() for s in e.versions.values()]
+
+    def switch(self, table: Mapping[str, Entry]) -> None:
+        """Serve this from now on.
+
+        Raises:
+            AdmissionRefused: a trial takes or gives other tensors than the default, so
+                that they cannot answer the same requests.
+        """
+        for entry in table.values():
+            for trial in (entry.canary, entry.shadow):
+                if trial is not None:
+                    check_alike(entry.default, trial.served)
+        old = {s for e in self._table.values() for s in e.versions.values()}
+        new = {s for e in table.values() for s in e.versions.values()}
+        self._table = dict(table)
+        for served in old - new:
+            self._metrics.serves(served.admission, served=False)
+        for served in new - old:
+            self._metrics.serves(served.admission)
+
+    def renew(self, served: Served, admission: Admission) -> None:
+        """Put what admits a version today in the place of what did before."""
+        if admission.verdict_sha256 != served.admission.verdict_sha256:
+            self._metrics.serves(served.admission, served=False)
+            self._metrics.serves(admission)
+        served.admission, served.expires_at = admission, _expiry(admission)
+
+    def find(self, name: str, version: str | None = None) -> Served | None:
+        """A version of a model; the default one where none is named."""
+        entry = self._table.get(name)
+        if entry is None:
+            return None
+        return entry.default if version is None else entry.versions.get(version)
+
+    def choose(self, name: str, version: str | None = None) -> Served | None:
+        """As `find`, for an inference: a canary gets its share."""
+        entry = self._table.get(name)
+        if entry is None:
+            return None
+        return entry.choose() if version is None else entry.versions.get(version)
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that may be asked for."""
+        entry = self._table.get(name)
+        return [] if entry is None else list(entry.versions)
+
+    async def infer(
+        self, served: Served, inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> list[Array]:
+        """Run a model until its deadline.
+
+        Raises:
+            OverloadedError: too many requests wait.
+            InferenceTimeoutError: stopped at the deadline.
+            InferenceFailedError: the model failed.
+        """
+        arrays = await served.batcher.infer(inputs, outputs)
+        entry = self._table.get(served.manifest.name)
+        if entry is not None and (entry.canary or entry.shadow):
+            self._try(entry, served, inputs, outputs, arrays)
+        return arrays
+
+    def _try(
+        self,
+        entry: Entry,
+        served: Served,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        arrays: Sequence[Array],
+    ) -> None:
+        other = entry.other(served)
+        if other is None:
+            return
+        kind, partner = other
+        if len(self._comparisons) >= _MAX_COMPARISONS:
+            self._count(kind, entry, "skipped")
+            return
+        # Inputs may lie in a buffer that is gone with the request: they are kept alive
+        # by the arrays, and nothing writes to them.
+        ours = dict(zip(outputs, arrays))
+
+        async def run() -> None:
+            try:
+                theirs = await partner.batcher.infer(inputs, outputs)
+            except OverloadedError:
+                self._count(kind, entry, "skipped")
+            except SealgateError:
+                self._count(kind, entry, "failed")
+            else:
+                self._compare(kind, entry, ours, theirs)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._comparisons.add(task)
+        task.add_done_callback(self._comparisons.discard)
+
+    def _compare(
+        self,
+        kind: str,
+        entry: Entry,
+        ours: Mapping[str, Array],
+        theirs: Sequence[Array],
+    ) -> None:
+        tensors = {t.spec.name: t for t in entry.default.manifest.outputs}
+        result = compare([tensors[name] for name in ours], list(ours.values()), theirs)
+        self._count(kind, entry, "same" if result.same else "different")
+        self._observe(kind, entry, result.difference)
+
+    def _count(self, kind: str, entry: Entry, result: str) -> None:
+        labels = _labels(kind, entry)
+        self._metrics.count("sealgate_comparisons", *labels, result)
+
+    def _observe(self, kind: str, entry: Entry, difference: float) -> None:
+        labels = _labels(kind, entry)
+        self._metrics.observe(
+            "sealgate_comparison_difference", *labels, value=difference
+        )
+
+    def _observer(self, manifest: Manifest) -> Observe:
+        histogram, name = self._metrics.histogram, manifest.name
+        add_requests, add_rows = (
+            histogram(f"sealgate_batch_{what}", name, manifest.version)
+            for what in ("requests", "rows")
+        )
+        add_waited, add_ran = (
+            histogram("sealgate_stage_seconds", stage, name)
+            for stage in ("queue", "run")
+        )
+
+        def observe(requests: int, rows: int, waited_s: float, ran_s: float) -> None:
+            add_requests(requests)
+            add_rows(rows)
+            add_waited(waited_s)
+            add_ran(ran_s)
+
+        return observe
+
+
+def _expiry(admission: Admission) -> float:
+    expires_at = admission.expires_at
+    return math.inf if expires_at is None else expires_at.timestamp()
+
+
+def _labels(kind: str, entry: Entry) -> tuple[str, str, str, str]:
+    """Model, kind of trial, default version, version on trial."""
+    trial = entry.canary if kind == "canary" else entry.shadow
+    tried = "" if trial is None else trial.served.manifest.version
+    ours = entry.default.manifest
+    return ours.name, kind, ours.version, tried
+
+
+def check_alike(default: Served, trial: Served) -> None:
+    """Refuse versions that cannot answer the same requests.
+
+    Raises:
+        AdmissionRefused: they take or give other tensors.
+    """
+    ours, theirs = default.manifest, trial.manifest
+    for mine, other in ((ours.inputs, theirs.inputs), (ours.outputs, theirs.outputs)):
+        if {t.spec for t in mine} != {t.spec for t in other}:
+            raise AdmissionRefused(
+                17,
+                f"{theirs.tag} has other tensors than {ours.tag}, so that they cannot "
+                "answer the same requests",
+            )

@@ -1,0 +1,8 @@
+"""What the server says of itself.
+
+metrics    what Prometheus is told: every family and label
+counters   the numbers behind it, in memory that the workers' files share
+recorder   what is written down about each request
+logs       lines of JSON, one for each request if wanted
+tracing    W3C Trace Context
+"""

@@ -1,0 +1,306 @@
+"""What Prometheus is told: every family and label is named in one table here.
+
+Labels come from signed manifests and from this code, never from a request, so their
+number is bounded: strangers cannot grow the answer. Counting costs about a microsecond
+and no lock; whoever asks for the numbers pays for adding up all workers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from security.admission.gate import Admission
+from security.errors import SettingsError
+from service.telemetry.counters import Counters, Key, Values, read_counters
+
+__all__ = [
+    "FAMILIES",
+    "METRICS_TYPE",
+    "STAGES",
+    "Family",
+    "Metrics",
+    "make_folder",
+    "open_metrics",
+    "serve_metrics",
+]
+
+_FOLDER = "_SEALGATE_METRICS_FOLDER"
+
+METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+# What one request passes through, in this order.
+STAGES = ("open", "verify", "queue", "run", "seal")
+
+_SECONDS = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 2, 5))
+_ROWS = tuple(float(2**power) for power in range(11))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Series of one name.
+
+    Attributes:
+        kind: "counter", "histogram", "gauge" (added up over workers) or "info" (the
+            largest of them).
+        help: one sentence.
+        labels: their names.
+        buckets: upper bounds of a histogram, at most 22.
+    """
+
+    kind: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+# A counter's name is written here without the "_total" that it is exposed with.
+FAMILIES: Mapping[str, Family] = {
+    "sealgate_requests": Family(
+        "counter",
+        "Requests answered; model and version are empty unless they are served here.",
+        ("model", "version", "action", "status"),
+    ),
+    "sealgate_refusals": Family(
+        "counter", "Requests refused, by the problem type's last part.", ("reason",)
+    ),
+    "sealgate_rows": Family(
+        "counter", "Rows of answered inferences.", ("model", "version")
+    ),
+    "sealgate_request_seconds": Family(
+        "histogram",
+        "From a complete request to its answer, neither opening nor sealing included.",
+        ("action",),
+        _SECONDS,
+    ),
+    "sealgate_stage_seconds": Family(
+        "histogram",
+        "One stage of a request; open and seal have no model.",
+        ("stage", "model"),
+        _SECONDS,
+    ),
+    "sealgate_batch_rows": Family(
+        "histogram", "Rows of one run of a model.", ("model", "version"), _ROWS
+    ),
+    "sealgate_batch_requests": Family(
+        "histogram", "Requests in one run of a model.", ("model", "version"), _ROWS
+    ),
+    "sealgate_comparisons": Family(
+        "counter",
+        "Requests that two versions ran, by whether their answers are the same.",
+        ("model", "kind", "version", "tried", "result"),
+    ),
+    "sealgate_comparison_difference": Family(
+        "histogram",
+        "Largest absolute difference between the numbers of two versions' answers.",
+        ("model", "kind", "version", "tried"),
+        tuple(10.0**e for e in range(-9, 4)),
+    ),
+    "sealgate_requests_in_work": Family("gauge", "Requests being worked on."),
+    "sealgate_bodies_being_read": Family("gauge", "Requests that are being read."),
+    "sealgate_body_bytes": Family(
+        "gauge", "Bytes of the bodies of requests that are read or worked on."
+    ),
+    "sealgate_connections": Family("gauge", "Open HTTP connections."),
+    "sealgate_model_info": Family(
+        "info",
+        "A model that this server runs, and the verdict that admitted it.",
+        ("model", "version", "root_sha256", "verdict_sha256", "waived"),
+    ),
+}
+
+
+class Metrics:
+    """Counts for one worker, tells for all of them.
+
+    >>> metrics = Metrics()
+    >>> metrics.count("sealgate_refusals", "overloaded")
+    >>> metrics.batch("toy", "1.0.0", requests=2, rows=5)
+    >>> [line for line in metrics.text().decode().splitlines() if line[0] != "#"][0]
+    'sealgate_refusals_total{reason="overloaded"} 1.0'
+    """
+
+    def __init__(self, counters: Counters | None = None) -> None:
+        self._counters = counters or Counters()
+        self._values = self._counters.values
+        # The process that these were about is gone.
+        for key, values in self._counters.items():
+            if _family(key).kind in ("gauge", "info"):
+                values[0] = 0.0
+
+    def count(self, name: str, *labels: str, amount: float = 1.0) -> None:
+        """Add to a counter of `FAMILIES`."""
+        self._values((name, *labels))[0] += amount
+
+    def set(self, name: str, *labels: str, value: float) -> None:
+        """Set a gauge of `FAMILIES`."""
+        self._values((name, *labels))[0] = value
+
+    def cell(self, name: str, *labels: str) -> Values:
+        """The numbers of one series, the first of which is a gauge's or counter's."""
+        return self._values((name, *labels))
+
+    def observe(self, name: str, *labels: str, value: float) -> None:
+        """Add a value to a histogram of `FAMILIES`."""
+        values = self._values((name, *labels))
+        values[0] += value
+        values[1 + bisect_left(FAMILIES[name].buckets, value)] += 1.0
+
+    def histogram(self, name: str, *labels: str) -> Callable[[float], None]:
+        """What adds values to one series of a histogram, looked up once."""
+        values = self._values((name, *labels))
+        buckets = FAMILIES[name].buckets
+
+        def add(value: float) -> None:
+            values[0] += value
+            values[1 + bisect_left(buckets, value)] += 1.0
+
+        return add
+
+    def counted_histogram(
+        self, counter: Sequence[str], histogram: Sequence[str]
+    ) -> Callable[[float], None]:
+        """What adds one to a counter, and a value to a histogram, looked up once."""
+        cell = self.cell(*counter)
+        add = self.histogram(*histogram)
+
+        def count(value: float) -> None:
+            cell[0] += 1.0
+            add(value)
+
+        return count
+
+    def stage(self, stage: str, seconds: float, model: str = "") -> None:
+        """Note how long a request was in one of `STAGES`."""
+        self.observe("sealgate_stage_seconds", stage, model, value=seconds)
+
+    def batch(self, model: str, version: str, *, requests: int, rows: int) -> None:
+        """Note what one run of a model was made of."""
+        self.observe("sealgate_batch_requests", model, version, value=requests)
+        self.observe("sealgate_batch_rows", model, version, value=rows)
+
+    def serves(self, admission: Admission, *, served: bool = True) -> None:
+        """Say that a model is served, or no more, with what admitted it.
+
+        ``waived`` names the kinds of evidence that a waiver let pass.
+        """
+        subject = admission.bundle.subject
+        self.set(
+            "sealgate_model_info",
+            subject.name,
+            subject.version,
+            subject.root_sha256,
+            admission.verdict_sha256,
+            ",".join(sorted(admission.waivers)),
+            value=float(served),
+        )
+
+    def text(self) -> bytes:
+        """The numbers of all workers in Prometheus' text format."""
+        # Imported late: it is not needed before somebody asks.
+        from prometheus_client.exposition import generate_latest  # noqa: PLC0415
+
+        return generate_latest(_registry(self._counters.read))
+
+
+def make_folder() -> None:
+    """Make the folder of this server's numbers, in the parent process."""
+    folder = tempfile.mkdtemp(prefix="sealgate-metrics-")
+    os.environ[_FOLDER] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Answer with the numbers of all workers on a port of their own, to anyone.
+
+    In the parent process, which outlives its workers, and after `make_folder`.
+
+    Raises:
+        SettingsError: the port cannot be had.
+    """
+    from prometheus_client import start_http_server  # noqa: PLC0415  (as in `text`)
+
+    folder = Path(os.environ[_FOLDER])
+    try:
+        start_http_server(port, host, _registry(lambda: read_counters(folder)))
+    except OSError as error:
+        raise SettingsError(
+            f"observability.metrics_port: {port}: {error.strerror}"
+        ) from None
+
+
+def open_metrics() -> Metrics:
+    """This process's numbers, in the parent's folder if it made one."""
+    folder = os.environ.get(_FOLDER)
+    return Metrics(Counters(None if folder is None else Path(folder)))
+
+
+class _Collector:
+    """All families that have numbers, as prometheus_client wants them."""
+
+    def __init__(self, read: Callable[[], Iterable[tuple[Key, list[float]]]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Any]:
+        totals = _add_up(self._read())
+        for name, family in FAMILIES.items():
+            series = {k[1:]: v for k, v in totals.items() if k[0] == name}
+            if series:
+                yield _expose(name, family, series)
+
+
+def _registry(read: Callable[[], Iterable[tuple[Key, list[float]]]]) -> Any:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415  (as in `text`)
+
+    registry = CollectorRegistry()
+    registry.register(_Collector(read))
+    return registry
+
+
+def _family(key: Key) -> Family:
+    return FAMILIES[key[0]]
+
+
+def _add_up(series: Iterable[tuple[Key, list[float]]]) -> dict[Key, list[float]]:
+    totals: dict[Key, list[float]] = {}
+    for key, values in series:
+        total = totals.get(key)
+        if total is None:
+            totals[key] = values
+        elif _family(key).kind == "info":
+            totals[key] = [max(pair) for pair in zip(total, values)]
+        else:
+            totals[key] = [sum(pair) for pair in zip(total, values)]
+    return totals
+
+
+def _expose(name: str, family: Family, series: Mapping[Key, Sequence[float]]) -> Any:
+    from prometheus_client import core  # noqa: PLC0415  (as in `text`)
+
+    if family.kind == "histogram":
+        histogram = core.HistogramMetricFamily(name, family.help, labels=family.labels)
+        for labels, values in sorted(series.items()):
+            histogram.add_metric(labels, _buckets(family, values), values[0])
+        return histogram
+    counter = family.kind == "counter"
+    kind = core.CounterMetricFamily if counter else core.GaugeMetricFamily
+    exposed = kind(name, family.help, labels=family.labels)
+    for labels, values in sorted(series.items()):
+        exposed.add_metric(labels, values[0])
+    return exposed
+
+
+def _buckets(family: Family, values: Sequence[float]) -> list[tuple[str, float]]:
+    result, total = [], 0.0
+    bounds = [*(f"{bound:g}" for bound in family.buckets), "+Inf"]
+    for bound, count in zip(bounds, values[1:]):
+        total += count
+        result.append((bound, total))
+    return result

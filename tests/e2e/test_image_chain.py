@@ -1,0 +1,137 @@
+"""A tiny model of images through the whole chain: train, assess, sign, admit, card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import read_bundle
+from models.data.datasets import ImageDataset
+from security.assessment.robustness import EvasionPlan
+from security.assessment.run import assess_bundle
+from security.errors import AssessmentError
+from security.training.config import load_config
+from security.training.data import load_split
+from tests.support.in_process import security_code
+
+CONFIG = """
+[model]
+name = "halves"
+version = "1.0.0"
+architecture = "cnn"
+hidden = [4]
+[data]
+name = "halves"
+source = "images.npz"
+split_key = "k"
+holdout = 0.3
+classes = ["left", "right"]
+[data.image]
+shape = [6, 6]
+low = 0
+high = 255
+[privacy]
+epsilon = 8.0
+sampling_rate = 1.0
+steps = 20
+max_grad_norm = 1.0
+expected_batch = 200
+[optimizer]
+learning_rate = 2.0
+"""
+POLICY = """
+version = 1
+[verdict]
+signers = ["release"]
+max_age_days = 30
+[require.privacy]
+signers = ["trainer"]
+max_age_days = 30
+[require.privacy.metrics]
+epsilon = { max = 8.0 }
+[require.structure]
+signers = ["assessor"]
+max_age_days = 30
+[require.quality]
+signers = ["assessor"]
+max_age_days = 30
+[require.robustness]
+signers = ["assessor"]
+max_age_days = 30
+[require.robustness.metrics]
+robust_accuracy = { min = 0.5, min_n = 60 }
+[require.membership]
+signers = ["assessor"]
+max_age_days = 30
+"""
+KINDS = {"structure", "quality", "robustness", "membership"}
+
+
+def write_images(path: Path) -> None:
+    """Noise, with one half brighter."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 300)
+    images = generator.integers(0, 120, (300, 6, 6))
+    for image, label in zip(images, labels):
+        image[:, 3 * label : 3 * label + 3] += 130
+    names = np.array(["left", "right"])[labels]
+    np.savez(path, images=images.astype(np.uint8), label=names)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configuration, the images, and what was trained on them."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "images.npz")
+    (folder / "c.toml").write_text(CONFIG)
+    (folder / "policy.toml").write_text(POLICY)
+    arguments = ("train", str(folder / "c.toml"), "--out", str(folder / "out"))
+    assert security_code(folder / "home", *arguments) == 0
+    return folder
+
+
+@pytest.mark.slow
+def test_images_through_the_chain(folder: Path) -> None:
+    home, out = folder / "home", str(folder / "out")
+    settings = {"SEALGATE_ADMISSION_POLICY": str(folder / "policy.toml")}
+
+    def command(*arguments: str) -> int:
+        return security_code(home, *arguments, extra=settings)
+
+    # 1 where a check in a report failed, which the policy then decides about.
+    assert command("assess", out, "--config", str(folder / "c.toml")) in (0, 1)
+    bundle = read_bundle(folder / "out")
+    reports = {kind: bundle.report(kind) for kind in KINDS}
+    assert all(report.subject == bundle.subject for report in reports.values())
+    assert reports["quality"].metrics["accuracy"].value > 0.9
+    assert reports["membership"].metrics["auc"].value < 0.7
+    robust = reports["robustness"].metrics
+    assert robust["robust_accuracy"].value <= robust["clean_accuracy"].value
+    passed = {check.id: check.passed for check in reports["robustness"].checks}
+    assert passed["finite"]
+    assert passed["inside-ball"]
+    assert command("keygen") == 0
+    for role in ("trainer", "assessor"):
+        assert command("sign", out, "--role", role) == 0
+    assert command("admit", out) == 0
+    assert command("documents", out) == 0
+    assert "halves" in (folder / "out" / "MODEL_CARD.md").read_text()
+
+
+def test_images_of_another_shape_are_refused(folder: Path) -> None:
+    train, holdout = load_split(load_config(folder / "c.toml"))
+    assert isinstance(holdout, ImageDataset)
+    other = ImageDataset(**{**vars(holdout), "bounds": (0.0, 254.0)})
+    with pytest.raises(AssessmentError, match="image shape and pixel range"):
+        assess_bundle(folder / "out", train, other, lambda *_: None)
+
+
+def test_some_images_are_attacked(folder: Path) -> None:
+    train, holdout = load_split(load_config(folder / "c.toml"))
+    plan = EvasionPlan(curve=(), iterations=2, restarts=0, max_images=40)
+    reports = assess_bundle(folder / "out", train, holdout, lambda *_: None, plan=plan)
+    found = {report.kind: report for report in reports}
+    assert found["robustness"].metrics["robust_accuracy"].n == 40
+    assert found["quality"].metrics["accuracy"].n == len(holdout) > 40

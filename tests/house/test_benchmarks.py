@@ -1,0 +1,233 @@
+"""The benchmarks' own parts, and one short run beside a bare Starlette."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import xml.etree.ElementTree as ET  # (of our own plot)
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.peers import contenders, load, report
+from benchmarks.peers.sealer import Order, Sealer
+from sealgate.protocol import bhttp, keyconfig, ohttp
+from sealgate.protocol.hpke import PrivateKey
+from sealgate.protocol.keyconfig import KeyConfig
+from tests.support.servers import ROOT, environment
+
+needs_wrk = pytest.mark.skipif(
+    shutil.which("wrk") is None, reason="wrk is not on this machine"
+)
+
+
+def row(contender: str, **changes: object) -> report.Row:
+    fields = {
+        "workload": "mlp",
+        "workers": 1,
+        "connections": 16,
+        "contender": contender,
+        "rate": 1234.5,
+        "p50_s": 0.002,
+        "p99_s": 0.0041,
+        "cpu_s": 81e-6,
+        "rss_bytes": 120e6,
+        "client_s": 5e-6,
+        "failures": 0,
+    }
+    return report.Row(**(fields | changes))
+
+
+def results(*rows: report.Row, **left_out: str) -> report.Results:
+    return report.Results("2 cores", 1.0, 1, 1, left_out, list(rows))
+
+
+def test_the_table() -> None:
+    text = report.markdown(
+        results(
+            row("a", connections=1, rate=99.6),
+            row("a"),
+            row("b", workload="image", failures=3),
+            c="it did not start",
+        )
+    )
+    assert "**MLP 30-64-2, JSON, 1 worker**" in text
+    assert "| a | 100 | 2.00, 4.10 | 1,234 | 2.00, 4.10 | 81 | 120 |" in text
+    assert "| b |  |  | 1,234 (3 failed!) |" in text
+    assert text.endswith("Left out:\n\n- c: it did not start")
+    assert text.index("MLP") < text.index("602 KB")
+
+
+def test_a_cell_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    report.merge(path, results(row("a"), row("b"), row("a", workers=2)))
+    merged = report.merge(path, results(row("a", rate=5.0)))
+    assert [(r.workers, r.rate) for r in merged.rows] == [(2, 1234.0), (1, 5.0)]
+    assert report.load_results(path) == merged
+
+
+def test_documents_have_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- peers -->\nold\n<!-- end peers -->\nafter\n")
+    report.replace(path, "peers", "new")
+    assert path.read_text() == (
+        "before\n<!-- peers -->\n\nnew\n\n<!-- end peers -->\nafter\n"
+    )
+    with pytest.raises(SystemExit, match=r"page\.md has no place for soak"):
+        report.replace(path, "soak", "new")
+
+
+def test_the_plot_is_readable_on_any_ground(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    report.plot(results(row("Sealgate, X25519"), row("b", workload="image")), path)
+    text = path.read_text()
+    ET.fromstring(text)  # noqa: S314
+    assert "Sealgate, X25519" in text
+    assert not re.search(r"fill: (#ffffff|#000000|white|black)", text)
+
+
+def test_no_wrk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match=r"^error: wrk is not .*apt-get install wrk"):
+        load.require_wrk()
+
+
+@pytest.mark.parametrize("text", ["", "unable to connect", "{}x\nnothing"])
+def test_wrk_without_a_result_is_an_error(text: str) -> None:
+    with pytest.raises(SystemExit, match="error: wrk gave no result"):
+        load.parse(text)
+
+
+def test_refused_answers_are_counted_inside_the_seal_too() -> None:
+    text = (
+        'sealgate_requests_total{action="infer",model="m",status="200"} 7.0\n'
+        'sealgate_requests_total{action="infer",model="m",status="503"} 2.0\n'
+        'sealgate_refusals_total{reason="date"} 1.0\n'
+    )
+    assert contenders.count_refused(text) == 3
+
+
+def test_the_slope_of_memory() -> None:
+    sizes = [900, 1000, 1010, 1020, 1030]
+    slices = [
+        soak.Slice(100 * (n + 1), size, 0.001, 0.002, 0) for n, size in enumerate(sizes)
+    ]
+    assert soak.slope(slices) == pytest.approx(0.1)
+    assert "+0.1 bytes per request" in soak.markdown(slices)
+
+
+def test_sealed_requests_are_unique_and_open(tmp_path: Path) -> None:
+    key = PrivateKey.generate()
+    config = KeyConfig(1, key.kem_id, key.public_bytes)
+    order = Order(
+        keyconfig.encode_list([config]),
+        key.kem_id,
+        "http://127.0.0.1:1",
+        "token",
+        "/v2/models/m/infer",
+        b'{"inputs":[]}',
+        {"Content-Type": "application/json"},
+    )
+    with Sealer(processes=2) as sealer:
+        files = sealer.write(tmp_path, [order], 10)
+    requests = [request for path in files for request in read_requests(path)]
+    bodies = [request.partition(b"\r\n\r\n")[2] for request in requests]
+    assert len(bodies) == len(set(bodies)) == 10
+    for body in bodies:
+        message, _ = ohttp.open_request(body, key)
+        inner = bhttp.decode_request(message)
+        assert inner.body == b'{"inputs":[]}'
+        assert dict(inner.headers)[b"authorization"] == b"Bearer token"
+
+
+def read_requests(path: Path) -> list[bytes]:
+    found = []
+    with path.open("rb") as file:
+        while line := file.readline():
+            found.append(file.read(int(line)))
+    return found
+
+
+class Recorder(ThreadingHTTPServer):
+    """A server that keeps what it is sent; every fifth request is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.bodies: list[bytes] = []
+
+
+class Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Recorder)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(body)
+        self.send_response(500 if body.endswith(b"0") else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@needs_wrk
+def test_each_request_is_played_once(tmp_path: Path) -> None:
+    server = Recorder()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        host = f"127.0.0.1:{server.server_address[1]}"
+        parts = []
+        for part in range(2):
+            bodies = [b"body %d" % n for n in range(100 * part, 100 * part + 100)]
+            parts.append(tmp_path / f"part-{part}")
+            load.write_requests(
+                parts[-1], (load.http_request("/x", b, {}, host=host) for b in bodies)
+            )
+        # The run ends when all are used up, long before its time.
+        found = load.play(
+            f"http://{host}", parts, connections=2, seconds=120, once=True
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    # What is under way when they are used up may be lost; nothing comes twice.
+    assert 196 <= len(server.bodies) == len(set(server.bodies)) <= 200
+    assert 190 <= found.requests <= 200
+    assert 15 <= found.failures <= 20
+    assert 0 < found.p50_s <= found.p99_s
+
+
+@needs_wrk
+@pytest.mark.slow
+def test_a_short_run_beside_starlette(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    flags = "--seconds 1 --rounds 1 --workload mlp --workers 1 --connections 16"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks", "peers", *flags.split()),
+            *("--only", "starlette", "sealgate", "--json", str(path)),
+        ],
+        cwd=ROOT,
+        env=environment(tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {row.contender: row for row in report.load_results(path).rows}
+    assert found.keys() == {"Starlette, uvicorn", contenders.OURS, *contenders.SEALED}
+    for one in found.values():
+        assert one.failures == 0
+        assert one.rate > 0
+        assert 0 < one.p50_s <= one.p99_s
+        assert one.cpu_s > 0
+        assert one.rss_bytes > 1 << 20

@@ -1,0 +1,224 @@
+"""The walls: import-linter's contracts hold, and each fails on a planted violation."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import ROOT, environment
+
+PACKAGES = ("sealgate", "service", "security", "models")
+TOOLKIT = (
+    "art", "dp_accounting", "onnx", "onnxscript", "opacus", "pandas", "scipy",
+    "sklearn", "torch",
+)  # fmt: skip
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    code = "from importlinter.cli import lint_imports_command as c; c()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "--no-cache"],
+        cwd=folder,
+        env=environment(folder) | {"PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages and their contracts, for planting."""
+    folder = tmp_path_factory.mktemp("walls")
+    for package in PACKAGES:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def contracts() -> list[str]:
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    return [item["name"] for item in document["tool"]["importlinter"]["contracts"]]
+
+
+def broken(result: subprocess.CompletedProcess[str]) -> set[str]:
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    return {name for name in contracts() if f"{name} BROKEN" in lines}
+
+
+def kept(result: subprocess.CompletedProcess[str]) -> set[str]:
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    return {name for name in contracts() if f"{name} KEPT" in lines}
+
+
+def test_the_contracts_hold(packages: Path) -> None:
+    result = lint(packages)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert kept(result) == set(contracts())
+
+
+# One planted line for each contract; together in one run, since each takes seconds.
+PLANTED = {
+    "service over security over models over sealgate": (
+        "models/files.py",
+        "import security.errors",
+    ),
+    "rooms of security: commands on top, the rest side by side": (
+        "security/access/issuer.py",
+        "import security.audit.log",
+    ),
+    "rooms of service": ("service/problems.py", "import service.guard"),
+    "rooms of service.http": (
+        "service/http/exchange.py",
+        "import service.http.intake",
+    ),
+    "rooms of service.inference": (
+        "service/inference/batching.py",
+        "import service.inference.lineup",
+    ),
+    "rooms of service.telemetry": (
+        "service/telemetry/tracing.py",
+        "import service.telemetry.metrics",
+    ),
+    "settings: one module for each table": (
+        "security/settings/tls.py",
+        "import security.settings.loading",
+    ),
+    "rooms of inspection": (
+        "security/inspection/findings.py",
+        "import security.inspection.structure",
+    ),
+    "rooms of models.data": (
+        "models/data/columns.py",
+        "import models.data.sources",
+    ),
+    "rooms of models": ("models/report.py", "import models.bundle"),
+    "rooms of sealgate": ("sealgate/passport.py", "import sealgate.client"),
+    "rooms of the protocol": (
+        "sealgate/protocol/bhttp.py",
+        "import sealgate.protocol.ohttp",
+    ),
+    "the protocol does no I/O": ("sealgate/protocol/hpke.py", "import socket"),
+    "the runtime never reaches the toolkit's libraries": (
+        "security/admission/store.py",
+        "import onnx",
+    ),
+    "only training imports opacus": ("security/commands/token.py", "import opacus"),
+    "only assessment imports art": ("security/training/noise.py", "import art"),
+}
+
+
+def test_every_contract_is_tried_below() -> None:
+    assert set(PLANTED) == set(contracts())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_import_breaks_its_contract(packages: Path, name: str) -> None:
+    path, line = PLANTED[name]
+    file = packages / path
+    original = file.read_text()
+    try:
+        file.write_text(f"{original}\n{line}\n")
+        result = lint(packages)
+    finally:
+        file.write_text(original)
+    assert result.returncode == 1
+    assert name in broken(result)
+
+
+@pytest.mark.slow
+def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
+    folders = (
+        "security",
+        "service",
+        "models",
+        "sealgate",
+        "sealgate/protocol",
+        "service/http",
+        "service/inference",
+        "service/telemetry",
+        "security/settings",
+        "security/inspection",
+        "models/data",
+    )
+    added = [packages / folder / "unplaced.py" for folder in folders]
+    try:
+        for path in added:
+            path.write_text('"""Nobody said where this belongs."""\n')
+        result = lint(packages)
+    finally:
+        for path in added:
+            path.unlink()
+    assert result.returncode == 1
+    assert broken(result) == {
+        "rooms of security: commands on top, the rest side by side",
+        "rooms of service",
+        "rooms of models",
+        "rooms of sealgate",
+        "rooms of the protocol",
+        "rooms of service.http",
+        "rooms of service.inference",
+        "rooms of service.telemetry",
+        "settings: one module for each table",
+        "rooms of inspection",
+        "rooms of models.data",
+    }
+
+
+def test_importing_the_service_brings_no_toolkit(tmp_path: Path) -> None:
+    code = (
+        "import service.app, sys, json;"
+        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "service" in result.stdout
+    loaded = set(result.stdout.strip().strip("[]").replace('"', "").split(", "))
+    assert not loaded & set(TOOLKIT)
+
+
+def test_importing_the_sdk_brings_no_server(tmp_path: Path) -> None:
+    code = (
+        "from sealgate import *; import sealgate.cli, sys;"
+        "print(Client, AsyncClient); print(*sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in result.stdout.split()}
+    others = {"service", "security", "models", "bentoml", "onnxruntime", "jwt"}
+    assert not loaded & (set(TOOLKIT) | others)
+
+
+@pytest.mark.parametrize("module", ["sealgate.errors", "security.commands"])
+def test_what_is_cheap_brings_no_http_client(module: str, tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"],
+        cwd=ROOT,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {name.split(".")[0] for name in result.stdout.split()}
+    assert not loaded & {"httpx", "numpy", "jwt"}

@@ -1,0 +1,173 @@
+"""security.admission.store: a convenience that is never believed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from models.bundle import VERDICT_FILE, read_bundle
+from models.errors import BundleError
+from security.admission.keys import public_pem, trust_document
+from security.errors import AdmissionRefused, KeyFileError, SettingsError
+from security.settings.admission import AdmissionSettings
+from tests.support.bundles import POLICY, Keys, write_bundle
+
+with warnings.catch_warnings():
+    # What BentoML imports warns about how BentoML uses it.
+    warnings.simplefilter("ignore")
+    # It makes its home at import: not in the developer's.
+    os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp())
+    import bentoml
+    from bentoml._internal.configuration.containers import BentoMLContainer
+    from bentoml._internal.models import ModelStore
+
+    from security.admission.store import read_stored, store_bundle, verify_stored
+
+# It imports more of itself at the first use.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+TAG = "toy:1.0.0"
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path) -> Iterator[Path]:
+    """A model store of its own; BentoML reads BENTOML_HOME once per process."""
+    folder = tmp_path / "home" / "models"
+    folder.mkdir(parents=True)
+    BentoMLContainer.model_store.set(ModelStore(folder))
+    yield folder
+    BentoMLContainer.model_store.reset()
+
+
+@pytest.fixture
+def admission(tmp_path: Path, keys: Keys) -> AdmissionSettings:
+    roles = {
+        role: [public_pem(getattr(keys, role).public_key())]
+        for role in ("trainer", "assessor", "release")
+    }
+    (tmp_path / "trust.json").write_bytes(trust_document(roles))
+    (tmp_path / "policy.toml").write_bytes(POLICY)
+    return AdmissionSettings(tmp_path / "trust.json", tmp_path / "policy.toml")
+
+
+def test_what_is_stored_is_what_was_in_the_folder(bundle_folder: Path) -> None:
+    assert store_bundle(bundle_folder) == TAG
+    assert read_stored(TAG).files == read_bundle(bundle_folder).files
+
+
+def test_an_admitted_model_verifies(
+    bundle_folder: Path, admission: AdmissionSettings
+) -> None:
+    store_bundle(bundle_folder)
+    assert verify_stored(TAG, admission).bundle.manifest.tag == TAG
+
+
+def test_the_same_bundle_twice_is_no_harm(bundle_folder: Path) -> None:
+    assert store_bundle(bundle_folder) == store_bundle(bundle_folder)
+
+
+def test_a_stored_version_is_never_replaced(
+    bundle_folder: Path, tmp_path: Path, keys: Keys
+) -> None:
+    store_bundle(bundle_folder)
+    other = write_bundle(tmp_path / "other", keys)  # signed anew: other bytes
+    with pytest.raises(BundleError, match="already, with other contents"):
+        store_bundle(other)
+    assert read_stored(TAG).files == read_bundle(bundle_folder).files
+
+
+def test_only_a_bundle_is_stored(bundle_folder: Path, store: Path) -> None:
+    (bundle_folder / "custom_objects.pkl").write_bytes(b"\x80\x04.")
+    with pytest.raises(BundleError, match="does not belong in a bundle"):
+        store_bundle(bundle_folder)
+    assert not (store / "toy").exists()
+
+
+@pytest.mark.parametrize(
+    "tag",
+    ["toy", "toy:latest", "toy:1.0", "toy:1", "TOY:1.0.0", "toy:1.0.1", "x:1", "", ":"],
+)
+def test_only_the_full_tag_finds_it(bundle_folder: Path, tag: str) -> None:
+    store_bundle(bundle_folder)
+    with pytest.raises(BundleError, match=f"{tag} is not in the model store"):
+        read_stored(tag)
+
+
+def test_a_tag_that_lies(bundle_folder: Path, store: Path) -> None:
+    store_bundle(bundle_folder)
+    os.rename(store / "toy" / "1.0.0", store / "toy" / "2.0.0")
+    description = (store / "toy" / "2.0.0" / "model.yaml").read_text()
+    (store / "toy" / "2.0.0" / "model.yaml").write_text(
+        description.replace("version: 1.0.0", "version: 2.0.0")
+    )
+    with pytest.raises(BundleError, match=r"is really toy:1\.0\.0|not in the model"):
+        read_stored("toy:2.0.0")
+
+
+def test_bentomls_description_is_not_evidence(
+    bundle_folder: Path, store: Path, admission: AdmissionSettings
+) -> None:
+    store_bundle(bundle_folder)
+    before = verify_stored(TAG, admission)
+    path = store / "toy" / "1.0.0" / "model.yaml"
+    labels = path.read_text().replace("labels: {}", "labels: {approved: 'yes'}")
+    path.write_text(labels)
+    assert "approved" in str(bentoml.models.get(TAG).info.labels)
+    assert verify_stored(TAG, admission).verdict_sha256 == before.verdict_sha256
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("custom_objects.pkl", "does not belong in a bundle"),
+        ("weights.bin", "does not belong in a bundle"),
+        ("evidence/x.pkl", "does not belong in a bundle"),
+    ],
+)
+def test_nothing_is_added_in_the_store(
+    bundle_folder: Path,
+    store: Path,
+    admission: AdmissionSettings,
+    name: str,
+    message: str,
+) -> None:
+    store_bundle(bundle_folder)
+    (store / "toy" / "1.0.0" / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(BundleError, match=message):
+        verify_stored(TAG, admission)
+
+
+def test_a_model_changed_in_the_store(
+    bundle_folder: Path, store: Path, admission: AdmissionSettings
+) -> None:
+    store_bundle(bundle_folder)
+    with (store / "toy" / "1.0.0" / "model.onnx").open("ab") as file:
+        file.write(b"\x00")
+    with pytest.raises(AdmissionRefused, match="about other bytes"):
+        verify_stored(TAG, admission)
+
+
+def test_a_model_that_was_never_admitted(
+    bundle_folder: Path, admission: AdmissionSettings
+) -> None:
+    (bundle_folder / VERDICT_FILE).unlink()
+    store_bundle(bundle_folder)
+    with pytest.raises(AdmissionRefused, match="verdict is missing"):
+        verify_stored(TAG, admission)
+
+
+def test_without_trust_or_policy_nothing_passes(
+    bundle_folder: Path, admission: AdmissionSettings
+) -> None:
+    store_bundle(bundle_folder)
+    admission.trust.rename(admission.trust.with_name("elsewhere"))
+    with pytest.raises(KeyFileError, match="trust root"):
+        verify_stored(TAG, admission)
+    admission.policy.unlink()
+    with pytest.raises(SettingsError, match="policy"):
+        verify_stored(TAG, admission)

@@ -1,0 +1,379 @@
+"""Each sealed request once: the stores, and the window of dates."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from security.errors import (
+    DateError,
+    ReplayError,
+    ReplayStoreError,
+    SettingsError,
+)
+from security.sealing.freshness import Freshness, http_date, load_freshness
+from security.sealing.replay import LocalReplayStore, RedisReplayStore, fingerprint
+from security.settings.sealing import SealingSettings
+from tests.support.servers import free_port
+
+NOW = 1_800_000_000.0
+
+
+def insert(store: LocalReplayStore | RedisReplayStore, *entries: bytes, slot: int = 7):
+    async def all_of_them() -> list[bool]:
+        try:
+            return [await store.insert(entry, slot=slot) for entry in entries]
+        finally:
+            if isinstance(store, RedisReplayStore):
+                await store.close()
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[LocalReplayStore]:
+    local = LocalReplayStore(tmp_path / "replay", max_entries=1 << 16)
+    yield local
+    local.close()
+
+
+def test_an_entry_is_new_once(store: LocalReplayStore) -> None:
+    a, b = fingerprint(b"a"), fingerprint(b"b")
+    assert insert(store, a, b, a, b) == [True, True, False, False]
+    assert insert(store, a, slot=8) == [True]
+    store.close()
+    assert insert(store, a) == [False]
+
+
+def together(store: LocalReplayStore, *entries: bytes) -> list[object]:
+    """Insert in one turn of an event loop."""
+
+    async def all_of_them() -> list[object]:
+        inserts = (store.insert(entry, slot=7) for entry in entries)
+        return await asyncio.gather(*inserts, return_exceptions=True)
+
+    return asyncio.run(all_of_them())
+
+
+def test_of_copies_in_one_turn_one_is_new(store: LocalReplayStore) -> None:
+    assert together(store, b"a", b"b", b"a", b"c", b"b") == [
+        *(True, True, False, True, False)
+    ]
+    store.close()
+    assert together(store, b"d", b"c", b"a") == [True, False, False]
+
+
+def test_a_turn_that_cannot_be_stored_is_refused_whole(
+    store: LocalReplayStore,
+) -> None:
+    insert(store, b"x")
+    other = LocalReplayStore(store._folder, max_entries=1 << 16)
+    other._execute("BEGIN IMMEDIATE")
+    refused = together(store, b"a", b"b", b"c")
+    assert [type(error) for error in refused] == [ReplayStoreError] * 3
+    assert len({id(error) for error in refused}) == 3
+    other._execute("ROLLBACK")
+    other.close()
+    assert together(store, b"a", b"b", b"x") == [True, True, False]
+
+
+def test_a_full_store_remembers_nothing_of_a_turn_that_it_refuses(
+    tmp_path: Path,
+) -> None:
+    small = LocalReplayStore(tmp_path, max_entries=100)
+    answers: list[object] = []
+    while not any(isinstance(answer, ReplayStoreError) for answer in answers):
+        turn = [os.urandom(16) for _ in range(50)]
+        answers = together(small, *turn)
+    assert all(isinstance(answer, ReplayStoreError) for answer in answers)
+    small.forget(before_slot=8, drop=[])
+    assert together(small, *turn[:8]) == [True] * 8
+    small.close()
+
+
+def test_who_gives_up_takes_nobody_with_it(store: LocalReplayStore) -> None:
+    async def three() -> list[object]:
+        tasks = [
+            asyncio.create_task(store.insert(entry, slot=7))
+            for entry in (b"a", b"b", b"c")
+        ]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    first, given_up, last = asyncio.run(three())
+    assert (first, last) == (True, True)
+    assert isinstance(given_up, asyncio.CancelledError)
+
+
+def test_forgetting(store: LocalReplayStore) -> None:
+    for slot in (-2, -1, 0, 5, 6, 7):
+        insert(store, b"x", slot=slot)
+    store.forget(before_slot=6, drop=[-1])
+    kept = {slot: not insert(store, b"x", slot=slot)[0] for slot in (-2, -1, 0, 5, 6)}
+    assert kept == {-2: True, -1: False, 0: False, 5: False, 6: True}
+    store.forget(before_slot=0, drop=[-2])
+    assert insert(store, b"x", slot=-2) == [True]
+
+
+def test_the_file_is_its_owners(store: LocalReplayStore) -> None:
+    insert(store, b"x")
+    (path,) = store._folder.glob("*.sqlite")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert store._folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_files_of_other_boots_go(store: LocalReplayStore) -> None:
+    store._folder.mkdir()
+    old = store._folder / "replay-0ld.sqlite"
+    old.write_text("torn")
+    insert(store, b"x")
+    assert not old.exists()
+
+
+def test_full_means_unknown(tmp_path: Path) -> None:
+    small = LocalReplayStore(tmp_path, max_entries=100)
+
+    async def fill() -> int:
+        for count in range(10_000):
+            try:
+                await small.insert(os.urandom(16), slot=1)
+            except ReplayStoreError as error:
+                assert "full" in str(error)  # noqa: PT017
+                return count
+        return -1
+
+    assert 100 <= asyncio.run(fill()) < 4000
+    # Forgetting makes room again.
+    small.forget(before_slot=2, drop=[])
+    assert insert(small, b"x") == [True]
+    small.close()
+
+
+def test_a_store_that_cannot_be_opened_or_is_torn(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    blocked = LocalReplayStore(tmp_path / "file", max_entries=100)
+    with pytest.raises(ReplayStoreError):
+        insert(blocked, b"x")
+    torn = LocalReplayStore(tmp_path, max_entries=100)
+    torn._path.write_bytes(b"this is not a database" * 500)
+    with pytest.raises(ReplayStoreError, match="not a database"):
+        insert(torn, b"x")
+
+
+def test_a_store_that_is_locked_is_not_waited_for_long(
+    store: LocalReplayStore,
+) -> None:
+    insert(store, b"x")
+    other = LocalReplayStore(store._folder, max_entries=1 << 16)
+    other._execute("BEGIN IMMEDIATE")
+    started = time.perf_counter()
+    with pytest.raises(ReplayStoreError, match="locked"):
+        insert(store, b"y")
+    assert time.perf_counter() - started < 2
+    other._execute("ROLLBACK")
+    other.close()
+    assert insert(store, b"y") == [True]
+
+
+def _race(folder: Path, entries: list[bytes]) -> list[bool]:
+    return insert(LocalReplayStore(folder, max_entries=1 << 16), *entries)
+
+
+def test_of_copies_at_several_workers_one_is_new(tmp_path: Path) -> None:
+    entries = [fingerprint(bytes([i])) for i in range(200)]
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        answers = pool.starmap(_race, [(tmp_path, entries)] * 3)
+    assert [sum(new) for new in zip(*answers)] == [1] * 200
+
+
+def test_inserting_is_cheap(store: LocalReplayStore) -> None:
+    entries = [os.urandom(16) for _ in range(5000)]
+    started = time.process_time()
+    insert(store, *entries)
+    # 12 µs where it was measured; the bound is for a loaded machine.
+    assert (time.process_time() - started) / 5000 < 100e-6
+
+
+# Redis.
+
+
+@pytest.fixture(scope="module")
+def redis_url() -> Iterator[str]:
+    pytest.importorskip("redis", reason="the redis package is not installed")
+    binary = shutil.which("redis-server") or os.environ.get("REDIS_SERVER")
+    if not binary:
+        pytest.skip("redis-server is not on this machine")
+    port = free_port()
+    command = [binary, "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    time.sleep(0.5)
+    yield f"redis://127.0.0.1:{port}/0"
+    server.terminate()
+    server.wait()
+
+
+def redis_store(url: str) -> RedisReplayStore:
+    return RedisReplayStore(url, dated_ttl_s=260, undated_ttl_s=3600)
+
+
+def test_redis_remembers_for_all(redis_url: str) -> None:
+    assert insert(redis_store(redis_url), b"a", b"b", b"a") == [True, True, False]
+    assert insert(redis_store(redis_url), b"a", slot=-1) == [True]
+    assert insert(redis_store(redis_url), b"b") == [False]
+
+
+def test_redis_entries_expire(redis_url: str) -> None:
+    async def ttl(slot: int) -> int:
+        store = redis_store(redis_url)
+        await store.insert(b"ttl", slot=slot)
+        (key,) = await store._client.keys(f"sealgate:replay:{slot}:{b'ttl'.hex()}")
+        seconds = await store._client.ttl(key)
+        await store.close()
+        return seconds
+
+    assert 250 <= asyncio.run(ttl(9)) <= 260
+    assert 3590 <= asyncio.run(ttl(-9)) <= 3600
+
+
+def test_a_redis_that_is_away_fails_closed() -> None:
+    pytest.importorskip("redis", reason="the redis package is not installed")
+    with pytest.raises(ReplayStoreError, match="redis: ConnectionError"):
+        insert(redis_store(f"redis://127.0.0.1:{free_port()}/0"), b"x")
+
+
+# Dates.
+
+
+def fresh(store: LocalReplayStore, *, require: bool = True) -> Freshness:
+    return Freshness(store, window_s=120, require_date=require, clock=lambda: NOW)
+
+
+def check(
+    freshness: Freshness, *dates: bytes, enc: bytes = b"enc", key_id: int = 1
+) -> None:
+    headers = tuple((b"date", date) for date in dates)
+    asyncio.run(freshness.check(headers, enc, key_id=key_id, live_ids=(1, 2)))
+
+
+@pytest.mark.parametrize("offset", [-120, -119, 0, 120])
+def test_dates_in_the_window_pass_once(store: LocalReplayStore, offset: int) -> None:
+    date = http_date(NOW + offset)
+    check(fresh(store), date)
+    with pytest.raises(ReplayError):
+        check(fresh(store), date)
+
+
+OUTSIDE = {
+    "stale": [http_date(NOW - 121)],
+    "future": [http_date(NOW + 121)],
+    "long ago": [b"Sun, 06 Nov 1994 08:49:37 GMT"],
+    "none": [],
+    "empty": [b""],
+    "twice": [http_date(NOW)] * 2,
+    "seconds": [b"%d" % NOW],
+    "RFC 850": [b"Sunday, 06-Nov-94 08:49:37 GMT"],
+    "asctime": [b"Sun Nov  6 08:49:37 1994"],
+    "another zone": [http_date(NOW).replace(b"GMT", b"UTC")],
+    "a day that is none": [b"Sun, 31 Feb 2027 08:49:37 GMT"],
+    "an hour that is none": [b"Sun, 06 Nov 2026 24:00:00 GMT"],
+    "year 0": [b"Sun, 06 Nov 0000 08:49:37 GMT"],
+    "a space behind": [http_date(NOW) + b" "],
+    "huge": [b"9" * 10_000],
+}
+
+
+@pytest.mark.parametrize("dates", OUTSIDE.values(), ids=OUTSIDE)
+def test_dates_outside(store: LocalReplayStore, dates: list[bytes]) -> None:
+    with pytest.raises(DateError):
+        check(fresh(store), *dates)
+    if dates:
+        with pytest.raises(DateError):
+            check(fresh(store, require=False), *dates)
+
+
+def test_without_a_date_where_that_is_allowed(store: LocalReplayStore) -> None:
+    freshness = fresh(store, require=False)
+    check(freshness)
+    check(freshness, key_id=2)
+    with pytest.raises(ReplayError):
+        check(freshness)
+
+
+def test_entries_live_as_long_as_their_copies_could_pass(
+    store: LocalReplayStore,
+) -> None:
+    times = [NOW]
+    freshness = Freshness(
+        store,
+        window_s=120,
+        require_date=False,
+        clock=lambda: times[0],
+        monotonic=lambda: times[0],
+    )
+    date = http_date(NOW + 120)
+    check(freshness, date)
+    check(freshness, enc=b"undated")
+    for _ in range(24):
+        times[0] += 10
+        with pytest.raises(ReplayError):
+            check(freshness, date)
+    times[0] += 1
+    with pytest.raises(DateError):
+        check(freshness, date)
+    times[0] += 100_000
+    with pytest.raises(ReplayError):
+        check(freshness, enc=b"undated")
+    count = store._execute("SELECT count(*) FROM seen").fetchone()
+    assert count == (1,)
+
+
+def test_undated_entries_go_some_time_after_their_key(
+    store: LocalReplayStore,
+) -> None:
+    times = [NOW]
+    freshness = Freshness(
+        store,
+        window_s=120,
+        require_date=False,
+        clock=lambda: times[0],
+        monotonic=lambda: times[0],
+    )
+
+    def undated(enc: bytes, *live: int) -> None:
+        asyncio.run(freshness.check((), enc, key_id=live[0], live_ids=live))
+
+    undated(b"a", 1)
+    for offset, kept in ((10, True), (20, True), (40, False)):
+        times[0] = NOW + offset
+        undated(b"%d" % offset, 2)
+        count = store._execute("SELECT count(*) FROM seen WHERE slot = -2").fetchone()
+        assert count == (int(kept),)
+
+
+def test_a_refused_date_is_not_remembered(store: LocalReplayStore) -> None:
+    with pytest.raises(DateError):
+        check(fresh(store), http_date(NOW - 500))
+    check(fresh(store), http_date(NOW))
+
+
+def test_the_settings_choose_the_store(tmp_path: Path) -> None:
+    local = SealingSettings(replay_directory=tmp_path)
+    assert isinstance(load_freshness(local)._store, LocalReplayStore)
+    with pytest.raises(SettingsError):
+        load_freshness(SealingSettings(replay_store="memcached://"))
+    make: Callable[[str], SealingSettings] = lambda u: SealingSettings(replay_store=u)  # noqa: E731
+    pytest.importorskip("redis", reason="the redis package is not installed")
+    stored = load_freshness(make("redis://user:secret@127.0.0.1:1/0"))._store
+    assert isinstance(stored, RedisReplayStore)
+    assert "secret" not in repr(stored)
+    with pytest.raises(ReplayStoreError, match="not a Redis URL"):
+        load_freshness(make("redis://127.0.0.1:port/0"))

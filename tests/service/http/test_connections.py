@@ -1,0 +1,232 @@
+"""The head of a request: bounded in bytes and in time, over raw sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from sealgate.exchange import GATEWAY_PATH, Answer, Exchange, build_request
+from sealgate.protocol import keyconfig
+from tests.conftest import toy_settings
+from tests.support.rooms import INPUT
+from tests.support.servers import Server, serve
+
+
+@pytest.fixture(scope="module")
+def hasty(deployment) -> Iterator[Server]:
+    """A server that waits one second for a head, two for a body."""
+    extra = toy_settings(deployment) | {
+        "SEALGATE_SERVICE_HEAD_TIMEOUT_S": "1.0",
+        "SEALGATE_SERVICE_BODY_TIMEOUT_S": "2.0",
+    }
+    with serve("service.app:Sealgate", deployment, extra=extra) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    parts = urlsplit(server.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+
+
+def answer(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionError:
+        pass
+    return received
+
+
+def memory(server: Server) -> int:
+    family = psutil.Process(server.pid).children(recursive=True)
+    return max(process.memory_info().rss for process in family)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ",
+        b"GET /",
+        b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n",
+    ],
+    ids=["value", "target", "many"],
+)
+def test_a_head_without_end_is_refused(server: Server, start: bytes) -> None:
+    before = memory(server)
+    filler = b"x-a: b\r\n" * 8192 if start.endswith(b"\r\n") else b"a" * 65536
+    with connect(server) as connection:
+        connection.sendall(start)
+        try:
+            for _ in range(1600):  # 100 MB
+                connection.sendall(filler)
+        except ConnectionError:
+            pass
+        received = answer(connection)
+    assert received in (b"", *[received] * received.startswith(b"HTTP/1.1 431 "))
+    assert memory(server) - before < 20 << 20
+
+
+def test_a_head_a_little_too_long_gets_431(server: Server) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 33000)
+        received = answer(connection)
+    assert received.startswith(b"HTTP/1.1 431 ")
+    assert b"connection: close" in received
+
+
+def test_a_long_body_behind_a_short_head_is_no_head(server: Server) -> None:
+    body = b"x" * 200_000
+    head = (
+        b"POST /.well-known/ohttp-gateway HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"Content-Type: message/ohttp-req\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    with connect(server) as connection:
+        connection.sendall(head + body)
+        assert answer(connection).startswith(b"HTTP/1.1 422 ")
+
+
+def test_a_slow_head_is_cut_off(hasty: Server) -> None:
+    with connect(hasty) as connection:
+        began = time.monotonic()
+        connection.sendall(b"GET /v2/health/ready HTTP/1.1\r\n")
+        assert answer(connection) == b""
+        assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_silent_connection_is_cut_off(hasty: Server) -> None:
+    with connect(hasty) as connection:
+        assert answer(connection) == b""
+
+
+def test_a_slow_second_head_is_cut_off(hasty: Server) -> None:
+    request = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(hasty) as connection:
+        connection.sendall(request)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(request[:-4])
+        assert answer(connection) == b""
+
+
+def test_a_request_after_a_pause_is_answered(hasty: Server) -> None:
+    request = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(hasty) as connection:
+        for _ in range(3):
+            connection.sendall(request)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.6)
+
+
+def test_an_upgrade_is_an_ordinary_request_and_logs_nothing(server: Server) -> None:
+    before = server.log.read_text()
+    with connect(server) as connection:
+        connection.sendall(
+            b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+    assert "WebSocket" not in server.log.read_text().removeprefix(before)
+
+
+def large(server: Server, token: str) -> tuple[bytes, Exchange]:
+    """A sealed inference of a megabyte, with its HTTP head."""
+    configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
+    inner = build_request(
+        "POST",
+        "/v2/models/toy/infer",
+        url=server.url,
+        token=token,
+        now=time.time(),
+        headers=((b"content-type", b"application/json"),),
+        body=json.dumps({"inputs": [INPUT]}).encode().ljust(1 << 20),
+    )
+    exchange = Exchange(configs[0], inner, max_response_bytes=1 << 20)
+    head = (
+        f"POST {GATEWAY_PATH} HTTP/1.1\r\nHost: x\r\n"
+        "Content-Type: message/ohttp-req\r\n"
+        f"Content-Length: {len(exchange.content)}\r\n\r\n"
+    ).encode()
+    return head + exchange.content, exchange
+
+
+def read_response(connection: socket.socket) -> http.client.HTTPResponse:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response
+
+
+class Shared:
+    """A connection of which several responses are read, none more than its own."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._file = connection.makefile("rb")
+
+    def makefile(self, _: str) -> Shared:
+        return self
+
+    def readline(self, size: int) -> bytes:
+        return self._file.readline(size)
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """The next response is still to be read."""
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+
+@pytest.mark.parametrize("portion", [70_000, 1 << 21])
+def test_a_large_sealed_body_in_portions(
+    server: Server, token: str, portion: int
+) -> None:
+    with connect(server) as connection:
+        for _ in range(2):  # the connection goes on
+            data, exchange = large(server, token)
+            for start in range(0, len(data), portion):
+                connection.sendall(data[start : start + portion])
+                time.sleep(0.01)
+            response = read_response(connection)
+            answer = Answer(
+                response.status, dict(response.headers.items()), response.read()
+            )
+            inner = exchange.finish(answer)
+            assert inner.status == 200
+            assert json.loads(bytes(inner.body))["model_name"] == "toy"
+
+
+def test_two_large_bodies_one_behind_the_other(server: Server, token: str) -> None:
+    (first, one), (second, two) = large(server, token), large(server, token)
+    with connect(server) as connection:
+        sender = threading.Thread(target=connection.sendall, args=[first + second])
+        sender.start()
+        shared = Shared(connection)
+        for exchange in (one, two):
+            response = read_response(shared)
+            headers = dict(response.headers.items())
+            answer = Answer(response.status, headers, response.read())
+            assert exchange.finish(answer).status == 200
+        sender.join()
+
+
+def test_a_large_sealed_body_that_stops(hasty: Server, token: str) -> None:
+    data, _ = large(hasty, token)
+    with connect(hasty) as connection:
+        connection.sendall(data[:300_000])
+        received = answer(connection)
+        assert received.startswith(b"HTTP/1.1 408 ")
+    # What comes too late belongs to nothing.
+    with connect(hasty) as connection:
+        connection.sendall(data[:300_000])
+    assert httpx.get(f"{hasty.url}/v2/health/ready").status_code == 200

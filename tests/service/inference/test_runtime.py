@@ -1,0 +1,164 @@
+"""service.inference.runtime: what runs is what was checked, until a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from models.manifest import Manifest, Tensor
+from sealgate.protocol.tensors import TensorSpec
+from security.errors import AdmissionRefused
+from service.inference.batching import InferenceFailedError, InferenceTimeoutError
+from service.inference.lineup import Lineup
+from service.inference.runtime import LoadedModel
+from tests.conftest import working_directory
+from tests.support.bundles import WEIGHTS, manifest, onnx_model
+from tests.support.rooms import (
+    admitted,
+    endless_model,
+    external_model,
+    log_model,
+    reshape_model,
+    unverified,
+)
+
+ROWS = np.array([[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]], dtype=np.float32)
+
+
+def expected(rows: np.ndarray) -> np.ndarray:
+    logits = np.exp(rows @ WEIGHTS)
+    return logits / logits.sum(axis=1, keepdims=True)
+
+
+def infer(runtime: Lineup, name: str, inputs: dict, outputs: list[str]) -> list:
+    model = runtime.find(name)
+    assert model is not None
+    return asyncio.run(runtime.infer(model, inputs, outputs))
+
+
+def test_runs_what_numpy_computes(tmp_path: Path) -> None:
+    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    outputs = infer(runtime, "toy", {"features": ROWS}, ["label", "probabilities"])
+    np.testing.assert_allclose(outputs[1], expected(ROWS), rtol=1e-5)
+    np.testing.assert_array_equal(outputs[0], expected(ROWS).argmax(axis=1))
+
+
+def test_the_bytes_that_run_are_the_bytes_that_were_checked(tmp_path: Path) -> None:
+    admission = admitted(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(onnx_model(-WEIGHTS))
+    runtime = Lineup([admission], timeout_s=10)
+    (tmp_path / "model.onnx").unlink()
+    (probabilities,) = infer(runtime, "toy", {"features": ROWS}, ["probabilities"])
+    np.testing.assert_allclose(probabilities, expected(ROWS), rtol=1e-5)
+
+
+def test_finds_one_version_only(tmp_path: Path) -> None:
+    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    assert runtime.find("toy") is runtime.find("toy", "1.0.0") is not None
+    for name, version in (("toy", "1.0.1"), ("toy", "1"), ("toy", ""), ("other", None)):
+        assert runtime.find(name, version) is None
+
+
+def _with(part: str, *specs: TensorSpec) -> Manifest:
+    return replace(manifest(), **{part: tuple(map(Tensor, specs))})
+
+
+FEATURES = TensorSpec("features", "FP32", (-1, 3))
+PROBABILITIES = TensorSpec("probabilities", "FP32", (-1, 2))
+LABEL = TensorSpec("label", "INT64", (-1,))
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        (_with("inputs", replace(FEATURES, name="x")), "tensors are not the manifest"),
+        (_with("inputs", FEATURES, LABEL), "tensors are not the manifest's"),
+        (_with("outputs", PROBABILITIES), "tensors are not the manifest's"),
+        (_with("inputs", replace(FEATURES, datatype="FP64")), "'features' is tensor"),
+        (_with("inputs", replace(FEATURES, shape=(-1, 4))), "'features' is tensor"),
+        (_with("inputs", replace(FEATURES, shape=(1, 3))), "'features' is tensor"),
+        (_with("inputs", replace(FEATURES, shape=(-1,))), "'features' is tensor"),
+        (
+            _with("outputs", PROBABILITIES, replace(LABEL, datatype="INT32")),
+            r"'label' is tensor\(int64\)\[-1\], not INT32\[-1\]",
+        ),
+    ],
+)
+def test_refuses_a_manifest_that_is_not_the_models(
+    tmp_path: Path, declared: Manifest, message: str
+) -> None:
+    with pytest.raises(AdmissionRefused, match=message) as caught:
+        LoadedModel(unverified(tmp_path, onnx_model(), declared))
+    assert caught.value.check == 17
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", onnx_model()[:-20]])
+def test_refuses_what_onnxruntime_cannot_load(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(AdmissionRefused, match="onnxruntime cannot load it") as caught:
+        LoadedModel(unverified(tmp_path, data, manifest()))
+    assert caught.value.check == 17
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "{}/weights.bin"])
+def test_refuses_weights_in_another_file(tmp_path: Path, location: str) -> None:
+    weights = tmp_path / "weights.bin"
+    location = location.format(tmp_path)
+    admission = external_model(tmp_path / "bundle", weights, location)
+    # Not even where onnxruntime would look for it.
+    with (
+        working_directory(tmp_path),
+        pytest.raises(AdmissionRefused, match="onnxruntime cannot load it"),
+    ):
+        LoadedModel(admission)
+
+
+def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
+    admissions = [endless_model(tmp_path / "odd"), admitted(tmp_path / "toy")]
+    runtime = Lineup(admissions, timeout_s=0.3)
+    started = time.perf_counter()
+    with pytest.raises(InferenceTimeoutError, match="stopped at the deadline"):
+        infer(runtime, "odd", {"x": ROWS}, ["y"])
+    assert 0.3 <= time.perf_counter() - started < 2
+    # The thread is free again, and the next model runs.
+    assert len(infer(runtime, "toy", {"features": ROWS}, ["label"])) == 1
+
+
+def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
+    runtime = Lineup([admitted(tmp_path)], timeout_s=0.2)
+
+    async def twice() -> None:
+        model = runtime.find("toy")
+        assert model is not None
+        await runtime.infer(model, {"features": ROWS}, ["label"])
+        await asyncio.sleep(0.3)
+        await runtime.infer(model, {"features": ROWS}, ["label"])
+
+    asyncio.run(twice())
+
+
+def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
+    runtime = Lineup([reshape_model(tmp_path)], timeout_s=10)
+    assert len(infer(runtime, "odd", {"x": ROWS}, ["y"])) == 1
+    with pytest.raises(InferenceFailedError) as caught:
+        infer(runtime, "odd", {"x": ROWS[:1]}, ["y"])
+    assert str(caught.value) == "onnxruntime failed"
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_nan_is_the_callers_to_judge(tmp_path: Path) -> None:
+    runtime = Lineup([log_model(tmp_path)], timeout_s=10)
+    (logs,) = infer(runtime, "odd", {"x": -abs(ROWS)}, ["y"])
+    assert np.isnan(logs).any()
+
+
+def test_only_the_cpu_is_used(tmp_path: Path) -> None:
+    model = LoadedModel(admitted(tmp_path))
+    assert isinstance(model._session, ort.InferenceSession)
+    assert model._session.get_providers() == ["CPUExecutionProvider"]

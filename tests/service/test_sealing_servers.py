@@ -1,0 +1,170 @@
+"""Two real servers that share keys and a Redis: replays, and keys that rotate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sealgate import Client
+from sealgate.exchange import GATEWAY_PATH, Answer, Exchange, build_request
+from sealgate.protocol import keyconfig
+from sealgate.protocol.bhttp import Response
+from tests.conftest import check_security, mint, toy_settings
+from tests.support.bundles import NAME
+from tests.support.servers import Server, free_port, serve
+
+pytestmark = pytest.mark.slow
+SEALED = {"content-type": "message/ohttp-req"}
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A Redis of this module's own, and its URL."""
+    pytest.importorskip("redis", reason="the redis package is not installed")
+    program = shutil.which("redis-server") or os.environ.get("REDIS_SERVER")
+    if not program:
+        pytest.skip("redis-server is not on this machine")
+    port = free_port()
+    command = [program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+    yield f"redis://127.0.0.1:{port}/0", process
+    process.terminate()
+    process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def home(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployment whose keys may be changed."""
+    return Path(shutil.copytree(deployment, tmp_path_factory.mktemp("pair") / "home"))
+
+
+@pytest.fixture(scope="module")
+def pair(home: Path, redis: tuple[str, object]) -> Iterator[list[Server]]:
+    extra = toy_settings(home) | {"SEALGATE_SEALING_REPLAY_STORE": redis[0]}
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(serve("service.app:Sealgate", home, extra=extra))
+            for _ in range(2)
+        ]
+
+
+def sealed(server: Server) -> Exchange:
+    configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
+    request = build_request(
+        "GET", "/v2/health/live", url=server.url, token=None, now=time.time()
+    )
+    return Exchange(configs[0], request, max_response_bytes=1 << 16)
+
+
+def post(server: Server, exchange: Exchange) -> Response:
+    outer = httpx.post(
+        server.url + GATEWAY_PATH, content=exchange.content, headers=SEALED, timeout=60
+    )
+    headers = {name.lower(): value for name, value in outer.headers.items()}
+    return exchange.finish(Answer(outer.status_code, headers, outer.content))
+
+
+def kind(response: Response) -> str:
+    return json.loads(bytes(response.body))["type"].rpartition("/")[2]
+
+
+def test_one_answer_from_both(pair: list[Server]) -> None:
+    first, second = pair
+    exchange = sealed(first)
+    assert post(second, exchange).status == 200
+    for server in (first, second):
+        again = post(server, exchange)
+        assert (again.status, kind(again)) == (409, "replayed")
+    assert post(first, sealed(second)).status == 200
+
+
+def test_of_copies_at_both_at_once_one_is_answered(pair: list[Server]) -> None:
+    exchange = sealed(pair[0])
+    statuses: list[int] = []
+    threads = [
+        threading.Thread(target=lambda s=s: statuses.append(post(s, exchange).status))
+        for s in pair * 3
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 409, 409, 409, 409, 409]
+
+
+def test_no_request_is_dropped_while_keys_rotate(
+    pair: list[Server], home: Path
+) -> None:
+    """Keys are made and taken up while clients go on with what they have."""
+    token = mint(home, f"infer:{NAME}")
+    failures: list[BaseException] = []
+    answers = [0, 0]
+    done = threading.Event()
+
+    def work(number: int) -> None:
+        try:
+            with Client(pair[number].url, token=token, timeout_s=60) as client:
+                while not done.is_set():
+                    client.infer(NAME, {"features": [[1, 2, 3]]})
+                    answers[number] += 1
+        except BaseException as error:  # noqa: BLE001  (raised by who waits)
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    before = keyconfig.decode_list(httpx.get(pair[0].url + GATEWAY_PATH).content)
+    for thread in threads:
+        thread.start()
+    try:
+        check_security(
+            home, "keys", "generate", "--role", "sealing", **toy_settings(home)
+        )
+        new = before
+        deadline = time.monotonic() + 60
+        while any(key in before for key in new) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            new = keyconfig.decode_list(httpx.get(pair[0].url + GATEWAY_PATH).content)
+        so_far = list(answers)
+        while (
+            any(now <= then for now, then in zip(answers, so_far))
+            and not failures
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.1)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert not any(key in before for key in new)
+    assert all(now > then for now, then in zip(answers, so_far))
+
+
+def test_a_redis_that_is_gone_fails_closed(
+    pair: list[Server], redis: tuple[str, subprocess.Popen[bytes]]
+) -> None:
+    """The last test of this module: it takes the Redis away."""
+    redis[1].kill()
+    redis[1].wait(timeout=20)
+    refused = post(pair[0], sealed(pair[0]))
+    assert (refused.status, kind(refused)) == (503, "replay-unavailable")
+    assert dict(refused.headers)[b"retry-after"] == b"1"

@@ -1,0 +1,131 @@
+"""Real servers on a free port, stopped by who started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_TIMEOUT_S = 90
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        url: where it listens.
+        home: its SEALGATE_HOME.
+        log: file with everything it printed.
+        pid: of the parent process.
+    """
+
+    url: str
+    home: Path
+    log: Path
+    pid: int
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def bentoml(*arguments: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "bentoml", *arguments]
+
+
+def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, with the state of a deployment under ``home``."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SEALGATE_")}
+    return {
+        **kept,
+        "SEALGATE_HOME": str(home),
+        "BENTOML_HOME": str(home / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **(extra or {}),
+    }
+
+
+@contextmanager
+def serve(
+    target: str,
+    home: Path,
+    *,
+    extra: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+    python: str = sys.executable,
+    tls: ssl.SSLContext | None = None,
+    port: int | None = None,
+) -> Iterator[Server]:
+    """Run `bentoml serve TARGET` until the block ends."""
+    port = port or free_port()
+    log = home / f"server-{port}.log"
+    command = bentoml(
+        "serve",
+        target,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--timeout-graceful-shutdown",
+        "5",
+        python=python,
+    )
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment(home, extra),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        _wait(url, process, log, tls)
+        yield Server(url, home, log, process.pid)
+    finally:
+        _stop(process)
+
+
+def _wait(
+    url: str,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    tls: ssl.SSLContext | None,
+) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"exited {process.returncode}: {log.read_text()}")
+        try:
+            ready = httpx.get(f"{url}/v2/health/ready", timeout=1, verify=tls or False)
+            if ready.status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"server did not become ready: {log.read_text()}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
