@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,12 @@ from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
 from tests.support.servers import ROOT, Server, environment, serve
 
 TAG = f"{NAME}:{VERSION}"
+
+
+def pytest_configure() -> None:
+    """Let children take Ctrl-C: a shell has its background jobs ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
