@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+
 from tests.support.servers import ROOT
 
 MAX_MODULE_LINES = 500
