@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from inspect import isawaitable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
+import httpcore
 import numpy.typing as npt
 
 from sealgate.answers import StreamedAnswer, check_clock, once, read_head
@@ -21,7 +22,7 @@ from sealgate.errors import (
     OverloadedError,
     TransportError,
 )
-from sealgate.exchange import Answer, refusal
+from sealgate.exchange import Answer, check_token, refusal
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -30,6 +31,7 @@ from sealgate.protocol.bhttp_stream import Event
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
+from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
 
 __all__ = ["AsyncClient"]
 
@@ -39,8 +41,6 @@ _MAX_REFUSAL_BYTES = 64 << 10
 _MAX_WHOLE_BYTES = 64 << 20
 
 T = TypeVar("T")
-# Compressed answers would be bounded before, not after, they are unpacked.
-_HEADERS = {"accept-encoding": "identity", "user-agent": "sealgate"}
 
 
 class AsyncClient:
@@ -75,9 +75,7 @@ class AsyncClient:
         """
         self._core = Core(url, options)
         self._token = token
-        self._http = httpx.AsyncClient(
-            timeout=timeout_s, follow_redirects=False, headers=_HEADERS
-        )
+        self._pools = Pools(httpcore.AsyncConnectionPool, timeout_s)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._core.url}>"
@@ -118,7 +116,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for pool in self._pools.all():
+            await pool.aclose()
 
     async def health(self) -> bool:
         """Whether the server is ready. Asked in the open, without the token."""
@@ -262,7 +261,7 @@ class AsyncClient:
             async with self.stream("GET", _PROBE, own_token=False):
                 pass
         attempts = Attempts(self._core.options.retry)
-        token = await self._ask_token() if own_token else None
+        token = check_token(await self._ask_token()) if own_token else None
         size = len(body) if isinstance(body, bytes) else length
         while self._core.speaks_chunked:
             exchange = await self._run(
@@ -303,11 +302,11 @@ class AsyncClient:
         outer = await stack.enter_async_context(
             self._http_stream(exchange, _sealed(exchange, body))
         )
-        kind = outer.headers.get("content-type", "")
-        if outer.status_code == 415:
+        kind = received_fields(outer).get("content-type", "")
+        if outer.status == 415:
             self._core.refused_chunks()
             return None
-        if outer.status_code != 200 or kind != exchange.response_media_type:
+        if outer.status != 200 or kind != exchange.response_media_type:
             raise refusal(await self._whole(outer, _MAX_REFUSAL_BYTES))
         events = self._opened(exchange, outer)
         stack.push_async_callback(events.aclose)
@@ -320,19 +319,23 @@ class AsyncClient:
     @asynccontextmanager
     async def _http_stream(
         self, exchange: StreamExchange, content: AsyncIterator[bytes]
-    ) -> AsyncIterator[httpx.Response]:
+    ) -> AsyncIterator[httpcore.Response]:
         headers = {"content-type": exchange.media_type, "incremental": "?1"}
         with self._translated():
-            async with self._http.stream(
-                "POST", self._core.gateway, content=content, headers=headers
+            async with self._pools.to(self._core.gateway).stream(
+                "POST",
+                self._core.gateway,
+                headers=sent_fields(headers),
+                content=content,
+                extensions=self._pools.extensions,
             ) as response:
                 yield response
 
     async def _opened(
-        self, exchange: StreamExchange, outer: httpx.Response
+        self, exchange: StreamExchange, outer: httpcore.Response
     ) -> AsyncGenerator[Event, None]:
         with self._translated():
-            async for data in outer.aiter_raw():
+            async for data in outer.aiter_stream():
                 for event in exchange.open(data):
                     yield event
         for event in exchange.end():
@@ -342,9 +345,8 @@ class AsyncClient:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except httpx.HTTPError as error:
-            kind = type(error).__name__
-            raise TransportError(f"{self.url} does not answer: {kind}") from None
+        except FAILURES as error:
+            raise failed(self.url, error) from None
 
     async def _run(self, steps: Steps[T]) -> T:
         reply: Answer | str | None = None
@@ -367,26 +369,29 @@ class AsyncClient:
         return None
 
     async def _ask_token(self) -> str:
-        token = self._token if isinstance(self._token, str) else self._token()
-        return token if isinstance(token, str) else await token
+        token = self._token() if callable(self._token) else self._token
+        return await token if isawaitable(token) else token
 
     async def _fetch(self, step: Fetch) -> Answer:
         with self._translated():
-            async with self._http.stream(
-                step.method, step.url, content=_content(step), headers=step.headers
+            async with self._pools.to(step.url).stream(
+                step.method,
+                step.url,
+                headers=sent_fields(step.headers),
+                content=_content(step),
+                extensions=self._pools.extensions,
             ) as response:
                 return await self._whole(response, step.max_bytes)
 
-    async def _whole(self, response: httpx.Response, max_bytes: int) -> Answer:
+    async def _whole(self, response: httpcore.Response, max_bytes: int) -> Answer:
         chunks: list[bytes] = []
         size = 0
-        async for chunk in response.aiter_raw():
+        async for chunk in response.aiter_stream():
             size += len(chunk)
             if size > max_bytes:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, b"".join(chunks))
+        return Answer(response.status, received_fields(response), b"".join(chunks))
 
 
 def _send_again() -> OverloadedError:

@@ -162,7 +162,7 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Listen on this machine and seal every request for the server, so that any "
         "Open Inference Protocol client can talk to it. Requests without a token get "
-        "the profile's, except from other machines."
+        "the profile's where they come from your own account."
     )
     parser.add_argument(
         "--to", metavar="URL", help="server to seal to; default: the profile's"
@@ -173,6 +173,23 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
         default=("127.0.0.1", 8080),
         metavar="ADDRESS",
         help="host:port (default: 127.0.0.1:8080)",
+    )
+    parser.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="listen on a Unix socket that only you can open, instead of an address",
+    )
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument(
+        "--allow-others",
+        action="store_true",
+        help="lend the profile's token to every account of this machine",
+    )
+    token.add_argument(
+        "--no-token",
+        action="store_true",
+        help="lend it to nobody: clients bring their own",
     )
     parser.add_argument(
         "--allow-remote",

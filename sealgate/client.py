@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import httpx
+import httpcore
 import numpy.typing as npt
 
 from sealgate.core import Core
@@ -23,12 +23,11 @@ from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.steps import AskToken, Fetch, Steps, Wait
+from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
 
 __all__ = ["Client"]
 
 T = TypeVar("T")
-# Compressed answers would be bounded before, not after, they are unpacked.
-_HEADERS = {"accept-encoding": "identity", "user-agent": "sealgate"}
 
 
 class Client:
@@ -62,9 +61,7 @@ class Client:
         """
         self._core = Core(url, options)
         self._token = token
-        self._http = httpx.Client(
-            timeout=timeout_s, follow_redirects=False, headers=_HEADERS
-        )
+        self._pools = Pools(httpcore.ConnectionPool, timeout_s)
 
     def __repr__(self) -> str:
         return f"<Client {self._core.url}>"
@@ -105,7 +102,8 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        for pool in self._pools.all():
+            pool.close()
 
     def health(self) -> bool:
         """Whether the server is ready. Asked in the open, without the token."""
@@ -230,7 +228,7 @@ class Client:
             case Fetch():
                 return self._fetch(step)
             case AskToken():
-                return self._token if isinstance(self._token, str) else self._token()
+                return self._token() if callable(self._token) else self._token
             case Wait():
                 time.sleep(step.seconds)
         return None
@@ -239,16 +237,18 @@ class Client:
         chunks: list[bytes] = []
         size = 0
         try:
-            with self._http.stream(
-                step.method, step.url, content=step.content, headers=step.headers
+            with self._pools.to(step.url).stream(
+                step.method,
+                step.url,
+                headers=sent_fields(step.headers),
+                content=step.content,
+                extensions=self._pools.extensions,
             ) as response:
-                for chunk in response.iter_raw():
+                for chunk in response.iter_stream():
                     size += len(chunk)
                     if size > step.max_bytes:
                         raise TransportError("the answer is too long")
                     chunks.append(chunk)
-        except httpx.HTTPError as error:
-            kind = type(error).__name__
-            raise TransportError(f"{self.url} does not answer: {kind}") from None
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, headers, b"".join(chunks))
+        except FAILURES as error:
+            raise failed(self.url, error) from None
+        return Answer(response.status, received_fields(response), b"".join(chunks))

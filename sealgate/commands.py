@@ -7,18 +7,21 @@ import asyncio
 import ipaddress
 import json
 import signal
+import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from sealgate.async_client import AsyncClient
 from sealgate.client import Client
+from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
 from sealgate.keys import fingerprint, parse_configs
 from sealgate.options import options_of
 from sealgate.passport import Passport
+from sealgate.peers import is_ours
 from sealgate.profile import Profile
 from sealgate.protocol.hpke import (
     AEAD_AES_128_GCM,
@@ -116,7 +119,7 @@ def keys(args: argparse.Namespace) -> int:
 def proxy(args: argparse.Namespace) -> int:
     """Seal what any client sends, until interrupted."""
     host, port = args.listen
-    local = _is_loopback(host)
+    local = args.socket is not None or _is_loopback(host)
     if not local and not args.allow_remote:
         raise ProfileError(
             f"{host} is beyond this machine, and what is sent there is not sealed; "
@@ -125,10 +128,8 @@ def proxy(args: argparse.Namespace) -> int:
     profile = _proxy_profile(args)
     if not local:
         print(f"warning: listening on {host}, in the open", file=sys.stderr)
-    try:
-        asyncio.run(_serve(profile, host, port, local=local, timeout_s=args.timeout))
-    except OSError as error:
-        raise ProfileError(f"{host}:{port}: {error.strerror}") from None
+    with listening(host, port, args.socket) as endpoint:
+        asyncio.run(_serve(profile, endpoint, args))
     return 0
 
 
@@ -145,33 +146,40 @@ def address(text: str) -> tuple[str, int]:
 
 
 async def _serve(
-    profile: Profile, host: str, port: int, *, local: bool, timeout_s: float
+    profile: Profile, endpoint: socket.socket, args: argparse.Namespace
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    hosts: set[bytes] = set()
-
-    def started(bound: int) -> None:
-        names = {"127.0.0.1", "localhost", "[::1]", host}
-        hosts.update(f"{name}:{bound}".encode() for name in names)
-        print(f"sealing http://{host}:{bound} to {profile.url}", flush=True)
-
+    where, hosts = answers_to(endpoint, args.listen[0])
+    local = args.socket is not None or _is_loopback(args.listen[0])
     client = AsyncClient(
         profile.url,
         token=profile.token,
         options=options_of(profile),
-        timeout_s=timeout_s,
+        timeout_s=args.timeout,
     )
     async with client:
-        # From other machines, nobody gets the token of who started the proxy.
         server = Proxy(
             client,
             hosts=hosts if local else None,
-            lend_token=local and bool(profile.token),
+            lend=_lending(args, local=local),
         )
-        await server.serve(host, port, stop=stop, started=started)
+        await server.serve(
+            endpoint,
+            stop=stop,
+            started=lambda: print(f"sealing {where} to {profile.url}", flush=True),
+        )
+
+
+def _lending(
+    args: argparse.Namespace, *, local: bool
+) -> Callable[[socket.socket], bool]:
+    """Whose requests get the profile's token; from other machines, nobody's."""
+    if args.no_token or not local:
+        return lambda peer: False
+    return (lambda peer: True) if args.allow_others else is_ours
 
 
 def _proxy_profile(args: argparse.Namespace) -> Profile:

@@ -33,6 +33,7 @@ from sealgate.exchange import (
     ChunkedExchange,
     Exchange,
     build_request,
+    check_token,
     check_url,
     json_of,
     model_path,
@@ -181,7 +182,7 @@ class Core:
             TransportError: no usable answer.
         """
         attempts = Attempts(self.options.retry)
-        token = (yield AskToken()) if own_token else None
+        token = (yield from _token()) if own_token else None
         message = _Message(method, path, token, headers, body)
         return (yield from self._exchange(message, attempts))
 
@@ -270,7 +271,7 @@ class Core:
         """A successful answer, or the error it stands for."""
         attempts = Attempts(self.options.retry)
         headers = self._traced(headers)
-        message = _Message(method, path, (yield AskToken()), headers, body)
+        message = _Message(method, path, (yield from _token()), headers, body)
         while True:
             try:
                 response = yield from self._exchange(message, attempts)
@@ -284,7 +285,7 @@ class Core:
                     raise
                 yield Wait(wait)
             except AuthenticationError as error:
-                token = yield AskToken()
+                token = yield from _token()
                 if token == message.token or not attempts.recover_once(error):
                     raise
                 message = replace(message, token=token)
@@ -425,6 +426,10 @@ class _Message:
     token: str | None = field(repr=False)
     headers: Headers = field(default=(), repr=False)
     body: Body = field(default=b"", repr=False)
+
+
+def _token() -> Steps[str]:
+    return check_token((yield AskToken()))
 
 
 def _age(answer: Answer) -> float:

@@ -44,6 +44,7 @@ __all__ = [
     "Content",
     "Exchange",
     "build_request",
+    "check_token",
     "check_url",
     "json_of",
     "model_path",
@@ -65,6 +66,7 @@ _MAX_DATE_CHARACTERS = 64
 Content = bytes | Iterator[bytes]
 _Open = Callable[[bytes], bytes]
 # RFC 9449, section 8.1.
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
 _NONCE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")
 # W3C Trace Context, section 3.2, version 00.
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -272,6 +274,19 @@ def check_url(url: str) -> str:
     if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
         raise ProfileError("plain http is for this machine only; use https")
     return url.rstrip("/")
+
+
+def check_token(token: str) -> str:
+    """An access token, if it can be sent as one (RFC 6750, section 2.1).
+
+    Raises:
+        ProfileError: it is empty, or no token; the message does not repeat it.
+    """
+    if not token:
+        raise ProfileError("the access token is empty")
+    if not _TOKEN.fullmatch(str(token)):
+        raise ProfileError("the access token is none: text of A-Z a-z 0-9 - . _ ~ + /")
+    return token
 
 
 def model_path(model: str, action: str = "") -> str:

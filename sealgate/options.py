@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from sealgate.errors import ProfileError
 from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
 from sealgate.retry import RetryPolicy
@@ -46,6 +47,21 @@ class Options:
     chunked_above_bytes: int | None = 16 << 20
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     traceparent: Callable[[], str | None] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse pins of another type, which would pin nothing.
+
+        Raises:
+            ProfileError: the message names the field.
+        """
+        if not isinstance(self.key_configs, bytes | None):
+            raise ProfileError("key_configs: the bytes of an ohttp-keys document")
+        for name in ("identity_keys", "trusted_keys"):
+            keys = getattr(self, name)
+            if isinstance(keys, str | bytes) or not all(
+                isinstance(key, str) for key in keys
+            ):
+                raise ProfileError(f"{name}: a tuple of PEM texts")
 
 
 def options_of(profile: Profile) -> Options:

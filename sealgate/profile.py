@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import os
+import stat
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from sealgate.protocol import strict_json
 __all__ = ["Profile"]
 
 MAX_PROFILE_BYTES = 1 << 20
+_OTHERS = stat.S_IRGRP | stat.S_IROTH
+_LOG = logging.getLogger("sealgate")
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,16 @@ class Profile:
 
     @classmethod
     def load(cls, path: Path | str) -> Profile:
-        """Read a profile file.
+        """Read a profile file; a warning is logged if others can read it too.
 
         Raises:
             ProfileError: unreadable or malformed; the message names the field.
         """
         path = Path(path)
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(MAX_PROFILE_BYTES + 1)
+                mode = os.fstat(file.fileno()).st_mode
             value = strict_json.loads_object(data, max_bytes=MAX_PROFILE_BYTES)
         except OSError as error:
             raise ProfileError(f"profile {path}: {error.strerror}") from None
@@ -63,6 +70,8 @@ class Profile:
         known = {item.name for item in fields(cls)}
         for name in sorted(value.keys() - known):
             raise ProfileError(f"profile {path}: unknown field {name!r}")
+        if os.name == "posix" and mode & _OTHERS:
+            _LOG.warning("profile %s holds a token, and others can read it", path)
         return cls(
             url=_text(value.get("url"), "url"),
             token=_text(value.get("token"), "token"),

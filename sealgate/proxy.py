@@ -19,6 +19,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import h11
 
@@ -36,6 +37,7 @@ from sealgate.inbound import (
     render_start,
     response_of,
 )
+from sealgate.peers import is_ours
 from sealgate.protocol.bhttp import Response
 
 __all__ = ["Proxy", "ProxyLimits"]
@@ -82,7 +84,7 @@ class Proxy:
         client: AsyncClient,
         *,
         hosts: Set[bytes] | None,
-        lend_token: bool = True,
+        lend: Callable[[socket.socket], bool] = is_ours,
         limits: ProxyLimits = ProxyLimits(),
     ) -> None:
         """Nothing listens yet.
@@ -90,42 +92,40 @@ class Proxy:
         Args:
             client: of the server to seal to.
             hosts: values of Host to answer; None answers any.
-            lend_token: use the client's token for requests without one.
+            lend: whether requests of a connection that have no token get the client's.
             limits: bounds.
         """
         self._client = client
         self._hosts = hosts
-        self._lend_token = lend_token
+        self._lend = lend
         self._limits = limits
         self._slots = asyncio.Semaphore(limits.max_requests)
+        self._lent: WeakKeyDictionary[asyncio.StreamWriter, bool] = WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
         self._stopping = False
 
     async def serve(
         self,
-        host: str,
-        port: int,
+        listening: socket.socket,
         *,
         stop: asyncio.Event,
-        started: Callable[[int], None],
+        started: Callable[[], None],
     ) -> None:
         """Listen until ``stop``, then finish what is in work.
 
         Args:
-            host: address to bind to.
-            port: 0 takes a free one.
+            listening: bound, of TCP or a Unix socket; closed at the end.
             stop: ends it.
-            started: told the port when it listens.
-
-        Raises:
-            OSError: the address cannot be bound.
+            started: called when it listens.
         """
-        server = await asyncio.start_server(
-            self._accept, host, port, limit=self._limits.max_head_bytes
+        unix = listening.family == socket.AF_UNIX
+        start = asyncio.start_unix_server if unix else asyncio.start_server
+        server = await start(
+            self._accept, sock=listening, limit=self._limits.max_head_bytes
         )
         async with server:
-            started(server.sockets[0].getsockname()[1])
+            started()
             await stop.wait()
             self._stopping = True
             server.close()
@@ -216,6 +216,7 @@ class Proxy:
             ConnectionAbortedError: afterwards.
         """
         has_token = any(name == b"authorization" for name, _ in head.headers)
+        own_token = not has_token and self._lends(writer)
         try:
             async with self._client.stream(
                 head.method.decode("ascii"),
@@ -223,7 +224,7 @@ class Proxy:
                 headers=forwarded_headers(head),
                 body=body,
                 length=head.content_length,
-                own_token=self._lend_token and not has_token,
+                own_token=own_token,
             ) as answer:
                 close = not (head.keep_alive and upload.complete) or self._stopping
                 await self._write(writer, head, answer, close=close)
@@ -236,6 +237,12 @@ class Proxy:
             close = not (head.keep_alive and upload.complete) or self._stopping
             await self._write_whole(writer, head, response_of(error), close=close)
         return not close
+
+    def _lends(self, writer: asyncio.StreamWriter) -> bool:
+        """Whether a connection may use the client's token, asked once for each."""
+        if writer not in self._lent:
+            self._lent[writer] = self._lend(writer.get_extra_info("socket"))
+        return self._lent[writer]
 
     async def _write(
         self,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -260,6 +263,82 @@ def test_proxy(server, profile_path):
         process.communicate()
 
 
+@contextlib.contextmanager
+def running_proxy(*arguments):
+    """A proxy in a process of its own, and what it says it seals."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sealgate", "proxy", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process.stdout.readline().split()[1], process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_proxy_on_a_socket_is_its_owners_alone(server, profile_path, tmp_path):
+    path = tmp_path / "proxy.sock"
+    with running_proxy("--profile", profile_path, "--socket", path) as (where, process):
+        assert where == f"unix:{path}"
+        assert path.stat().st_mode & 0o777 == 0o600
+        transport = httpx.HTTPTransport(uds=str(path))
+        with httpx.Client(transport=transport) as client:
+            answer = client.get(f"http://anything/v2/models/{NAME}")
+        assert answer.json()["name"] == NAME
+        again = sealgate("proxy", "--profile", profile_path, "--socket", path)
+        failed(again, 2, f"error: {path}: ")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert not path.exists()
+
+
+def test_a_proxy_replaces_a_dead_socket_and_nothing_else(profile_path, tmp_path):
+    path = tmp_path / "proxy.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with running_proxy("--profile", profile_path, "--socket", path) as (where, _):
+        assert where == f"unix:{path}"
+    file = tmp_path / "file"
+    file.write_text("precious")
+    result = sealgate("proxy", "--profile", profile_path, "--socket", file)
+    failed(result, 2, "there is something else")
+    assert file.read_text() == "precious"
+
+
+def test_a_proxy_that_lends_nobody_its_token(server, profile_path):
+    listen = ("--listen", "127.0.0.1:0")
+    command = ("--profile", profile_path, *listen, "--no-token")
+    with running_proxy(*command) as (url, _):
+        assert httpx.get(f"{url}/v2/models/{NAME}").status_code == 401
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(("flags", "status"), [((), 401), (("--allow-others",), 200)])
+def test_another_account_gets_the_token_only_if_that_is_allowed(
+    server, profile_path, flags, status
+):
+    code = (
+        "import sys, urllib.error, urllib.request\n"
+        "try: print(urllib.request.urlopen(sys.argv[1]).status)\n"
+        "except urllib.error.HTTPError as error: print(error.code)"
+    )
+    listen = ("--listen", "127.0.0.1:0")
+    with running_proxy("--profile", profile_path, *listen, *flags) as (url, _):
+        result = subprocess.run(
+            ["/usr/bin/python3", "-c", code, f"{url}/v2/models/{NAME}"],
+            user=54_321,
+            group=54_321,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+    assert int(result.stdout) == status
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "192.0.2.1:8080", "example.com:80"])
 def test_a_proxy_is_for_this_machine(profile_path, listen):
     result = sealgate("proxy", "--profile", profile_path, "--listen", listen)
@@ -300,6 +379,7 @@ def edit(profile_path, tmp_path, **changes):
     document = json.loads(profile_path.read_text()) | changes
     path = tmp_path / "edited.json"
     path.write_text(json.dumps(document))
+    path.chmod(0o600)
     return path
 
 

@@ -142,10 +142,7 @@ def test_other_models(client, model):
         ("abc", 401),
         ("a.b.c", 401),
         ("x" * 10_000, 401),
-        ("\u00e9", 401),
-        # These cannot even be sent as a header: the message is malformed.
-        ("", 400),
-        ("t\nt", 400),
+        # This does not fit into the head of a message.
         ("x" * 20_000, 400),
     ],
 )

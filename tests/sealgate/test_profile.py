@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealgate import Client, Options
 from sealgate.errors import ProfileError
 from sealgate.profile import MAX_PROFILE_BYTES, Profile
 
@@ -159,3 +160,39 @@ def test_arbitrary_documents_only_raise_profile_error(tmp_path_factory, document
         Profile.load(path)
     except ProfileError:
         return
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, 0), (0o640, 1), (0o604, 1)])
+def test_a_profile_that_others_can_read(path, caplog, mode, warned):
+    write(path, token="hush").chmod(mode)
+    Profile.load(path)
+    assert len(caplog.records) == warned
+    assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pins", "message"),
+    [
+        ({"key_configs": "AAEC"}, "key_configs: the bytes of an ohttp-keys document"),
+        ({"identity_keys": "PEM"}, "identity_keys: a tuple of PEM texts"),
+        ({"identity_keys": b"PEM"}, "identity_keys: a tuple of PEM texts"),
+        ({"identity_keys": (b"PEM",)}, "identity_keys: a tuple of PEM texts"),
+        ({"trusted_keys": (b"PEM",)}, "trusted_keys: a tuple of PEM texts"),
+    ],
+)
+def test_a_pin_of_another_type(pins, message):
+    with pytest.raises(ProfileError) as caught:
+        Options(**pins)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "token", ["", " ", "a b", "hush\r\nx: y", b"hush", "h\u00fcsh"]
+)
+def test_a_token_that_cannot_be_one_is_not_sent_and_not_repeated(token):
+    with (
+        Client("https://models.example", token=token) as client,
+        pytest.raises(ProfileError, match="the access token is ") as caught,
+    ):
+        client.ready("m")
+    assert "hush" not in str(caught.value)

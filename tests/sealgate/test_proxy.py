@@ -332,7 +332,7 @@ def test_whose_token(lend, header, sent):
     answer = sealed_answer(Response(200), seen)
     with (
         junk(answer) as url,
-        proxy(url, token="mine", lend_token=lend) as port,
+        proxy(url, token="mine", lend=lambda peer: lend) as port,
     ):
         raw(port, get(port, "/v2", header))
     assert dict(seen[0].headers).get(b"authorization") == sent

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sealgate import AsyncClient
+from sealgate.peers import is_ours
 from sealgate.proxy import Proxy, ProxyLimits
 
 
@@ -17,28 +19,24 @@ def proxy(
     *,
     token: str = "none",  # noqa: S107  (no secret)
     hosts: bool = True,
-    lend_token: bool = True,
+    lend: Callable[[socket.socket], bool] = is_ours,
     limits: ProxyLimits = ProxyLimits(),
 ) -> Iterator[int]:
     """The port on 127.0.0.1 of a proxy to ``url``, until the block ends."""
-    ports: list[int] = []
+    endpoint = socket.create_server(("127.0.0.1", 0))
+    port = endpoint.getsockname()[1]
     ready = threading.Event()
     failures: list[BaseException] = []
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
-    def started(port: int) -> None:
-        ports.append(port)
-        served.update((b"127.0.0.1:%d" % port, b"localhost:%d" % port))
-        ready.set()
-
-    served: set[bytes] = set()
+    served = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
     async def main() -> None:
         async with AsyncClient(url, token=token, timeout_s=60) as client:
             allowed = served if hosts else None
-            server = Proxy(client, hosts=allowed, lend_token=lend_token, limits=limits)
-            await server.serve("127.0.0.1", 0, stop=stop, started=started)
+            server = Proxy(client, hosts=allowed, lend=lend, limits=limits)
+            await server.serve(endpoint, stop=stop, started=ready.set)
 
     def run() -> None:
         try:
@@ -54,7 +52,7 @@ def proxy(
     thread.start()
     ready.wait(10)
     try:
-        yield ports[0]
+        yield port
     finally:
         if not loop.is_closed():
             loop.call_soon_threadsafe(stop.set)

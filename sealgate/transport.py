@@ -1,0 +1,144 @@
+"""How a client's bytes leave this process: httpcore's connections, and a closed list.
+
+The clients use httpcore rather than httpx: instrumentation that an application installs
+for httpx adds fields to each request, ``traceparent`` and ``baggage`` among them, and
+on a sealed request they would stand in clear. What is sent is what `sent_fields` says.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, TypeVar
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import certifi
+import httpcore
+
+from sealgate.errors import ProfileError, TransportError
+
+__all__ = ["FAILURES", "Pools", "failed", "received_fields", "sent_fields"]
+
+# Compressed answers would be bounded before, not after, they are unpacked.
+_ALWAYS = ((b"accept-encoding", b"identity"), (b"user-agent", b"sealgate"))
+# What a request may say of itself beside them; Host and framing are httpcore's.
+_ALLOWED = frozenset(("content-type", "incremental"))
+_PROXIES = ("http", "https", "socks5", "socks5h")
+_KEEPALIVE_S = 5.0
+_MAX_IDLE = 20
+_MAX_CONNECTIONS = 100
+
+FAILURES = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+)
+
+P = TypeVar("P", httpcore.ConnectionPool, httpcore.AsyncConnectionPool)
+
+
+class Pools(Generic[P]):
+    """Connections to the hosts that a client talks to, through a proxy if need be.
+
+    Proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY).
+    """
+
+    def __init__(self, kind: Callable[..., P], timeout_s: float) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            kind: httpcore's pool to make.
+            timeout_s: for connecting, and for each read and write.
+        """
+        self._kind: Callable[..., P] = kind
+        self._pools: dict[str, P] = {}
+        self._context: ssl.SSLContext | None = None
+        names = ("connect", "read", "write", "pool")
+        self.extensions = {"timeout": dict.fromkeys(names, timeout_s)}
+
+    def to(self, url: str) -> P:
+        """The pool whose connections reach a URL.
+
+        Raises:
+            ProfileError: the environment names a proxy that is none.
+        """
+        address = _proxy_of(url)
+        if address not in self._pools:
+            self._pools[address] = self._make(address)
+        return self._pools[address]
+
+    def all(self) -> Iterable[P]:
+        """Every pool that was made, to close it."""
+        return self._pools.values()
+
+    def _make(self, address: str) -> P:
+        if self._context is None:
+            self._context = _tls()
+        try:
+            pool: P = self._kind(
+                ssl_context=self._context,
+                max_connections=_MAX_CONNECTIONS,
+                max_keepalive_connections=_MAX_IDLE,
+                keepalive_expiry=_KEEPALIVE_S,
+                proxy=_proxy(address) if address else None,
+            )
+            return pool
+        except (ImportError, ValueError) as error:
+            # Not the address: it may hold a password.
+            raise ProfileError(f"the environment's proxy: {error}") from None
+
+
+def sent_fields(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """The fields of an outer request: these, if they are on the closed list.
+
+    Raises:
+        TransportError: one is not.
+    """
+    for name in fields.keys() - _ALLOWED:
+        raise TransportError(f"{name} is no field of a sealed request")
+    own = [(name.encode(), value.encode("ascii")) for name, value in fields.items()]
+    return [*_ALWAYS, *own]
+
+
+def received_fields(response: httpcore.Response) -> dict[str, str]:
+    """An answer's fields by lower-case name; of a repeated one, all values."""
+    fields: dict[str, str] = {}
+    for raw, value in response.headers:
+        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+        fields[name] = f"{fields[name]}, {text}" if name in fields else text
+    return fields
+
+
+def failed(url: str, error: Exception) -> TransportError:
+    """What a failure of the connection is to the caller: the server, and why."""
+    reason = str(error).strip()
+    why = type(error).__name__ + (f" ({reason})" if reason else "")
+    return TransportError(f"{url} does not answer: {why}")
+
+
+def _tls() -> ssl.SSLContext:
+    """The system's authorities where the environment names them, else certifi's."""
+    named = os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"}
+    return ssl.create_default_context(cafile=None if named else certifi.where())
+
+
+def _proxy_of(url: str) -> str:
+    parts = urlsplit(url)
+    proxies = getproxies()
+    address = proxies.get(parts.scheme) or proxies.get("all") or ""
+    if not address or proxy_bypass(parts.netloc):
+        return ""
+    return address if "://" in address else f"http://{address}"
+
+
+def _proxy(address: str) -> httpcore.Proxy:
+    parts = urlsplit(address)
+    if parts.scheme not in _PROXIES:
+        raise ValueError(f"its scheme must be one of {', '.join(_PROXIES)}")
+    auth = (unquote(parts.username or ""), unquote(parts.password or ""))
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return httpcore.Proxy(plain, auth=auth if parts.username else None)

@@ -1,0 +1,75 @@
+"""Whose connection it is: the kernel's word, for TCP over loopback and Unix sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from sealgate.peers import is_ours, peer_uid
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's tables")
+SOMEBODY = 54_321
+
+
+def accepted(host: str, family: socket.AddressFamily):
+    with socket.create_server((host, 0), family=family) as listening:
+        client = socket.create_connection(listening.getsockname()[:2])
+        return client, listening.accept()[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
+)
+def test_our_own_connection_over_loopback(host, family):
+    client, server = accepted(host, family)
+    with client, server:
+        assert peer_uid(server) == os.geteuid()
+        assert is_ours(server)
+
+
+def test_our_own_unix_socket():
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        assert peer_uid(one) == os.geteuid()
+        assert is_ours(other)
+
+
+def test_who_has_left_is_nobody():
+    """The kernel gives what is left of a closed connection to root."""
+    client, server = accepted("127.0.0.1", socket.AF_INET)
+    with server:
+        client.close()
+        assert peer_uid(server) is None
+        assert not is_ours(server)
+
+
+def test_another_system_knows_nobody(monkeypatch):
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    one, other = socket.socketpair(socket.AF_UNIX)
+    with one, other:
+        assert peer_uid(one) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_account():
+    code = (
+        "import socket, sys\n"
+        "s = socket.create_connection(('127.0.0.1', int(sys.argv[1])))\n"
+        "s.recv(1)"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        other = subprocess.Popen(
+            ["/usr/bin/python3", "-c", code, str(port)], user=SOMEBODY, group=SOMEBODY
+        )
+        try:
+            listening.settimeout(30)
+            with listening.accept()[0] as connection:
+                assert peer_uid(connection) == SOMEBODY
+                assert not is_ours(connection)
+        finally:
+            other.wait(10)
