@@ -4,7 +4,8 @@ strict_json   JSON with bounds: what every signed document is read with
 bhttp         Binary HTTP (RFC 9292)
 bhttp_stream  the same messages, as they arrive
 padding       sizes that messages are padded to
-kem           X25519 and X-Wing
+dhkem         X25519 as a key encapsulation, labeled HKDF (RFC 9180, section 4)
+kem           the key encapsulations, by identifier
 hpke          HPKE base mode with export (RFC 9180)
 sealedfile    a file encrypted to the keys of deployments, in chunks
 keyconfig     key configurations (RFC 9458, section 3)

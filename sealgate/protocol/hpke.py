@@ -21,6 +21,12 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from sealgate.errors import DecryptionError, KeyConfigError
 from sealgate.protocol import kem
+from sealgate.protocol.dhkem import (
+    hkdf_expand,
+    hkdf_extract,
+    labeled_expand,
+    labeled_extract,
+)
 from sealgate.protocol.kem import (
     ENC_BYTES,
     KEM_X25519,
@@ -28,10 +34,6 @@ from sealgate.protocol.kem import (
     HybridPrivateKey,
     KemPrivateKey,
     PrivateKey,
-    hkdf_expand,
-    hkdf_extract,
-    labeled_expand,
-    labeled_extract,
 )
 
 __all__ = [

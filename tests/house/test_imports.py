@@ -105,6 +105,10 @@ PLANTED = {
         "sealgate/protocol/bhttp.py",
         "import sealgate.protocol.ohttp",
     ),
+    "drafts of the protocol": (
+        "sealgate/protocol/drafts/xwing.py",
+        "import sealgate.protocol.drafts.chunked",
+    ),
     "the protocol does no I/O": ("sealgate/protocol/hpke.py", "import socket"),
     "the runtime never reaches the toolkit's libraries": (
         "security/admission/store.py",
@@ -142,6 +146,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "models",
         "sealgate",
         "sealgate/protocol",
+        "sealgate/protocol/drafts",
         "service/http",
         "service/inference",
         "service/telemetry",
@@ -164,6 +169,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of models",
         "rooms of sealgate",
         "rooms of the protocol",
+        "drafts of the protocol",
         "rooms of service.http",
         "rooms of service.inference",
         "rooms of service.telemetry",
