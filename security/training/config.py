@@ -92,4 +92,7 @@ def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
     Raises:
         TrainingError: as `parse_config`, without a line.
     """
+    data = value.get("data")
+    if isinstance(data, dict) and data.get("source"):
+        value = {**value, "data": {"row_identity": 1, **data}}
     return read_object(value, TrainingConfig, check, where)

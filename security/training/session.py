@@ -19,6 +19,7 @@ from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.config import TrainingConfig
 from security.training.curve import Curve
+from security.training.data import earlier_split
 from security.training.distributed import FirstAsked, first_alone, processes
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
@@ -194,6 +195,7 @@ def request_of(job: Job, plan: Plan) -> Request:
     return Request(
         name=config.data.name,
         digest=_digest(job),
+        former=_former(job),
         unit=f"owner by {config.data.unit}" if owned else "row",
         model=f"{config.model.name}:{config.model.version}",
         rate=plan.mechanism.sample_rate,
@@ -206,10 +208,23 @@ def request_of(job: Job, plan: Plan) -> Request:
 
 
 def _digest(job: Job) -> str:
-    """Of everything that came with the training rows, however it was split."""
-    if job.config.data.holdout_source:
-        return multiset_digest(job.train)
-    return multiset_digest(job.train, job.holdout)
+    return _booked(job.config, job.train, job.holdout)
+
+
+def _former(job: Job) -> tuple[str, ...]:
+    """The digest that an earlier version of what a row is gives, if it is another."""
+    before = earlier_split(job.config)
+    if before is None:
+        return ()
+    digest = _booked(job.config, *before)
+    return () if digest == _digest(job) else (digest,)
+
+
+def _booked(config: TrainingConfig, train: AnyDataset, holdout: AnyDataset) -> str:
+    """Digest of everything that came with the training rows, however it was split."""
+    if config.data.holdout_source:
+        return multiset_digest(train)
+    return multiset_digest(train, holdout)
 
 
 class _Shown:

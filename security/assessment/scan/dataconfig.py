@@ -5,6 +5,9 @@ A TOML file. Everything in it is optional::
     label = "outcome"                  # the CSV or Parquet column with the class
     classes = ["rejected", "granted"]  # in the order of the model's scores
     positive = "granted"               # the class that people want, for fairness
+    features = ["age", "income"]       # the model's columns, in its own order
+    drop = ["id"]                      # columns that are not used
+    missing = ["", "NA"]               # cells without a value; without this: empty ones
     sensitive = ["sex"]                # groups; features only where in columns
     infer = ["income"]                 # features that answers must not give away
     units = "range"                    # radii are shares of each range; or "raw"
@@ -88,6 +91,9 @@ class DataConfig:
         classes: names in the order of the model's scores, or none.
         positive: the class that fairness is about, or None.
         sensitive: columns that make groups; features only where ``columns`` has them.
+        features: names of the model's columns in its order, where no manifest has them.
+        drop: columns of the data that are not used.
+        missing: cells that mean a missing value.
         infer: features that attribute inference guesses, beside the sensitive ones.
         units: "range" or "raw": what a radius of 1 means.
         low, high: the range of columns without one of their own, or None.
@@ -99,6 +105,9 @@ class DataConfig:
     classes: tuple[str, ...] = ()
     positive: str | None = None
     sensitive: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ("",)
     infer: tuple[str, ...] = ()
     units: str = "range"
     low: float | None = None
@@ -140,6 +149,9 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
         classes=table.texts("classes"),
         positive=table.text("positive"),
         sensitive=table.texts("sensitive"),
+        features=table.texts("features"),
+        drop=table.texts("drop"),
+        missing=table.texts("missing", empty=True) or ("",),
         infer=table.texts("infer"),
         units=table.choice("units", UNITS) or "range",
         low=table.number("low"),
@@ -225,9 +237,9 @@ class _Table:
         where = f"{self.where}.{name}"
         return tuple(_number(item, where) for item in self._list(name))
 
-    def texts(self, name: str) -> tuple[str, ...]:
+    def texts(self, name: str, *, empty: bool = False) -> tuple[str, ...]:
         values = self._list(name)
-        if not all(isinstance(item, str) and item for item in values):
+        if not all(isinstance(item, str) and (item or empty) for item in values):
             raise AssessmentError(f"{self.where}.{name}: expected texts")
         return tuple(values)
 
