@@ -32,12 +32,13 @@ class Table:
     Attributes:
         where: what messages call it.
         arrays: their first axis counts rows. Numbers, or objects: texts as they are
-            written, None where a typed cell is null.
+            written, None where a typed cell is null. Or what becomes such an array, and
+            may know a faster way to ``floats``.
         lines: where each row begins in its file; none where there are no lines.
     """
 
     where: str
-    arrays: dict[str, NDArray[Any]]
+    arrays: dict[str, Any]
     lines: Sequence[int] = ()
 
     @property
@@ -100,7 +101,9 @@ class Table:
         Raises:
             DatasetError: more than one axis, or neither numbers nor texts.
         """
-        values = self.arrays[name]
+        values = self.arrays[name] = np.asarray(self.arrays[name])
+        if values.dtype.kind == "M":
+            values = values.astype(np.str_)
         if values.ndim != 1 or values.dtype.kind not in "biufUO":
             raise DatasetError(
                 f"{self.where}: column {name!r} is {values.dtype} of {values.ndim} axes"
@@ -116,7 +119,7 @@ class Table:
         if not bad.any():
             return
         row = int(np.flatnonzero(bad)[0])
-        cell = repr(str(self.arrays[name][row])[:_SHOWN])
+        cell = repr(str(self.column(name)[row])[:_SHOWN])
         count = int(bad.sum())
         more = f" (and {count - 1} more)" if count > 1 else ""
         raise DatasetError(
@@ -137,12 +140,11 @@ def numbers(
     Raises:
         DatasetError: another type, not a number, infinite, or missing.
     """
-    values = table.column(name)
-    if values.dtype.kind in "biuf":
-        result = values.astype(np.float64)
-        bad = np.isnan(result) & (not missing)
+    result = _quickly(table, name)
+    if result is None:
+        result, bad = _cell_by_cell(table.column(name).tolist(), missing)
     else:
-        result, bad = _parsed(values, missing)
+        bad = np.isnan(result) & (not missing)
     marks = [cells.written_number(mark) for mark in missing]
     result[np.isin(result, [mark for mark in marks if mark is not None])] = np.nan
     table.refuse(name, bad, "is not a number")
@@ -197,29 +199,40 @@ def texts(
     return result
 
 
-def _parsed(
-    values: NDArray[Any], missing: frozenset[str]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """A column of texts as numbers, and which of them are none."""
-    listed = values.tolist()
+def _quickly(table: Table, name: str) -> NDArray[np.float64] | None:
+    """A column of numbers, however written; None where a cell is none."""
+    known = table.arrays[name]
+    if not isinstance(known, np.ndarray):
+        found: NDArray[np.float64] | None = known.floats()
+        return found
+    values = table.column(name)
+    if values.dtype.kind in "biuf":
+        return values.astype(np.float64)
     try:
         # Python's own reading of texts takes underscores and every script's digits.
-        joined = "".join(listed)
+        joined = "".join(values.tolist())
         if "_" in joined or not joined.isascii():
-            raise ValueError
-        result = np.fromiter(map(float, listed), np.float64, len(listed))
+            return None
+        return np.fromiter(map(float, values), np.float64, len(values))
     except (TypeError, ValueError):
-        distinct = dict.fromkeys(listed)
-        absent = _absent(distinct, missing)
-        read = {
-            cell: math.nan if cell in absent else cells.number(cell)
-            for cell in distinct
-        }
-        wrong = {cell for cell, found in read.items() if found is None}
-        result = np.array([read[cell] for cell in listed], dtype=np.float64)
-        bad = np.array([cell in wrong for cell in listed], dtype=np.bool_)
-        return result, bad | (np.isnan(result) & (not missing))
-    return result, np.isnan(result) & (not missing)
+        return None
+
+
+def _cell_by_cell(
+    listed: list[Any], missing: frozenset[str]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """A column as numbers, and where it holds something else."""
+    distinct = dict.fromkeys(listed)
+    read = {
+        **{cell: cells.number(cell) for cell in distinct},
+        **dict.fromkeys(_absent(distinct, missing), math.nan),
+    }
+    bad = [
+        found is None or (not missing and math.isnan(found))
+        for found in map(read.__getitem__, listed)
+    ]
+    result = np.array([read[cell] for cell in listed], dtype=np.float64)
+    return result, np.array(bad, dtype=np.bool_)
 
 
 def _absent(distinct: Iterable[Any], missing: frozenset[str]) -> set[Any]:

@@ -209,7 +209,10 @@ def _labels(table: Table, name: str) -> NDArray[Any]:
     if table.arrays[name].ndim != 1:
         shape = table.arrays[name].shape
         raise DatasetError(f"{table.where}: classes have shape {shape}, not (n,)")
-    listed = cells.cells_of(table.column(name))
+    values = table.column(name)
+    if values.dtype.kind in "iu":
+        return values
+    listed = cells.cells_of(values)
     absent = [cell is None or cell == "" for cell in listed]
     table.refuse(name, np.array(absent, dtype=np.bool_), "is no class: a row has none")
     distinct = dict.fromkeys(listed)

@@ -66,7 +66,7 @@ def owners(table: Table, name: str, missing: frozenset[str]) -> NDArray[np.str_]
 
 def written_keys(table: Table, columns: Iterable[str]) -> NDArray[np.bytes_]:
     """Digests of rows, of version 1."""
-    lines = zip(*(written(table.arrays[name]) for name in columns))
+    lines = zip(*(written(table.column(name)) for name in columns))
     digests = [hashlib.sha256("\0".join(cells).encode()).hexdigest() for cells in lines]
     return np.array(digests, dtype="S64")
 

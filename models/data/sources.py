@@ -131,7 +131,7 @@ def _dataset(
     if schema.unit:
         common["units"] = identity.owners(table, schema.unit, missing)
         if schema.identity == 1:
-            common["units"] = identity.written(table.arrays[schema.unit])
+            common["units"] = identity.written(table.column(schema.unit))
     elif schema.identity != 1:
         common["keys"] = identity.row_keys(features, list(sensitive.values()))
     elif schema.image is None:
