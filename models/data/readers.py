@@ -120,10 +120,9 @@ def _bytes(path: Path, max_bytes: int) -> bytes:
 def _csv(data: bytes, name: str, layout: CsvFormat) -> Table:
     lines = io.StringIO(_decode(data, name, layout.encoding), newline="")
     first, begin = _first_line(lines, name, layout)
-    body = chain([first], lines)
     names = list(layout.header)
     if not names:
-        reader = _reader(body, layout)
+        reader = _reader(chain([first], lines), layout)
         try:
             # Names as a configuration writes them, whatever ends the file's lines.
             names = [re.sub("\r\n?", "\n", cell.strip()) for cell in next(reader)]
@@ -131,7 +130,7 @@ def _csv(data: bytes, name: str, layout: CsvFormat) -> Table:
             raise DatasetError(f"{name}: line {begin + 1}: not CSV: {error}") from None
         begin += reader.line_num
     _bound(len(names), name)
-    rest = "".join(body)
+    rest = (first if layout.header else "") + lines.read()
     columns = _plain_columns(rest, names, layout)
     places: Sequence[int] = range(begin + 1, begin + 2 + rest.count("\n"))
     if columns is None:
