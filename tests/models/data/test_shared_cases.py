@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from security.commands import main
 from security.training.config import load_config
 from security.training.data import load_split
 from tests.conftest import ROOT
+from tests.support import trained
 from tests.support.scanned import linear_onnx
 
 CASES = ROOT.parent / "shared" / "cases" / "tables"
@@ -106,11 +106,8 @@ def test_categories_of_a_column_with_nulls_keep_their_spelling():
 
 def scan(folder: Path, rows: str, config: str, *more: str) -> dict:
     """A scan of rows of the case by the real command; its report."""
-    with (CASES / rows).open(newline="") as file:
-        width = sum(
-            name.startswith("c") and name[1:].isdigit()
-            for name in next(csv.reader(file))
-        )
+    header = (CASES / rows).read_text().partition("\n")[0]
+    width = header.split(",").index("label")
     weights = np.zeros((width, 2))
     weights[0] = [1.0, -1.0]
     (folder / "m.onnx").write_bytes(linear_onnx(weights, [-14.0, 14.0]))
@@ -138,3 +135,29 @@ def test_a_sensitive_column_with_a_comma(tmp_path):
     found = scan(tmp_path, "fair_name.csv", "dc_name.toml")
     assert found["status"] == "done"
     assert "selection_rate_difference/sex, legal" in found["metrics"]
+
+
+def test_a_bundles_features_are_found_by_name(tmp_path):
+    """The same figures whatever the order; any other column is refused by name."""
+    figures = []
+    for name in ("q.csv", "q_sorted.csv"):
+        out = tmp_path / name
+        arguments = (
+            *("scan", str(trained.bundle()), "--data", str(CASES / name)),
+            *("--check", "answers", "--jobs", "1", "--out", str(out)),
+        )
+        assert main(arguments) == 0
+        report = json.loads((out / "scan.json").read_text())
+        (result,) = (r for r in report["results"] if r["check"] == "answers")
+        figures.append((result["metrics"], report["data"]["sha256"]))
+    assert figures[0] == figures[1]
+    assert figures[0][0]["clean_accuracy"]["value"] > 0.5
+
+
+def test_a_bundles_other_columns_are_refused(tmp_path, capsys):
+    text = (CASES / "q.csv").read_text().replace("mean radius", "mean raidus", 1)
+    (tmp_path / "q.csv").write_text(text)
+    arguments = ("--data", str(tmp_path / "q.csv"), "--out", str(tmp_path / "out"))
+    assert main(["scan", str(trained.bundle()), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "q.csv: no column 'mean radius'; did you mean 'mean raidus'?" in line
