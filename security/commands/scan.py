@@ -267,7 +267,7 @@ def _holdout(
         roles = Roles(
             label=config.label,
             sensitive=config.sensitive,
-            kept=tuple(config.columns),
+            kept=tuple(config.rules),
             columns=source.columns,
             features=config.features,
             drop=config.drop,

@@ -1,7 +1,7 @@
 """Which values a training configuration may hold, rule by rule.
 
-What types can refuse is refused by `config_reader`; here stands what is left: ranges,
-names, and what goes with what.
+What types can refuse is refused by `security.config_reader`; here stands what is left:
+ranges, names, and what goes with what.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from models.architectures import ARCHITECTURES
 from models.data.datasets import NAMES
 from models.data.identity import VERSIONS
 from models.features import FEATURES
+from security.config_reader import Mistake, hint
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
-from security.training.config_reader import Mistake, hint
 from security.training.config_sections import (
     AdversarialConfig,
     ColumnConfig,

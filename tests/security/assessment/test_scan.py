@@ -160,7 +160,7 @@ def test_a_table_with_names(files):
         ("units = 'metres'", "expected one of range, raw"),
         ("max_cost = 0", "must be positive"),
         ("low = nan\nhigh = 1", "expected a finite number"),
-        ("columns = 3", "expected an array"),
+        ("columns = 3", "expected a list of tables"),
         ("[[columns]]\nlow = 1", "missing name"),
         ("[[columns]]\nname = 'zz'", "'zz' is no column"),
         ("[[columns]]\nname = '[0]'\nkind = 'category'", "has values"),
