@@ -145,8 +145,9 @@ def numbers(
         result, bad = _cell_by_cell(table.column(name).tolist(), missing)
     else:
         bad = np.isnan(result) & (not missing)
-    marks = [cells.written_number(mark) for mark in missing]
-    result[np.isin(result, [mark for mark in marks if mark is not None])] = np.nan
+    for mark in map(cells.written_number, missing):
+        if mark is not None:
+            result[result == mark] = np.nan
     table.refuse(name, bad, "is not a number")
     table.refuse(name, np.isinf(result), "is infinite")
     return result

@@ -213,15 +213,23 @@ def _labels(table: Table, name: str) -> NDArray[Any]:
     if values.dtype.kind in "iu":
         return values
     listed = cells.cells_of(values)
-    absent = [cell is None or cell == "" for cell in listed]
-    table.refuse(name, np.array(absent, dtype=np.bool_), "is no class: a row has none")
     distinct = dict.fromkeys(listed)
+    _refuse_cells(table, name, listed, {None, ""} & set(distinct), "is no class")
     if not all(map(cells.is_plain_number, distinct)):
         return np.array([str(cell) for cell in listed], dtype=np.str_)
     known = {cell: _whole(cell) for cell in distinct}
-    broken = np.array([known[cell] is None for cell in listed], dtype=np.bool_)
-    table.refuse(name, broken, "as a class is not a whole number")
+    broken = {cell for cell, value in known.items() if value is None}
+    reason = "as a class is not a whole number"
+    _refuse_cells(table, name, listed, broken, reason)
     return np.array([known[cell] for cell in listed], dtype=np.int64)
+
+
+def _refuse_cells(
+    table: Table, name: str, listed: list[Any], bad: set[Any], reason: str
+) -> None:
+    if bad:
+        marks = np.array([cell in bad for cell in listed], dtype=np.bool_)
+        table.refuse(name, marks, reason)
 
 
 def _whole(cell: Any) -> int | None:
