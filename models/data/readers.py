@@ -200,9 +200,9 @@ def _plain_columns(text: str, names: list[str], layout: CsvFormat) -> list[Any] 
 
     None where the two could read it differently, or it has a fault: `csv` names it.
     """
-    spaced = f"{layout.delimiter} " in text or "\n " in text or text.startswith(" ")
+    spaced = f"{layout.delimiter} " in text or "\n " in text
     alone = text.count("\r") != text.count("\r\n")
-    blank = not text or "\n\n" in text or "\n\r\n" in text
+    blank = "\n\n" in text or "\n\r\n" in text or text[:1] in ("", " ", "\r", "\n")
     if spaced or alone or blank or '"' in text or not layout.delimiter.isascii():
         return None
     try:
