@@ -6,20 +6,20 @@ known of it, and nothing is claimed: no labels, no ranges that were not given.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import importlib.metadata
-import io
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnxruntime
 
-from models.errors import BundleError, ExportError
+from models.data.columns import numbers
+from models.data.readers import read_table
+from models.errors import BundleError, DatasetError, ExportError
 from models.files import read_regular
 from models.manifest import Column, Manifest, Tensor
 from sealgate.errors import JsonError
@@ -33,6 +33,7 @@ __all__ = ["describe", "export_factory", "inspected", "read_columns", "tools"]
 
 MAX_COLUMNS_BYTES = 4 << 20
 MAX_ROWS = 1024
+_COLUMN = ("name", "low", "high")
 
 _DATATYPES: Mapping[str, str] = {
     "tensor(bool)": "BOOL",
@@ -98,22 +99,37 @@ def describe(
 
 
 def read_columns(path: Path) -> tuple[Column, ...]:
-    """Read names and public ranges from JSON, or from CSV by its file name.
+    """Read names and public ranges from JSON, or from a table by its file name.
 
     Raises:
         BundleError: another form.
     """
-    data = read_regular(path, max_bytes=MAX_COLUMNS_BYTES)
+    table = path.suffix.lower() in (".csv", ".gz", ".parquet")
     try:
-        rows = _csv(data) if path.suffix == ".csv" else _json(data)
+        rows = _columns_of_table(path) if table else _columns_of_json(path)
         return tuple(
-            Column(str(row["name"]), float(row["low"]), float(row["high"]))
-            for row in rows
+            Column(str(name), float(low), float(high)) for name, low, high in rows
         )
-    except (JsonError, ValueError, TypeError, KeyError, OverflowError, csv.Error):
-        raise BundleError(
-            f"{path.name}: expected name, low and high of columns"
-        ) from None
+    except DatasetError as error:
+        reason = f": {error}"
+    except (JsonError, ValueError, TypeError, KeyError, OverflowError):
+        reason = ""
+    raise BundleError(f"{path.name}: expected name, low and high of columns{reason}")
+
+
+def _columns_of_table(path: Path) -> Iterable[tuple[Any, ...]]:
+    table = read_table(str(path), base=Path(), max_bytes=MAX_COLUMNS_BYTES)
+    table.require(_COLUMN, also=table.arrays)
+    ends = [numbers(table, item).tolist() for item in _COLUMN[1:]]
+    return zip(table.column("name").tolist(), *ends)
+
+
+def _columns_of_json(path: Path) -> Iterable[tuple[Any, ...]]:
+    data = read_regular(path, max_bytes=MAX_COLUMNS_BYTES)
+    value = strict_json.loads(data, max_bytes=MAX_COLUMNS_BYTES)
+    if not isinstance(value, list):
+        raise TypeError
+    return [tuple(row[item] for item in _COLUMN) for row in value]
 
 
 def export_factory(source: str, columns: Sequence[Column]) -> bytes:
@@ -204,14 +220,3 @@ def _element_shape(name: str, graph: onnx.GraphProto) -> tuple[int, ...]:
     if not element.HasField("shape"):
         raise AssessmentError(f"tensor {name!r} is tensors whose rank is not known")
     return tuple(size.dim_value or -1 for size in element.shape.dim)
-
-
-def _json(data: bytes) -> list[dict[str, Any]]:
-    value = strict_json.loads(data, max_bytes=MAX_COLUMNS_BYTES)
-    if not isinstance(value, list):
-        raise TypeError
-    return value
-
-
-def _csv(data: bytes) -> list[dict[str, Any]]:
-    return list(csv.DictReader(io.StringIO(data.decode("utf-8")), strict=True))

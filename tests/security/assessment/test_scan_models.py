@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, load_from_string
 
+from models.data.held_out import Holdout
 from security.assessment.evasion.cascade import white_box_of
 from security.assessment.evasion.check import EvasionCheck
 from security.assessment.scan.context import Context, TargetSource, prepare
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import PROFILES, Options
 from security.commands import main
 from tests.security.assessment.test_evasion import (
