@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from models.errors import ExportError
 from models.manifest import Column
+from models.sessions import make_session
 
 __all__ = [
     "IMAGES",
@@ -140,12 +140,11 @@ def run_onnx(
 
     Returns:
         Probabilities ``(n, classes)`` and labels ``(n,)``.
+
+    Raises:
+        SessionError: onnxruntime refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
-    )
+    session = make_session(model)
     name = session.get_inputs()[0].name
     parts = [
         session.run(

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 
 from models.data.columns import numbers
 from models.data.readers import read_table
 from models.errors import BundleError, DatasetError, ExportError
 from models.files import read_regular
 from models.manifest import Column, Manifest, Tensor
+from models.sessions import make_session
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
@@ -80,11 +80,11 @@ def describe(
         columns: of its only input's last axis, or none.
 
     Raises:
-        AssessmentError: onnxruntime refuses the model, or it has tensors that requests
-            cannot carry.
+        AssessmentError: it has tensors that requests cannot carry.
+        SessionError: onnxruntime refuses the model.
         ManifestError: the name, version or columns do not fit.
     """
-    session = _session(model)
+    session = make_session(model)
     inputs = tuple(_tensor(node) for node in session.get_inputs())
     if columns:
         if len(inputs) != 1:
@@ -162,20 +162,6 @@ def tools() -> dict[str, str]:
     names = ("onnx", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **versions}
-
-
-def _session(model: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    try:
-        return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
-        reason = str(error).splitlines()[0][:200]
-        raise AssessmentError(f"onnxruntime refuses the model: {reason}") from None
 
 
 def _tensor(node: Any) -> Tensor:

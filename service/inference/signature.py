@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from models.manifest import Manifest, Tensor
+from models.sessions import NodeArg, Session
 from sealgate.protocol.datatypes import BFLOAT16, DATATYPES
 from sealgate.protocol.tensors import Array
 from security.errors import AdmissionRefused
@@ -48,7 +49,7 @@ Presented = Callable[[Any], Array]
 class Signature:
     """How one session's values become arrays."""
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+    def __init__(self, session: Session, manifest: Manifest) -> None:
         """Compare a session with its manifest: check 17.
 
         Raises:
@@ -107,7 +108,7 @@ class Signature:
         return [_from_value(value) for value in values]
 
 
-def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:
+def _check(nodes: Sequence[NodeArg], tensors: Sequence[Tensor]) -> None:
     actual = {node.name: node for node in nodes}
     if actual.keys() != {tensor.spec.name for tensor in tensors}:
         raise AdmissionRefused(17, "the model's tensors are not the manifest's")
@@ -121,7 +122,7 @@ def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:
             )
 
 
-def _agrees(tensor: Tensor, node: ort.NodeArg) -> bool:
+def _agrees(tensor: Tensor, node: NodeArg) -> bool:
     wanted = _ORT_TYPES[tensor.spec.datatype]
     if tensor.form == "maps":
         maps = _MAPS.fullmatch(node.type)
@@ -132,7 +133,7 @@ def _agrees(tensor: Tensor, node: ort.NodeArg) -> bool:
     return bool(matches) and _shape(node) == list(tensor.spec.shape)
 
 
-def _shape(node: ort.NodeArg) -> list[int]:
+def _shape(node: NodeArg) -> list[int]:
     return [size if isinstance(size, int) else -1 for size in node.shape]
 
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from models.bundle import read_bundle
-from models.errors import BundleError, ExportError, ManifestError
+from models.errors import BundleError, ExportError, ManifestError, SessionError
 from models.manifest import Column
 from security.assessment.imported import (
     _map_keys,
@@ -186,7 +186,7 @@ def test_bf16_beside_strings_is_refused() -> None:
 
 
 def test_what_onnxruntime_refuses() -> None:
-    with pytest.raises(AssessmentError, match="onnxruntime refuses the model"):
+    with pytest.raises(SessionError, match="onnxruntime refuses the model"):
         describe(onnx_model()[:-20], name="odd", version="1")
 
 
