@@ -9,5 +9,6 @@ sessions        the only place that makes an onnxruntime session
 data            the one typed table: readers, schema, rows, splits     (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
 features        fixed feature maps of images: scattering              (offline)
+messages        every message within an ONNX file                       (offline)
 export          torch to ONNX, with parity against the original        (offline)
 """

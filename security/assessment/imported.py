@@ -21,19 +21,29 @@ from models.data.readers import read_table
 from models.errors import BundleError, DatasetError, ExportError
 from models.files import read_regular
 from models.manifest import Column, Manifest, Tensor
+from models.messages import messages
 from models.sessions import make_session
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import AssessmentError, HostileModel
 from security.inspection import structure
-from security.inspection.findings import Finding
+from security.inspection.calls import show
+from security.inspection.findings import Finding, StructureLimits
 
-__all__ = ["describe", "export_factory", "inspected", "read_columns", "tools"]
+__all__ = [
+    "describe",
+    "embedded",
+    "export_factory",
+    "inspected",
+    "read_columns",
+    "tools",
+]
 
 MAX_COLUMNS_BYTES = 4 << 20
 MAX_ROWS = 1024
 _COLUMN = ("name", "low", "high")
+MAX_WEIGHTS_BYTES = 512 << 20  # of the files beside a model
 
 _DATATYPES: Mapping[str, str] = {
     "tensor(bool)": "BOOL",
@@ -55,17 +65,81 @@ _MAPS = re.compile(r"seq\(map\((?:int64|string),(tensor\(\w+\))\)\)")
 _SEQUENCE = re.compile(r"seq\((tensor\(\w+\))\)")
 
 
-def inspected(model: bytes) -> tuple[Finding, ...]:
-    """Inspect a file of unknown origin; returns what is worth a look.
+def inspected(
+    model: bytes, folder: Path | None = None
+) -> tuple[bytes, tuple[Finding, ...]]:
+    """Inspect a file of unknown origin.
+
+    Args:
+        model: the file's bytes.
+        folder: where weights may lie that the file names; None where nowhere.
+
+    Returns:
+        The model, with those weights in it, and what is worth a look.
 
     Raises:
         HostileModel: the inspection found an error.
+        BundleError: weights cannot be read.
     """
-    findings = structure.inspect(model)
-    for finding in findings:
-        if finding.severity == "error":
-            raise HostileModel(f"{finding.rule}: {finding.message}")
-    return findings
+    inspection = structure.examine(model)
+    reasons = {item.rule for item in inspection.refused}
+    if folder is not None and reasons == {"external-data"}:
+        model = embedded(model, folder)
+        inspection = structure.examine(model)
+    for finding in inspection.refused:
+        raise HostileModel(f"{finding.rule}: {finding.message}")
+    return model, inspection.findings
+
+
+def embedded(model: bytes, folder: Path) -> bytes:
+    """The model with the weights in it that lie beside it.
+
+    torch.onnx.export writes weights to ``model.onnx.data`` by default. Only plain
+    files of the same folder are read, each once, and no more than an inspected file
+    may have. The result was inspected by nobody.
+
+    Args:
+        model: the bytes of an ONNX file whose inspection found nothing but external
+            data.
+        folder: where the file lies.
+
+    Raises:
+        HostileModel: weights are elsewhere, or beyond the end of their file.
+        BundleError: a file is missing, linked, or too large.
+    """
+    proto = onnx.load_model_from_string(model)
+    left = StructureLimits().max_model_bytes
+    files: dict[str, bytes] = {}
+    for tensor in messages(proto):
+        if isinstance(tensor, onnx.TensorProto) and tensor.external_data:
+            tensor.raw_data = _beside(tensor, folder, files, left)
+            left -= len(tensor.raw_data)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _beside(tensor: Any, folder: Path, files: dict[str, bytes], left: int) -> bytes:
+    """The bytes of one tensor; at most so many."""
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    name = told.get("location", "")
+    if not name or name != Path(name).name or "\0" in name:
+        raise HostileModel(f"external-data: {show(name)} is no file beside the model")
+    if name not in files:
+        room = MAX_WEIGHTS_BYTES - sum(map(len, files.values()))
+        files[name] = read_regular(folder / name, max_bytes=room)
+    data = files[name]
+    try:
+        start = int(told.get("offset", "0"))
+        length = int(told.get("length", len(data) - start))
+    except ValueError:
+        raise HostileModel("external-data: offset or length is no number") from None
+    if min(start, length) < 0 or start + length > len(data):
+        raise HostileModel(f"external-data: {show(tensor.name)} is not in {show(name)}")
+    if length > left:
+        raise HostileModel("external-data: more weights than a model may have")
+    return data[start : start + length]
 
 
 def describe(

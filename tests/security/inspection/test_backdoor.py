@@ -14,7 +14,7 @@ from models.sessions import make_session
 from security.inspection.backdoor import analyse
 from security.inspection.findings import RULES, StructureLimits
 from security.inspection.rules import walk_model
-from security.inspection.structure import inspect
+from tests.support.inspecting import inspect
 
 LIMITS = StructureLimits()
 TRIGGER = 13.0
