@@ -136,7 +136,8 @@ def _thin(onnx: Any, model: Any) -> Mapping[str, int]:
 
 
 def _checker(tools: Any, model: Any, limits: StructureLimits) -> tuple[Finding, ...]:
-    onnx, findings = tools.onnx, ()
+    onnx = tools.onnx
+    findings: tuple[Finding, ...] = ()
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:

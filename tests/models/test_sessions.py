@@ -14,6 +14,7 @@ from models.errors import ProviderError, SessionError
 from models.sessions import make_session
 from tests.conftest import working_directory
 from tests.support.bundles import WEIGHTS, onnx_model
+from tests.support.polyglots import in_ort_format
 
 ROWS = np.array([[1.0, 2.0, 3.0]], dtype=np.float32)
 
@@ -26,18 +27,6 @@ def with_metadata(key: str, value: str) -> bytes:
     return model.SerializeToString()
 
 
-def in_ort_format(folder) -> bytes:
-    """The toy model as onnxruntime writes it in its other format."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.optimized_model_filepath = str(folder / "model.ort")
-    options.add_session_config_entry("session.save_model_format", "ORT")
-    onnxruntime.InferenceSession(
-        onnx_model(), options, providers=["CPUExecutionProvider"]
-    )
-    return (folder / "model.ort").read_bytes()
-
-
 def test_runs_an_onnx_file():
     session = make_session(onnx_model())
     (label,) = session.run(["label"], {"features": ROWS})
@@ -45,8 +34,8 @@ def test_runs_an_onnx_file():
     assert session.get_providers() == ["CPUExecutionProvider"]
 
 
-def test_refuses_the_other_format_that_onnxruntime_would_guess(tmp_path):
-    model = in_ort_format(tmp_path)
+def test_refuses_the_other_format_that_onnxruntime_would_guess():
+    model = in_ort_format(onnx_model())
     # What a session makes of it that is not pinned: this is the attack.
     guessed = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     assert guessed.get_inputs()[0].name == "features"

@@ -205,6 +205,7 @@ def beside(folder: Path, **entries: str) -> Path:
 def test_weights_beside_the_model_are_embedded(tmp_path: Path) -> None:
     source = beside(tmp_path)
     result = run_security(
+        tmp_path,
         *("import", str(source), "--name", "theirs", "--version", "1.0.0"),
         *("--out", str(tmp_path / "made")),
     )
