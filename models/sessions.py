@@ -16,14 +16,45 @@ standard output. None of that is left open here:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from models.errors import ProviderError, SessionError
 
-__all__ = ["CPU", "NodeArg", "Session", "make_session"]
+__all__ = [
+    "CPU",
+    "MAPS",
+    "SEQUENCE",
+    "TYPES",
+    "NodeArg",
+    "Session",
+    "make_session",
+    "shape_of",
+]
 
 CPU = ("CPUExecutionProvider",)
+
+# Types of tensors as onnxruntime writes them, and the datatypes of requests.
+TYPES: Mapping[str, str] = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(bfloat16)": "BF16",
+    "tensor(string)": "BYTES",
+}
+# What else is answered as tensors: the type of keys and that of values, or of elements.
+MAPS = re.compile(r"seq\(map\((int64|string),(tensor\(\w+\))\)\)")
+SEQUENCE = re.compile(r"seq\((tensor\(\w+\))\)")
 
 _CONFIG: Mapping[str, str] = {
     "session.load_model_format": "ONNX",
@@ -122,3 +153,8 @@ def make_session(
         if provider not in session.get_providers():
             raise ProviderError(f"{provider} does not work here")
     return session
+
+
+def shape_of(node: NodeArg) -> tuple[int, ...]:
+    """The sizes of an input or output; -1 where symbolic or missing: dynamic."""
+    return tuple(size if isinstance(size, int) else -1 for size in node.shape)

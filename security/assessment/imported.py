@@ -9,8 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from models.errors import BundleError, DatasetError, ExportError
 from models.files import read_regular
 from models.manifest import Column, Manifest, Tensor
 from models.messages import messages
-from models.sessions import make_session
+from models.sessions import MAPS, SEQUENCE, TYPES, make_session, shape_of
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
@@ -44,25 +43,6 @@ MAX_COLUMNS_BYTES = 4 << 20
 MAX_ROWS = 1024
 _COLUMN = ("name", "low", "high")
 MAX_WEIGHTS_BYTES = 512 << 20  # of the files beside a model
-
-_DATATYPES: Mapping[str, str] = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(bfloat16)": "BF16",
-    "tensor(string)": "BYTES",
-}
-_MAPS = re.compile(r"seq\(map\((?:int64|string),(tensor\(\w+\))\)\)")
-_SEQUENCE = re.compile(r"seq\((tensor\(\w+\))\)")
 
 
 def inspected(
@@ -239,25 +219,22 @@ def tools() -> dict[str, str]:
 
 
 def _tensor(node: Any) -> Tensor:
-    datatype = _DATATYPES.get(node.type)
+    datatype = TYPES.get(node.type)
     if datatype is None:
         raise AssessmentError(f"tensor {node.name!r} is a {node.type}: not served")
-    # A symbolic or missing size is a dynamic dimension.
-    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return Tensor(TensorSpec(node.name, datatype, shape))
+    return Tensor(TensorSpec(node.name, datatype, shape_of(node)))
 
 
 def _output(node: Any, graph: onnx.GraphProto) -> Tensor:
     """A tensor, or what is presented as one."""
-    maps, sequence = (kind.fullmatch(node.type) for kind in (_MAPS, _SEQUENCE))
-    if maps is not None and maps[1] in _DATATYPES:
+    maps, sequence = (kind.fullmatch(node.type) for kind in (MAPS, SEQUENCE))
+    if maps is not None and maps[2] in TYPES:
         labels = _map_keys(node.name, graph)
-        spec = TensorSpec(node.name, _DATATYPES[maps[1]], (-1, len(labels)))
+        spec = TensorSpec(node.name, TYPES[maps[2]], (-1, len(labels)))
         return Tensor(spec, labels=labels, form="maps")
-    if sequence is not None and sequence[1] in _DATATYPES:
+    if sequence is not None and sequence[1] in TYPES:
         shape = (-1, *_element_shape(node.name, graph))
-        spec = TensorSpec(node.name, _DATATYPES[sequence[1]], shape)
-        return Tensor(spec, form="sequence")
+        return Tensor(TensorSpec(node.name, TYPES[sequence[1]], shape), form="sequence")
     return _tensor(node)
 
 

@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["MAX_IR_VERSION", "MIN_IR_VERSION", "OPERATOR_SETS", "ORT_FORMAT"]
+__all__ = [
+    "MAX_ELEMENT_TYPE",
+    "MAX_IR_VERSION",
+    "MIN_IR_VERSION",
+    "OPERATOR_SETS",
+    "ORT_FORMAT",
+]
 
 # IR 3 is of ONNX 1.0; below it, initializers had no place.
 MIN_IR_VERSION, MAX_IR_VERSION = 3, 13
+
+# TensorProto.DataType: INT2.
+MAX_ELEMENT_TYPE = 26
 
 # By domain, the newest version. In these domains onnxruntime prefers its own operators
 # to a function of the file, whatever the function computes.

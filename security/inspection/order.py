@@ -6,8 +6,8 @@ of the outermost graph (not those of a branch or a function), so that such a fil
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from security.inspection.calls import graphs_of
@@ -22,36 +22,20 @@ def sort_nodes(graph: Any) -> bool:
     """
     nodes = list(graph.node)
     maker = {name: index for index, node in enumerate(nodes) for name in node.output}
-    needs = [
-        {maker[name] for name in _reads(node) if name in maker} - {index}
+    needs = {
+        index: {maker[name] for name in _reads(node) if name in maker} - {index}
         for index, node in enumerate(nodes)
-    ]
-    order = _sorted(needs)
-    if len(order) < len(nodes) or order == list(range(len(nodes))):
+    }
+    if all(other < index for index, before in needs.items() for other in before):
+        return False
+    try:
+        order = list(TopologicalSorter(needs).static_order())
+    except CycleError:
         return False
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies[index] for index in order)
     return True
-
-
-def _sorted(needs: list[set[int]]) -> list[int]:
-    """Each after what it needs, otherwise as they came; fewer if there is a circle."""
-    users: list[list[int]] = [[] for _ in needs]
-    for index, before in enumerate(needs):
-        for other in before:
-            users[other].append(index)
-    missing = [len(before) for before in needs]
-    ready = deque(index for index, count in enumerate(missing) if count == 0)
-    order: list[int] = []
-    while ready:
-        index = ready.popleft()
-        order.append(index)
-        for user in users[index]:
-            missing[user] -= 1
-            if missing[user] == 0:
-                ready.append(user)
-    return order
 
 
 def _reads(node: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as engine
 
 from models.errors import SessionError
 from models.sessions import make_session
-from security.inspection.engine import MAX_IR_VERSION, OPERATOR_SETS
+from security.inspection.engine import MAX_ELEMENT_TYPE, MAX_IR_VERSION, OPERATOR_SETS
 from tests.security.inspection.test_structure import (
     bomb,
     function,
@@ -32,6 +32,12 @@ def loads(**changes) -> bool:
 def test_the_newest_ir_version():
     assert loads(ir=MAX_IR_VERSION)
     assert not loads(ir=MAX_IR_VERSION + 1)
+
+
+@pytest.mark.parametrize(("kind", "known"), [(0, True), (1, False)])
+def test_the_newest_element_type(kind, known):
+    tensor = TensorProto(name="w", data_type=MAX_ELEMENT_TYPE + kind, dims=[0])
+    assert loads(initializers=[tensor]) == known
 
 
 @pytest.mark.parametrize("domain", OPERATOR_SETS)
