@@ -58,8 +58,7 @@ def inspected(
         The model, with those weights in it, and what is worth a look.
 
     Raises:
-        HostileModel: the inspection found an error.
-        BundleError: weights cannot be read.
+        HostileModel: the inspection found an error, or weights cannot be read.
     """
     inspection = structure.examine(model)
     reasons = {item.rule for item in inspection.refused}
@@ -84,8 +83,8 @@ def embedded(model: bytes, folder: Path) -> bytes:
         folder: where the file lies.
 
     Raises:
-        HostileModel: weights are elsewhere, or beyond the end of their file.
-        BundleError: a file is missing, linked, or too large.
+        HostileModel: weights are elsewhere or beyond the end of their file, or that
+            file is missing, linked, or too large.
     """
     proto = onnx.load_model_from_string(model)
     left = StructureLimits().max_model_bytes
@@ -108,7 +107,10 @@ def _beside(tensor: Any, folder: Path, files: dict[str, bytes], left: int) -> by
         raise HostileModel(f"external-data: {show(name)} is no file beside the model")
     if name not in files:
         room = MAX_WEIGHTS_BYTES - sum(map(len, files.values()))
-        files[name] = read_regular(folder / name, max_bytes=room)
+        try:
+            files[name] = read_regular(folder / name, max_bytes=room)
+        except BundleError as error:
+            raise HostileModel(f"external-data: {error}") from None
     data = files[name]
     try:
         start = int(told.get("offset", "0"))
