@@ -8,7 +8,6 @@ tensors are stacked. BF16 goes in and out as the integers that it is stored in.
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 from models.manifest import Manifest, Tensor
+from models.sessions import MAPS, SEQUENCE, TYPES, NodeArg, Session, shape_of
 from sealgate.protocol.datatypes import BFLOAT16, DATATYPES
 from sealgate.protocol.tensors import Array
 from security.errors import AdmissionRefused
@@ -23,24 +23,7 @@ from service.inference.batching import InferenceFailedError
 
 __all__ = ["Signature"]
 
-_ORT_TYPES: Mapping[str, str] = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float",
-    "FP64": "double",
-    "BF16": "bfloat16",
-    "BYTES": "string",
-}
 _ONNX_BFLOAT16 = 16  # onnx.proto, TensorProto.DataType
-_MAPS = re.compile(r"seq\(map\((int64|string),tensor\((\w+)\)\)\)")
 
 Presented = Callable[[Any], Array]
 
@@ -48,7 +31,7 @@ Presented = Callable[[Any], Array]
 class Signature:
     """How one session's values become arrays."""
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+    def __init__(self, session: Session, manifest: Manifest) -> None:
         """Compare a session with its manifest: check 17.
 
         Raises:
@@ -107,7 +90,7 @@ class Signature:
         return [_from_value(value) for value in values]
 
 
-def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:
+def _check(nodes: Sequence[NodeArg], tensors: Sequence[Tensor]) -> None:
     actual = {node.name: node for node in nodes}
     if actual.keys() != {tensor.spec.name for tensor in tensors}:
         raise AdmissionRefused(17, "the model's tensors are not the manifest's")
@@ -116,24 +99,24 @@ def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:
         if not _agrees(tensor, node):
             raise AdmissionRefused(
                 17,
-                f"tensor {tensor.spec.name!r} is {node.type}{_shape(node)}, "
+                f"tensor {tensor.spec.name!r} is {node.type}{list(shape_of(node))}, "
                 f"not {tensor.spec}",
             )
 
 
-def _agrees(tensor: Tensor, node: ort.NodeArg) -> bool:
-    wanted = _ORT_TYPES[tensor.spec.datatype]
+def _agrees(tensor: Tensor, node: NodeArg) -> bool:
+    wanted = tensor.spec.datatype
     if tensor.form == "maps":
-        maps = _MAPS.fullmatch(node.type)
-        return maps is not None and maps[2] == wanted and _keys(tensor, maps[1]) != ()
+        maps = MAPS.fullmatch(node.type)
+        return (
+            maps is not None
+            and TYPES.get(maps[2]) == wanted
+            and _keys(tensor, maps[1]) != ()
+        )
     if tensor.form == "sequence":
-        return bool(node.type == f"seq(tensor({wanted}))")
-    matches = node.type == f"tensor({wanted})"
-    return bool(matches) and _shape(node) == list(tensor.spec.shape)
-
-
-def _shape(node: ort.NodeArg) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in node.shape]
+        sequence = SEQUENCE.fullmatch(node.type)
+        return sequence is not None and TYPES.get(sequence[1]) == wanted
+    return TYPES.get(node.type) == wanted and shape_of(node) == tensor.spec.shape
 
 
 def _keys(tensor: Tensor, kind: str) -> tuple[int, ...] | tuple[str, ...]:
@@ -151,7 +134,7 @@ def _presenter(tensor: Tensor, ort_type: str) -> Presented:
     if tensor.form == "sequence":
         rank = len(tensor.spec.shape)
         return lambda value: _stacked(value, dtype, rank)
-    maps = _MAPS.fullmatch(ort_type)
+    maps = MAPS.fullmatch(ort_type)
     keys = () if maps is None else _keys(tensor, maps[1])
     return lambda value: _tabulated(value, keys, dtype)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from models.manifest import Manifest, Tensor
@@ -100,7 +99,9 @@ def test_refuses_a_manifest_that_is_not_the_models(
 
 @pytest.mark.parametrize("data", [b"", b"not a model", onnx_model()[:-20]])
 def test_refuses_what_onnxruntime_cannot_load(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(AdmissionRefused, match="onnxruntime cannot load it") as caught:
+    with pytest.raises(
+        AdmissionRefused, match="onnxruntime refuses the model"
+    ) as caught:
         LoadedModel(unverified(tmp_path, data, manifest()))
     assert caught.value.check == 17
 
@@ -113,7 +114,7 @@ def test_refuses_weights_in_another_file(tmp_path: Path, location: str) -> None:
     # Not even where onnxruntime would look for it.
     with (
         working_directory(tmp_path),
-        pytest.raises(AdmissionRefused, match="onnxruntime cannot load it"),
+        pytest.raises(AdmissionRefused, match="onnxruntime refuses the model"),
     ):
         LoadedModel(admission)
 
@@ -160,5 +161,4 @@ def test_nan_is_the_callers_to_judge(tmp_path: Path) -> None:
 
 def test_only_the_cpu_is_used(tmp_path: Path) -> None:
     model = LoadedModel(admitted(tmp_path))
-    assert isinstance(model._session, ort.InferenceSession)
     assert model._session.get_providers() == ["CPUExecutionProvider"]
