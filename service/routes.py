@@ -23,6 +23,7 @@ from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.attest import signature_files, waiver_file
+from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
 from service.callers import Callers
 from service.inference.batching import (
@@ -221,19 +222,20 @@ class Routes:
             raise Problem("not-found")
         decision.model = match["model"].decode()
         decision.action = (match["action"] or b"metadata").decode()
-        model = self._find(principal, decision, match["version"])
+        state = self._find(principal, decision, match["version"])
+        model = state.content
         decision.version = model.manifest.version
         decision.digest = model.admission.bundle.subject.root_sha256
         if model.expires_at <= self._clock():
             raise Problem("admission-expired")
-        if model.refusal is not None:
+        if isinstance(state, Withdrawn):
             raise Problem("admission-withdrawn")
         decision.ticket = await self._quotas.enter(principal, decision.model)
         return await self._model_action(request, model, decision)
 
     def _find(
         self, principal: Principal, decision: Decision, asked: bytes | None
-    ) -> Served:
+    ) -> State[Served]:
         """The model that a request is about, if its sender may use it.
 
         Raises:
@@ -244,16 +246,16 @@ class Routes:
         name, action = decision.model or "", decision.action or ""
         version = None if asked is None else asked.decode()
         model = self._lineup.find(name, version)
-        found = version if model is None else model.manifest.version
+        found = version if model is None else model.content.manifest.version
         needed = "infer" if action == "infer" else "metadata"
         self._permissions.authorize(principal, name, found, needed)
         if model is None:
             raise Problem("not-found", NO_MODEL)
         if action == "infer" and version is None:
             # Only now, so that a stranger takes nothing of a canary's share.
-            chosen = self._lineup.choose(name) or model
+            chosen = self._lineup.choose(name, self._clock()) or model
             if chosen is not model and self._permissions.allows(
-                principal, name, chosen.manifest.version, "infer"
+                principal, name, chosen.content.manifest.version, "infer"
             ):
                 return chosen
         return model

@@ -25,10 +25,19 @@ import orjson
 from models.files import write_atomic
 from sealgate.errors import SealgateError
 from security.admission.hooks import current_plan, open_tag
-from security.admission.plan import ModelPlan, Plan, PlanFolder, Share
+from security.admission.lifecycle import (
+    Canary,
+    Planned,
+    Shadow,
+    State,
+    Warm,
+    Withdrawn,
+    arrange,
+)
+from security.admission.plan import ModelPlan, Plan, PlanFolder
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
-from service.inference.lineup import Entry, Lineup, Served, Trial, check_alike
+from service.inference.lineup import Entry, Lineup, Served, check_alike
 
 __all__ = ["REPORT_S", "Follower", "Record"]
 
@@ -153,75 +162,71 @@ class Follower:
         Raises:
             SealgateError: its default version is refused.
         """
-        versions: dict[str, Served] = {}
-        running = {} if old is None else old.versions
+        running = {} if old is None else old.states
+        states: dict[str, State[Served]] = {}
         for version in sorted(plan.versions, key=lambda v: v != plan.default):
+            planned = plan.versions[version]
+            state = running.get(version)
             try:
-                versions[version] = self._served(
-                    f"{name}:{version}", plan.versions[version], running.get(version)
-                )
+                if state is None or state.content.revision != planned.content:
+                    state = self._load(f"{name}:{version}", Planned(planned.content))
             except SealgateError:
                 if version == plan.default:
                     raise
-                if version in running:  # it was to be read again: it stays as it was
-                    versions[version] = running[version]
-        default = versions[plan.default]
-        canary, shadow = (
-            self._trial(name, share, default, versions)
-            for share in (plan.canary, plan.shadow)
-        )
-        return Entry(default, versions, canary, shadow)
+                if state is None:
+                    continue
+                # It was to be read again: it stays as it was.
+            states[version] = arrange(state, planned)
+        return Entry(self._alike(states[plan.default].content, states))
 
-    def _served(self, tag: str, revision: int, running: Served | None) -> Served:
-        if running is not None and running.revision == revision:
-            return running
+    def _load(self, tag: str, planned: Planned) -> Warm[Served]:
         try:
-            return self._lineup.load(open_tag(tag, self._settings), revision=revision)
+            return self._lineup.load(planned.admit(open_tag(tag, self._settings)))
         except SealgateError as error:
             self._refuse(tag, error)
             raise
 
-    def _trial(
-        self,
-        name: str,
-        share: Share | None,
-        default: Served,
-        versions: Mapping[str, Served],
-    ) -> Trial | None:
-        if share is None or share.version not in versions:
-            return None
-        served = versions[share.version]
-        try:
-            check_alike(default, served)
-        except AdmissionRefused as error:
-            self._refuse(f"{name}:{share.version}", error)
-            return None
-        return Trial(served, share.percent)
+    def _alike(
+        self, default: Served, states: Mapping[str, State[Served]]
+    ) -> dict[str, State[Served]]:
+        """End the trials of versions that cannot answer the default's requests."""
+        alike = dict(states)
+        for version, state in states.items():
+            if isinstance(state, Canary | Shadow):
+                try:
+                    check_alike(default, state.content)
+                except AdmissionRefused as error:
+                    self._refuse(state.content.manifest.tag, error)
+                    alike[version] = state.retire()
+        return alike
 
     def _verify_again(self) -> None:
         """Ask the gate about all that runs, under the rules as they are now."""
-        for entry in self._lineup.table.values():
-            for served in entry.versions.values():
-                self._verify_served(served)
+        self._lineup.switch(
+            {
+                name: Entry({v: self._verified(s) for v, s in entry.states.items()})
+                for name, entry in self._lineup.table.items()
+            }
+        )
 
-    def _verify_served(self, served: Served) -> None:
+    def _verified(self, state: State[Served]) -> State[Served]:
+        served = state.content
         tag = served.manifest.tag
-        running = served.admission.bundle.subject
         try:
             admission = open_tag(tag, self._settings)
-            if admission.bundle.subject != running:
+            if admission.bundle.subject != served.admission.bundle.subject:
                 raise AdmissionRefused(16, "the store holds other bytes than run")
         except SealgateError as error:
-            if served.refusal is None:
+            if not isinstance(state, Withdrawn):
                 _log.warning("%s is withdrawn: %s", tag, error)
                 self._note("withdraw", tag, reason=str(error))
-            served.refusal = str(error)
-            return
-        if served.refusal is not None:
-            _log.info("%s is admitted again", tag)
-            self._note("restore", tag)
-        served.refusal = None
+            return state.withdraw(str(error))
         self._lineup.renew(served, admission)
+        if not isinstance(state, Withdrawn):
+            return state
+        _log.info("%s is admitted again", tag)
+        self._note("restore", tag)
+        return state.restore()
 
     def _rules(self) -> tuple[Stamp, Stamp]:
         admission = self._settings.admission
@@ -244,12 +249,12 @@ class Follower:
                 if entry is None:
                     self._note("unload", name)
                 else:
-                    self._note("load", entry.default.manifest.tag)
+                    self._note("load", entry.default.content.manifest.tag)
 
     def _note(self, action: str, tag: str | None, reason: str | None = None) -> None:
         name, _, version = (tag or "").partition(":")
-        served = self._lineup.find(name, version or None)
-        subject = None if served is None else served.admission.bundle.subject
+        state = self._lineup.find(name, version or None)
+        subject = None if state is None else state.content.admission.bundle.subject
         record: dict[str, str | None] = {
             "client": "worker",
             "action": action,
@@ -272,10 +277,10 @@ class Follower:
             "serving": _describe(table),
             "refused": self._refused,
             "withdrawn": {
-                served.manifest.tag: served.refusal
+                state.content.manifest.tag: state.reason
                 for entry in table.values()
-                for served in entry.versions.values()
-                if served.refusal is not None
+                for state in entry.states.values()
+                if isinstance(state, Withdrawn)
             },
             "problem": self._problem,
         }
@@ -301,15 +306,15 @@ def _describe(table: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
 
 def _describe_entry(entry: Entry) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "default": entry.default.manifest.version,
+        "default": entry.default.content.manifest.version,
         "versions": {
-            version: served.admission.bundle.subject.root_sha256
-            for version, served in entry.versions.items()
+            version: state.content.admission.bundle.subject.root_sha256
+            for version, state in entry.states.items()
         },
     }
     for name, trial in (("canary", entry.canary), ("shadow", entry.shadow)):
         if trial is not None:
-            version = trial.served.manifest.version
+            version = trial.content.manifest.version
             result[name] = {"version": version, "percent": trial.percent}
     return result
 

@@ -15,12 +15,22 @@ import asyncio
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 
 from models.manifest import Manifest
 from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.admission.gate import Admission
+from security.admission.lifecycle import (
+    Admitted,
+    Canary,
+    Default,
+    Planned,
+    Shadow,
+    State,
+    Warm,
+    Withdrawn,
+    find,
+)
 from security.errors import AdmissionRefused
 from security.settings.runtime import RuntimeSettings
 from service.inference.agreement import compare
@@ -30,14 +40,14 @@ from service.inference.warmup import warm_up
 from service.inference.watchdog import Watchdog
 from service.telemetry.metrics import Metrics
 
-__all__ = ["Entry", "Lineup", "Served", "Trial", "check_alike"]
+__all__ = ["Entry", "Lineup", "Served", "check_alike"]
 
 # Comparisons at the same time; more are counted as skipped.
 _MAX_COMPARISONS = 32
 
 
 class Served:
-    """A model that answers requests.
+    """A model that a worker has loaded.
 
     Attributes:
         model: the session, and the manifest that requests are validated against.
@@ -45,7 +55,6 @@ class Served:
         admission: what admitted it; renewed when it is verified again.
         expires_at: when that gets too old, Unix seconds; infinity for never.
         batcher: gathers and runs its requests.
-        refusal: why it may not run any more; None if it may.
         revision: of the plan's order to load it.
     """
 
@@ -57,73 +66,69 @@ class Served:
         self.admission = model.admission
         self.expires_at = _expiry(model.admission)
         self.batcher = batcher
-        self.refusal: str | None = None
         self.revision = revision
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A version that is tried beside the default one.
-
-    Attributes:
-        served: the version.
-        percent: of the requests that name no version, 1 to 100.
-    """
-
-    served: Served
-    percent: int
-
-
-@dataclass
 class _Share:
     """Lets exactly a share of calls through, spread evenly."""
 
-    sum: int = 0
+    def __init__(self) -> None:
+        self._sum = 0
 
     def next(self, percent: int) -> bool:
-        self.sum += percent
-        if self.sum < 100:
+        self._sum += percent
+        if self._sum < 100:
             return False
-        self.sum -= 100
+        self._sum -= 100
         return True
 
 
-@dataclass(frozen=True)
 class Entry:
-    """One model.
+    """One model: its versions, each in its state. It does not change.
 
     Attributes:
+        states: of every version that may be asked for.
         default: answers requests that name no version.
-        versions: every version that may be asked for.
-        canary: answers a share of them instead.
-        shadow: runs on a share of them, too.
+        canary: answers a share of them instead, unless it is withdrawn.
+        shadow: runs on a share of them, too, unless it is withdrawn.
     """
 
-    default: Served
-    versions: Mapping[str, Served]
-    canary: Trial | None = None
-    shadow: Trial | None = None
-    _canary_share: _Share = field(default_factory=_Share)
-    _shadow_share: _Share = field(default_factory=_Share)
+    def __init__(self, states: Mapping[str, State[Served]]) -> None:
+        """Find who has which part.
 
-    def choose(self) -> Served:
-        """Who answers a request that names no version."""
+        Args:
+            states: by version; one of them is the default.
+        """
+        self.states = states
+        self.default = states[find(states, Default) or ""]
+        self.canary = next((s for s in states.values() if isinstance(s, Canary)), None)
+        self.shadow = next((s for s in states.values() if isinstance(s, Shadow)), None)
+        self._canary_share = _Share()
+        self._shadow_share = _Share()
+
+    def choose(self, now: float) -> State[Served]:
+        """Who answers a request that names no version, at a time in Unix seconds.
+
+        A canary that may not answer leaves its share to the default.
+        """
         canary = self.canary
-        if canary is not None and self._canary_share.next(canary.percent):
-            return canary.served
-        return self.default
+        if canary is None or not self._canary_share.next(canary.percent):
+            return self.default
+        return canary if now < canary.content.expires_at else self.default
 
     def other(self, served: Served) -> tuple[str, Served] | None:
         """The kind of trial that a request is part of, and who else runs it."""
-        if self.canary is not None and served is self.canary.served:
-            return "canary", self.default
+        if self.canary is not None and served is self.canary.content:
+            if isinstance(self.default, Withdrawn):
+                return None
+            return "canary", self.default.content
         shadow = self.shadow
         if (
             shadow is not None
-            and served is self.default
+            and served is self.default.content
             and self._shadow_share.next(shadow.percent)
         ):
-            return "shadow", shadow.served
+            return "shadow", shadow.content
         return None
 
 
@@ -155,16 +160,15 @@ class Lineup:
         self._watchdog = Watchdog()
         self._comparisons: set[asyncio.Task[None]] = set()
         self._table: Mapping[str, Entry] = {}
-        table: dict[str, Entry] = {}
+        table: dict[str, dict[str, State[Served]]] = {}
         for admission in admissions:
-            served = self.load(admission)
-            name, version = served.manifest.name, served.manifest.version
-            entry = table.get(name) or Entry(served, {})
-            versions = {**entry.versions, version: served}
-            table[name] = replace(entry, versions=versions)
-        self.switch(table)
+            warm = self.load(Planned(0).admit(admission))
+            manifest = warm.content.manifest
+            states = table.setdefault(manifest.name, {})
+            states[manifest.version] = warm if states else warm.promote()
+        self.switch({name: Entry(states) for name, states in table.items()})
 
-    def load(self, admission: Admission, *, revision: int = 0) -> Served:
+    def load(self, admitted: Admitted) -> Warm[Served]:
         """Make a session and warm it up; nothing is served by it yet.
 
         Takes its time: call it outside of the event loop.
@@ -175,7 +179,7 @@ class Lineup:
             SettingsError: a provider is not installed.
         """
         settings = self._settings
-        model = LoadedModel(admission, settings)
+        model = LoadedModel(admitted.admission, settings)
         limits = settings.limits(model.manifest.name)
         lesson = warm_up(
             model,
@@ -198,7 +202,7 @@ class Lineup:
             in_work=self._metrics.cell("sealgate_requests_in_work"),
             observe=self._observer(model.manifest),
         )
-        return Served(model, batcher, revision)
+        return admitted.warm_up(Served(model, batcher, admitted.revision))
 
     @property
     def table(self) -> Mapping[str, Entry]:
@@ -208,7 +212,7 @@ class Lineup:
     @property
     def admissions(self) -> list[Admission]:
         """What admits each version that is served now."""
-        return [s.admission for e in self._table.values() for s in e.versions.values()]
+        return [served.admission for served in _all(self._table)]
 
     def switch(self, table: Mapping[str, Entry]) -> None:
         """Serve this from now on.
@@ -220,9 +224,8 @@ class Lineup:
         for entry in table.values():
             for trial in (entry.canary, entry.shadow):
                 if trial is not None:
-                    check_alike(entry.default, trial.served)
-        old = {s for e in self._table.values() for s in e.versions.values()}
-        new = {s for e in table.values() for s in e.versions.values()}
+                    check_alike(entry.default.content, trial.content)
+        old, new = _answering(self._table), _answering(table)
         self._table = dict(table)
         for served in old - new:
             self._metrics.serves(served.admission, served=False)
@@ -236,24 +239,27 @@ class Lineup:
             self._metrics.serves(admission)
         served.admission, served.expires_at = admission, _expiry(admission)
 
-    def find(self, name: str, version: str | None = None) -> Served | None:
+    def find(self, name: str, version: str | None = None) -> State[Served] | None:
         """A version of a model; the default one where none is named."""
         entry = self._table.get(name)
         if entry is None:
             return None
-        return entry.default if version is None else entry.versions.get(version)
+        return entry.default if version is None else entry.states.get(version)
 
-    def choose(self, name: str, version: str | None = None) -> Served | None:
-        """As `find`, for an inference: a canary gets its share."""
+    def choose(self, name: str, now: float) -> State[Served] | None:
+        """As `find`, for an inference that names no version: a canary gets its share.
+
+        Args:
+            name: of the model.
+            now: Unix seconds.
+        """
         entry = self._table.get(name)
-        if entry is None:
-            return None
-        return entry.choose() if version is None else entry.versions.get(version)
+        return None if entry is None else entry.choose(now)
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that may be asked for."""
         entry = self._table.get(name)
-        return [] if entry is None else list(entry.versions)
+        return [] if entry is None else list(entry.states)
 
     async def infer(
         self, served: Served, inputs: Mapping[str, Array], outputs: Sequence[str]
@@ -311,7 +317,7 @@ class Lineup:
         ours: Mapping[str, Array],
         theirs: Sequence[Array],
     ) -> None:
-        tensors = {t.spec.name: t for t in entry.default.manifest.outputs}
+        tensors = {t.spec.name: t for t in entry.default.content.manifest.outputs}
         result = compare([tensors[name] for name in ours], list(ours.values()), theirs)
         self._count(kind, entry, "same" if result.same else "different")
         self._observe(kind, entry, result.difference)
@@ -346,6 +352,19 @@ class Lineup:
         return observe
 
 
+def _all(table: Mapping[str, Entry]) -> list[Served]:
+    return [s.content for entry in table.values() for s in entry.states.values()]
+
+
+def _answering(table: Mapping[str, Entry]) -> set[Served]:
+    return {
+        state.content
+        for entry in table.values()
+        for state in entry.states.values()
+        if not isinstance(state, Withdrawn)
+    }
+
+
 def _expiry(admission: Admission) -> float:
     expires_at = admission.expires_at
     return math.inf if expires_at is None else expires_at.timestamp()
@@ -354,8 +373,8 @@ def _expiry(admission: Admission) -> float:
 def _labels(kind: str, entry: Entry) -> tuple[str, str, str, str]:
     """Model, kind of trial, default version, version on trial."""
     trial = entry.canary if kind == "canary" else entry.shadow
-    tried = "" if trial is None else trial.served.manifest.version
-    ours = entry.default.manifest
+    tried = "" if trial is None else trial.content.manifest.version
+    ours = entry.default.content.manifest
     return ours.name, kind, ours.version, tried
 
 

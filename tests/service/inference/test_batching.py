@@ -44,7 +44,7 @@ def lineup(admission: Admission, *, timeout_s: float = 20.0, **settings: Any) ->
 
 def only(models: Lineup) -> Served:
     (entry,) = models.table.values()
-    return entry.default
+    return entry.default.content
 
 
 def batches(models: Lineup) -> float:
@@ -253,12 +253,12 @@ def test_a_stuck_model_leaves_a_thread_to_others(tmp_path: Path) -> None:
         assert toy is not None
         rows = np.ones((1, 3), np.float32)
         stuck = [
-            asyncio.ensure_future(models.infer(odd, {"x": rows}, ["y"]))
+            asyncio.ensure_future(models.infer(odd.content, {"x": rows}, ["y"]))
             for _ in range(3)
         ]
         await asyncio.sleep(0.1)
         async with asyncio.timeout(30):
-            await models.infer(toy, {"features": rows}, ["label"])
+            await models.infer(toy.content, {"features": rows}, ["label"])
         for item in stuck:
             item.cancel()
         await asyncio.wait(stuck)
@@ -341,7 +341,7 @@ status = Path("/proc/self/status").read_text()
 used = 1024 * int(status.partition("VmData:")[2].split()[0])
 bound_memory(used + (1 << 30))
 ask = lambda n: models.infer(
-    models.find("odd"), {"x": np.full((1, 3), n, np.float32)}, ["y"]
+    models.find("odd").content, {"x": np.full((1, 3), n, np.float32)}, ["y"]
 )
 for size in (0, 64, 100_000, 0):
     try:

@@ -39,7 +39,7 @@ def expected(rows: np.ndarray) -> np.ndarray:
 def infer(runtime: Lineup, name: str, inputs: dict, outputs: list[str]) -> list:
     model = runtime.find(name)
     assert model is not None
-    return asyncio.run(runtime.infer(model, inputs, outputs))
+    return asyncio.run(runtime.infer(model.content, inputs, outputs))
 
 
 def test_runs_what_numpy_computes(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
     async def twice() -> None:
         model = runtime.find("toy")
         assert model is not None
-        await runtime.infer(model, {"features": ROWS}, ["label"])
+        await runtime.infer(model.content, {"features": ROWS}, ["label"])
         await asyncio.sleep(0.3)
-        await runtime.infer(model, {"features": ROWS}, ["label"])
+        await runtime.infer(model.content, {"features": ROWS}, ["label"])
 
     asyncio.run(twice())
 
