@@ -229,6 +229,8 @@ class Routes:
         if model.expires_at <= self._clock():
             raise Problem("admission-expired")
         if isinstance(state, Withdrawn):
+            if state.cause == "casualties":
+                raise Problem("model-held-off")
             raise Problem("admission-withdrawn")
         decision.ticket = await self._quotas.enter(principal, decision.model)
         return await self._model_action(request, model, decision)
@@ -295,8 +297,11 @@ class Routes:
         decision.rows = max(lengths, default=1)
         if decision.ticket is not None:
             await decision.ticket.charge_rows(decision.rows)
+        who = decision.request_id, self._recorder.pseudonym(decision.principal)
+        if who[1] in self._lineup.held_off.subjects:
+            raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
         try:
-            arrays = await self._lineup.infer(model, inputs, list(wanted))
+            arrays = await self._lineup.infer(model, inputs, list(wanted), who=who)
             document, parts = binary_tensors.encode_response(
                 zip(wanted, arrays),
                 binary={name for name, binary in wanted.items() if binary},

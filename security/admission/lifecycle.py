@@ -31,8 +31,8 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from security.admission.gate import Admission
 
@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 V = TypeVar("V")
+Cause = Literal["admission", "casualties"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ class _Living(Generic[V]):
 
     content: V
 
-    def withdraw(self, reason: str) -> Withdrawn[V]:
+    def withdraw(self, reason: str, *, cause: Cause = "admission") -> Withdrawn[V]:
         """It answers no more, until the reason is over."""
-        return Withdrawn(self, reason)  # type: ignore[arg-type]  # none but the four
+        # None but the four classes below is made.
+        return Withdrawn(self, reason, cause)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -154,19 +156,21 @@ class Withdrawn(Generic[V]):
     Attributes:
         was: what it is again when the reason is over.
         reason: for the operator.
+        cause: the gate refuses it, or it ended workers again and again.
     """
 
     was: Live[V]
     reason: str
+    cause: Cause = "admission"
 
     @property
     def content(self) -> V:
         """Of what it was."""
         return self.was.content
 
-    def withdraw(self, reason: str) -> Withdrawn[V]:
+    def withdraw(self, reason: str, *, cause: Cause = "admission") -> Withdrawn[V]:
         """For another reason."""
-        return Withdrawn(self.was, reason)
+        return Withdrawn(self.was, reason, cause)
 
     def restore(self) -> Live[V]:
         """The reason is over."""
@@ -179,7 +183,7 @@ State: TypeAlias = Live[V] | Withdrawn[V]
 def arrange(state: State[V], plan: Live[Any]) -> State[V]:
     """Bring a version where a plan has it; one that is withdrawn stays that, too."""
     if isinstance(state, Withdrawn):
-        return Withdrawn(_arranged(state.was, plan), state.reason)
+        return replace(state, was=_arranged(state.was, plan))
     return _arranged(state, plan)
 
 

@@ -29,6 +29,7 @@ from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.settings.runtime import ModelLimits
 from service.inference.watchdog import Watchdog
+from service.telemetry.casualties import Notes
 
 __all__ = [
     "Batcher",
@@ -83,7 +84,8 @@ class _Item:
     """One request, until its future is done."""
 
     __slots__ = (
-        "budget_s", "came", "deadline", "future", "inputs", "key", "outputs", "rows",
+        "budget_s", "came", "deadline", "future", "inputs", "key", "note", "outputs",
+        "rows",
     )  # fmt: skip
 
     def __init__(
@@ -91,8 +93,11 @@ class _Item:
         inputs: Inputs,
         outputs: Sequence[str],
         future: asyncio.Future[list[Array]],
+        *,
         deadline: float,
+        note: bytes,
     ) -> None:
+        self.note = note
         self.inputs = inputs
         self.outputs = outputs
         self.future = future
@@ -111,6 +116,7 @@ class _Work:
 
     items: list[_Item]
     options: ort.RunOptions
+    slots: list[int]
     timer: asyncio.TimerHandle | None = None
 
 
@@ -127,6 +133,7 @@ class Batcher:
         timeout_s: float,
         budget: Budget,
         watchdog: Watchdog,
+        notes: Notes,
         rows_apart: bool = False,
         inline_rows: int = 0,
         at_once_rows: int = 0,
@@ -143,6 +150,7 @@ class Batcher:
             timeout_s: from a request's arrival until its run is stopped.
             budget: counts the bytes that wait.
             watchdog: of the runs on the event loop.
+            notes: of the runs that are under way.
             rows_apart: the model gives the same for rows together as for each alone.
             inline_rows: runs of up to so many rows are short; 0: none is.
             at_once_rows: and of up to so many shorter than gathering would be.
@@ -157,6 +165,7 @@ class Batcher:
         self._timeout_s = timeout_s
         self._budget = budget
         self._watchdog = watchdog
+        self._notes = notes
         self._observe = observe or _ignore
         self._delay_s = limits.max_batch_delay_ms / 1000
         self.rows_apart = rows_apart and limits.max_batch_rows > 1
@@ -171,11 +180,13 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.waiting = 0
 
-    async def infer(self, inputs: Inputs, outputs: Sequence[str]) -> list[Array]:
+    async def infer(
+        self, inputs: Inputs, outputs: Sequence[str], note: bytes = b""
+    ) -> list[Array]:
         """The outputs of one request, in the order asked for.
 
         Cancelling takes the request out of the queue, and stops its run if nobody else
-        waits for it.
+        waits for it. The note (`Notes.text`) is kept while it runs.
 
         Raises:
             OverloadedError: too many wait.
@@ -183,7 +194,7 @@ class Batcher:
             InferenceFailedError: the model failed on this very input.
         """
         if self._is_at_once(inputs):
-            results = self._run_at_once(inputs, outputs)
+            results = self._run_at_once(inputs, outputs, note)
             if results is not None:
                 return results
         if self.waiting >= self._limits.max_waiting:
@@ -191,7 +202,7 @@ class Batcher:
         size = sum(array.nbytes for array in inputs.values())
         self._budget.take(size)
         self.waiting += 1
-        item = self._enqueue(inputs, outputs)
+        item = self._enqueue(inputs, outputs, note)
         try:
             return await item.future
         except asyncio.CancelledError:
@@ -212,7 +223,7 @@ class Batcher:
         return True
 
     def _run_at_once(
-        self, inputs: Inputs, outputs: Sequence[str]
+        self, inputs: Inputs, outputs: Sequence[str], note: bytes
     ) -> list[Array] | None:
         """Run now; None if the run was stopped, since it was not short at all.
 
@@ -221,6 +232,7 @@ class Batcher:
         """
         options = self._options
         began = time.perf_counter()
+        slot = self._notes.begin(note)
         self._watchdog.begin(options)
         try:
             results = self._run(inputs, outputs, options)
@@ -232,20 +244,23 @@ class Batcher:
             return None
         finally:
             self._watchdog.end()
+            self._notes.end(slot)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         rows = len(next(iter(inputs.values())))
         self._observe(1, rows, 0.0, time.perf_counter() - began)
         return results
 
-    def _enqueue(self, inputs: Inputs, outputs: Sequence[str]) -> _Item:
+    def _enqueue(self, inputs: Inputs, outputs: Sequence[str], note: bytes) -> _Item:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # what an earlier loop left behind is nobody's
             self._loop, self._drain_at, self._expiry = loop, None, None
             self._queue.clear()
             self._running.clear()
         deadline = loop.time() + self._timeout_s
-        item = _Item(inputs, outputs, loop.create_future(), deadline)
+        item = _Item(
+            inputs, outputs, loop.create_future(), deadline=deadline, note=note
+        )
         _classify(item, rows_apart=self.rows_apart)
         self._queue.append(item)
         if self._drain_at is None:
@@ -299,11 +314,12 @@ class Batcher:
     def _run_inline(self, items: list[_Item], rows: int) -> None:
         options = self._options
         began = time.perf_counter()
+        slots = [self._notes.begin(item.note) for item in items]
         self._watchdog.begin(options)
         try:
             results = self._run_items(items, options)
         except InferenceFailedError as error:
-            self._watchdog.end()
+            self._end_inline(slots)
             if options.terminate:
                 self._options = ort.RunOptions()
                 self.inline_rows = 0
@@ -311,18 +327,24 @@ class Batcher:
             else:
                 self._failed(items, error)
             return
-        self._watchdog.end()
+        self._end_inline(slots)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         self._tell(items, rows, began)
         _resolve(items, results)
+
+    def _end_inline(self, slots: list[int]) -> None:
+        self._watchdog.end()
+        for slot in slots:
+            self._notes.end(slot)
 
     def _start(self, items: list[_Item], rows: int) -> None:
         """Run in a thread."""
         loop = self._loop
         if loop is None:
             return
-        work = _Work(items, ort.RunOptions())
+        slots = [self._notes.begin(item.note) for item in items]
+        work = _Work(items, ort.RunOptions(), slots)
         self._running.append(work)
         work.timer = loop.call_later(self._allowed_s(items), _terminate, work.options)
         began = time.perf_counter()
@@ -353,6 +375,8 @@ class Batcher:
             work.timer.cancel()
         if work in self._running:
             self._running.remove(work)
+        for slot in work.slots:
+            self._notes.end(slot)
         try:
             results = done.result()
         except InferenceFailedError as error:

@@ -38,10 +38,12 @@ from security.admission.plan import ModelPlan, Plan, PlanFolder
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 from service.inference.lineup import Entry, Lineup, Served, check_alike
+from service.telemetry.casualties import Casualties, who_is_held_off
 
 __all__ = ["REPORT_S", "Follower", "Record"]
 
 _MAX_REASON = 300
+_HELD_OFF = "workers that ran it ended, again and again"
 # How often a worker says that it is there, whatever happens.
 REPORT_S = 2.0
 
@@ -55,7 +57,12 @@ class Follower:
     """Keeps a lineup at what the plan says."""
 
     def __init__(
-        self, settings: Settings, lineup: Lineup, *, record: Record | None = None
+        self,
+        settings: Settings,
+        lineup: Lineup,
+        *,
+        record: Record | None = None,
+        casualties: Casualties | None = None,
     ) -> None:
         """Prepare; nothing is loaded yet.
 
@@ -63,6 +70,7 @@ class Follower:
             settings: where the plan, the policy and the trust root are.
             lineup: of this worker.
             record: called for each decision, from the thread.
+            casualties: of the server, to hold off who ended workers.
         """
         self._settings = settings
         self._lineup = lineup
@@ -71,6 +79,7 @@ class Follower:
         self._plan = Plan()
         self._plan_stamp: Stamp = None
         self._rules_stamp = self._rules()
+        self._casualties = casualties or Casualties(None)
         self._refused: dict[str, str] = {}
         self._problem: str | None = None
         self._stop = threading.Event()
@@ -85,6 +94,7 @@ class Follower:
         Raises:
             SealgateError: of service.toml's models one was refused, or of a plan's all.
         """
+        self._hold_off()
         self._plan_stamp = self._folder.stamp()
         plan = current_plan(self._settings)
         first = self._apply(plan, note=False)
@@ -114,7 +124,7 @@ class Follower:
     def look(self) -> None:
         """Look once, and do what has to be done."""
         rules = self._rules()
-        changed = rules != self._rules_stamp
+        changed = self._hold_off() or rules != self._rules_stamp
         if changed:
             self._rules_stamp = rules
             self._verify_again()
@@ -126,6 +136,14 @@ class Follower:
             # What was refused may pass under the new rules.
             self._apply(self._plan)
         self._report()
+
+    def _hold_off(self) -> bool:
+        """See who ended workers again and again; whether other models than before."""
+        before = self._lineup.held_off
+        casualties = self._casualties.all()
+        held_off = who_is_held_off(casualties, now=time.time())
+        self._lineup.held_off = held_off
+        return held_off.models != before.models
 
     def _read_plan(self) -> None:
         try:
@@ -169,7 +187,8 @@ class Follower:
             state = running.get(version)
             try:
                 if state is None or state.content.revision != planned.content:
-                    state = self._load(f"{name}:{version}", Planned(planned.content))
+                    warm = self._load(f"{name}:{version}", Planned(planned.content))
+                    state = self._verified(warm) if self._is_held(warm) else warm
             except SealgateError:
                 if version == plan.default:
                     raise
@@ -178,6 +197,9 @@ class Follower:
                 # It was to be read again: it stays as it was.
             states[version] = arrange(state, planned)
         return Entry(self._alike(states[plan.default].content, states))
+
+    def _is_held(self, warm: Warm[Served]) -> bool:
+        return warm.content.tag in self._lineup.held_off.models
 
     def _load(self, tag: str, planned: Planned) -> Warm[Served]:
         try:
@@ -196,7 +218,7 @@ class Follower:
                 try:
                     check_alike(default, state.content)
                 except AdmissionRefused as error:
-                    self._refuse(state.content.manifest.tag, error)
+                    self._refuse(state.content.tag, error)
                     alike[version] = state.retire()
         return alike
 
@@ -210,23 +232,29 @@ class Follower:
         )
 
     def _verified(self, state: State[Served]) -> State[Served]:
+        """As `_judged`; what has changed is told."""
+        after, tag = self._judged(state), state.content.tag
+        if isinstance(after, Withdrawn):
+            if not isinstance(state, Withdrawn) or state.reason != after.reason:
+                _log.warning("%s is withdrawn: %s", tag, after.reason)
+                self._note("withdraw", tag, reason=after.reason)
+        elif isinstance(state, Withdrawn):
+            _log.info("%s answers again", tag)
+            self._note("restore", tag)
+        return after
+
+    def _judged(self, state: State[Served]) -> State[Served]:
         served = state.content
-        tag = served.manifest.tag
         try:
-            admission = open_tag(tag, self._settings)
+            admission = open_tag(served.tag, self._settings)
             if admission.bundle.subject != served.admission.bundle.subject:
                 raise AdmissionRefused(16, "the store holds other bytes than run")
         except SealgateError as error:
-            if not isinstance(state, Withdrawn):
-                _log.warning("%s is withdrawn: %s", tag, error)
-                self._note("withdraw", tag, reason=str(error))
             return state.withdraw(str(error))
         self._lineup.renew(served, admission)
-        if not isinstance(state, Withdrawn):
-            return state
-        _log.info("%s is admitted again", tag)
-        self._note("restore", tag)
-        return state.restore()
+        if served.tag in self._lineup.held_off.models:
+            return state.withdraw(_HELD_OFF, cause="casualties")
+        return state.restore() if isinstance(state, Withdrawn) else state
 
     def _rules(self) -> tuple[Stamp, Stamp]:
         admission = self._settings.admission
@@ -249,7 +277,7 @@ class Follower:
                 if entry is None:
                     self._note("unload", name)
                 else:
-                    self._note("load", entry.default.content.manifest.tag)
+                    self._note("load", entry.default.content.tag)
 
     def _note(self, action: str, tag: str | None, reason: str | None = None) -> None:
         name, _, version = (tag or "").partition(":")
@@ -277,7 +305,7 @@ class Follower:
             "serving": _describe(table),
             "refused": self._refused,
             "withdrawn": {
-                state.content.manifest.tag: state.reason
+                state.content.tag: state.reason
                 for entry in table.values()
                 for state in entry.states.values()
                 if isinstance(state, Withdrawn)

@@ -36,8 +36,9 @@ from security.settings.runtime import RuntimeSettings
 from service.inference.agreement import compare
 from service.inference.batching import Batcher, Budget, Observe, OverloadedError
 from service.inference.runtime import LoadedModel
-from service.inference.warmup import warm_up
+from service.inference.warmup import Lesson, warm_up
 from service.inference.watchdog import Watchdog
+from service.telemetry.casualties import HeldOff, Notes
 from service.telemetry.metrics import Metrics
 
 __all__ = ["Entry", "Lineup", "Served", "check_alike"]
@@ -51,6 +52,7 @@ class Served:
 
     Attributes:
         model: the session, and the manifest that requests are validated against.
+        tag: name and version.
         input_specs, output_names: of that.
         admission: what admitted it; renewed when it is verified again.
         expires_at: when that gets too old, Unix seconds; infinity for never.
@@ -61,6 +63,7 @@ class Served:
     def __init__(self, model: LoadedModel, batcher: Batcher, revision: int = 0) -> None:
         self.model = model
         self.manifest = model.manifest
+        self.tag = model.manifest.tag
         self.input_specs = model.input_specs
         self.output_names = [tensor.spec.name for tensor in model.manifest.outputs]
         self.admission = model.admission
@@ -133,7 +136,11 @@ class Entry:
 
 
 class Lineup:
-    """The models of one worker."""
+    """The models of one worker.
+
+    Attributes:
+        held_off: who ended workers again and again, and may run nothing for a while.
+    """
 
     def __init__(
         self,
@@ -142,6 +149,7 @@ class Lineup:
         timeout_s: float,
         settings: RuntimeSettings = RuntimeSettings(),
         metrics: Metrics | None = None,
+        notes: Notes | None = None,
     ) -> None:
         """Load models; of several versions of one the first is its default.
 
@@ -150,6 +158,8 @@ class Lineup:
             SettingsError: as `load`.
         """
         self._metrics = metrics or Metrics()
+        self._notes = notes or Notes()
+        self.held_off = HeldOff()
         self._settings = settings
         self._timeout_s = timeout_s
         threads = settings.inference_threads
@@ -181,13 +191,9 @@ class Lineup:
         settings = self._settings
         model = LoadedModel(admitted.admission, settings)
         limits = settings.limits(model.manifest.name)
-        lesson = warm_up(
-            model,
-            inline_s=settings.inline_run_us / 1e6,
-            at_once_s=settings.at_once_run_us / 1e6,
-            max_batch_rows=limits.max_batch_rows,
-            limit_s=min(2.0, self._timeout_s),
-        )
+        # The first runs of one that ended workers would end this one, too.
+        held_off = model.manifest.tag in self.held_off.models
+        lesson = Lesson() if held_off else self._warm_up(model, limits.max_batch_rows)
         batcher = Batcher(
             model.run,
             limits,
@@ -196,6 +202,7 @@ class Lineup:
             timeout_s=self._timeout_s,
             budget=self._budget,
             watchdog=self._watchdog,
+            notes=self._notes,
             rows_apart=lesson.rows_apart,
             inline_rows=lesson.inline_rows,
             at_once_rows=lesson.at_once_rows,
@@ -203,6 +210,19 @@ class Lineup:
             observe=self._observer(model.manifest),
         )
         return admitted.warm_up(Served(model, batcher, admitted.revision))
+
+    def _warm_up(self, model: LoadedModel, max_batch_rows: int) -> Lesson:
+        slot = self._notes.begin(Notes.text("", "", model.manifest.tag))
+        try:
+            return warm_up(
+                model,
+                inline_s=self._settings.inline_run_us / 1e6,
+                at_once_s=self._settings.at_once_run_us / 1e6,
+                max_batch_rows=max_batch_rows,
+                limit_s=min(2.0, self._timeout_s),
+            )
+        finally:
+            self._notes.end(slot)
 
     @property
     def table(self) -> Mapping[str, Entry]:
@@ -262,43 +282,58 @@ class Lineup:
         return [] if entry is None else list(entry.states)
 
     async def infer(
-        self, served: Served, inputs: Mapping[str, Array], outputs: Sequence[str]
+        self,
+        served: Served,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        *,
+        who: tuple[str, str] = ("", ""),
     ) -> list[Array]:
         """Run a model until its deadline.
+
+        Args:
+            served: the model.
+            inputs: as its manifest says.
+            outputs: the names of those asked for.
+            who: the request's id, and the caller's pseudonym, to be noted.
 
         Raises:
             OverloadedError: too many requests wait.
             InferenceTimeoutError: stopped at the deadline.
             InferenceFailedError: the model failed.
         """
-        arrays = await served.batcher.infer(inputs, outputs)
+        note = Notes.text(*who, served.tag)
+        arrays = await served.batcher.infer(inputs, outputs, note)
         entry = self._table.get(served.manifest.name)
         if entry is not None and (entry.canary or entry.shadow):
-            self._try(entry, served, inputs, outputs, arrays)
+            other = entry.other(served)
+            if other is not None:
+                kind, partner = other
+                ours = dict(zip(outputs, arrays))
+                note = Notes.text(*who, partner.tag)
+                self._try(kind, entry, inputs, ours, partner=partner, note=note)
         return arrays
 
     def _try(
         self,
+        kind: str,
         entry: Entry,
-        served: Served,
         inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        arrays: Sequence[Array],
+        ours: Mapping[str, Array],
+        *,
+        partner: Served,
+        note: bytes,
     ) -> None:
-        other = entry.other(served)
-        if other is None:
-            return
-        kind, partner = other
+        """Run the other version too, after the answer, and compare."""
         if len(self._comparisons) >= _MAX_COMPARISONS:
             self._count(kind, entry, "skipped")
             return
+
         # Inputs may lie in a buffer that is gone with the request: they are kept alive
         # by the arrays, and nothing writes to them.
-        ours = dict(zip(outputs, arrays))
-
         async def run() -> None:
             try:
-                theirs = await partner.batcher.infer(inputs, outputs)
+                theirs = await partner.batcher.infer(inputs, list(ours), note)
             except OverloadedError:
                 self._count(kind, entry, "skipped")
             except SealgateError:

@@ -135,6 +135,11 @@ class Metrics:
             if _family(key).kind in ("gauge", "info"):
                 values[0] = 0.0
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the numbers of all workers are; None if there is only this one."""
+        return self._counters.folder
+
     def count(self, name: str, *labels: str, amount: float = 1.0) -> None:
         """Add to a counter of `FAMILIES`."""
         self._values((name, *labels))[0] += amount
@@ -210,11 +215,12 @@ class Metrics:
         return generate_latest(_registry(self._counters.read))
 
 
-def make_folder() -> None:
-    """Make the folder of this server's numbers, in the parent process."""
+def make_folder() -> Path:
+    """Make the folder of this server's numbers and notes, in the parent process."""
     folder = tempfile.mkdtemp(prefix="sealgate-metrics-")
     os.environ[_FOLDER] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def serve_metrics(host: str, port: int) -> None:

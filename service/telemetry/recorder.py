@@ -160,6 +160,10 @@ class Recorder:
         if reason is None or self._is_single(decision.principal, reason, fields):
             await self._log.append(fields)
 
+    def pseudonym(self, principal: Principal | None) -> str:
+        """Of a caller, as records say it; empty for a stranger."""
+        return self._caller(principal).get("subject") or ""
+
     def close(self) -> None:
         """Write what was counted, and close the log."""
         self._log.close(self._counted())
