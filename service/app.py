@@ -42,6 +42,7 @@ from service.inference.follower import Follower
 from service.inference.lineup import Lineup
 from service.inference.memory import bound_memory, keep_freed_memory
 from service.inference.runtime import LoadedModel
+from service.readiness import Readiness, answers, own_folders, usable
 from service.routes import Routes
 from service.supervision import (
     end_with_parent,
@@ -123,6 +124,15 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     follower.start()
     access = open_access(settings)
     recorder = open_recorder(settings.audit, lineup.admissions)
+    readiness = Readiness(
+        {
+            "model": lambda: answers(lineup),
+            "keys": access.verifier.has_keys,
+            "stores": lambda: all(map(usable, own_folders(settings))),
+        },
+        metrics,
+    )
+    readiness.start()
     routes = Routes(
         lineup,
         access.callers,
@@ -133,6 +143,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         metrics=metrics,
         log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
         interface=_interface() if settings.observability.serve_openapi else None,
+        readiness=readiness,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),

@@ -114,6 +114,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "admission-expired", "The evidence of this model has expired"),
         _kind(503, "admission-withdrawn", "This model is not admitted any more"),
         _kind(503, "model-held-off", "Workers ended while they ran this model"),
+        _kind(503, "not-ready", "This server cannot answer for any model now"),
         _kind(503, "keys-unavailable", "The issuer's keys are not there yet"),
         _kind(503, "revocation-unavailable", "Whether this is revoked cannot be told"),
         _kind(503, "overloaded", "The server is busy"),

@@ -33,6 +33,7 @@ from service.inference.batching import (
 )
 from service.inference.lineup import Lineup, Served
 from service.problems import NO_MODEL, Problem, problem_response, to_problem
+from service.readiness import Readiness
 from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Decision, Recorder
@@ -49,7 +50,8 @@ _YAML: Headers = ((b"content-type", b"application/yaml"),)
 _BINARY = (b"content-type", b"application/octet-stream")
 # The second one is what clients call a body with binary tensors; some, any body.
 _TENSOR_TYPES = (b"application/json", b"application/octet-stream")
-_HEALTH = frozenset({b"/livez", b"/readyz", b"/v2/health/live", b"/v2/health/ready"})
+_READY = frozenset({b"/readyz", b"/v2/health/ready"})
+_HEALTH = _READY | {b"/livez", b"/v2/health/live"}
 _SERVER = frozenset({b"/v2", b"/v2/"})
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[a-z0-9-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
@@ -73,6 +75,7 @@ class Routes:
         metrics: Metrics | None = None,
         log: RequestLog | None = None,
         interface: bytes | None = None,
+        readiness: Readiness | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Wire it.
@@ -88,8 +91,10 @@ class Routes:
             metrics: to count in.
             log: gets a line for each request, if any.
             interface: the OpenAPI document, if callers may read it.
+            readiness: of this worker; without it, it is ready once it answers.
             clock: Unix seconds.
         """
+        self._readiness = readiness
         self.metrics = metrics or Metrics()
         self._log = log
         self._interface = interface
@@ -358,6 +363,9 @@ class Routes:
     def _answer_open(self, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
             return problem_response(_method_not_allowed(b"GET"))
+        unready = self._readiness is not None and not self._readiness.ready
+        if unready and request.path in _READY:
+            return problem_response(Problem("not-ready"))
         return self._documents.get(request.path) or Response(200)
 
 

@@ -109,6 +109,10 @@ FAMILIES: Mapping[str, Family] = {
         "gauge", "Bytes of the bodies of requests that are read or worked on."
     ),
     "sealgate_connections": Family("gauge", "Open HTTP connections."),
+    "sealgate_ready": Family("gauge", "Workers that are ready to be sent requests."),
+    "sealgate_unready": Family(
+        "gauge", "Workers that something is missing to be ready.", ("missing",)
+    ),
     "sealgate_model_info": Family(
         "info",
         "A model that this server runs, and the verdict that admitted it.",
