@@ -138,7 +138,8 @@ class Batcher:
         inline_rows: int = 0,
         at_once_rows: int = 0,
         in_work: Sequence[float] | memoryview[float] = (0.0,),
-        observe: Observe | None = None,
+        observe: Observe,
+        tidy_up: Callable[[], None],
     ) -> None:
         """Wire a batcher.
 
@@ -157,6 +158,7 @@ class Batcher:
             in_work: how many requests this worker works on at this moment, the first
                 number of it. With others there, gathering is shorter after all.
             observe: told of each run.
+            tidy_up: called in a thread after a run there was stopped.
         """
         self._run = run
         self._limits = limits
@@ -166,7 +168,9 @@ class Batcher:
         self._budget = budget
         self._watchdog = watchdog
         self._notes = notes
-        self._observe = observe or _ignore
+        self._observe = observe
+        self._tidy_up = tidy_up
+        self._tidying: asyncio.Future[None] | None = None
         self._delay_s = limits.max_batch_delay_ms / 1000
         self.rows_apart = rows_apart and limits.max_batch_rows > 1
         self.inline_rows = inline_rows
@@ -232,7 +236,7 @@ class Batcher:
         """
         options = self._options
         began = time.perf_counter()
-        slot = self._notes.begin(note)
+        slots = self._notes.begin([note])
         self._watchdog.begin(options)
         try:
             results = self._run(inputs, outputs, options)
@@ -244,7 +248,7 @@ class Batcher:
             return None
         finally:
             self._watchdog.end()
-            self._notes.end(slot)
+            self._notes.end(slots)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         rows = len(next(iter(inputs.values())))
@@ -314,12 +318,13 @@ class Batcher:
     def _run_inline(self, items: list[_Item], rows: int) -> None:
         options = self._options
         began = time.perf_counter()
-        slots = [self._notes.begin(item.note) for item in items]
+        slots = self._notes.begin([item.note for item in items])
         self._watchdog.begin(options)
         try:
             results = self._run_items(items, options)
         except InferenceFailedError as error:
-            self._end_inline(slots)
+            self._watchdog.end()
+            self._notes.end(slots)
             if options.terminate:
                 self._options = ort.RunOptions()
                 self.inline_rows = 0
@@ -327,23 +332,19 @@ class Batcher:
             else:
                 self._failed(items, error)
             return
-        self._end_inline(slots)
+        self._watchdog.end()
+        self._notes.end(slots)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         self._tell(items, rows, began)
         _resolve(items, results)
-
-    def _end_inline(self, slots: list[int]) -> None:
-        self._watchdog.end()
-        for slot in slots:
-            self._notes.end(slot)
 
     def _start(self, items: list[_Item], rows: int) -> None:
         """Run in a thread."""
         loop = self._loop
         if loop is None:
             return
-        slots = [self._notes.begin(item.note) for item in items]
+        slots = self._notes.begin([item.note for item in items])
         work = _Work(items, ort.RunOptions(), slots)
         self._running.append(work)
         work.timer = loop.call_later(self._allowed_s(items), _terminate, work.options)
@@ -375,12 +376,13 @@ class Batcher:
             work.timer.cancel()
         if work in self._running:
             self._running.remove(work)
-        for slot in work.slots:
-            self._notes.end(slot)
+        self._notes.end(work.slots)
         try:
             results = done.result()
         except InferenceFailedError as error:
             stopped = work.options.terminate
+            if stopped:
+                self._begin_to_tidy()
             late = InferenceTimeoutError("stopped at the deadline")
             self._failed(work.items, late if stopped else error)
         except asyncio.CancelledError:
@@ -390,6 +392,11 @@ class Batcher:
             _resolve(work.items, results)
         if self._queue and self._drain_at is None:
             self._drain()
+
+    def _begin_to_tidy(self) -> None:
+        under_way = self._tidying is not None and not self._tidying.done()
+        if self._loop is not None and not under_way:
+            self._tidying = self._loop.run_in_executor(self._executor, self._tidy_up)
 
     def _run_items(
         self, items: list[_Item], options: ort.RunOptions
@@ -487,7 +494,3 @@ def _expired(item: _Item, now: float) -> bool:
 
 def _terminate(options: ort.RunOptions) -> None:
     options.terminate = True
-
-
-def _ignore(requests: int, rows: int, waited_s: float, ran_s: float) -> None:
-    """Nobody wants to know."""

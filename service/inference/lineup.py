@@ -12,9 +12,11 @@ after the caller got the answer, and the metrics say how often the two agree.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 from models.manifest import Manifest
 from sealgate.errors import SealgateError
@@ -36,7 +38,7 @@ from security.settings.runtime import RuntimeSettings
 from service.inference.agreement import compare
 from service.inference.batching import Batcher, Budget, Observe, OverloadedError
 from service.inference.runtime import LoadedModel
-from service.inference.warmup import Lesson, warm_up
+from service.inference.warmup import Lesson, tidy_up, warm_up
 from service.inference.watchdog import Watchdog
 from service.telemetry.casualties import HeldOff, Notes
 from service.telemetry.metrics import Metrics
@@ -208,12 +210,12 @@ class Lineup:
             at_once_rows=lesson.at_once_rows,
             in_work=self._metrics.cell("sealgate_requests_in_work"),
             observe=self._observer(model.manifest),
+            tidy_up=functools.partial(self._tidy_up, model),
         )
         return admitted.warm_up(Served(model, batcher, admitted.revision))
 
     def _warm_up(self, model: LoadedModel, max_batch_rows: int) -> Lesson:
-        slot = self._notes.begin(Notes.text("", "", model.manifest.tag))
-        try:
+        with self._noted(model):
             return warm_up(
                 model,
                 inline_s=self._settings.inline_run_us / 1e6,
@@ -221,8 +223,19 @@ class Lineup:
                 max_batch_rows=max_batch_rows,
                 limit_s=min(2.0, self._timeout_s),
             )
+
+    def _tidy_up(self, model: LoadedModel) -> None:
+        with self._noted(model):
+            tidy_up(model, limit_s=min(2.0, self._timeout_s))
+
+    @contextmanager
+    def _noted(self, model: LoadedModel) -> Iterator[None]:
+        """Note a run that nobody asked for."""
+        slots = self._notes.begin([Notes.text("", "", model.manifest.tag)])
+        try:
+            yield
         finally:
-            self._notes.end(slot)
+            self._notes.end(slots)
 
     @property
     def table(self) -> Mapping[str, Entry]:

@@ -21,7 +21,7 @@ from sealgate.protocol.tensors import Array
 from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError
 
-__all__ = ["Signature"]
+__all__ = ["ShapeError", "Signature"]
 
 _ORT_TYPES: Mapping[str, str] = {
     "BOOL": "bool",
@@ -45,6 +45,10 @@ _MAPS = re.compile(r"seq\(map\((int64|string),tensor\((\w+)\)\)\)")
 Presented = Callable[[Any], Array]
 
 
+class ShapeError(InferenceFailedError):
+    """An output has another shape than the signed manifest says."""
+
+
 class Signature:
     """How one session's values become arrays."""
 
@@ -64,6 +68,7 @@ class Signature:
             if tensor.form != "tensor"
         }
         self._has_bf16 = manifest.has_bf16
+        self._shapes = {t.spec.name: t.spec.shape for t in manifest.outputs}
 
     def run(
         self,
@@ -76,6 +81,7 @@ class Signature:
         Raises:
             InferenceFailedError: onnxruntime raised, or gave what is no tensor; what it
                 said stays here, since it may quote the input.
+            ShapeError: an output has another shape than the manifest says.
         """
         try:
             if self._has_bf16:
@@ -86,13 +92,11 @@ class Signature:
                 )
         except Exception:  # noqa: BLE001  (onnxruntime's errors share no base class)
             raise InferenceFailedError("onnxruntime failed") from None
-        if not self._present:
-            return list(values)
         return [self._presented(name, value) for name, value in zip(outputs, values)]
 
     def _presented(self, name: str, value: Any) -> Array:
         present = self._present.get(name)
-        return value if present is None else present(value)
+        return _shaped(name, value if present is None else present(value), self._shapes)
 
     def _run_bf16(
         self,
@@ -105,6 +109,29 @@ class Signature:
             list(outputs), feed, run_options=options
         )
         return [_from_value(value) for value in values]
+
+
+def _shaped(name: str, array: Array, shapes: Mapping[str, tuple[int, ...]]) -> Array:
+    """An output in the shape that the manifest says.
+
+    Of no rows onnxruntime's operators give empty arrays of several shapes: of those
+    only the manifest's is given.
+
+    Raises:
+        ShapeError: it has values, in another shape.
+    """
+    expected, actual = shapes[name], array.shape
+    if len(actual) == len(expected):
+        for size, wanted in zip(actual, expected):
+            if wanted not in (-1, size):
+                break
+        else:
+            return array
+    if not array.size and expected[:1] == (-1,) and -1 not in expected[1:]:
+        return array.reshape(0, *expected[1:])
+    raise ShapeError(
+        f"output {name!r} has shape {list(actual)}, the manifest says {list(expected)}"
+    )
 
 
 def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:

@@ -98,7 +98,7 @@ class Notes:
     """This worker's notes; threads may share them.
 
     >>> notes = Notes()
-    >>> notes.end(notes.begin(notes.text("1f", "ab", "toy:1.0.0")))
+    >>> notes.end(notes.begin([notes.text("1f", "ab", "toy:1.0.0")]))
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -119,20 +119,26 @@ class Notes:
         """A note, to be used for one run or several."""
         return _SEPARATOR.join((request, subject, model)).encode()[: _SLOT - 1]
 
-    def begin(self, text: bytes) -> int:
-        """A run begins; beyond 512 at once they are not noted. Returns its slot."""
-        try:
-            slot = self._free.pop()
-        except IndexError:
-            return -1
-        # The length comes last: a note that is seen is whole.
-        self._map[slot + 1 : slot + 1 + len(text)] = text
-        self._map[slot] = len(text)
-        return slot
+    def begin(self, texts: Sequence[bytes]) -> list[int]:
+        """A run of these begins; returns their slots.
 
-    def end(self, slot: int) -> None:
+        Beyond 512 at once they are not noted.
+        """
+        slots = []
+        for text in texts:
+            try:
+                slot = self._free.pop()
+            except IndexError:
+                break
+            # The length comes last: a note that is seen is whole.
+            self._map[slot + 1 : slot + 1 + len(text)] = text
+            self._map[slot] = len(text)
+            slots.append(slot)
+        return slots
+
+    def end(self, slots: Sequence[int]) -> None:
         """It is over."""
-        if slot >= 0:
+        for slot in slots:
             self._map[slot] = 0
             self._free.append(slot)
 

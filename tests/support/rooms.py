@@ -226,6 +226,54 @@ def reshape_model(folder: Path) -> Admission:
     return unverified(folder, _model(nodes, [shape]), manifest((X,), outputs))
 
 
+def misdeclared_model(folder: Path) -> Admission:
+    """Says that y is [rows, 3], and gives all of x in one row: [1, rows * 3]."""
+    # From values, so that onnxruntime cannot tell the shape before it runs.
+    nodes = [
+        helper.make_node("Sub", ["x", "x"], ["zeros"]),
+        helper.make_node("Exp", ["zeros"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones"], ["all"], keepdims=0),
+        helper.make_node("ReduceMax", ["ones"], ["one"], keepdims=0),
+        helper.make_node("Unsqueeze", ["one", "axis"], ["first"]),
+        helper.make_node("Unsqueeze", ["all", "axis"], ["second"]),
+        helper.make_node("Concat", ["first", "second"], ["sizes"], axis=0),
+        helper.make_node("Cast", ["sizes"], ["shape"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [0])
+    return unverified(folder, _model(nodes, [axis]), manifest((X,), (Y,)))
+
+
+def gathering_model(folder: Path) -> Admission:
+    """y = x, after a loop of as many rounds as x says that keeps a number of each."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["again"]),
+            helper.make_node("Cast", ["round"], ["kept"], to=TensorProto.FLOAT),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+        ],
+        [
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("kept", TensorProto.FLOAT, []),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["rounds", "always"], ["all"], body=body),
+        helper.make_node("ReduceSum", ["all"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["none"]),
+        helper.make_node("Add", ["x", "none"], ["y"]),
+    ]
+    always = helper.make_tensor("always", TensorProto.BOOL, [], [True])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    return unverified(folder, _model(nodes, [always, zero]), manifest((X,), (Y,)))
+
+
 def endless_model(folder: Path) -> Admission:
     """A loop of 10^15 rounds, each of which onnxruntime can stop between."""
     names = ("round", "condition", "state")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import psutil
 import pytest
 
 from models.manifest import Manifest, Tensor
@@ -17,13 +18,16 @@ from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError, InferenceTimeoutError
 from service.inference.lineup import Lineup
 from service.inference.runtime import LoadedModel
+from service.inference.signature import ShapeError
 from tests.conftest import working_directory
 from tests.support.bundles import WEIGHTS, manifest, onnx_model
 from tests.support.rooms import (
     admitted,
     endless_model,
     external_model,
+    gathering_model,
     log_model,
+    misdeclared_model,
     reshape_model,
     unverified,
 )
@@ -129,6 +133,29 @@ def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
     assert len(infer(runtime, "toy", {"features": ROWS}, ["label"])) == 1
 
 
+def test_a_stopped_run_gives_its_memory_back(tmp_path: Path) -> None:
+    runtime = Lineup([gathering_model(tmp_path)], timeout_s=0.8)
+    served = runtime.find("odd")
+    assert served is not None
+    process = psutil.Process()
+
+    async def stopped() -> tuple[int, int]:
+        before = process.memory_info().rss
+        with pytest.raises(InferenceTimeoutError):
+            await runtime.infer(
+                served.content, {"x": np.full((1, 3), 1e9, np.float32)}, ["y"]
+            )
+        most = process.memory_info().rss
+        tidying = served.content.batcher._tidying
+        assert tidying is not None
+        await asyncio.wait_for(tidying, timeout=10)
+        return most - before, process.memory_info().rss - before
+
+    taken, left = asyncio.run(stopped())
+    assert taken > 20 << 20
+    assert left < taken / 2
+
+
 def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
     runtime = Lineup([admitted(tmp_path)], timeout_s=0.2)
 
@@ -162,3 +189,19 @@ def test_only_the_cpu_is_used(tmp_path: Path) -> None:
     model = LoadedModel(admitted(tmp_path))
     assert isinstance(model._session, ort.InferenceSession)
     assert model._session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_no_rows_have_the_shape_that_the_manifest_says(tmp_path: Path) -> None:
+    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    outputs = infer(runtime, "toy", {"features": ROWS[:0]}, ["label", "probabilities"])
+    assert [array.shape for array in outputs] == [(0,), (0, 2)]
+
+
+def test_a_model_that_gives_other_shapes_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = Lineup([misdeclared_model(tmp_path)], timeout_s=10)
+    assert "odd:1.0.0: output 'y' has shape [1, 9]" in caplog.text
+    assert "the manifest says [-1, 3]" in caplog.text
+    with pytest.raises(ShapeError):
+        infer(runtime, "odd", {"x": ROWS}, ["y"])
