@@ -19,9 +19,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from security.admission.lifecycle import Withdrawn
 from security.settings.loading import Settings
-from service.inference.lineup import Lineup
+from service.inference.lineup import Lineup, answers_now
 from service.telemetry.metrics import Metrics
 
 __all__ = ["Readiness", "answers", "own_folders", "usable"]
@@ -91,12 +90,7 @@ class Readiness:
 
 def answers(lineup: Lineup) -> bool:
     """Whether the default version of one model at least may answer now."""
-    now = time.time()
-    defaults = [entry.default for entry in lineup.table.values()]
-    return any(
-        not isinstance(state, Withdrawn) and now < state.content.expires_at
-        for state in defaults
-    )
+    return any(answers_now(entry.default) for entry in lineup.table.values())
 
 
 def own_folders(settings: Settings) -> list[Path]:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -19,6 +19,7 @@ from models.bundle import VERDICT_FILE, report_file
 from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
+from sealgate.protocol.tensors import Array
 from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
@@ -31,7 +32,7 @@ from service.inference.batching import (
     InferenceTimeoutError,
     OverloadedError,
 )
-from service.inference.lineup import Lineup, Served
+from service.inference.lineup import Lineup, Served, answers_now
 from service.problems import NO_MODEL, Problem, problem_response, to_problem
 from service.readiness import Readiness
 from service.telemetry.logs import RequestLog
@@ -229,8 +230,7 @@ class Routes:
         decision.action = (match["action"] or b"metadata").decode()
         state = self._find(principal, decision, match["version"])
         model = state.content
-        decision.version = model.manifest.version
-        decision.digest = model.admission.bundle.subject.root_sha256
+        _name_model(decision, model)
         if model.expires_at <= self._clock():
             raise Problem("admission-expired")
         if isinstance(state, Withdrawn):
@@ -260,10 +260,11 @@ class Routes:
             raise Problem("not-found", NO_MODEL)
         if action == "infer" and version is None:
             # Only now, so that a stranger takes nothing of a canary's share.
-            chosen = self._lineup.choose(name, self._clock()) or model
+            chosen = self._lineup.choose(name) or model
             if chosen is not model and self._permissions.allows(
                 principal, name, chosen.content.manifest.version, "infer"
             ):
+                decision.diverted = True
                 return chosen
         return model
 
@@ -302,11 +303,8 @@ class Routes:
         decision.rows = max(lengths, default=1)
         if decision.ticket is not None:
             await decision.ticket.charge_rows(decision.rows)
-        who = decision.request_id, self._recorder.pseudonym(decision.principal)
-        if who[1] in self._lineup.held_off.subjects:
-            raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
         try:
-            arrays = await self._lineup.infer(model, inputs, list(wanted), who=who)
+            model, arrays = await self._run(model, inputs, list(wanted), decision)
             document, parts = binary_tensors.encode_response(
                 zip(wanted, arrays),
                 binary={name for name, binary in wanted.items() if binary},
@@ -323,6 +321,34 @@ class Routes:
         if isinstance(identifier, str) and len(identifier) <= 256:
             document["id"] = identifier
         return _tensors(document, parts)
+
+    async def _run(
+        self,
+        model: Served,
+        inputs: Mapping[str, Array],
+        outputs: Sequence[str],
+        decision: Decision,
+    ) -> tuple[Served, list[Array]]:
+        """The answer, and who gave it: for a canary that cannot, the default does.
+
+        Raises:
+            Problem: the caller is held off.
+            SealgateError: as `Lineup.infer`.
+        """
+        who = decision.request_id, self._recorder.pseudonym(decision.principal)
+        if who[1] in self._lineup.held_off.subjects:
+            raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
+        try:
+            return model, await self._lineup.infer(model, inputs, outputs, who=who)
+        except (InferenceFailedError, OverloadedError):
+            default = self._lineup.find(model.manifest.name)
+            if not decision.diverted or default is None or not answers_now(default):
+                raise
+            if (decision.rows or 0) > default.content.manifest.max_rows:
+                raise
+        model = default.content
+        _name_model(decision, model)
+        return model, await self._lineup.infer(model, inputs, outputs, who=who)
 
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
@@ -367,6 +393,11 @@ class Routes:
         if unready and request.path in _READY:
             return problem_response(Problem("not-ready"))
         return self._documents.get(request.path) or Response(200)
+
+
+def _name_model(decision: Decision, model: Served) -> None:
+    decision.version = model.manifest.version
+    decision.digest = model.admission.bundle.subject.root_sha256
 
 
 def _parse_message(request: Request) -> tuple[dict[str, Any], memoryview]:

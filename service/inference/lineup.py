@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ from service.inference.watchdog import Watchdog
 from service.telemetry.casualties import HeldOff, Notes
 from service.telemetry.metrics import Metrics
 
-__all__ = ["Entry", "Lineup", "Served", "check_alike"]
+__all__ = ["Entry", "Lineup", "Served", "answers_now", "check_alike"]
 
 # Comparisons at the same time; more are counted as skipped.
 _MAX_COMPARISONS = 32
@@ -111,15 +112,15 @@ class Entry:
         self._canary_share = _Share()
         self._shadow_share = _Share()
 
-    def choose(self, now: float) -> State[Served]:
-        """Who answers a request that names no version, at a time in Unix seconds.
+    def choose(self) -> State[Served]:
+        """Who answers a request that names no version.
 
         A canary that may not answer leaves its share to the default.
         """
         canary = self.canary
         if canary is None or not self._canary_share.next(canary.percent):
             return self.default
-        return canary if now < canary.content.expires_at else self.default
+        return canary if answers_now(canary) else self.default
 
     def other(self, served: Served) -> tuple[str, Served] | None:
         """The kind of trial that a request is part of, and who else runs it."""
@@ -279,15 +280,10 @@ class Lineup:
             return None
         return entry.default if version is None else entry.states.get(version)
 
-    def choose(self, name: str, now: float) -> State[Served] | None:
-        """As `find`, for an inference that names no version: a canary gets its share.
-
-        Args:
-            name: of the model.
-            now: Unix seconds.
-        """
+    def choose(self, name: str) -> State[Served] | None:
+        """As `find`, for an inference that names none: a canary gets its share."""
         entry = self._table.get(name)
-        return None if entry is None else entry.choose(now)
+        return None if entry is None else entry.choose()
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that may be asked for."""
@@ -398,6 +394,11 @@ class Lineup:
             add_ran(ran_s)
 
         return observe
+
+
+def answers_now(state: State[Served]) -> bool:
+    """Whether a version is admitted at this moment."""
+    return not isinstance(state, Withdrawn) and time.time() < state.content.expires_at
 
 
 def _all(table: Mapping[str, Entry]) -> list[Served]:

@@ -82,6 +82,7 @@ class Decision:
         trace: the caller's, from inside the seal if it came sealed. For logs only.
         outer_trace: of the request that held the sealed one. For logs only.
         ticket: what its quotas were charged with.
+        diverted: a canary has it, and not the default version.
     """
 
     sealed: bool
@@ -97,6 +98,7 @@ class Decision:
     trace: Trace | None = None
     outer_trace: Trace | None = None
     ticket: Ticket | None = None
+    diverted: bool = False
 
 
 class Recorder:

@@ -213,6 +213,10 @@ def test_a_changed_policy_withdraws_what_it_does_not_admit(
         }
 
     assert statuses() == {400}
+    # It was a canary once: there is something to go back to.
+    for percent in (5, 0):
+        plan = change(home, lambda p, n=percent: changes.set_canary(p, "toy:2.0.0", n))
+    wait_for(lambda: followed(home, plan, workers=WORKERS))
     try:
         policy.write_bytes(good.replace(b"max = 3.0", b"max = 2.0"))
         wait_for(lambda: all(report["withdrawn"] for report in reports(home)))
@@ -230,14 +234,17 @@ def test_a_changed_policy_withdraws_what_it_does_not_admit(
         text = httpx.get(live.url + "/metrics", headers=headers(token)).text
         assert "sealgate_ready 0.0" in text
         assert f'sealgate_unready{{missing="model"}} {WORKERS}.0' in text
-        # Nobody makes it the default, or gives it a share, meanwhile.
+        # What is loaded already is not let answer more, meanwhile.
+        before = PlanFolder(home / "deployment").stamp()
         for words in (
             ("default", "toy:2.0.0"),
             ("canary", "toy:2.0.0", "--percent", "5"),
+            ("rollback", "toy"),
         ):
             refused = run_security(home, "models", *words, **settings(home))
             assert refused.returncode == 1, refused.stderr
             assert refused.stderr.startswith("refused: ")
+        assert PlanFolder(home / "deployment").stamp() == before
     finally:
         policy.write_bytes(good)
     wait_for(lambda: not any(report["withdrawn"] for report in reports(home)))
