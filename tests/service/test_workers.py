@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+from sealgate.client import Client
 from tests.conftest import check_security
 from tests.support.live import (
     BODY,
@@ -110,6 +112,33 @@ def kill_while_it_runs(server: Server, headers: dict[str, str]) -> float:
     assert ask(server, caller(server.home, "sibling")).status_code == 200
     wait_for(lambda: len(alive(server)) == WORKERS and pid not in alive(server))
     return waited
+
+
+def test_keys_rotate_under_load(home: Path, server: Server) -> None:
+    """A client may have a key from one worker that another has not taken up yet."""
+    token = caller(home, "other")["authorization"].partition(" ")[2]
+    done = threading.Event()
+
+    def work() -> int:
+        answered = 0
+        while not done.is_set():
+            # Each time anew: the keys of one worker, a connection to any.
+            with Client(server.url, token=token, timeout_s=60) as client:
+                for _ in range(5):
+                    client.infer("toy", {"features": [[1.0, 1.0, 1.0]]})
+                    answered += 1
+        return answered
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(work) for _ in range(3)]
+        try:
+            for _ in range(2):
+                words = ("keys", "generate", "--role", "sealing")
+                check_security(home, *words, **settings(home))
+                time.sleep(1.5)
+        finally:
+            done.set()
+        assert all(one.result(timeout=60) > 0 for one in asked)
 
 
 def test_a_killed_worker_leaves_a_trace_and_its_sibling_answers(
