@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -19,7 +19,6 @@ from models.bundle import VERDICT_FILE, report_file
 from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
-from sealgate.protocol.tensors import Array
 from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
@@ -304,7 +303,15 @@ class Routes:
         if decision.ticket is not None:
             await decision.ticket.charge_rows(decision.rows)
         try:
-            model, arrays = await self._run(model, inputs, list(wanted), decision)
+            who, outputs = self._who(decision), list(wanted)
+            try:
+                arrays = await self._lineup.infer(model, inputs, outputs, who=who)
+            except (InferenceFailedError, OverloadedError):
+                stand_in = self._stand_in(decision)
+                if stand_in is None:
+                    raise
+                model = stand_in
+                arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             document, parts = binary_tensors.encode_response(
                 zip(wanted, arrays),
                 binary={name for name, binary in wanted.items() if binary},
@@ -322,33 +329,27 @@ class Routes:
             document["id"] = identifier
         return _tensors(document, parts)
 
-    async def _run(
-        self,
-        model: Served,
-        inputs: Mapping[str, Array],
-        outputs: Sequence[str],
-        decision: Decision,
-    ) -> tuple[Served, list[Array]]:
-        """The answer, and who gave it: for a canary that cannot, the default does.
+    def _who(self, decision: Decision) -> tuple[str, str]:
+        """The request, and its caller's pseudonym.
 
         Raises:
             Problem: the caller is held off.
-            SealgateError: as `Lineup.infer`.
         """
-        who = decision.request_id, self._recorder.pseudonym(decision.principal)
-        if who[1] in self._lineup.held_off.subjects:
+        subject = self._recorder.pseudonym(decision.principal)
+        if subject in self._lineup.held_off.subjects:
             raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
-        try:
-            return model, await self._lineup.infer(model, inputs, outputs, who=who)
-        except (InferenceFailedError, OverloadedError):
-            default = self._lineup.find(model.manifest.name)
-            if not decision.diverted or default is None or not answers_now(default):
-                raise
-            if (decision.rows or 0) > default.content.manifest.max_rows:
-                raise
+        return decision.request_id, subject
+
+    def _stand_in(self, decision: Decision) -> Served | None:
+        """Who answers for a canary that cannot: the default, if it may and can."""
+        default = self._lineup.find(decision.model or "")
+        if not decision.diverted or default is None or not answers_now(default):
+            return None
         model = default.content
+        if (decision.rows or 0) > model.manifest.max_rows:
+            return None
         _name_model(decision, model)
-        return model, await self._lineup.infer(model, inputs, outputs, who=who)
+        return model
 
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""

@@ -40,6 +40,7 @@ _ORT_TYPES: Mapping[str, str] = {
     "BYTES": "string",
 }
 _ONNX_BFLOAT16 = 16  # onnx.proto, TensorProto.DataType
+_MAX_FITTING = 1024
 _MAPS = re.compile(r"seq\(map\((int64|string),tensor\((\w+)\)\)\)")
 
 Presented = Callable[[Any], Array]
@@ -69,6 +70,8 @@ class Signature:
         }
         self._has_bf16 = manifest.has_bf16
         self._shapes = {t.spec.name: t.spec.shape for t in manifest.outputs}
+        # Shapes that were seen to fit: looking one up takes less than comparing it.
+        self._fitting: set[tuple[str, tuple[int, ...]]] = set()
 
     def run(
         self,
@@ -96,7 +99,13 @@ class Signature:
 
     def _presented(self, name: str, value: Any) -> Array:
         present = self._present.get(name)
-        return _shaped(name, value if present is None else present(value), self._shapes)
+        array: Array = value if present is None else present(value)
+        if (name, array.shape) in self._fitting:
+            return array
+        array = _shaped(name, array, self._shapes[name])
+        if len(self._fitting) < _MAX_FITTING:
+            self._fitting.add((name, array.shape))
+        return array
 
     def _run_bf16(
         self,
@@ -111,7 +120,7 @@ class Signature:
         return [_from_value(value) for value in values]
 
 
-def _shaped(name: str, array: Array, shapes: Mapping[str, tuple[int, ...]]) -> Array:
+def _shaped(name: str, array: Array, expected: tuple[int, ...]) -> Array:
     """An output in the shape that the manifest says.
 
     Of no rows onnxruntime's operators give empty arrays of several shapes: of those
@@ -120,13 +129,10 @@ def _shaped(name: str, array: Array, shapes: Mapping[str, tuple[int, ...]]) -> A
     Raises:
         ShapeError: it has values, in another shape.
     """
-    expected, actual = shapes[name], array.shape
-    if len(actual) == len(expected):
-        for size, wanted in zip(actual, expected):
-            if wanted not in (-1, size):
-                break
-        else:
-            return array
+    actual = array.shape
+    same_rank = len(actual) == len(expected)
+    if same_rank and all(e in (-1, a) for a, e in zip(actual, expected)):
+        return array
     if not array.size and expected[:1] == (-1,) and -1 not in expected[1:]:
         return array.reshape(0, *expected[1:])
     raise ShapeError(

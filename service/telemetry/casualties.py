@@ -17,7 +17,6 @@ In the folder that the parent makes for its lifetime::
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 import orjson
 
 from models.files import write_atomic
+from service.telemetry.counters import map_shared
 
 __all__ = [
     "Casualties",
@@ -107,11 +107,8 @@ class Notes:
         Args:
             folder: the server's; None if nobody would read them.
         """
-        self._map = (
-            mmap.mmap(-1, _SIZE)
-            if folder is None
-            else _open(_path(folder, os.getpid()))
-        )
+        path = None if folder is None else _path(folder, os.getpid())
+        self._view = memoryview(map_shared(path, _SIZE))
         self._free = list(range(0, _SIZE, _SLOT))
 
     @staticmethod
@@ -131,15 +128,15 @@ class Notes:
             except IndexError:
                 break
             # The length comes last: a note that is seen is whole.
-            self._map[slot + 1 : slot + 1 + len(text)] = text
-            self._map[slot] = len(text)
+            self._view[slot + 1 : slot + 1 + len(text)] = text
+            self._view[slot] = len(text)
             slots.append(slot)
         return slots
 
     def end(self, slots: Sequence[int]) -> None:
         """It is over."""
         for slot in slots:
-            self._map[slot] = 0
+            self._view[slot] = 0
             self._free.append(slot)
 
 
@@ -226,12 +223,3 @@ def _casualty(item: Mapping[str, object]) -> Casualty:
 
 def _path(folder: Path, pid: int) -> Path:
     return folder / f"worker-{pid}.notes"
-
-
-def _open(path: Path) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(descriptor, _SIZE)
-        return mmap.mmap(descriptor, _SIZE)
-    finally:
-        os.close(descriptor)

@@ -126,7 +126,6 @@ class Metrics:
 
     >>> metrics = Metrics()
     >>> metrics.count("sealgate_refusals", "overloaded")
-    >>> metrics.batch("toy", "1.0.0", requests=2, rows=5)
     >>> [line for line in metrics.text().decode().splitlines() if line[0] != "#"][0]
     'sealgate_refusals_total{reason="overloaded"} 1.0'
     """
@@ -185,15 +184,6 @@ class Metrics:
             add(value)
 
         return count
-
-    def stage(self, stage: str, seconds: float, model: str = "") -> None:
-        """Note how long a request was in one of `STAGES`."""
-        self.observe("sealgate_stage_seconds", stage, model, value=seconds)
-
-    def batch(self, model: str, version: str, *, requests: int, rows: int) -> None:
-        """Note what one run of a model was made of."""
-        self.observe("sealgate_batch_requests", model, version, value=requests)
-        self.observe("sealgate_batch_rows", model, version, value=rows)
 
     def serves(self, admission: Admission, *, served: bool = True) -> None:
         """Say that a model is served, or no more, with what admitted it.
