@@ -15,23 +15,22 @@ from typing import Any
 
 import orjson
 
-from models.bundle import VERDICT_FILE, report_file
 from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
 from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
-from security.admission.attest import signature_files, waiver_file
 from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
 from service.callers import Callers
+from service.descriptions import model_metadata, passport, server_metadata
 from service.inference.batching import (
     InferenceFailedError,
     InferenceTimeoutError,
     OverloadedError,
 )
-from service.inference.lineup import Lineup, Served, answers_now
+from service.inference.lineup import Lineup, Served
 from service.problems import NO_MODEL, Problem, problem_response, to_problem
 from service.readiness import Readiness
 from service.telemetry.logs import RequestLog
@@ -42,9 +41,6 @@ from service.telemetry.tracing import OUTER_TRACE, read_trace
 __all__ = ["Routes"]
 
 OPENAPI_PATH = b"/openapi.yaml"
-SERVER_NAME = "sealgate"
-SERVER_VERSION = "0.1.0"
-_EXTENSIONS = [binary_tensors.EXTENSION]
 _JSON: Headers = ((b"content-type", b"application/json"),)
 _YAML: Headers = ((b"content-type", b"application/yaml"),)
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -217,7 +213,7 @@ class Routes:
         if path in _SERVER:
             decision.action = "metadata"
             _expect(request, b"GET")
-            return _json(_server_metadata())
+            return _json(server_metadata())
         if path == OPENAPI_PATH and self._interface is not None:
             decision.action = "interface"
             _expect(request, b"GET")
@@ -286,9 +282,9 @@ class Routes:
         if decision.action == "ready":
             return Response(200)
         if decision.action == "attestations":
-            return _json(_attestations(model))
+            return _json(passport(model))
         versions = self._versions(decision.principal, model.manifest.name)
-        return _json(_model_metadata(model, versions))
+        return _json(model_metadata(model, versions))
 
     async def _infer(
         self, request: Request, model: Served, decision: Decision
@@ -307,10 +303,11 @@ class Routes:
             try:
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             except (InferenceFailedError, OverloadedError):
-                stand_in = self._stand_in(decision)
-                if stand_in is None:
+                stand_in = self._lineup.stand_in(model, decision.rows)
+                if stand_in is None or not decision.diverted:
                     raise
                 model = stand_in
+                _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             document, parts = binary_tensors.encode_response(
                 zip(wanted, arrays),
@@ -339,17 +336,6 @@ class Routes:
         if subject in self._lineup.held_off.subjects:
             raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
         return decision.request_id, subject
-
-    def _stand_in(self, decision: Decision) -> Served | None:
-        """Who answers for a canary that cannot: the default, if it may and can."""
-        default = self._lineup.find(decision.model or "")
-        if not decision.diverted or default is None or not answers_now(default):
-            return None
-        model = default.content
-        if (decision.rows or 0) > model.manifest.max_rows:
-            return None
-        _name_model(decision, model)
-        return model
 
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
@@ -420,59 +406,6 @@ def _parse_message(request: Request) -> tuple[dict[str, Any], memoryview]:
     if not isinstance(body, dict):
         raise Problem("malformed-json", "expected a JSON object")
     return body, tail
-
-
-def _server_metadata() -> dict[str, Any]:
-    return {"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": _EXTENSIONS}
-
-
-def _model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
-    manifest = model.manifest
-    return {
-        "name": manifest.name,
-        "versions": versions,
-        "platform": "onnxruntime_onnx",
-        "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
-        "outputs": [_tensor_metadata(tensor) for tensor in manifest.outputs],
-    }
-
-
-def _tensor_metadata(tensor: Any) -> dict[str, Any]:
-    result = {
-        "name": tensor.spec.name,
-        "datatype": tensor.spec.datatype,
-        "shape": list(tensor.spec.shape),
-    }
-    parameters: dict[str, Any] = {}
-    if tensor.columns:
-        parameters["columns"] = [column.to_object() for column in tensor.columns]
-    if tensor.labels:
-        parameters["labels"] = list(tensor.labels)
-    return result | ({"parameters": parameters} if parameters else {})
-
-
-def _attestations(model: Served) -> dict[str, Any]:
-    """The passport: the signed verdict, and for each kind its attestation and report.
-
-    They travel as text, since digests are over their very bytes.
-    """
-    files = model.admission.bundle.files
-    return {
-        "verdict": files[VERDICT_FILE].decode(),
-        "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
-        "waivers": {
-            kind: files[waiver_file(kind)].decode() for kind in model.admission.waivers
-        },
-    }
-
-
-def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
-    signed = [files[name].decode() for name in signature_files(files, kind)]
-    return {
-        "attestation": signed[0],
-        "further": signed[1:],
-        "report": files[report_file(kind)].decode(),
-    }
 
 
 def _expect(request: Request, method: bytes) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import functools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -27,7 +27,6 @@ from security.admission.lifecycle import (
     Admitted,
     Canary,
     Default,
-    Planned,
     Shadow,
     State,
     Warm,
@@ -147,18 +146,19 @@ class Lineup:
 
     def __init__(
         self,
-        admissions: Iterable[Admission] = (),
         *,
         timeout_s: float,
         settings: RuntimeSettings = RuntimeSettings(),
         metrics: Metrics | None = None,
         notes: Notes | None = None,
     ) -> None:
-        """Load models; of several versions of one the first is its default.
+        """Serve nothing yet.
 
-        Raises:
-            AdmissionRefused: as `load`.
-            SettingsError: as `load`.
+        Args:
+            timeout_s: from a request's arrival until its run is stopped.
+            settings: how models are run.
+            metrics: to count in.
+            notes: of what is run.
         """
         self._metrics = metrics or Metrics()
         self._notes = notes or Notes()
@@ -173,13 +173,6 @@ class Lineup:
         self._watchdog = Watchdog()
         self._comparisons: set[asyncio.Task[None]] = set()
         self._table: Mapping[str, Entry] = {}
-        table: dict[str, dict[str, State[Served]]] = {}
-        for admission in admissions:
-            warm = self.load(Planned(0).admit(admission))
-            manifest = warm.content.manifest
-            states = table.setdefault(manifest.name, {})
-            states[manifest.version] = warm if states else warm.promote()
-        self.switch({name: Entry(states) for name, states in table.items()})
 
     def load(self, admitted: Admitted) -> Warm[Served]:
         """Make a session and warm it up; nothing is served by it yet.
@@ -284,6 +277,14 @@ class Lineup:
         """As `find`, for an inference that names none: a canary gets its share."""
         entry = self._table.get(name)
         return None if entry is None else entry.choose()
+
+    def stand_in(self, canary: Served, rows: int | None) -> Served | None:
+        """Who answers for a canary that cannot: the default, if it may and can."""
+        default = self.find(canary.manifest.name)
+        if default is None or not answers_now(default):
+            return None
+        model = default.content
+        return model if (rows or 0) <= model.manifest.max_rows else None
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that may be asked for."""

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from security.settings.loading import load_settings
-from service.inference.lineup import Entry, Lineup
+from service.inference.lineup import Entry
 from service.readiness import (
     BAD_LOOKS,
     GOOD_LOOKS,
@@ -16,7 +16,7 @@ from service.readiness import (
     usable,
 )
 from service.telemetry.metrics import Metrics
-from tests.support.rooms import admitted, log_model
+from tests.support.rooms import admitted, log_model, serving
 
 
 def test_one_look_decides_nothing() -> None:
@@ -53,7 +53,7 @@ def test_the_first_look_decides() -> None:
 
 def test_one_model_that_answers_is_enough(tmp_path: Path) -> None:
     admissions = [admitted(tmp_path / "toy"), log_model(tmp_path / "odd")]
-    lineup = Lineup(admissions, timeout_s=10)
+    lineup = serving(admissions, timeout_s=10)
     assert answers(lineup)
     toy, odd = (lineup.table[name].default for name in ("toy", "odd"))
     withdrawn = {"1.0.0": toy.withdraw("no more")}

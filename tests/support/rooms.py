@@ -29,6 +29,7 @@ from security.access.quota_table import Limits, QuotaTable
 from security.access.quotas import Quotas
 from security.access.tokens import RevocationList, Verifier
 from security.admission.gate import Admission, verify
+from security.admission.lifecycle import Planned, State
 from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
 from security.sealing.freshness import Freshness
@@ -40,7 +41,7 @@ from security.settings.service import ServiceSettings
 from service.callers import Callers, documents
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.inference.lineup import Lineup
+from service.inference.lineup import Entry, Lineup, Served
 from service.routes import Routes
 from service.telemetry.recorder import Recorder
 from tests.support.bundles import Keys, policy, write_bundle
@@ -82,6 +83,18 @@ def unverified(folder: Path, model: bytes, manifest: Manifest) -> Admission:
     return Admission(read_bundle(folder), "0" * 64, {})
 
 
+def serving(admissions: Iterable[Admission], **bounds: Any) -> Lineup:
+    """A lineup of these; of several versions of a model the first is its default."""
+    lineup = Lineup(**bounds)
+    states: dict[str, dict[str, State[Served]]] = {}
+    for admission in admissions:
+        warm = lineup.load(Planned(0).admit(admission))
+        versions = states.setdefault(warm.content.manifest.name, {})
+        versions[warm.content.manifest.version] = warm if versions else warm.promote()
+    lineup.switch({name: Entry(versions) for name, versions in states.items()})
+    return lineup
+
+
 def wire(
     folder: Path,
     *,
@@ -114,7 +127,7 @@ def wire(
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
     log = AuditLog(folder / "audit", writer="worker", limits=LogLimits(sync=False))
     routes = Routes(
-        Lineup(all_admissions, timeout_s=timeout_s),
+        serving(all_admissions, timeout_s=timeout_s),
         Callers(
             Verifier(access, revocations=revocations),
             access,

@@ -29,6 +29,7 @@ from tests.support.rooms import (
     log_model,
     misdeclared_model,
     reshape_model,
+    serving,
     unverified,
 )
 
@@ -47,7 +48,7 @@ def infer(runtime: Lineup, name: str, inputs: dict, outputs: list[str]) -> list:
 
 
 def test_runs_what_numpy_computes(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    runtime = serving([admitted(tmp_path)], timeout_s=10)
     outputs = infer(runtime, "toy", {"features": ROWS}, ["label", "probabilities"])
     np.testing.assert_allclose(outputs[1], expected(ROWS), rtol=1e-5)
     np.testing.assert_array_equal(outputs[0], expected(ROWS).argmax(axis=1))
@@ -56,14 +57,14 @@ def test_runs_what_numpy_computes(tmp_path: Path) -> None:
 def test_the_bytes_that_run_are_the_bytes_that_were_checked(tmp_path: Path) -> None:
     admission = admitted(tmp_path)
     (tmp_path / "model.onnx").write_bytes(onnx_model(-WEIGHTS))
-    runtime = Lineup([admission], timeout_s=10)
+    runtime = serving([admission], timeout_s=10)
     (tmp_path / "model.onnx").unlink()
     (probabilities,) = infer(runtime, "toy", {"features": ROWS}, ["probabilities"])
     np.testing.assert_allclose(probabilities, expected(ROWS), rtol=1e-5)
 
 
 def test_finds_one_version_only(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    runtime = serving([admitted(tmp_path)], timeout_s=10)
     assert runtime.find("toy") is runtime.find("toy", "1.0.0") is not None
     for name, version in (("toy", "1.0.1"), ("toy", "1"), ("toy", ""), ("other", None)):
         assert runtime.find(name, version) is None
@@ -124,7 +125,7 @@ def test_refuses_weights_in_another_file(tmp_path: Path, location: str) -> None:
 
 def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
     admissions = [endless_model(tmp_path / "odd"), admitted(tmp_path / "toy")]
-    runtime = Lineup(admissions, timeout_s=0.3)
+    runtime = serving(admissions, timeout_s=0.3)
     started = time.perf_counter()
     with pytest.raises(InferenceTimeoutError, match="stopped at the deadline"):
         infer(runtime, "odd", {"x": ROWS}, ["y"])
@@ -134,7 +135,7 @@ def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_gives_its_memory_back(tmp_path: Path) -> None:
-    runtime = Lineup([gathering_model(tmp_path)], timeout_s=0.8)
+    runtime = serving([gathering_model(tmp_path)], timeout_s=0.8)
     served = runtime.find("odd")
     assert served is not None
     process = psutil.Process()
@@ -157,7 +158,7 @@ def test_a_stopped_run_gives_its_memory_back(tmp_path: Path) -> None:
 
 
 def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=0.2)
+    runtime = serving([admitted(tmp_path)], timeout_s=0.2)
 
     async def twice() -> None:
         model = runtime.find("toy")
@@ -170,7 +171,7 @@ def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
 
 
 def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
-    runtime = Lineup([reshape_model(tmp_path)], timeout_s=10)
+    runtime = serving([reshape_model(tmp_path)], timeout_s=10)
     assert len(infer(runtime, "odd", {"x": ROWS}, ["y"])) == 1
     with pytest.raises(InferenceFailedError) as caught:
         infer(runtime, "odd", {"x": ROWS[:1]}, ["y"])
@@ -180,7 +181,7 @@ def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
 
 
 def test_nan_is_the_callers_to_judge(tmp_path: Path) -> None:
-    runtime = Lineup([log_model(tmp_path)], timeout_s=10)
+    runtime = serving([log_model(tmp_path)], timeout_s=10)
     (logs,) = infer(runtime, "odd", {"x": -abs(ROWS)}, ["y"])
     assert np.isnan(logs).any()
 
@@ -192,7 +193,7 @@ def test_only_the_cpu_is_used(tmp_path: Path) -> None:
 
 
 def test_no_rows_have_the_shape_that_the_manifest_says(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    runtime = serving([admitted(tmp_path)], timeout_s=10)
     outputs = infer(runtime, "toy", {"features": ROWS[:0]}, ["label", "probabilities"])
     assert [array.shape for array in outputs] == [(0,), (0, 2)]
 
@@ -200,7 +201,7 @@ def test_no_rows_have_the_shape_that_the_manifest_says(tmp_path: Path) -> None:
 def test_a_model_that_gives_other_shapes_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    runtime = Lineup([misdeclared_model(tmp_path)], timeout_s=10)
+    runtime = serving([misdeclared_model(tmp_path)], timeout_s=10)
     assert "odd:1.0.0: output 'y' has shape [1, 9]" in caplog.text
     assert "the manifest says [-1, 3]" in caplog.text
     with pytest.raises(ShapeError):
