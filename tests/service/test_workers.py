@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from sealgate.client import Client
+from service.telemetry.casualties import Casualties, Casualty, Note
 from tests.conftest import check_security
 from tests.support.live import (
     BODY,
@@ -77,15 +78,21 @@ def ask(server: Server, headers: dict[str, str], value: float = 1) -> httpx.Resp
     return httpx.post(server.url + INFER, json=body, headers=headers, timeout=90)
 
 
+def get(server: Server, path: str) -> int:
+    return httpx.get(server.url + path).status_code
+
+
+def folder_of(server: Server) -> Path:
+    (pid, *_) = alive(server)
+    return Path(psutil.Process(pid).environ()["_SEALGATE_METRICS_FOLDER"])
+
+
 def running(server: Server) -> int | None:
     """The worker that runs a request now, as its note says."""
     for pid in alive(server):
-        environment = psutil.Process(pid).environ()
-        folder = Path(environment["_SEALGATE_METRICS_FOLDER"])
-        if b"toy:1.0.0" in (folder / f"worker-{pid}.notes").read_bytes():
-            data = (folder / f"worker-{pid}.notes").read_bytes()
-            if any(data[::256]):
-                return pid
+        notes = (folder_of(server) / f"worker-{pid}.notes").read_bytes()
+        if any(notes[::256]):
+            return pid
     return None
 
 
@@ -141,6 +148,28 @@ def test_keys_rotate_under_load(home: Path, server: Server) -> None:
         assert all(one.result(timeout=60) > 0 for one in asked)
 
 
+def test_a_model_that_ends_workers_is_held_off(home: Path, server: Server) -> None:
+    """As if it had: three workers ended while three callers' requests ran there."""
+    mine = caller(home, "other")
+    path = folder_of(server) / "casualties.json"
+    casualties = Casualties(path.parent)
+    try:
+        for number in range(3):
+            note = Note(f"{number:016x}", f"caller-{number}", "toy:1.0.0")
+            casualties.add(Casualty(time.time(), number, "SIGFPE", (note,)))
+        wait_for(lambda: {ask(server, mine).status_code for _ in range(6)} == {503})
+        kind = ask(server, mine).json()["type"]
+        assert kind.endswith("/model-held-off")
+        wait_for(lambda: get(server, "/readyz") == 503)
+        assert get(server, "/livez") == 200
+        (record, *_) = records(home, "withdraw")
+        assert record["reason"].startswith("workers that ran it ended")
+    finally:
+        path.write_bytes(b"[]")
+    wait_for(lambda: {ask(server, mine).status_code for _ in range(6)} == {200})
+    wait_for(lambda: get(server, "/readyz") == 200)
+
+
 def test_a_killed_worker_leaves_a_trace_and_its_sibling_answers(
     home: Path, server: Server
 ) -> None:
@@ -160,16 +189,18 @@ def test_a_killed_worker_leaves_a_trace_and_its_sibling_answers(
 def test_who_ends_workers_again_and_again_is_held_off(
     home: Path, server: Server
 ) -> None:
+    """Two more, as they would be on the list, after the one that was killed above."""
     mallory, other = caller(home, "mallory"), caller(home, "other")
+    assert ask(server, mallory).status_code == 200
+    casualties = Casualties(folder_of(server))
+    (killed,) = casualties.all()
+    assert killed.signal == "SIGSEGV"
     for _ in range(2):
-        assert ask(server, mallory).status_code == 200
-        kill_while_it_runs(server, mallory)
+        casualties.add(killed)
     wait_for(lambda: ask(server, mallory).status_code == 429)
-    answers = [ask(server, mallory) for _ in range(6)]
-    assert {answer.status_code for answer in answers} == {429}
-    assert answers[0].json()["type"].endswith("/caller-held-off")
+    wait_for(lambda: {ask(server, mallory).status_code for _ in range(6)} == {429})
+    assert ask(server, mallory).json()["type"].endswith("/caller-held-off")
     assert {ask(server, other).status_code for _ in range(6)} == {200}
-    assert len(records(home, "worker-ended")) == 3
 
 
 def test_a_server_that_stops_says_so_at_once(home: Path, server: Server) -> None:
