@@ -16,9 +16,13 @@ it does not take. All else that BentoML leaves open, TLS included, is set here t
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import math
 import re
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from httptools import HttpParserError
 from uvicorn.config import Config
@@ -28,6 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 from uvicorn.protocols.websockets import auto as websockets_auto
+from uvicorn.server import Server
 
 from sealgate.protocol.bhttp import Request
 from security.settings.loading import Settings
@@ -43,10 +48,16 @@ _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
+_Sockets = list[socket.socket] | None
+_Shutdown = Callable[[Server, _Sockets], Coroutine[Any, Any, None]]
 _TURNS = itertools.count()
 _METHODS = frozenset({b"GET", b"POST"})
 # Any other target is uvicorn's to take apart.
 _PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
+# A client that has its answer closes by itself.
+_LINGER_S = 1.0
+_GOODBYE_S = 0.2
+# To clients for whom there is no room, or whom a server that ends will not serve.
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -83,6 +94,58 @@ def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
 
     # BentoML offers no other way.
     Config.load = load_bounded  # type: ignore[method-assign, assignment]
+    Server.shutdown = _refusing(Server.shutdown)  # type: ignore[method-assign, assignment]
+
+
+def _refusing(shutdown: _Shutdown) -> _Shutdown:
+    """Uvicorn's shutdown, during which whoever connects is told to go elsewhere.
+
+    The listening socket is open until the last worker has ended, since the parent holds
+    it: a connection that nobody accepts would hang until then, and then be reset.
+    """
+
+    async def shut_down(server: Server, sockets: _Sockets = None) -> None:
+        config, waiting = server.config, set[asyncio.Transport]()
+        refusing = [
+            await asyncio.get_running_loop().create_server(
+                functools.partial(_Refusal, waiting),
+                sock=sock.dup(),
+                ssl=config.ssl,
+                backlog=config.backlog,
+            )
+            for sock in sockets or ()
+        ]
+        try:
+            await shutdown(server, sockets)
+        finally:
+            for each in refusing:
+                each.close()
+            if waiting:  # who has just been accepted is answered, too
+                await asyncio.sleep(_GOODBYE_S)
+
+    return shut_down
+
+
+class _Refusal(asyncio.Protocol):
+    """Answers the first bytes of a connection with 503, whatever they are."""
+
+    def __init__(self, waiting: set[asyncio.Transport]) -> None:
+        self._waiting = waiting
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+        self._waiting.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.discard(self._transport)
+
+    def data_received(self, data: bytes) -> None:
+        transport = self._transport
+        if transport in self._waiting:
+            self._waiting.discard(transport)
+            transport.write(_FULL)
+            # Closing while more arrives would reset it before the answer is read.
+            asyncio.get_running_loop().call_later(_LINGER_S, transport.close)
 
 
 def bounded_protocol(

@@ -21,11 +21,15 @@ from sealgate.protocol.tensors import Array
 from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError
 
-__all__ = ["Signature"]
+__all__ = ["ShapeError", "Signature"]
 
 _ONNX_BFLOAT16 = 16  # onnx.proto, TensorProto.DataType
 
 Presented = Callable[[Any], Array]
+
+
+class ShapeError(InferenceFailedError):
+    """An output has another shape than the signed manifest says."""
 
 
 class Signature:
@@ -47,6 +51,9 @@ class Signature:
             if tensor.form != "tensor"
         }
         self._has_bf16 = manifest.has_bf16
+        self._shapes = {t.spec.name: t.spec.shape for t in manifest.outputs}
+        # Shapes that were seen to fit: looking one up takes less than comparing it.
+        self._fitting: set[tuple[str, tuple[int, ...]]] = set()
 
     def run(
         self,
@@ -59,6 +66,7 @@ class Signature:
         Raises:
             InferenceFailedError: onnxruntime raised, or gave what is no tensor; what it
                 said stays here, since it may quote the input.
+            ShapeError: an output has another shape than the manifest says.
         """
         try:
             if self._has_bf16:
@@ -69,13 +77,17 @@ class Signature:
                 )
         except Exception:  # noqa: BLE001  (onnxruntime's errors share no base class)
             raise InferenceFailedError("onnxruntime failed") from None
-        if not self._present:
-            return list(values)
         return [self._presented(name, value) for name, value in zip(outputs, values)]
 
     def _presented(self, name: str, value: Any) -> Array:
         present = self._present.get(name)
-        return value if present is None else present(value)
+        array: Array = value if present is None else present(value)
+        if (name, array.shape) in self._fitting:
+            return array
+        array = _shaped(name, array, self._shapes[name])
+        if len(self._fitting) < _MAX_FITTING:
+            self._fitting.add((name, array.shape))
+        return array
 
     def _run_bf16(
         self,
@@ -88,6 +100,26 @@ class Signature:
             list(outputs), feed, run_options=options
         )
         return [_from_value(value) for value in values]
+
+
+def _shaped(name: str, array: Array, expected: tuple[int, ...]) -> Array:
+    """An output in the shape that the manifest says.
+
+    Of no rows onnxruntime's operators give empty arrays of several shapes: of those
+    only the manifest's is given.
+
+    Raises:
+        ShapeError: it has values, in another shape.
+    """
+    actual = array.shape
+    same_rank = len(actual) == len(expected)
+    if same_rank and all(e in (-1, a) for a, e in zip(actual, expected)):
+        return array
+    if not array.size and expected[:1] == (-1,) and -1 not in expected[1:]:
+        return array.reshape(0, *expected[1:])
+    raise ShapeError(
+        f"output {name!r} has shape {list(actual)}, the manifest says {list(expected)}"
+    )
 
 
 def _check(nodes: Sequence[NodeArg], tensors: Sequence[Tensor]) -> None:
