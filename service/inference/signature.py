@@ -24,6 +24,7 @@ from service.inference.batching import InferenceFailedError
 __all__ = ["ShapeError", "Signature"]
 
 _ONNX_BFLOAT16 = 16  # onnx.proto, TensorProto.DataType
+_MAX_FITTING = 1024
 
 Presented = Callable[[Any], Array]
 
