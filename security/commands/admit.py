@@ -111,7 +111,7 @@ def _record(bundle: Bundle, refused: str | None) -> None:
         [
             {
                 "action": "admission",
-                "model": bundle.subject.name,
+                "model": bundle.manifest.tag,
                 "model_sha256": bundle.subject.root_sha256,
                 "outcome": "allow" if refused is None else "refuse",
                 "reason": refused,
