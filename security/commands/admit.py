@@ -147,9 +147,10 @@ def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
     findings = structure.inspect(bundle.model)
     severities = [finding.severity for finding in findings]
     stated = privacy is not None and states_epsilon(privacy)
-    epsilon = _epsilon(privacy) if privacy is not None and stated else 0.0
+    numbers = _numbers(privacy) if privacy is not None and stated else {}
     return Recomputed(
-        epsilon=epsilon,
+        epsilon=numbers.get("epsilon", 0.0),
+        metrics={k: v for k, v in numbers.items() if k != "epsilon"},
         structure_errors=severities.count("error"),
         structure_warnings=severities.count("warning"),
     )
@@ -169,7 +170,8 @@ def _selection(stated: Mapping[str, Any]) -> Selection | None:
     )
 
 
-def _epsilon(privacy: Report) -> float:
+def _numbers(privacy: Report) -> dict[str, float]:
+    """Epsilon, and what else a report says of the same mechanism."""
     from security.training import accounting  # noqa: PLC0415  (imports dp_accounting)
 
     stated = privacy.conditions
@@ -179,14 +181,23 @@ def _epsilon(privacy: Report) -> float:
             raise AdmissionRefused(10, "privacy: the report states two deltas")
         if stated["steps"] != int(stated["steps"]):
             raise AdmissionRefused(10, "privacy: steps are not a whole number")
-        return accounting.recompute_epsilon(
+        mechanism = accounting.Mechanism(
             sample_rate=float(stated["sample_rate"]),
             noise_multiplier=float(stated["noise_multiplier"]),
             steps=int(stated["steps"]),
-            delta=float(stated["delta"]),
-            group=int(stated.get("group_size", 1)),
-            selection=_selection(stated),
         )
+        delta, selection = float(stated["delta"]), _selection(stated)
+        epsilon = accounting.recompute_epsilon(
+            *vars(mechanism).values(),
+            delta=delta,
+            group=int(stated.get("group_size", 1)),
+            selection=selection,
+        )
+        second = "epsilon_dp_accounting_rdp" if selection else "epsilon_pld"
+        numbers = {"epsilon": epsilon, second: epsilon}
+        if "epsilon_rdp" in privacy.metrics:
+            numbers["epsilon_rdp"] = accounting.epsilon_rdp(mechanism, delta)
+        return numbers
     except KeyError as error:
         raise AdmissionRefused(
             10, f"privacy: the report does not state {error}; epsilon has no basis"
