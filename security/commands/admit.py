@@ -14,6 +14,7 @@ from models.bundle import Bundle, read_bundle
 from models.files import write_atomic
 from models.report import Report
 from security.admission.attest import place, sign_verdict, signature_files
+from security.admission.consistency import CONTRADICTION_CHECK
 from security.admission.evaluation import (
     Recomputed,
     evaluation_steps,
@@ -88,6 +89,7 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
     recomputed = _recompute(bundle, privacy)
+    _check_ledger(bundle, privacy)
     waivers = demand(evaluation_steps(scene, recomputed)).waivers
     verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
     name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
@@ -134,7 +136,9 @@ def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
     if any(refusal.check in _UNSIGNED for refusal in found):
         return found
     try:
-        recomputed = _recompute(scene.bundle, evaluation.reports.get("privacy"))
+        privacy = evaluation.reports.get("privacy")
+        recomputed = _recompute(scene.bundle, privacy)
+        _check_ledger(scene.bundle, privacy)
     except AdmissionRefused as refusal:
         return [*found, refusal]
     return drain(evaluation_steps(scene, recomputed))[0]
@@ -154,6 +158,40 @@ def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
         structure_errors=severities.count("error"),
         structure_warnings=severities.count("warning"),
     )
+
+
+def _check_ledger(bundle: Bundle, privacy: Report | None) -> None:
+    """Check 27 against the ledger, where this machine has one that knows the model.
+
+    Raises:
+        AdmissionRefused: the ledger booked another training under this version, or
+            booked as personal what the report declares public.
+    """
+    folder = load_settings().home / "ledger"
+    if privacy is None or not folder.is_dir():
+        return
+    from security.training.ledger import Ledger  # noqa: PLC0415  (imports opacus)
+
+    booked = [
+        entry.request for account in Ledger(folder).accounts() for entry in account.entries
+    ]
+    stated, names = privacy.conditions, {item.name for item in privacy.datasets}
+    if stated.get("personal_data") is False:
+        if names & {request.name for request in booked}:
+            raise AdmissionRefused(
+                CONTRADICTION_CHECK,
+                "privacy: the data is declared public, and booked as personal",
+            )
+        return
+    own = [item for item in booked if item.model == bundle.manifest.tag]
+    keys = ("sample_rate", "noise_multiplier", "steps", "delta", "group_size")
+    claimed = tuple(stated.get(key) for key in keys)
+    told = {(r.rate, r.noise, r.steps, r.delta, r.group) for r in own if r.name in names}
+    if own and claimed not in told:
+        raise AdmissionRefused(
+            CONTRADICTION_CHECK,
+            f"privacy: the ledger booked another training of {bundle.manifest.tag}",
+        )
 
 
 def _selection(stated: Mapping[str, Any]) -> Selection | None:
