@@ -103,7 +103,7 @@ def initial_weights(privacy: Report) -> str | None:
 def contradiction_steps(
     bundle: Bundle, reports: Mapping[str, Report], required: Mapping[str, Requirement]
 ) -> Steps[None]:
-    """Check 27, over the reports that a policy asks for, each vouched for by its key."""
+    """Check 27, over the reports that a policy asks for, whose keys were checked."""
     for message in _contradictions(bundle, reports, required):
         yield AdmissionRefused(CONTRADICTION_CHECK, message)
 
@@ -145,12 +145,12 @@ def _declared_public(privacy: Report, requirement: Requirement) -> Found:
     A policy that takes such data says so: ``personal_data = false``.
     """
     public = privacy.conditions.get("personal_data") is False
-    if public and "epsilon" in privacy.metrics:
-        if requirement.conditions.get("personal_data") is not False:
-            yield (
-                "privacy: the data was declared public, so its epsilon was booked "
-                "nowhere; the policy does not ask for public data"
-            )
+    asked = requirement.conditions.get("personal_data") is False
+    if public and "epsilon" in privacy.metrics and not asked:
+        yield (
+            "privacy: the data was declared public, so its epsilon was booked nowhere; "
+            "the policy does not ask for public data"
+        )
 
 
 def _numbers(privacy: Report) -> Found:
@@ -168,9 +168,9 @@ def _numbers(privacy: Report) -> Found:
     if start is not None and not _INITIAL_WEIGHTS.fullmatch(start):
         yield f"privacy: initial_weights {start!r} is neither random nor public:DIGEST"
     clipping, sampled = stated.get("clipping"), stated.get("sampled")
-    if clipping is not None and sampled is not None:
-        if not str(clipping).startswith(f"per_{sampled}_"):
-            yield "privacy: what is clipped is not what is sampled"
+    known = clipping is not None and sampled is not None
+    if known and not str(clipping).startswith(f"per_{sampled}_"):
+        yield "privacy: what is clipped is not what is sampled"
 
 
 def _provenance(bundle: Bundle, provenance: Report) -> Found:
@@ -222,9 +222,8 @@ def _schema(bundle: Bundle, details: Mapping[str, Any]) -> Found:
 
 def _side_by_side(privacy: Report, provenance: Report) -> Found:
     """Both were written by one training, at its end."""
-    for name in ("config",):
-        if privacy.details.get(name) != provenance.details.get(name):
-            yield f"privacy: another {name} than the provenance report's"
+    if privacy.details.get("config") != provenance.details.get("config"):
+        yield "privacy: another configuration than the provenance report's"
     if "config" not in provenance.details:
         return
     if privacy.datasets != provenance.datasets:

@@ -14,9 +14,9 @@ What is checked, in this order:
 8. of every writer something is signed, unless it is allowed by name that nothing is.
 
 What may still go unseen is a common tail: every checkpoint of every writer since some
-time, with what only those cover. A copy kept elsewhere shows that too. Half a record at the end
-of a writer's last file is reported, not refused: a process that was killed while it
-wrote leaves that, and nobody was answered on the strength of it.
+time, with what only those cover. A copy kept elsewhere shows that too. Half a record at
+the end of a writer's last file is reported, not refused: a process that was killed
+while it wrote leaves that, and nobody was answered on the strength of it.
 """
 
 from __future__ import annotations

@@ -6,11 +6,13 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
+from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
 from security.admission.attest import place, sign_verdict, signature_files
@@ -26,6 +28,7 @@ from security.admission.steps import Scene, demand, drain
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signer
+from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
 from security.settings.loading import load_settings
 
@@ -91,6 +94,7 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     recomputed = _recompute(bundle, privacy)
     _check_ledger(bundle, privacy)
     waivers = demand(evaluation_steps(scene, recomputed)).waivers
+    bundle = _with_documents(args.bundle, bundle)
     verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
     name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
     write_atomic(args.bundle / name, verdict)
@@ -105,6 +109,29 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     if signed < policy.verdict_min_signers:
         print(f"signed by {signed} of {policy.verdict_min_signers} signers")
     return 0
+
+
+def _with_documents(folder: Path, bundle: Bundle) -> Bundle:
+    """The bundle with its model card and bill of materials as the evidence gives them.
+
+    Written before the verdict, which binds them: no server can compute them. Evidence
+    that is waived as a whole may be unreadable: then there are none.
+
+    Raises:
+        BundleError: they cannot be computed, and there are some.
+    """
+    try:
+        computed = documents(bundle)
+    except BundleError as error:
+        if MODEL_CARD_FILE in bundle.files or BOM_FILE in bundle.files:
+            raise
+        print(f"notice: no documents: {error}", file=sys.stderr)
+        return bundle
+    for name, data in computed.items():
+        if bundle.files.get(name) != data:
+            write_atomic(folder / name, data)
+            print(f"wrote {name}, {len(data)} bytes")
+    return replace(bundle, files={**bundle.files, **computed})
 
 
 def _record(bundle: Bundle, refused: str | None) -> None:
@@ -172,9 +199,8 @@ def _check_ledger(bundle: Bundle, privacy: Report | None) -> None:
         return
     from security.training.ledger import Ledger  # noqa: PLC0415  (imports opacus)
 
-    booked = [
-        entry.request for account in Ledger(folder).accounts() for entry in account.entries
-    ]
+    accounts = Ledger(folder).accounts()
+    booked = [entry.request for account in accounts for entry in account.entries]
     stated, names = privacy.conditions, {item.name for item in privacy.datasets}
     if stated.get("personal_data") is False:
         if names & {request.name for request in booked}:
@@ -184,9 +210,10 @@ def _check_ledger(bundle: Bundle, privacy: Report | None) -> None:
             )
         return
     own = [item for item in booked if item.model == bundle.manifest.tag]
+    same = [item for item in own if item.name in names]
     keys = ("sample_rate", "noise_multiplier", "steps", "delta", "group_size")
     claimed = tuple(stated.get(key) for key in keys)
-    told = {(r.rate, r.noise, r.steps, r.delta, r.group) for r in own if r.name in names}
+    told = {(it.rate, it.noise, it.steps, it.delta, it.group) for it in same}
     if own and claimed not in told:
         raise AdmissionRefused(
             CONTRADICTION_CHECK,

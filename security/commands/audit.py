@@ -229,7 +229,7 @@ def _versions(args: argparse.Namespace) -> dict[str, set[str]] | None:
     if _verify(args, learn, quiet=True) is None:
         return None
     for tag, digests in versions.items():
-        digests |= _stored(tag)
+        digests.update(_stored(tag))
         if not digests:
             raise AuditError(f"neither the log nor the model store knows {tag}")
     return versions

@@ -1,8 +1,8 @@
 """bom.cdx.json: a bundle as a CycloneDX 1.6 ML-BOM.
 
-Schema: https://cyclonedx.org/schema/bom-1.6.schema.json. A pure function of the bundle,
-like the model card, which it names by digest. Numbers are the reports' own, in full;
-CycloneDX has them as strings.
+Schema: https://cyclonedx.org/schema/bom-1.6.schema.json. A pure function of the bundle
+before its verdict, which binds it, like the model card, which it names by digest.
+Numbers are the reports' own, in full; CycloneDX has them as strings.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from models.bundle import MODEL_FILE, Bundle, report_file
+from models.bundle import BOM_FILE, MODEL_CARD_FILE, MODEL_FILE, Bundle, report_file
 from models.manifest import Tensor
 from models.report import Dataset, Metric, Report, format_time
 from security.documents.facts import Facts, read_facts
 from security.documents.limitations import limitations
-from security.documents.model_card import MODEL_CARD_FILE, model_card
+from security.documents.model_card import model_card
 
-__all__ = ["BOM_FILE", "ml_bom"]
-
-BOM_FILE = "bom.cdx.json"
+__all__ = ["documents", "ml_bom"]
 
 # Names of UUIDv5 (RFC 9562, section 5.5) are digests, under our own space.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://sealgate.dev/bom/v1")
@@ -45,6 +43,15 @@ _REFERENCES = {
     "robustness": "dynamic-analysis-report",
     "structure": "static-analysis-report",
 }
+
+
+def documents(bundle: Bundle) -> dict[str, bytes]:
+    """Model card and ML-BOM, by file: what a verdict binds.
+
+    Raises:
+        BundleError: as `ml_bom`.
+    """
+    return {MODEL_CARD_FILE: model_card(bundle), BOM_FILE: ml_bom(bundle)}
 
 
 def ml_bom(bundle: Bundle) -> bytes:
@@ -86,9 +93,8 @@ def _state(facts: Facts) -> str:
     files = facts.bundle.files
     reports = [hashlib.sha256(files[report_file(k)]).hexdigest() for k in facts.reports]
     signed = [s.sha256 for kind in facts.signatures.values() for s in kind]
-    verdicts = [item.sha256 for item in facts.verdicts]
     return json.dumps(
-        [facts.bundle.subject.root_sha256, reports, signed, verdicts, facts.waivers]
+        [facts.bundle.subject.root_sha256, reports, signed, facts.waivers]
     )
 
 
@@ -169,9 +175,6 @@ def _references(facts: Facts) -> Iterator[dict[str, Any]]:
         for item in signatures:
             comment = f"{kind} attestation, key {item.hint}"
             yield _reference("attestation", item.file, item.sha256, comment)
-    for verdict in facts.verdicts:
-        comment = f"verdict, key {verdict.hint}"
-        yield _reference("attestation", verdict.file, verdict.sha256, comment)
 
 
 def _reference(kind: str, url: str, sha256: str, comment: str = "") -> dict[str, Any]:

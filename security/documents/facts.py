@@ -11,31 +11,21 @@ import base64
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from models.bundle import (
-    MODEL_FILE,
-    Bundle,
-    attestation_file,
-    report_file,
-)
+from models.bundle import Bundle, report_file
 from models.errors import BundleError
 from models.manifest import Manifest
 from models.report import KINDS, Dataset, Metric, Report
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
-from sealgate.protocol.statement import (
-    Resource,
-    Statement,
-    TestResult,
-    VerificationSummary,
-    Waiver,
-)
+from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
+from security.admission.attest import signature_files, subjects, waiver_file
 
-__all__ = ["CurvePoint", "Facts", "Signature", "Use", "Verdict", "read_facts"]
+__all__ = ["CurvePoint", "Facts", "Signature", "Use", "read_facts"]
 
 _HINT = re.compile(r"[0-9a-f]{64}")
 
@@ -56,25 +46,6 @@ class Signature:
     hint: str
     passed: bool
     binds: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict as stated; the signature was not checked.
-
-    Attributes:
-        file, sha256: of the verdict.
-        hint: which key it names.
-        summary: what was decided, under which policy, on which attestations,
-            and what was waived.
-        current: it is about this bundle, and its attestations are those in it.
-    """
-
-    file: str
-    sha256: str
-    hint: str
-    summary: VerificationSummary
-    current: bool
 
 
 @dataclass(frozen=True)
@@ -104,15 +75,13 @@ class Facts:
         bundle: where they come from.
         reports: evidence by kind, in the order of `models.report.KINDS`.
         signatures: attestations by kind, one per signer.
-        verdicts: one per signer; none before admission.
-        waivers: what was let pass, one line each, by verdicts and waiver statements.
+        waivers: what may be let pass, one line each.
         use: from the training configuration in the provenance report.
     """
 
     bundle: Bundle
     reports: Mapping[str, Report]
     signatures: Mapping[str, tuple[Signature, ...]]
-    verdicts: tuple[Verdict, ...]
     waivers: tuple[str, ...]
     use: Use
 
@@ -171,17 +140,15 @@ def read_facts(bundle: Bundle) -> Facts:
     """
     present = [kind for kind in KINDS if report_file(kind) in bundle.files]
     reports = {kind: _report(bundle, kind) for kind in present}
-    verdicts = tuple(_verdict(bundle, file) for file in _places(bundle, "verdict"))
     return Facts(
         bundle=bundle,
         reports=reports,
         signatures={
             kind: tuple(_signature(bundle, kind, file) for file in files)
             for kind in KINDS
-            if (files := _places(bundle, kind))
+            if (files := signature_files(bundle.files, kind))
         },
-        verdicts=verdicts,
-        waivers=_waivers(bundle, verdicts),
+        waivers=tuple(_waivers(bundle)),
         use=_use(reports.get("provenance")),
     )
 
@@ -191,13 +158,6 @@ def _report(bundle: Bundle, kind: str) -> Report:
     if report.kind != kind or report.subject != bundle.subject:
         raise BundleError(f"{kind} report is about another model")
     return report
-
-
-def _places(bundle: Bundle, stem: str) -> list[str]:
-    """The statements of a kind, or the verdicts: one file per signer."""
-    pattern = re.compile(rf"attestations/{stem}(\.[2-9])?\.sigstore\.json")
-    found = [name for name in bundle.files if pattern.fullmatch(name)]
-    return sorted(found, key=lambda name: (len(name), name))
 
 
 def _signature(bundle: Bundle, kind: str, file: str) -> Signature:
@@ -215,39 +175,17 @@ def _signature(bundle: Bundle, kind: str, file: str) -> Signature:
         passed=result.passed,
         binds=result.kind == kind
         and result.report == report
-        and _about(statement, bundle),
+        and statement.subjects == subjects(bundle.subject),
     )
 
 
-def _waivers(bundle: Bundle, verdicts: tuple[Verdict, ...]) -> tuple[str, ...]:
-    found = [line for verdict in verdicts for line in verdict.summary.waivers]
-    for kind in KINDS:
-        file = attestation_file(f"waiver-{kind}")
+def _waivers(bundle: Bundle) -> Iterator[str]:
+    for file in map(waiver_file, KINDS):
         if file in bundle.files:
             try:
-                found.append(str(Waiver.from_statement(_statement(bundle, file)[1])))
+                yield str(Waiver.from_statement(_statement(bundle, file)[1]))
             except StatementError as error:
                 raise BundleError(f"{file}: {error}") from None
-    return tuple(dict.fromkeys(found))
-
-
-def _verdict(bundle: Bundle, file: str) -> Verdict:
-    hint, statement = _statement(bundle, file)
-    try:
-        summary = VerificationSummary.from_statement(statement)
-    except StatementError as error:
-        raise BundleError(f"{file}: {error}") from None
-    unchanged = all(
-        item.name in bundle.files and _sha256(bundle.files[item.name]) == item.sha256
-        for item in summary.inputs
-    )
-    return Verdict(
-        file=file,
-        sha256=_sha256(bundle.files[file]),
-        hint=hint,
-        summary=summary,
-        current=unchanged and _about(statement, bundle),
-    )
 
 
 def _statement(bundle: Bundle, file: str) -> tuple[str, Statement]:
@@ -266,14 +204,6 @@ def _statement(bundle: Bundle, file: str) -> tuple[str, Statement]:
     if not _HINT.fullmatch(hint):
         raise BundleError(f"{file}: the key's hint is not a SHA-256 digest")
     return hint, statement
-
-
-def _about(statement: Statement, bundle: Bundle) -> bool:
-    subject = bundle.subject
-    return statement.subjects == (
-        Resource(f"{subject.name}:{subject.version}", subject.root_sha256),
-        Resource(MODEL_FILE, subject.onnx_sha256),
-    )
 
 
 def _use(provenance: Report | None) -> Use:

@@ -1,8 +1,9 @@
 """MODEL_CARD.md: a bundle's evidence, for people.
 
-A pure function of the bundle: who has the bundle can compute the card again and
-compare. Every number is a report's, rounded to four digits: intervals outward, epsilon
-and delta up. Every word that a report or the manifest brought is escaped.
+A pure function of the bundle before its verdict, which binds the card by digest: who
+has the bundle can compute the card again and compare. Every number is a report's,
+rounded to four digits: intervals outward, epsilon and delta up. Every word that a
+report or the manifest brought is escaped.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from models.bundle import MODEL_FILE, Bundle
 from models.manifest import Tensor
 from models.report import Metric, Report, format_time
-from security.documents.facts import Facts, Signature, Verdict, read_facts
+from security.documents.facts import Facts, Signature, read_facts
 from security.documents.front_matter import front_matter
 from security.documents.glossary import CONDITIONS, METRICS, VALUES
 from security.documents.limitations import limitations
@@ -24,9 +25,7 @@ from security.documents.markup import (
     table,
 )
 
-__all__ = ["MODEL_CARD_FILE", "model_card"]
-
-MODEL_CARD_FILE = "MODEL_CARD.md"
+__all__ = ["model_card"]
 
 # Title, kind and metric of the first table, and the conditions it is true under.
 _GLANCE = (
@@ -103,21 +102,15 @@ def _glance(facts: Facts) -> Iterator[Sequence[str]]:
         metric = facts.metric(kind, name)
         if metric is not None:
             yield title, _value(name, metric), _glance_conditions(facts, kind)
-    if not facts.verdicts:
-        yield "Verdict", "none", "not admitted by any policy"
-    for verdict in facts.verdicts:
-        yield "Verdict", _result(verdict), prose(verdict.summary.verified_at)
     if facts.waivers:
         yield "Waivers", str(len(facts.waivers)), "listed under Signers"
 
 
-def _result(signed: Signature | Verdict) -> str:
-    """What an attestation or a verdict says, if it says it of these very bytes."""
-    applies = signed.binds if isinstance(signed, Signature) else signed.current
-    passed = signed.passed if isinstance(signed, Signature) else signed.summary.passed
-    if not applies:
+def _result(signed: Signature) -> str:
+    """What an attestation says, if it says it of these very bytes."""
+    if not signed.binds:
         return "for other bytes"
-    return "PASSED" if passed else "FAILED"
+    return "PASSED" if signed.passed else "FAILED"
 
 
 def _glance_conditions(facts: Facts, kind: str) -> str:
@@ -386,15 +379,13 @@ def _signers(facts: Facts) -> Iterator[str]:
     yield (
         "The keys that the attestations name, by the SHA-256 of the public key in PEM. "
         "This card checks no signature and knows no roles: `python -m security verify "
-        "BUNDLE` does both, against the reader's own trust root."
+        "BUNDLE` does both, against the reader's own trust root, and says whether a "
+        "verdict stands that binds this card."
     )
     yield table(
         ("Evidence", "Result", "Reported", "Key"),
         (row for kind in facts.reports for row in _signer_rows(facts, kind)),
     )
-    yield from (_verdict(verdict) for verdict in facts.verdicts)
-    if not facts.verdicts:
-        yield "There is no verdict."
     if facts.waivers:
         yield "Waivers:"
         yield "\n".join(f"- {prose(item)}" for item in facts.waivers)
@@ -408,29 +399,17 @@ def _signer_rows(facts: Facts, kind: str) -> Iterator[Sequence[str]]:
         yield kind, _result(signature), when, f"`{signature.hint}`"
 
 
-def _verdict(verdict: Verdict) -> str:
-    summary = verdict.summary
-    return (
-        f"Verdict: {_result(verdict)} at {prose(summary.verified_at)}, by "
-        f"{code(summary.verifier)}, under policy {code(summary.policy.name)} (SHA-256 "
-        f"`{summary.policy.sha256}`), on {len(summary.inputs)} statements; key "
-        f"`{verdict.hint}`."
-    )
-
-
-def _statements(facts: Facts) -> Iterator[Signature | Verdict]:
-    for signatures in facts.signatures.values():
-        yield from signatures
-    yield from facts.verdicts
-
-
 def _digests(facts: Facts) -> Iterator[str]:
     subject = facts.bundle.subject
     yield "## Digests"
     rows = [
         ("root (OpenSSF model signing)", f"`{subject.root_sha256}`"),
         (f"`{MODEL_FILE}`", f"`{subject.onnx_sha256}`"),
-        *((f"`{item.file}`", f"`{item.sha256}`") for item in _statements(facts)),
+        *(
+            (f"`{item.file}`", f"`{item.sha256}`")
+            for signatures in facts.signatures.values()
+            for item in signatures
+        ),
     ]
     yield table(("What", "SHA-256"), rows)
     tools = {

@@ -1,4 +1,4 @@
-"""`admit` against the privacy ledger, where the machine has one that knows the model."""
+"""`admit` against the privacy ledger, where the machine has one of the model's."""
 
 from __future__ import annotations
 
