@@ -12,7 +12,9 @@ claim, and what else would show it.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -162,7 +164,7 @@ def _numbers(privacy: Report) -> Found:
             yield f"privacy: the report states two values of {name}"
     epsilon = privacy.metrics.get("epsilon")
     target = stated.get("target_epsilon")
-    if epsilon is not None and target is not None and not epsilon.value <= target:
+    if epsilon and target is not None and not epsilon.value <= _number(target):
         yield "privacy: epsilon is above its own target"
     start = initial_weights(privacy)
     if start is not None and not _INITIAL_WEIGHTS.fullmatch(start):
@@ -181,10 +183,8 @@ def _provenance(bundle: Bundle, provenance: Report) -> Found:
     if not isinstance(config, dict) or stated.get("config_sha256") != _digest(config):
         yield "provenance: config_sha256 is not that of the configuration"
         return
-    model, data, asked = (config.get(name) for name in ("model", "data", "privacy"))
-    if not all(isinstance(item, dict) for item in (model, data, asked)):
-        yield "provenance: the configuration has no model, data or privacy"
-        return
+    found = (config.get(name) for name in ("model", "data", "privacy"))
+    model, data, asked = (item if isinstance(item, dict) else {} for item in found)
     manifest = bundle.manifest
     private = asked.get("mechanism") != "none"
     split = "keyed_hash_of_owner" if data.get("unit") else "keyed_hash_of_row"
@@ -265,15 +265,14 @@ def _expected(told: _Training) -> dict[str, Any]:
     sampled = "unit" if owner and not told.grouped else "row"
     heard = bool(asked.get("loss_share")) and not search
     values = {name: item.value for name, item in told.privacy.metrics.items()}
+    group = told.section("data").get("max_rows_per_unit") if told.grouped else 1
     expected = {
         **_CONSTANTS,
         "accountant": _accountant(told),
         "accountant_version": told.privacy.tools.get("opacus"),
         "clipping": f"per_{sampled}_{asked.get('clipping')}_l2",
         "delta": asked.get("delta") or values.get("delta"),
-        "group_size": told.section("data").get("max_rows_per_unit")
-        if told.grouped
-        else 1,
+        "group_size": group,
         "hyperparameters": "private_selection" if search else "fixed_in_configuration",
         "max_grad_norm": asked.get("max_grad_norm"),
         "noise_multiplier": values.get("noise_multiplier"),
@@ -288,7 +287,8 @@ def _expected(told: _Training) -> dict[str, Any]:
         "unit": "owner" if owner else "row",
     }
     if search:
-        expected |= _SEARCH | {
+        expected |= {
+            **_SEARCH,
             "search_candidates": _product(search),
             "search_distribution": search.get("distribution"),
             "search_expected_tries": search.get("tries"),
@@ -307,7 +307,8 @@ def _product(search: Mapping[str, Any]) -> int:
     """How many candidates a search has."""
     count = 1
     for name in _LISTS:
-        count *= len(search.get(name) or (0,))
+        values = search.get(name)
+        count *= len(values) if isinstance(values, list) and values else 1
     return count
 
 
@@ -320,12 +321,13 @@ def _ranges(told: _Training) -> Found:
         yield f"privacy: {units} units in {rows} rows"
     elif units != rows and not (told.owned and not told.grouped):
         yield f"privacy: units are rows, yet {units} is not {rows}"
-    elif not 0 < (stated.get("delta") or 0) < 1 / units:
+    elif not 0 < _number(stated.get("delta")) < 1 / units:
         yield "privacy: delta is not below one over the number of units"
     planned = stated.get("steps")
-    if type(steps) is not int or not 1 <= steps <= (planned or 0):
+    if type(steps) is not int or not 1 <= steps <= _number(planned):
         yield f"privacy: {steps} of {planned} steps are in the weights"
-    if type(stated.get("processes")) is not int or stated["processes"] < 1:
+    processes = stated.get("processes")
+    if type(processes) is not int or processes < 1:
         yield "privacy: processes is not a count"
     method, asked = stated.get("gradient_method"), told.section("compute")
     if method not in _METHODS or asked.get("gradients") not in ("auto", method):
@@ -335,8 +337,8 @@ def _ranges(told: _Training) -> Found:
         yield "privacy: noise_generator is not stated"
     if stated.get("noise_generator") == "os_urandom" and secure is not True:
         yield "privacy: the noise was not to come from the operating system"
-    share, delta = stated.get("delta_for_verdicts"), stated.get("delta") or 0
-    if share is None or abs(share - delta * _VERDICT_SHARE) > delta * 1e-9:
+    share, delta = (_number(stated.get(n)) for n in ("delta_for_verdicts", "delta"))
+    if not abs(share - delta * _VERDICT_SHARE) <= delta * 1e-9:
         yield "privacy: delta_for_verdicts is not a thousandth of delta"
 
 
@@ -371,6 +373,13 @@ def _differ(kind: str, stated: Mapping[str, Any], wanted: Mapping[str, Any]) -> 
         given = stated.get(name)
         if given != value or isinstance(given, bool) != isinstance(value, bool):
             yield f"{kind}: {name} is {given!r}, where {value!r} must stand"
+
+
+def _number(value: object) -> float:
+    """NaN, which compares false, for what is no number that a double holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if abs(value) <= sys.float_info.max else math.nan
 
 
 def _digest(config: Mapping[str, Any]) -> str | None:

@@ -340,7 +340,7 @@ def _recomputed(
         )
     privacy = reports.get("privacy")
     claimed = None if privacy is None else privacy.metrics.get("epsilon")
-    if claimed is None:
+    if privacy is None or claimed is None:
         return
     # So that NaN, which compares false, is refused too.
     if not recomputed.epsilon <= claimed.value * (1 + EPSILON_SLACK):

@@ -253,8 +253,10 @@ def _numbers(privacy: Report) -> dict[str, float]:
         )
         delta, selection = float(stated["delta"]), _selection(stated)
         epsilon = accounting.recompute_epsilon(
-            *vars(mechanism).values(),
-            delta=delta,
+            mechanism.sample_rate,
+            mechanism.noise_multiplier,
+            mechanism.steps,
+            delta,
             group=int(stated.get("group_size", 1)),
             selection=selection,
         )

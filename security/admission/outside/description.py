@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # it comes with BentoML, untyped
 
 from security.admission.hooks import SERVICE_NAME, SERVICE_OPTIONS
 from security.errors import AdmissionRefused
@@ -46,11 +46,11 @@ class Description:
     image: Mapping[str, Any]
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
     """Plain YAML, each key once."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise refused("bento.yaml: aliases are not read")
         return super().compose_node(parent, index)
@@ -60,7 +60,8 @@ class _StrictLoader(yaml.SafeLoader):
         names = [key for key in keys if isinstance(key, str)]
         if len(names) != len(keys) or len(set(names)) != len(names):
             raise refused("bento.yaml: a key is repeated, or is no text")
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def refused(message: str) -> AdmissionRefused:

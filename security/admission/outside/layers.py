@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, cast
 
 from models.errors import BundleError
 from models.files import read_regular
@@ -32,6 +32,13 @@ MAX_LAYER_BYTES = 32 << 30
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+
+
+class _Readable(Protocol):
+    """What bytes can be read of."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +226,7 @@ def _diff_ids(config: Mapping[str, Any]) -> list[str]:
 class _Hashed:
     """A stream that hashes, and bounds, what is read of it."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: _Readable) -> None:
         self._stream, self._left = stream, MAX_LAYER_BYTES
         self.digest = hashlib.sha256()
 
@@ -241,7 +248,8 @@ def _members(path: Path, digest: str) -> Iterator[_Member]:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = _Hashed(gzip.GzipFile(fileobj=raw) if packed else raw)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            # tarfile reads of a stream and does nothing else with it in this mode.
+            with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
                 for info in archive:
                     yield _Member(info, archive)
             while stream.read(1 << 20):

@@ -20,7 +20,7 @@ from typing import Any
 
 import attrs
 import bentoml
-import yaml
+import yaml  # type: ignore[import-untyped]  # it comes with BentoML, untyped
 from _bentoml_sdk.images import populate_image_from_build_config
 from bentoml._internal.bento.build_config import BentoBuildConfig, BentoPathSpec
 
