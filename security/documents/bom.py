@@ -93,8 +93,9 @@ def _state(facts: Facts) -> str:
     files = facts.bundle.files
     reports = [hashlib.sha256(files[report_file(k)]).hexdigest() for k in facts.reports]
     signed = [s.sha256 for kind in facts.signatures.values() for s in kind]
+    verdicts = [item.sha256 for item in facts.verdicts]
     return json.dumps(
-        [facts.bundle.subject.root_sha256, reports, signed, facts.waivers]
+        [facts.bundle.subject.root_sha256, reports, signed, verdicts, facts.waivers]
     )
 
 
@@ -175,6 +176,9 @@ def _references(facts: Facts) -> Iterator[dict[str, Any]]:
         for item in signatures:
             comment = f"{kind} attestation, key {item.hint}"
             yield _reference("attestation", item.file, item.sha256, comment)
+    for verdict in facts.verdicts:
+        comment = f"verdict, key {verdict.hint}"
+        yield _reference("attestation", verdict.file, verdict.sha256, comment)
 
 
 def _reference(kind: str, url: str, sha256: str, comment: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,10 +22,16 @@ from models.manifest import Manifest
 from models.report import KINDS, Dataset, Metric, Report
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
-from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
+from sealgate.protocol.statement import (
+    Resource,
+    Statement,
+    TestResult,
+    VerificationSummary,
+    Waiver,
+)
 from security.admission.attest import signature_files, subjects, waiver_file
 
-__all__ = ["CurvePoint", "Facts", "Signature", "Use", "read_facts"]
+__all__ = ["CurvePoint", "Facts", "Signature", "Use", "Verdict", "read_facts"]
 
 _HINT = re.compile(r"[0-9a-f]{64}")
 
@@ -46,6 +52,28 @@ class Signature:
     hint: str
     passed: bool
     binds: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verdict of release 0.1, as stated; the signature was not checked.
+
+    It bound no documents, so its documents named it, and still do. A verdict that binds
+    them cannot be named in them.
+
+    Attributes:
+        file, sha256: of the verdict.
+        hint: which key it names.
+        summary: what was decided, under which policy, on which attestations,
+            and what was waived.
+        current: it is about this bundle, and its attestations are those in it.
+    """
+
+    file: str
+    sha256: str
+    hint: str
+    summary: VerificationSummary
+    current: bool
 
 
 @dataclass(frozen=True)
@@ -75,13 +103,15 @@ class Facts:
         bundle: where they come from.
         reports: evidence by kind, in the order of `models.report.KINDS`.
         signatures: attestations by kind, one per signer.
-        waivers: what may be let pass, one line each.
+        verdicts: those that bind no documents, one per signer.
+        waivers: what was let pass, one line each, by verdicts and waiver statements.
         use: from the training configuration in the provenance report.
     """
 
     bundle: Bundle
     reports: Mapping[str, Report]
     signatures: Mapping[str, tuple[Signature, ...]]
+    verdicts: tuple[Verdict, ...]
     waivers: tuple[str, ...]
     use: Use
 
@@ -140,6 +170,8 @@ def read_facts(bundle: Bundle) -> Facts:
     """
     present = [kind for kind in KINDS if report_file(kind) in bundle.files]
     reports = {kind: _report(bundle, kind) for kind in present}
+    stated = (_verdict(bundle, n) for n in signature_files(bundle.files, "verdict"))
+    verdicts = tuple(item for item in stated if item.summary.documents is None)
     return Facts(
         bundle=bundle,
         reports=reports,
@@ -148,7 +180,8 @@ def read_facts(bundle: Bundle) -> Facts:
             for kind in KINDS
             if (files := signature_files(bundle.files, kind))
         },
-        waivers=tuple(_waivers(bundle)),
+        verdicts=verdicts,
+        waivers=_waivers(bundle, verdicts),
         use=_use(reports.get("provenance")),
     )
 
@@ -179,13 +212,34 @@ def _signature(bundle: Bundle, kind: str, file: str) -> Signature:
     )
 
 
-def _waivers(bundle: Bundle) -> Iterator[str]:
+def _waivers(bundle: Bundle, verdicts: tuple[Verdict, ...]) -> tuple[str, ...]:
+    found = [line for verdict in verdicts for line in verdict.summary.waivers]
     for file in map(waiver_file, KINDS):
         if file in bundle.files:
             try:
-                yield str(Waiver.from_statement(_statement(bundle, file)[1]))
+                found.append(str(Waiver.from_statement(_statement(bundle, file)[1])))
             except StatementError as error:
                 raise BundleError(f"{file}: {error}") from None
+    return tuple(dict.fromkeys(found))
+
+
+def _verdict(bundle: Bundle, file: str) -> Verdict:
+    hint, statement = _statement(bundle, file)
+    try:
+        summary = VerificationSummary.from_statement(statement)
+    except StatementError as error:
+        raise BundleError(f"{file}: {error}") from None
+    unchanged = all(
+        item.name in bundle.files and _sha256(bundle.files[item.name]) == item.sha256
+        for item in summary.inputs
+    )
+    return Verdict(
+        file=file,
+        sha256=_sha256(bundle.files[file]),
+        hint=hint,
+        summary=summary,
+        current=unchanged and statement.subjects == subjects(bundle.subject),
+    )
 
 
 def _statement(bundle: Bundle, file: str) -> tuple[str, Statement]:

@@ -41,7 +41,7 @@ def limitations(facts: Facts) -> tuple[str, ...]:
         *_robustness(facts),
         *_samples(facts),
         *_structure(facts),
-        *(f"A requirement may be waived: {waiver}" for waiver in facts.waivers),
+        *_verdict(facts),
     )
 
 
@@ -213,3 +213,12 @@ def _structure(facts: Facts) -> Iterator[str]:
             "The inspection of the file finds what its rules describe; a backdoor in "
             "the weights is invisible to it."
         )
+
+
+def _verdict(facts: Facts) -> Iterator[str]:
+    if not all(verdict.summary.passed for verdict in facts.verdicts):
+        yield "A verdict says FAILED."
+    if not all(verdict.current for verdict in facts.verdicts):
+        yield "A verdict was made for other files or attestations than these."
+    for waiver in facts.waivers:
+        yield f"A requirement was waived: {waiver}"

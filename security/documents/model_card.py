@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from models.bundle import MODEL_FILE, Bundle
 from models.manifest import Tensor
 from models.report import Metric, Report, format_time
-from security.documents.facts import Facts, Signature, read_facts
+from security.documents.facts import Facts, Signature, Verdict, read_facts
 from security.documents.front_matter import front_matter
 from security.documents.glossary import CONDITIONS, METRICS, VALUES
 from security.documents.limitations import limitations
@@ -102,15 +102,19 @@ def _glance(facts: Facts) -> Iterator[Sequence[str]]:
         metric = facts.metric(kind, name)
         if metric is not None:
             yield title, _value(name, metric), _glance_conditions(facts, kind)
+    for verdict in facts.verdicts:
+        yield "Verdict", _result(verdict), prose(verdict.summary.verified_at)
     if facts.waivers:
         yield "Waivers", str(len(facts.waivers)), "listed under Signers"
 
 
-def _result(signed: Signature) -> str:
-    """What an attestation says, if it says it of these very bytes."""
-    if not signed.binds:
+def _result(signed: Signature | Verdict) -> str:
+    """What an attestation or a verdict says, if it says it of these very bytes."""
+    applies = signed.binds if isinstance(signed, Signature) else signed.current
+    passed = signed.passed if isinstance(signed, Signature) else signed.summary.passed
+    if not applies:
         return "for other bytes"
-    return "PASSED" if signed.passed else "FAILED"
+    return "PASSED" if passed else "FAILED"
 
 
 def _glance_conditions(facts: Facts, kind: str) -> str:
@@ -379,13 +383,13 @@ def _signers(facts: Facts) -> Iterator[str]:
     yield (
         "The keys that the attestations name, by the SHA-256 of the public key in PEM. "
         "This card checks no signature and knows no roles: `python -m security verify "
-        "BUNDLE` does both, against the reader's own trust root, and says whether a "
-        "verdict stands that binds this card."
+        "BUNDLE` does both, against the reader's own trust root."
     )
     yield table(
         ("Evidence", "Result", "Reported", "Key"),
         (row for kind in facts.reports for row in _signer_rows(facts, kind)),
     )
+    yield from (_verdict(verdict) for verdict in facts.verdicts)
     if facts.waivers:
         yield "Waivers:"
         yield "\n".join(f"- {prose(item)}" for item in facts.waivers)
@@ -399,17 +403,29 @@ def _signer_rows(facts: Facts, kind: str) -> Iterator[Sequence[str]]:
         yield kind, _result(signature), when, f"`{signature.hint}`"
 
 
+def _verdict(verdict: Verdict) -> str:
+    summary = verdict.summary
+    return (
+        f"Verdict: {_result(verdict)} at {prose(summary.verified_at)}, by "
+        f"{code(summary.verifier)}, under policy {code(summary.policy.name)} (SHA-256 "
+        f"`{summary.policy.sha256}`), on {len(summary.inputs)} statements; key "
+        f"`{verdict.hint}`."
+    )
+
+
+def _statements(facts: Facts) -> Iterator[Signature | Verdict]:
+    for signatures in facts.signatures.values():
+        yield from signatures
+    yield from facts.verdicts
+
+
 def _digests(facts: Facts) -> Iterator[str]:
     subject = facts.bundle.subject
     yield "## Digests"
     rows = [
         ("root (OpenSSF model signing)", f"`{subject.root_sha256}`"),
         (f"`{MODEL_FILE}`", f"`{subject.onnx_sha256}`"),
-        *(
-            (f"`{item.file}`", f"`{item.sha256}`")
-            for signatures in facts.signatures.values()
-            for item in signatures
-        ),
+        *((f"`{item.file}`", f"`{item.sha256}`") for item in _statements(facts)),
     ]
     yield table(("What", "SHA-256"), rows)
     tools = {
