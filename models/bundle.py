@@ -38,7 +38,9 @@ from sealgate.errors import SealedFileError
 from sealgate.protocol import sealedfile
 
 __all__ = [
+    "BOM_FILE",
     "MANIFEST_FILE",
+    "MODEL_CARD_FILE",
     "MODEL_FILE",
     "MODEL_SIGNATURE_FILE",
     "SEALED_ATTESTATION_FILE",
@@ -58,6 +60,8 @@ SEALED_FILE = "model.onnx.sealed"
 SEALED_ATTESTATION_FILE = "attestations/sealed.sigstore.json"
 MODEL_SIGNATURE_FILE = "model.sig"
 VERDICT_FILE = "attestations/verdict.sigstore.json"
+MODEL_CARD_FILE = "MODEL_CARD.md"
+BOM_FILE = "bom.cdx.json"
 
 _KIND = "|".join(KINDS)
 _DOCUMENTS = re.compile(

@@ -18,6 +18,9 @@ from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import load_quota_counters
 from security.admission.hooks import (
+    BASE_IMAGE,
+    SERVICE_NAME,
+    SERVICE_OPTIONS,
     AdmittedImage,
     AdmittedModel,
     admit_all,
@@ -192,13 +195,10 @@ def _serve_metrics(settings: Settings) -> None:
 
 
 @bentoml.service(
-    name="sealgate",
+    name=SERVICE_NAME,
     service_class=AdmittedService,
-    image=AdmittedImage(base_image="python:3.11-slim", distro="custom"),
-    # The guard answers before these; they would only cost time and memory.
-    tracing={"excluded_urls": ".*"},
-    logging={"access": {"enabled": False}},
-    metrics={"enabled": False},
+    image=AdmittedImage(base_image=BASE_IMAGE, distro="custom"),
+    **SERVICE_OPTIONS,
 )
 class Sealgate:
     """Sealed, authenticated inference on admitted ONNX models."""

@@ -199,6 +199,8 @@ class VerificationSummary:
         passed: the result is PASSED.
         levels: what was verified, for people.
         waivers: what was let pass, one line each, for people; an extension field.
+        documents: those beside the model that were computed from the evidence; an
+            extension field. None in verdicts of releases that bound none.
     """
 
     verifier: str
@@ -209,11 +211,16 @@ class VerificationSummary:
     passed: bool
     levels: tuple[str, ...]
     waivers: tuple[str, ...] = ()
+    documents: tuple[Resource, ...] | None = None
 
     def to_predicate(self) -> dict[str, Any]:
         """The VSA v1 predicate."""
-        waivers = {"waivers": list(self.waivers)} if self.waivers else {}
-        return waivers | {
+        extensions: dict[str, Any] = {}
+        if self.waivers:
+            extensions["waivers"] = list(self.waivers)
+        if self.documents is not None:
+            extensions["documents"] = [_uri_object(item) for item in self.documents]
+        return extensions | {
             "verifier": {"id": self.verifier},
             "timeVerified": self.verified_at,
             "resourceUri": self.resource_uri,
@@ -247,6 +254,7 @@ class VerificationSummary:
             passed=predicate["verificationResult"] == "PASSED",
             levels=_texts(predicate.get("verifiedLevels"), "verifiedLevels"),
             waivers=_texts(predicate.get("waivers", ()), "waivers"),
+            documents=_documents(predicate),
         )
 
 
@@ -342,6 +350,14 @@ def _from_uri(value: Any, where: str) -> Resource:
     if not isinstance(value, dict):
         raise StatementError(f"verdict: {where} is malformed")
     return Resource.from_object({**value, "name": value.get("uri")}, where)
+
+
+def _documents(predicate: Mapping[str, Any]) -> tuple[Resource, ...] | None:
+    if "documents" not in predicate:
+        return None
+    if not isinstance(predicate["documents"], list):
+        raise StatementError("verdict: documents is not an array")
+    return tuple(_from_uri(item, "documents") for item in predicate["documents"])
 
 
 def _text(value: Any, where: str) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from models.bundle import (
+    BOM_FILE,
+    MODEL_CARD_FILE,
     MODEL_FILE,
     Bundle,
     attestation_file,
@@ -34,6 +36,7 @@ from security.admission.rules import MAX_SIGNERS, Policy
 from security.errors import AdmissionRefused
 
 __all__ = [
+    "documents",
     "place",
     "resource_uri",
     "sign_report",
@@ -64,6 +67,18 @@ def resource_uri(subject: Subject) -> str:
     'sealgate:m:1.0.0'
     """
     return f"sealgate:{subject.name}:{subject.version}"
+
+
+def documents(bundle: Bundle) -> tuple[Resource, ...]:
+    """The documents in a bundle that a verdict binds: model card and bill of materials.
+
+    What they must say only the toolkit can compute. A server compares their digests.
+    """
+    return tuple(
+        Resource(name, hashlib.sha256(bundle.files[name]).hexdigest())
+        for name in (MODEL_CARD_FILE, BOM_FILE)
+        if name in bundle.files
+    )
 
 
 def waiver_file(kind: str) -> str:
@@ -171,6 +186,7 @@ def sign_verdict(
         passed=True,
         levels=verdict_levels(policy, bundle.manifest.name, waivers),
         waivers=tuple(str(waiver) for waiver in waivers.values()),
+        documents=documents(bundle),
     )
     statement = Statement(subjects(bundle.subject), VSA_TYPE, summary.to_predicate())
     return dsse.sign(statement.to_json(), key)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from models.bundle import report_file
@@ -16,6 +16,7 @@ from models.report import Metric, Report, parse_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
 from security.admission.attest import signature_files, verdict_inputs, verdict_levels
+from security.admission.consistency import contradiction_steps
 from security.admission.rules import Requirement, Threshold
 from security.admission.steps import (
     Scene,
@@ -56,11 +57,13 @@ class Recomputed:
         epsilon: from the mechanism that the privacy report states.
         structure_errors: findings of the structural inspection.
         structure_warnings: its findings that need a sign-off.
+        metrics: other numbers of the privacy report, by name.
     """
 
     epsilon: float
     structure_errors: int
     structure_warnings: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ def evaluation_steps(
             ends.append(end_of(report.created_at, item.max_age))
     yield from _benchmark_steps(scene)
     yield from _accounted(reports)
+    required = {item.kind: item for item in scene.required}
+    yield from contradiction_steps(scene.bundle, reports, required)
     if recomputed is not None:
         yield from _recomputed(reports, waivers, recomputed)
     return Evaluation(
@@ -335,7 +340,7 @@ def _recomputed(
         )
     privacy = reports.get("privacy")
     claimed = None if privacy is None else privacy.metrics.get("epsilon")
-    if claimed is None:
+    if privacy is None or claimed is None:
         return
     # So that NaN, which compares false, is refused too.
     if not recomputed.epsilon <= claimed.value * (1 + EPSILON_SLACK):
@@ -344,3 +349,11 @@ def _recomputed(
             f"privacy: epsilon is {recomputed.epsilon:.4g} when recomputed, "
             f"{claimed.value:.4g} was claimed",
         )
+    for name, value in recomputed.metrics.items():
+        metric = privacy.metrics.get(name)
+        if metric and not abs(metric.value - value) <= value * EPSILON_SLACK:
+            yield AdmissionRefused(
+                10,
+                f"privacy: {name} is {value:.4g} when recomputed, "
+                f"{metric.value:.4g} was stated",
+            )

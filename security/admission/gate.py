@@ -26,7 +26,11 @@ A waiver lifts all of these for its kind, or one metric, condition or failed che
 12. it is about this bundle, and a verification summary that passed;
 13. it was made under this very policy, by digest;
 14. it rests on exactly these attestations and waivers, by digest, and claims no more;
-15. it is fresh, and not from the future.
+15. it is fresh, and not from the future;
+28. the model card and the bill of materials are those that it was signed over. Verdicts
+    of releases that bound none still count, and the admission says so.
+
+27 is among the checks of the evidence (`consistency`).
 """
 
 from __future__ import annotations
@@ -41,8 +45,14 @@ from models.errors import BundleError
 from models.report import Report, parse_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import VerificationSummary, Waiver
-from security.admission.attest import resource_uri, signature_files
-from security.admission.evaluation import Evaluation, Recomputed, evaluation_steps
+from security.admission.attest import documents, resource_uri, signature_files
+from security.admission.consistency import initial_weights
+from security.admission.evaluation import (
+    Evaluation,
+    Recomputed,
+    evaluation_steps,
+    states_epsilon,
+)
 from security.admission.keys import TrustRoot
 from security.admission.rules import Policy
 from security.admission.steps import (
@@ -77,6 +87,7 @@ class Admission:
         reports: the parsed evidence by kind.
         waivers: what was let pass, by kind.
         expires_at: when evidence, a waiver or the verdict gets too old.
+        notices: what evidence of an earlier release leaves open, one line each.
     """
 
     bundle: Bundle
@@ -84,6 +95,7 @@ class Admission:
     reports: Mapping[str, Report]
     waivers: Mapping[str, Waiver] = field(default_factory=dict)
     expires_at: datetime | None = None
+    notices: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -145,11 +157,15 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
     evaluation = yield from evaluation_of
     policy, files = scene.policy, scene.bundle.files
     ends = {"": evaluation.expires_at}
+    notices: list[str] = []
     names = signature_files(files, "verdict")
     if VERDICT_FILE not in names:
         yield AdmissionRefused(11, "verdict is missing: the bundle was not admitted")
     for name in names:
-        ends |= yield from _verdict_steps(scene, evaluation, name)
+        ends |= yield from _verdict_steps(scene, evaluation, name, notices)
+    privacy = evaluation.reports.get("privacy")
+    if privacy and states_epsilon(privacy) and initial_weights(privacy) is None:
+        notices.append("the privacy report does not say what the weights started from")
     signers = len(ends) - 1
     if 0 < signers < policy.verdict_min_signers:
         yield AdmissionRefused(
@@ -163,13 +179,14 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
         reports=evaluation.reports,
         waivers=evaluation.waivers,
         expires_at=min(ends.values()),
+        notices=tuple(notices),
     )
 
 
 def _verdict_steps(
-    scene: Scene, evaluation: Evaluation, name: str
+    scene: Scene, evaluation: Evaluation, name: str, notices: list[str]
 ) -> Steps[dict[str, datetime]]:
-    """Checks 11 to 15 for one verdict: its signer's hint, and when it gets too old."""
+    """Checks 11 to 15 and 28 for one verdict: its signer's hint, and its end."""
     data, policy = scene.bundle.files[name], scene.policy
     what = describe("verdict", name)
     read = yield from read_statement(
@@ -185,6 +202,8 @@ def _verdict_steps(
         yield AdmissionRefused(12, f"{what}: {error}")
         return {}
     yield from _summary_steps(summary, scene, evaluation, what)
+    if summary.documents is None:
+        notices.append(f"{what} binds no documents: it is of an earlier release")
     max_age = policy.verdict_max_age
     yield from check_age(verified_at, max_age, now=scene.now, check=15, what=what)
     return {hint: end_of(verified_at, max_age)}
@@ -203,3 +222,7 @@ def _summary_steps(
     lines = {str(waiver) for waiver in evaluation.waivers.values()}
     if set(summary.levels) != set(evaluation.levels) or set(summary.waivers) != lines:
         yield AdmissionRefused(14, f"{what} claims something else than was verified")
+    if summary.documents is not None:
+        present = documents(scene.bundle)
+        for name in sorted({item.name for item in {*present} ^ {*summary.documents}}):
+            yield AdmissionRefused(28, f"{what} was signed over another {name}")

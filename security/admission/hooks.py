@@ -35,18 +35,32 @@ from security.errors import AdmissionRefused
 from security.settings.loading import Settings, load_settings
 
 __all__ = [
+    "BASE_IMAGE",
     "LOCK_FILE",
+    "SERVICE_NAME",
+    "SERVICE_OPTIONS",
     "AdmittedImage",
     "AdmittedModel",
     "admit_all",
     "check_sources",
     "current_plan",
+    "is_source",
     "lock_entry",
     "locked_tags",
     "observe_refusals",
     "open_tag",
     "read_lock",
 ]
+
+# What bento.yaml says of the service, and where it is checked from outside.
+SERVICE_NAME = "sealgate"
+BASE_IMAGE = "python:3.11-slim"
+# The guard answers before these; they would only cost time and memory.
+SERVICE_OPTIONS: Mapping[str, Any] = {
+    "tracing": {"excluded_urls": ".*"},
+    "logging": {"access": {"enabled": False}},
+    "metrics": {"enabled": False},
+}
 
 LOCK_FILE = "admission.lock.json"
 LOCK_SCHEMA = "https://sealgate.dev/lock/v1"
@@ -124,6 +138,10 @@ class AdmittedImage(Image):
         if not admissions:
             raise BentoMLException("refused: service.models names no model to package")
         write_atomic(source / LOCK_FILE, _lock(admissions))
+        return self.environment(bento_fs, *args, **kwargs)
+
+    def environment(self, bento_fs: Path, *args: Any, **kwargs: Any) -> Any:
+        """Write ``env/``: what the image installs and starts."""
         info = super().freeze(bento_fs, *args, **kwargs)
         requirements = _without_unhashed_pin(info.python_requirements)
         write_atomic(
@@ -149,7 +167,7 @@ def check_sources(source: Path, *, beside: tuple[str, ...] = ()) -> None:
             relative = path.relative_to(source).as_posix()
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise BentoMLException(f"refused: {relative} is not a regular file")
-            if path.is_file() and relative not in beside and not _allowed(relative):
+            if path.is_file() and relative not in beside and not is_source(relative):
                 raise BentoMLException(f"refused: {relative} may not be packaged")
 
 
@@ -305,7 +323,8 @@ def lock_entry(admission: Admission) -> dict[str, str]:
     }
 
 
-def _allowed(relative: str) -> bool:
+def is_source(relative: str) -> bool:
+    """Whether a path in the source tree is of a file that a Bento holds."""
     parts = relative.split("/")
     return any(_matches(parts, pattern.split("/")) for pattern in ALLOWED_SOURCES)
 

@@ -7,9 +7,14 @@ prefix of a version are refused here: a full tag names one bundle.
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
 from models.bundle import Bundle, read_bundle
@@ -25,25 +30,31 @@ __all__ = ["STORE_FILES", "read_stored", "store_bundle", "verify_stored"]
 STORE_FILES = frozenset({"model.yaml"})
 
 
-def store_bundle(path: Path) -> str:
+def store_bundle(path: Path) -> tuple[str, bool]:
     """Copy a bundle into the model store under its manifest's name and version.
 
+    Of several at once one stores: the others wait for it, and look again.
+
     Returns:
-        The full tag.
+        The full tag, and whether it was stored now: not if it was there already, with
+        the same contents.
 
     Raises:
         BundleError: the folder is not a bundle, or the tag is taken by other bytes.
     """
     bundle = read_bundle(path)
     tag = bundle.manifest.tag
-    if _find(tag) is not None:
-        if read_stored(tag).files == bundle.files:
-            return tag
-        raise BundleError(f"{tag} is in the model store already, with other contents")
-    with bentoml.models.create(tag) as model:
-        for name, data in bundle.files.items():
-            write_atomic(Path(model.path) / name, data)
-    return tag
+    with _locked():
+        if _find(tag) is not None:
+            if read_stored(tag).files == bundle.files:
+                return tag, False
+            raise BundleError(
+                f"{tag} is in the model store already, with other contents"
+            )
+        with bentoml.models.create(tag) as model:
+            for name, data in bundle.files.items():
+                write_atomic(Path(model.path) / name, data)
+    return tag, True
 
 
 def read_stored(tag: str) -> Bundle:
@@ -71,6 +82,19 @@ def verify_stored(tag: str, settings: AdmissionSettings) -> Admission:
         AdmissionRefused: a check of the gate failed.
     """
     return verify_bundle(read_stored(tag), settings)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Alone among those that store, on this machine."""
+    folder = Path(BentoMLContainer.bentoml_home.get())
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    descriptor = os.open(folder / ".sealgate-store.lock", flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _find(tag: str) -> Path | None:

@@ -1,9 +1,11 @@
 """The checkpoints of all writers of a folder: one file, which only grows.
 
-Notes follow one another, each with a blank line behind it. A writer that starts binds
-itself to what stood there: its first record's ``prev`` is the hash of the file. So
-whoever takes a checkpoint away, to hide what it shows missing, breaks every writer that
-started later.
+Notes follow one another, each with a blank line behind it. Each names in its line
+``after`` the SHA-256 of what stood before it, back to the last note that had such a
+line, and so, one after the other, binds the checkpoints of all writers so far. Whoever
+takes one away, to hide what it shows missing, must take away every later one of every
+writer: only a common tail can go. A writer that starts binds itself too: its first
+record's ``prev`` is the hash of the whole file.
 """
 
 from __future__ import annotations
@@ -12,25 +14,38 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from security.errors import AuditError
 
-__all__ = ["FILE_NAME", "append_note", "file_hash", "prefix_hashes", "split_notes"]
+__all__ = [
+    "FILE_NAME",
+    "append_note",
+    "bindings",
+    "file_hash",
+    "prefix_hashes",
+    "split_notes",
+]
 
 FILE_NAME = "checkpoints"
 # The last line of a note, and the blank line behind it. No origin begins with a dash
 # and a blank, so nothing else in a file of ours reads like that.
 _END = re.compile(rb"^\xe2\x80\x94 [^\n]+\n\n", re.MULTILINE)
+_BOUND = re.compile(rb"^after [0-9a-f]{64}$", re.MULTILINE)
 _TAIL_BYTES = 64 << 10
 
 
-def append_note(directory: Path, note: bytes) -> None:
+def append_note(directory: Path, sign: Callable[[str], bytes]) -> None:
     """Add a note, and force it to disk.
 
     Half a note that a crash left at the end is taken away: nobody was told of it.
+
+    Args:
+        directory: of the log.
+        sign: makes the note, given what it must name as ``after``; nobody else adds one
+            meanwhile.
 
     Raises:
         AuditError: it could not be added; the file is as before.
@@ -40,6 +55,7 @@ def append_note(directory: Path, note: bytes) -> None:
         with _locked(path) as descriptor:
             size = _complete_size(descriptor)
             os.ftruncate(descriptor, size)
+            note = sign(_last_binding(descriptor, size))
             try:
                 _write_all(descriptor, note + b"\n")
                 os.fdatasync(descriptor)
@@ -70,6 +86,21 @@ def split_notes(content: bytes) -> list[bytes]:
     return [content[start : end - 1] for start, end in zip([0, *ends], ends)]
 
 
+def bindings(notes: Iterable[bytes]) -> Iterator[str]:
+    """What each note must name as ``after``, if it names anything, and then the next.
+
+    >>> next(bindings([])) == hashlib.sha256(b"").hexdigest()
+    True
+    """
+    running = hashlib.sha256()
+    for note in notes:
+        yield running.hexdigest()
+        if _BOUND.search(note):
+            running = hashlib.sha256()
+        running.update(note + b"\n")
+    yield running.hexdigest()
+
+
 def prefix_hashes(content: bytes) -> Iterator[str]:
     """Hex SHA-256 of the file at each time of its life: after none, one, two… notes."""
     running = hashlib.sha256()
@@ -96,6 +127,20 @@ def _complete_size(descriptor: int) -> int:
     start = max(size - _TAIL_BYTES, 0)
     ends = [m.end() for m in _END.finditer(os.pread(descriptor, _TAIL_BYTES, start))]
     return start + ends[-1] if ends else 0
+
+
+def _last_binding(descriptor: int, size: int) -> str:
+    """The last of `bindings`; of the tail alone, where that has a note that binds."""
+    start = max(size - _TAIL_BYTES, 0)
+    for begin in (start, 0):
+        content = os.pread(descriptor, size - begin, begin)
+        notes = split_notes(content)
+        # The first of a tail may be half a note.
+        whole = notes[1:] if begin else notes
+        if not begin or any(map(_BOUND.search, whole)):
+            break
+    *_, last = bindings(whole)
+    return last
 
 
 def _hash_front(descriptor: int, size: int) -> str:

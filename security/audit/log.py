@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from security.audit import checkpoints
@@ -150,12 +150,15 @@ class AuditLog:
         if self._signer is None or self._signed_size == self._tree.size:
             return
         self._signed_at = self._monotonic()
-        origin = f"{self._signer.name}/{self._writer}"
+        signer, origin = self._signer, f"{self._signer.name}/{self._writer}"
         checkpoint = Checkpoint(origin, self._tree.size, self._tree.root())
         try:
             if not self.limits.sync:
                 os.fdatasync(self._descriptor)
-            checkpoints.append_note(self._directory, self._signer.sign(checkpoint))
+            checkpoints.append_note(
+                self._directory,
+                lambda after: signer.sign(replace(checkpoint, after=after)),
+            )
         except (AuditError, OSError) as error:
             _log.warning("no checkpoint of the audit log: %s", error)
             return

@@ -5,12 +5,14 @@ A checkpoint names a log, how many records it had, and the root of the tree over
     sealgate.example/audit/1795276800000000000-4711
     20852
     CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=
+    after 9b8f0cf7f0e4e1d1a0d8f8f3a3d5a9f8b7c6d5e4f3a2b1c0d9e8f7a6b5c4d3e2
 
     — sealgate.example/audit Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4U…
 
 The last line is the signature: the key's name, then base64 of its four-byte id and the
 signature over the text above the blank line. One key signs for all writers, so its name
-is the front of each origin (the specification says that they should be equal).
+is the front of each origin (the specification says that they should be equal). The line
+``after`` is an extension of ours, as the specification allows: see `checkpoints`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ MAX_NOTE_BYTES = 64 << 10
 _ED25519 = b"\x01"
 _NAME = re.compile(r"[^\s+\x00-\x1f]{1,200}")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,17}")
+_AFTER = re.compile(r"after [0-9a-f]{64}")
 _SIGNATURE = re.compile("— (?P<name>[^ \\n]+) (?P<data>[A-Za-z0-9+/]+=*)")
 _MAX_SIGNATURES = 64
 
@@ -50,17 +53,21 @@ class Checkpoint:
         origin: which log.
         size: how many records it had.
         root: the tree's root hash over them, 32 bytes.
+        after: what it binds of the notes before it, hexadecimal; empty in notes of
+            releases that bound nothing.
     """
 
     origin: str
     size: int
     root: bytes
+    after: str = ""
 
     @property
     def text(self) -> bytes:
         """The note's text, its final line feed included."""
         root = base64.b64encode(self.root).decode()
-        return f"{self.origin}\n{self.size}\n{root}\n".encode()
+        after = f"after {self.after}\n" if self.after else ""
+        return f"{self.origin}\n{self.size}\n{root}\n{after}".encode()
 
 
 class Signer:
@@ -199,4 +206,7 @@ def _parse(text: str) -> Checkpoint:
         root = b""
     if len(root) != 32:
         raise AuditError("not a checkpoint: the root is not a SHA-256 hash")
-    return Checkpoint(lines[0], int(lines[1]), root)
+    bound = [line.partition(" ")[2] for line in lines[3:] if _AFTER.fullmatch(line)]
+    if len(bound) > 1:
+        raise AuditError("not a checkpoint: it follows two others")
+    return Checkpoint(lines[0], int(lines[1]), root, *bound)

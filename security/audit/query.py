@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -30,11 +30,14 @@ class Query:
     Attributes:
         since_us, until_us: microseconds since 1970, the second one exclusive.
         equal: fields that must have one of these values.
+        versions: the root digests that versions of models had, by ``name:version``. As
+            a value of ``model``, such a tag also stands for answers by those bytes.
     """
 
     since_us: int | None = None
     until_us: int | None = None
     equal: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    versions: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def matches(self, fields: Mapping[str, Any]) -> bool:
         """Whether a record is asked for."""
@@ -43,7 +46,20 @@ class Query:
             return False
         if self.until_us is not None and time_us >= self.until_us:
             return False
-        return all(fields.get(name) in values for name, values in self.equal.items())
+        return all(
+            fields.get(name) in values or (name == "model" and self._version(fields))
+            for name, values in self.equal.items()
+        )
+
+    def _version(self, fields: Mapping[str, Any]) -> bool:
+        """Whether a record is about a version that is asked for, or a name about it."""
+        name, digest = fields.get("model") or "", fields.get("model_sha256")
+        if name.partition(":")[0] in self.equal["model"]:
+            return True
+        return any(
+            name == tag.partition(":")[0] and digest in digests
+            for tag, digests in self.versions.items()
+        )
 
 
 def parse_time(text: str, *, now: float) -> int:
@@ -82,17 +98,18 @@ def _json_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
             "time": _time(record.fields),
             **record.fields,
             "hash": record.digest.hex(),
+            "signed": record.signed,
         }
         yield orjson.dumps(document).decode() + "\n"
 
 
 def _csv_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
-    columns = ["writer", "seq", "time", *FIELDS, "hash"]
+    columns = ["writer", "seq", "time", *FIELDS, "hash", "signed"]
     yield _csv_row(columns)
     for writer, record in records:
         values = [record.fields.get(name) for name in FIELDS]
         head = (writer, record.sequence, _time(record.fields))
-        yield _csv_row([*head, *values, record.digest.hex()])
+        yield _csv_row([*head, *values, record.digest.hex(), record.signed])
 
 
 def _csv_row(values: Sequence[Any]) -> str:

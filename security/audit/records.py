@@ -44,7 +44,7 @@ FIELDS: Mapping[str, str] = {
     "count": "how many decisions this record stands for; more than 1 for refusals "
     "of strangers beyond their bound, and of callers beyond their quota",
     "latency_us": "from the request being there to its answer, microseconds",
-    "model": "the name that was asked for",
+    "model": "the name that was asked for; name:version where it is admitted or loaded",
     "model_sha256": "root digest of the bundle that answered",
     "outcome": "allow or refuse",
     "reason": "the problem's code for a refusal; null for what was allowed",
@@ -77,12 +77,14 @@ class Record:
         sequence: its place among its writer's records, from 0.
         previous: hash of the record before it.
         digest: its own hash, 32 bytes; recomputed, not believed.
+        signed: whether a checkpoint covers it; False where none is looked at.
     """
 
     fields: Mapping[str, Any]
     sequence: int
     previous: str
     digest: bytes
+    signed: bool = False
 
 
 def encode(fields: Mapping[str, Scalar]) -> bytes:

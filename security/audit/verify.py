@@ -2,25 +2,28 @@
 
 What is checked, in this order:
 
-1. every checkpoint is signed by a trusted key, and no writer's ever shrink;
+1. every checkpoint is signed by a trusted key, no writer's ever shrink, and each that
+   says what it follows does follow it;
 2. each writer's files are there from the first to the last, without a gap;
 3. each record is whole, its hash is that of its bytes, its number and its ``prev``
    continue the record before it, over the borders of files;
 4. a writer's first ``prev`` is the hash of the checkpoints as they were at some time;
 5. at each checkpointed size the tree has the signed root;
 6. no checkpoint covers more records than there are: the end was not cut off;
-7. checkpoints that were kept elsewhere are among those that are here.
+7. checkpoints that were kept elsewhere are among those that are here;
+8. of every writer something is signed, unless it is allowed by name that nothing is.
 
-Records after the last checkpoint may still be cut off unseen. Half a record at the end
-of a writer's last file is reported, not refused: a process that was killed while it
-wrote leaves that, and nobody was answered on the strength of it.
+What may still go unseen is a common tail: every checkpoint of every writer since some
+time, with what only those cover. A copy kept elsewhere shows that too. Half a record at
+the end of a writer's last file is reported, not refused: a process that was killed
+while it wrote leaves that, and nobody was answered on the strength of it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from security.audit import checkpoints
@@ -47,11 +50,13 @@ class LogReport:
     Attributes:
         records: how many, by writer.
         signed: how many of them a checkpoint covers, by writer.
+        unsigned: writers of which nothing is signed, and that were allowed.
         notices: what is worth a look, though nothing acknowledged is missing.
     """
 
     records: dict[str, int] = field(default_factory=dict)
     signed: dict[str, int] = field(default_factory=dict)
+    unsigned: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
@@ -61,26 +66,29 @@ def verify_log(
     verifier: Verifier | None,
     copies: Sequence[bytes] = (),
     without: Sequence[str] = (),
+    unsigned: Sequence[str] = (),
     visit: Visit = lambda writer, record: None,
 ) -> LogReport:
     """Verify a log, which may lie in several folders.
 
     Args:
         folders: archives first, last the one with the checkpoints.
-        verifier: of checkpoints; None leaves out steps 1 and 4 to 7.
+        verifier: of checkpoints; None leaves out steps 1 and 4 to 8.
         copies: contents of checkpoint files that were kept elsewhere.
         without: writers whose files were deleted on purpose.
+        unsigned: writers of which nothing need be signed, as of a process that ended
+            before it signed.
         visit: is given each record, in the order of its writer.
 
     Raises:
         AuditError: names the file and the record that was altered, dropped, added,
             moved or cut off.
     """
-    signed = _read_checkpoints(folders[-1], verifier)
+    report = LogReport()
+    signed = _read_checkpoints(folders[-1], verifier, report)
     _check_copies(copies, signed, verifier)
     # Listed after the checkpoints are read: a running server only adds to both.
     segments = list_segments(folders)
-    report = LogReport()
 
     def notes(writer: str) -> Sequence[Checkpoint] | None:
         return None if verifier is None else signed.get(writer, [])
@@ -91,7 +99,7 @@ def verify_log(
         if writer not in without
     ]
     for chain in chains:
-        chain.verify(segments.get(chain.writer, {}))
+        chain.verify(segments.get(chain.writer, {}), allowed=chain.writer in unsigned)
     if verifier is not None:
         _check_starts(chains, folders[-1])
     return report
@@ -128,13 +136,17 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_checkpoints(
-    folder: Path, verifier: Verifier | None
+    folder: Path, verifier: Verifier | None, report: LogReport
 ) -> dict[str, list[Checkpoint]]:
     """Step 1."""
     result: dict[str, list[Checkpoint]] = {}
     if verifier is None:
         return result
-    for number, note in enumerate(checkpoints.split_notes(_content(folder)), start=1):
+    notes = checkpoints.split_notes(_content(folder))
+    loose = 0
+    for number, (note, after) in enumerate(
+        zip(notes, checkpoints.bindings(notes)), start=1
+    ):
         where = f"{checkpoints.FILE_NAME}, note {number}"
         try:
             checkpoint = open_checkpoint(note, [verifier])
@@ -146,7 +158,17 @@ def _read_checkpoints(
         earlier = result.setdefault(writer, [])
         if earlier and earlier[-1].size > checkpoint.size:
             raise AuditError(f"{where}: the log shrank")
+        if checkpoint.after not in ("", after):
+            raise AuditError(
+                f"{where}: a checkpoint before it was dropped, added, altered or moved"
+            )
+        loose = 0 if checkpoint.after else loose + 1
         earlier.append(checkpoint)
+    if loose:
+        report.notices.append(
+            f"{checkpoints.FILE_NAME}: the last {loose} are of an earlier release, and "
+            "bind no other writer's: of each writer, the end can be cut off by itself"
+        )
     return result
 
 
@@ -212,8 +234,9 @@ class _Chain:
         self._tree = Tree()
         self._previous = ""
         self._served = False
+        self._covered = self._signed[-1].size if self._signed else 0
 
-    def verify(self, segments: Mapping[int, Path]) -> None:
+    def verify(self, segments: Mapping[int, Path], *, allowed: bool) -> None:
         """Steps 2, 3, 5 and 6.
 
         Raises:
@@ -234,12 +257,16 @@ class _Chain:
                 "missing: a checkpoint covers them"
             )
         if self._must_be_signed and size and not self._report.signed[self.writer]:
-            self._accept_unsigned(size)
+            self._accept_unsigned(size, allowed=allowed)
 
-    def _accept_unsigned(self, size: int) -> None:
-        """A server signs what it did at its start before it serves anybody."""
-        if self._served:
-            raise AuditError(f"{self.writer}: no checkpoint covers any of its records")
+    def _accept_unsigned(self, size: int, *, allowed: bool) -> None:
+        """Step 8. A server signs what it did at its start before it serves anybody."""
+        if self._served or not allowed:
+            raise AuditError(
+                f"{self.writer}: no checkpoint covers any of its records"
+                + ("" if self._served else " (--allow-unsigned allows it)")
+            )
+        self._report.unsigned.append(self.writer)
         self._report.notices.append(f"{self.writer}: its {size} records are not signed")
 
     def _verify_file(self, path: Path, *, last: bool) -> None:
@@ -270,7 +297,8 @@ class _Chain:
         self._previous = record.digest.hex()
         self._served |= record.fields.get("request_id") is not None
         self._check_roots(where)
-        self._visit(self.writer, record)
+        signed = record.sequence < self._covered
+        self._visit(self.writer, replace(record, signed=signed))
 
     def _check_roots(self, where: str) -> None:
         """Step 5, for the checkpoints of the tree's size."""

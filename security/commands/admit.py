@@ -6,14 +6,17 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
+from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
 from security.admission.attest import place, sign_verdict, signature_files
+from security.admission.consistency import CONTRADICTION_CHECK
 from security.admission.evaluation import (
     Recomputed,
     evaluation_steps,
@@ -25,6 +28,7 @@ from security.admission.steps import Scene, demand, drain
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signer
+from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
 from security.settings.loading import load_settings
 
@@ -88,7 +92,9 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
     recomputed = _recompute(bundle, privacy)
+    _check_ledger(bundle, privacy)
     waivers = demand(evaluation_steps(scene, recomputed)).waivers
+    bundle = _with_documents(args.bundle, bundle)
     verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
     name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
     write_atomic(args.bundle / name, verdict)
@@ -105,13 +111,36 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     return 0
 
 
+def _with_documents(folder: Path, bundle: Bundle) -> Bundle:
+    """The bundle with its model card and bill of materials as the evidence gives them.
+
+    Written before the verdict, which binds them: no server can compute them. Evidence
+    that is waived as a whole may be unreadable: then there are none.
+
+    Raises:
+        BundleError: they cannot be computed, and there are some.
+    """
+    try:
+        computed = documents(bundle)
+    except BundleError as error:
+        if MODEL_CARD_FILE in bundle.files or BOM_FILE in bundle.files:
+            raise
+        print(f"notice: no documents: {error}", file=sys.stderr)
+        return bundle
+    for name, data in computed.items():
+        if bundle.files.get(name) != data:
+            write_atomic(folder / name, data)
+            print(f"wrote {name}, {len(data)} bytes")
+    return replace(bundle, files={**bundle.files, **computed})
+
+
 def _record(bundle: Bundle, refused: str | None) -> None:
     record_operation(
         load_settings().audit,
         [
             {
                 "action": "admission",
-                "model": bundle.subject.name,
+                "model": bundle.manifest.tag,
                 "model_sha256": bundle.subject.root_sha256,
                 "outcome": "allow" if refused is None else "refuse",
                 "reason": refused,
@@ -134,7 +163,9 @@ def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
     if any(refusal.check in _UNSIGNED for refusal in found):
         return found
     try:
-        recomputed = _recompute(scene.bundle, evaluation.reports.get("privacy"))
+        privacy = evaluation.reports.get("privacy")
+        recomputed = _recompute(scene.bundle, privacy)
+        _check_ledger(scene.bundle, privacy)
     except AdmissionRefused as refusal:
         return [*found, refusal]
     return drain(evaluation_steps(scene, recomputed))[0]
@@ -147,12 +178,47 @@ def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
     findings = structure.inspect(bundle.model)
     severities = [finding.severity for finding in findings]
     stated = privacy is not None and states_epsilon(privacy)
-    epsilon = _epsilon(privacy) if privacy is not None and stated else 0.0
+    numbers = _numbers(privacy) if privacy is not None and stated else {}
     return Recomputed(
-        epsilon=epsilon,
+        epsilon=numbers.get("epsilon", 0.0),
+        metrics={k: v for k, v in numbers.items() if k != "epsilon"},
         structure_errors=severities.count("error"),
         structure_warnings=severities.count("warning"),
     )
+
+
+def _check_ledger(bundle: Bundle, privacy: Report | None) -> None:
+    """Check 27 against the ledger, where this machine has one that knows the model.
+
+    Raises:
+        AdmissionRefused: the ledger booked another training under this version, or
+            booked as personal what the report declares public.
+    """
+    folder = load_settings().home / "ledger"
+    if privacy is None or not folder.is_dir():
+        return
+    from security.training.ledger import Ledger  # noqa: PLC0415  (imports opacus)
+
+    accounts = Ledger(folder).accounts()
+    booked = [entry.request for account in accounts for entry in account.entries]
+    stated, names = privacy.conditions, {item.name for item in privacy.datasets}
+    if stated.get("personal_data") is False:
+        if names & {request.name for request in booked}:
+            raise AdmissionRefused(
+                CONTRADICTION_CHECK,
+                "privacy: the data is declared public, and booked as personal",
+            )
+        return
+    own = [item for item in booked if item.model == bundle.manifest.tag]
+    same = [item for item in own if item.name in names]
+    keys = ("sample_rate", "noise_multiplier", "steps", "delta", "group_size")
+    claimed = tuple(stated.get(key) for key in keys)
+    told = {(it.rate, it.noise, it.steps, it.delta, it.group) for it in same}
+    if own and claimed not in told:
+        raise AdmissionRefused(
+            CONTRADICTION_CHECK,
+            f"privacy: the ledger booked another training of {bundle.manifest.tag}",
+        )
 
 
 def _selection(stated: Mapping[str, Any]) -> Selection | None:
@@ -169,7 +235,8 @@ def _selection(stated: Mapping[str, Any]) -> Selection | None:
     )
 
 
-def _epsilon(privacy: Report) -> float:
+def _numbers(privacy: Report) -> dict[str, float]:
+    """Epsilon, and what else a report says of the same mechanism."""
     from security.training import accounting  # noqa: PLC0415  (imports dp_accounting)
 
     stated = privacy.conditions
@@ -179,14 +246,25 @@ def _epsilon(privacy: Report) -> float:
             raise AdmissionRefused(10, "privacy: the report states two deltas")
         if stated["steps"] != int(stated["steps"]):
             raise AdmissionRefused(10, "privacy: steps are not a whole number")
-        return accounting.recompute_epsilon(
+        mechanism = accounting.Mechanism(
             sample_rate=float(stated["sample_rate"]),
             noise_multiplier=float(stated["noise_multiplier"]),
             steps=int(stated["steps"]),
-            delta=float(stated["delta"]),
-            group=int(stated.get("group_size", 1)),
-            selection=_selection(stated),
         )
+        delta, selection = float(stated["delta"]), _selection(stated)
+        epsilon = accounting.recompute_epsilon(
+            mechanism.sample_rate,
+            mechanism.noise_multiplier,
+            mechanism.steps,
+            delta,
+            group=int(stated.get("group_size", 1)),
+            selection=selection,
+        )
+        second = "epsilon_dp_accounting_rdp" if selection else "epsilon_pld"
+        numbers = {"epsilon": epsilon, second: epsilon}
+        if "epsilon_rdp" in privacy.metrics:
+            numbers["epsilon_rdp"] = accounting.epsilon_rdp(mechanism, delta)
+        return numbers
     except KeyError as error:
         raise AdmissionRefused(
             10, f"privacy: the report does not state {error}; epsilon has no basis"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from models.errors import BundleError
 from models.files import write_atomic
 from security.audit.journal import load_verifier
 from security.audit.query import FORMATS, Query, parse_time
@@ -22,6 +23,7 @@ __all__ = ["add_parser", "run"]
 
 MAX_COPY_BYTES = 1 << 30
 _EQUAL = ("action", "outcome", "reason", "model", "client", "token", "request_id")
+_HELP = {"model": "a model's name, or NAME:VERSION"}
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -40,7 +42,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Verify hash chains, files, trees and signed checkpoints. Exit code 1 and one "
         "line that names the first record which was altered, dropped, added, moved or "
-        "cut off."
+        "cut off, or a writer that never signed."
     )
     _add_log(parser)
     parser.set_defaults(run=run)
@@ -104,6 +106,14 @@ def _add_log(parser: argparse.ArgumentParser) -> None:
         metavar="WRITER",
         help="a writer whose files were deleted on purpose",
     )
+    parser.add_argument(
+        "--allow-unsigned",
+        action="append",
+        default=[],
+        metavar="WRITER",
+        help="a writer that never signed, as one that was killed while it started; "
+        "whoever can write the folder could have made its records up",
+    )
 
 
 def _add_filter(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +132,9 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pseudonym", action="append", default=[])
     for name in _EQUAL:
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, action="append", default=[], dest=name)
+        parser.add_argument(
+            option, action="append", default=[], dest=name, help=_HELP.get(name)
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
     if report is None:
         return 1
     for writer, count in report.records.items():
-        print(f"{writer}  {count} records, {report.signed[writer]} signed")
+        mark = "  UNSIGNED" if writer in report.unsigned else ""
+        print(f"{writer}  {count} records, {report.signed[writer]} signed{mark}")
     total, signed = sum(report.records.values()), sum(report.signed.values())
     print(
         f"verified {total} records of {len(report.records)} writers; "
@@ -142,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _query(args: argparse.Namespace) -> int:
     query = _parse_query(args)
+    if query is None:
+        return 1
 
     def show(writer: str, record: Record) -> None:
         if query.matches(record.fields):
@@ -153,6 +168,8 @@ def _query(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     query = _parse_query(args)
+    if query is None:
+        return 1
     found: list[tuple[str, Record]] = []
 
     def collect(writer: str, record: Record) -> None:
@@ -168,8 +185,12 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parse_query(args: argparse.Namespace) -> Query:
+def _parse_query(args: argparse.Namespace) -> Query | None:
+    """What is asked for, or None once the refusal of the log is printed."""
     now = time.time()
+    versions = _versions(args)
+    if versions is None:
+        return None
     equal = {name: getattr(args, name) for name in _EQUAL if getattr(args, name)}
     subjects = list(args.pseudonym)
     if args.subject:
@@ -183,11 +204,50 @@ def _parse_query(args: argparse.Namespace) -> Query:
         since_us=None if args.since is None else parse_time(args.since, now=now),
         until_us=None if args.until is None else parse_time(args.until, now=now),
         equal=equal,
+        versions=versions,
     )
 
 
-def _verify(args: argparse.Namespace, visit: Visit | None = None) -> LogReport | None:
-    """The report, or None once the refusal is printed."""
+def _versions(args: argparse.Namespace) -> dict[str, set[str]] | None:
+    """The root digests that the versions asked for had; None as `_parse_query`.
+
+    An answer's record has a name and a digest. Which digest a version had, the records
+    of its admission and its loading say, and the model store.
+
+    Raises:
+        AuditError: neither knows a version.
+    """
+    versions: dict[str, set[str]] = {tag: set() for tag in args.model if ":" in tag}
+    if not versions:
+        return versions
+
+    def learn(writer: str, record: Record) -> None:
+        fields = record.fields
+        if fields.get("model") in versions and fields.get("model_sha256"):
+            versions[fields["model"]].add(fields["model_sha256"])
+
+    if _verify(args, learn, quiet=True) is None:
+        return None
+    for tag, digests in versions.items():
+        digests.update(_stored(tag))
+        if not digests:
+            raise AuditError(f"neither the log nor the model store knows {tag}")
+    return versions
+
+
+def _stored(tag: str) -> set[str]:
+    from security.admission.store import read_stored  # noqa: PLC0415  (bentoml)
+
+    try:
+        return {read_stored(tag).subject.root_sha256}
+    except BundleError:
+        return set()
+
+
+def _verify(
+    args: argparse.Namespace, visit: Visit | None = None, *, quiet: bool = False
+) -> LogReport | None:
+    """The report, or None once the refusal is printed; quiet, without notices."""
     audit = load_settings().audit
     verifier = load_verifier(args.key or audit.verifier_key)
     copies = [_read_copy(path) for path in args.copy]
@@ -197,12 +257,13 @@ def _verify(args: argparse.Namespace, visit: Visit | None = None) -> LogReport |
             verifier=verifier,
             copies=copies,
             without=args.without,
+            unsigned=args.allow_unsigned,
             visit=visit or (lambda writer, record: None),
         )
     except AuditError as error:
         print(f"refused: {error}", file=sys.stderr)
         return None
-    for notice in report.notices:
+    for notice in () if quiet else report.notices:
         print(f"notice: {notice}", file=sys.stderr)
     return report
 

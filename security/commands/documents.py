@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
 from models.files import read_regular, write_atomic
 from security.commands.options import Subparsers
-from security.documents.bom import BOM_FILE, ml_bom
-from security.documents.model_card import MODEL_CARD_FILE, model_card
+from security.documents.bom import documents
 from security.documents.sbom import serving_sbom
 
 __all__ = ["add_parser", "run"]
@@ -25,8 +24,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "documents",
         help="write a bundle's model card and ML-BOM",
         description=f"Compute {MODEL_CARD_FILE} and {BOM_FILE} (CycloneDX 1.6) from "
-        "the evidence in a bundle, and write them into it. Run it last: both name the "
-        "attestations and the verdict.",
+        "the evidence in a bundle, and write them into it. `admit` does so too, and "
+        "the verdict binds them.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument(
@@ -65,18 +64,18 @@ def _add_sbom(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write or compare; returns the exit code."""
     bundle = read_bundle(args.bundle)
-    documents = {MODEL_CARD_FILE: model_card(bundle), BOM_FILE: ml_bom(bundle)}
+    computed = documents(bundle)
     if args.check:
-        return _check(bundle, documents)
-    for name, data in documents.items():
+        return _check(bundle, computed)
+    for name, data in computed.items():
         write_atomic(args.bundle / name, data)
         print(f"wrote {name}, {len(data)} bytes")
     return 0
 
 
-def _check(bundle: Bundle, documents: dict[str, bytes]) -> int:
+def _check(bundle: Bundle, computed: dict[str, bytes]) -> int:
     faults = 0
-    for name, data in documents.items():
+    for name, data in computed.items():
         if name not in bundle.files:
             print(f"refused: {name} is missing", file=sys.stderr)
         elif bundle.files[name] != data:

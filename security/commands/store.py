@@ -26,5 +26,6 @@ def run(args: argparse.Namespace) -> int:
     """Store; returns the exit code."""
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
 
-    print(f"stored {store_bundle(args.bundle)}")
+    tag, stored = store_bundle(args.bundle)
+    print(f"stored {tag}" if stored else f"{tag} is in the store already, the same")
     return 0

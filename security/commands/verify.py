@@ -1,26 +1,18 @@
-"""`verify`: what the doors check, for a bundle's folder or a stored model."""
+"""`verify`: what the doors check, for a bundle, a stored model, a Bento or an image."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
-from datetime import UTC, datetime
+import sys
 from pathlib import Path
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE, Bundle, read_bundle
 from models.report import format_time
-from security.admission import gate
-from security.admission.confidential import check_sealed
-from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.keys import TrustRoot, load_trust
-from security.admission.model_signature import check_signature
-from security.admission.policy import load_policy
+from security.admission.verification import all_refusals, verify
 from security.commands.admit import print_refusals
 from security.commands.options import Subparsers, add_admission, admission_settings
-from security.errors import AdmissionRefused
 from security.settings.admission import AdmissionSettings
-from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
 
@@ -29,14 +21,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
         "verify",
-        help="check a bundle, its evidence and its verdict",
+        help="run every check of the gate on a bundle",
         description="Run every check of the admission gate on a bundle: what `bentoml "
         "build`, the start of the server and the loading of the model demand.",
     )
     parser.add_argument(
         "bundle",
-        help="folder of a bundle, a Bento or an unpacked image; or name:version in the "
-        "store",
+        help="folder of a bundle, of a Bento, of an image's file system or of a saved "
+        "image (OCI layout, unpacked `docker save`); or name:version in the store",
     )
     parser.add_argument(
         "--all",
@@ -47,7 +39,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--release",
         type=Path,
         metavar="FOLDER",
-        help="for a Bento: source tree that its sources must equal, byte for byte",
+        help="for a Bento: source tree that all of it must have been built from",
+    )
+    parser.add_argument(
+        "--image-config",
+        type=Path,
+        metavar="FILE",
+        help="for an image's file system: its configuration, as `docker image inspect` "
+        "prints it",
     )
     add_admission(parser)
     parser.set_defaults(run=run)
@@ -56,46 +55,39 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify; returns the exit code."""
     settings = admission_settings(args)
-    if Path(args.bundle).is_dir() and (bento := _find_bento(Path(args.bundle))):
-        return _run_bento(bento, args, settings)
+    folder = Path(args.bundle)
+    if folder.is_dir() and not _is_bundle(folder):
+        return _run_outside(folder, args, settings)
     bundle = _read(args.bundle)
-    policy, trust = load_policy(settings.policy), load_trust(settings.trust)
-    now = datetime.now(UTC)
     if args.all:
-        found = gate.all_refusals(bundle, policy, trust, now=now)
-        found += _beside(bundle, trust)
+        found = all_refusals(bundle, trust=settings.trust, policy=settings.policy)
         if found:
             return print_refusals(found)
-    _print(verify_with(bundle, policy, trust, now=now))
+    _print(verify(bundle, trust=settings.trust, policy=settings.policy))
     return 0
 
 
-def _find_bento(folder: Path) -> Path | None:
-    from security.admission.outside import find_bento  # noqa: PLC0415  (bentoml)
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder is to be read as a bundle, which then refuses all else in it."""
+    names = {item.name for item in folder.iterdir()}
+    if names & {MODEL_FILE, SEALED_FILE}:
+        return True
+    saved = {"oci-layout", "index.json", "repositories", "blobs"}
+    return not names or (MANIFEST_FILE in names and not names & saved)
 
-    return find_bento(folder)
 
-
-def _run_bento(
-    bento: Path, args: argparse.Namespace, admission: AdmissionSettings
+def _run_outside(
+    folder: Path, args: argparse.Namespace, settings: AdmissionSettings
 ) -> int:
-    from security.admission.outside import verify_bento  # noqa: PLC0415  (bentoml)
+    from security.admission.outside.bento import verify_bento  # noqa: PLC0415  (bentoml)
 
-    settings = replace(load_settings(), admission=admission)
-    for item in verify_bento(bento, settings, release=args.release):
+    for item in verify_bento(
+        folder, settings, release=args.release, image_config=args.image_config
+    ):
         _print(item)
+    if args.release is None:
+        print("notice: not compared with a release: --release", file=sys.stderr)
     return 0
-
-
-def _beside(bundle: Bundle, trust: TrustRoot) -> list[AdmissionRefused]:
-    """Which of the doors' checks beside the evidence fail."""
-    found = []
-    for check in (check_sealed, check_signature):
-        try:
-            check(bundle, trust)
-        except AdmissionRefused as refusal:
-            found.append(refusal)
-    return found
 
 
 def _read(name: str) -> Bundle:
@@ -118,6 +110,8 @@ def _print(admission: Admission) -> None:
         print(f"  {kind:<11} {format_time(report.created_at)}  {metrics}")
     for waiver in admission.waivers.values():
         print(f"  waiver: {waiver}")
+    for notice in admission.notices:
+        print(f"  notice: {notice}")
     print(f"verdict sha256:{admission.verdict_sha256}")
     if admission.expires_at is not None:
         print(f"holds until {format_time(admission.expires_at)}")

@@ -1,8 +1,8 @@
 """bom.cdx.json: a bundle as a CycloneDX 1.6 ML-BOM.
 
-Schema: https://cyclonedx.org/schema/bom-1.6.schema.json. A pure function of the bundle,
-like the model card, which it names by digest. Numbers are the reports' own, in full;
-CycloneDX has them as strings.
+Schema: https://cyclonedx.org/schema/bom-1.6.schema.json. A pure function of the bundle
+before its verdict, which binds it, like the model card, which it names by digest.
+Numbers are the reports' own, in full; CycloneDX has them as strings.
 """
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from models.bundle import MODEL_FILE, Bundle, report_file
+from models.bundle import BOM_FILE, MODEL_CARD_FILE, MODEL_FILE, Bundle, report_file
 from models.manifest import Tensor
 from models.report import Dataset, Metric, Report, format_time
 from security.documents.facts import Facts, read_facts
 from security.documents.limitations import limitations
-from security.documents.model_card import MODEL_CARD_FILE, model_card
+from security.documents.model_card import model_card
 
-__all__ = ["BOM_FILE", "ml_bom"]
-
-BOM_FILE = "bom.cdx.json"
+__all__ = ["documents", "ml_bom"]
 
 # Names of UUIDv5 (RFC 9562, section 5.5) are digests, under our own space.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://sealgate.dev/bom/v1")
@@ -45,6 +43,15 @@ _REFERENCES = {
     "robustness": "dynamic-analysis-report",
     "structure": "static-analysis-report",
 }
+
+
+def documents(bundle: Bundle) -> dict[str, bytes]:
+    """Model card and ML-BOM, by file: what a verdict binds.
+
+    Raises:
+        BundleError: as `ml_bom`.
+    """
+    return {MODEL_CARD_FILE: model_card(bundle), BOM_FILE: ml_bom(bundle)}
 
 
 def ml_bom(bundle: Bundle) -> bytes:

@@ -16,12 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from models.bundle import (
-    MODEL_FILE,
-    Bundle,
-    attestation_file,
-    report_file,
-)
+from models.bundle import Bundle, report_file
 from models.errors import BundleError
 from models.manifest import Manifest
 from models.report import KINDS, Dataset, Metric, Report
@@ -34,6 +29,7 @@ from sealgate.protocol.statement import (
     VerificationSummary,
     Waiver,
 )
+from security.admission.attest import signature_files, subjects, waiver_file
 
 __all__ = ["CurvePoint", "Facts", "Signature", "Use", "Verdict", "read_facts"]
 
@@ -60,7 +56,10 @@ class Signature:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict as stated; the signature was not checked.
+    """A verdict of release 0.1, as stated; the signature was not checked.
+
+    It bound no documents, so its documents named it, and still do. A verdict that binds
+    them cannot be named in them.
 
     Attributes:
         file, sha256: of the verdict.
@@ -104,7 +103,7 @@ class Facts:
         bundle: where they come from.
         reports: evidence by kind, in the order of `models.report.KINDS`.
         signatures: attestations by kind, one per signer.
-        verdicts: one per signer; none before admission.
+        verdicts: those that bind no documents, one per signer.
         waivers: what was let pass, one line each, by verdicts and waiver statements.
         use: from the training configuration in the provenance report.
     """
@@ -171,14 +170,15 @@ def read_facts(bundle: Bundle) -> Facts:
     """
     present = [kind for kind in KINDS if report_file(kind) in bundle.files]
     reports = {kind: _report(bundle, kind) for kind in present}
-    verdicts = tuple(_verdict(bundle, file) for file in _places(bundle, "verdict"))
+    stated = (_verdict(bundle, n) for n in signature_files(bundle.files, "verdict"))
+    verdicts = tuple(item for item in stated if item.summary.documents is None)
     return Facts(
         bundle=bundle,
         reports=reports,
         signatures={
             kind: tuple(_signature(bundle, kind, file) for file in files)
             for kind in KINDS
-            if (files := _places(bundle, kind))
+            if (files := signature_files(bundle.files, kind))
         },
         verdicts=verdicts,
         waivers=_waivers(bundle, verdicts),
@@ -191,13 +191,6 @@ def _report(bundle: Bundle, kind: str) -> Report:
     if report.kind != kind or report.subject != bundle.subject:
         raise BundleError(f"{kind} report is about another model")
     return report
-
-
-def _places(bundle: Bundle, stem: str) -> list[str]:
-    """The statements of a kind, or the verdicts: one file per signer."""
-    pattern = re.compile(rf"attestations/{stem}(\.[2-9])?\.sigstore\.json")
-    found = [name for name in bundle.files if pattern.fullmatch(name)]
-    return sorted(found, key=lambda name: (len(name), name))
 
 
 def _signature(bundle: Bundle, kind: str, file: str) -> Signature:
@@ -215,14 +208,13 @@ def _signature(bundle: Bundle, kind: str, file: str) -> Signature:
         passed=result.passed,
         binds=result.kind == kind
         and result.report == report
-        and _about(statement, bundle),
+        and statement.subjects == subjects(bundle.subject),
     )
 
 
 def _waivers(bundle: Bundle, verdicts: tuple[Verdict, ...]) -> tuple[str, ...]:
     found = [line for verdict in verdicts for line in verdict.summary.waivers]
-    for kind in KINDS:
-        file = attestation_file(f"waiver-{kind}")
+    for file in map(waiver_file, KINDS):
         if file in bundle.files:
             try:
                 found.append(str(Waiver.from_statement(_statement(bundle, file)[1])))
@@ -246,7 +238,7 @@ def _verdict(bundle: Bundle, file: str) -> Verdict:
         sha256=_sha256(bundle.files[file]),
         hint=hint,
         summary=summary,
-        current=unchanged and _about(statement, bundle),
+        current=unchanged and statement.subjects == subjects(bundle.subject),
     )
 
 
@@ -266,14 +258,6 @@ def _statement(bundle: Bundle, file: str) -> tuple[str, Statement]:
     if not _HINT.fullmatch(hint):
         raise BundleError(f"{file}: the key's hint is not a SHA-256 digest")
     return hint, statement
-
-
-def _about(statement: Statement, bundle: Bundle) -> bool:
-    subject = bundle.subject
-    return statement.subjects == (
-        Resource(f"{subject.name}:{subject.version}", subject.root_sha256),
-        Resource(MODEL_FILE, subject.onnx_sha256),
-    )
 
 
 def _use(provenance: Report | None) -> Use:

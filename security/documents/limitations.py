@@ -216,8 +216,6 @@ def _structure(facts: Facts) -> Iterator[str]:
 
 
 def _verdict(facts: Facts) -> Iterator[str]:
-    if not facts.verdicts:
-        yield "There is no verdict: this model was not admitted by any policy."
     if not all(verdict.summary.passed for verdict in facts.verdicts):
         yield "A verdict says FAILED."
     if not all(verdict.current for verdict in facts.verdicts):

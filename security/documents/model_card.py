@@ -1,8 +1,9 @@
 """MODEL_CARD.md: a bundle's evidence, for people.
 
-A pure function of the bundle: who has the bundle can compute the card again and
-compare. Every number is a report's, rounded to four digits: intervals outward, epsilon
-and delta up. Every word that a report or the manifest brought is escaped.
+A pure function of the bundle before its verdict, which binds the card by digest: who
+has the bundle can compute the card again and compare. Every number is a report's,
+rounded to four digits: intervals outward, epsilon and delta up. Every word that a
+report or the manifest brought is escaped.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ from security.documents.markup import (
     table,
 )
 
-__all__ = ["MODEL_CARD_FILE", "model_card"]
-
-MODEL_CARD_FILE = "MODEL_CARD.md"
+__all__ = ["model_card"]
 
 # Title, kind and metric of the first table, and the conditions it is true under.
 _GLANCE = (
@@ -103,8 +102,6 @@ def _glance(facts: Facts) -> Iterator[Sequence[str]]:
         metric = facts.metric(kind, name)
         if metric is not None:
             yield title, _value(name, metric), _glance_conditions(facts, kind)
-    if not facts.verdicts:
-        yield "Verdict", "none", "not admitted by any policy"
     for verdict in facts.verdicts:
         yield "Verdict", _result(verdict), prose(verdict.summary.verified_at)
     if facts.waivers:
@@ -393,8 +390,6 @@ def _signers(facts: Facts) -> Iterator[str]:
         (row for kind in facts.reports for row in _signer_rows(facts, kind)),
     )
     yield from (_verdict(verdict) for verdict in facts.verdicts)
-    if not facts.verdicts:
-        yield "There is no verdict."
     if facts.waivers:
         yield "Waivers:"
         yield "\n".join(f"- {prose(item)}" for item in facts.waivers)

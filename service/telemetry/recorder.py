@@ -253,7 +253,7 @@ def record_refusal(tag: str, error: SealgateError) -> None:
     """Record that a model was refused at a door."""
     refusal: dict[str, Scalar] = {
         "action": "load",
-        "model": tag.partition(":")[0],
+        "model": tag,
         "outcome": "refuse",
         "reason": _reason(error),
     }
@@ -273,6 +273,6 @@ def _load_fields(admission: Admission) -> dict[str, Scalar]:
     subject = admission.bundle.subject
     return {
         "action": "load",
-        "model": subject.name,
+        "model": admission.bundle.manifest.tag,
         "model_sha256": subject.root_sha256,
     }

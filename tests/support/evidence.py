@@ -84,8 +84,12 @@ def write(
     given = manifest or bundles.manifest()
     write_atomic(folder / "manifest.json", given.to_json())
     subject = read_bundle(folder).subject
+    size = {"model_bytes": Metric(float(len(bundles.onnx_model())))}
     for kind in KINDS:
-        data = change(report(kind, subject)).to_json()
+        whole = report(kind, subject)
+        if kind == "structure":
+            whole = replace(whole, metrics={**whole.metrics, **size})
+        data = change(whole).to_json()
         write_atomic(folder / report_file(kind), data)
         bundles.attest(folder, kind, keys.signer(kind))
     bundles.sign(folder, keys, now=NOW)

@@ -1,4 +1,7 @@
-"""security.admission.outside: a Bento that is not believed, checked from outside."""
+"""security.admission.outside: a Bento that is not believed, checked from outside.
+
+test_images.py has the images that hold one.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of
+from hypothesis import strategies as st
 
 from models.errors import BundleError
 from models.files import write_atomic
 from security.admission.keys import load_signing_key, public_pem, trust_document
 from security.errors import AdmissionRefused, KeyFileError
-from security.settings.loading import Settings, load_settings
+from security.settings.admission import AdmissionSettings
+from security.settings.loading import load_settings
 from tests.conftest import toy_settings
 from tests.support.bundles import Keys, write_bundle
 from tests.support.servers import ROOT, bentoml, environment
@@ -27,7 +34,13 @@ with warnings.catch_warnings():
     from bentoml._internal.configuration.containers import BentoMLContainer
     from bentoml._internal.models import ModelStore
 
-    from security.admission.outside import find_bento, verify_bento
+    from security.admission.outside.bento import verify_bento
+    from security.admission.outside.description import parse_description
+    from security.admission.outside.release import (
+        Release,
+        build_release,
+        check_release,
+    )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -66,8 +79,8 @@ def bento(home: Path) -> Path:
 
 
 @pytest.fixture
-def settings(home: Path) -> Settings:
-    return load_settings({"SEALGATE_HOME": str(home), **toy_settings(home)})
+def settings(home: Path) -> AdmissionSettings:
+    return load_settings({"SEALGATE_HOME": str(home), **toy_settings(home)}).admission
 
 
 def own_models(bento: Path, home: Path) -> Path:
@@ -76,13 +89,15 @@ def own_models(bento: Path, home: Path) -> Path:
     return Path(shutil.copytree(stored, bento / "models", dirs_exist_ok=True))
 
 
-def test_a_bento_with_its_models_in_the_store(bento: Path, settings: Settings) -> None:
+def test_a_bento_with_its_models_in_the_store(
+    bento: Path, settings: AdmissionSettings
+) -> None:
     (admission,) = verify_bento(bento, settings, release=ROOT)
     assert admission.bundle.manifest.tag == "toy:1.0.0"
 
 
 def test_a_bento_with_its_models_inside(
-    bento: Path, home: Path, settings: Settings
+    bento: Path, home: Path, settings: AdmissionSettings
 ) -> None:
     own_models(bento, home)
     shutil.rmtree(home / "bentoml" / "models" / "toy")
@@ -90,60 +105,57 @@ def test_a_bento_with_its_models_inside(
     assert admission.bundle.manifest.tag == "toy:1.0.0"
 
 
-def test_an_image_folder(bento: Path, settings: Settings, tmp_path: Path) -> None:
-    inner = tmp_path / "rootfs" / "home" / "bentoml" / "bento"
-    shutil.copytree(bento, inner)
-    assert find_bento(tmp_path / "rootfs") == inner
-    assert len(verify_bento(tmp_path / "rootfs", settings)) == 1
-
-
-def refused(bento: Path, settings: Settings, message: str, **more: Path) -> None:
+def refused(
+    bento: Path, settings: AdmissionSettings, message: str, **more: Path
+) -> None:
     with pytest.raises(AdmissionRefused, match=message):
         verify_bento(bento, settings, **more)
 
 
-def test_no_bento(tmp_path: Path, settings: Settings) -> None:
+def test_no_bento(tmp_path: Path, settings: AdmissionSettings) -> None:
     refused(tmp_path / "nowhere", settings, "holds no Bento")
 
 
-def test_another_service(bento: Path, settings: Settings) -> None:
+def test_another_service(bento: Path, settings: AdmissionSettings) -> None:
     path = bento / "bento.yaml"
     other = path.read_text().replace("service.app:Sealgate", "other:Service")
     path.write_text(other)
-    refused(bento, settings, "this is not the service")
+    refused(bento, settings, "service: not that of the service Sealgate")
 
 
-def test_a_source_beyond_the_list(bento: Path, settings: Settings) -> None:
+def test_a_source_beyond_the_list(bento: Path, settings: AdmissionSettings) -> None:
     write_atomic(bento / "src" / "extra.py", b"")
     refused(bento, settings, r"extra.py may not be packaged \[check 26\]")
 
 
-def test_a_linked_source(bento: Path, settings: Settings) -> None:
+def test_a_linked_source(bento: Path, settings: AdmissionSettings) -> None:
     os.symlink("/etc/passwd", bento / "src" / "service" / "x.py")
     refused(bento, settings, r"service/x.py is not a regular file")
 
 
-def test_sources_that_are_a_link(bento: Path, settings: Settings) -> None:
+def test_sources_that_are_a_link(bento: Path, settings: AdmissionSettings) -> None:
     (bento / "src").rename(bento / "elsewhere")
     (bento / "src").symlink_to(bento / "elsewhere")
     refused(bento, settings, "has no src folder")
 
 
-def test_a_source_that_is_not_the_releases(bento: Path, settings: Settings) -> None:
+def test_a_source_that_is_not_the_releases(
+    bento: Path, settings: AdmissionSettings
+) -> None:
     with (bento / "src" / "security" / "admission" / "gate.py").open("a") as file:
         file.write("\ndef verify(*_, **__): ...\n")
     verify_bento(bento, settings)  # the allow-list knows names, not contents
     refused(bento, settings, r"admission/gate.py is not the release's", release=ROOT)
 
 
-def test_no_lock(bento: Path, settings: Settings) -> None:
+def test_no_lock(bento: Path, settings: AdmissionSettings) -> None:
     (bento / "src" / "admission.lock.json").unlink()
     refused(bento, settings, r"lock file: .* no such file .*check 16")
 
 
 @pytest.mark.parametrize("models", [{}, {"../../x:1.0.0": {}}, {"toy:latest": {}}])
 def test_a_lock_without_full_tags(
-    bento: Path, settings: Settings, models: dict[str, object]
+    bento: Path, settings: AdmissionSettings, models: dict[str, object]
 ) -> None:
     path = bento / "src" / "admission.lock.json"
     lock = json.loads(path.read_bytes()) | {"models": models}
@@ -151,7 +163,9 @@ def test_a_lock_without_full_tags(
     refused(bento, settings, "names no full tags")
 
 
-def test_other_admitted_bytes(bento: Path, home: Path, settings: Settings) -> None:
+def test_other_admitted_bytes(
+    bento: Path, home: Path, settings: AdmissionSettings
+) -> None:
     roles = ("trainer", "assessor", "privacy-officer", "release")
     keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in roles))
     inside = bento / "models" / "toy" / "1.0.0"
@@ -159,55 +173,208 @@ def test_other_admitted_bytes(bento: Path, home: Path, settings: Settings) -> No
     refused(bento, settings, r"toy:1.0.0: other bytes than were packaged \[check 16\]")
 
 
-def test_a_changed_model(bento: Path, home: Path, settings: Settings) -> None:
+def test_a_changed_model(bento: Path, home: Path, settings: AdmissionSettings) -> None:
     models = own_models(bento, home)
     with (models / "toy" / "1.0.0" / "model.onnx").open("ab") as model:
         model.write(b"\x00")
     refused(bento, settings, r"toy:1.0.0: .*about other bytes")
 
 
-def test_a_model_that_lies_in_wait(bento: Path, home: Path, settings: Settings) -> None:
+def test_a_model_that_lies_in_wait(
+    bento: Path, home: Path, settings: AdmissionSettings
+) -> None:
     models = own_models(bento, home)
     shutil.copytree(models / "toy" / "1.0.0", models / "toy" / "2.0.0")
     refused(bento, settings, r"model toy:2.0.0 is not in the lock")
 
 
-def test_a_linked_models_folder(bento: Path, home: Path, settings: Settings) -> None:
+def test_a_linked_models_folder(
+    bento: Path, home: Path, settings: AdmissionSettings
+) -> None:
     shutil.rmtree(bento / "models", ignore_errors=True)
     (bento / "models").symlink_to(home / "bentoml" / "models")
     refused(bento, settings, "models is not a folder")
 
 
 def test_a_model_under_another_name(
-    bento: Path, home: Path, settings: Settings
+    bento: Path, home: Path, settings: AdmissionSettings
 ) -> None:
     path = bento / "src" / "admission.lock.json"
     lock = json.loads(path.read_bytes())
     lock["models"] = {"odd:1.0.0": lock["models"]["toy:1.0.0"]}
     path.write_text(json.dumps(lock))
+    description = bento / "bento.yaml"
+    description.write_text(description.read_text().replace("toy:1.0.0", "odd:1.0.0"))
     models = own_models(bento, home)
     (models / "toy").rename(models / "odd")
     with pytest.raises(BundleError, match=r"odd:1.0.0: is really toy:1.0.0"):
         verify_bento(bento, settings)
 
 
-def test_a_model_that_is_nowhere(bento: Path, home: Path, settings: Settings) -> None:
+def test_a_model_that_is_nowhere(
+    bento: Path, home: Path, settings: AdmissionSettings
+) -> None:
     shutil.rmtree(home / "bentoml" / "models" / "toy")
     with pytest.raises(BundleError, match=r"toy:1.0.0 is not in the model store"):
         verify_bento(bento, settings)
 
 
-def test_a_trust_root_of_the_bentos_own(bento: Path, settings: Settings) -> None:
-    trust = replace(settings.admission, trust=bento.parent / "none.json")
+def test_a_trust_root_of_the_bentos_own(
+    bento: Path, settings: AdmissionSettings
+) -> None:
     with pytest.raises(KeyFileError, match=r"none.json: no such file"):
-        verify_bento(bento, replace(settings, admission=trust))
+        verify_bento(bento, replace(settings, trust=bento.parent / "none.json"))
 
 
 def test_a_verifier_with_other_keys(
-    bento: Path, settings: Settings, tmp_path: Path
+    bento: Path, settings: AdmissionSettings, tmp_path: Path
 ) -> None:
     keys = Keys.generate()
     roles = {"release": [public_pem(keys.release.public_key())]}
     write_atomic(tmp_path / "trust.json", trust_document(roles))
-    trust = replace(settings.admission, trust=tmp_path / "trust.json")
-    refused(bento, replace(settings, admission=trust), "not trusted for it")
+    other = replace(settings, trust=tmp_path / "trust.json")
+    refused(bento, other, "not trusted for it")
+
+
+# Everything in a Bento against a release: what passed before, compared with *.py alone.
+
+
+def edited(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+SETTINGS = "src/deploy/service.toml"
+EDITS = {
+    "issuer": (SETTINGS, "[access]", '[access]\nissuer = "https://evil.example"'),
+    "plaintext": (SETTINGS, "[sealing]", "[sealing]\nrequire_sealed = false"),
+    "everyone granted": ("src/deploy/access.toml", "\n", "\n# everyone\n"),
+    "no quotas": ("src/deploy/quotas.toml", "\n", "\n# none\n"),
+    "policy": ("src/deploy/policy.toml", "max = 3.0", "max = 300.0"),
+    "interface": ("src/service/openapi.yaml", "openapi:", "openapi: "),
+    "code": ("src/security/admission/gate.py", "import hashlib", "import os, hashlib"),
+    "entry point": ("env/docker/entrypoint.sh", "_main() {", "_main() { evil;"),
+    "dockerfile": ("env/docker/Dockerfile", "python:3.11-slim", "evil:latest"),
+    "requirements": ("env/python/requirements.txt", "a2wsgi==1", "a2wsgi==2"),
+    "requirements.in": ("env/python/requirements.in", "a2wsgi==1", "a2wsgi==2"),
+    "description": ("README.md", "Sealgate", "Sealgate!"),
+    "schema": ("apis/schema.json", "sealgate", "sealgates"),
+    "api": ("apis/openapi.yaml", "components", "component"),
+    "base image": ("bento.yaml", "python:3.11-slim", "evil:latest"),
+    "python": ("bento.yaml", "python_version: '3.11'", "python_version: '3.12'"),
+    "no python": ("bento.yaml", "python_version: '3.11'", "python_version: x"),
+    "installed": ("bento.yaml", "a2wsgi==1", "a2wsgi==2"),
+    "commands": ("bento.yaml", "  commands: []", "  commands: [curl evil]"),
+    "later": ("bento.yaml", "post_commands: []", "post_commands: [curl evil]"),
+    "build": ("bento.yaml", "build_include: []", "build_include: [evil]"),
+    "another BentoML": ("bento.yaml", "bentoml_version: ", "bentoml_version: 9"),
+}
+
+
+@pytest.fixture(scope="module")
+def release() -> Release:
+    return build_release(
+        ROOT, "Sealed, authenticated inference on admitted ONNX models."
+    )
+
+
+def differs(bento: Path, release: Release, message: str) -> None:
+    description = parse_description((bento / "bento.yaml").read_bytes())
+    with pytest.raises(AdmissionRefused, match=message) as caught:
+        check_release(bento, description, release)
+    assert caught.value.check == 26
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_that_is_not_the_releases(
+    bento: Path, release: Release, name: str
+) -> None:
+    file, old, new = EDITS[name]
+    check_release(
+        bento, parse_description((bento / "bento.yaml").read_bytes()), release
+    )
+    edited(bento / file, old, new)
+    named = "BentoML 9" if name == "another BentoML" else Path(file).name
+    differs(bento, release, f"{named}.*release")
+
+
+def test_a_file_that_is_missing_or_empty(bento: Path, release: Release) -> None:
+    (bento / "src" / "deploy" / "quotas.toml").unlink()
+    differs(bento, release, r"deploy/quotas.toml is missing")
+    write_atomic(bento / "src" / "deploy" / "quotas.toml", b"")
+    differs(bento, release, r"deploy/quotas.toml is not the release's")
+
+
+@pytest.mark.parametrize(
+    "name", ["src/service/evil.py", "env/docker/script__0", "env/python/pip_args.txt"]
+)
+def test_a_new_file_on_the_list(
+    bento: Path, settings: AdmissionSettings, release: Release, name: str
+) -> None:
+    write_atomic(bento / name, b"evil")
+    verify_bento(bento, settings)
+    differs(bento, release, "is not in the release")
+
+
+@pytest.mark.parametrize("name", ["evil.py", "apis/evil.json", ".env", "models.py"])
+def test_a_file_that_belongs_in_no_bento(
+    bento: Path, settings: AdmissionSettings, name: str
+) -> None:
+    write_atomic(bento / name, b"evil")
+    refused(bento, settings, f"{name} does not belong in a Bento")
+
+
+# bento.yaml: refused without a release too.
+
+NOT_OURS = {
+    "second service": ("service: service.app:Sealgate", "service: a\nservice: b"),
+    "our key last": (
+        "service: service.app:Sealgate",
+        "service: evil:App\nservice: service.app:Sealgate",
+    ),
+    "two documents": (
+        "service: service.app",
+        "service: evil\n---\nservice: service.app",
+    ),
+    "no mapping": ("service: service.app:Sealgate", "- a\n- b\n"),
+    "alias": ("labels: {}", "labels: &a {}\nmore: *a"),
+    "a tag": ("labels: {}", "labels: !!python/object:os.system {}"),
+    "merge": ("labels: {}", "<<: {service: evil}\nlabels: {}"),
+    "new key": ("labels: {}", "labels: {}\nconda: {}"),
+    "docker": ("labels: {}", "labels: {}\ndocker: {setup_script: evil.sh}"),
+    "labels": ("labels: {}", "labels: {a: [1]}"),
+    "environment": ("envs: []", "envs: [{name: SEALGATE_HOME, value: /evil}]"),
+    "entry": ("entry_service: sealgate", "entry_service: evil"),
+    "name": ("name: sealgate", "name: evil"),
+    "arguments": ("args: {}", "args: {a: b}"),
+    "spec": ("spec: 2", "spec: 1"),
+    "spec as text": ("spec: 2", "spec: '2'"),
+    "configuration": ("enabled: false", "enabled: true"),
+    "dependencies": ("dependencies: []", "dependencies: [{service: evil}]"),
+    "module": ("module: ''", "module: evil"),
+    "alias of a model": ("module: ''", "module: ''\n    alias: evil"),
+    "routes": ("routes: []", "routes: [{name: evil}]"),
+    "paths": ("paths: {}", "paths: {/evil: {}}"),
+    "about": ("description: Sealed", "description: [Sealed"),
+    "image": ("build_include: []", "build_include: []\n  more: 1"),
+    "models": ("models: []", "models: [{tag: evil:1}]"),
+    "another model": ("tag: toy:1.0.0", "tag: toy:2.0.0"),
+    "no text": ("labels: {}", "labels: {}\n1: 2"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_a_description_that_is_not_ours(
+    bento: Path, settings: AdmissionSettings, name: str
+) -> None:
+    edited(bento / "bento.yaml", *NOT_OURS[name])
+    refused(bento, settings, r"bento.yaml: ")
+
+
+@settings_of(deadline=None, max_examples=200)
+@given(st.text(max_size=200) | st.binary(max_size=200))
+def test_nothing_breaks_its_reader(text: str | bytes) -> None:
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "replace")
+    with pytest.raises(AdmissionRefused):
+        parse_description(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import warnings
@@ -40,8 +41,10 @@ def store(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "home" / "models"
     folder.mkdir(parents=True)
     BentoMLContainer.model_store.set(ModelStore(folder))
+    BentoMLContainer.bentoml_home.set(str(folder.parent))
     yield folder
     BentoMLContainer.model_store.reset()
+    BentoMLContainer.bentoml_home.reset()
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def admission(tmp_path: Path, keys: Keys) -> AdmissionSettings:
 
 
 def test_what_is_stored_is_what_was_in_the_folder(bundle_folder: Path) -> None:
-    assert store_bundle(bundle_folder) == TAG
+    assert store_bundle(bundle_folder) == (TAG, True)
     assert read_stored(TAG).files == read_bundle(bundle_folder).files
 
 
@@ -68,7 +71,38 @@ def test_an_admitted_model_verifies(
 
 
 def test_the_same_bundle_twice_is_no_harm(bundle_folder: Path) -> None:
-    assert store_bundle(bundle_folder) == store_bundle(bundle_folder)
+    assert store_bundle(bundle_folder) == (TAG, True)
+    assert store_bundle(bundle_folder) == (TAG, False)
+
+
+def _store(folder: Path, store: Path) -> str:
+    """In a process of its own, with the store of the test."""
+    BentoMLContainer.model_store.set(ModelStore(store))
+    BentoMLContainer.bentoml_home.set(str(store.parent))
+    try:
+        return "stored" if store_bundle(folder)[1] else "there"
+    except BundleError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_several_at_once(
+    bundle_folder: Path, tmp_path: Path, store: Path, keys: Keys, *, same: bool
+) -> None:
+    """One stores; the others say that it is there, or that other bytes are."""
+    folders = [bundle_folder] * 3
+    if not same:
+        folders = [write_bundle(tmp_path / str(n), keys) for n in range(3)]
+    fork = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fork beside BentoML's threads
+        with fork.Pool(3) as pool:
+            said = pool.starmap(_store, [(folder, store) for folder in folders])
+    others = "there" if same else f"{TAG} is in the model store already, with other"
+    assert said.count("stored") == 1
+    assert sum(item.startswith(others) for item in said) == 2
+    stored = read_stored(TAG).files
+    assert stored in [read_bundle(folder).files for folder in folders]
 
 
 def test_a_stored_version_is_never_replaced(

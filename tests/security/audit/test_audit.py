@@ -166,8 +166,142 @@ def test_a_checkpoint_that_was_deleted_with_its_files(folder: Path) -> None:
     path = folder / checkpoints.FILE_NAME
     _, kept = checkpoints.split_notes(path.read_bytes())
     path.write_bytes(kept + b"\n")
-    with pytest.raises(AuditError, match="later: a checkpoint from before its start"):
+    with pytest.raises(AuditError, match="note 1: a checkpoint before it was dropped"):
         verify(folder)
+
+
+def old_note(folder: Path, writer: str, log: AuditLog) -> None:
+    """A checkpoint as releases wrote it that bound no other writer's."""
+    checkpoint = Checkpoint(f"{SIGNER.name}/{writer}", log._tree.size, log._tree.root())
+    checkpoints.append_note(folder, lambda after: SIGNER.sign(checkpoint))
+
+
+def test_the_log_of_an_earlier_release(tmp_path: Path) -> None:
+    """Verifies as before, and says what its notes do not bind; the next one does."""
+    early = AuditLog(tmp_path, writer="early")
+    early.write([encode({"action": "load"}), encode({"action": "unload"})])
+    old_note(tmp_path, "early", early)
+    late = AuditLog(tmp_path, writer="late")
+    late.write(records(3))
+    old_note(tmp_path, "late", late)
+    report = verify(tmp_path)
+    assert report.signed == {"early": 2, "late": 1}
+    (notice,) = report.notices
+    assert "the last 2 are of an earlier release" in notice
+    path = tmp_path / checkpoints.FILE_NAME
+    first, second = checkpoints.split_notes(path.read_bytes())
+    path.write_bytes(second + b"\n")
+    with pytest.raises(AuditError, match="late: a checkpoint from before its start"):
+        verify(tmp_path, unsigned=["early"])
+    path.write_bytes(first + b"\n" + second + b"\n")
+    write(tmp_path, 1, writer="new")
+    assert verify(tmp_path).notices == []
+    third = checkpoints.split_notes(path.read_bytes())[2]
+    for kept in ([second], [first], [second, first]):
+        path.write_bytes(b"".join(note + b"\n" for note in [*kept, third]))
+        with pytest.raises(AuditError, match=r"note \d: a checkpoint before it was"):
+            verify(tmp_path)
+
+
+def many(folder: Path, count: int) -> None:
+    """Two writers that sign in turns."""
+    logs = [AuditLog(folder, writer=name, signer=SIGNER) for name in ("a", "b")]
+    for number in range(count):
+        for log in logs:
+            log.write(records(number))
+            log.sign_checkpoint()
+    for log in logs:
+        log.close()
+
+
+def cut_writer(folder: Path, writer: str, left: int) -> None:
+    """Take away a writer's checkpoints but the first ones, and what they cover."""
+    path = folder / checkpoints.FILE_NAME
+    origin, kept, seen = f"{SIGNER.name}/{writer}\n".encode(), [], 0
+    for note in checkpoints.split_notes(path.read_bytes()):
+        seen += note.startswith(origin)
+        if not note.startswith(origin) or seen <= left:
+            kept.append(note + b"\n")
+    path.write_bytes(b"".join(kept))
+    file = folder / f"{writer}.000001.jsonl"
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:left]))
+
+
+def test_one_writer_cannot_be_cut_alone(tmp_path: Path) -> None:
+    """94 of 96 checkpointed records of one writer went so, unseen."""
+    many(tmp_path, 96)
+    assert verify(tmp_path).signed == {"a": 96, "b": 96}
+    cut_writer(tmp_path, "a", 2)
+    with pytest.raises(AuditError, match="note 5: a checkpoint before it was dropped"):
+        verify(tmp_path)
+
+
+def test_only_a_common_tail_can_go_and_a_copy_shows_it(tmp_path: Path) -> None:
+    many(tmp_path, 5)
+    copy = (tmp_path / checkpoints.FILE_NAME).read_bytes()
+    cut_writer(tmp_path, "a", 2)
+    cut_writer(tmp_path, "b", 2)
+    assert verify(tmp_path).signed == {"a": 2, "b": 2}
+    with pytest.raises(AuditError, match="was kept elsewhere is missing here"):
+        verify(tmp_path, copies=[copy])
+
+
+@pytest.mark.parametrize("tail", [300, 64 << 10])
+def test_a_binding_is_found_from_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: int
+) -> None:
+    """Also where half a note, or none that binds, is in what is read of the file."""
+    monkeypatch.setattr(checkpoints, "_TAIL_BYTES", tail)
+    old = AuditLog(tmp_path, writer="old")
+    for number in range(3):
+        old.write(records(number))
+        old_note(tmp_path, "old", old)
+    many(tmp_path, 4)
+    for number in range(3):
+        old.write(records(number))
+        old_note(tmp_path, "old", old)
+    many_more = AuditLog(tmp_path, writer="c", signer=SIGNER)
+    many_more.write(records(1))
+    many_more.close()
+    assert verify(tmp_path).signed == {"old": 6, "a": 4, "b": 4, "c": 1}
+
+
+def test_a_note_that_follows_two() -> None:
+    text = Checkpoint("o", 1, bytes(32), "0" * 64).text + b"after " + b"1" * 64 + b"\n"
+    data = base64.b64encode(SIGNER.verifier.key_id + KEY.sign(text)).decode()
+    note = text + f"\n— {SIGNER.name} {data}\n".encode()
+    with pytest.raises(AuditError, match="it follows two others"):
+        open_checkpoint(note, [SIGNER.verifier])
+
+
+def test_a_writer_that_never_signed(folder: Path) -> None:
+    """Whoever can write the folder can make such records up."""
+    made_up = AuditLog(folder, writer="x")
+    made_up.write([encode({"action": "admission", "model": "m:1", "outcome": "allow"})])
+    with pytest.raises(AuditError, match="x: no checkpoint covers any of its records"):
+        verify(folder)
+    found: dict[str, list[bool]] = {}
+    report = verify(
+        folder,
+        unsigned=["x"],
+        visit=lambda writer, r: found.setdefault(writer, []).append(r.signed),
+    )
+    assert report.unsigned == ["x"]
+    assert found == {"w": [True] * 5, "x": [False]}
+    # One that answered somebody has signed before: that is never allowed.
+    made_up.write(records(1))
+    with pytest.raises(AuditError, match="x: no checkpoint covers"):
+        verify(folder, unsigned=["x"])
+
+
+def test_records_behind_the_last_checkpoint_say_so(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, writer="w", signer=SIGNER)
+    log.write(records(1))
+    log.sign_checkpoint()
+    log.write(records(2))
+    found: list[bool] = []
+    verify(tmp_path, visit=lambda writer, record: found.append(record.signed))
+    assert found == [True, False]
 
 
 def test_all_checkpoints_deleted(folder: Path) -> None:

@@ -174,7 +174,16 @@ def test_query(stopped: Path) -> None:
     result = run(stopped, "query", "--action", "infer", "--subject", "developer")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["rows"] for line in lines] == [1, 1, 1]
-    assert lines[0].keys() == {"writer", "seq", "time", "hash", *FIELDS}
+    assert lines[0].keys() == {"writer", "seq", "time", "hash", "signed", *FIELDS}
+    # Answers are found by the version that gave them: its load says which bytes it was.
+    (load,) = {
+        record["model"] for record in records(stopped) if record["action"] == "load"
+    }
+    of_version = run(stopped, "query", "--model", load, "--action", "infer").stdout
+    assert [json.loads(line) for line in of_version.splitlines()] == lines
+    by_name = run(stopped, "query", "--model", NAME).stdout.splitlines()
+    assert {json.loads(line)["action"] for line in by_name} == {"infer", "load"}
+    failed(run(stopped, "query", "--model", f"{NAME}:9.9.9"), 2, f"knows {NAME}:9.9.9")
     assert run(stopped, "query", "--subject", "somebody").stdout == ""
     assert run(stopped, "query", "--until", "1d").stdout == ""
     since = run(stopped, "query", "--since", "1d", "--outcome", "refuse").stdout

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from models.bundle import read_bundle
+from models.bundle import VERDICT_FILE, read_bundle
 from models.errors import BundleError
+from models.files import write_atomic
+from sealgate.protocol import dsse
+from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.statement import Statement
 from security.admission import gate
 from security.commands import documents
-from security.errors import SettingsError
+from security.errors import AdmissionRefused, SettingsError
 from tests.support import bundles, evidence
 
 
@@ -67,8 +73,53 @@ def test_check_after_new_evidence(folder, capsys, keys):
 
 
 def test_the_bundle_stays_admitted(folder, keys):
+    """A verdict over these very documents, and none that came or changed later."""
+    admitted = partial(gate.verify, trust=keys.trust, now=evidence.NOW)
     run("documents", str(folder))
-    gate.verify(read_bundle(folder), bundles.policy(), keys.trust, now=evidence.NOW)
+    with pytest.raises(AdmissionRefused, match=r"another MODEL_CARD.md \[check 28\]"):
+        admitted(read_bundle(folder), bundles.policy())
+    bundles.sign(folder, keys, now=evidence.NOW)
+    assert admitted(read_bundle(folder), bundles.policy()).notices[:-1] == ()
+    run("documents", str(folder))
+    admitted(read_bundle(folder), bundles.policy())
+    for name in ("MODEL_CARD.md", "bom.cdx.json"):
+        good = (folder / name).read_bytes()
+        write_atomic(folder / name, good + b"\n")
+        with pytest.raises(AdmissionRefused, match=f"another {name}") as caught:
+            admitted(read_bundle(folder), bundles.policy())
+        assert caught.value.check == 28
+        (folder / name).unlink()
+        with pytest.raises(AdmissionRefused, match=f"another {name}"):
+            admitted(read_bundle(folder), bundles.policy())
+        write_atomic(folder / name, good)
+
+
+def test_a_verdict_of_an_earlier_release_binds_no_documents(folder, keys):
+    bundle = read_bundle(folder)
+    release = keys.release.public_key()
+    signed = dsse.verify(bundle.files[VERDICT_FILE], {key_hint(release): release})
+    statement = Statement.from_json(signed.payload)
+    predicate = {k: v for k, v in statement.predicate.items() if k != "documents"}
+    old = dsse.sign(replace(statement, predicate=predicate).to_json(), keys.release)
+    write_atomic(folder / VERDICT_FILE, old)
+    run("documents", str(folder))
+    admission = gate.verify(
+        read_bundle(folder), bundles.policy(), keys.trust, now=evidence.NOW
+    )
+    assert "binds no documents: it is of an earlier release" in admission.notices[0]
+
+
+@pytest.mark.parametrize("value", [{}, "MODEL_CARD.md", [{}], [{"uri": "x"}], None])
+def test_documents_of_a_verdict_that_are_none(folder, keys, value):
+    bundle = read_bundle(folder)
+    release = keys.release.public_key()
+    signed = dsse.verify(bundle.files[VERDICT_FILE], {key_hint(release): release})
+    statement = Statement.from_json(signed.payload)
+    wrong = replace(statement, predicate={**statement.predicate, "documents": value})
+    write_atomic(folder / VERDICT_FILE, dsse.sign(wrong.to_json(), keys.release))
+    with pytest.raises(AdmissionRefused, match="documents") as caught:
+        gate.verify(read_bundle(folder), bundles.policy(), keys.trust, now=evidence.NOW)
+    assert caught.value.check == 12
 
 
 def test_nothing_is_written_when_a_report_is_wrong(folder):

@@ -29,7 +29,7 @@ from models.report import KINDS, Metric
 from sealgate.protocol import dsse
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.statement import WAIVER_TYPE, Statement, Waiver
-from security.admission.attest import sign_report
+from security.admission.attest import sign_report, sign_waiver, waiver_file
 from security.documents.facts import read_facts
 from security.documents.limitations import limitations
 from security.documents.markup import code, number, prose, yaml_number, yaml_text
@@ -167,7 +167,13 @@ def test_signers(rich, keys):
     for kind, result, when, hint in table[1:]:
         assert (result, when) == ("PASSED", "2026-03-04T05:06:07Z")
         assert hint == key_hint(keys.signer(kind).public_key())
-    assert key_hint(keys.release.public_key()) in parts(rich)[1]
+    # The verdict binds the card, so the card cannot name it.
+    assert key_hint(keys.release.public_key()) not in parts(rich)[1]
+
+
+def test_a_verdict_changes_nothing(rich):
+    files = {name: data for name, data in rich.files.items() if name != VERDICT_FILE}
+    assert model_card(replace(rich, files=files)) == model_card(rich)
 
 
 def test_front_matter(rich):
@@ -197,7 +203,6 @@ def test_without_evidence(tmp_path, keys):
     folder = bundles.write_bundle(tmp_path / "b", keys, kinds=(), admit=False)
     front, body = parts(read_bundle(folder))
     assert "model-index" not in front
-    assert "There is no verdict" in body
     assert "No report names a data set." in body
 
 
@@ -292,14 +297,6 @@ def test_a_report_changed_after_signing(tmp_path, keys):
     assert [row[1] for row in table if row[0] == "quality"] == ["for other bytes"]
 
 
-def test_a_verdict_for_other_attestations(tmp_path, keys):
-    evidence.write(tmp_path / "b", keys)
-    bundles.attest(tmp_path / "b", "quality", keys.assessor)
-    body = parts(read_bundle(tmp_path / "b"))[1]
-    assert "A verdict was made for other files or attestations" in body
-    assert "Verdict: for other bytes at" in body
-
-
 def test_an_unsigned_report_and_a_failed_check(tmp_path, keys):
     change = {"checks": (evidence.Check("sound", False, "it is not"),)}
     evidence.write(tmp_path / "b", keys, change=lambda item: replace(item, **change))
@@ -312,13 +309,14 @@ def test_an_unsigned_report_and_a_failed_check(tmp_path, keys):
 
 def test_waivers_show(tmp_path, keys):
     bundle = evidence.write(tmp_path / "b", keys)
-    release = keys.release.public_key()
-    signed = dsse.verify(bundle.files[VERDICT_FILE], {key_hint(release): release})
-    statement = Statement.from_json(signed.payload)
-    waivers = ["fairness waived until 2026-05-01: <b>no</b> groups"]
-    waived = replace(statement, predicate={**statement.predicate, "waivers": waivers})
-    data = dsse.sign(waived.to_json(), keys.release)
-    write_atomic(tmp_path / "b" / VERDICT_FILE, data)
+    waiver = Waiver(
+        kind="fairness",
+        reason="<b>no</b> groups",
+        created="2026-04-01T00:00:00Z",
+        expires="2026-05-01",
+    )
+    data = sign_waiver(bundle, waiver, keys.privacy_officer)
+    write_atomic(tmp_path / "b" / waiver_file("fairness"), data)
     body = parts(read_bundle(tmp_path / "b"))[1]
     assert ["Waivers", "1", "listed under Signers"] in tables(body)[0]
     text = "fairness waived until 2026-05-01: &lt;b&gt;no&lt;/b&gt; groups"

@@ -1,0 +1,166 @@
+"""A built Bento, or the image that holds it, checked from outside.
+
+What runs inside a Bento can be changed by whoever can change the Bento. This runs
+elsewhere, with a trust root and policy of its own, and trusts nothing in the folder:
+
+1. an image holds one Bento, and its own configuration runs that one (`image`);
+2. the folder is a Bento of this service, and holds nothing else (`description`);
+3. its sources are on the allow-list, and none is a link;
+4. it is what a release gives, byte for byte, if one is given (`release`);
+5. its lock is there, and names at least one model, and those that bento.yaml names;
+6. its models folder holds no model that is not in the lock;
+7. every locked model passes the doors, from that folder, or, unless the Bento is in an
+   image, from the model store;
+8. its bytes are those the lock names.
+
+What the image holds beside the Bento is not looked at: sign images, and demand their
+signature where they are deployed (docs/confidential.md, deploy/kubernetes).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bentoml.exceptions import BentoMLException
+
+from models.bundle import Bundle, read_bundle
+from models.errors import BundleError
+from models.files import read_regular
+from security.admission.doors import verify_bundle
+from security.admission.gate import Admission
+from security.admission.hooks import LOCK_FILE, check_sources, lock_entry, read_lock
+from security.admission.outside.description import parse_description, refused
+from security.admission.outside.image import open_image
+from security.admission.outside.release import (
+    MAX_SOURCE_BYTES,
+    build_release,
+    check_release,
+    list_files,
+)
+from security.admission.store import STORE_FILES, read_stored
+from security.errors import AdmissionRefused
+from security.settings.admission import AdmissionSettings
+
+__all__ = ["verify_bento"]
+
+LOCK_CHECK = 16
+
+_INSIDE = re.compile(
+    r"bento\.yaml|README\.md|env/.*|apis/(?:openapi\.yaml|schema\.json)|(?:src|models)/.*",
+    re.DOTALL,
+)
+# A tag becomes a path below: no separators, no dots to climb with.
+_TAG = re.compile(
+    r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}"
+)
+
+
+def verify_bento(
+    folder: Path,
+    settings: AdmissionSettings,
+    *,
+    release: Path | None = None,
+    image_config: Path | None = None,
+) -> list[Admission]:
+    """Check a Bento from outside.
+
+    Args:
+        folder: of the Bento, of its unpacked image, or of its saved image (an OCI
+            layout, or what `docker save` wrote, unpacked); possibly hostile.
+        settings: whose trust root and policy count; nothing is read from the Bento.
+        release: source tree that the Bento must have been built from.
+        image_config: of an unpacked image, which has none of its own.
+
+    Returns:
+        What was admitted, in the lock's order. Sealed models stay sealed.
+
+    Raises:
+        AdmissionRefused: the first check that failed.
+        BundleError: a model is not a bundle, or is nowhere to be found.
+        KeyFileError: the trust root cannot be used.
+        SettingsError: the policy cannot be used.
+    """
+    with open_image(folder, image_config) as (bento, in_image):
+        tags = _check_tree(bento, release)
+        lock = read_lock(bento / "src")
+        if not lock or not all(_TAG.fullmatch(tag) for tag in lock):
+            raise AdmissionRefused(
+                LOCK_CHECK, "the Bento's lock file names no full tags"
+            )
+        _check_models(bento / "models", lock)
+        if tags != lock.keys():
+            raise refused("bento.yaml: services: names other models than the lock")
+        return [
+            _admit(bento, tag, entry, settings, in_image=in_image)
+            for tag, entry in lock.items()
+        ]
+
+
+def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
+    """Checks 2 to 4; returns the tags of the models that bento.yaml names."""
+    try:
+        data = read_regular(bento / "bento.yaml", max_bytes=MAX_SOURCE_BYTES)
+    except BundleError as error:
+        raise refused(str(error)) from None
+    description = parse_description(data)
+    source = bento / "src"
+    if source.is_symlink() or not source.is_dir():
+        raise refused("the Bento has no src folder")
+    try:
+        check_sources(source, beside=(LOCK_FILE,))
+    except BentoMLException as error:
+        raise refused(str(error).removeprefix("refused: ")) from None
+    if (bento / "models").is_symlink():
+        raise refused("models is not a folder")
+    for name in list_files(bento):
+        if not _INSIDE.fullmatch(name):
+            raise refused(f"{name} does not belong in a Bento")
+    if release is not None:
+        check_release(bento, description, build_release(release, description.about))
+    return description.tags
+
+
+def _check_models(models: Path, lock: Mapping[str, Any]) -> None:
+    """No model may lie in wait beside those that were admitted."""
+    if not models.exists() and not models.is_symlink():
+        return
+    for name in _folders(models):
+        for version in _folders(models / name):
+            if f"{name}:{version}" not in lock:
+                raise refused(f"model {name}:{version} is not in the lock")
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of what is inside, but BentoML's own file that names the latest."""
+    if folder.is_symlink() or not folder.is_dir():
+        raise refused(f"{folder.name} is not a folder")
+    return sorted(name for name in os.listdir(folder) if name != "latest")
+
+
+def _admit(
+    bento: Path, tag: str, entry: Any, settings: AdmissionSettings, *, in_image: bool
+) -> Admission:
+    try:
+        admission = verify_bundle(_read(bento, tag, in_image=in_image), settings)
+    except AdmissionRefused as error:
+        raise AdmissionRefused(error.check, f"{tag}: {error.reason}") from None
+    except BundleError as error:
+        raise BundleError(f"{tag}: {error}") from None
+    if entry != lock_entry(admission):
+        raise AdmissionRefused(LOCK_CHECK, f"{tag}: other bytes than were packaged")
+    return admission
+
+
+def _read(bento: Path, tag: str, *, in_image: bool) -> Bundle:
+    name, _, version = tag.partition(":")
+    own = bento / "models" / name / version
+    if not own.exists() and not in_image:
+        return read_stored(tag)
+    bundle = read_bundle(own, ignore=STORE_FILES)
+    if bundle.manifest.tag != tag:
+        raise BundleError(f"is really {bundle.manifest.tag}")
+    return bundle

@@ -1,0 +1,165 @@
+"""Where an image runs its Bento, by the image's own configuration.
+
+A clean Bento somewhere in an image says nothing: what counts is the one that the
+container runs. An image holds exactly one. Its configuration starts BentoML's
+entrypoint inside that one, works there, names it in BENTO_PATH, and sets no variable
+beyond those that BentoML's images set: one could name other settings, another library,
+another interpreter.
+
+An unpacked file system (`docker export`) has no configuration. It can be given (`docker
+image inspect`); without it, the place is where BentoML's images have their Bento, and
+that the container starts it is not shown.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from models.errors import BundleError
+from models.files import read_regular
+from sealgate.errors import JsonError
+from sealgate.protocol import strict_json
+from security.admission.outside.description import refused
+from security.admission.outside.layers import is_saved, read_saved
+
+__all__ = ["check_config", "open_image"]
+
+MAX_CONFIG_BYTES = 4 << 20
+MAX_FOLDERS = 1_000_000
+
+_DEFAULT_PATH = "home/bentoml/bento"
+# Variables of BentoML's images and of the Python image under them.
+_FIXED = {
+    "BENTOML_CONTAINERIZED": "true",
+    "BENTOML_HOME": "/home/bentoml/",
+    "VIRTUAL_ENV": "/app/.venv",
+}
+_FREE = {
+    *("BENTO_PATH", "GPG_KEY", "LANG", "LC_ALL", "PATH", "PYTHONIOENCODING"),
+    *("PYTHONUNBUFFERED", "PYTHON_GET_PIP_SHA256", "PYTHON_GET_PIP_URL"),
+    *("PYTHON_PIP_VERSION", "PYTHON_SETUPTOOLS_VERSION", "PYTHON_SHA256"),
+    *("PYTHON_VERSION", "UV_COMPILE_BYTECODE", "UV_NO_PROGRESS"),
+    "BENTOML_HF_CACHE_DIR",
+}
+
+
+@contextmanager
+def open_image(folder: Path, config: Path | None) -> Iterator[tuple[Path, bool]]:
+    """The folder of the one Bento, and whether it is in an image.
+
+    Args:
+        folder: of a Bento, an unpacked image or a saved one; possibly hostile.
+        config: the configuration of an unpacked image.
+
+    Raises:
+        AdmissionRefused: no Bento, several, or not the one that the image runs.
+    """
+    if is_saved(folder):
+        if config is not None:
+            raise refused("a saved image has a configuration of its own")
+        saved = read_saved(folder)
+        table = saved.entries()
+        place = _only([name for name in table if _is_bento(name)], folder)
+        _check_place(place, check_config(saved.config))
+        with tempfile.TemporaryDirectory() as name:
+            saved.unpack(place, table, Path(name))
+            yield Path(name), True
+        return
+    place = _only(list(_find(folder)), folder)
+    if config is not None:
+        _check_place(place, check_config(_read_config(config)))
+    elif place not in ("", _DEFAULT_PATH):
+        raise refused(f"the Bento is in {place}: does the image run that one?")
+    for part in Path(place).parents:
+        if (folder / part).is_symlink():
+            raise refused(f"{part} is a link")
+    yield folder / place, place != "" or config is not None
+
+
+def check_config(document: Mapping[str, Any]) -> str:
+    """The path of the Bento that an image runs, without a slash in front.
+
+    Args:
+        document: an OCI image configuration, or one of `docker image inspect`.
+
+    Raises:
+        AdmissionRefused: it does not start BentoML's entrypoint in its Bento, or sets
+            what BentoML's images do not set. Values are not repeated: they may be
+            secret.
+    """
+    config = document.get("config", document.get("Config"))
+    if not isinstance(config, dict):
+        raise refused("the image's configuration is missing")
+    variables = _variables(config.get("Env"))
+    path = variables.get("BENTO_PATH", "")
+    if not path.startswith("/") or os.path.normpath(path) != path or path == "/":
+        raise refused("the image's BENTO_PATH is no path")
+    if config.get("WorkingDir") != path:
+        raise refused("the image works elsewhere than in BENTO_PATH")
+    if config.get("Entrypoint") != [f"{path}/env/docker/entrypoint.sh"]:
+        raise refused("the image does not start the entrypoint of its Bento")
+    if config.get("Cmd") not in (None, [], ["serve"]):
+        raise refused("the image starts something else than `serve`")
+    if config.get("Healthcheck") is not None:
+        raise refused("the image runs a health check of its own")
+    return path.removeprefix("/")
+
+
+def _variables(found: Any) -> dict[str, str]:
+    texts = found if isinstance(found, list) else []
+    pairs = [item.partition("=") for item in texts if isinstance(item, str)]
+    variables = {name: value for name, _, value in pairs}
+    if len(variables) != len(texts):
+        raise refused("the image sets a variable twice")
+    for name, value in variables.items():
+        if name not in _FREE and _FIXED.get(name) != value:
+            raise refused(f"the image sets {name}")
+    if not variables.get("PATH", "").startswith("/app/.venv/bin:"):
+        raise refused("the image's PATH does not begin with /app/.venv/bin")
+    return variables
+
+
+def _check_place(place: str, runs: str) -> None:
+    if place != runs:
+        raise refused(f"the image runs /{runs}, and its Bento is in /{place}")
+
+
+def _only(found: list[str], folder: Path) -> str:
+    """The folder of the one bento.yaml."""
+    if not found:
+        raise refused(f"{folder} holds no Bento")
+    if len(found) > 1:
+        places = ", ".join(f"/{name}" for name in sorted(found)[:3])
+        raise refused(f"{len(found)} Bentos in one image: {places}")
+    return found[0].rpartition("/")[0]
+
+
+def _is_bento(name: str) -> bool:
+    return name.rpartition("/")[2] == "bento.yaml"
+
+
+def _find(folder: Path) -> Iterator[str]:
+    """Every bento.yaml, whatever it is; links to folders are not followed."""
+    for count, (parent, _, files) in enumerate(os.walk(folder)):
+        if count > MAX_FOLDERS:
+            raise refused(f"more than {MAX_FOLDERS} folders")
+        if "bento.yaml" in files:
+            yield (Path(parent) / "bento.yaml").relative_to(folder).as_posix()
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        data = read_regular(path, max_bytes=MAX_CONFIG_BYTES, follow_links=True)
+        found = strict_json.loads(data, max_bytes=MAX_CONFIG_BYTES)
+    except (BundleError, JsonError) as error:
+        raise refused(f"image configuration {path.name}: {error}") from None
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    if not isinstance(found, dict):
+        raise refused(f"image configuration {path.name}: expected one")
+    return found
