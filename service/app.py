@@ -122,7 +122,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     )
     follower.load_first()
     follower.start()
-    access = open_access(settings)
+    access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
     readiness = Readiness(
         {
@@ -154,7 +154,9 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ).current,
         routes,
         max_body_bytes=settings.service.max_body_bytes,
-        freshness=load_freshness(settings.sealing),
+        freshness=load_freshness(
+            settings.sealing, key=read_secret(settings.audit.pseudonym_key)
+        ),
         publication=load_publication(settings.sealing),
     )
     return Guard(inner, routes, gateway, settings.service, on_shutdown=recorder.close)
@@ -167,7 +169,7 @@ def _check_operable(settings: Settings) -> None:
     """Fail in the parent what would otherwise fail again and again in every worker."""
     check_access(settings)
     load_keyring(settings.sealing.keys)
-    load_freshness(settings.sealing)
+    load_freshness(settings.sealing, key=b"")
     load_publication(settings.sealing)
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)

@@ -94,6 +94,7 @@ class Callers:
             method=_text(request.method),
             path=_text(request.path.partition(b"?")[0]),
             token=token,
+            account=principal.account,
             confirmation=principal.confirmation,
             now=self._clock(),
         )

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
@@ -111,7 +111,12 @@ class Routes:
         return path in _HEALTH or path in self._documents
 
     async def answer(
-        self, request: Request, *, sealed: bool, principal: Principal | None = None
+        self,
+        request: Request,
+        *,
+        sealed: bool,
+        principal: Principal | None = None,
+        remember: Callable[[str], Awaitable[None]] | None = None,
     ) -> Response:
         """Answer one request; a refusal is an answer too.
 
@@ -119,6 +124,8 @@ class Routes:
             request: from anyone.
             sealed: whether it came sealed.
             principal: what `check_early` returned, where that was asked.
+            remember: given the account that asks, refuses a replay; awaited once the
+                token is verified and before anything is done for the request.
         """
         if self.is_open(request.path):
             return self._answer_open(request)
@@ -136,7 +143,7 @@ class Routes:
         reason: str | None = None
         fields: Headers = ()
         try:
-            response = await self._dispatch(request, decision)
+            response = await self._dispatch(request, decision, remember)
         except SealgateError as error:
             problem = to_problem(error, self._callers.challenges)
             reason, response = problem.code, problem_response(problem)
@@ -204,9 +211,16 @@ class Routes:
         principal = await self._authenticate(request)
         self._permissions.authorize_server(principal, "metrics")
 
-    async def _dispatch(self, request: Request, decision: Decision) -> Response:
+    async def _dispatch(
+        self,
+        request: Request,
+        decision: Decision,
+        remember: Callable[[str], Awaitable[None]] | None,
+    ) -> Response:
         principal = decision.principal or await self._authenticate(request)
         decision.principal = principal
+        if remember is not None:
+            await remember(principal.account)
         if self._require_sealed and not decision.sealed:
             raise Problem("sealed-required")
         path = request.path.partition(b"?")[0]

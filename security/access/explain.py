@@ -5,7 +5,6 @@ Each step is the server's own: nothing is decided here a second time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from security.access.permissions import (
@@ -14,7 +13,7 @@ from security.access.permissions import (
     Permissions,
     load_permissions,
 )
-from security.access.revocation import Revocation, Revocations
+from security.access.revocation import Revocations
 from security.access.tokens import Principal, Verifier
 from security.errors import AccessError, HiddenError
 from security.settings.access import AccessSettings
@@ -55,7 +54,7 @@ def explain(
     token: str,
     question: Question,
     *,
-    revoked: Iterable[Revocation],
+    revoked: Revocations,
     now: float,
 ) -> list[Step]:
     """The steps up to the first that fails.
@@ -73,7 +72,7 @@ def explain(
     steps = [Step(True, f"token: {_who(principal)}")]
     steps.append(_binding(verifier.issuer_of(principal).dpop, principal))
     try:
-        Revocations(revoked).check(principal)
+        revoked.check(principal)
         steps.append(Step(True, "revocation: none"))
     except AccessError as error:
         steps.append(Step(False, f"revocation: {error}"))
