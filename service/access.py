@@ -55,7 +55,9 @@ def open_access(settings: Settings, metrics: Metrics) -> Access:
         key=read_secret(settings.audit.pseudonym_key),
         report_kept=partial(_report_kept, metrics),
     )
-    verifier = Verifier(access, revocations=revocations)
+    verifier = Verifier(
+        access, revocations=revocations, report_stale=partial(_report_stale, metrics)
+    )
     return Access(
         Callers(verifier, access, proofs=_proofs(settings)),
         load_permissions(access.permissions),
@@ -86,6 +88,10 @@ def check_access(settings: Settings) -> None:
 
 def _report_kept(metrics: Metrics, kept: bool) -> None:
     metrics.set("sealgate_revocations_volatile", value=float(not kept))
+
+
+def _report_stale(metrics: Metrics, issuer: str, stale: bool) -> None:
+    metrics.set("sealgate_issuer_keys_stale", issuer, value=float(stale))
 
 
 def _proofs(settings: Settings) -> Proofs | None:

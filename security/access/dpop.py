@@ -34,12 +34,12 @@ from typing import Any, Protocol
 from sealgate.errors import ProtocolError
 from sealgate.protocol import dpop
 from security.access import jws
-from security.access.jwks import parse_key
+from security.access.jwks import KeyRules, parse_key
 from security.errors import KeyFileError, NonceError, ProofError, TokenError
 
 __all__ = ["PROOF_ALGORITHMS", "Nonces", "ProofStore", "Proofs"]
 
-PROOF_ALGORITHMS = ("ES256", "ES384", "EdDSA")
+PROOF_ALGORITHMS = ("ES256", "ES384", "EdDSA", "Ed25519")
 MAX_PROOF_BYTES = 4 << 10
 SLOT_S = 10
 NONCE_LIFETIME_S = 300
@@ -206,8 +206,10 @@ def _open(text: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
     if not isinstance(jwk, dict):
         raise ProofError("there is no jwk")  # 6
     try:
-        key = parse_key(jwk, "jwk", PROOF_ALGORITHMS)  # 5, 7
-        if parsed.header.get("alg") != key.algorithm:
+        possible = parse_key(jwk, "jwk", KeyRules(PROOF_ALGORITHMS))  # 5, 7
+        keys = {key.algorithm: key for key in possible}
+        key = keys.get(str(parsed.header.get("alg")))
+        if key is None:
             raise ProofError("alg is not the key's")  # 5
         key.verify(parsed.signed, parsed.signature)  # 6
     except (KeyFileError, TokenError) as error:

@@ -30,7 +30,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from security.access import jws
@@ -77,9 +79,18 @@ class Verifier:
     """Verifies access tokens of the configured issuers."""
 
     def __init__(
-        self, access: AccessSettings, *, revocations: RevocationList | None = None
+        self,
+        access: AccessSettings,
+        *,
+        revocations: RevocationList | None = None,
+        report_stale: Callable[[str, bool], None] = lambda issuer, stale: None,
     ) -> None:
         """Open the issuers' keys.
+
+        Args:
+            access: the settings.
+            revocations: what is revoked.
+            report_stale: told which issuer's last good keys stand in for newer ones.
 
         Raises:
             KeyFileError: a file of keys cannot be used.
@@ -91,7 +102,7 @@ class Verifier:
         self._issuers = {
             settings.issuer: _Issuer(
                 settings,
-                open_source(settings),
+                open_source(settings, partial(report_stale, settings.issuer)),
                 ClaimReader(settings, leeway_s=access.leeway_s),
                 frozenset(kind.lower() for kind in settings.token_types),
             )
@@ -115,7 +126,7 @@ class Verifier:
 
         Raises:
             TokenError: any of the module's checks failed; the message says which, for
-                the log only.
+                the log only. Of an unknown key it may hold the fetch to wait for.
             KeysUnavailableError: the issuer's keys are not there yet.
             RevocationStoreError: whether it is revoked cannot be told.
         """
@@ -154,8 +165,8 @@ class Verifier:
         keys = issuer.keys.current()
         try:
             jws.verify(parsed, keys)
-        except jws.UnknownKidError:
-            issuer.keys.unknown()
+        except jws.UnknownKidError as error:
+            error.fetch = issuer.keys.unknown()
             raise
         return _Verified(issuer.reader.read(claims, now), issuer, keys)
 

@@ -26,11 +26,12 @@ __all__ = [
 # A file, or an https URL.
 KeyLocation = Path | str
 
-ALGORITHMS = ("EdDSA", "ES256", "ES384", "PS256", "RS256")
+ALGORITHMS = ("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256")
 SHARED_SECRET = "HS256"  # noqa: S105  (an algorithm's name)
 TOKEN_TYPES = ("at+jwt", "JWT")
 DPOP_MODES = ("off", "optional", "required")
 MAX_ISSUERS = 32
+_POSITIVE = ("jwks_refresh_s", "jwks_retry_s", "jwks_max_stale_s", "max_lifetime_s")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # A claim of the token's top level, or a JSON pointer (RFC 6901) to one inside another.
@@ -56,6 +57,9 @@ class IssuerSettings:
         jwks_refresh_s: how often the URL is fetched.
         jwks_retry_s: at least so long between fetches, however many tokens name keys
             that are not known.
+        jwks_max_stale_s: for how long the last good set is used while the file or the
+            URL gives none; then the issuer's tokens are answered 503.
+        key_uses: values of ``use`` that mark its keys, beside "sig".
         secret: file of the key that HS256 is verified with, at least 32 bytes; then no
             other algorithm is.
         algorithms: accepted ones; each key is bound to one of them.
@@ -78,6 +82,8 @@ class IssuerSettings:
     jwks_ca: Path | None = None
     jwks_refresh_s: int = 300
     jwks_retry_s: int = 30
+    jwks_max_stale_s: int = 86_400
+    key_uses: tuple[str, ...] = ()
     secret: Path | None = None
     algorithms: tuple[str, ...] = ALGORITHMS
     token_types: tuple[str, ...] = ("at+jwt",)
@@ -111,9 +117,11 @@ def check_issuers(issuers: Sequence[IssuerSettings]) -> None:
             raise SettingsError(f"{where}: audience must be set, without blanks")
         _check_algorithms(issuer, where)
         _check_claims(issuer, where)
-        for name in ("jwks_refresh_s", "jwks_retry_s", "max_lifetime_s"):
+        for name in _POSITIVE:
             if getattr(issuer, name) <= 0:
                 raise SettingsError(f"{where}: {name}: must be positive")
+        if issuer.jwks_max_stale_s < issuer.jwks_refresh_s:
+            raise SettingsError(f"{where}: jwks_max_stale_s: below jwks_refresh_s")
         _check_choice(issuer.token_types, TOKEN_TYPES, f"{where}: token_types")
         _check_choice((issuer.dpop,), DPOP_MODES, f"{where}: dpop")
 

@@ -104,9 +104,9 @@ class SqliteFile:
             connection.close()
 
     def _opened(self) -> sqlite3.Connection:
-        """The connection; never to a file that is not at its path any more."""
         connection = self._connection or self._open(make=not self._must_exist)
-        if os.stat(self.path).st_ino != self._inode:
+        # A file that is not at its path any more is not what others write to.
+        if self._must_exist and os.stat(self.path).st_ino != self._inode:
             raise sqlite3.OperationalError("was replaced")
         return connection
 
