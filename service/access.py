@@ -55,6 +55,8 @@ def open_access(settings: Settings, metrics: Metrics) -> Access:
         key=read_secret(settings.audit.pseudonym_key),
         report_kept=partial(_report_kept, metrics),
     )
+    for issuer in access.all_issuers:
+        _report_stale(metrics, issuer.issuer, False)
     verifier = Verifier(
         access, revocations=revocations, report_stale=partial(_report_stale, metrics)
     )

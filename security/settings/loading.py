@@ -27,6 +27,7 @@ from security.settings.audit import AuditSettings, check_audit
 from security.settings.deployment import DeploymentSettings, check_deployment
 from security.settings.issuers import IssuerSettings, KeyLocation
 from security.settings.observability import ObservabilitySettings, check_observability
+from security.settings.profiles import PROFILES
 from security.settings.quotas import QuotaSettings, check_quotas
 from security.settings.runtime import ModelLimits, RuntimeSettings, check_runtime
 from security.settings.sealing import SealingSettings, check_sealing
@@ -173,6 +174,8 @@ def _section(
     kind: type[Any], values: Mapping[str, Any], *, where: str, bases: Mapping[str, Path]
 ) -> Any:
     known = {item.name: str(item.type) for item in fields(kind)}
+    if "profile" in known:
+        values = _profiled(values, where)
     _refuse_unknown(values.keys(), known.keys(), where)
     # Defaults of paths go through the same conversion, so that they become absolute.
     given = {
@@ -185,6 +188,14 @@ def _section(
         for item in fields(kind)
     }
     return kind(**given)
+
+
+def _profiled(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """An issuer's keys with its profile's for those that it leaves out."""
+    name = values.get("profile", IssuerSettings.profile)
+    if not isinstance(name, str) or name not in PROFILES:
+        raise SettingsError(f"{where} profile: one of {', '.join(PROFILES)}")
+    return {**PROFILES[name], **values}
 
 
 def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
