@@ -14,6 +14,7 @@ import bentoml
 from _bentoml_sdk import Service
 from bentoml.exceptions import BentoMLException
 
+from models.manifest import store_tag
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import load_quota_counters
@@ -85,7 +86,9 @@ class AdmittedService(Service):
     def __attrs_post_init__(self) -> None:
         """Name the models; the settings or the Bento's lock decide which."""
         super().__attrs_post_init__()
-        self.models.extend(AdmittedModel(tag) for tag in locked_tags(_settings()))
+        self.models.extend(
+            AdmittedModel(store_tag(tag)) for tag in locked_tags(_settings())
+        )
 
     def to_asgi(self, is_main: bool = True) -> App:
         """Build one worker's application: the third door."""

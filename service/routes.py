@@ -50,7 +50,7 @@ _READY = frozenset({b"/readyz", b"/v2/health/ready"})
 _HEALTH = _READY | {b"/livez", b"/v2/health/live"}
 _SERVER = frozenset({b"/v2", b"/v2/"})
 _MODEL = re.compile(
-    rb"/v2/models/(?P<model>[a-z0-9-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
+    rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
     rb"(?:/(?P<action>ready|infer|attestations))?"
 )
 

@@ -49,7 +49,7 @@ _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
 _SCOPES = ("sufficient", "necessary", "ignored")
 _CALLERS = ("subjects", "clients", "groups", "tenants", "issuers", "scopes")
 # A name, or its beginning and a star.
-_MODEL_PATTERN = re.compile(r"[a-z0-9-]{1,63}|[a-z0-9-]{0,62}\*")
+_MODEL_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,63}|[A-Za-z0-9._-]{0,62}\*")
 _VERSION_PATTERN = re.compile(r"[0-9.]{1,40}|[0-9.]{0,39}\*")
 
 

@@ -28,6 +28,7 @@ from bentoml.exceptions import BentoMLException
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from models.files import read_regular
+from models.manifest import is_tag, names_that_clash, store_tag
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.hooks import LOCK_FILE, check_sources, lock_entry, read_lock
@@ -44,10 +45,6 @@ MAX_SOURCE_BYTES = 4 << 20
 # Where BentoML's containers keep the Bento.
 _IN_IMAGE = Path("home/bentoml/bento")
 _SERVICE = re.compile(r"^service: *[\"']?service\.app:Sealgate[\"']? *$", re.MULTILINE)
-# A tag becomes a path below: no separators, no dots to climb with.
-_TAG = re.compile(
-    r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}"
-)
 
 
 def find_bento(folder: Path) -> Path | None:
@@ -83,8 +80,10 @@ def verify_bento(
     _check_description(bento)
     _check_sources(bento / "src", release)
     lock = read_lock(bento / "src")
-    if not lock or not all(_TAG.fullmatch(tag) for tag in lock):
+    if not lock or not all(map(is_tag, lock)):
         raise AdmissionRefused(LOCK_CHECK, "the Bento's lock file names no full tags")
+    if names_that_clash(tag.partition(":")[0] for tag in lock):
+        raise AdmissionRefused(LOCK_CHECK, "the lock's tags are equal but for case")
     _check_models(bento / "models", lock)
     return [_admit(bento, tag, entry, settings) for tag, entry in lock.items()]
 
@@ -126,7 +125,7 @@ def _check_models(models: Path, lock: Mapping[str, Any]) -> None:
         return
     for name in _folders(models):
         for version in _folders(models / name):
-            if f"{name}:{version}" not in lock:
+            if f"{name}:{version}" not in map(store_tag, lock):
                 raise _refused(f"model {name}:{version} is not in the lock")
 
 
@@ -150,7 +149,7 @@ def _admit(bento: Path, tag: str, entry: Any, settings: Settings) -> Admission:
 
 
 def _read(bento: Path, tag: str) -> Bundle:
-    name, _, version = tag.partition(":")
+    name, _, version = store_tag(tag).partition(":")
     own = bento / "models" / name / version
     if not own.exists():
         return read_stored(tag)

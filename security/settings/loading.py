@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models.manifest import NAME
 from security.errors import SettingsError
 from security.key_files import PASSPHRASE_VARIABLE
 from security.settings.access import AccessSettings, check_access
@@ -247,7 +247,7 @@ def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise SettingsError(f"{where}: expected tables, [runtime.models.NAME]")
-        if not re.fullmatch("[a-z0-9-]{1,63}", name):
+        if not NAME.fullmatch(name):
             raise SettingsError(f"{where}: {name!r} is no model's name")
     bases = {"home": base}
     limits = {

@@ -168,6 +168,7 @@ FAULTS = [
     ('[service]\nmodels = ["../x:1"]', "'../x:1' is not a full tag"),
     ('[service]\nmodels = ["toy:1\\n"]', "is not a full tag"),
     ('[service]\nmodels = ["toy:latest"]', "'toy:latest' is not a full tag"),
+    ('[service]\nmodels = ["Abc:1", "aBc:2"]', "equal but for case"),
     ('[service]\nmodels = ["a:1", "b:1", "a:1"]', "'a:1' is named twice"),
     ("[runtime]\nproviders = []", "runtime.providers: name one at least"),
     ("[runtime]\nmax_waiting = 0", "runtime.max_waiting: must be at least 1"),

@@ -144,7 +144,7 @@ FAULTS = [
     (NO_KIND, b"[require]", 6, r"\[require\]: needs at least one kind of evidence"),
     (b'match = "toy"', b"", 38, NO_MATCH),
     (b'match = "toy"', b'match = ""', 39, NO_MATCH),
-    (b'match = "toy"', b'match = "Toy"', 39, NO_MATCH),
+    (b'match = "toy"', b'match = "to/y"', 39, NO_MATCH),
     (b'match = "toy"', b'match = "[a-t]oy"', 39, NO_MATCH),
     (b'match = "toy"', b"match = 7", 39, NO_MATCH),
     (b'match = "toy"', b'math = "toy"', 39, "did you mean 'match'"),
