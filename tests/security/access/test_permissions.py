@@ -246,7 +246,7 @@ FAULTS = [
     (ONE.replace('["a"]', "[]"), "subjects: expected an array of texts"),
     (ONE.replace('["a"]', '[""]'), "subjects: expected an array of texts"),
     (ONE.replace('["a"]', '"a"'), "subjects: expected an array of texts"),
-    (ONE.replace('["m"]', '["M"]'), "'M' is no name, or name and"),
+    (ONE.replace('["m"]', '["m n"]'), "'m n' is no name, or name and"),
     (ONE.replace('["m"]', '["a*b"]'), r"'a\*b' is no name, or name and"),
     (ONE.replace('["m"]', '["m/../x"]'), "is no name, or name and"),
     (ONE + 'versions = ["latest"]', "'latest' is no name, or name and"),
