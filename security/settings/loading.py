@@ -9,7 +9,6 @@ that other relative paths start from, and ``SEALGATE_CONFIG``, another service.t
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import tomllib
@@ -24,6 +23,7 @@ from security.key_files import PASSPHRASE_VARIABLE
 from security.settings.access import AccessSettings, check_access
 from security.settings.admission import AdmissionSettings
 from security.settings.audit import AuditSettings, check_audit
+from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
 from security.settings.issuers import IssuerSettings, KeyLocation
 from security.settings.observability import ObservabilitySettings, check_observability
@@ -91,7 +91,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     path = Path(environ.get("SEALGATE_CONFIG") or project / "deploy" / "service.toml")
     home = Path(environ.get("SEALGATE_HOME") or ".sealgate").resolve()
     document = _read(path)
-    _refuse_unknown(document.keys(), _SECTIONS.keys(), str(path))
+    refuse_unknown(document.keys(), _SECTIONS.keys(), str(path))
     overrides = _variables(environ)
     bases = {"home": home, "config": path.resolve().parent}
     sections = {
@@ -151,7 +151,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         for name, text in environ.items()
         if name.startswith(_PREFIX) and name not in _OTHER_VARIABLES
     }
-    _refuse_unknown(given.keys(), known.keys(), "environment")
+    refuse_unknown(given.keys(), known.keys(), "environment")
     result: dict[str, dict[str, Any]] = {}
     for name, text in given.items():
         section, item = known[name]
@@ -176,7 +176,7 @@ def _section(
     known = {item.name: str(item.type) for item in fields(kind)}
     if "profile" in known:
         values = _profiled(values, where)
-    _refuse_unknown(values.keys(), known.keys(), where)
+    refuse_unknown(values.keys(), known.keys(), where)
     # Defaults of paths go through the same conversion, so that they become absolute.
     given = {
         item.name: _convert(
@@ -258,10 +258,3 @@ def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]
         name: {key: getattr(limits[name], key) for key in table}
         for name, table in tables.items()
     }
-
-
-def _refuse_unknown(given: Any, known: Any, where: str) -> None:
-    for name in sorted(set(given) - set(known)):
-        close = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingsError(f"{where}: unknown key {name!r}{hint}")
