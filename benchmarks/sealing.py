@@ -157,7 +157,7 @@ def _replay() -> list[tuple[str, ...]]:
             for _ in range(count):
                 enc = next(counter).to_bytes(32, "big")
                 unseen = freshness.check(HEADERS, enc, key_id=1, live_ids=(1, 2))
-                await unseen.remember("issuer\0subject")
+                await unseen("issuer\0subject")
 
         asyncio.run(check(200_000))
         medians = alternate(

@@ -176,7 +176,7 @@ class Gateway:
         """Checks 3 and 4, and the answer."""
         try:
             request = bhttp.decode_request(message, self._limits)
-            unseen = self._freshness.check(
+            remember = self._freshness.check(
                 request.headers, enc, key_id=key_id, live_ids=ring.ids
             )
         except DateError:
@@ -184,7 +184,7 @@ class Gateway:
             return await self._routes.refuse(Problem("date", headers=ours), sealed=True)
         except SealgateError as error:
             return await self._routes.refuse(error, sealed=True)
-        return await self._routes.answer(request, sealed=True, remember=unseen.remember)
+        return await self._routes.answer(request, sealed=True, remember=remember)
 
 
 class LargeRequest:

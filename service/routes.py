@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -23,6 +23,7 @@ from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
+from security.sealing.freshness import Remember
 from service.callers import Callers
 from service.descriptions import model_metadata, passport, server_metadata
 from service.inference.batching import (
@@ -116,7 +117,7 @@ class Routes:
         *,
         sealed: bool,
         principal: Principal | None = None,
-        remember: Callable[[str], Awaitable[None]] | None = None,
+        remember: Remember | None = None,
     ) -> Response:
         """Answer one request; a refusal is an answer too.
 
@@ -215,7 +216,7 @@ class Routes:
         self,
         request: Request,
         decision: Decision,
-        remember: Callable[[str], Awaitable[None]] | None,
+        remember: Remember | None,
     ) -> Response:
         principal = decision.principal or await self._authenticate(request)
         decision.principal = principal

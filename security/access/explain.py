@@ -15,7 +15,7 @@ from security.access.permissions import (
 )
 from security.access.revocation import Revocations
 from security.access.tokens import Principal, Verifier
-from security.errors import AccessError, HiddenError
+from security.errors import AccessError, HiddenError, RevocationStoreError
 from security.settings.access import AccessSettings
 from security.settings.issuers import IssuerSettings
 from security.settings.profiles import RELAXATIONS
@@ -56,10 +56,10 @@ def explain(
     token: str,
     question: Question,
     *,
-    revoked: Revocations,
+    revoked: Revocations | RevocationStoreError,
     now: float,
 ) -> list[Step]:
-    """The steps up to the first that fails.
+    """The steps up to the first that fails; ``revoked`` is why it cannot be told, too.
 
     Raises:
         SettingsError: the table of grants cannot be used.
@@ -75,6 +75,8 @@ def explain(
     steps.extend(Step(True, line) for line in _relaxed(verifier, principal))
     steps.append(_binding(verifier.issuer_of(principal).dpop, principal))
     try:
+        if isinstance(revoked, RevocationStoreError):
+            raise revoked
         revoked.check(principal)
         steps.append(Step(True, "revocation: none"))
     except AccessError as error:

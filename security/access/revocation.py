@@ -57,6 +57,7 @@ _REDIS_TIMEOUT_S = 1.0
 # The second one is where earlier releases had the version.
 _REDIS_KEYS = ["sealgate:revocations", "sealgate:revocations:version"]
 _NO_LIST = "there is no list of revocations; `access revoke --new-list` makes one"
+_NO_FILE = f"{_NO_LIST}, as a server does at its first start"
 
 _log = logging.getLogger(__name__)
 
@@ -255,6 +256,7 @@ class LocalStore:
 
     def entries(self) -> list[Revocation]:
         """As `RevocationStore.entries`."""
+        self._must_exist()
         rows = self._file.execute(
             "SELECT kind, value, issuer, issued_until, expires_at, revoked_at"
             " FROM revoked ORDER BY revoked_at, name"
@@ -275,7 +277,7 @@ class LocalStore:
 
     def _must_exist(self) -> None:
         if not self._file.path.exists():
-            raise RevocationStoreError(f"{self._file.path}: {_NO_LIST}")
+            raise RevocationStoreError(f"{self._file.path}: {_NO_FILE}")
 
 
 _VERSION = """

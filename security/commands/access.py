@@ -23,7 +23,7 @@ from security.audit.journal import record_operation
 from security.audit.records import token_hash
 from security.commands import access_issuer
 from security.commands.options import Subparsers
-from security.errors import SettingsError
+from security.errors import RevocationStoreError, SettingsError
 from security.key_files import read_secret
 from security.settings.loading import Settings, load_settings
 
@@ -124,15 +124,23 @@ def _explain(args: argparse.Namespace) -> int:
         raise SettingsError(f"--action {args.action} is about a --model")
     question = Question(args.model, args.model_version, args.action)
     token = _token(args.token)
-    with closing(open_store(settings.access)) as store:
-        entries = store.entries()
-    revoked = Revocations(entries, key=read_secret(settings.audit.pseudonym_key))
-    steps = explain(settings.access, token, question, revoked=revoked, now=time.time())
+    steps = explain(
+        settings.access, token, question, revoked=_read_list(settings), now=time.time()
+    )
     for step in steps:
         print(f"{'ok  ' if step.passed else 'no  '}  {step.text}")
     allowed = all(step.passed for step in steps)
     print("allowed" if allowed else "refused")
     return 0 if allowed else 1
+
+
+def _read_list(settings: Settings) -> Revocations | RevocationStoreError:
+    try:
+        with closing(open_store(settings.access)) as store:
+            entries = store.entries()
+    except RevocationStoreError as error:
+        return error
+    return Revocations(entries, key=read_secret(settings.audit.pseudonym_key))
 
 
 def _revoke(args: argparse.Namespace) -> int:

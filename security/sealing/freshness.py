@@ -14,10 +14,9 @@ from __future__ import annotations
 import hmac
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from sealgate.protocol.bhttp import Headers
 from security.errors import DateError, ReplayError
@@ -29,7 +28,7 @@ from security.sealing.replay import (
 )
 from security.settings.sealing import SealingSettings
 
-__all__ = ["Freshness", "Unseen", "http_date", "load_freshness"]
+__all__ = ["Freshness", "Remember", "http_date", "load_freshness"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = (
@@ -42,33 +41,8 @@ _DATE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Unseen:
-    """A request whose Date fits, and that may have been seen before.
-
-    Attributes:
-        entry: what it is remembered by.
-        slot: where.
-        live_ids: of all keys that opened requests when it came.
-    """
-
-    entry: bytes
-    slot: int
-    live_ids: tuple[int, ...]
-    _freshness: Freshness = field(repr=False)
-
-    async def remember(self, account: str) -> None:
-        """Check 2: pass a request that is new, and remember it.
-
-        Args:
-            account: of its verified token; bounds what one subject fills.
-
-        Raises:
-            ReplayError: it was seen before.
-            QuotaError: the subject's share of the store is used up.
-            ReplayStoreError: it cannot be told; the request must not pass.
-        """
-        await self._freshness.remember(self, account)
+# Check 2 of a request: given the account of its verified token, passes it once.
+Remember = Callable[[str], Awaitable[None]]
 
 
 class Freshness:
@@ -108,7 +82,7 @@ class Freshness:
 
     def check(
         self, headers: Headers, enc: bytes, *, key_id: int, live_ids: Sequence[int]
-    ) -> Unseen:
+    ) -> Remember:
         """Check 1.
 
         Args:
@@ -117,6 +91,12 @@ class Freshness:
             key_id: of the key that opened it.
             live_ids: of all keys that open requests now.
 
+        Returns:
+            Check 2, to be awaited with the account of its verified token, which bounds
+            what one subject fills. Raises ReplayError: it was seen before; QuotaError:
+            the subject's share of the store is used up; ReplayStoreError: it cannot be
+            told, and must not pass.
+
         Raises:
             DateError: it is too old, too new, or does not say when it was made.
         """
@@ -124,17 +104,19 @@ class Freshness:
         date = self._date(headers, now)
         # Without a Date the key decides; its slots are the negative numbers.
         slot = -1 - key_id if date is None else date // SLOT_S
-        return Unseen(fingerprint(enc), slot, tuple(live_ids), self)
+        return partial(self._remember, fingerprint(enc), slot, live_ids)
 
-    async def remember(self, request: Unseen, account: str) -> None:
-        """As `Unseen.remember`."""
+    async def _remember(
+        self, entry: bytes, slot: int, live_ids: Sequence[int], account: str
+    ) -> None:
+        """Check 2."""
         if self._monotonic() >= self._next_forget:
             self._next_forget = self._monotonic() + SLOT_S
             now = self._clock()
             if self._is_steady(now):
-                self._forget(now, request.live_ids)
+                self._forget(now, live_ids)
         owner = hmac.digest(self._key, b"replay\0" + account.encode(), "sha256")[:8]
-        if not await self._store.insert(request.entry, slot=request.slot, owner=owner):
+        if not await self._store.insert(entry, slot=slot, owner=owner):
             raise ReplayError("seen before")
 
     def _is_steady(self, now: float) -> bool:

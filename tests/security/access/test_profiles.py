@@ -20,7 +20,7 @@ from security.access.claims import Principal
 from security.access.explain import Question, explain
 from security.access.revocation import Revocation, Revocations
 from security.access.tokens import Verifier
-from security.errors import TokenError
+from security.errors import RevocationStoreError, TokenError
 from security.settings.access import AccessSettings
 from security.settings.issuers import IssuerSettings
 from security.settings.loading import load_settings
@@ -462,6 +462,22 @@ def test_explain_and_the_page_say_what_is_relaxed(tmp_path: Path, name: str) -> 
         assert f"| `{relaxed}` | {consequence} |" in page
     (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
     assert all(f"`{relaxed}`" in row for relaxed in issuer.relax)
+
+
+def test_explain_says_that_there_is_no_list(tmp_path: Path) -> None:
+    verifier_of(tmp_path, "rfc9068")
+    issuer = settings_of(tmp_path, PROVIDERS["rfc9068"].settings)
+    (tmp_path / "access.toml").write_text("")
+    access = AccessSettings(issuers=(issuer,), permissions=tmp_path / "access.toml")
+    steps = explain(
+        access,
+        issue(PROVIDERS["rfc9068"]),
+        Question("toy", None, "infer"),
+        revoked=RevocationStoreError("there is no list"),
+        now=NOW,
+    )
+    (failed,) = (step for step in steps if not step.passed)
+    assert failed.text == "revocation: there is no list"
 
 
 # Relaxations that no profile needs, by hand.

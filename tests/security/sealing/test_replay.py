@@ -333,7 +333,7 @@ def check(
 ) -> None:
     headers = tuple((b"date", date) for date in dates)
     unseen = freshness.check(headers, enc, key_id=key_id, live_ids=(1, 2))
-    asyncio.run(unseen.remember("issuer\0alice"))
+    asyncio.run(unseen("issuer\0alice"))
 
 
 @pytest.mark.parametrize("offset", [-120, -119, 0, 120])
@@ -424,7 +424,7 @@ def test_undated_entries_go_some_time_after_their_key(
 
     def undated(enc: bytes, *live: int) -> None:
         unseen = freshness.check((), enc, key_id=live[0], live_ids=live)
-        asyncio.run(unseen.remember("issuer\0alice"))
+        asyncio.run(unseen("issuer\0alice"))
 
     undated(b"a", 1)
     for offset, kept in ((10, True), (20, True), (40, False)):
