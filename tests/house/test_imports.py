@@ -172,6 +172,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of security: commands on top, the rest side by side",
         "rooms of service",
         "rooms of models",
+        "rooms of stores",
         "rooms of sealgate",
         "rooms of the protocol",
         "drafts of the protocol",
