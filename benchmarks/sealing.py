@@ -143,16 +143,21 @@ def _refuse(garbage: bytes, key: PrivateKey | HybridPrivateKey) -> None:
 def _replay() -> list[tuple[str, ...]]:
     """The check of a Date and a new entry, among 200,000 others."""
     with tempfile.TemporaryDirectory() as folder:
-        store = LocalReplayStore(Path(folder), max_entries=1 << 20)
+        store = LocalReplayStore(Path(folder), max_entries=1 << 20, share=1 << 20)
         freshness = Freshness(
-            store, window_s=120, require_date=True, clock=lambda: 1_800_000_000.0
+            store,
+            key=bytes(32),
+            window_s=120,
+            require_date=True,
+            clock=lambda: 1_800_000_000.0,
         )
         counter = itertools.count()
 
         async def check(count: int) -> None:
             for _ in range(count):
                 enc = next(counter).to_bytes(32, "big")
-                await freshness.check(HEADERS, enc, key_id=1, live_ids=(1, 2))
+                unseen = freshness.check(HEADERS, enc, key_id=1, live_ids=(1, 2))
+                await unseen("issuer\0subject")
 
         asyncio.run(check(200_000))
         medians = alternate(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,18 @@ from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import DATATYPES, TensorSpec
 
-__all__ = ["FORMS", "MANIFEST_SCHEMA", "Column", "Manifest", "Tensor"]
+__all__ = [
+    "FORMS",
+    "MANIFEST_SCHEMA",
+    "NAME",
+    "VERSION",
+    "Column",
+    "Manifest",
+    "Tensor",
+    "is_tag",
+    "names_that_clash",
+    "store_tag",
+]
 
 MANIFEST_SCHEMA = "https://sealgate.dev/manifest/v1"
 MAX_MANIFEST_BYTES = 4 << 20
@@ -28,9 +39,10 @@ MAX_ROWS = 1 << 20
 # sequence of tensors of one shape, which are stacked.
 FORMS = ("tensor", "maps", "sequence")
 
-# BentoML's tag syntax, narrowed: both parts are also path segments and scope suffixes.
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
+# Both are also path segments, scope suffixes and labels: no separator, no blank, and a
+# dot only between other characters.
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
 
 
 _Item = TypeVar("_Item")
@@ -84,7 +96,7 @@ class Manifest:
     """A parsed, validated manifest.
 
     Attributes:
-        name: ``[a-z0-9-]``, at most 63 characters; the ``{model}`` of every URL.
+        name: ``[A-Za-z0-9._-]``, at most 63 characters; the ``{model}`` of every URL.
         version: dotted numbers, ``1.0.0``.
         inputs: at least one.
         outputs: at least one.
@@ -99,7 +111,7 @@ class Manifest:
 
     @property
     def tag(self) -> str:
-        """``name:version``, as BentoML writes it."""
+        """``name:version``; BentoML's own is in lower case, see `store_tag`."""
         return f"{self.name}:{self.version}"
 
     @property
@@ -129,8 +141,8 @@ class Manifest:
         if value["schema"] != MANIFEST_SCHEMA:
             raise ManifestError(f"manifest.schema: expected {MANIFEST_SCHEMA}")
         manifest = cls(
-            name=_match(value["name"], "manifest.name", _NAME),
-            version=_match(value["version"], "manifest.version", _VERSION),
+            name=_match(value["name"], "manifest.name", NAME),
+            version=_match(value["version"], "manifest.version", VERSION),
             inputs=_inputs(value["inputs"]),
             outputs=_tensors(value["outputs"], "manifest.outputs"),
             max_rows=_max_rows(value.get("limits", {})),
@@ -269,6 +281,35 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 256:
         raise ManifestError(f"{where}: expected 1 to 256 characters")
     return value
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text is a full tag, of a name and a version as manifests have them.
+
+    >>> is_tag("densenet_onnx:1.0.0"), is_tag("densenet_onnx:latest")
+    (True, False)
+    """
+    name, _, version = text.partition(":")
+    return bool(NAME.fullmatch(name) and VERSION.fullmatch(version))
+
+
+def store_tag(tag: str) -> str:
+    """What BentoML's store calls a tag: it knows no capitals.
+
+    >>> store_tag("DenseNet.v2:1.0.0")
+    'densenet.v2:1.0.0'
+    """
+    return tag.lower()
+
+
+def names_that_clash(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two names that are equal but for case, if there are any."""
+    known: dict[str, str] = {}
+    for name in names:
+        other = known.setdefault(store_tag(name), name)
+        if other != name:
+            return other, name
+    return None
 
 
 def _match(value: Any, where: str, pattern: re.Pattern[str]) -> str:

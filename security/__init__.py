@@ -10,6 +10,6 @@ assessment    what a model withstands              attacks, quality        offli
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
 key_files     private keys in PEM files that only their owner can read
-redis_client  a client of Redis, for stores that several machines share
+stores        what replays, quotas and revocations are kept in: SQLite, Redis
 errors        this package's branch of the error tree
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "PASSPHRASE_VARIABLE",
     "encode_private",
     "passphrase_file",
+    "pseudonym",
     "read_passphrase",
     "read_private",
     "read_secret",
@@ -129,3 +131,12 @@ def write_private(
         KeyFileError: the file exists.
     """
     write_secret(path, encode_private(key, passphrase=passphrase))
+
+
+def pseudonym(key: bytes, subject: str) -> str:
+    """A keyed hash of a subject: the same for the same subject, and no way back.
+
+    >>> len(pseudonym(b"k" * 32, "alice"))
+    32
+    """
+    return hmac.digest(key, subject.encode(), "sha256").hex()[:32]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 from sealgate.protocol.bhttp import Response
 from security.access.dpop import Nonces, Proofs
@@ -13,10 +15,13 @@ from security.access.key_sources import check_source
 from security.access.permissions import Permissions, load_permissions
 from security.access.revocation import open_store, open_watched
 from security.access.tokens import Verifier
+from security.errors import QuotaStoreError, ReplayStoreError
 from security.key_files import read_secret
-from security.sealing.replay import LocalReplayStore, RedisReplayStore, ReplayStore
+from security.sealing.replay import ReplayStore, open_replay_store
 from security.settings.loading import Settings
+from security.stores.shared import check_redis
 from service.callers import Callers, documents
+from service.telemetry.metrics import Metrics
 
 __all__ = ["Access", "check_access", "open_access"]
 
@@ -38,14 +43,23 @@ class Access:
     verifier: Verifier
 
 
-def open_access(settings: Settings) -> Access:
-    """Open it for one worker.
+def open_access(settings: Settings, metrics: Metrics) -> Access:
+    """Open it for one worker, which counts in ``metrics``.
 
     Raises:
         SealgateError: a file or a store that it takes cannot be used.
     """
     access = settings.access
-    verifier = Verifier(access, revocations=open_watched(access))
+    revocations = open_watched(
+        access,
+        key=read_secret(settings.audit.pseudonym_key),
+        report_kept=partial(_report_kept, metrics),
+    )
+    for issuer in access.all_issuers:
+        _report_stale(metrics, issuer.issuer, False)
+    verifier = Verifier(
+        access, revocations=revocations, report_stale=partial(_report_stale, metrics)
+    )
     return Access(
         Callers(verifier, access, proofs=_proofs(settings)),
         load_permissions(access.permissions),
@@ -60,11 +74,26 @@ def check_access(settings: Settings) -> None:
     Raises:
         SealgateError: as `open_access`.
     """
-    open_store(settings.access).close()
+    with closing(open_store(settings.access)) as store:
+        store.start()
+    for setting, url, refusal in (
+        ("sealing.replay_store", settings.sealing.replay_store, ReplayStoreError),
+        ("quotas.store", settings.quotas.store, QuotaStoreError),
+    ):
+        if url != "local":
+            check_redis(url, setting=setting, refusal=refusal)
     load_permissions(settings.access.permissions)
     for issuer in settings.access.all_issuers:
         check_source(issuer)
     _proofs(settings)
+
+
+def _report_kept(metrics: Metrics, kept: bool) -> None:
+    metrics.set("sealgate_revocations_volatile", value=float(not kept))
+
+
+def _report_stale(metrics: Metrics, issuer: str, stale: bool) -> None:
+    metrics.set("sealgate_issuer_keys_stale", issuer, value=float(stale))
 
 
 def _proofs(settings: Settings) -> Proofs | None:
@@ -73,6 +102,7 @@ def _proofs(settings: Settings) -> Proofs | None:
         return None
     return Proofs(
         _proof_store(settings),
+        key=read_secret(settings.audit.pseudonym_key),
         resource=access.resource,
         nonces=Nonces(read_secret(access.dpop_key)) if access.dpop_nonce else None,
         window_s=access.dpop_window_s,
@@ -82,12 +112,13 @@ def _proofs(settings: Settings) -> Proofs | None:
 def _proof_store(settings: Settings) -> ReplayStore:
     """Beside the sealed requests' own store, and of the same kind."""
     sealing = settings.sealing
-    if sealing.replay_store == "local":
-        folder = sealing.replay_directory / "proofs"
-        return LocalReplayStore(folder, max_entries=sealing.max_replay_entries)
     ttl_s = 4 * settings.access.dpop_window_s
-    return RedisReplayStore(
-        sealing.replay_store, dated_ttl_s=ttl_s, undated_ttl_s=ttl_s
+    return open_replay_store(
+        sealing.replay_store,
+        sealing.replay_directory / "proofs",
+        max_entries=sealing.max_replay_entries,
+        share=sealing.max_replay_entries_per_subject,
+        ttls_s=(ttl_s, ttl_s),
     )
 
 

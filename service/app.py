@@ -14,6 +14,7 @@ import bentoml
 from _bentoml_sdk import Service
 from bentoml.exceptions import BentoMLException
 
+from models.manifest import store_tag
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import load_quota_counters
@@ -88,7 +89,9 @@ class AdmittedService(Service):
     def __attrs_post_init__(self) -> None:
         """Name the models; the settings or the Bento's lock decide which."""
         super().__attrs_post_init__()
-        self.models.extend(AdmittedModel(tag) for tag in locked_tags(_settings()))
+        self.models.extend(
+            AdmittedModel(store_tag(tag)) for tag in locked_tags(_settings())
+        )
 
     def to_asgi(self, is_main: bool = True) -> App:
         """Build one worker's application: the third door."""
@@ -125,7 +128,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     )
     follower.load_first()
     follower.start()
-    access = open_access(settings)
+    access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
     readiness = Readiness(
         {
@@ -157,7 +160,9 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ).current,
         routes,
         max_body_bytes=settings.service.max_body_bytes,
-        freshness=load_freshness(settings.sealing),
+        freshness=load_freshness(
+            settings.sealing, key=read_secret(settings.audit.pseudonym_key)
+        ),
         publication=load_publication(settings.sealing),
     )
     return Guard(inner, routes, gateway, settings.service, on_shutdown=recorder.close)
@@ -170,7 +175,7 @@ def _check_operable(settings: Settings) -> None:
     """Fail in the parent what would otherwise fail again and again in every worker."""
     check_access(settings)
     load_keyring(settings.sealing.keys)
-    load_freshness(settings.sealing)
+    load_freshness(settings.sealing, key=b"")
     load_publication(settings.sealing)
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)

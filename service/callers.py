@@ -12,6 +12,7 @@ of this resource, which names the authorization servers, answers without a token
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 
@@ -21,6 +22,7 @@ from sealgate.protocol.bhttp import Headers, Request, Response
 from sealgate.protocol.dpop import PROOF_HEADER
 from security.access.dpop import PROOF_ALGORITHMS, Proofs
 from security.access.issuer import DEVELOPMENT_ISSUER
+from security.access.jws import UnknownKidError
 from security.access.tokens import Principal, Verifier
 from security.errors import CredentialsError, TokenError
 from security.settings.access import AccessSettings
@@ -31,6 +33,8 @@ __all__ = ["RESOURCE_METADATA", "Callers", "documents"]
 # RFC 9728, section 3.1.
 RESOURCE_METADATA = "/.well-known/oauth-protected-resource"
 _BEARER, _DPOP = b"bearer", b"dpop"
+# For the keys of an issuer that has just changed them.
+MAX_WAITING, MAX_WAIT_S = 32, 2.0
 _DOCUMENT: Headers = (
     (b"content-type", b"application/json"),
     (b"cache-control", b"max-age=3600"),
@@ -61,6 +65,7 @@ class Callers:
             clock: Unix seconds.
         """
         self._verifier = verifier
+        self._waiting = 0
         self._proofs = proofs
         self._clock = clock
         modes = {issuer.dpop for issuer in access.all_issuers}
@@ -79,7 +84,7 @@ class Callers:
             AccessError: it is not believed, or cannot be told.
         """
         scheme, token = self._credentials(request.headers)
-        principal = self._verifier.verify(token, now=self._clock())
+        principal = await self._verify(token)
         mode = self._verifier.issuer_of(principal).dpop
         if scheme == _BEARER:
             if principal.confirmation is not None:
@@ -94,10 +99,29 @@ class Callers:
             method=_text(request.method),
             path=_text(request.path.partition(b"?")[0]),
             token=token,
+            account=principal.account,
             confirmation=principal.confirmation,
             now=self._clock(),
         )
         return principal
+
+    async def _verify(self, token: str) -> Principal:
+        """Check 3; the first token after a rotation waits for one bounded fetch.
+
+        The number that waits is bounded: strangers can name unknown keys too.
+        """
+        try:
+            return self._verifier.verify(token, now=self._clock())
+        except UnknownKidError as error:
+            if error.fetch is None or self._waiting >= MAX_WAITING:
+                raise
+            self._waiting += 1
+            try:
+                fetched = asyncio.wrap_future(error.fetch)
+                await asyncio.wait({fetched}, timeout=MAX_WAIT_S)
+            finally:
+                self._waiting -= 1
+        return self._verifier.verify(token, now=self._clock())
 
     def _credentials(self, headers: Headers) -> tuple[bytes, str]:
         """Checks 1 and 2."""

@@ -6,8 +6,9 @@ included, is sealed (section 5.2). The outer status of a sealed answer is always
 1. the header names a key and a suite that are offered; lengths fit (section 4.3);
 2. the request opens, to its last chunk; failures of 1 and 2 are one answer;
 3. it is Binary HTTP (RFC 9292), within the limits;
-4. it is fresh: its Date, then the replay store (section 6.5);
-5. only then anything is done for it. Answers are padded (section 6.3 of RFC 9458).
+4. its Date is in the window (section 6.5.2);
+5. `Routes` asks the replay store once its token is verified (section 6.5), and only
+   then is anything done for it. Answers are padded (section 6.3 of RFC 9458).
 """
 
 from __future__ import annotations
@@ -175,7 +176,7 @@ class Gateway:
         """Checks 3 and 4, and the answer."""
         try:
             request = bhttp.decode_request(message, self._limits)
-            await self._freshness.check(
+            remember = self._freshness.check(
                 request.headers, enc, key_id=key_id, live_ids=ring.ids
             )
         except DateError:
@@ -183,7 +184,7 @@ class Gateway:
             return await self._routes.refuse(Problem("date", headers=ours), sealed=True)
         except SealgateError as error:
             return await self._routes.refuse(error, sealed=True)
-        return await self._routes.answer(request, sealed=True)
+        return await self._routes.answer(request, sealed=True, remember=remember)
 
 
 class LargeRequest:

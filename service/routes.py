@@ -23,6 +23,7 @@ from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
+from security.sealing.freshness import Remember
 from service.callers import Callers
 from service.descriptions import model_metadata, passport, server_metadata
 from service.inference.batching import (
@@ -50,7 +51,7 @@ _READY = frozenset({b"/readyz", b"/v2/health/ready"})
 _HEALTH = _READY | {b"/livez", b"/v2/health/live"}
 _SERVER = frozenset({b"/v2", b"/v2/"})
 _MODEL = re.compile(
-    rb"/v2/models/(?P<model>[a-z0-9-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
+    rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
     rb"(?:/(?P<action>ready|infer|attestations))?"
 )
 
@@ -111,7 +112,12 @@ class Routes:
         return path in _HEALTH or path in self._documents
 
     async def answer(
-        self, request: Request, *, sealed: bool, principal: Principal | None = None
+        self,
+        request: Request,
+        *,
+        sealed: bool,
+        principal: Principal | None = None,
+        remember: Remember | None = None,
     ) -> Response:
         """Answer one request; a refusal is an answer too.
 
@@ -119,6 +125,8 @@ class Routes:
             request: from anyone.
             sealed: whether it came sealed.
             principal: what `check_early` returned, where that was asked.
+            remember: given the account that asks, refuses a replay; awaited once the
+                token is verified and before anything is done for the request.
         """
         if self.is_open(request.path):
             return self._answer_open(request)
@@ -136,7 +144,7 @@ class Routes:
         reason: str | None = None
         fields: Headers = ()
         try:
-            response = await self._dispatch(request, decision)
+            response = await self._dispatch(request, decision, remember)
         except SealgateError as error:
             problem = to_problem(error, self._callers.challenges)
             reason, response = problem.code, problem_response(problem)
@@ -204,9 +212,16 @@ class Routes:
         principal = await self._authenticate(request)
         self._permissions.authorize_server(principal, "metrics")
 
-    async def _dispatch(self, request: Request, decision: Decision) -> Response:
+    async def _dispatch(
+        self,
+        request: Request,
+        decision: Decision,
+        remember: Remember | None,
+    ) -> Response:
         principal = decision.principal or await self._authenticate(request)
         decision.principal = principal
+        if remember is not None:
+            await remember(principal.account)
         if self._require_sealed and not decision.sealed:
             raise Problem("sealed-required")
         path = request.path.partition(b"?")[0]

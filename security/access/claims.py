@@ -71,34 +71,33 @@ class ClaimReader:
         self._leeway_s = leeway_s
         required = [item.partition("=") for item in issuer.required_claims]
         self._required = [(name, value) for name, _, value in required]
+        self._relaxed = frozenset(issuer.relax)
 
-    def read(self, claims: Mapping[str, Any], now: int) -> Principal:
+    def read(self, claims: Mapping[str, Any], now: int, *, digest: str) -> Principal:
         """Checks 6 to 8.
 
         Args:
             claims: of a token whose signature verified.
             now: seconds since the epoch.
+            digest: of what is signed: the token's name, where it has none. A signature
+                can be spelt in several ways, so it is no part of it.
 
         Raises:
             TokenError: one of the checks failed.
         """
         issuer = self._issuer
-        if claims.get("iss") != issuer.issuer:
-            raise TokenError("iss is not the configured issuer")
-        audience = claims.get("aud")
-        audiences = audience if isinstance(audience, list) else [audience]
-        if issuer.audience not in audiences:
-            raise TokenError("aud does not contain this server")
-        for name, value in self._required:
-            if _find(claims, name) != value:
-                raise TokenError(f"{name} is not {value}")
+        self._check_parties(claims)
         expires_at, issued_at, not_before = self._times(claims, now)
         tenant = issuer.tenant_claim
+        token_id = digest
+        if not self._may_lack(claims, issuer.token_id_claim, "jti-absent"):
+            token_id = _text(claims, issuer.token_id_claim)
+        loose = "scope-array" in self._relaxed
         return Principal(
-            subject=_text(claims, issuer.subject_claim),
-            client_id=_text(claims, issuer.client_claim),
-            token_id=_text(claims, issuer.token_id_claim),
-            scopes=_scopes(claims, issuer.scope_claims),
+            subject=self._subject(claims),
+            client_id=self._client(claims),
+            token_id=token_id,
+            scopes=_scopes(claims, issuer.scope_claims, loose=loose),
             expires_at=expires_at,
             issuer=issuer.issuer,
             issued_at=issued_at,
@@ -107,6 +106,38 @@ class ClaimReader:
             tenant=_text(claims, tenant) if tenant else None,
             confirmation=_confirmation(claims),
         )
+
+    def _may_lack(self, claims: Mapping[str, Any], name: str, relaxed: str) -> bool:
+        return relaxed in self._relaxed and _find(claims, name) is _MISSING
+
+    def _check_parties(self, claims: Mapping[str, Any]) -> None:
+        """Check 6."""
+        issuer = self._issuer
+        if claims.get("iss") != issuer.issuer and not self._may_lack(
+            claims, "iss", "iss-absent"
+        ):
+            raise TokenError("iss is not the configured issuer")
+        if not self._may_lack(claims, "aud", "aud-absent"):
+            audience = claims.get("aud")
+            audiences = audience if isinstance(audience, list) else [audience]
+            if not issuer.audience or issuer.audience not in audiences:
+                raise TokenError("aud does not contain this server")
+        for name, value in self._required:
+            found = _find(claims, name)
+            if found in (_MISSING, None) or (value and found != value):
+                raise TokenError(f"{name} is not {value or 'there'}")
+
+    def _subject(self, claims: Mapping[str, Any]) -> str:
+        subject = _text(claims, self._issuer.subject_claim)
+        if not subject.startswith(self._issuer.subject_prefix):
+            raise TokenError(f"{self._issuer.subject_claim} has another prefix")
+        return subject
+
+    def _client(self, claims: Mapping[str, Any]) -> str:
+        client = _text(claims, self._issuer.client_claim)
+        if self._issuer.clients and client not in self._issuer.clients:
+            raise TokenError(f"{self._issuer.client_claim} is none of the clients")
+        return client
 
     def check_time(self, principal: Principal, now: int) -> None:
         """What of check 7 changes with time.
@@ -125,15 +156,19 @@ class ClaimReader:
     def _times(self, claims: Mapping[str, Any], now: int) -> tuple[int, int, int]:
         """Check 7; returns exp, iat and nbf."""
         leeway = self._leeway_s
-        expires_at, issued_at = _time(claims, "exp"), _time(claims, "iat")
+        whole = "fractional-times" not in self._relaxed
+        expires_at = _time(claims, "exp", whole=whole)
+        # Without iat, the oldest that the token could be for a revocation.
+        undated = self._may_lack(claims, "iat", "iat-absent")
+        issued_at = 0 if undated else _time(claims, "iat", whole=whole)
         if expires_at + leeway <= now:
             raise TokenError("token has expired")
         if issued_at - leeway > now:
             raise TokenError("iat is in the future")
-        not_before = _time(claims, "nbf") if "nbf" in claims else 0
+        not_before = _time(claims, "nbf", whole=whole) if "nbf" in claims else 0
         if not_before - leeway > now:
             raise TokenError("nbf is in the future")
-        if expires_at - issued_at > self._issuer.max_lifetime_s:
+        if expires_at - (now if undated else issued_at) > self._issuer.max_lifetime_s:
             raise TokenError("lifetime is too long")
         return expires_at, issued_at, not_before
 
@@ -159,29 +194,50 @@ def _text(claims: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _time(claims: Mapping[str, Any], name: str) -> int:
+def _time(claims: Mapping[str, Any], name: str, *, whole: bool) -> int:
     value = claims.get(name)
+    if type(value) is float and not whole and 0 <= value < 1 << 40:
+        value = int(value)
     if type(value) is not int or not 0 <= value < 1 << 40:
         raise TokenError(f"{name} is missing or not an integer")
     return value
 
 
-def _scopes(claims: Mapping[str, Any], names: tuple[str, ...]) -> frozenset[str]:
+def _scopes(
+    claims: Mapping[str, Any], names: tuple[str, ...], *, loose: bool
+) -> frozenset[str]:
+    """The scopes of several claims.
+
+    Args:
+        claims: of the token.
+        names: of the claims.
+        loose: arrays of texts with blanks in and around the scopes are taken too.
+    """
     found: set[str] = set()
     for name in names:
         value = _find(claims, name)
         if value is _MISSING or value == "":
             continue
+        if loose:
+            value = _joined(value)
         if isinstance(value, str):
-            if not _SCOPE.fullmatch(value):
+            if value and not _SCOPE.fullmatch(value):
                 raise TokenError("scope is malformed")
-            found.update(value.split(" "))
+            found.update(value.split())
         elif name == "scope" or not isinstance(value, list):
             # RFC 8693, section 4.2: this claim is a text.
             raise TokenError("scope is malformed")
         else:
             found.update(_one_scope(item) for item in value)
     return frozenset(found)
+
+
+def _joined(value: Any) -> str:
+    """Texts of scopes as one, however they are spaced."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise TokenError("scope is malformed")
+    return " ".join(part for text in texts for part in text.split(" ") if part)
 
 
 def _one_scope(value: Any) -> str:

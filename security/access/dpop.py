@@ -34,12 +34,12 @@ from typing import Any, Protocol
 from sealgate.errors import ProtocolError
 from sealgate.protocol import dpop
 from security.access import jws
-from security.access.jwks import parse_key
+from security.access.jwks import KeyRules, parse_key
 from security.errors import KeyFileError, NonceError, ProofError, TokenError
 
 __all__ = ["PROOF_ALGORITHMS", "Nonces", "ProofStore", "Proofs"]
 
-PROOF_ALGORITHMS = ("ES256", "ES384", "EdDSA")
+PROOF_ALGORITHMS = ("ES256", "ES384", "EdDSA", "Ed25519")
 MAX_PROOF_BYTES = 4 << 10
 SLOT_S = 10
 NONCE_LIFETIME_S = 300
@@ -50,8 +50,8 @@ _MAC_BYTES = 16
 class ProofStore(Protocol):
     """Remembers proofs for all workers: `security.sealing.replay.ReplayStore`."""
 
-    async def insert(self, entry: bytes, *, slot: int) -> bool:
-        """Remember an entry; say whether it is new."""
+    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
+        """Remember an entry of an owner; say whether it is new."""
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
         """Drop the slots before one."""
@@ -100,6 +100,7 @@ class Proofs:
         self,
         store: ProofStore,
         *,
+        key: bytes,
         resource: str,
         nonces: Nonces | None,
         window_s: int,
@@ -108,11 +109,13 @@ class Proofs:
 
         Args:
             store: shared by all who serve.
+            key: of the names that subjects have in the store.
             resource: this server's URL, without a path.
             nonces: None asks for none.
             window_s: how far a proof's time may be from ours.
         """
         self._store = store
+        self._key = key
         self._resource = resource
         self._nonces = nonces
         self._window_s = window_s
@@ -125,6 +128,7 @@ class Proofs:
         method: str,
         path: str,
         token: str,
+        account: str,
         confirmation: str,
         now: float,
     ) -> None:
@@ -135,12 +139,14 @@ class Proofs:
             method: of the request.
             path: of the request, without query.
             token: it came with.
+            account: of the token; bounds what one subject has remembered.
             confirmation: the thumbprint in the token.
             now: seconds since the epoch.
 
         Raises:
             NonceError: everything fits, but the nonce.
             ProofError: any other check failed; the message is for the log.
+            QuotaError: the account has its share of the memory.
             ReplayStoreError: whether it was seen cannot be told.
         """
         if len(proofs) != 1:
@@ -163,19 +169,20 @@ class Proofs:
             raise ProofError("the token is bound to another key")  # 12b
         if self._nonces is not None:
             self._nonces.check(claims.get("nonce"), now)  # 10
-        await self._remember(jkt, claims, now)
+        self._forget(now)
+        owner = hmac.digest(self._key, b"proofs\0" + account.encode(), "sha256")[:8]
+        text = f"dpop proof\0{jkt}\0{claims['jti']}".encode()
+        entry = hashlib.sha256(text).digest()[:16]
+        # The end of 11. The slot is the proof's own, so that a copy meets it there.
+        slot = claims["iat"] // SLOT_S
+        if not await self._store.insert(entry, slot=slot, owner=owner):
+            raise ProofError("seen before")
 
-    async def _remember(self, jkt: str, claims: Mapping[str, Any], now: float) -> None:
-        """The end of check 11: each proof once, by its key and identifier."""
+    def _forget(self, now: float) -> None:
         if now >= self._next_forget:
             self._next_forget = now + SLOT_S
             oldest = int(now) - self._window_s
             self._store.forget(before_slot=oldest // SLOT_S - 1, drop=())
-        text = f"dpop proof\0{jkt}\0{claims['jti']}".encode()
-        entry = hashlib.sha256(text).digest()[:16]
-        # The slot is the proof's own, so that a copy meets it there.
-        if not await self._store.insert(entry, slot=claims["iat"] // SLOT_S):
-            raise ProofError("seen before")
 
 
 def _open(text: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -199,8 +206,10 @@ def _open(text: str) -> tuple[Mapping[str, Any], dict[str, Any]]:
     if not isinstance(jwk, dict):
         raise ProofError("there is no jwk")  # 6
     try:
-        key = parse_key(jwk, "jwk", PROOF_ALGORITHMS)  # 5, 7
-        if parsed.header.get("alg") != key.algorithm:
+        possible = parse_key(jwk, "jwk", KeyRules(PROOF_ALGORITHMS))  # 5, 7
+        keys = {key.algorithm: key for key in possible}
+        key = keys.get(str(parsed.header.get("alg")))
+        if key is None:
             raise ProofError("alg is not the key's")  # 5
         key.verify(parsed.signed, parsed.signature)  # 6
     except (KeyFileError, TokenError) as error:

@@ -5,7 +5,6 @@ Each step is the server's own: nothing is decided here a second time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from security.access.permissions import (
@@ -14,10 +13,12 @@ from security.access.permissions import (
     Permissions,
     load_permissions,
 )
-from security.access.revocation import Revocation, Revocations
+from security.access.revocation import Revocations
 from security.access.tokens import Principal, Verifier
-from security.errors import AccessError, HiddenError
+from security.errors import AccessError, HiddenError, RevocationStoreError
 from security.settings.access import AccessSettings
+from security.settings.issuers import IssuerSettings
+from security.settings.profiles import RELAXATIONS
 
 __all__ = ["Question", "Step", "explain"]
 
@@ -55,10 +56,10 @@ def explain(
     token: str,
     question: Question,
     *,
-    revoked: Iterable[Revocation],
+    revoked: Revocations | RevocationStoreError,
     now: float,
 ) -> list[Step]:
-    """The steps up to the first that fails.
+    """The steps up to the first that fails; ``revoked`` is why it cannot be told, too.
 
     Raises:
         SettingsError: the table of grants cannot be used.
@@ -71,9 +72,12 @@ def explain(
     except AccessError as error:
         return [Step(False, f"token: {error}")]
     steps = [Step(True, f"token: {_who(principal)}")]
+    steps.extend(Step(True, line) for line in _relaxed(verifier, principal))
     steps.append(_binding(verifier.issuer_of(principal).dpop, principal))
     try:
-        Revocations(revoked).check(principal)
+        if isinstance(revoked, RevocationStoreError):
+            raise revoked
+        revoked.check(principal)
         steps.append(Step(True, "revocation: none"))
     except AccessError as error:
         steps.append(Step(False, f"revocation: {error}"))
@@ -92,6 +96,26 @@ def _who(principal: Principal) -> str:
         if values:
             parts.append(f"{name} {', '.join(sorted(values))}")
     return "; ".join(parts)
+
+
+def _relaxed(verifier: Verifier, principal: Principal) -> list[str]:
+    """What the issuer's settings let go of RFC 9068, and what follows."""
+    issuer = verifier.issuer_of(principal)
+    lines = [f"relaxed: {name}: {RELAXATIONS[name]}" for name in issuer.relax]
+    loose = sorted(set(issuer.token_types) - {"at+jwt"})
+    if loose:
+        marks = (*issuer.required_claims, issuer.subject_prefix)
+        told = ", ".join(filter(None, marks)) or "nothing but the audience"
+        lines.append(
+            f"relaxed: typ {', '.join(loose)}: tokens for other uses have it too; "
+            f"{told} tells them from access tokens"
+        )
+    if issuer.max_lifetime_s > IssuerSettings.max_lifetime_s:
+        lines.append(
+            f"relaxed: lifetimes up to {issuer.max_lifetime_s} s: so long a token that "
+            "leaks can be used, unless it is revoked"
+        )
+    return lines
 
 
 def _binding(mode: str, principal: Principal) -> Step:

@@ -1,4 +1,9 @@
-"""The issuer's public keys (RFC 7517), each bound to one algorithm (RFC 8725, 3.1)."""
+"""The issuer's public keys (RFC 7517), each bound to one algorithm (RFC 8725, 3.1).
+
+Issuers publish their sets for everybody: an entry that is not for us is left out, and
+said so. A private key is never left out, and neither is a set of which nothing remains;
+only one that is empty as published is taken as it is: the issuer's emergency stop.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +25,7 @@ from security.settings.issuers import ALGORITHMS, SHARED_SECRET
 __all__ = [
     "MAX_JWKS_BYTES",
     "JwkSet",
+    "KeyRules",
     "VerificationKey",
     "find_key",
     "load_jwks",
@@ -35,14 +41,21 @@ MAX_KID_CHARACTERS = 256
 MIN_RSA_BITS, MAX_RSA_BITS = 2048, 4096
 MIN_SECRET_BYTES = 32
 
-# (kty, crv) of the keys this version takes, and what each may verify.
+# (kty, crv) of the keys this version takes, and what each may verify. RFC 9864 has two
+# names for one algorithm: which of them a key without alg is meant for makes no
+# difference, which one a token says it was signed with must be the key's.
 _ALGORITHMS: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("OKP", "Ed25519"): ("EdDSA",),
+    ("OKP", "Ed25519"): ("EdDSA", "Ed25519"),
     ("EC", "P-256"): ("ES256",),
     ("EC", "P-384"): ("ES384",),
     ("RSA", "None"): ("RS256", "PS256"),
 }
-_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
+_SAME = frozenset({"EdDSA", "Ed25519"})
+# The library knows the one by its older name only.
+_LIBRARY_NAMES = {"Ed25519": "EdDSA"}
+# Members of private keys: RFC 7518, 6.2.2, 6.3.2 and 6.4.1; AKP's (ML-DSA).
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"})
+SIGNATURE_USES = frozenset({"sig"})
 
 
 @dataclass(frozen=True)
@@ -73,31 +86,55 @@ class VerificationKey:
             raise TokenError("signature does not verify")
 
 
-# By kid; a shared secret stands alone, under None.
-JwkSet = Mapping[str | None, VerificationKey]
+# By kid and algorithm, so that one key may be published for two; a shared secret
+# stands alone, under None.
+JwkSet = Mapping[tuple[str | None, str], VerificationKey]
 
 
-def find_key(keys: JwkSet, kid: object) -> VerificationKey | None:
-    """The key of a name; a shared secret answers to every one."""
-    secret = keys.get(None)
-    return secret or (keys.get(kid) if isinstance(kid, str) else None)
-
-
-def load_jwks(path: Path, *, algorithms: Collection[str] = ALGORITHMS) -> JwkSet:
-    """Read a JWK Set file.
-
-    Returns:
-        Keys by ``kid``; each knows the one algorithm it verifies.
+def find_key(keys: JwkSet, kid: object, algorithm: object) -> VerificationKey | None:
+    """The key of a name and an algorithm; a shared secret answers to every name.
 
     Raises:
-        KeyFileError: unreadable, malformed, no key, a private or symmetric key, a
-            missing or repeated ``kid``, or a key meant for something else.
+        TokenError: the name is known, but only for other algorithms.
+    """
+    secret = keys.get((None, SHARED_SECRET))
+    if secret is not None:
+        kid = None
+    if isinstance(algorithm, str) and (kid is None or isinstance(kid, str)):
+        found = keys.get((kid, algorithm))
+        if found is not None:
+            return found
+    if any(known == kid for known, _ in keys):
+        raise TokenError("alg is not the key's")
+    return None
+
+
+@dataclass(frozen=True)
+class KeyRules:
+    """What an issuer's settings say about its keys.
+
+    Attributes:
+        algorithms: accepted ones; a key that several could use must say which.
+        uses: accepted values of ``use``.
+    """
+
+    algorithms: Collection[str] = ALGORITHMS
+    uses: Collection[str] = SIGNATURE_USES
+
+
+def load_jwks(
+    path: Path, *, rules: KeyRules = KeyRules(), left_out: list[str] | None = None
+) -> JwkSet:
+    """Read a JWK Set file.
+
+    Raises:
+        KeyFileError: unreadable, or as `parse_jwks`.
     """
     try:
         data = read_regular(path, max_bytes=MAX_JWKS_BYTES, follow_links=True)
     except BundleError as error:
         raise KeyFileError(f"{path}: {error}") from None
-    return parse_jwks(data, source=str(path), algorithms=algorithms)
+    return parse_jwks(data, source=str(path), rules=rules, left_out=left_out)
 
 
 def load_secret(path: Path) -> JwkSet:
@@ -110,120 +147,142 @@ def load_secret(path: Path) -> JwkSet:
     if len(secret) < MIN_SECRET_BYTES:
         raise KeyFileError(f"{path}: a secret has at least {MIN_SECRET_BYTES} bytes")
     octets = jwt.utils.base64url_encode(secret).decode()
-    return {None: _key({"kty": "oct", "k": octets}, SHARED_SECRET)}
+    return {(None, SHARED_SECRET): _key({"kty": "oct", "k": octets}, SHARED_SECRET)}
 
 
 def parse_jwks(
     data: bytes,
     *,
     source: str,
-    algorithms: Collection[str] = ALGORITHMS,
-    lenient: bool = False,
+    rules: KeyRules = KeyRules(),
+    left_out: list[str] | None = None,
 ) -> JwkSet:
     """Parse a JWK Set.
 
     Args:
         data: the document.
         source: names it in errors.
-        algorithms: the issuer's; a key that several of them could use must say which.
-        lenient: leave out keys that cannot be used (RFC 7517, section 5), for sets that
-            an issuer publishes for everybody. A private key is never left out.
+        rules: of the issuer.
+        left_out: is given a line for each entry that is not for us.
+
+    Returns:
+        Each key under its ``kid`` and the one algorithm it verifies; nothing for a set
+        that is empty.
 
     Raises:
-        KeyFileError: as `load_jwks`, or no key can be used.
+        KeyFileError: no JWK Set, a private or symmetric key, two keys of one name and
+            algorithm, or entries of which none can be used.
     """
     try:
         document = strict_json.loads_object(data, max_bytes=MAX_JWKS_BYTES)
     except JsonError as error:
         raise KeyFileError(f"{source}: {error}") from None
     entries = document.get("keys")
-    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_KEYS:
-        raise KeyFileError(f"{source}: expected an array of 1 to {MAX_KEYS} keys")
-    keys: dict[str | None, VerificationKey] = {}
-    first_fault: KeyFileError | None = None
-    for entry in entries:
-        kid = _kid(entry, source)
-        if kid in keys:
-            raise KeyFileError(f"{source}: kid {kid!r} occurs twice")
+    if not isinstance(entries, list) or len(entries) > MAX_KEYS:
+        raise KeyFileError(f"{source}: expected an array of at most {MAX_KEYS} keys")
+    keys: dict[tuple[str | None, str], VerificationKey] = {}
+    faults = [] if left_out is None else left_out
+    for number, entry in enumerate(entries, start=1):
+        where = f"{source}: key {_name(entry, number)}"
+        _refuse_private(entry, where)
         try:
-            keys[kid] = parse_key(entry, f"{source}: key {kid!r}", algorithms)
+            kid = _kid(entry, where)
+            found = parse_key(entry, where, rules)
         except KeyFileError as error:
-            if not lenient:
-                raise
-            first_fault = first_fault or error
-    if not keys and first_fault is not None:
-        raise first_fault
+            faults.append(str(error))
+            continue
+        for key in found:
+            if keys.setdefault((kid, key.algorithm), key) != key:
+                raise KeyFileError(f"{where} occurs twice")
+    if entries and not keys:
+        raise KeyFileError(faults[0])
     return keys
 
 
-def _kid(entry: Any, source: str) -> str:
-    """The key's name; also refuses what no set of public keys may hold."""
+def _refuse_private(entry: Any, where: str) -> None:
+    """Not even where others are left out: whoever publishes it has lost it.
+
+    Raises:
+        KeyFileError: it is private, or no key at all.
+    """
+    if not isinstance(entry, dict):
+        raise KeyFileError(f"{where} is no object")
+    if _PRIVATE & entry.keys():
+        raise KeyFileError(f"{where} is private; only public keys belong here")
+
+
+def _name(entry: Any, number: int) -> str:
+    """What errors call an entry: its kid, or its place."""
     kid = entry.get("kid") if isinstance(entry, dict) else None
+    return repr(kid[:MAX_KID_CHARACTERS]) if isinstance(kid, str) else str(number)
+
+
+def _kid(entry: Mapping[str, Any], where: str) -> str:
+    kid = entry.get("kid")
     if not isinstance(kid, str) or not 0 < len(kid) <= MAX_KID_CHARACTERS:
-        raise KeyFileError(f"{source}: a key has no kid")
-    if entry.get("kty") != "oct" and _PRIVATE & entry.keys():
-        # Not even where others are left out: whoever publishes it has lost it.
-        raise KeyFileError(
-            f"{source}: key {kid!r} is private; only public keys belong here"
-        )
+        raise KeyFileError(f"{where} has no kid")
     return kid
 
 
 def parse_key(
-    entry: Mapping[str, Any], where: str, known: Collection[str]
-) -> VerificationKey:
+    entry: Mapping[str, Any], where: str, rules: KeyRules
+) -> list[VerificationKey]:
     """Parse one public JWK.
 
     Args:
         entry: may be hostile.
         where: names it in errors.
-        known: the algorithms it may be bound to.
+        rules: what it may be bound to.
+
+    Returns:
+        The key, once under each name of its algorithm.
 
     Raises:
-        KeyFileError: it is private, malformed, or cannot be bound to just one of them.
+        KeyFileError: it is private, malformed, weak, or cannot be bound to just one
+            algorithm.
     """
-    if _PRIVATE & entry.keys():
-        raise KeyFileError(f"{where} is private; only public keys belong here")
+    _refuse_private(entry, where)
     possible = _ALGORITHMS.get((str(entry.get("kty")), str(entry.get("crv"))))
     if possible is None:
         raise KeyFileError(f"{where} is not RSA, Ed25519, P-256 or P-384")
     operations = entry.get("key_ops", ["verify"])
     if (
-        entry.get("use", "sig") != "sig"
+        str(entry.get("use", "sig")) not in rules.uses
         or not isinstance(operations, list)
         or "verify" not in operations
     ):
         raise KeyFileError(f"{where} is not for verifying signatures")
-    algorithm = _bind(entry.get("alg"), possible, where, known)
+    algorithms = _bind(entry.get("alg"), possible, where, rules.algorithms)
     try:
-        key = _key(entry, algorithm)
+        keys = [_key(entry, algorithm) for algorithm in algorithms]
     except (jwt.PyJWTError, ValueError, TypeError):
         raise KeyFileError(f"{where} is malformed") from None
     if entry["kty"] == "RSA":
-        _check_rsa(key.jwk.key, where)
-    return key
+        _check_rsa(keys[0].jwk.key, where)
+    return keys
 
 
 def _key(entry: Mapping[str, Any], algorithm: str) -> VerificationKey:
-    jwk = jwt.PyJWK(dict(entry), algorithm=algorithm)
+    name = _LIBRARY_NAMES.get(algorithm, algorithm)
+    jwk = jwt.PyJWK({**entry, "alg": name}, algorithm=name)
     return VerificationKey(algorithm, entry, jwk)
 
 
 def _bind(
     stated: Any, possible: Collection[str], where: str, known: Collection[str]
-) -> str:
-    """The one algorithm that a key verifies."""
+) -> list[str]:
+    """The one algorithm that a key verifies, by all of its names."""
     if stated is not None and stated not in possible:
         raise KeyFileError(f"{where} cannot be used with its alg")
     bound = [name for name in possible if name in known and stated in (None, name)]
     if not bound:
         raise KeyFileError(f"{where} is for none of the issuer's algorithms")
-    if len(bound) > 1:
+    if len(bound) > 1 and not _SAME.issuperset(bound):
         raise KeyFileError(
             f"{where} has no alg: let the issuer's algorithms hold one of "
             + ", ".join(bound)
         )
-    return bound[0]
+    return bound
 
 
 def _check_rsa(key: Any, where: str) -> None:
@@ -234,3 +293,24 @@ def _check_rsa(key: Any, where: str) -> None:
     # A huge exponent makes verifying slow, a tiny one has a history of forgeries.
     if not 65537 <= key.public_numbers().e < 1 << 32:
         raise KeyFileError(f"{where} has an odd exponent")
+    if _has_roca_form(key.public_numbers().n):
+        raise KeyFileError(f"{where} is of the weak form ROCA (CVE-2017-15361)")
+
+
+# Nemec, Sys, Svenda, Klinec, Matyas: The Return of Coppersmith's Attack (CCS 2017),
+# section 3.1: primes k*M + (65537^a mod M), with M a product of the first primes, leave
+# a modulus that is a power of 65537 modulo each of these. One of another origin is so
+# with a probability below 2^-150.
+_ROCA_GENERATOR = 65537
+_ROCA_PRIMES = (
+    3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83,
+    89, 97, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
+)  # fmt: skip
+_ROCA_POWERS = {
+    prime: frozenset(pow(_ROCA_GENERATOR, e, prime) for e in range(prime))
+    for prime in _ROCA_PRIMES
+}
+
+
+def _has_roca_form(modulus: int) -> bool:
+    return all(modulus % prime in powers for prime, powers in _ROCA_POWERS.items())

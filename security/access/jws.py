@@ -11,6 +11,7 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +27,13 @@ _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 class UnknownKidError(TokenError):
-    """The header names a key that is not there."""
+    """The header names a key that is not there.
+
+    Attributes:
+        fetch: a fetch that is under way and may bring it.
+    """
+
+    fetch: Future[None] | None = None
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,9 @@ def verify(jws: Jws, keys: JwkSet) -> None:
         UnknownKidError: there is no such key.
         TokenError: another algorithm than the key's, or it does not verify.
     """
-    key = find_key(keys, jws.header.get("kid"))
+    key = find_key(keys, jws.header.get("kid"), jws.header.get("alg"))
     if key is None:
         raise UnknownKidError("kid is not known")
-    if jws.header.get("alg") != key.algorithm:
-        raise TokenError("alg is not the key's")
     key.verify(jws.signed, jws.signature)
 
 

@@ -1,9 +1,13 @@
 """Where an issuer's keys come from, and how they are kept current without a restart.
 
 A file is looked at once a second. A URL is fetched by a thread of its own: https only,
-no redirects, bounded in bytes and time, no proxies from the environment. Whatever fails
-leaves the last good set in place. A token that names an unknown key makes the thread
-fetch early, once per interval, however many such tokens come.
+no redirects, bounded in bytes and time, no proxies from the environment. A token that
+names an unknown key makes the thread fetch early, once per interval, however many such
+tokens come; who sent it may wait for that one fetch.
+
+Whatever fails leaves the last good set in place for ``jwks_max_stale_s``, and is said:
+in the log once, and to who opened the source as long as it lasts. After that there are
+no keys. A set that is empty is no failure, but the issuer's stop: it is taken at once.
 
 A source gives the very same object until the keys change: who holds something that was
 verified with it can see whether it still stands.
@@ -17,13 +21,16 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
 from security.access.bounded_fetch import fetch
 from security.access.jwks import (
     MAX_JWKS_BYTES,
+    SIGNATURE_USES,
     JwkSet,
+    KeyRules,
     load_jwks,
     load_secret,
     parse_jwks,
@@ -51,6 +58,10 @@ FIRST_BACKOFF_S = 2.0
 _log = logging.getLogger(__name__)
 
 
+# Told whether an issuer's last good keys stand in for those that cannot be read.
+ReportStale = Callable[[bool], None]
+
+
 class KeySource(Protocol):
     """The keys of one issuer."""
 
@@ -58,14 +69,20 @@ class KeySource(Protocol):
         """The keys to use for one token; the same object until they change.
 
         Raises:
-            KeysUnavailableError: there has not been any yet.
+            KeysUnavailableError: there has not been any yet, or not for too long.
         """
 
-    def unknown(self) -> None:
-        """Say that a token named a key that is not there."""
+    def unknown(self) -> Future[None] | None:
+        """Say that a token named a key that is not there.
+
+        Returns:
+            The fetch that may bring it, or None if none is under way.
+        """
 
 
-def open_source(issuer: IssuerSettings) -> KeySource:
+def open_source(
+    issuer: IssuerSettings, report_stale: ReportStale = lambda stale: None
+) -> KeySource:
     """The source that an issuer's settings name, ready for use.
 
     A URL that cannot be fetched is no error here: an issuer that is down must not keep
@@ -77,8 +94,8 @@ def open_source(issuer: IssuerSettings) -> KeySource:
     if issuer.secret is not None:
         return SecretKeys(issuer.secret)
     if isinstance(issuer.jwks, Path):
-        return FileKeys(issuer.jwks, issuer)
-    source = UrlKeys(issuer.jwks, issuer)
+        return FileKeys(issuer.jwks, issuer, report_stale=report_stale)
+    source = UrlKeys(issuer.jwks, issuer, report_stale=report_stale)
     source.start()
     return source
 
@@ -92,7 +109,7 @@ def check_source(issuer: IssuerSettings) -> None:
     if issuer.secret is not None:
         load_secret(issuer.secret)
     elif isinstance(issuer.jwks, Path):
-        load_jwks(issuer.jwks, algorithms=issuer.algorithms)
+        load_jwks(issuer.jwks, rules=_rules(issuer))
     else:
         _tls(issuer.jwks_ca)
 
@@ -111,6 +128,69 @@ class SecretKeys:
         """Never called: a secret answers to every name."""
 
 
+class _LastGood:
+    """The last good set of an issuer, for as long as it may stand in for a new one."""
+
+    def __init__(
+        self,
+        issuer: IssuerSettings,
+        *,
+        report_stale: ReportStale,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._max_stale_s = issuer.jwks_max_stale_s
+        self._report_stale = report_stale
+        self._monotonic = monotonic
+        self._keys: JwkSet | None = None
+        self._good_at = 0.0
+        self._stale = False
+        self._said: set[str] = set()
+
+    def current(self) -> JwkSet:
+        """The set.
+
+        Raises:
+            KeysUnavailableError: there is none, or it may not be used any more.
+        """
+        keys = self._keys
+        if keys is None:
+            raise KeysUnavailableError("the issuer's keys could not be fetched yet")
+        if self._monotonic() - self._good_at > self._max_stale_s:
+            raise KeysUnavailableError("the issuer's keys are too old")
+        return keys
+
+    def take(self, keys: JwkSet, left_out: list[str]) -> None:
+        """A set that was read; the old object stays where both say the same."""
+        if not keys and self._keys:
+            _log.warning("issuer's keys: the set is empty, its tokens are refused")
+        if self._keys is None or self._keys != keys:
+            self._keys = keys
+        self.still_good()
+        self._said &= set(left_out)
+        for line in left_out:
+            self._say("issuer's key left out: %s", line)
+
+    def still_good(self) -> None:
+        """It was looked, and nothing has changed."""
+        self._good_at = self._monotonic()
+        if self._stale:
+            self._stale = False
+            self._report_stale(False)
+
+    def fail(self, message: str) -> None:
+        """A set could not be read; said once for as long as the reason is the same."""
+        kept = "none yet" if self._keys is None else "the last good set is kept"
+        self._say(f"issuer's keys not read, {kept}: %s", message)
+        self._said = {message}
+        self._stale = True
+        self._report_stale(True)
+
+    def _say(self, text: str, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            _log.warning(text, line)
+
+
 class FileKeys:
     """A JWK Set file, read again when it changes."""
 
@@ -119,6 +199,7 @@ class FileKeys:
         path: Path,
         issuer: IssuerSettings,
         *,
+        report_stale: ReportStale = lambda stale: None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -128,13 +209,13 @@ class FileKeys:
             KeyFileError: it cannot be used; only later failures are survived.
         """
         self._path = path
-        self._algorithms = issuer.algorithms
+        self._rules = _rules(issuer)
         self._clock = clock
         self._monotonic = monotonic
+        self._good = _LastGood(issuer, report_stale=report_stale, monotonic=monotonic)
         self._stamp = self._settled_stamp()
-        self._keys = load_jwks(path, algorithms=self._algorithms)
+        self._load()
         self._next_check = monotonic() + CHECK_INTERVAL_S
-        self._complaint = ""
 
     def current(self) -> JwkSet:
         """As `KeySource.current`."""
@@ -142,23 +223,27 @@ class FileKeys:
         if now >= self._next_check:
             self._next_check = now + CHECK_INTERVAL_S
             self._refresh()
-        return self._keys
+        return self._good.current()
 
     def unknown(self) -> None:
         """Nothing: the file is looked at often enough."""
 
+    def _load(self) -> None:
+        left_out: list[str] = []
+        keys = load_jwks(self._path, rules=self._rules, left_out=left_out)
+        self._good.take(keys, left_out)
+
     def _refresh(self) -> None:
         try:
             stamp = self._settled_stamp()
-            if stamp is None or stamp != self._stamp:
-                keys = load_jwks(self._path, algorithms=self._algorithms)
-                self._stamp, self._complaint = stamp, ""
-                self._keys = _newer(self._keys, keys)
+            if stamp is not None and stamp == self._stamp:
+                self._good.still_good()
+                return
+            self._load()
+            self._stamp = stamp
         except KeyFileError as error:
             self._stamp = None
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                _log.warning("issuer's keys not reloaded: %s", error)
+            self._good.fail(str(error))
 
     def _settled_stamp(self) -> tuple[int, int, int] | None:
         """What identifies the file's content; None while that may still change."""
@@ -179,6 +264,7 @@ class UrlKeys:
         url: str,
         issuer: IssuerSettings,
         *,
+        report_stale: ReportStale = lambda stale: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is fetched yet.
@@ -187,16 +273,17 @@ class UrlKeys:
             KeyFileError: the authorities' file cannot be used.
         """
         self._url = url
-        self._algorithms = issuer.algorithms
+        self._rules = _rules(issuer)
         self._refresh_s = issuer.jwks_refresh_s
         self._retry_s = issuer.jwks_retry_s
         self._context = _tls(issuer.jwks_ca)
         self._monotonic = monotonic
+        self._good = _LastGood(issuer, report_stale=report_stale, monotonic=monotonic)
         self._last_attempt = float("-inf")
         self._failures = 0
-        self._keys: JwkSet | None = None
         self._wake = threading.Event()
         self._closed = False
+        self._early: Future[None] | None = None
         self._thread = threading.Thread(target=self._run, name="jwks", daemon=True)
 
     def __repr__(self) -> str:
@@ -215,28 +302,41 @@ class UrlKeys:
 
     def current(self) -> JwkSet:
         """As `KeySource.current`."""
-        if self._keys is None:
+        try:
+            return self._good.current()
+        except KeysUnavailableError:
             self.unknown()
-            raise KeysUnavailableError("the issuer's keys could not be fetched yet")
-        return self._keys
+            raise
 
-    def unknown(self) -> None:
+    def unknown(self) -> Future[None] | None:
         """Fetch early, if the last time is long enough ago."""
+        early = self._early
+        if early is not None and not early.done():
+            return early
         now = self._monotonic()
-        if now - self._last_attempt >= self._retry_s:
-            self._last_attempt = now
-            self._wake.set()
+        if now - self._last_attempt < self._retry_s:
+            return None
+        self._last_attempt = now
+        self._early = early = Future()
+        self._wake.set()
+        return early
 
     def refresh(self) -> None:
         """Fetch now; what fails is logged, and changes nothing."""
         self._last_attempt = self._monotonic()
+        if self._early is None or self._early.done():
+            self._early = Future()
+        early = self._early
+        left_out: list[str] = []
         try:
-            keys = self._fetch()
+            keys = self._fetch(left_out)
         except KeyFileError as error:
-            self._fail(str(error))
+            self._failures += 1
+            self._good.fail(str(error))
         else:
             self._failures = 0
-            self._keys = _newer(self._keys, keys)
+            self._good.take(keys, left_out)
+        early.set_result(None)
 
     def _run(self) -> None:
         while True:
@@ -252,26 +352,19 @@ class UrlKeys:
         backoff = FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 16)
         return min(self._refresh_s, backoff)
 
-    def _fail(self, message: str) -> None:
-        self._failures += 1
-        kept = "none yet" if self._keys is None else "the last good set is kept"
-        _log.warning("issuer's keys not fetched, %s: %s", kept, message)
-
-    def _fetch(self) -> JwkSet:
+    def _fetch(self, left_out: list[str]) -> JwkSet:
         data = fetch(
             self._url,
             context=self._context,
             max_bytes=MAX_JWKS_BYTES,
             timeout_s=FETCH_TIMEOUT_S,
         )
-        return parse_jwks(
-            data, source=self._url, algorithms=self._algorithms, lenient=True
-        )
+        return parse_jwks(data, source=self._url, rules=self._rules, left_out=left_out)
 
 
-def _newer(old: JwkSet | None, new: JwkSet) -> JwkSet:
-    """The new set, or the old object where both say the same."""
-    return old if old is not None and old == new else new
+def _rules(issuer: IssuerSettings) -> KeyRules:
+    uses = SIGNATURE_USES | set(issuer.key_uses)
+    return KeyRules(issuer.algorithms, uses)
 
 
 def _tls(authorities: Path | None) -> ssl.SSLContext:

@@ -25,6 +25,7 @@ from models.errors import BundleError
 from models.files import read_regular
 from security.access.claims import Principal
 from security.errors import HiddenError, ScopeError, SettingsError
+from security.settings.checks import fits, refuse_unknown
 
 __all__ = [
     "ACTIONS",
@@ -49,7 +50,7 @@ _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
 _SCOPES = ("sufficient", "necessary", "ignored")
 _CALLERS = ("subjects", "clients", "groups", "tenants", "issuers", "scopes")
 # A name, or its beginning and a star.
-_MODEL_PATTERN = re.compile(r"[a-z0-9-]{1,63}|[a-z0-9-]{0,62}\*")
+_MODEL_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,63}|[A-Za-z0-9._-]{0,62}\*")
 _VERSION_PATTERN = re.compile(r"[0-9.]{1,40}|[0-9.]{0,39}\*")
 
 
@@ -101,8 +102,8 @@ class Grant:
 
     def covers(self, model: str, version: str | None) -> bool:
         """Whether the grant is about a model; a version of None stands for any."""
-        return _fits(model, self.models) and (
-            version is None or _fits(version, self.versions)
+        return fits(model, self.models) and (
+            version is None or fits(version, self.versions)
         )
 
 
@@ -210,7 +211,7 @@ def load_permissions(path: Path) -> Permissions:
         document = tomllib.loads(data.decode())
     except (BundleError, ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: {error}") from None
-    _refuse_unknown(document, {"scopes", "grants"}, str(path))
+    refuse_unknown(document, {"scopes", "grants"}, str(path))
     scopes = document.get("scopes", "sufficient")
     if scopes not in _SCOPES:
         raise SettingsError(f"{path}: scopes: one of {', '.join(_SCOPES)}")
@@ -231,7 +232,7 @@ def load_permissions(path: Path) -> Permissions:
 def _grant(table: Any, where: str) -> Grant:
     if not isinstance(table, dict):
         raise SettingsError(f"{where}: expected tables, [[grants]]")
-    _refuse_unknown(table, {item.name for item in fields(Grant)}, where)
+    refuse_unknown(table, {item.name for item in fields(Grant)}, where)
     name, everyone = table.get("name"), table.get("everyone", False)
     if not isinstance(name, str) or not name:
         raise SettingsError(f"{where}: name is missing")
@@ -282,14 +283,3 @@ def _texts(value: Any, where: str) -> frozenset[str]:
     ):
         raise SettingsError(f"{where}: expected an array of texts")
     return frozenset(value)
-
-
-def _refuse_unknown(table: Mapping[str, Any], known: set[str], where: str) -> None:
-    for name in sorted(table.keys() - known):
-        raise SettingsError(f"{where}: unknown key {name!r}")
-
-
-def _fits(name: str, patterns: frozenset[str]) -> bool:
-    return name in patterns or any(
-        pattern.endswith("*") and name.startswith(pattern[:-1]) for pattern in patterns
-    )

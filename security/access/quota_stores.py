@@ -7,25 +7,23 @@ worker, no budget is ever exceeded.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from security.errors import QuotaStoreError
-from security.redis_client import make_client
+from security.stores.local import SqliteFile
+from security.stores.shared import AsyncRedis, once, request_key
 
 __all__ = ["Grant", "LocalQuotaStore", "QuotaStore", "RedisQuotaStore", "Want"]
 
-_PAGE_BYTES = 4096
 # A row with its share of half-filled pages.
 _ROW_BYTES = 64
-_BUSY_TIMEOUT_S = 0.25
+_SPARE_BYTES = 64 << 10
 _REDIS_TIMEOUT_S = 0.5
 # A window's counter is kept for so long after its end, for workers whose clock is late.
 GRACE_S = 60
@@ -141,19 +139,21 @@ class LocalQuotaStore:
         max_entries: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = folder
         self._clock = clock
-        self._path = folder / "quotas.sqlite"
-        self._max_pages = 16 + max_entries * _ROW_BYTES // _PAGE_BYTES
-        # Opened at the first request: connections do not survive a fork.
-        self._connection: sqlite3.Connection | None = None
+        self._file = SqliteFile(
+            folder / "quotas.sqlite",
+            _SCHEMA,
+            refusal=QuotaStoreError,
+            synchronous="NORMAL",
+            max_bytes=_SPARE_BYTES + max_entries * _ROW_BYTES,
+        )
 
     def __repr__(self) -> str:
-        return f"<LocalQuotaStore {self._path}>"
+        return f"<LocalQuotaStore {self._file.path}>"
 
     async def take(self, wants: Sequence[Want]) -> list[Grant]:
         """As `QuotaStore.take`; takes microseconds, so no thread is used."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             grants = [_grant(connection, want) for want in wants]
             if any(grant.amount < want.need for want, grant in zip(wants, grants)):
                 return [Grant(0, grant.amount + grant.left) for grant in grants]
@@ -166,7 +166,7 @@ class LocalQuotaStore:
         self, counter: bytes, holder: bytes, *, slots: int, limit: int, ttl_s: float
     ) -> int:
         """As `QuotaStore.hold`."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             now = self._clock()
             row = connection.execute(_OTHERS, (counter, holder, now)).fetchone()
             granted = max(0, min(slots, limit - int(row[0])))
@@ -176,53 +176,18 @@ class LocalQuotaStore:
 
     def forget(self, *, now: float) -> None:
         """As `QuotaStore.forget`."""
-        with self._transaction() as connection:
+        with self._file.transaction() as connection:
             connection.execute("DELETE FROM spent WHERE ends < ?", (now - GRACE_S,))
             connection.execute("DELETE FROM held WHERE until < ? OR slots = 0", (now,))
 
     async def close(self) -> None:
         """As `QuotaStore.close`."""
-        self._close()
-
-    def _close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """One step for all: nobody reads between a look at a budget and its change."""
-        try:
-            connection = self._connection or self._open()
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
-            # Closing rolls back.
-            with contextlib.suppress(sqlite3.Error):
-                self._close()
-            raise QuotaStoreError(f"{self._path}: {error}") from None
-
-    def _open(self) -> sqlite3.Connection:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(
-            self._path, isolation_level=None, timeout=_BUSY_TIMEOUT_S
-        )
-        for statement in (
-            "PRAGMA journal_mode = WAL",
-            "PRAGMA synchronous = NORMAL",
-            f"PRAGMA max_page_count = {self._max_pages}",
-            *_SCHEMA,
-        ):
-            connection.execute(statement)
-        self._connection = connection
-        return connection
+        self._file.close()
 
 
 # KEYS: the counters. ARGV: limit, need, block, expiry for each. Returns amount and left
 # for each; all amounts are 0 if one of them is not enough.
-_TAKE = """
+_TAKE = once("""
 local grants, enough = {}, true
 for i, key in ipairs(KEYS) do
   local at = (i - 1) * 4
@@ -241,10 +206,11 @@ for i, key in ipairs(KEYS) do
   end
 end
 return grants
-"""
+""")
 
 # KEYS: a hash of holders to "slots until". ARGV: holder, slots, limit, milliseconds.
-# The time is Redis's own: the hosts need not agree on theirs.
+# It says what is held, so a repetition changes nothing. The time is Redis's own: the
+# hosts need not agree on theirs.
 _HOLD = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -269,6 +235,12 @@ end
 return granted
 """
 
+# KEYS: what the names of all counters are made with; the first machine's holds.
+_CLAIM = """
+redis.call('SETNX', KEYS[1], ARGV[1])
+return redis.call('GET', KEYS[1]) == ARGV[1]
+"""
+
 
 class RedisQuotaStore:
     """A Redis that all machines of a deployment share.
@@ -290,14 +262,14 @@ class RedisQuotaStore:
         """
         self._key_check = hashlib.sha256(b"sealgate quota key\0" + key).hexdigest()
         self._checked = False
-        self._client, self._errors = make_client(
+        self._redis = AsyncRedis(
             url,
             setting="quotas.store",
             refusal=QuotaStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
-        self._take = self._client.register_script(_TAKE)
-        self._hold = self._client.register_script(_HOLD)
+        register = self._redis.client.register_script
+        self._claim, self._take, self._hold = map(register, (_CLAIM, _TAKE, _HOLD))
 
     def __repr__(self) -> str:
         return "<RedisQuotaStore>"
@@ -310,7 +282,7 @@ class RedisQuotaStore:
             for want in wants
             for number in (want.limit, want.need, want.block, want.ends + GRACE_S)
         ]
-        answer = await self._call(self._take, keys, numbers)
+        answer = await self._call(self._take, [*keys, request_key()], numbers)
         return [Grant(amount, left) for amount, left in answer]
 
     async def hold(
@@ -326,25 +298,15 @@ class RedisQuotaStore:
 
     async def close(self) -> None:
         """As `QuotaStore.close`."""
-        await self._client.aclose()
+        await self._redis.close()
 
     async def _call(self, script: Any, keys: list[str], values: list[Any]) -> Any:
-        try:
-            await self._check_key()
-            return await script(keys=keys, args=values)
-        except self._errors as error:
-            # The class says enough; the message may hold the address.
-            raise QuotaStoreError(f"redis: {type(error).__name__}") from None
-
-    async def _check_key(self) -> None:
-        if self._checked:
-            return
-        name = "sealgate:quota:key"
-        await self._client.set(name, self._key_check, nx=True)
-        stored = await self._client.get(name)
-        if stored != self._key_check.encode():
-            raise QuotaStoreError("redis: another machine counts with another key")
-        self._checked = True
+        if not self._checked:
+            name = ["sealgate:quota:key"]
+            if not await self._redis.run(self._claim, name, [self._key_check]):
+                raise QuotaStoreError("redis: another machine counts with another key")
+            self._checked = True
+        return await self._redis.run(script, keys, values)
 
 
 def _grant(connection: sqlite3.Connection, want: Want) -> Grant:

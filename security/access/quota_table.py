@@ -16,7 +16,6 @@ errors: a limit that silently does not apply is none.
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -25,6 +24,7 @@ from typing import Any
 
 from security.access.tokens import Principal
 from security.errors import SettingsError
+from security.settings.checks import fits, refuse_unknown
 
 __all__ = ["Limits", "QuotaTable", "load_quotas", "parse_quotas"]
 
@@ -65,7 +65,7 @@ class _Rule:
             "tenants": () if principal.tenant is None else (principal.tenant,),
         }
         return all(
-            any(_fits(pattern, name) for pattern in patterns for name in named[key])
+            any(fits(name, patterns) for name in named[key])
             for key, patterns in self.patterns.items()
         )
 
@@ -116,7 +116,7 @@ def parse_quotas(data: bytes, *, where: str) -> QuotaTable:
         document = tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{where}: {' '.join(str(error).split())}") from None
-    _refuse_unknown(document, {"default", "rule"}, where)
+    refuse_unknown(document, {"default", "rule"}, where)
     table, rules = document.get("default", {}), document.get("rule", [])
     if not isinstance(table, dict) or not isinstance(rules, list):
         raise SettingsError(f"{where}: expected [default] and [[rule]]")
@@ -133,7 +133,7 @@ def parse_quotas(data: bytes, *, where: str) -> QuotaTable:
 def _rule(item: Any, default: Limits, where: str) -> _Rule:
     if not isinstance(item, dict):
         raise SettingsError(f"{where}: expected a table")
-    _refuse_unknown(item, _LIMITS | _PATTERNS, where)
+    refuse_unknown(item, _LIMITS | _PATTERNS, where)
     patterns = {
         name: _names(item[name], f"{where} {name}")
         for name in sorted(_PATTERNS & item.keys())
@@ -143,7 +143,7 @@ def _rule(item: Any, default: Limits, where: str) -> _Rule:
 
 
 def _limits(table: Mapping[str, Any], default: Limits, where: str) -> Limits:
-    _refuse_unknown(table, _LIMITS, where)
+    refuse_unknown(table, _LIMITS, where)
     return replace(
         default,
         **{name: _limit(value, f"{where} {name}") for name, value in table.items()},
@@ -163,16 +163,3 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
     if not names or not all(isinstance(item, str) and item for item in names):
         raise SettingsError(f"{where}: a list of names, at least one")
     return tuple(names)
-
-
-def _fits(pattern: str, name: str) -> bool:
-    if pattern.endswith("*"):
-        return name.startswith(pattern[:-1])
-    return name == pattern
-
-
-def _refuse_unknown(given: Iterable[str], known: Collection[str], where: str) -> None:
-    for name in sorted(set(given) - set(known)):
-        close = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingsError(f"{where}: unknown key {name!r}{hint}")

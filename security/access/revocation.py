@@ -5,17 +5,19 @@ later whether the list has changed: what is revoked is refused within a second. 
 cannot be read is not taken for empty: then nothing is answered.
 
 The local list is an SQLite file that is written through to the disk. With several hosts
-it is a hash in Redis, which a thread looks at, since a network may be slow.
+it is a hash in Redis, which a thread looks at, since a network may be slow. A list that
+is lost stays lost until somebody says so: nothing but `RevocationStore.new_list` makes
+another one.
+
+Subjects stand in the list under pseudonyms. Lists of earlier releases, which hold the
+subjects themselves and in Redis have a key of their own for the version, are read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,8 +27,10 @@ from typing import Any, Protocol
 
 from security.access.claims import Principal
 from security.errors import RevocationStoreError, TokenError
-from security.redis_client import make_client
+from security.key_files import pseudonym
 from security.settings.access import AccessSettings
+from security.stores.local import SqliteFile
+from security.stores.shared import Redis, once, request_key
 
 __all__ = [
     "KINDS",
@@ -38,20 +42,29 @@ __all__ = [
     "WatchedStore",
     "open_store",
     "open_watched",
+    "subject_name",
 ]
 
-KINDS = ("token", "subject", "client")
+# A subject is one of an earlier release's list.
+KINDS = ("token", "subject", "client", "pseudonym")
 CHECK_INTERVAL_S = 0.5
 # A look that takes longer than this has failed.
 STALE_S = 5.0
+KEPT_INTERVAL_S = 60.0
 MAX_ENTRIES = 1 << 18
-_BUSY_TIMEOUT_S = 0.25
 _WRITE_TIMEOUT_S = 10.0
 _REDIS_TIMEOUT_S = 1.0
-_REDIS_KEY = "sealgate:revocations"
-_REDIS_VERSION = "sealgate:revocations:version"
+# The second one is where earlier releases had the version.
+_REDIS_KEYS = ["sealgate:revocations", "sealgate:revocations:version"]
+_NO_LIST = "there is no list of revocations; `access revoke --new-list` makes one"
+_NO_FILE = f"{_NO_LIST}, as a server does at its first start"
 
 _log = logging.getLogger(__name__)
+
+
+def subject_name(key: bytes, subject: str, issuer: str) -> str:
+    """What a subject is called in the list: as in the audit log, if of one issuer."""
+    return pseudonym(key, f"{issuer}\0{subject}")
 
 
 @dataclass(frozen=True)
@@ -60,7 +73,7 @@ class Revocation:
 
     Attributes:
         kind: of `KINDS`: what ``value`` is.
-        value: a token's identifier, a subject or a client.
+        value: a token's identifier, a subject's pseudonym or a client.
         issuer: whose; empty stands for any issuer's.
         issued_until: only tokens issued up to then, in seconds since the epoch; 0 for
             all tokens, new ones too.
@@ -86,10 +99,16 @@ class Revocation:
 class Revocations:
     """The list as of one moment."""
 
-    def __init__(self, entries: Iterable[Revocation] = ()) -> None:
-        self._entries: dict[tuple[str, str, str], Revocation] = {}
-        for entry in entries:
-            self._entries[entry.kind, entry.issuer, entry.value] = entry
+    def __init__(self, entries: Iterable[Revocation] = (), *, key: bytes) -> None:
+        """Sort it.
+
+        Args:
+            entries: its lines.
+            key: of the pseudonyms.
+        """
+        self._key = key
+        self._entries = {(one.kind, one.issuer, one.value): one for one in entries}
+        self._has_pseudonyms = any(kind == "pseudonym" for kind, *_ in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -102,27 +121,40 @@ class Revocations:
         """
         if not self._entries:
             return
-        for kind, value in (
-            ("token", principal.token_id),
-            ("subject", principal.subject),
-            ("client", principal.client_id),
-        ):
-            for issuer in (principal.issuer, ""):
-                entry = self._entries.get((kind, issuer, value))
-                if entry is not None and (
-                    not entry.issued_until or principal.issued_at <= entry.issued_until
-                ):
-                    raise TokenError(f"{kind} is revoked")
+        for issuer in (principal.issuer, ""):
+            self._refuse(principal, "token", issuer, principal.token_id)
+            self._refuse(principal, "subject", issuer, principal.subject)
+            self._refuse(principal, "client", issuer, principal.client_id)
+            if self._has_pseudonyms:
+                name = subject_name(self._key, principal.subject, issuer)
+                self._refuse(principal, "pseudonym", issuer, name)
+
+    def _refuse(self, principal: Principal, kind: str, issuer: str, value: str) -> None:
+        entry = self._entries.get((kind, issuer, value))
+        if entry is None or 0 < entry.issued_until < principal.issued_at:
+            return
+        raise TokenError(f"{'subject' if kind == 'pseudonym' else kind} is revoked")
 
 
 class RevocationStore(Protocol):
-    """Where the list is kept."""
+    """Where the list is kept. What is gone is not empty: each method refuses then."""
 
-    def create(self) -> None:
-        """Make it where there is none. What is gone while it is used is not empty."""
+    def start(self) -> None:
+        """Refuse what a server cannot start with; a file that was never there is made.
+
+        Raises:
+            RevocationStoreError: there is no list, or it may be forgotten.
+        """
+
+    def new_list(self) -> None:
+        """Make a list where there is none, or none any more.
+
+        Raises:
+            RevocationStoreError: there is one.
+        """
 
     def add(self, entry: Revocation) -> None:
-        """Write a line, in place of one about the same."""
+        """Write a line, in place of one about the same; lines that expired go."""
 
     def remove(self, entry: Revocation) -> bool:
         """Take a line back; says whether there was one."""
@@ -133,220 +165,251 @@ class RevocationStore(Protocol):
     def version(self) -> object:
         """Something that differs whenever the list does."""
 
+    def is_kept(self) -> bool:
+        """Whether the list would outlive a restart of the store."""
+
     def close(self) -> None:
         """Let go of files and connections."""
 
 
 def open_store(access: AccessSettings) -> RevocationStore:
-    """The store that the settings name; made if it is a file that is not there.
+    """The store that the settings name, as commands use it.
 
     Raises:
-        RevocationStoreError: it cannot be opened.
+        RevocationStoreError: there can be no such store.
     """
-    store: RevocationStore
+    if access.revocation_store == "local":
+        return LocalStore(access.revocation_directory, timeout_s=_WRITE_TIMEOUT_S)
+    durable = access.revocation_require_persistence
+    return RedisStore(access.revocation_store, durable=durable)
+
+
+def open_watched(
+    access: AccessSettings,
+    *,
+    key: bytes,
+    report_kept: Callable[[bool], None] = lambda kept: None,
+) -> WatchedStore:
+    """The list as a worker uses it; arguments as of `WatchedStore`."""
     if access.revocation_store == "local":
         store = LocalStore(access.revocation_directory)
-    else:
-        store = RedisStore(access.revocation_store)
-    store.create()
-    return store
-
-
-def open_watched(access: AccessSettings) -> WatchedStore:
-    """The list as a worker uses it."""
-    if access.revocation_store == "local":
-        return WatchedStore(LocalStore(access.revocation_directory))
-    watched = WatchedStore(RedisStore(access.revocation_store), in_thread=True)
+        return WatchedStore(store, key=key, report_kept=report_kept)
+    remote = RedisStore(access.revocation_store)
+    watched = WatchedStore(remote, key=key, report_kept=report_kept, in_thread=True)
     watched.start()
     return watched
 
 
-class LocalStore:
-    """An SQLite file that all workers of this machine share."""
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS revoked (name TEXT PRIMARY KEY, kind TEXT, value TEXT,"
+    " issuer TEXT, issued_until INTEGER, expires_at INTEGER, revoked_at INTEGER)",
+)
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "revocations.sqlite"
-        # Opened at the first use: connections do not survive a fork.
-        self._connection: sqlite3.Connection | None = None
-        self._inode = 0
+
+class LocalStore:
+    """An SQLite file that all workers of this machine share.
+
+    It is written through to the disk: what is revoked stays so after a power cut.
+    """
+
+    def __init__(self, folder: Path, *, timeout_s: float = 0.25) -> None:
+        self._file = SqliteFile(
+            folder / "revocations.sqlite",
+            _SCHEMA,
+            refusal=RevocationStoreError,
+            synchronous="FULL",
+            must_exist=True,
+            timeout_s=timeout_s,
+        )
 
     def __repr__(self) -> str:
-        return f"<LocalStore {self._path}>"
+        return f"<LocalStore {self._file.path}>"
 
-    def create(self) -> None:
-        """Make the file if it is not there.
+    def start(self) -> None:
+        """As `RevocationStore.start`."""
+        self._file.make()
 
-        Raises:
-            RevocationStoreError: it cannot be made.
-        """
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise RevocationStoreError(f"{self._path}: {error.strerror}") from None
-        self._execute(
-            "CREATE TABLE IF NOT EXISTS revoked (name TEXT PRIMARY KEY, kind TEXT,"
-            " value TEXT, issuer TEXT, issued_until INTEGER, expires_at INTEGER,"
-            " revoked_at INTEGER)",
-            writing=True,
-        )
+    def new_list(self) -> None:
+        """As `RevocationStore.new_list`; a file that is broken must go first."""
+        if self._file.path.exists():
+            raise RevocationStoreError(f"{self._file.path}: is there")
+        self._file.make()
 
     def add(self, entry: Revocation) -> None:
-        """As `RevocationStore.add`; lines that have expired go."""
-        self._execute(
-            "DELETE FROM revoked WHERE expires_at > 0 AND expires_at < ?",
-            entry.revoked_at,
-            writing=True,
-        )
+        """As `RevocationStore.add`."""
+        self._must_exist()
+        gone = "DELETE FROM revoked WHERE expires_at > 0 AND expires_at < ?"
+        self._file.execute(gone, entry.revoked_at)
         if len(self.entries()) >= MAX_ENTRIES:
-            raise RevocationStoreError(f"{self._path}: {MAX_ENTRIES} lines already")
-        self._execute(
+            raise RevocationStoreError(f"{self._file.path}: {MAX_ENTRIES} lines")
+        self._file.execute(
             "INSERT OR REPLACE INTO revoked VALUES (?, ?, ?, ?, ?, ?, ?)",
             entry.name,
             *asdict(entry).values(),
-            writing=True,
         )
 
     def remove(self, entry: Revocation) -> bool:
         """As `RevocationStore.remove`."""
-        found = self._execute(
-            "DELETE FROM revoked WHERE name = ?", entry.name, writing=True
-        )
+        self._must_exist()
+        found = self._file.execute("DELETE FROM revoked WHERE name = ?", entry.name)
         return found.rowcount > 0
 
     def entries(self) -> list[Revocation]:
         """As `RevocationStore.entries`."""
-        rows = self._execute(
+        self._must_exist()
+        rows = self._file.execute(
             "SELECT kind, value, issuer, issued_until, expires_at, revoked_at"
             " FROM revoked ORDER BY revoked_at, name"
         )
         return [Revocation(*row) for row in rows.fetchall()]
 
     def version(self) -> object:
-        """As `RevocationStore.version`: what SQLite counts, of this very file."""
-        (counter,) = self._execute("PRAGMA data_version").fetchone()
-        return self._inode, counter
+        """As `RevocationStore.version`."""
+        return self._file.version()
+
+    def is_kept(self) -> bool:
+        """As `RevocationStore.is_kept`."""
+        return True
 
     def close(self) -> None:
         """As `RevocationStore.close`."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._file.close()
 
-    def _execute(
-        self, sql: str, *values: int | str, writing: bool = False
-    ) -> sqlite3.Cursor:
-        try:
-            connection = self._connection or self._open(writing=writing)
-            if os.stat(self._path).st_ino != self._inode:
-                raise RevocationStoreError(f"{self._path}: was replaced")
-            return connection.execute(sql, values)
-        except (sqlite3.Error, OSError, RevocationStoreError) as error:
-            with contextlib.suppress(sqlite3.Error):
-                self.close()
-            if isinstance(error, RevocationStoreError):
-                raise
-            raise RevocationStoreError(f"{self._path}: {error}") from None
+    def _must_exist(self) -> None:
+        if not self._file.path.exists():
+            raise RevocationStoreError(f"{self._file.path}: {_NO_FILE}")
 
-    def _open(self, *, writing: bool) -> sqlite3.Connection:
-        self._inode = os.stat(self._path).st_ino
-        # Never made here: a file that is gone is not an empty list.
-        connection = sqlite3.connect(
-            f"{self._path.as_uri()}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            timeout=_WRITE_TIMEOUT_S if writing else _BUSY_TIMEOUT_S,
-            check_same_thread=False,
-        )
-        self._connection = connection
-        # Through to the disk: what is revoked stays so after a power cut.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        return connection
+
+_VERSION = """
+return redis.call('HGET', KEYS[1], 'version') or redis.call('GET', KEYS[2])
+"""
+_ENTRIES = "return redis.call('HGETALL', KEYS[1])"
+# ARGV: a line's name, its text or nothing, names of lines that go. Returns whether
+# the line was there, or -1 where no list is.
+_CHANGE = once("""
+local version = redis.call('HGET', KEYS[1], 'version') or redis.call('GET', KEYS[2])
+if not version then return -1 end
+local found = redis.call('HEXISTS', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[1], 'version', version + 1)
+redis.call('DEL', KEYS[2])
+for i = 3, #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end
+if ARGV[2] == '' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+return found
+""")
+# The first version is the time, so that no list of before has had it.
+_NEW = once("""
+if redis.call('HEXISTS', KEYS[1], 'version') + redis.call('EXISTS', KEYS[2]) > 0 then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+return redis.call('HSET', KEYS[1], 'version', redis.call('TIME')[1])
+""")
 
 
 class RedisStore:
-    """A hash in a Redis that all machines of a deployment share.
+    """A hash in a Redis that all machines of a deployment share: lines and version.
 
     Redis must be set to keep it (``appendonly yes``, ``maxmemory-policy noeviction``).
+    Once this release has changed a list of an earlier one, whose version had a key of
+    its own, servers of that release refuse everybody rather than miss a pseudonym.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, durable: bool = True) -> None:
         """Prepare; nothing connects yet.
+
+        Args:
+            url: ``redis://`` or ``rediss://``.
+            durable: refuse to start on a server that a restart makes forget.
 
         Raises:
             RevocationStoreError: the redis package is not installed, or not such a URL.
         """
-        self._client, errors = make_client(
+        self._durable = durable
+        self._redis = Redis(
             url,
             setting="access.revocation_store",
             refusal=RevocationStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
-            module="redis",
-            decode_responses=True,
         )
-        # What another program left there may be no number, or no text.
-        self._errors: tuple[type[Exception], ...] = (*errors, ValueError, TypeError)
+        self._scripts = {
+            text: self._redis.client.register_script(text)
+            for text in (_VERSION, _ENTRIES, _CHANGE, _NEW)
+        }
 
     def __repr__(self) -> str:
         return "<RedisStore>"
 
-    def create(self) -> None:
-        """As `RevocationStore.create`: the counter says that there is a list."""
-        with self._reaching() as pipe:
-            pipe.setnx(_REDIS_VERSION, 1)
-            pipe.execute()
+    def start(self) -> None:
+        """As `RevocationStore.start`; one that is away is waited for."""
+        if not self._redis.look():
+            return
+        if self._durable and not self.is_kept():
+            raise RevocationStoreError("redis: set appendonly, or it forgets the list")
+        self.version()
+
+    def new_list(self) -> None:
+        """As `RevocationStore.new_list`."""
+        if not self._run(_NEW, request_key()):
+            raise RevocationStoreError("redis: there is a list")
 
     def add(self, entry: Revocation) -> None:
-        """As `RevocationStore.add`; lines that have expired go."""
+        """As `RevocationStore.add`."""
+        entries = self.entries()
+        if len(entries) >= MAX_ENTRIES:
+            raise RevocationStoreError(f"redis: {MAX_ENTRIES} lines")
         gone = [
             old.name
-            for old in self.entries()
+            for old in entries
             if 0 < old.expires_at < entry.revoked_at and old.name != entry.name
         ]
-        with self._reaching() as pipe:
-            for name in gone:
-                pipe.hdel(_REDIS_KEY, name)
-            pipe.hset(_REDIS_KEY, entry.name, json.dumps(asdict(entry)))
-            pipe.incr(_REDIS_VERSION)
-            pipe.execute()
+        self._change(entry.name, json.dumps(asdict(entry)), *gone)
 
     def remove(self, entry: Revocation) -> bool:
         """As `RevocationStore.remove`."""
-        with self._reaching() as pipe:
-            pipe.hdel(_REDIS_KEY, entry.name)
-            pipe.incr(_REDIS_VERSION)
-            return bool(pipe.execute()[0])
+        return self._change(entry.name, "")
 
     def entries(self) -> list[Revocation]:
         """As `RevocationStore.entries`."""
-        with self._reaching() as pipe:
-            pipe.hgetall(_REDIS_KEY)
-            (found,) = pipe.execute()
-            entries = [Revocation(**json.loads(text)) for text in found.values()]
+        self.version()
+        pairs = self._run(_ENTRIES)
+        try:
+            entries = [
+                Revocation(**json.loads(text))
+                for name, text in zip(pairs[::2], pairs[1::2])
+                if name != b"version"
+            ]
+        except (ValueError, TypeError):  # what another program left there
+            raise RevocationStoreError("redis: a line cannot be read") from None
         return sorted(entries, key=lambda entry: (entry.revoked_at, entry.name))
 
     def version(self) -> object:
         """As `RevocationStore.version`: a counter that each change raises."""
-        with self._reaching() as pipe:
-            pipe.get(_REDIS_VERSION)
-            (counter,) = pipe.execute()
+        counter = self._run(_VERSION)
         if counter is None:
-            raise RevocationStoreError("redis: the list is gone")
+            raise RevocationStoreError(f"redis: {_NO_LIST}")
         return counter
+
+    def is_kept(self) -> bool:
+        """As `RevocationStore.is_kept`."""
+        return self._redis.outlives_restart()
 
     def close(self) -> None:
         """As `RevocationStore.close`."""
-        self._client.close()
+        self._redis.close()
 
-    @contextlib.contextmanager
-    def _reaching(self) -> Any:
-        try:
-            with self._client.pipeline(transaction=True) as pipe:
-                yield pipe
-        except self._errors as error:
-            # The class says enough; the message may hold the address.
-            raise RevocationStoreError(f"redis: {type(error).__name__}") from None
+    def _change(self, *values: str) -> bool:
+        found = self._run(_CHANGE, request_key(), values=values)
+        if found < 0:
+            raise RevocationStoreError(f"redis: {_NO_LIST}")
+        return bool(found)
+
+    def _run(self, script: str, *more_keys: str, values: Iterable[str] = ()) -> Any:
+        keys = [*_REDIS_KEYS, *more_keys]
+        return self._redis.run(self._scripts[script], keys, list(values))
 
 
 class WatchedStore:
@@ -356,17 +419,24 @@ class WatchedStore:
         self,
         store: RevocationStore,
         *,
+        key: bytes,
         in_thread: bool = False,
+        report_kept: Callable[[bool], None] = lambda kept: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             store: where the list is.
+            key: of the pseudonyms in it.
             in_thread: look from a thread, which `start` begins; for slow stores.
+            report_kept: told each minute whether the list would outlive a restart.
             monotonic: seconds.
         """
         self._store = store
+        self._key = key
+        self._report_kept = report_kept
+        self._next_report = float("-inf")
         self._monotonic = monotonic
         self._in_thread = in_thread
         self._version: object = None
@@ -412,7 +482,11 @@ class WatchedStore:
             if self._revocations is None or version != self._version:
                 entries = self._store.entries()
                 # Of what changed in between, the next look sees that it did.
-                self._revocations, self._version = Revocations(entries), version
+                self._revocations = Revocations(entries, key=self._key)
+                self._version = version
+            if started >= self._next_report:
+                self._next_report = started + KEPT_INTERVAL_S
+                self._report_kept(self._store.is_kept())
         except RevocationStoreError as error:
             if self._revocations is not None or self._checked_at < 0:
                 _log.warning("revocations cannot be read: %s", error)

@@ -16,6 +16,9 @@ The checks of `Verifier.verify`, in order:
    2.2); scopes are RFC 6749's; ``cnf`` is understood;
 9. the token, its subject and its client are not revoked.
 
+Which of these an issuer's settings relax, and to what effect, says
+`security.settings.profiles`.
+
 Skipped: whether the caller has the key that a token is bound to, since that is asked of
 every request (`security.access.dpop`).
 
@@ -30,8 +33,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 from security.access import jws
 from security.access.claims import ClaimReader, Principal
@@ -42,8 +47,6 @@ from security.settings.access import AccessSettings
 from security.settings.issuers import IssuerSettings
 
 __all__ = ["Principal", "RevocationList", "Verifier"]
-
-_MEDIA_TYPE = "application/"
 
 
 class RevocationList(Protocol):
@@ -77,9 +80,18 @@ class Verifier:
     """Verifies access tokens of the configured issuers."""
 
     def __init__(
-        self, access: AccessSettings, *, revocations: RevocationList | None = None
+        self,
+        access: AccessSettings,
+        *,
+        revocations: RevocationList | None = None,
+        report_stale: Callable[[str, bool], None] = lambda issuer, stale: None,
     ) -> None:
         """Open the issuers' keys.
+
+        Args:
+            access: the settings.
+            revocations: what is revoked.
+            report_stale: told which issuer's last good keys stand in for newer ones.
 
         Raises:
             KeyFileError: a file of keys cannot be used.
@@ -91,9 +103,9 @@ class Verifier:
         self._issuers = {
             settings.issuer: _Issuer(
                 settings,
-                open_source(settings),
+                open_source(settings, partial(report_stale, settings.issuer)),
                 ClaimReader(settings, leeway_s=access.leeway_s),
-                frozenset(kind.lower() for kind in settings.token_types),
+                frozenset(map(_media_type, settings.token_types)),
             )
             for settings in access.all_issuers
         }
@@ -115,7 +127,7 @@ class Verifier:
 
         Raises:
             TokenError: any of the module's checks failed; the message says which, for
-                the log only.
+                the log only. Of an unknown key it may hold the fetch to wait for.
             KeysUnavailableError: the issuer's keys are not there yet.
             RevocationStoreError: whether it is revoked cannot be told.
         """
@@ -141,23 +153,32 @@ class Verifier:
         """Checks 1 to 8."""
         parsed = jws.parse(token, max_bytes=self._max_bytes)
         claims = parsed.claims()
-        named = claims.get("iss")
-        issuer = self._issuers.get(named) if isinstance(named, str) else None
-        if issuer is None:
-            raise TokenError("iss is not a configured issuer")
-        typ = parsed.header.get("typ")
-        if (
-            not isinstance(typ, str)
-            or typ.lower().removeprefix(_MEDIA_TYPE) not in issuer.types
-        ):
-            raise TokenError("typ is not the issuer's")
+        issuer = self._issuer(claims)
+        _check_type(parsed.header, issuer)
         keys = issuer.keys.current()
         try:
             jws.verify(parsed, keys)
-        except jws.UnknownKidError:
-            issuer.keys.unknown()
+        except jws.UnknownKidError as error:
+            error.fetch = issuer.keys.unknown()
             raise
-        return _Verified(issuer.reader.read(claims, now), issuer, keys)
+        digest = f"sha256:{hashlib.sha256(parsed.signed).hexdigest()}"
+        return _Verified(issuer.reader.read(claims, now, digest=digest), issuer, keys)
+
+    def _issuer(self, claims: Mapping[str, Any]) -> _Issuer:
+        """Whose a token is by its ``iss``, or else by what its subject begins with."""
+        named, subject = claims.get("iss"), claims.get("sub")
+        if isinstance(named, str) and named in self._issuers:
+            return self._issuers[named]
+        for issuer in self._issuers.values():
+            settings = issuer.settings
+            if (
+                "iss" not in claims
+                and "iss-absent" in settings.relax
+                and isinstance(subject, str)
+                and subject.startswith(settings.subject_prefix)
+            ):
+                return issuer
+        raise TokenError("iss is not a configured issuer")
 
     def _remember(self, name: bytes, verified: _Verified) -> None:
         if not self._max_entries:
@@ -166,3 +187,16 @@ class Verifier:
         self._cache.move_to_end(name)
         if len(self._cache) > self._max_entries:
             self._cache.popitem(last=False)
+
+
+def _check_type(header: Mapping[str, Any], issuer: _Issuer) -> None:
+    if "typ" not in header and "typ-absent" in issuer.settings.relax:
+        return
+    typ = header.get("typ")
+    if not isinstance(typ, str) or _media_type(typ) not in issuer.types:
+        raise TokenError("typ is not the issuer's")
+
+
+def _media_type(name: str) -> str:
+    """A type without the prefix that it may leave out (RFC 7515, 4.1.9)."""
+    return name.lower().removeprefix("application/")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bentoml.models import BentoModel
 
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
+from models.manifest import store_tag
 from sealgate.errors import JsonError, SealgateError
 from sealgate.protocol import strict_json
 from security.admission.confidential import open_admission
@@ -86,12 +87,12 @@ ALLOWED_SOURCES = (
     "security/__init__.py",
     "security/errors.py",
     "security/key_files.py",
-    "security/redis_client.py",
     "security/access/*.py",
     "security/admission/*.py",
     "security/audit/*.py",
     "security/sealing/*.py",
     "security/settings/*.py",
+    "security/stores/*.py",
     "service/*.py",
     "service/http/*.py",
     "service/inference/*.py",
@@ -108,7 +109,8 @@ class AdmittedModel(BentoModel):
 
     def to_info(self, alias: str | None = None) -> Any:
         """Called by `bentoml build`: the first door."""
-        _refusing(str(self.tag), load_settings())
+        settings = load_settings()
+        _refusing(_named(self.tag, settings.service.models), settings)
         return super().to_info(alias)
 
     def resolve(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,9 +123,15 @@ class AdmittedModel(BentoModel):
             served = current_plan(settings).tags
         except SealgateError as error:
             raise BentoMLException(f"refused: {error}") from None
-        if str(self.tag) in served:
-            _refusing(str(self.tag), settings)
+        tag = _named(self.tag, served)
+        if tag in served:
+            _refusing(tag, settings)
         return super().resolve(*args, **kwargs)
+
+
+def _named(stored: object, tags: Iterable[str]) -> str:
+    """The tag that the store's tag stands for; itself, if it is none of them."""
+    return next((tag for tag in tags if store_tag(tag) == str(stored)), str(stored))
 
 
 class AdmittedImage(Image):

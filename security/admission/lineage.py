@@ -10,8 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import bentoml
-
 from models.bundle import VERDICT_FILE, Bundle
 from models.errors import BundleError
 from models.report import KINDS, Report
@@ -20,7 +18,7 @@ from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement, VerificationSummary
 from security.admission.doors import verify_bundle
 from security.admission.keys import ROLES, PublicKeys, TrustRoot, load_trust
-from security.admission.store import read_stored
+from security.admission.store import read_stored, stored_tags
 from security.errors import AdmissionRefused
 from security.settings.admission import AdmissionSettings
 
@@ -147,8 +145,7 @@ def _reports(bundle: Bundle) -> dict[str, Report]:
 
 
 def _tags(name: str | None) -> list[str]:
-    tags = [str(model.tag) for model in bentoml.models.list()]
-    wanted = [tag for tag in tags if name in (None, tag.partition(":")[0])]
+    wanted = [tag for tag in stored_tags() if name in (None, tag.partition(":")[0])]
     return sorted(wanted, key=_order)
 
 

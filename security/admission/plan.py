@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
+from models.manifest import names_that_clash
 from models.report import format_time
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
@@ -123,6 +124,7 @@ class Plan:
         _expect(isinstance(value["change"], str) and isinstance(value["time"], str))
         models = value["models"]
         _expect(isinstance(models, dict) and 0 < len(models) <= MAX_MODELS)
+        _expect(names_that_clash(models) is None, "two names are equal but for case")
         parsed = {name: _model(item) for name, item in models.items()}
         return cls(generation, parsed, value["change"], value["time"])
 

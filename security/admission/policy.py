@@ -47,7 +47,7 @@ MAX_DAYS = 3650
 MAX_WAIVER_DAYS = 365
 MAX_COUNT = 1_000_000_000
 
-_PATTERN = re.compile(r"[a-z0-9*?-]{1,63}")
+_PATTERN = re.compile(r"[A-Za-z0-9._*?-]{1,63}")
 
 
 def load_policy(path: Path) -> Policy:
@@ -203,7 +203,7 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
     table.close(("match", "require", "without"))
     match = table.values.get("match")
     if not isinstance(match, str) or not _PATTERN.fullmatch(match):
-        table.note("match must be a model's name of a-z, 0-9, -, with * or ?", "match")
+        table.note("match must be a model's name, with * or ?", "match")
         match = ""
     without: tuple[str, ...] = ()
     if "without" in table.values:

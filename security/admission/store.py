@@ -17,14 +17,21 @@ import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import MANIFEST_FILE, Bundle, read_bundle
 from models.errors import BundleError
-from models.files import write_atomic
+from models.files import read_regular, write_atomic
+from models.manifest import MAX_MANIFEST_BYTES, Manifest, names_that_clash, store_tag
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.settings.admission import AdmissionSettings
 
-__all__ = ["STORE_FILES", "read_stored", "store_bundle", "verify_stored"]
+__all__ = [
+    "STORE_FILES",
+    "read_stored",
+    "store_bundle",
+    "stored_tags",
+    "verify_stored",
+]
 
 # BentoML's own description of a stored model: anyone may edit it, nobody here reads it.
 STORE_FILES = frozenset({"model.yaml"})
@@ -51,7 +58,8 @@ def store_bundle(path: Path) -> tuple[str, bool]:
             raise BundleError(
                 f"{tag} is in the model store already, with other contents"
             )
-        with bentoml.models.create(tag) as model:
+        _refuse_clash(bundle.manifest)
+        with bentoml.models.create(store_tag(tag)) as model:
             for name, data in bundle.files.items():
                 write_atomic(Path(model.path) / name, data)
     return tag, True
@@ -97,7 +105,34 @@ def _locked() -> Iterator[None]:
         os.close(descriptor)
 
 
+def stored_tags() -> list[str]:
+    """What the store holds, under the names of the bundles' own manifests."""
+    return [_own_tag(model) for model in bentoml.models.list()]
+
+
+def _own_tag(model: bentoml.Model) -> str:
+    """The manifest's tag where it can be read; otherwise the store's."""
+    try:
+        path = Path(model.path) / MANIFEST_FILE
+        data = read_regular(path, max_bytes=MAX_MANIFEST_BYTES)
+        return Manifest.from_json(data).tag
+    except BundleError:
+        return str(model.tag)
+
+
+def _refuse_clash(manifest: Manifest) -> None:
+    """The store would put both names into one folder."""
+    names = [tag.partition(":")[0] for tag in stored_tags()]
+    clash = names_that_clash([*names, manifest.name])
+    if clash is not None and manifest.name in clash:
+        other = clash[clash[0] == manifest.name]
+        raise BundleError(
+            f"{manifest.name}: the model store has {other}, equal but for case"
+        )
+
+
 def _find(tag: str) -> Path | None:
+    tag = store_tag(tag)
     try:
         stored = bentoml.models.get(tag)
     except (BentoMLException, ValueError):  # the latter: not even a tag

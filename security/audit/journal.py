@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from security.audit.log import AuditLog, LogLimits
 from security.audit.notes import Signer, Verifier
-from security.audit.records import Scalar, encode, pseudonym
+from security.audit.records import Scalar, encode
 from security.errors import AuditError, KeyFileError
-from security.key_files import read_private, read_secret, write_private
+from security.key_files import pseudonym, read_private, read_secret, write_private
 from security.settings.audit import AuditSettings
 
 __all__ = [

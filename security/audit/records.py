@@ -9,7 +9,6 @@ of the next record) and the leaf of the tree that checkpoints sign.
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,6 @@ __all__ = [
     "chain",
     "decode",
     "encode",
-    "pseudonym",
     "token_hash",
 ]
 
@@ -139,15 +137,6 @@ def decode(line: bytes) -> Record:
     if type(sequence) is not int or type(previous) is not str:
         raise AuditError("not a record")
     return Record(fields, sequence, previous, digest)
-
-
-def pseudonym(key: bytes, subject: str) -> str:
-    """A keyed hash of a subject: the same for the same subject, and no way back.
-
-    >>> len(pseudonym(b"k" * 32, "alice"))
-    32
-    """
-    return hmac.digest(key, subject.encode(), "sha256").hex()[:32]
 
 
 def token_hash(token_id: str) -> str:

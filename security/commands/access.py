@@ -6,17 +6,24 @@ import argparse
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from security.access.explain import Question, explain
 from security.access.permissions import ACTIONS, MODEL_ACTIONS
-from security.access.revocation import Revocation, open_store
+from security.access.revocation import (
+    Revocation,
+    Revocations,
+    RevocationStore,
+    open_store,
+    subject_name,
+)
 from security.access.tokens import Verifier
 from security.audit.journal import record_operation
-from security.audit.records import pseudonym, token_hash
+from security.audit.records import token_hash
 from security.commands import access_issuer
 from security.commands.options import Subparsers
-from security.errors import SettingsError
+from security.errors import RevocationStoreError, SettingsError
 from security.key_files import read_secret
 from security.settings.loading import Settings, load_settings
 
@@ -67,8 +74,8 @@ def _add_explain(own: Subparsers[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=_explain)
 
 
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    target = parser.add_mutually_exclusive_group(required=True)
+def _add_target(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    target = parser.add_mutually_exclusive_group(required=required)
     target.add_argument("--token", help=_HELP)
     target.add_argument("--token-id", metavar="JTI", help="a token's identifier")
     target.add_argument("--subject", help="all tokens of a subject")
@@ -85,7 +92,13 @@ def _add_revoke(own: Subparsers[argparse.ArgumentParser]) -> None:
         description="Refuse a token, or all tokens of a subject or through a client, "
         "on every worker within a second, until `access restore`.",
     )
-    _add_target(parser)
+    _add_target(parser, required=False)
+    parser.add_argument(
+        "--new-list",
+        action="store_true",
+        help="make the list first, where there is none: after it was lost, revoke anew "
+        "what it held",
+    )
     parser.add_argument(
         "--issued-until-now",
         action="store_true",
@@ -111,9 +124,9 @@ def _explain(args: argparse.Namespace) -> int:
         raise SettingsError(f"--action {args.action} is about a --model")
     question = Question(args.model, args.model_version, args.action)
     token = _token(args.token)
-    with closing(open_store(settings.access)) as store:
-        revoked = store.entries()
-    steps = explain(settings.access, token, question, revoked=revoked, now=time.time())
+    steps = explain(
+        settings.access, token, question, revoked=_read_list(settings), now=time.time()
+    )
     for step in steps:
         print(f"{'ok  ' if step.passed else 'no  '}  {step.text}")
     allowed = all(step.passed for step in steps)
@@ -121,45 +134,67 @@ def _explain(args: argparse.Namespace) -> int:
     return 0 if allowed else 1
 
 
+def _read_list(settings: Settings) -> Revocations | RevocationStoreError:
+    try:
+        with closing(open_store(settings.access)) as store:
+            entries = store.entries()
+    except RevocationStoreError as error:
+        return error
+    return Revocations(entries, key=read_secret(settings.audit.pseudonym_key))
+
+
 def _revoke(args: argparse.Namespace) -> int:
     settings = load_settings()
+    named = args.token or args.token_id or args.subject or args.client
+    if not named and not args.new_list:
+        raise SettingsError("one of --token, --token-id, --subject, --client")
+    with closing(open_store(settings.access)) as store:
+        if args.new_list:
+            store.new_list()
+            print("made a list of revocations, with nothing on it")
+        if named:
+            _add(args, settings, store)
+    return 0
+
+
+def _add(args: argparse.Namespace, settings: Settings, store: RevocationStore) -> None:
     now = int(time.time())
-    entry = _target(args, settings, now)
+    entry = _target(args, settings, now)[0]
     if args.issued_until_now:
         if entry.kind == "token":
             raise SettingsError("--issued-until-now is about a subject or a client")
-        entry = Revocation(
-            entry.kind, entry.value, entry.issuer, now, entry.expires_at, now
-        )
-    with closing(open_store(settings.access)) as store:
-        store.add(entry)
-    _record(settings, entry, "revoked")
-    print(f"revoked {_shown(entry)}")
-    return 0
+        entry = replace(entry, issued_until=now)
+    store.add(entry)
+    _record(args, settings, entry, "revoked")
+    print(f"revoked {_named(args, entry)}")
 
 
 def _restore(args: argparse.Namespace) -> int:
     settings = load_settings()
-    entry = _target(args, settings, int(time.time()))
+    lines = _target(args, settings, int(time.time()))
     with closing(open_store(settings.access)) as store:
-        found = store.remove(entry)
+        found = sum(store.remove(line) for line in lines)
     if found:
-        _record(settings, entry, "restored")
-    print(f"{'restored' if found else 'was not revoked:'} {_shown(entry)}")
+        _record(args, settings, lines[0], "restored")
+    said = "restored" if found else "was not revoked:"
+    print(f"{said} {_named(args, lines[0])}")
     return 0 if found else 1
 
 
-def _record(settings: Settings, entry: Revocation, what: str) -> None:
+def _record(
+    args: argparse.Namespace, settings: Settings, entry: Revocation, what: str
+) -> None:
     """Whom it concerns stands in the record as it does in those of requests."""
-    operation = {"action": "revocation", "reason": f"{entry.kind}-{what}"}
-    if entry.kind == "token":
+    kind = "subject" if entry.kind == "pseudonym" else entry.kind
+    operation = {"action": "revocation", "reason": f"{kind}-{what}"}
+    if kind == "token":
         operation["token"] = token_hash(entry.value)
-    elif entry.kind == "client":
+    elif kind == "client":
         operation["client"] = entry.value
-    elif settings.audit.pseudonym_key.exists():
+    else:
         issuer = entry.issuer or settings.access.issuer
         key = read_secret(settings.audit.pseudonym_key)
-        operation["subject"] = pseudonym(key, f"{issuer}\0{entry.value}")
+        operation["subject"] = subject_name(key, args.subject, issuer)
     record_operation(settings.audit, [operation])
 
 
@@ -171,15 +206,23 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _target(args: argparse.Namespace, settings: Settings, now: int) -> Revocation:
-    """What is to be revoked or restored, as a line of the list."""
+def _target(args: argparse.Namespace, settings: Settings, now: int) -> list[Revocation]:
+    """What is to be revoked or restored, as lines of the list.
+
+    The first is this release's; another is what an earlier one wrote.
+    """
     issuers = {issuer.issuer: issuer for issuer in settings.access.all_issuers}
     if args.issuer and args.issuer not in issuers:
         raise SettingsError(f"{args.issuer!r} is no issuer of the settings")
-    if args.subject or args.client:
-        kind = "subject" if args.subject else "client"
-        value = args.subject or args.client
-        return Revocation(kind, value, args.issuer, revoked_at=now)
+    if args.subject:
+        key = read_secret(settings.audit.pseudonym_key)
+        name = subject_name(key, args.subject, args.issuer)
+        return [
+            Revocation("pseudonym", name, args.issuer, revoked_at=now),
+            Revocation("subject", args.subject, args.issuer),
+        ]
+    if args.client:
+        return [Revocation("client", args.client, args.issuer, revoked_at=now)]
     longest = max((one.max_lifetime_s for one in issuers.values()), default=0)
     # No token that is valid now is valid then: the line may go.
     expires_at = now + longest + 2 * settings.access.leeway_s + 1
@@ -189,9 +232,10 @@ def _target(args: argparse.Namespace, settings: Settings, now: int) -> Revocatio
         # Only a token of an issuer of ours: a mistake is seen now, not in an attack.
         principal = Verifier(settings.access).verify(_token(args.token), now=now)
         issuer, identifier = principal.issuer, principal.token_id
-    return Revocation(
+    line = Revocation(
         "token", identifier, issuer, expires_at=expires_at, revoked_at=now
     )
+    return [line]
 
 
 def _token(given: str) -> str:
@@ -205,6 +249,13 @@ def _token(given: str) -> str:
         except UnicodeDecodeError:
             raise SettingsError(f"{given[1:]}: holds no token") from None
     return given
+
+
+def _named(args: argparse.Namespace, entry: Revocation) -> str:
+    """As it was given on the command line."""
+    if args.subject:
+        entry = replace(entry, kind="subject", value=args.subject)
+    return _shown(entry)
 
 
 def _shown(entry: Revocation) -> str:

@@ -12,11 +12,11 @@ from models.errors import BundleError
 from models.files import write_atomic
 from security.audit.journal import load_verifier
 from security.audit.query import FORMATS, Query, parse_time
-from security.audit.records import Record, pseudonym
+from security.audit.records import Record
 from security.audit.verify import LogReport, Visit, verify_log
 from security.commands.options import Subparsers
 from security.errors import AuditError
-from security.key_files import read_secret
+from security.key_files import pseudonym, read_secret
 from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]

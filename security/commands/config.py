@@ -32,12 +32,12 @@ def run(args: argparse.Namespace) -> int:
     """Print; returns the exit code."""
     del args
     settings = asdict(load_settings())
-    sealing = settings["sealing"]
-    sealing["replay_store"] = _without_secrets(sealing["replay_store"])
-    access = settings["access"]
-    access["revocation_store"] = _without_secrets(access["revocation_store"])
-    quotas = settings["quotas"]
-    quotas["store"] = _without_secrets(quotas["store"])
+    for table, key in (
+        ("sealing", "replay_store"),
+        ("access", "revocation_store"),
+        ("quotas", "store"),
+    ):
+        settings[table][key] = _without_secrets(settings[table][key])
     print(json.dumps(settings, indent=2, default=str))
     return 0
 

@@ -2,7 +2,8 @@
 
 1. at most one Date, a valid one, in the window around our clock; without any, only if
    the deployment allows that;
-2. the request was not seen before.
+2. the request was not seen before; asked once its token is verified, so that strangers
+   fill nothing (a copy without a valid token is refused again, which harms nobody).
 
 Within the window the store knows every request, so each is answered at most once. A
 request without a Date is remembered for as long as its key opens anything.
@@ -10,26 +11,25 @@ request without a Date is remembered for as long as its key opens anything.
 
 from __future__ import annotations
 
+import hmac
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from sealgate.protocol.bhttp import Headers
-from security.errors import DateError, ReplayError, SettingsError
+from security.errors import DateError, ReplayError
 from security.sealing.replay import (
-    LocalReplayStore,
-    RedisReplayStore,
+    SLOT_S,
     ReplayStore,
     fingerprint,
+    open_replay_store,
 )
 from security.settings.sealing import SealingSettings
 
-__all__ = ["Freshness", "http_date", "load_freshness"]
+__all__ = ["Freshness", "Remember", "http_date", "load_freshness"]
 
-# Dates of one slot are forgotten together.
-SLOT_S = 10
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = (
     "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
@@ -41,6 +41,10 @@ _DATE = re.compile(
 )
 
 
+# Check 2 of a request: given the account of its verified token, passes it once.
+Remember = Callable[[str], Awaitable[None]]
+
+
 class Freshness:
     """Lets each sealed request pass once."""
 
@@ -48,26 +52,38 @@ class Freshness:
         self,
         store: ReplayStore,
         *,
+        key: bytes,
         window_s: int,
         require_date: bool,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Wire it.
+
+        Args:
+            store: shared by all who have the same keys.
+            key: of the names that subjects have in the store.
+            window_s: how far a Date may be from our clock, either way.
+            require_date: refuse requests without one.
+            clock: Unix seconds.
+            monotonic: seconds.
+        """
         self._monotonic = monotonic
         # What the clock shows beyond the monotonic one: constant, unless it is set.
         self._offset = clock() - monotonic()
         self._steady_at = 0.0
         self._store = store
+        self._key = key
         self._window_s = window_s
         self._require_date = require_date
         self._clock = clock
         self._next_forget = 0.0
         self._last_live: dict[int, float] = {}
 
-    async def check(
+    def check(
         self, headers: Headers, enc: bytes, *, key_id: int, live_ids: Sequence[int]
-    ) -> None:
-        """Pass a request that is new, and remember it.
+    ) -> Remember:
+        """Check 1.
 
         Args:
             headers: of the inner request.
@@ -75,20 +91,32 @@ class Freshness:
             key_id: of the key that opened it.
             live_ids: of all keys that open requests now.
 
+        Returns:
+            Check 2, to be awaited with the account of its verified token, which bounds
+            what one subject fills. Raises ReplayError: it was seen before; QuotaError:
+            the subject's share of the store is used up; ReplayStoreError: it cannot be
+            told, and must not pass.
+
         Raises:
-            DateError: check 1.
-            ReplayError: check 2.
-            ReplayStoreError: check 2 could not be made; the request must not pass.
+            DateError: it is too old, too new, or does not say when it was made.
         """
         now = self._clock()
         date = self._date(headers, now)
         # Without a Date the key decides; its slots are the negative numbers.
         slot = -1 - key_id if date is None else date // SLOT_S
+        return partial(self._remember, fingerprint(enc), slot, live_ids)
+
+    async def _remember(
+        self, entry: bytes, slot: int, live_ids: Sequence[int], account: str
+    ) -> None:
+        """Check 2."""
         if self._monotonic() >= self._next_forget:
             self._next_forget = self._monotonic() + SLOT_S
+            now = self._clock()
             if self._is_steady(now):
                 self._forget(now, live_ids)
-        if not await self._store.insert(fingerprint(enc), slot=slot):
+        owner = hmac.digest(self._key, b"replay\0" + account.encode(), "sha256")[:8]
+        if not await self._store.insert(entry, slot=slot, owner=owner):
             raise ReplayError("seen before")
 
     def _is_steady(self, now: float) -> bool:
@@ -125,29 +153,25 @@ class Freshness:
         return date
 
 
-def load_freshness(settings: SealingSettings) -> Freshness:
-    """What the settings ask for.
+def load_freshness(settings: SealingSettings, *, key: bytes) -> Freshness:
+    """What the settings ask for; ``key`` makes the names of subjects.
 
     Raises:
-        ReplayStoreError: the store's library is not installed.
-        SettingsError: a store that is not known.
+        ReplayStoreError: the store's library is not installed, or its URL is none.
     """
     window_s = settings.date_window_s
-    if settings.replay_store == "local":
-        store: ReplayStore = LocalReplayStore(
-            settings.replay_directory, max_entries=settings.max_replay_entries
-        )
-    elif settings.replay_store.startswith(("redis://", "rediss://")):
-        # Keys may outlive their schedule by as much again when a rotation is late.
-        key_s = settings.key_lifetime_s + settings.key_overlap_s
-        store = RedisReplayStore(
-            settings.replay_store,
-            dated_ttl_s=2 * window_s + 2 * SLOT_S,
-            undated_ttl_s=2 * key_s,
-        )
-    else:
-        raise SettingsError("sealing.replay_store: local, or a redis:// URL")
-    return Freshness(store, window_s=window_s, require_date=settings.require_date)
+    # Keys may outlive their schedule by as much again when a rotation is late.
+    key_s = settings.key_lifetime_s + settings.key_overlap_s
+    store = open_replay_store(
+        settings.replay_store,
+        settings.replay_directory,
+        max_entries=settings.max_replay_entries,
+        share=settings.max_replay_entries_per_subject,
+        ttls_s=(2 * window_s + 2 * SLOT_S, 2 * key_s),
+    )
+    return Freshness(
+        store, key=key, window_s=window_s, require_date=settings.require_date
+    )
 
 
 def http_date(now: float) -> bytes:

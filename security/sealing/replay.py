@@ -1,40 +1,53 @@
 """Which sealed requests were answered already (RFC 9458, section 6.5).
 
 A request is known by the hash of its encapsulated key, which no two honest requests
-share. It is remembered in one step with the question whether it was known, after it
-opened and before anything is done for it, so that of two copies that arrive together,
-at whatever workers, one is answered.
+share. It is remembered in one step with the question whether it was known, after its
+token was verified and before anything is done for it, so that of two copies that
+arrive together, at whatever workers, one is answered, and strangers fill nothing.
 
 Entries lie in slots, so that forgetting is deleting a range. The slot follows from what
 is sealed in the request, its Date, or from its key where it has none: a copy always
 meets the original in the same slot.
+
+Nobody has more than a share of the store: who sends more than that is refused, and
+nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
-import os
 import re
-import sqlite3
+import secrets
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from security.errors import ReplayStoreError
-from security.redis_client import make_client
+from sealgate.errors import SealgateError
+from security.errors import QuotaError, ReplayStoreError
+from security.stores.local import SqliteFile
+from security.stores.shared import AsyncRedis
 
-__all__ = ["LocalReplayStore", "RedisReplayStore", "ReplayStore", "fingerprint"]
+__all__ = [
+    "LocalReplayStore",
+    "RedisReplayStore",
+    "ReplayStore",
+    "fingerprint",
+    "open_replay_store",
+]
 
 # Half of the hash: finding a second request for one takes 2^128 attempts.
 FINGERPRINT_BYTES = 16
+# Dates of one slot are forgotten together.
+SLOT_S = 10
 
-_PAGE_BYTES = 4096
 # A row with its share of half-filled pages, measured over a million random rows.
 _ROW_BYTES = 40
-_BUSY_TIMEOUT_S = 0.25
+_SPARE_BYTES = 64 << 10
+# A worker takes so much of an owner's share at once: most inserts then count nothing.
+_BLOCK, _BLOCK_PART = 64, 256
 _REDIS_TIMEOUT_S = 0.5
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -47,14 +60,16 @@ def fingerprint(enc: bytes) -> bytes:
 class ReplayStore(Protocol):
     """Remembers requests for all who share it."""
 
-    async def insert(self, entry: bytes, *, slot: int) -> bool:
+    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
         """Remember an entry; say whether it is new.
 
         Args:
             entry: a `fingerprint`.
             slot: from 0 on by time, below 0 for those that stay until `forget`.
+            owner: a name of the verified subject, of whose share it is.
 
         Raises:
+            QuotaError: the owner's share is used up; it is not remembered.
             ReplayStoreError: it cannot be told.
         """
 
@@ -66,11 +81,45 @@ class ReplayStore(Protocol):
         """
 
 
+def open_replay_store(
+    where: str, folder: Path, *, max_entries: int, share: int, ttls_s: tuple[int, int]
+) -> ReplayStore:
+    """The store that a setting names.
+
+    Args:
+        where: "local", or the URL of a Redis.
+        folder: of the local store.
+        max_entries: of the local store.
+        share: entries of one owner at most.
+        ttls_s: how long Redis keeps entries with a slot by time, and the others.
+
+    Raises:
+        ReplayStoreError: not such a URL, or the redis package is not installed.
+    """
+    if where == "local":
+        return LocalReplayStore(folder, max_entries=max_entries, share=share)
+    return RedisReplayStore(where, ttls_s=ttls_s, share=share)
+
+
 @dataclass(frozen=True)
 class _Insertion:
     entry: bytes
     slot: int
+    owner: bytes
     answer: asyncio.Future[bool]
+
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS seen (slot INTEGER, entry BLOB,"
+    " PRIMARY KEY (slot, entry)) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS shares (owner BLOB, slot INTEGER, taken INTEGER,"
+    " PRIMARY KEY (owner, slot)) WITHOUT ROWID",
+)
+_TAKE = (
+    "INSERT INTO shares SELECT ?1, ?2, ?3"
+    " WHERE (SELECT total(taken) FROM shares WHERE owner = ?1) <= ?4"
+    " ON CONFLICT DO UPDATE SET taken = taken + excluded.taken"
+)
 
 
 class LocalReplayStore:
@@ -80,19 +129,27 @@ class LocalReplayStore:
     each boot begins a new file, since a crash of the machine may tear the old one.
     """
 
-    def __init__(self, folder: Path, *, max_entries: int) -> None:
+    def __init__(self, folder: Path, *, max_entries: int, share: int) -> None:
         self._folder = folder
-        self._path = folder / f"replay-{_boot()}.sqlite"
-        self._max_pages = 16 + max_entries * _ROW_BYTES // _PAGE_BYTES
-        # Opened at the first request: connections do not survive a fork.
-        self._connection: sqlite3.Connection | None = None
+        self._file = SqliteFile(
+            folder / f"replay-{_boot()}.sqlite",
+            _SCHEMA,
+            refusal=ReplayStoreError,
+            synchronous="OFF",
+            max_bytes=_SPARE_BYTES + max_entries * _ROW_BYTES,
+        )
+        self._share = share
+        self._block = max(1, min(_BLOCK, share // _BLOCK_PART))
+        # What this worker has taken of shares and not used, by owner and slot.
+        self._left: dict[tuple[bytes, int], int] = {}
+        self._tidied = False
         self._next: list[_Insertion] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
-        return f"<LocalReplayStore {self._path}>"
+        return f"<LocalReplayStore {self._file.path}>"
 
-    async def insert(self, entry: bytes, *, slot: int) -> bool:
+    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
         """As `ReplayStore.insert`; takes microseconds, so no thread is used.
 
         The entries of one turn of the event loop are one transaction, most of whose
@@ -101,7 +158,7 @@ class LocalReplayStore:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # what an earlier loop left behind is nobody's
             self._loop, self._next = loop, []
-        new = _Insertion(entry, slot, loop.create_future())
+        new = _Insertion(entry, slot, owner, loop.create_future())
         self._next.append(new)
         if len(self._next) == 1:
             loop.call_soon(self._flush)
@@ -111,67 +168,81 @@ class LocalReplayStore:
         """Insert what has gathered: all of it, or, where that fails, nothing."""
         group, self._next = self._next, []
         try:
-            if len(group) > 1:
-                self._execute("BEGIN IMMEDIATE")
-            found = [self._insert(one) for one in group]
-            if len(group) > 1:
-                self._execute("COMMIT")
+            self._remove_older_files()
+            if len(group) == 1:
+                found = [self._insert(group[0])]
+            else:
+                with self._file.transaction():
+                    found = [self._insert(one) for one in group]
         except ReplayStoreError as error:
-            for one in group:
-                if not one.answer.done():
-                    # Each its own: a raised error carries its traceback.
-                    one.answer.set_exception(ReplayStoreError(str(error)))
-            return
-        for one, is_new in zip(group, found):
-            if not one.answer.done():
-                one.answer.set_result(is_new)
+            self._left.clear()  # what was taken may have been rolled back
+            # Each its own: a raised error carries its traceback.
+            found = [ReplayStoreError(str(error)) for _ in group]
+        for one, result in zip(group, found):
+            if one.answer.done():
+                continue
+            if isinstance(result, bool):
+                one.answer.set_result(result)
+            else:
+                one.answer.set_exception(result)
 
-    def _insert(self, one: _Insertion) -> bool:
+    def _insert(self, one: _Insertion) -> bool | SealgateError:
+        """Whether it is new, or why it is not remembered."""
+        place = one.owner, one.slot
+        left = self._left.get(place, 0) or self._take_share(*place)
+        if not left:
+            return _share_error()
         sql = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
-        return self._execute(sql, one.slot, one.entry).rowcount == 1
+        is_new = self._file.execute(sql, one.slot, one.entry).rowcount == 1
+        self._left[place] = left - is_new
+        return is_new
+
+    def _take_share(self, owner: bytes, slot: int) -> int:
+        """Take a block of an owner's share; 0 if it is used up."""
+        block, most = self._block, self._share - self._block
+        taken = self._file.execute(_TAKE, owner, slot, block, most).rowcount == 1
+        return block if taken else 0
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
         """As `ReplayStore.forget`."""
-        self._execute("DELETE FROM seen WHERE slot >= 0 AND slot < ?", before_slot)
-        for slot in drop:
-            self._execute("DELETE FROM seen WHERE slot = ?", slot)
+        for table in ("seen", "shares"):
+            old = f"DELETE FROM {table} WHERE slot >= 0 AND slot < ?"  # noqa: S608
+            self._file.execute(old, before_slot)
+            for slot in drop:
+                named = f"DELETE FROM {table} WHERE slot = ?"  # noqa: S608
+                self._file.execute(named, slot)
+        for place in list(self._left):
+            if 0 <= place[1] < before_slot or place[1] in drop:
+                del self._left[place]
 
     def close(self) -> None:
         """Close the file; the next request opens it again."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._file.close()
 
-    def _execute(self, sql: str, *values: int | bytes) -> sqlite3.Cursor:
-        try:
-            connection = self._connection or self._open()
-            return connection.execute(sql, values)
-        except (sqlite3.Error, OSError) as error:
-            with contextlib.suppress(sqlite3.Error):
-                self.close()
-            raise ReplayStoreError(f"{self._path}: {error}") from None
-
-    def _open(self) -> sqlite3.Connection:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def _remove_older_files(self) -> None:
+        """Files of earlier boots; looked for once."""
+        if self._tidied:
+            return
+        self._tidied = True
         for other in self._folder.glob("replay-*.sqlite*"):
-            if not other.name.startswith(self._path.name):
+            if not other.name.startswith(self._file.path.name):
                 other.unlink(missing_ok=True)
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        connection = sqlite3.connect(
-            self._path, isolation_level=None, timeout=_BUSY_TIMEOUT_S
-        )
-        for pragma in (
-            "journal_mode = WAL",
-            "synchronous = OFF",
-            f"max_page_count = {self._max_pages}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-        connection.execute(
-            "CREATE TABLE IF NOT EXISTS seen (slot INTEGER, entry BLOB,"
-            " PRIMARY KEY (slot, entry)) WITHOUT ROWID"
-        )
-        self._connection = connection
-        return connection
+
+
+# KEYS: the entry; how many entries its owner added in this period and in the one
+# before, which together are at least those that are still kept. ARGV: the request's
+# id, how long the entry is kept in milliseconds, the owner's share.
+_INSERT = """
+local known = redis.call('GET', KEYS[1])
+if known then return known == ARGV[1] and 1 or 0 end
+local now = tonumber(redis.call('GET', KEYS[2]) or 0)
+local before = tonumber(redis.call('GET', KEYS[3]) or 0)
+if now + before >= tonumber(ARGV[3]) then return -1 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('INCR', KEYS[2])
+redis.call('PEXPIRE', KEYS[2], 2 * ARGV[2])
+return 1
+"""
 
 
 class RedisReplayStore:
@@ -181,44 +252,53 @@ class RedisReplayStore:
     (``maxmemory-policy noeviction``), or it would forget what it must know.
     """
 
-    def __init__(self, url: str, *, dated_ttl_s: int, undated_ttl_s: int) -> None:
-        """Prepare; nothing connects yet.
-
-        Args:
-            url: ``redis://`` or ``rediss://``.
-            dated_ttl_s: how long entries with a slot by time are kept.
-            undated_ttl_s: how long the others are.
+    def __init__(self, url: str, *, ttls_s: tuple[int, int], share: int) -> None:
+        """Prepare; nothing connects yet; arguments as of `open_replay_store`.
 
         Raises:
             ReplayStoreError: the redis package is not installed, or not such a URL.
         """
-        self._ttl_ms = (dated_ttl_s * 1000, undated_ttl_s * 1000)
-        self._client, self._errors = make_client(
+        self._ttls_s = ttls_s
+        self._share = share
+        self._redis = AsyncRedis(
             url,
             setting="sealing.replay_store",
             refusal=ReplayStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
+        self._script = self._redis.client.register_script(_INSERT)
 
     def __repr__(self) -> str:
         return "<RedisReplayStore>"
 
-    async def insert(self, entry: bytes, *, slot: int) -> bool:
-        """As `ReplayStore.insert`: one SET with NX."""
-        key = b"sealgate:replay:%d:%b" % (slot, entry.hex().encode())
-        ttl_ms = self._ttl_ms[slot < 0]
-        try:
-            return bool(await self._client.set(key, b"", nx=True, px=ttl_ms))
-        except self._errors as error:
-            # The class says enough; the message may hold the address.
-            raise ReplayStoreError(f"redis: {type(error).__name__}") from None
+    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
+        """As `ReplayStore.insert`: one script, whose repetition is no replay."""
+        undated = slot < 0
+        ttl_s = self._ttls_s[undated]
+        period = int(time.time()) // ttl_s
+        keys = [
+            f"sealgate:replay:{slot}:{entry.hex()}",
+            *(
+                f"sealgate:replay:share:{owner.hex()}:{undated:d}:{period - back}"
+                for back in (0, 1)
+            ),
+        ]
+        values = [secrets.token_bytes(8), ttl_s * 1000, self._share]
+        answer = await self._redis.run(self._script, keys, values)
+        if answer < 0:
+            raise _share_error()
+        return bool(answer)
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
         """Nothing to do: entries expire by themselves."""
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._redis.close()
+
+
+def _share_error() -> QuotaError:
+    return QuotaError(("remembered-requests",), SLOT_S, ())
 
 
 def _boot() -> str:

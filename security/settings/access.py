@@ -38,6 +38,8 @@ class AccessSettings(IssuerSettings):
         revocation_store: "local", shared by the workers of this machine, or the
             ``redis://`` or ``rediss://`` URL of a store shared by all machines.
         revocation_directory: folder of the local store.
+        revocation_require_persistence: refuse to start on a Redis that would lose the
+            list when it is restarted (``appendonly no``).
         dpop_key: file with the key that nonces are made with.
         dpop_nonce: proofs must hold a nonce of this server (RFC 9449, section 9).
         dpop_window_s: how far a proof's time may be from our clock, either way.
@@ -51,6 +53,7 @@ class AccessSettings(IssuerSettings):
     token_cache_entries: int = 4096
     revocation_store: str = "local"
     revocation_directory: Path = Path("revocations")
+    revocation_require_persistence: bool = True
     dpop_key: Path = Path("keys/dpop.key")
     dpop_nonce: bool = True
     dpop_window_s: int = 60

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
 
 from security.errors import SettingsError
 
-__all__ = ["check_failure_mode", "check_positive", "check_store"]
+__all__ = [
+    "check_failure_mode",
+    "check_positive",
+    "check_store",
+    "fits",
+    "refuse_unknown",
+]
 
 _FAILURE_MODES = ("refuse", "serve")
 
@@ -44,3 +51,24 @@ def check_failure_mode(mode: str, where: str) -> None:
     """
     if mode not in _FAILURE_MODES:
         raise SettingsError(f"{where}: one of {', '.join(_FAILURE_MODES)}")
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Refuse keys that mean nothing: a setting that silently does not apply is a hole.
+
+    Raises:
+        SettingsError: names the first one, and what may have been meant.
+    """
+    names = set(known)
+    for name in sorted(set(given) - names):
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingsError(f"{where}: unknown key {name!r}{hint}")
+
+
+def fits(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name is one of several, or begins as one that ends in a star says."""
+    return any(
+        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+        for pattern in patterns
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from security.errors import SettingsError
+from security.settings.profiles import RELAXATIONS
 
 __all__ = [
     "ALGORITHMS",
@@ -26,29 +27,31 @@ __all__ = [
 # A file, or an https URL.
 KeyLocation = Path | str
 
-ALGORITHMS = ("EdDSA", "ES256", "ES384", "PS256", "RS256")
+ALGORITHMS = ("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256")
 SHARED_SECRET = "HS256"  # noqa: S105  (an algorithm's name)
-TOKEN_TYPES = ("at+jwt", "JWT")
 DPOP_MODES = ("off", "optional", "required")
 MAX_ISSUERS = 32
+_POSITIVE = ("jwks_refresh_s", "jwks_retry_s", "jwks_max_stale_s", "max_lifetime_s")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # A claim of the token's top level, or a JSON pointer (RFC 6901) to one inside another.
 _CLAIM = re.compile(
     r"[^/\s\x00-\x1f][^\x00-\x1f]{0,199}|(?:/(?:[^/~\x00-\x1f]|~[01])+){1,6}"
 )
+_TOKEN_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+/-]{1,64}")
 _IDENTIFIER = re.compile(r"[\x21-\x7e]{1,512}")
 
 
 @dataclass(frozen=True)
 class IssuerSettings:
-    """One issuer, and how its tokens are read (RFC 9068).
+    """One issuer, and how its tokens are read: RFC 9068, unless a profile says else.
 
     Names of claims are names of the top level, or JSON pointers (RFC 6901) to nested
     ones: ``/realm_access/roles``.
 
     Attributes:
         issuer: exact ``iss``.
+        profile: of `security.settings.profiles`: sets what is not set here.
         audience: must be in ``aud``.
         jwks: the issuer's public keys (RFC 7517): a file, or an https URL.
         jwks_ca: file of the authorities that may certify the URL's host; the system's
@@ -56,13 +59,20 @@ class IssuerSettings:
         jwks_refresh_s: how often the URL is fetched.
         jwks_retry_s: at least so long between fetches, however many tokens name keys
             that are not known.
+        jwks_max_stale_s: for how long the last good set is used while the file or the
+            URL gives none; then the issuer's tokens are answered 503.
+        key_uses: values of ``use`` that mark its keys, beside "sig".
         secret: file of the key that HS256 is verified with, at least 32 bytes; then no
             other algorithm is.
         algorithms: accepted ones; each key is bound to one of them.
         token_types: accepted ``typ`` of the header. "JWT" lets in tokens that do not
             say they are access tokens: name claims that only those have as required.
+        relax: of `security.settings.profiles.RELAXATIONS`: what tokens may lack.
+        clients: the only ones, if any are named.
+        subject_prefix: what every subject begins with.
         max_lifetime_s: longest ``exp`` minus ``iat``.
-        required_claims: ``claim=text``; refuse tokens where one is not exactly so.
+        required_claims: ``claim=text``, or ``claim`` for any content; refuse tokens
+            where one is not so.
         subject_claim: whom the token speaks for.
         client_claim: through which client.
         token_id_claim: its identifier.
@@ -73,14 +83,20 @@ class IssuerSettings:
     """
 
     issuer: str = ""
+    profile: str = "rfc9068"
     audience: str = ""
     jwks: KeyLocation = Path("jwks.json")
     jwks_ca: Path | None = None
     jwks_refresh_s: int = 300
     jwks_retry_s: int = 30
+    jwks_max_stale_s: int = 86_400
+    key_uses: tuple[str, ...] = ()
     secret: Path | None = None
     algorithms: tuple[str, ...] = ALGORITHMS
     token_types: tuple[str, ...] = ("at+jwt",)
+    relax: tuple[str, ...] = ()
+    clients: tuple[str, ...] = ()
+    subject_prefix: str = ""
     max_lifetime_s: int = 3600
     required_claims: tuple[str, ...] = ()
     subject_claim: str = "sub"
@@ -107,15 +123,39 @@ def check_issuers(issuers: Sequence[IssuerSettings]) -> None:
             raise SettingsError(f"{where}: not an identifier of 1 to 512 characters")
         if names.count(issuer.issuer) > 1:
             raise SettingsError(f"{where}: is there twice")
-        if not _IDENTIFIER.fullmatch(issuer.audience):
+        lacking = not issuer.audience and "aud-absent" in issuer.relax
+        if not _IDENTIFIER.fullmatch(issuer.audience) and not lacking:
             raise SettingsError(f"{where}: audience must be set, without blanks")
+        _check_relaxed(issuer, where)
         _check_algorithms(issuer, where)
         _check_claims(issuer, where)
-        for name in ("jwks_refresh_s", "jwks_retry_s", "max_lifetime_s"):
+        for name in _POSITIVE:
             if getattr(issuer, name) <= 0:
                 raise SettingsError(f"{where}: {name}: must be positive")
-        _check_choice(issuer.token_types, TOKEN_TYPES, f"{where}: token_types")
+        if issuer.jwks_max_stale_s < issuer.jwks_refresh_s:
+            raise SettingsError(f"{where}: jwks_max_stale_s: below jwks_refresh_s")
         _check_choice((issuer.dpop,), DPOP_MODES, f"{where}: dpop")
+
+
+def _check_relaxed(issuer: IssuerSettings, where: str) -> None:
+    """What is let go must be made up for by something else."""
+    _check_choice(issuer.relax, tuple(RELAXATIONS), f"{where}: relax", empty=True)
+    types = issuer.token_types
+    if not types or not all(map(_TOKEN_TYPE.fullmatch, types)):
+        raise SettingsError(f"{where}: token_types: types like at+jwt or JWT")
+    marks = bool(issuer.required_claims or issuer.subject_prefix)
+    for name, made_up, by in (
+        ("typ-absent", marks, "required_claims or subject_prefix"),
+        ("iss-absent", bool(issuer.subject_prefix), "subject_prefix"),
+        ("aud-absent", bool(issuer.clients), "clients"),
+        (
+            "public-issuer",
+            marks or bool(issuer.clients),
+            "clients, required_claims or subject_prefix",
+        ),
+    ):
+        if name in issuer.relax and not made_up:
+            raise SettingsError(f"{where}: {name} needs {by}")
 
 
 def _check_algorithms(issuer: IssuerSettings, where: str) -> None:
@@ -130,8 +170,8 @@ def _check_algorithms(issuer: IssuerSettings, where: str) -> None:
 
 def _check_claims(issuer: IssuerSettings, where: str) -> None:
     required = [item.partition("=") for item in issuer.required_claims]
-    if any(not mark or not value for _, mark, value in required):
-        raise SettingsError(f"{where}: required_claims: expected claim=text")
+    if any(mark and not value for _, mark, value in required):
+        raise SettingsError(f"{where}: required_claims: expected claim=text or claim")
     named = (
         issuer.subject_claim,
         issuer.client_claim,
@@ -146,8 +186,10 @@ def _check_claims(issuer: IssuerSettings, where: str) -> None:
             raise SettingsError(f"{where}: {name!r} names no claim")
 
 
-def _check_choice(given: Sequence[str], known: Sequence[str], where: str) -> None:
-    if not given or not set(given) <= set(known):
+def _check_choice(
+    given: Sequence[str], known: Sequence[str], where: str, *, empty: bool = False
+) -> None:
+    if not (given or empty) or not set(given) <= set(known):
         raise SettingsError(f"{where}: of {', '.join(known)}")
 
 

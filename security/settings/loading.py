@@ -9,9 +9,7 @@ that other relative paths start from, and ``SEALGATE_CONFIG``, another service.t
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -19,14 +17,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models.manifest import NAME
 from security.errors import SettingsError
 from security.key_files import PASSPHRASE_VARIABLE
 from security.settings.access import AccessSettings, check_access
 from security.settings.admission import AdmissionSettings
 from security.settings.audit import AuditSettings, check_audit
+from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
 from security.settings.issuers import IssuerSettings, KeyLocation
 from security.settings.observability import ObservabilitySettings, check_observability
+from security.settings.profiles import PROFILES
 from security.settings.quotas import QuotaSettings, check_quotas
 from security.settings.runtime import ModelLimits, RuntimeSettings, check_runtime
 from security.settings.sealing import SealingSettings, check_sealing
@@ -90,7 +91,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     path = Path(environ.get("SEALGATE_CONFIG") or project / "deploy" / "service.toml")
     home = Path(environ.get("SEALGATE_HOME") or ".sealgate").resolve()
     document = _read(path)
-    _refuse_unknown(document.keys(), _SECTIONS.keys(), str(path))
+    refuse_unknown(document.keys(), _SECTIONS.keys(), str(path))
     overrides = _variables(environ)
     bases = {"home": home, "config": path.resolve().parent}
     sections = {
@@ -150,7 +151,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         for name, text in environ.items()
         if name.startswith(_PREFIX) and name not in _OTHER_VARIABLES
     }
-    _refuse_unknown(given.keys(), known.keys(), "environment")
+    refuse_unknown(given.keys(), known.keys(), "environment")
     result: dict[str, dict[str, Any]] = {}
     for name, text in given.items():
         section, item = known[name]
@@ -173,7 +174,9 @@ def _section(
     kind: type[Any], values: Mapping[str, Any], *, where: str, bases: Mapping[str, Path]
 ) -> Any:
     known = {item.name: str(item.type) for item in fields(kind)}
-    _refuse_unknown(values.keys(), known.keys(), where)
+    if "profile" in known:
+        values = _profiled(values, where)
+    refuse_unknown(values.keys(), known.keys(), where)
     # Defaults of paths go through the same conversion, so that they become absolute.
     given = {
         item.name: _convert(
@@ -185,6 +188,14 @@ def _section(
         for item in fields(kind)
     }
     return kind(**given)
+
+
+def _profiled(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """An issuer's keys with its profile's for those that it leaves out."""
+    name = values.get("profile", IssuerSettings.profile)
+    if not isinstance(name, str) or name not in PROFILES:
+        raise SettingsError(f"{where} profile: one of {', '.join(PROFILES)}")
+    return {**PROFILES[name], **values}
 
 
 def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
@@ -236,7 +247,7 @@ def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise SettingsError(f"{where}: expected tables, [runtime.models.NAME]")
-        if not re.fullmatch("[a-z0-9-]{1,63}", name):
+        if not NAME.fullmatch(name):
             raise SettingsError(f"{where}: {name!r} is no model's name")
     bases = {"home": base}
     limits = {
@@ -247,10 +258,3 @@ def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]
         name: {key: getattr(limits[name], key) for key in table}
         for name, table in tables.items()
     }
-
-
-def _refuse_unknown(given: Any, known: Any, where: str) -> None:
-    for name in sorted(set(given) - set(known)):
-        close = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingsError(f"{where}: unknown key {name!r}{hint}")

@@ -18,6 +18,7 @@ _POSITIVE = (
     "key_cache_s",
     "date_window_s",
     "max_replay_entries",
+    "max_replay_entries_per_subject",
 )
 
 
@@ -39,7 +40,10 @@ class SealingSettings:
         replay_store: "local", shared by the workers of this machine, or the
             ``redis://`` or ``rediss://`` URL of a store shared by all machines.
         replay_directory: folder of the local store.
-        max_replay_entries: requests remembered at most; more are answered 503.
+        max_replay_entries: requests that the local store remembers at most; more are
+            answered 503.
+        max_replay_entries_per_subject: of one subject, in either store; more of its
+            requests are answered 429.
     """
 
     require_sealed: bool = True
@@ -53,6 +57,7 @@ class SealingSettings:
     replay_store: str = "local"
     replay_directory: Path = Path("replay")
     max_replay_entries: int = 1 << 20
+    max_replay_entries_per_subject: int = 1 << 18
 
 
 def check_sealing(sealing: SealingSettings) -> None:

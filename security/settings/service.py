@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from models.manifest import is_tag, names_that_clash
 from security.errors import SettingsError
 from security.settings.checks import check_positive
 
@@ -12,8 +12,6 @@ __all__ = ["ServiceSettings", "check_service"]
 
 
 ENVIRONMENTS = ("development", "production")
-# A name and a version as manifests have them: nothing that a store could complete.
-_TAG = re.compile(r"[a-z0-9-]{1,63}:[0-9][0-9.]{0,39}")
 # Bounds that at zero would bound nothing or let nothing through.
 _POSITIVE = (
     "max_head_bytes",
@@ -80,12 +78,15 @@ def check_service(service: ServiceSettings) -> None:
     if service.environment not in ENVIRONMENTS:
         raise SettingsError(f"service.environment: one of {', '.join(ENVIRONMENTS)}")
     for tag in service.models:
-        if not _TAG.fullmatch(tag):
+        if not is_tag(tag):  # nothing that a store could complete
             raise SettingsError(
                 f"service.models: {tag!r} is not a full tag like name:1.0.0"
             )
         if service.models.count(tag) > 1:
             raise SettingsError(f"service.models: {tag!r} is named twice")
+    clash = names_that_clash(tag.partition(":")[0] for tag in service.models)
+    if clash is not None:
+        raise SettingsError(f"service.models: {clash} are equal but for case")
     if service.max_body_memory_bytes < service.max_body_bytes:
         raise SettingsError(
             "service.max_body_memory_bytes: less than service.max_body_bytes"

@@ -7,7 +7,6 @@ ranges, names, and what goes with what.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import fields
 
@@ -15,6 +14,7 @@ from models.architectures import ARCHITECTURES
 from models.data.datasets import NAMES
 from models.data.identity import VERSIONS
 from models.features import FEATURES
+from models.manifest import NAME, VERSION
 from security.config_reader import Mistake, hint
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
 from security.training.config_sections import (
@@ -50,8 +50,6 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16")
 
 _BY_NAME = ("name", "split_key", "holdout")
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
 
 Rules = Iterable[tuple[bool, str, str]]
 
@@ -93,9 +91,13 @@ def _rules(config: TrainingConfig) -> Rules:
 
 
 def _model_rules(model: ModelConfig) -> Rules:
-    name = bool(_NAME.fullmatch(model.name))
-    yield name, "model.name", "lower-case letters, digits and hyphens, at most 63"
-    version = bool(_VERSION.fullmatch(model.version))
+    name = bool(NAME.fullmatch(model.name))
+    yield (
+        name,
+        "model.name",
+        "letters, digits, -, _ and ., at most 63",
+    )
+    version = bool(VERSION.fullmatch(model.version))
     yield version, "model.version", "dotted numbers like 1.0.0"
     kinds = (*ARCHITECTURES, MODULE)
     known = model.architecture in kinds
@@ -135,8 +137,12 @@ def _data_rules(data: DataConfig) -> Rules:
             )
             changed = not free and getattr(data, item.name) != item.default
             yield not changed, f"data.{item.name}", "is for data with a source"
-    name = bool(_NAME.fullmatch(data.name))
-    yield name, "data.name", "lower-case letters, digits and hyphens, at most 63"
+    name = bool(NAME.fullmatch(data.name))
+    yield (
+        name,
+        "data.name",
+        "letters, digits, -, _ and ., at most 63",
+    )
     yield bool(data.split_key), "data.split_key", "must not be empty"
     yield 0 < data.holdout < 1, "data.holdout", "must be between 0 and 1"
 

@@ -104,6 +104,14 @@ FAMILIES: Mapping[str, Family] = {
         tuple(10.0**e for e in range(-9, 4)),
     ),
     "sealgate_requests_in_work": Family("gauge", "Requests being worked on."),
+    "sealgate_revocations_volatile": Family(
+        "info", "1 where a restart of its store would lose the list of revocations."
+    ),
+    "sealgate_issuer_keys_stale": Family(
+        "info",
+        "1 while an issuer's last good keys stand in for those that cannot be read.",
+        ("issuer",),
+    ),
     "sealgate_bodies_being_read": Family("gauge", "Requests that are being read."),
     "sealgate_body_bytes": Family(
         "gauge", "Bytes of the bodies of requests that are read or worked on."

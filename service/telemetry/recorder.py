@@ -20,10 +20,10 @@ from security.access.tokens import Principal
 from security.admission.gate import Admission
 from security.audit.group import GroupLog
 from security.audit.journal import open_log, record_operation
-from security.audit.records import Scalar, encode, pseudonym, token_hash
+from security.audit.records import Scalar, encode, token_hash
 from security.audit.tally import Tally, TallyLimits
 from security.errors import AdmissionRefused, AuditError
-from security.key_files import read_secret
+from security.key_files import pseudonym, read_secret
 from security.settings.audit import AuditSettings
 from security.settings.loading import load_settings
 from service.telemetry.tracing import Trace

@@ -91,6 +91,10 @@ PLANTED = {
         "security/settings/tls.py",
         "import security.settings.loading",
     ),
+    "rooms of stores": (
+        "security/stores/local.py",
+        "import security.stores.shared",
+    ),
     "rooms of inspection": (
         "security/inspection/findings.py",
         "import security.inspection.structure",
@@ -151,6 +155,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "service/inference",
         "service/telemetry",
         "security/settings",
+        "security/stores",
         "security/inspection",
         "models/data",
     )
@@ -167,6 +172,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of security: commands on top, the rest side by side",
         "rooms of service",
         "rooms of models",
+        "rooms of stores",
         "rooms of sealgate",
         "rooms of the protocol",
         "drafts of the protocol",

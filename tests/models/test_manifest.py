@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from models.errors import ManifestError
-from models.manifest import MANIFEST_SCHEMA, Manifest
+from models.manifest import MANIFEST_SCHEMA, Manifest, is_tag, names_that_clash
 from tests.support.bundles import manifest
 from tests.support.mutations import DROP, changed, encode, mutated
 
@@ -26,11 +26,34 @@ def test_limits_have_defaults() -> None:
     assert Manifest.from_json(encode(changed(DOCUMENT, "limits"))).max_rows == 1024
 
 
+@pytest.mark.parametrize(
+    "name", ["densenet_onnx", "DenseNet", "resnet50.v1-7", "a", "INCEPTION_V3.1", "7"]
+)
+def test_names_as_they_are_written_elsewhere(name: str) -> None:
+    assert Manifest.from_json(encode(changed(DOCUMENT, "name", name))).name == name
+    assert is_tag(f"{name}:1.0.0")
+
+
+@pytest.mark.parametrize("tag", ["toy", "toy:", "toy:latest", "toy:1:2", "-a:1", ":1"])
+def test_what_is_no_tag(tag: str) -> None:
+    assert not is_tag(tag)
+
+
+def test_names_that_are_equal_but_for_case() -> None:
+    assert names_that_clash(["toy", "Other", "toy"]) is None
+    assert names_that_clash(["toy", "x", "TOY"]) == ("toy", "TOY")
+
+
 FAULTS = [
     ("schema", "https://sealgate.dev/manifest/v2", f"expected {MANIFEST_SCHEMA}"),
     ("schema", DROP, "manifest: missing schema"),
     ("extra", 1, "manifest: unknown field 'extra'"),
-    ("name", "Toy", "manifest.name: expected"),
+    ("name", "_toy", "manifest.name: expected"),
+    ("name", "toy.", "manifest.name: expected"),
+    ("name", "..", "manifest.name: expected"),
+    ("name", "a b", "manifest.name: expected"),
+    ("name", "a:b", "manifest.name: expected"),
+    ("name", "töy", "manifest.name: expected"),
     ("name", "../toy", "manifest.name: expected"),
     ("name", "toy\n", "manifest.name: expected"),
     ("name", "a" * 64, "manifest.name: expected"),

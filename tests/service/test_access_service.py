@@ -307,7 +307,10 @@ def test_a_subject_or_a_client_is_revoked_and_restored(
     said = place.command("access", "revoke", flag, value, "--issuer", KEYCLOAK)
     assert value in said
     until(place, text, 401)
-    assert value in place.command("access", "revoked")
+    listed = place.command("access", "revoked")
+    # Who it is does not stand in the list, only whether it is the one who is asked for.
+    assert (value in listed) == (flag == "--client")
+    assert ("pseudonym" in listed) == (flag == "--subject")
     code, said = place.refused("access", "explain", "--token", text, "--model", "toy")
     assert (code, "is revoked" in said) == (1, True)
     # New tokens are refused too, other issuers' are not.

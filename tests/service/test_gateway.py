@@ -181,10 +181,42 @@ def test_of_two_copies_at_once_one_is_answered(rooms: Rooms) -> None:
 def test_a_store_that_is_away_is_503_inside(tmp_path: Path) -> None:
     away = wire(tmp_path)
     (tmp_path / "replay").write_text("in the way")
-    inner = exchange(away, bhttp.encode_request(request("GET", "/v2")))
+    asked = request("GET", "/v2", bearer=token("infer:toy"))
+    inner = exchange(away, bhttp.encode_request(asked))
     assert inner.status == 503
     assert problem_of(inner).endswith("/replay-unavailable")
     assert dict(inner.headers)[b"retry-after"] == b"1"
+
+
+def test_strangers_fill_nothing(tmp_path: Path) -> None:
+    """Requests without a valid token are not remembered, dated or not."""
+    rooms = wire(tmp_path)
+    for bearer in (None, "nonsense", token("infer:toy", now=1)):
+        for dated in (False, True):
+            date = ((b"date", http_date(time.time())),) if dated else ()
+            asked = request("GET", "/v2", bearer=bearer, headers=date)
+            body, context = sealed(rooms.gateway.keys, bhttp.encode_request(asked))
+            # A copy is refused like the original: it has no effect either.
+            for _ in range(2):
+                assert opened(context, answer(rooms, body)).status == 401
+    assert not (tmp_path / "replay").exists()
+
+
+def test_who_has_a_token_fills_a_share_and_no_more(tmp_path: Path) -> None:
+    rooms = wire(tmp_path, replay_share=5)
+
+    def ask(subject: str) -> Response:
+        bearer = token("infer:toy", subject=subject)
+        asked = request("GET", "/v2/models/toy", bearer=bearer)
+        return exchange(rooms, bhttp.encode_request(asked))
+
+    assert [ask("greedy").status for _ in range(7)] == [200] * 5 + [429] * 2
+    refused = ask("greedy")
+    assert json.loads(bytes(refused.body))["violated-policies"] == [
+        "remembered-requests"
+    ]
+    assert dict(refused.headers)[b"retry-after"] == b"10"
+    assert ask("modest").status == 200
 
 
 def test_dates_are_told_inside_with_ours(tmp_path: Path) -> None:

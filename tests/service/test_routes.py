@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from sealgate.protocol.bhttp import Request, Response
 from security.access.issuer import DEVELOPMENT_ISSUER
-from security.audit.records import pseudonym
 from security.audit.verify import verify_log
 from security.errors import ScopeError, TokenError
+from security.key_files import pseudonym
 from service.problems import Problem
 from tests.support.bundles import KINDS
 from tests.support.disks import file_size_limit
@@ -263,6 +263,9 @@ def test_metrics_need_their_scope(rooms: Rooms) -> None:
         "/v2/models/",
         "/v2/models/toy/",
         "/v2/models/TOY",
+        "/v2/models/to_y",
+        "/v2/models/toy.",
+        "/v2/models/..",
         "/v2/models/toy/explain",
         "/v2/models/toy/infer/",
         "/v2/models/toy/../toy",

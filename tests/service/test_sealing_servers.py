@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -22,34 +19,18 @@ from sealgate.protocol import keyconfig
 from sealgate.protocol.bhttp import Response
 from tests.conftest import check_security, mint, toy_settings
 from tests.support.bundles import NAME
-from tests.support.servers import Server, free_port, serve
+from tests.support.redis_servers import RedisServer, redis_server
+from tests.support.servers import Server, serve
 
 pytestmark = pytest.mark.slow
 SEALED = {"content-type": "message/ohttp-req"}
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A Redis of this module's own, and its URL."""
-    pytest.importorskip("redis", reason="the redis package is not installed")
-    program = shutil.which("redis-server") or os.environ.get("REDIS_SERVER")
-    if not program:
-        pytest.skip("redis-server is not on this machine")
-    port = free_port()
-    command = [program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-    yield f"redis://127.0.0.1:{port}/0", process
-    process.terminate()
-    process.wait(timeout=20)
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of this module's own."""
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +40,8 @@ def home(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pair(home: Path, redis: tuple[str, object]) -> Iterator[list[Server]]:
-    extra = toy_settings(home) | {"SEALGATE_SEALING_REPLAY_STORE": redis[0]}
+def pair(home: Path, redis: RedisServer) -> Iterator[list[Server]]:
+    extra = toy_settings(home) | {"SEALGATE_SEALING_REPLAY_STORE": redis.url}
     with ExitStack() as stack:
         yield [
             stack.enter_context(serve("service.app:Sealgate", home, extra=extra))
@@ -68,10 +49,10 @@ def pair(home: Path, redis: tuple[str, object]) -> Iterator[list[Server]]:
         ]
 
 
-def sealed(server: Server) -> Exchange:
+def sealed(server: Server, home: Path) -> Exchange:
     configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
     request = build_request(
-        "GET", "/v2/health/live", url=server.url, token=None, now=time.time()
+        "GET", "/v2", url=server.url, token=mint(home), now=time.time()
     )
     return Exchange(configs[0], request, max_response_bytes=1 << 16)
 
@@ -88,18 +69,20 @@ def kind(response: Response) -> str:
     return json.loads(bytes(response.body))["type"].rpartition("/")[2]
 
 
-def test_one_answer_from_both(pair: list[Server]) -> None:
+def test_one_answer_from_both(pair: list[Server], home: Path) -> None:
     first, second = pair
-    exchange = sealed(first)
+    exchange = sealed(first, home)
     assert post(second, exchange).status == 200
     for server in (first, second):
         again = post(server, exchange)
         assert (again.status, kind(again)) == (409, "replayed")
-    assert post(first, sealed(second)).status == 200
+    assert post(first, sealed(second, home)).status == 200
 
 
-def test_of_copies_at_both_at_once_one_is_answered(pair: list[Server]) -> None:
-    exchange = sealed(pair[0])
+def test_of_copies_at_both_at_once_one_is_answered(
+    pair: list[Server], home: Path
+) -> None:
+    exchange = sealed(pair[0], home)
     statuses: list[int] = []
     threads = [
         threading.Thread(target=lambda s=s: statuses.append(post(s, exchange).status))
@@ -160,11 +143,11 @@ def test_no_request_is_dropped_while_keys_rotate(
 
 
 def test_a_redis_that_is_gone_fails_closed(
-    pair: list[Server], redis: tuple[str, subprocess.Popen[bytes]]
+    pair: list[Server], home: Path, redis: RedisServer
 ) -> None:
     """The last test of this module: it takes the Redis away."""
-    redis[1].kill()
-    redis[1].wait(timeout=20)
-    refused = post(pair[0], sealed(pair[0]))
+    redis.process.kill()
+    redis.process.wait(timeout=20)
+    refused = post(pair[0], sealed(pair[0], home))
     assert (refused.status, kind(refused)) == (503, "replay-unavailable")
     assert dict(refused.headers)[b"retry-after"] == b"1"

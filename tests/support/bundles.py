@@ -144,9 +144,9 @@ def _rounds() -> list[NodeProto]:
     ]
 
 
-def manifest(version: str = VERSION) -> Manifest:
+def manifest(version: str = VERSION, name: str = NAME) -> Manifest:
     return Manifest(
-        name=NAME,
+        name=name,
         version=version,
         inputs=(
             Tensor(
@@ -196,6 +196,7 @@ def write_bundle(
     keys: Keys,
     *,
     kinds: Iterable[str] = KINDS,
+    name: str = NAME,
     version: str = VERSION,
     policy_bytes: bytes = POLICY,
     now: datetime | None = None,
@@ -206,7 +207,7 @@ def write_bundle(
     """Write a bundle that the policy admits; the verdict only if ``admit``."""
     now = now or datetime.now(UTC)
     write_atomic(folder / "model.onnx", onnx_model(weights, slow=slow))
-    write_atomic(folder / "manifest.json", manifest(version).to_json())
+    write_atomic(folder / "manifest.json", manifest(version, name).to_json())
     subject = read_bundle(folder).subject
     for kind in kinds:
         data = report(kind, subject, now).to_json()

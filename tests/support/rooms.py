@@ -106,6 +106,7 @@ def wire(
     kems: Iterable[int] = (KEM_X25519,),
     identity: ec.EllipticCurvePrivateKey | None = None,
     ring: Callable[[], KeyRing] | None = None,
+    replay_share: int = 1 << 14,
     limits: Limits = Limits(10**9, 10**9, 10**9, 10**9, 1000),
     permissions: Permissions = Permissions(),
     revocations: RevocationList | None = None,
@@ -146,13 +147,17 @@ def wire(
         clock=clock,
     )
     loaded = load_keyring(folder / "hpke")
-    store = LocalReplayStore(folder / "replay", max_entries=1 << 16)
+    store = LocalReplayStore(folder / "replay", max_entries=1 << 16, share=replay_share)
     gateway = Gateway(
         ring or (lambda: loaded),
         routes,
         max_body_bytes=max_body_bytes,
         freshness=Freshness(
-            store, window_s=120, require_date=require_date, clock=clock
+            store,
+            key=b"r" * 32,
+            window_s=120,
+            require_date=require_date,
+            clock=clock,
         ),
         clock=clock,
         publication=Publication(overlap_s=7200, cache_s=3600, identity=identity),

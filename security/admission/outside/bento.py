@@ -30,6 +30,7 @@ from bentoml.exceptions import BentoMLException
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from models.files import read_regular
+from models.manifest import is_tag, names_that_clash, store_tag
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.hooks import LOCK_FILE, check_sources, lock_entry, read_lock
@@ -52,10 +53,6 @@ LOCK_CHECK = 16
 _INSIDE = re.compile(
     r"bento\.yaml|README\.md|env/.*|apis/(?:openapi\.yaml|schema\.json)|(?:src|models)/.*",
     re.DOTALL,
-)
-# A tag becomes a path below: no separators, no dots to climb with.
-_TAG = re.compile(
-    r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?:[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}"
 )
 
 
@@ -87,12 +84,9 @@ def verify_bento(
     with open_image(folder, image_config) as (bento, in_image):
         tags = _check_tree(bento, release)
         lock = read_lock(bento / "src")
-        if not lock or not all(_TAG.fullmatch(tag) for tag in lock):
-            raise AdmissionRefused(
-                LOCK_CHECK, "the Bento's lock file names no full tags"
-            )
+        _check_tags(lock)
         _check_models(bento / "models", lock)
-        if tags != lock.keys():
+        if tags != frozenset(map(store_tag, lock)):
             raise refused("bento.yaml: services: names other models than the lock")
         return [
             _admit(bento, tag, entry, settings, in_image=in_image)
@@ -124,13 +118,22 @@ def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
     return description.tags
 
 
+def _check_tags(lock: Mapping[str, Any]) -> None:
+    """A tag becomes a path: no separators, no dots to climb with."""
+    if not lock or not all(map(is_tag, lock)):
+        raise AdmissionRefused(LOCK_CHECK, "the Bento's lock file names no full tags")
+    if names_that_clash(tag.partition(":")[0] for tag in lock):
+        raise AdmissionRefused(LOCK_CHECK, "the lock's tags are equal but for case")
+
+
 def _check_models(models: Path, lock: Mapping[str, Any]) -> None:
     """No model may lie in wait beside those that were admitted."""
     if not models.exists() and not models.is_symlink():
         return
+    admitted = set(map(store_tag, lock))
     for name in _folders(models):
         for version in _folders(models / name):
-            if f"{name}:{version}" not in lock:
+            if f"{name}:{version}" not in admitted:
                 raise refused(f"model {name}:{version} is not in the lock")
 
 
@@ -156,7 +159,7 @@ def _admit(
 
 
 def _read(bento: Path, tag: str, *, in_image: bool) -> Bundle:
-    name, _, version = tag.partition(":")
+    name, _, version = store_tag(tag).partition(":")
     own = bento / "models" / name / version
     if not own.exists() and not in_image:
         return read_stored(tag)

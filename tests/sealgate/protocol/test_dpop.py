@@ -42,8 +42,8 @@ CLAIMS: dict[str, Any] = {
 
 
 def make(folder: Path, *, nonces: Nonces | None = None) -> Proofs:
-    store = LocalReplayStore(folder, max_entries=1 << 12)
-    return Proofs(store, resource=RESOURCE, nonces=nonces, window_s=60)
+    store = LocalReplayStore(folder, max_entries=1 << 12, share=1 << 10)
+    return Proofs(store, key=b"k" * 32, resource=RESOURCE, nonces=nonces, window_s=60)
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ def check(proofs: Proofs, *values: str, **how: Any) -> None:
         "method": "POST",
         "path": PATH,
         "token": TOKEN,
+        "account": "issuer\0alice",
         "confirmation": JKT,
         "now": NOW,
     }

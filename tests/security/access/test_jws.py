@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hmac
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from security.access import jws
-from security.access.jwks import JwkSet, VerificationKey, load_secret, parse_jwks
+from security.access.jwks import (
+    JwkSet,
+    KeyRules,
+    VerificationKey,
+    load_secret,
+    parse_jwks,
+)
 from security.access.tokens import Verifier
 from security.errors import KeyFileError, TokenError
 from security.settings.access import AccessSettings
 from security.settings.issuers import ALGORITHMS
+from tests.support.issuers import ED_KEY
 
 MAX = 1 << 20
 
@@ -206,12 +214,12 @@ def parsed(*entries: dict[str, Any], **how: Any) -> JwkSet:
 
 def test_an_rsa_key_is_bound_to_one_algorithm() -> None:
     for name in ("RS256", "PS256"):
-        assert parsed(rsa_jwk(alg=name))["rsa"].algorithm == name
-        assert parsed(rsa_jwk(), algorithms=[name])["rsa"].algorithm == name
+        assert parsed(rsa_jwk(alg=name))["rsa", name].algorithm == name
+        assert parsed(rsa_jwk(), rules=KeyRules([name]))["rsa", name].algorithm == name
     with pytest.raises(KeyFileError, match=r"has no alg: .* RS256, PS256"):
         parsed(rsa_jwk())
     with pytest.raises(KeyFileError, match="none of the issuer's algorithms"):
-        parsed(rsa_jwk(alg="PS256"), algorithms=["RS256"])
+        parsed(rsa_jwk(alg="PS256"), rules=KeyRules(["RS256"]))
     for name in ("HS256", "RS512", "ES256", "RSA-OAEP"):
         with pytest.raises(KeyFileError, match="cannot be used with its alg"):
             parsed(rsa_jwk(alg=name))
@@ -230,28 +238,131 @@ def test_rsa_keys_of_odd_sizes() -> None:
             parsed(rsa_jwk(alg="RS256", **changes))
 
 
+# What issuers publish that is not for us, each with the reason that is logged.
+OTHERS = {
+    "is not for verifying": rsa_jwk(kid="enc", use="enc", alg="RSA-OAEP"),
+    "is not RSA": {"kty": "OKP", "kid": "x", "crv": "X448", "x": "AA"},
+    "key 3 has no kid": {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
+    "is not RSA, Ed25519": {"kty": "AKP", "alg": "ML-DSA-65", "kid": "m", "pub": "AA"},
+    "is malformed": {"kty": "RSA", "kid": "cert", "alg": "RS256", "x5c": ["MIIB"]},
+    "is not for verifying signatures": rsa_jwk(kid="svid", use="jwt-svid", alg="RS256"),
+    "cannot be used with its alg": rsa_jwk(kid="512", alg="RS512"),
+    "has no alg": rsa_jwk(kid="which"),
+}
+
+
 def test_a_published_set_may_hold_more_than_is_ours() -> None:
-    encryption = rsa_jwk(kid="enc", use="enc", alg="RSA-OAEP")
-    curve = {"kty": "OKP", "kid": "x", "crv": "X448", "x": "AA"}
-    found = parsed(encryption, curve, rsa_jwk(alg="RS256"), lenient=True)
-    assert list(found) == ["rsa"]
+    left_out: list[str] = []
+    ours = rsa_jwk(alg="RS256")
+    found = parsed(*OTHERS.values(), ours, left_out=left_out)
+    assert list(found) == [("rsa", "RS256")]
+    assert len(left_out) == len(OTHERS)
+    for line, reason in zip(left_out, OTHERS):
+        assert reason in line
+    # Of a set that is not empty something must remain.
     with pytest.raises(KeyFileError, match="key 'enc' is not for verifying"):
-        parsed(encryption, curve, lenient=True)
-    # Whoever publishes a private key has lost it.
-    with pytest.raises(KeyFileError, match="'rsa' is private"):
-        parsed(rsa_jwk(alg="RS256", d="AAAA"), lenient=True)
+        parsed(*OTHERS.values())
+    # One that is empty is the issuer's stop.
+    assert parsed() == {}
 
 
-def test_a_secret_is_never_part_of_a_set() -> None:
-    shared = {"kty": "oct", "kid": "s", "k": "A" * 64, "alg": "HS256"}
-    with pytest.raises(KeyFileError, match="'s' is private"):
-        parsed(shared)
-    assert list(parsed(shared, rsa_jwk(alg="RS256"), lenient=True)) == ["rsa"]
+@pytest.mark.parametrize(
+    "private",
+    [
+        rsa_jwk(kid="lost", alg="RS256", d="AAAA"),
+        {"kty": "oct", "kid": "lost", "k": "A" * 64, "alg": "HS256"},
+        {"kty": "AKP", "alg": "ML-DSA-65", "kid": "lost", "pub": "AA", "priv": "AA"},
+        {"kty": "OKP", "crv": "X25519", "kid": "lost", "use": "enc", "d": "AA"},
+        {"kty": "of tomorrow", "kid": "lost", "d": "AA"},
+    ],
+)
+def test_a_private_key_of_any_type_is_always_an_error(private: dict[str, Any]) -> None:
+    """Whoever publishes it has lost it, whatever else is in the set."""
+    with pytest.raises(KeyFileError, match="'lost' is private"):
+        parsed(rsa_jwk(alg="RS256"), private)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_key_may_be_published_for_two_algorithms(order: int) -> None:
+    entries = [rsa_jwk(alg="RS256"), rsa_jwk(alg="PS256")]
+    found = parsed(*entries[::order])
+    assert set(found) == {("rsa", "RS256"), ("rsa", "PS256")}
+    # The very same entry twice says nothing new; another key of the name does.
+    assert parsed(entries[0], entries[0]) == parsed(entries[0])
+    other = rsa_jwk(alg="RS256", n=number(RSA.public_numbers().n + 2))
+    with pytest.raises(KeyFileError, match="'rsa' occurs twice"):
+        parsed(entries[0], other)
+
+
+ED_JWK = {
+    "kty": "OKP",
+    "crv": "Ed25519",
+    "kid": "ed",
+    "x": jwt.utils.base64url_encode(ED_KEY.public_key().public_bytes_raw()).decode(),
+}
+
+
+def ed_token(alg: str) -> str:
+    parts = [
+        jwt.utils.base64url_encode(json.dumps(part).encode()).decode()
+        for part in ({"alg": alg, "kid": "ed"}, {"sub": "alice"})
+    ]
+    signed = ".".join(parts)
+    signature = jwt.utils.base64url_encode(ED_KEY.sign(signed.encode())).decode()
+    return f"{signed}.{signature}"
+
+
+@pytest.mark.parametrize(
+    ("stated", "accepted"),
+    [
+        (None, {"EdDSA", "Ed25519"}),
+        ("EdDSA", {"EdDSA"}),
+        ("Ed25519", {"Ed25519"}),
+    ],
+)
+def test_both_names_of_ed25519_and_no_mix_up(
+    stated: str | None, accepted: set[str]
+) -> None:
+    """RFC 9864: a key that states one of its algorithm's names means that one."""
+    keys = parsed(ED_JWK | ({} if stated is None else {"alg": stated}))
+    for name in ("EdDSA", "Ed25519", "Ed448", "eddsa"):
+        assert verifies(ed_token(name), keys) == (name in accepted)
+    only = parsed(ED_JWK, rules=KeyRules(["Ed25519"]))
+    assert verifies(ed_token("Ed25519"), only)
+    assert not verifies(ed_token("EdDSA"), only)
+    with pytest.raises(KeyFileError, match="cannot be used with its alg"):
+        parsed(rsa_jwk(alg="Ed25519"))
+
+
+def roca_prime(bits: int, exponent: int) -> int:
+    """A prime of the form that the broken library made (its section 2.1)."""
+    primes = [n for n in range(2, 350) if all(n % d for d in range(2, n))]
+    product = math.prod(primes)
+    value = pow(65537, exponent, product)
+    value += product * ((3 << (bits - 2)) // product)
+    while pow(2, value - 1, value) != 1:
+        value += product
+    return value
+
+
+def test_rsa_keys_of_the_roca_form_are_refused() -> None:
+    """CVE-2017-15361, with a key made as the broken library made them."""
+    modulus = roca_prime(1024, 12_345) * roca_prime(1024, 67_890)
+    assert modulus.bit_length() == 2048
+    with pytest.raises(KeyFileError, match="ROCA"):
+        parsed(rsa_jwk(alg="RS256", n=number(modulus)))
+    # Beside a sound one it is left out.
+    left_out: list[str] = []
+    weak = rsa_jwk(kid="weak", alg="RS256", n=number(modulus))
+    assert list(parsed(weak, rsa_jwk(alg="RS256"), left_out=left_out)) == [
+        ("rsa", "RS256")
+    ]
+    assert len(left_out) == 1
 
 
 def test_keys_are_equal_by_what_they_are() -> None:
     one, other = (parsed(rsa_jwk(alg="RS256")) for _ in range(2))
     assert one == other
     assert one != parsed(rsa_jwk(alg="PS256"))
-    assert isinstance(one["rsa"], VerificationKey)
-    assert set(ALGORITHMS) == {"EdDSA", "ES256", "ES384", "PS256", "RS256"}
+    assert isinstance(one["rsa", "RS256"], VerificationKey)
+    assert set(ALGORITHMS) == {"EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256"}

@@ -44,8 +44,18 @@ def write(path: Path, *entries: Any) -> None:
     path.write_text(json.dumps({"keys": entries}))
 
 
-def file_keys(path: Path, clock: Clock) -> FileKeys:
-    return FileKeys(path, IssuerSettings(), clock=time.time, monotonic=clock)
+def kids(source: KeySource) -> set[str | None]:
+    return {kid for kid, _ in source.current()}
+
+
+def file_keys(path: Path, clock: Clock, reports: list[bool] | None = None) -> FileKeys:
+    return FileKeys(
+        path,
+        IssuerSettings(jwks_max_stale_s=600),
+        report_stale=[].append if reports is None else reports.append,
+        clock=time.time,
+        monotonic=clock,
+    )
 
 
 def test_a_file_that_changes(tmp_path: Path) -> None:
@@ -56,10 +66,10 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
     write(path, ONE, TWO)
     assert source.current() is first  # within the second, nothing is looked at
     clock.now += 1
-    assert set(source.current()) == {"one", "two"}
+    assert kids(source) == {"one", "two"}
     write(path, TWO)
     clock.now += 1
-    assert set(source.current()) == {"two"}
+    assert kids(source) == {"two"}
 
 
 def test_a_file_that_says_the_same_gives_the_same_object(tmp_path: Path) -> None:
@@ -75,30 +85,68 @@ def test_a_file_that_says_the_same_gives_the_same_object(tmp_path: Path) -> None
     assert source.current() is first
 
 
-@pytest.mark.parametrize("broken", ["missing", "garbage", "empty", "private"])
-def test_a_file_that_breaks_keeps_the_last_good_set(
+@pytest.mark.parametrize("broken", ["missing", "garbage", "unusable", "private"])
+def test_a_file_that_breaks_keeps_the_last_good_set_for_a_stated_time(
     tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path, clock = tmp_path / "jwks.json", Clock()
+    path, clock, reports = tmp_path / "jwks.json", Clock(), list[bool]()
     write(path, ONE)
-    source = file_keys(path, clock)
+    source = file_keys(path, clock, reports)
     first = source.current()
     match broken:
         case "missing":
             path.unlink()
         case "garbage":
             path.write_text("{")
-        case "empty":
-            write(path)
+        case "unusable":
+            write(path, ONE | {"use": "enc"})
         case "private":
             write(path, ONE | {"d": "AAAA"})
-    for _ in range(5):
+    for _ in range(600):
         clock.now += 1
         assert source.current() is first
     assert len(caplog.records) == 1
+    assert set(reports) == {True}
+    clock.now += 1
+    with pytest.raises(KeysUnavailableError, match="too old"):
+        source.current()
     write(path, TWO)
     clock.now += 1
-    assert set(source.current()) == {"two"}
+    assert kids(source) == {"two"}
+    assert reports[-1] is False
+
+
+def test_an_empty_set_is_the_issuers_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Taken at once, and at a start: no key of before verifies anything."""
+    path, clock, reports = tmp_path / "jwks.json", Clock(), list[bool]()
+    write(path, ONE)
+    source = file_keys(path, clock, reports)
+    source.current()
+    write(path)
+    clock.now += 1
+    assert source.current() == {}
+    assert "its tokens are refused" in caplog.text
+    assert file_keys(path, clock).current() == {}
+    write(path, ONE)
+    clock.now += 1
+    assert kids(source) == {"one"}
+    assert reports == []
+
+
+def test_what_is_left_out_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, clock = tmp_path / "jwks.json", Clock()
+    write(path, ONE, jwk(RSA_KEY, "enc", use="enc"))
+    source = file_keys(path, clock)
+    for entry in (TWO, ONE, TWO):
+        write(path, entry, jwk(RSA_KEY, "enc", use="enc"))
+        clock.now += 1
+        source.current()
+    (record,) = caplog.records
+    assert "'enc' is not for verifying signatures" in record.getMessage()
 
 
 # URLs.
@@ -116,9 +164,9 @@ def url_keys(host: Host, clock: Clock | None = None, **changes: Any) -> UrlKeys:
     return UrlKeys(str(issuer.jwks), issuer, monotonic=clock or Clock())
 
 
-def eventually(source: KeySource, kids: set[str]) -> None:
+def eventually(source: KeySource, wanted: set[str]) -> None:
     deadline = time.monotonic() + 30
-    while set(source.current()) != kids:
+    while kids(source) != wanted:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -126,7 +174,7 @@ def eventually(source: KeySource, kids: set[str]) -> None:
 def test_a_url_is_fetched(host: Host) -> None:
     source = url_keys(host)
     source.refresh()
-    assert set(source.current()) == {"one"}
+    assert kids(source) == {"one"}
     assert host.asked == ["/keys"]
     first = source.current()
     source.refresh()
@@ -138,7 +186,7 @@ def test_rotation_without_a_restart(host: Host) -> None:
     source = open_source(issuer)
     assert isinstance(source, UrlKeys)
     with closing(source):
-        assert set(source.current()) == {"one"}
+        assert kids(source) == {"one"}
         host.serve(ONE, TWO)
         eventually(source, {"one", "two"})
         host.serve(TWO)
@@ -154,12 +202,15 @@ def test_an_unknown_key_is_asked_for_early_and_once(host: Host) -> None:
     source.start()
     host.serve(ONE, TWO)
     for _ in range(10_000):
-        source.unknown()
+        assert source.unknown() is None
     assert len(host.asked) == 1  # within the interval, nobody asks
     clock.now += 1
+    fetch = source.unknown()
+    assert fetch is not None
     for _ in range(10_000):
         source.unknown()
-    eventually(source, {"one", "two"})
+    fetch.result(timeout=30)  # who waits for it has the keys
+    assert kids(source) == {"one", "two"}
     for _ in range(10_000):
         source.unknown()
     source.close()
@@ -173,7 +224,6 @@ FAILURES = {
     "redirect": (302, {"location": "https://127.0.0.1:1/"}, b""),
     "too large": (200, {}, BIG),
     "no json": (200, {}, b"<html>"),
-    "no keys": (200, {}, b'{"keys":[]}'),
     "nothing usable": (200, {}, json.dumps({"keys": [jwk(RSA_KEY, "r")]}).encode()),
     "private": (200, {}, json.dumps({"keys": [ONE | {"d": "AAAA"}]}).encode()),
     "compressed": (200, {"content-encoding": "gzip"}, b"\x1f\x8b"),
@@ -195,6 +245,32 @@ def test_the_last_good_set_is_kept(host: Host, kind: str) -> None:
     assert host.asked == ["/keys"] * 3
 
 
+def test_a_url_that_fails_keeps_the_last_good_set_for_a_stated_time(host: Host) -> None:
+    clock, reports = Clock(), list[bool]()
+    issuer = IssuerSettings(
+        jwks=host.url, jwks_ca=host.authority, jwks_max_stale_s=3600
+    )
+    source = UrlKeys(host.url, issuer, report_stale=reports.append, monotonic=clock)
+    source.refresh()
+    first = source.current()
+    host.answer = lambda: (500, {}, b"")
+    clock.now += 3600
+    source.refresh()
+    assert source.current() is first
+    assert reports == [True]
+    clock.now += 1
+    with pytest.raises(KeysUnavailableError):
+        source.current()
+    # Its stop needs no time, and its return neither.
+    host.serve()
+    source.refresh()
+    assert source.current() == {}
+    host.serve(TWO)
+    source.refresh()
+    assert kids(source) == {"two"}
+    assert reports == [True, False]
+
+
 def test_a_host_that_nobody_certified(host: Host) -> None:
     source = url_keys(host, jwks_ca=None)
     source.refresh()
@@ -210,7 +286,7 @@ def test_no_proxy_of_the_environment_is_used(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     source = url_keys(host)
     source.refresh()
-    assert set(source.current()) == {"one"}
+    assert kids(source) == {"one"}
 
 
 @pytest.mark.parametrize("kind", ["silent", "dripping head", "dripping body"])

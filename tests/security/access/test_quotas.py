@@ -6,8 +6,6 @@ import asyncio
 import json
 import multiprocessing
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -30,6 +28,7 @@ from security.access.quotas import SLOTS_TTL_S, Quotas, load_quota_counters
 from security.access.tokens import Principal
 from security.errors import QuotaError, QuotaStoreError, SettingsError
 from security.settings.quotas import QuotaSettings
+from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import ROOT, free_port
 
 NOW = 1_800_000_000.0  # the first second of a minute
@@ -512,7 +511,7 @@ def test_a_store_that_comes_back(tmp_path: Path, clock: Clock) -> None:
 
     async def main() -> None:
         await ask(counted)
-        with other._transaction(), pytest.raises(QuotaStoreError, match="locked"):
+        with other._file.transaction(), pytest.raises(QuotaStoreError, match="locked"):
             await ask(counted, model="other")
         await ask(counted, model="other")
 
@@ -573,25 +572,14 @@ def test_accounts_are_bounded(
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    redis = pytest.importorskip("redis", reason="the redis package is not installed")
-    binary = shutil.which("redis-server")
-    if not binary:
-        pytest.skip("redis-server is not on this machine")
-    port = free_port()
-    command = [binary, "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    with redis.Redis(port=port) as probe:
-        while time.monotonic() < deadline:
-            try:
-                probe.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.05)
-    yield f"redis://127.0.0.1:{port}/0"
-    server.terminate()
-    server.wait()
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis: RedisServer) -> str:
+    return redis.url
 
 
 @pytest.mark.parametrize("limit", [1, 100])
@@ -628,8 +616,8 @@ def test_redis_refuses_all_or_nothing(redis_url: str) -> None:
         assert await store.take([small, large]) == [Grant(4, 0), Grant(5, 95)]
         assert await store.take([large, small]) == [Grant(0, 95), Grant(0, 0)]
         assert await store.take([large]) == [Grant(5, 90)]
-        (key,) = await store._client.keys(f"sealgate:quota:{(b'l' * 16).hex()}*")
-        assert 60 <= await store._client.ttl(key) <= 125
+        (key,) = await store._redis.client.keys(f"sealgate:quota:{(b'l' * 16).hex()}*")
+        assert 60 <= await store._redis.client.ttl(key) <= 125
         await store.close()
 
     asyncio.run(main())
@@ -655,6 +643,23 @@ def test_redis_holds_slots_for_a_time(redis_url: str) -> None:
         await store.close()
 
     asyncio.run(main())
+
+
+def test_a_repetition_is_charged_once(redis: RedisServer) -> None:
+    """The client sends again what was done when the wire broke."""
+
+    async def main(url: str) -> list[Grant]:
+        store = RedisQuotaStore(url, key=KEY)
+        ends = int(time.time()) + 60
+        try:
+            first = await store.take([Want(b"repeated", 1, ends, 10, 3, 3)])
+            return first + await store.take([Want(b"repeated", 1, ends, 10, 3, 3)])
+        finally:
+            await store.close()
+
+    with losing_answers(redis.port, b"repeated".hex().encode()) as (url, lost):
+        assert asyncio.run(main(url)) == [Grant(3, 7), Grant(3, 4)]
+    assert len(lost) == 1
 
 
 def test_machines_with_other_keys_would_count_apart(redis_url: str) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import shutil
-import socket
-import subprocess
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +25,16 @@ from security.access.revocation import (
     WatchedStore,
     open_store,
     open_watched,
+    subject_name,
 )
-from security.errors import RevocationStoreError, TokenError
+from security.errors import QuotaStoreError, RevocationStoreError, TokenError
 from security.settings.access import AccessSettings
+from security.stores.shared import check_redis
+from tests.support.issuers import certify
+from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import free_port
 
+KEY = b"k" * 32
 ALICE = Principal("alice", "app", "t1", frozenset(), 2000, "https://a", issued_at=1000)
 
 
@@ -40,57 +47,67 @@ class Clock:
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed")
-    port = free_port()
-    arguments = ("--port", str(port), "--bind", "127.0.0.1", "--save", "")
-    process = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis: RedisServer) -> str:
+    """An empty Redis, without a list."""
+    raw(redis.url).flushall()
+    return redis.url
+
+
+def raw(url: str) -> Any:
+    return importlib.import_module("redis").Redis.from_url(url)
 
 
 @pytest.fixture(params=["local", "redis"])
 def access(request, tmp_path: Path) -> AccessSettings:
     if request.param == "local":
         return AccessSettings(revocation_directory=tmp_path / "revocations")
-    url = request.getfixturevalue("redis_url")
-    with closing(RedisStore(url)) as store:
-        store._client.flushall()
-    return AccessSettings(revocation_store=url)
+    return AccessSettings(revocation_store=request.getfixturevalue("redis_url"))
+
+
+def opened(access: AccessSettings) -> RevocationStore:
+    """The store, with a list in it."""
+    store = open_store(access)
+    try:
+        store.version()
+    except RevocationStoreError:
+        store.new_list()
+    store.start()
+    return store
 
 
 @pytest.fixture
 def store(access: AccessSettings) -> Iterator[RevocationStore]:
-    with closing(open_store(access)) as opened:
-        yield opened
+    with closing(opened(access)) as made:
+        yield made
 
 
 def worker(access: AccessSettings) -> WatchedStore:
-    return open_watched(access)
+    return open_watched(access, key=KEY)
 
 
-def eventually_refused(watched: WatchedStore, who: Principal = ALICE) -> None:
+def eventually(watched: WatchedStore, wanted: type[Exception] | None) -> None:
+    """Wait until Alice passes, or is refused for a reason."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
+        found: type[Exception] | None = None
         try:
-            watched.check(who)
-        except TokenError:
+            watched.check(ALICE)
+        except (TokenError, RevocationStoreError) as error:
+            found = type(error)
+        if found is wanted:
             return
-        time.sleep(0.05)
-    raise AssertionError("never refused")
+        time.sleep(0.02)
+    raise AssertionError(f"never {wanted}")
+
+
+def eventually_refused(watched: WatchedStore) -> None:
+    eventually(watched, TokenError)
 
 
 # The list.
@@ -108,7 +125,7 @@ def eventually_refused(watched: WatchedStore, who: Principal = ALICE) -> None:
 )
 def test_refuses_what_is_revoked(entry: Revocation, message: str) -> None:
     with pytest.raises(TokenError, match=message):
-        Revocations([entry]).check(ALICE)
+        Revocations([entry], key=KEY).check(ALICE)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +141,7 @@ def test_refuses_what_is_revoked(entry: Revocation, message: str) -> None:
     ],
 )
 def test_lets_others_pass(entry: Revocation) -> None:
-    Revocations([entry]).check(ALICE)
+    Revocations([entry], key=KEY).check(ALICE)
 
 
 def test_names_cannot_be_made_to_meet() -> None:
@@ -169,14 +186,7 @@ def test_every_worker_learns_of_it(
         eventually_refused(one)
         eventually_refused(two)
         assert store.remove(Revocation("subject", "alice"))
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                one.check(ALICE)
-                break
-            except TokenError:
-                time.sleep(0.05)
-        one.check(ALICE)
+        eventually(one, None)
     # And who starts afterwards, of what is still there.
     store.add(Revocation("client", "app"))
     with closing(worker(access)) as late, pytest.raises(TokenError):
@@ -187,8 +197,8 @@ def test_how_soon(tmp_path: Path) -> None:
     """Half a second after a look, the next one looks again, by its clock."""
     access = AccessSettings(revocation_directory=tmp_path)
     clock = Clock()
-    with closing(open_store(access)) as store:
-        watched = WatchedStore(LocalStore(tmp_path), monotonic=clock)
+    with closing(opened(access)) as store:
+        watched = WatchedStore(LocalStore(tmp_path), key=KEY, monotonic=clock)
         with closing(watched):
             watched.check(ALICE)
             store.add(Revocation("subject", "alice"))
@@ -198,9 +208,9 @@ def test_how_soon(tmp_path: Path) -> None:
 
 
 def test_it_survives_everybody(access: AccessSettings) -> None:
-    with closing(open_store(access)) as store:
+    with closing(opened(access)) as store:
         store.add(Revocation("subject", "alice"))
-    with closing(open_store(access)) as store:
+    with closing(opened(access)) as store:
         assert [entry.value for entry in store.entries()] == ["alice"]
 
 
@@ -208,9 +218,9 @@ def test_it_survives_everybody(access: AccessSettings) -> None:
 
 
 def local(folder: Path, clock: Clock) -> WatchedStore:
-    with closing(open_store(AccessSettings(revocation_directory=folder))) as store:
+    with closing(opened(AccessSettings(revocation_directory=folder))) as store:
         store.add(Revocation("subject", "bob"))
-    return WatchedStore(LocalStore(folder), monotonic=clock)
+    return WatchedStore(LocalStore(folder), key=KEY, monotonic=clock)
 
 
 @pytest.mark.parametrize("how", ["missing", "garbage", "empty", "folder"])
@@ -236,7 +246,7 @@ def test_a_broken_file_refuses_everybody(tmp_path: Path, how: str) -> None:
 
 
 def test_a_file_that_was_never_there(tmp_path: Path) -> None:
-    watched = WatchedStore(LocalStore(tmp_path))
+    watched = WatchedStore(LocalStore(tmp_path), key=KEY)
     with closing(watched), pytest.raises(RevocationStoreError):
         watched.check(ALICE)
     assert list(tmp_path.iterdir()) == []
@@ -262,48 +272,197 @@ def test_a_file_that_comes_back(tmp_path: Path) -> None:
 
 def test_the_file_is_its_owners(tmp_path: Path) -> None:
     access = AccessSettings(revocation_directory=tmp_path / "new")
-    with closing(open_store(access)) as store:
+    with closing(opened(access)) as store:
         store.add(Revocation("subject", "alice"))
         for path in (tmp_path / "new").iterdir():
             assert path.stat().st_mode & 0o077 == 0
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
 
 
-def test_no_redis_refuses_everybody() -> None:
-    url = f"redis://user:hunter2@127.0.0.1:{free_port()}/0"
-    access = AccessSettings(revocation_store=url)
-    with pytest.raises(RevocationStoreError) as caught:
-        open_store(access)
-    assert "hunter2" not in str(caught.value)
-    with closing(open_watched(access)) as watched, pytest.raises(RevocationStoreError):
-        watched.check(ALICE)
+# A list that is lost.
 
 
-def test_a_redis_that_forgot_refuses_everybody(redis_url: str) -> None:
+def test_nothing_but_its_own_command_makes_a_new_list(access: AccessSettings) -> None:
+    """Neither a change nor a start makes one: it would revive everybody."""
+    with closing(open_store(access)) as store:
+        for change in (
+            lambda: store.add(Revocation("subject", "alice")),
+            lambda: store.remove(Revocation("subject", "alice")),
+            store.entries,
+            store.version,
+        ):
+            with pytest.raises(RevocationStoreError):
+                change()
+        store.new_list()
+        assert store.entries() == []
+        with pytest.raises(RevocationStoreError, match="there"):
+            store.new_list()
+        store.add(Revocation("client", "app"))
+        assert len(store.entries()) == 1
+
+
+def test_a_redis_that_forgot_refuses_everybody_until_somebody_says_so(
+    redis_url: str,
+) -> None:
     access = AccessSettings(revocation_store=redis_url)
-    with closing(RedisStore(redis_url)) as store:
-        store._client.flushall()
-    with closing(open_store(access)), closing(open_watched(access)) as watched:
+    with closing(opened(access)) as store, closing(worker(access)) as watched:
+        store.add(Revocation("subject", "bob"))
         watched.check(ALICE)
-        with closing(RedisStore(redis_url)) as store:
-            store._client.flushall()
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            try:
-                watched.check(ALICE)
-            except RevocationStoreError:
-                break
-            time.sleep(0.05)
-        else:
-            raise AssertionError("never refused")
+        raw(redis_url).flushall()
+        eventually(watched, RevocationStoreError)
+        with pytest.raises(RevocationStoreError, match="--new-list"):
+            store.add(Revocation("subject", "mallory"))
+        with pytest.raises(RevocationStoreError, match="--new-list"):
+            store.start()
+        assert raw(redis_url).keys("sealgate:revocations*") == []
+        store.new_list()
+        store.add(Revocation("subject", "alice"))
+        eventually_refused(watched)
+
+
+def test_a_list_of_the_release_before_is_read_and_taken_over(redis_url: str) -> None:
+    plain = raw(redis_url)
+    old = Revocation("subject", "alice", "https://a", revoked_at=5)
+    plain.hset("sealgate:revocations", old.name, json.dumps(asdict(old)))
+    plain.set("sealgate:revocations:version", 7)
+    access = AccessSettings(revocation_store=redis_url)
+    with closing(open_store(access)) as store, closing(worker(access)) as watched:
+        store.start()
+        assert store.entries() == [old]
+        with pytest.raises(TokenError):
+            watched.check(ALICE)
+        new = Revocation("client", "app", revoked_at=6)
+        store.add(new)
+        assert store.entries() == [old, new]
+        # One key from now on; servers of that release find no version, and refuse.
+        assert plain.keys("sealgate:revocations*") == [b"sealgate:revocations"]
+        assert store.version() == b"8"
+        assert store.remove(old)
+
+
+def test_a_local_list_of_the_release_before_is_read(tmp_path: Path) -> None:
+    access = AccessSettings(revocation_directory=tmp_path)
+    old = Revocation("subject", "alice", "https://a", revoked_at=5)
+    with closing(sqlite3.connect(tmp_path / "revocations.sqlite")) as file:
+        file.execute(
+            "CREATE TABLE revoked (name TEXT PRIMARY KEY, kind TEXT, value TEXT,"
+            " issuer TEXT, issued_until INTEGER, expires_at INTEGER,"
+            " revoked_at INTEGER)"
+        )
+        values = (old.name, *asdict(old).values())
+        file.execute("INSERT INTO revoked VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+        file.commit()
+    with closing(worker(access)) as watched, pytest.raises(TokenError):
+        watched.check(ALICE)
+
+
+def test_subjects_are_stored_as_pseudonyms(tmp_path: Path) -> None:
+    for issuer, other in (("https://a", "https://b"), ("", None)):
+        entry = Revocation("pseudonym", subject_name(KEY, "alice", issuer), issuer)
+        listed = Revocations([entry], key=KEY)
+        with pytest.raises(TokenError, match="subject is revoked"):
+            listed.check(ALICE)
+        listed.check(replace(ALICE, subject="bob"))
+        Revocations([entry], key=b"another").check(ALICE)
+        if other is not None:
+            listed.check(replace(ALICE, issuer=other))
+
+
+def test_a_repeated_change_gives_the_first_answer(
+    redis: RedisServer, redis_url: str
+) -> None:
+    """A restore that was done when the wire broke did restore somebody."""
+    entry = Revocation("client", "app")
+    with closing(opened(AccessSettings(revocation_store=redis_url))) as store:
+        store.add(entry)
+    wire = losing_answers(redis.port, entry.name.encode())
+    with wire as (url, lost), closing(RedisStore(url)) as store:
+        assert store.remove(entry)
+        assert not store.remove(entry)
+    assert len(lost) == 1
+
+
+# Redis that cannot be relied on.
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "volatile-ttl"])
+def test_a_redis_that_evicts_is_refused(redis_url: str, policy: str) -> None:
+    access = AccessSettings(revocation_store=redis_url)
+    opened(access).close()
+    server = raw(redis_url)
+    server.config_set("maxmemory-policy", policy)
+    try:
+        with closing(open_store(access)) as store:
+            for ask in (store.start, store.entries):
+                with pytest.raises(RevocationStoreError, match=f"is {policy}, not"):
+                    ask()
+        with pytest.raises(QuotaStoreError, match="noeviction"):
+            check_redis(redis_url, setting="quotas.store", refusal=QuotaStoreError)
+    finally:
+        server.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_redis_that_a_restart_empties_is_refused_or_reported(redis_url: str) -> None:
+    server = raw(redis_url)
+    access = AccessSettings(revocation_store=redis_url)
+    opened(access).close()
+    server.config_set("appendonly", "no")
+    reports: list[bool] = []
+    try:
+        refused = pytest.raises(RevocationStoreError, match="appendonly")
+        with closing(open_store(access)) as store, refused:
+            store.start()
+        lax = replace(access, revocation_require_persistence=False)
+        with closing(open_store(lax)) as store:
+            store.start()
+        with closing(open_watched(lax, key=KEY, report_kept=reports.append)):
+            assert reports == [False]
+    finally:
+        server.config_set("appendonly", "yes")
+    with closing(open_watched(lax, key=KEY, report_kept=reports.append)):
+        assert reports == [False, True]
+
+
+def test_a_redis_with_tls_and_acl_that_is_away_at_the_start(tmp_path: Path) -> None:
+    """A server starts, refuses everybody, and recovers when the Redis is there."""
+    public, private = certify(tmp_path)
+    port = free_port()
+    url = f"rediss://sealgate:hunter2@127.0.0.1:{port}/0?ssl_ca_certs={public}"
+    access = AccessSettings(revocation_store=url)
+    options = (
+        *("--tls-cert-file", str(public), "--tls-key-file", str(private)),
+        *("--tls-ca-cert-file", str(public), "--tls-auth-clients", "no"),
+        *("--user", "sealgate", "on", ">hunter2", "~sealgate:*", "+@all", "-@admin"),
+        *("--user", "default", "off"),
+    )
+    with closing(open_store(access)) as store, closing(worker(access)) as watched:
+        store.start()
+        with pytest.raises(RevocationStoreError) as caught:
+            watched.check(ALICE)
+        assert "hunter2" not in str(caught.value)
+        with redis_server(tmp_path, *options, port=port, tls=True):
+            store.new_list()
+            store.start()
+            eventually(watched, None)
+            store.add(Revocation("subject", "alice"))
+            eventually_refused(watched)
+            # Who may never be let in is said at once, without a password.
+            for wrong, reason in (
+                (url.replace("hunter2", "hunter3"), "AuthenticationError"),
+                (url.partition("?")[0], "TLS: CERTIFICATE_VERIFY_FAILED"),
+            ):
+                with closing(RedisStore(wrong)) as other:
+                    with pytest.raises(RevocationStoreError, match=reason) as caught:
+                        other.start()
+                    assert "hunter" not in str(caught.value)
 
 
 def test_a_thread_that_does_not_look_any_more(tmp_path: Path) -> None:
     """A list that nobody could look at for seconds is no list."""
     clock = Clock()
-    open_store(AccessSettings(revocation_directory=tmp_path)).close()
+    opened(AccessSettings(revocation_directory=tmp_path)).close()
     store = LocalStore(tmp_path)
-    watched = WatchedStore(store, in_thread=True, monotonic=clock)
+    watched = WatchedStore(store, key=KEY, in_thread=True, monotonic=clock)
     with closing(watched):
         watched._look()
         clock.now += 4

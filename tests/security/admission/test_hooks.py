@@ -14,17 +14,19 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
 from models.bundle import read_bundle
 from models.files import write_atomic
+from sealgate import Client
 from security.admission.keys import (
     ROLES,
     load_signing_key,
     public_pem,
     trust_document,
 )
-from tests.conftest import TAG, run_security, toy_settings
+from tests.conftest import TAG, check_security, mint, run_security, toy_settings
 from tests.support.bundles import (
     KINDS,
     Keys,
@@ -130,6 +132,35 @@ def test_an_admitted_model_builds_and_serves(home: Path, source: Path) -> None:
     (stored(home).parent / "latest").write_text("2.0.0")
     with serve("sealgate:latest", home, extra=toy_settings(home)) as server:
         assert re.findall("admitted (.*),", server.log.read_text()) == [TAG]
+
+
+@pytest.mark.slow
+def test_a_name_with_capitals_builds_serves_and_verifies(home: Path) -> None:
+    """What Triton's users call their models, beside BentoML's tags without capitals."""
+    tag = "DenseNet_onnx.v2:1.0.0"
+    bundle = write_bundle(
+        home / "named", deployment_keys(home), name="DenseNet_onnx.v2"
+    )
+    models = {"SEALGATE_SERVICE_MODELS": f"{TAG},{tag}"}
+    check_security(home, "store", str(bundle), **toy_settings(home))
+    shutil.rmtree(home / "bentoml" / "bentos")
+    result = run(home, "build", **models)
+    assert result.returncode == 0, result.stderr
+    (bento,) = bentos(home)
+    extra = toy_settings(home) | models
+    assert tag in check_security(home, "verify", str(bento.parent), **extra)
+    token = mint(home, "infer:DenseNet_onnx.v2")
+    extra |= {"SEALGATE_SEALING_REQUIRE_SEALED": "false"}
+    with serve("sealgate:latest", home, extra=extra) as server:
+        headers = {"authorization": f"Bearer {token}"}
+        statuses = {
+            name: httpx.get(f"{server.url}/v2/models/{name}", headers=headers)
+            for name in ("DenseNet_onnx.v2", "densenet_onnx.v2", "toy")
+        }
+        assert [answer.status_code for answer in statuses.values()] == [200, 404, 404]
+        assert statuses["DenseNet_onnx.v2"].json()["name"] == "DenseNet_onnx.v2"
+        with Client(server.url, token=token) as client:
+            client.infer("DenseNet_onnx.v2", {"features": [[1, 2, 3]]})
 
 
 @pytest.mark.slow

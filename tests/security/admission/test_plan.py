@@ -32,6 +32,12 @@ with warnings.catch_warnings():
 FIRST = plan_of_tags(["toy:1.0.0", "toy:1.1.0", "other:3"])
 
 
+def test_names_that_are_equal_but_for_case_are_refused() -> None:
+    plan = plan_of_tags(["Toy:1", "toy:2"])
+    with pytest.raises(PlanError, match="two names are equal but for case"):
+        Plan.from_json(plan.to_json())
+
+
 def test_the_first_version_is_the_default() -> None:
     assert FIRST.models["toy"] == ModelPlan({"1.0.0": Default(0), "1.1.0": Warm(0)})
     assert FIRST.tags == ("toy:1.0.0", "toy:1.1.0", "other:3")

@@ -144,7 +144,7 @@ FAULTS = [
     (NO_KIND, b"[require]", 6, r"\[require\]: needs at least one kind of evidence"),
     (b'match = "toy"', b"", 38, NO_MATCH),
     (b'match = "toy"', b'match = ""', 39, NO_MATCH),
-    (b'match = "toy"', b'match = "Toy"', 39, NO_MATCH),
+    (b'match = "toy"', b'match = "to/y"', 39, NO_MATCH),
     (b'match = "toy"', b'match = "[a-t]oy"', 39, NO_MATCH),
     (b'match = "toy"', b"match = 7", 39, NO_MATCH),
     (b'match = "toy"', b'math = "toy"', 39, "did you mean 'match'"),
@@ -228,11 +228,10 @@ def test_the_schema_knows_the_same_kinds_and_roles() -> None:
 
 
 def test_every_mistake_is_listed() -> None:
-    text = FULL.replace(b"max = 0", b"max = nan").replace(b'"fraud-*"', b'"Fraud"')
+    text = FULL.replace(b"max = 0", b"max = nan").replace(b'"fraud-*"', b'"fr/ud"')
     assert policy_mistakes(text, name="p.toml") == [
         "p.toml:10: [require.structure] metrics.errors: max must be a finite number",
-        "p.toml:25: [[models]] 1: match must be a model's name of a-z, 0-9, -, with * "
-        "or ?",
+        "p.toml:25: [[models]] 1: match must be a model's name, with * or ?",
     ]
     with pytest.raises(SettingsError, match=r"finite number \(and 1 more\)"):
         parse_policy(text, name="p.toml")

@@ -27,7 +27,12 @@ with warnings.catch_warnings():
     from bentoml._internal.configuration.containers import BentoMLContainer
     from bentoml._internal.models import ModelStore
 
-    from security.admission.store import read_stored, store_bundle, verify_stored
+    from security.admission.store import (
+        read_stored,
+        store_bundle,
+        stored_tags,
+        verify_stored,
+    )
 
 # It imports more of itself at the first use.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -128,8 +133,34 @@ def test_only_a_bundle_is_stored(bundle_folder: Path, store: Path) -> None:
 )
 def test_only_the_full_tag_finds_it(bundle_folder: Path, tag: str) -> None:
     store_bundle(bundle_folder)
-    with pytest.raises(BundleError, match=f"{tag} is not in the model store"):
+    reason = "(?:is not in the model store|in the model store is really toy)"
+    with pytest.raises(BundleError, match=f"^{tag} {reason}"):
         read_stored(tag)
+
+
+def test_a_name_with_capitals_keeps_them(
+    tmp_path: Path, keys: Keys, admission: AdmissionSettings, store: Path
+) -> None:
+    """BentoML's own name of it has none."""
+    tag = "DenseNet_onnx.v2:1.0.0"
+    bundle = write_bundle(tmp_path / "named", keys, name="DenseNet_onnx.v2")
+    assert store_bundle(bundle) == store_bundle(bundle) == tag
+    assert (store / "densenet_onnx.v2" / "1.0.0").is_dir()
+    assert verify_stored(tag, admission).bundle.manifest.tag == tag
+    assert stored_tags() == [tag]
+    with pytest.raises(BundleError, match="is really DenseNet"):
+        read_stored(tag.lower())
+
+
+def test_names_that_are_equal_but_for_case_are_refused(
+    bundle_folder: Path, tmp_path: Path, keys: Keys
+) -> None:
+    """Also in another version: they would be versions of one model there."""
+    store_bundle(bundle_folder)
+    other = write_bundle(tmp_path / "other", keys, name="Toy", version="2.0.0")
+    with pytest.raises(BundleError, match="has toy, equal but for case"):
+        store_bundle(other)
+    assert stored_tags() == [TAG]
 
 
 def test_a_tag_that_lies(bundle_folder: Path, store: Path) -> None:

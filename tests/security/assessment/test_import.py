@@ -150,7 +150,7 @@ def test_nothing_is_overwritten(
 @pytest.mark.parametrize(
     ("name", "version", "message"),
     [
-        ("Toy", "1.0.0", r"manifest.name: expected"),
+        ("-toy", "1.0.0", r"manifest.name: expected"),
         ("../toy", "1.0.0", r"manifest.name: expected"),
         ("toy", "latest", r"manifest.version: expected"),
     ],

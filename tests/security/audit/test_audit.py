@@ -20,11 +20,12 @@ from security.audit import checkpoints
 from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
 from security.audit.notes import Checkpoint, Signer, Verifier, open_checkpoint
-from security.audit.records import FIELDS, chain, decode, encode, pseudonym
+from security.audit.records import FIELDS, chain, decode, encode
 from security.audit.tally import Tally, TallyLimits
 from security.audit.tree import Tree
 from security.audit.verify import verify_log
 from security.errors import AuditError
+from security.key_files import pseudonym
 from tests.support.disks import file_size_limit
 from tests.support.mutations import JSON
 

@@ -17,9 +17,9 @@ import pytest
 
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.audit.journal import load_verifier
-from security.audit.records import FIELDS, pseudonym, token_hash
+from security.audit.records import FIELDS, token_hash
 from security.audit.verify import verify_log
-from security.key_files import read_secret
+from security.key_files import pseudonym, read_secret
 from tests.conftest import mint, run_security, toy_settings
 from tests.support.bundles import NAME
 from tests.support.disks import file_size_limit

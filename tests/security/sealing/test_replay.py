@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,22 +13,27 @@ import pytest
 
 from security.errors import (
     DateError,
+    QuotaError,
     ReplayError,
     ReplayStoreError,
-    SettingsError,
 )
 from security.sealing.freshness import Freshness, http_date, load_freshness
 from security.sealing.replay import LocalReplayStore, RedisReplayStore, fingerprint
 from security.settings.sealing import SealingSettings
+from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import free_port
 
 NOW = 1_800_000_000.0
+KEY = b"k" * 32
+OWNER = b"somebody"
 
 
 def insert(store: LocalReplayStore | RedisReplayStore, *entries: bytes, slot: int = 7):
     async def all_of_them() -> list[bool]:
         try:
-            return [await store.insert(entry, slot=slot) for entry in entries]
+            return [
+                await store.insert(entry, slot=slot, owner=OWNER) for entry in entries
+            ]
         finally:
             if isinstance(store, RedisReplayStore):
                 await store.close()
@@ -40,7 +43,7 @@ def insert(store: LocalReplayStore | RedisReplayStore, *entries: bytes, slot: in
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[LocalReplayStore]:
-    local = LocalReplayStore(tmp_path / "replay", max_entries=1 << 16)
+    local = LocalReplayStore(tmp_path / "replay", max_entries=1 << 16, share=1 << 14)
     yield local
     local.close()
 
@@ -57,7 +60,7 @@ def together(store: LocalReplayStore, *entries: bytes) -> list[object]:
     """Insert in one turn of an event loop."""
 
     async def all_of_them() -> list[object]:
-        inserts = (store.insert(entry, slot=7) for entry in entries)
+        inserts = (store.insert(entry, slot=7, owner=OWNER) for entry in entries)
         return await asyncio.gather(*inserts, return_exceptions=True)
 
     return asyncio.run(all_of_them())
@@ -75,12 +78,12 @@ def test_a_turn_that_cannot_be_stored_is_refused_whole(
     store: LocalReplayStore,
 ) -> None:
     insert(store, b"x")
-    other = LocalReplayStore(store._folder, max_entries=1 << 16)
-    other._execute("BEGIN IMMEDIATE")
+    other = LocalReplayStore(store._folder, max_entries=1 << 16, share=1 << 14)
+    other._file.execute("BEGIN IMMEDIATE")
     refused = together(store, b"a", b"b", b"c")
     assert [type(error) for error in refused] == [ReplayStoreError] * 3
     assert len({id(error) for error in refused}) == 3
-    other._execute("ROLLBACK")
+    other._file.execute("ROLLBACK")
     other.close()
     assert together(store, b"a", b"b", b"x") == [True, True, False]
 
@@ -88,7 +91,7 @@ def test_a_turn_that_cannot_be_stored_is_refused_whole(
 def test_a_full_store_remembers_nothing_of_a_turn_that_it_refuses(
     tmp_path: Path,
 ) -> None:
-    small = LocalReplayStore(tmp_path, max_entries=100)
+    small = LocalReplayStore(tmp_path, max_entries=100, share=1 << 14)
     answers: list[object] = []
     while not any(isinstance(answer, ReplayStoreError) for answer in answers):
         turn = [os.urandom(16) for _ in range(50)]
@@ -102,7 +105,7 @@ def test_a_full_store_remembers_nothing_of_a_turn_that_it_refuses(
 def test_who_gives_up_takes_nobody_with_it(store: LocalReplayStore) -> None:
     async def three() -> list[object]:
         tasks = [
-            asyncio.create_task(store.insert(entry, slot=7))
+            asyncio.create_task(store.insert(entry, slot=7, owner=OWNER))
             for entry in (b"a", b"b", b"c")
         ]
         await asyncio.sleep(0)
@@ -140,12 +143,12 @@ def test_files_of_other_boots_go(store: LocalReplayStore) -> None:
 
 
 def test_full_means_unknown(tmp_path: Path) -> None:
-    small = LocalReplayStore(tmp_path, max_entries=100)
+    small = LocalReplayStore(tmp_path, max_entries=100, share=1 << 14)
 
     async def fill() -> int:
         for count in range(10_000):
             try:
-                await small.insert(os.urandom(16), slot=1)
+                await small.insert(os.urandom(16), slot=1, owner=OWNER)
             except ReplayStoreError as error:
                 assert "full" in str(error)  # noqa: PT017
                 return count
@@ -158,13 +161,54 @@ def test_full_means_unknown(tmp_path: Path) -> None:
     small.close()
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_subject_has_its_share_and_no_more(tmp_path: Path, *, together: bool) -> None:
+    """Two workers: one subject fills its share of both, and nobody else's."""
+    workers = [
+        LocalReplayStore(tmp_path, max_entries=1 << 16, share=2000) for _ in range(2)
+    ]
+
+    async def attempt(number: int, owner: bytes) -> bool:
+        store = workers[number % 2]
+        try:
+            return await store.insert(os.urandom(16), slot=number % 26, owner=owner)
+        except QuotaError:
+            return False
+
+    async def fill(owner: bytes) -> int:
+        tasks = (attempt(number, owner) for number in range(4000))
+        if together:
+            return sum(await asyncio.gather(*tasks))
+        return sum([await task for task in tasks])
+
+    async def main() -> None:
+        # What two workers reserve of 26 slots, seven at a time, may stay unused.
+        assert 2000 - 2 * 26 * 7 <= await fill(b"greedy") <= 2000
+        assert await attempt(0, b"modest")
+        for worker in workers:
+            worker.forget(before_slot=20, drop=())
+        assert 0 < await fill(b"greedy") <= 2000 * 20 // 26 + 2 * 26 * 7
+
+    asyncio.run(main())
+    for worker in workers:
+        worker.close()
+
+
+def test_a_replay_takes_nothing_of_a_share(tmp_path: Path) -> None:
+    store = LocalReplayStore(tmp_path, max_entries=1 << 16, share=2)
+    assert insert(store, *[b"x"] * 5, b"y") == [True, *[False] * 4, True]
+    with pytest.raises(QuotaError):
+        insert(store, b"z")
+    store.close()
+
+
 def test_a_store_that_cannot_be_opened_or_is_torn(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    blocked = LocalReplayStore(tmp_path / "file", max_entries=100)
+    blocked = LocalReplayStore(tmp_path / "file", max_entries=100, share=1 << 14)
     with pytest.raises(ReplayStoreError):
         insert(blocked, b"x")
-    torn = LocalReplayStore(tmp_path, max_entries=100)
-    torn._path.write_bytes(b"this is not a database" * 500)
+    torn = LocalReplayStore(tmp_path, max_entries=100, share=1 << 14)
+    torn._file.path.write_bytes(b"this is not a database" * 500)
     with pytest.raises(ReplayStoreError, match="not a database"):
         insert(torn, b"x")
 
@@ -173,19 +217,21 @@ def test_a_store_that_is_locked_is_not_waited_for_long(
     store: LocalReplayStore,
 ) -> None:
     insert(store, b"x")
-    other = LocalReplayStore(store._folder, max_entries=1 << 16)
-    other._execute("BEGIN IMMEDIATE")
+    other = LocalReplayStore(store._folder, max_entries=1 << 16, share=1 << 14)
+    other._file.execute("BEGIN IMMEDIATE")
     started = time.perf_counter()
     with pytest.raises(ReplayStoreError, match="locked"):
         insert(store, b"y")
     assert time.perf_counter() - started < 2
-    other._execute("ROLLBACK")
+    other._file.execute("ROLLBACK")
     other.close()
     assert insert(store, b"y") == [True]
 
 
 def _race(folder: Path, entries: list[bytes]) -> list[bool]:
-    return insert(LocalReplayStore(folder, max_entries=1 << 16), *entries)
+    return insert(
+        LocalReplayStore(folder, max_entries=1 << 16, share=1 << 14), *entries
+    )
 
 
 def test_of_copies_at_several_workers_one_is_new(tmp_path: Path) -> None:
@@ -207,22 +253,18 @@ def test_inserting_is_cheap(store: LocalReplayStore) -> None:
 
 
 @pytest.fixture(scope="module")
-def redis_url() -> Iterator[str]:
-    pytest.importorskip("redis", reason="the redis package is not installed")
-    binary = shutil.which("redis-server") or os.environ.get("REDIS_SERVER")
-    if not binary:
-        pytest.skip("redis-server is not on this machine")
-    port = free_port()
-    command = [binary, "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    time.sleep(0.5)
-    yield f"redis://127.0.0.1:{port}/0"
-    server.terminate()
-    server.wait()
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
-def redis_store(url: str) -> RedisReplayStore:
-    return RedisReplayStore(url, dated_ttl_s=260, undated_ttl_s=3600)
+@pytest.fixture
+def redis_url(redis: RedisServer) -> str:
+    return redis.url
+
+
+def redis_store(url: str, *, share: int = 1000) -> RedisReplayStore:
+    return RedisReplayStore(url, ttls_s=(260, 3600), share=share)
 
 
 def test_redis_remembers_for_all(redis_url: str) -> None:
@@ -234,14 +276,41 @@ def test_redis_remembers_for_all(redis_url: str) -> None:
 def test_redis_entries_expire(redis_url: str) -> None:
     async def ttl(slot: int) -> int:
         store = redis_store(redis_url)
-        await store.insert(b"ttl", slot=slot)
-        (key,) = await store._client.keys(f"sealgate:replay:{slot}:{b'ttl'.hex()}")
-        seconds = await store._client.ttl(key)
+        await store.insert(b"ttl", slot=slot, owner=OWNER)
+        (key,) = await store._redis.client.keys(
+            f"sealgate:replay:{slot}:{b'ttl'.hex()}"
+        )
+        seconds = await store._redis.client.ttl(key)
         await store.close()
         return seconds
 
     assert 250 <= asyncio.run(ttl(9)) <= 260
     assert 3590 <= asyncio.run(ttl(-9)) <= 3600
+
+
+def test_a_repetition_is_no_replay(redis: RedisServer) -> None:
+    """The client sends again what was done when the wire broke."""
+    with losing_answers(redis.port, b"once".hex().encode()) as (url, lost):
+        assert insert(redis_store(url), b"once", b"once") == [True, False]
+    assert len(lost) == 1
+
+
+def test_a_subject_has_its_share_of_redis(redis_url: str) -> None:
+    store = redis_store(redis_url, share=3)
+
+    async def fill() -> list[bool]:
+        async def new(owner: bytes) -> bool:
+            return await store.insert(os.urandom(16), slot=7, owner=owner)
+
+        try:
+            assert all([await new(b"greedy") for _ in range(3)])
+            with pytest.raises(QuotaError):
+                await new(b"greedy")
+            return [await new(b"modest") for _ in range(3)]
+        finally:
+            await store.close()
+
+    assert asyncio.run(fill()) == [True] * 3
 
 
 def test_a_redis_that_is_away_fails_closed() -> None:
@@ -254,14 +323,17 @@ def test_a_redis_that_is_away_fails_closed() -> None:
 
 
 def fresh(store: LocalReplayStore, *, require: bool = True) -> Freshness:
-    return Freshness(store, window_s=120, require_date=require, clock=lambda: NOW)
+    return Freshness(
+        store, key=KEY, window_s=120, require_date=require, clock=lambda: NOW
+    )
 
 
 def check(
     freshness: Freshness, *dates: bytes, enc: bytes = b"enc", key_id: int = 1
 ) -> None:
     headers = tuple((b"date", date) for date in dates)
-    asyncio.run(freshness.check(headers, enc, key_id=key_id, live_ids=(1, 2)))
+    unseen = freshness.check(headers, enc, key_id=key_id, live_ids=(1, 2))
+    asyncio.run(unseen("issuer\0alice"))
 
 
 @pytest.mark.parametrize("offset", [-120, -119, 0, 120])
@@ -314,6 +386,7 @@ def test_entries_live_as_long_as_their_copies_could_pass(
     times = [NOW]
     freshness = Freshness(
         store,
+        key=KEY,
         window_s=120,
         require_date=False,
         clock=lambda: times[0],
@@ -332,7 +405,7 @@ def test_entries_live_as_long_as_their_copies_could_pass(
     times[0] += 100_000
     with pytest.raises(ReplayError):
         check(freshness, enc=b"undated")
-    count = store._execute("SELECT count(*) FROM seen").fetchone()
+    count = store._file.execute("SELECT count(*) FROM seen").fetchone()
     assert count == (1,)
 
 
@@ -342,6 +415,7 @@ def test_undated_entries_go_some_time_after_their_key(
     times = [NOW]
     freshness = Freshness(
         store,
+        key=KEY,
         window_s=120,
         require_date=False,
         clock=lambda: times[0],
@@ -349,13 +423,16 @@ def test_undated_entries_go_some_time_after_their_key(
     )
 
     def undated(enc: bytes, *live: int) -> None:
-        asyncio.run(freshness.check((), enc, key_id=live[0], live_ids=live))
+        unseen = freshness.check((), enc, key_id=live[0], live_ids=live)
+        asyncio.run(unseen("issuer\0alice"))
 
     undated(b"a", 1)
     for offset, kept in ((10, True), (20, True), (40, False)):
         times[0] = NOW + offset
         undated(b"%d" % offset, 2)
-        count = store._execute("SELECT count(*) FROM seen WHERE slot = -2").fetchone()
+        count = store._file.execute(
+            "SELECT count(*) FROM seen WHERE slot = -2"
+        ).fetchone()
         assert count == (int(kept),)
 
 
@@ -367,13 +444,11 @@ def test_a_refused_date_is_not_remembered(store: LocalReplayStore) -> None:
 
 def test_the_settings_choose_the_store(tmp_path: Path) -> None:
     local = SealingSettings(replay_directory=tmp_path)
-    assert isinstance(load_freshness(local)._store, LocalReplayStore)
-    with pytest.raises(SettingsError):
-        load_freshness(SealingSettings(replay_store="memcached://"))
+    assert isinstance(load_freshness(local, key=KEY)._store, LocalReplayStore)
     make: Callable[[str], SealingSettings] = lambda u: SealingSettings(replay_store=u)  # noqa: E731
     pytest.importorskip("redis", reason="the redis package is not installed")
-    stored = load_freshness(make("redis://user:secret@127.0.0.1:1/0"))._store
+    stored = load_freshness(make("redis://user:secret@127.0.0.1:1/0"), key=KEY)._store
     assert isinstance(stored, RedisReplayStore)
     assert "secret" not in repr(stored)
     with pytest.raises(ReplayStoreError, match="not a Redis URL"):
-        load_freshness(make("redis://127.0.0.1:port/0"))
+        load_freshness(make("redis://127.0.0.1:port/0"), key=KEY)
