@@ -22,7 +22,7 @@ from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
 from service.http.direct import DIRECT_BODY, DirectBody
 from service.http.exchange import Answer, Reply, StreamedResponse
-from service.http.intake import Intake, Visit
+from service.http.intake import VISIT, Intake, Visit
 from service.problems import Problem, problem_response
 from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
@@ -105,6 +105,7 @@ class Guard:
         body = _Body(scope, receive, visit, self._settings)
         try:
             reply = await self._reply(_head(scope), body)
+            body.tell(reply)
             await _send(send, reply)
         except ClientGone:
             return
@@ -140,8 +141,9 @@ class Guard:
     async def _reply(self, head: Request, body: _AnyBody) -> Reply:
         trace = read_trace(head.headers)
         OUTER_TRACE.set(trace)
+        VISIT.set(body.visit)
         try:
-            if head.path == b"/metrics" and head.method == b"GET":
+            if head.path == b"/metrics" and head.method in (b"GET", b"HEAD"):
                 response: Answer = await self._answer_metrics(head)
             else:
                 response = await self._answer(head, body)
@@ -155,7 +157,9 @@ class Guard:
         more = () if trace is None else (trace.header,)
         if _is_secure(head):
             more = (*more, _HSTS)
-        return _reply(response, close=not body.complete, more=more)
+        reply = _reply(response, close=not body.complete, more=more)
+        reply.stranger = body.visit.stranger
+        return reply
 
     async def _answer(self, head: Request, body: _AnyBody) -> Answer:
         if head.path == GATEWAY_PATH:
@@ -179,6 +183,8 @@ class Guard:
         if head.method != b"POST":
             raise Problem("method-not-allowed", headers=((b"allow", b"GET, POST"),))
         types = [value for name, value in head.headers if name == b"content-type"]
+        if types != [_SEALED_TYPE]:
+            types = [value.partition(b";")[0].strip().lower() for value in types]
         if types == [_SEALED_TYPE]:
             return await self._answer_sealed(body)
         if types == [_CHUNKED_TYPE]:
@@ -211,6 +217,7 @@ class _Body:
     """A request body, counted while it is read.
 
     Attributes:
+        visit: of the request.
         declared: its length, where the client said one; nothing longer will arrive.
         complete: all of it has been read, so that the connection can be used again.
     """
@@ -219,7 +226,7 @@ class _Body:
         self, scope: Scope, receive: Receive, visit: Visit, settings: ServiceSettings
     ) -> None:
         self._receive = receive
-        self._visit = visit
+        self.visit = visit
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
         extension = scope.get("extensions", {}).get(DIRECT_BODY, {})
@@ -228,6 +235,11 @@ class _Body:
         self.complete = self.declared == 0
         self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._gone = False
+
+    def tell(self, reply: Reply) -> None:
+        """Tell the connection what is to be known before the answer is sent."""
+        if self._direct is not None:
+            self._direct.stranger = reply.stranger
 
     def check_gone(self) -> None:
         """Of a task that was cancelled: say so if it was because the client left.
@@ -301,7 +313,7 @@ class _Body:
         if self.complete:  # it has none
             await self._read(take)
             return
-        async with self._visit.reading(self.declared, self._timeout_s):
+        async with self.visit.reading(self.declared, self._timeout_s):
             await self._read(take)
 
     async def read_straight_into(self, take: Callable[[bytes], None]) -> None:
@@ -317,7 +329,7 @@ class _Body:
 
         def counted(data: bytes) -> None:
             # Its memory is accounted for; this tells who is slow.
-            self._visit.received += len(data)
+            self.visit.received += len(data)
             take(data)
 
         def take_first(data: bytes) -> None:
@@ -339,7 +351,7 @@ class _Body:
             size += len(chunk)
             if size > self._max_bytes:
                 raise _too_large(self._max_bytes)
-            self._visit.take(len(chunk))
+            self.visit.take(len(chunk))
             take(chunk)
             if not message.get("more_body", False):
                 self.complete = True
@@ -351,6 +363,7 @@ class _Whole:
     """A request body that was there with its head: nothing of it is waited for.
 
     Attributes:
+        visit: of the request.
         declared: its length.
         complete: all of it has been read.
     """
@@ -361,7 +374,7 @@ class _Whole:
         self, request: Request, visit: Visit, settings: ServiceSettings
     ) -> None:
         self._request = request
-        self._visit = visit
+        self.visit = visit
         self._max_bytes = settings.max_body_bytes
         self.declared = len(request.body)
 
@@ -379,7 +392,7 @@ class _Whole:
         """As `_Body.read_request`: the head has its content already."""
         if self.declared > self._max_bytes:
             raise _too_large(self._max_bytes)
-        self._visit.hold(self.declared)
+        self.visit.hold(self.declared)
         return head
 
     async def read_into(self, take: Callable[[bytes], None]) -> None:

@@ -68,6 +68,7 @@ _KINDS: Mapping[str, _Kind] = dict(
     (
         _kind(400, "malformed-encapsulation", "Malformed encapsulated request"),
         _kind(400, "malformed-message", "Malformed Binary HTTP message"),
+        _kind(400, "malformed-http", "Malformed HTTP request"),
         _kind(400, "malformed-json", "Body is not JSON"),
         _kind(400, "invalid-request", "Invalid inference request"),
         _kind(400, "invalid-credentials", "More than one set of credentials"),
@@ -80,6 +81,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(409, "replayed", "This sealed request was answered before; seal it anew"),
         _kind(413, "body-too-large", "The request body is too large"),
         _kind(415, "unsupported-media-type", "Unsupported media type"),
+        _kind(431, "head-too-large", "The request line and headers are too large"),
         # RFC 9458, section 6.5.2.
         (
             "date",
@@ -110,6 +112,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         ),
         _kind(500, "internal", "Internal error"),
         _kind(500, "model-failure", "The model failed on this input"),
+        _kind(501, "transfer-coding", "The transfer coding is not supported"),
         _kind(503, "admission-expired", "The evidence of this model has expired"),
         _kind(503, "admission-withdrawn", "This model is not admitted any more"),
         _kind(503, "keys-unavailable", "The issuer's keys are not there yet"),

@@ -25,6 +25,7 @@ from security.access.tokens import Principal
 from security.admission.attest import signature_files, waiver_file
 from security.errors import HiddenError
 from service.callers import Callers
+from service.http.intake import VISIT
 from service.inference.batching import (
     InferenceFailedError,
     InferenceTimeoutError,
@@ -315,6 +316,8 @@ class Routes:
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
         status = response.status
+        if decision.principal is None and (visit := VISIT.get()) is not None:
+            visit.stranger = True
         if self._log is not None:
             size = len(response.body)
             self._log.write(decision, status=status, reason=reason, response_bytes=size)

@@ -130,7 +130,7 @@ def test_every_problem_is_a_document(code: str) -> None:
 
 def test_every_code_that_is_raised_is_in_the_table_and_the_other_way_round() -> None:
     used = set()
-    for path in (ROOT / "service").glob("*.py"):
+    for path in (ROOT / "service").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Problem":
                 code = node.args[0]
