@@ -121,6 +121,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         require_sealed=settings.sealing.require_sealed,
         metrics=metrics,
         log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
+        max_body_bytes=settings.service.max_body_bytes,
         interface=_interface() if settings.observability.serve_openapi else None,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from sealgate.errors import DecryptionError, SealgateError, UnknownKeyError
 from sealgate.protocol import bhttp, ohttp
@@ -183,7 +184,10 @@ class Gateway:
             return await self._routes.refuse(Problem("date", headers=ours), sealed=True)
         except SealgateError as error:
             return await self._routes.refuse(error, sealed=True)
-        return await self._routes.answer(request, sealed=True)
+        answer = await self._routes.answer(request, sealed=True)
+        if request.method == b"HEAD":
+            return replace(answer, body=b"")
+        return answer
 
 
 class LargeRequest:

@@ -181,7 +181,9 @@ class Guard:
             await body.read()
             return _keys(keyconfig.KEYS_MEDIA_TYPE, self._gateway.published())
         if head.method != b"POST":
-            raise Problem("method-not-allowed", headers=((b"allow", b"GET, POST"),))
+            raise Problem(
+                "method-not-allowed", headers=((b"allow", b"GET, HEAD, POST"),)
+            )
         types = [value for name, value in head.headers if name == b"content-type"]
         if types != [_SEALED_TYPE]:
             types = [value.partition(b";")[0].strip().lower() for value in types]
@@ -207,7 +209,7 @@ class Guard:
 
     async def _answer_signed_keys(self, head: Request, body: _AnyBody) -> Response:
         if head.method not in (b"GET", b"HEAD"):
-            raise Problem("method-not-allowed", headers=((b"allow", b"GET"),))
+            raise Problem("method-not-allowed", headers=((b"allow", b"GET, HEAD"),))
         await body.read()
         document = self._gateway.published_signed()
         return _keys(signedkeys.SIGNED_KEYS_MEDIA_TYPE, document)

@@ -68,6 +68,7 @@ _KINDS: Mapping[str, _Kind] = dict(
     (
         _kind(400, "malformed-encapsulation", "Malformed encapsulated request"),
         _kind(400, "malformed-message", "Malformed Binary HTTP message"),
+        _kind(400, "malformed-coding", "The content is not what its coding says"),
         _kind(400, "malformed-http", "Malformed HTTP request"),
         _kind(400, "malformed-json", "Body is not JSON"),
         _kind(400, "invalid-request", "Invalid inference request"),

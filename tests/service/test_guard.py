@@ -434,7 +434,7 @@ def test_signed_keys(tmp_path: Path) -> None:
     signed = verify_keys(bytes(response.body), trusted, now=time.time())
     assert signed.document == signing.gateway.keys
     posted = call(signing.guard(Inner()), scope("POST", SIGNED)).response
-    assert (posted.status, dict(posted.headers)[b"allow"]) == (405, b"GET")
+    assert (posted.status, dict(posted.headers)[b"allow"]) == (405, b"GET, HEAD")
 
 
 def test_no_signed_keys_without_an_identity(rooms: Rooms) -> None:
@@ -446,7 +446,7 @@ def test_no_signed_keys_without_an_identity(rooms: Rooms) -> None:
 def test_methods_of_the_gateway(rooms: Rooms, method: str) -> None:
     response = call(rooms.guard(Inner()), scope(method, GATEWAY)).response
     assert response.status == 405
-    assert dict(response.headers)[b"allow"] == b"GET, POST"
+    assert dict(response.headers)[b"allow"] == b"GET, HEAD, POST"
 
 
 # Load, websockets, lifespan.
