@@ -26,6 +26,7 @@ import re
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
@@ -46,9 +47,6 @@ from service.telemetry.metrics import Metrics
 __all__ = ["bounded_protocol", "install"]
 
 _TURNS = itertools.count()
-# Of requests that follow one that is still in work. A read is at most 256 KiB, and
-# reading stops at the first one.
-_UNREAD_BYTES = 1 << 20
 _METHODS = frozenset({b"GET", b"POST"})
 # Any other target is uvicorn's to take apart.
 _PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
@@ -102,7 +100,22 @@ def bounded_protocol(
     return Bounded
 
 
+class _Flow(FlowControl):
+    """Uvicorn reads on whenever a body is asked for; here not before its turn.
+
+    Attributes:
+        held: something was read, 256 KiB at most, that is not to be parsed yet.
+    """
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class _BoundedProtocol(HttpToolsProtocol):
+    flow: _Flow
     bounds: ServiceSettings
     max_head_bytes: int
     told: Metrics
@@ -113,6 +126,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         # Until when a head must end or begin; 0 while a request is read or answered.
         self.until = self.loop.time() + self.bounds.head_timeout_s
         self._in_head = True
@@ -185,7 +199,6 @@ class _BoundedProtocol(HttpToolsProtocol):
             return
         self._whole, self._head_bytes = False, 0
         self.until = self.loop.time() + self.bounds.idle_timeout_s
-        self.flow.resume_reading()
         if self._unread:  # after other connections have had their turn
             self.loop.call_soon(self._parse)
 
@@ -239,12 +252,13 @@ class _BoundedProtocol(HttpToolsProtocol):
             data = self._unread[self._position :] + data
         self._unread, self._position = data, 0
         if self._whole or self._last:
-            self.flow.pause_reading()
-            if len(data) > _UNREAD_BYTES:
-                self._end_after_this()
-                self._unread = b""
+            self._hold()
         else:
             self._parse()
+
+    def _hold(self) -> None:
+        self.flow.held = True
+        self.flow.pause_reading()
 
     def _parse(self) -> None:
         """Parse what was read, to the end of one message at most."""
@@ -262,6 +276,11 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._stumble(error.__context__)
         except Problem as problem:
             self._refuse(problem)
+        if self._unread and self._whole:
+            self._hold()
+        elif self.flow.held and not self._whole:
+            self.flow.held = False
+            self.flow.resume_reading()
         if self._in_head and not self.until:
             self.until = self.loop.time() + self.bounds.head_timeout_s
 
@@ -412,7 +431,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         scheme = b"http" if self.scheme == "http" else b"https"
         path = self.url.partition(b"?")[0]
         exchange = Exchange(
-            self,
+            self,  # type: ignore[arg-type]
             self.answerer.answer(
                 Request(
                     method,
