@@ -23,7 +23,7 @@ from service.gateway import GATEWAY_PATH, Gateway
 from service.http.direct import DIRECT_BODY, DirectBody
 from service.http.exchange import Answer, Reply, StreamedResponse
 from service.http.intake import VISIT, Intake, Visit
-from service.problems import Problem, problem_response
+from service.problems import Problem, method_not_allowed, problem_response
 from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
 from service.telemetry.tracing import OUTER_TRACE, read_trace
@@ -181,12 +181,9 @@ class Guard:
             await body.read()
             return _keys(keyconfig.KEYS_MEDIA_TYPE, self._gateway.published())
         if head.method != b"POST":
-            raise Problem(
-                "method-not-allowed", headers=((b"allow", b"GET, HEAD, POST"),)
-            )
-        types = [value for name, value in head.headers if name == b"content-type"]
-        if types != [_SEALED_TYPE]:
-            types = [value.partition(b";")[0].strip().lower() for value in types]
+            raise method_not_allowed(b"GET", b"HEAD", b"POST")
+        kinds = [value for name, value in head.headers if name == b"content-type"]
+        types = [kind.partition(b";")[0].strip().lower() for kind in kinds]
         if types == [_SEALED_TYPE]:
             return await self._answer_sealed(body)
         if types == [_CHUNKED_TYPE]:
@@ -209,7 +206,7 @@ class Guard:
 
     async def _answer_signed_keys(self, head: Request, body: _AnyBody) -> Response:
         if head.method not in (b"GET", b"HEAD"):
-            raise Problem("method-not-allowed", headers=((b"allow", b"GET, HEAD"),))
+            raise method_not_allowed(b"GET", b"HEAD")
         await body.read()
         document = self._gateway.published_signed()
         return _keys(signedkeys.SIGNED_KEYS_MEDIA_TYPE, document)

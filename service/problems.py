@@ -42,6 +42,7 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "Challenges",
     "Problem",
+    "method_not_allowed",
     "problem_response",
     "to_problem",
 ]
@@ -246,6 +247,11 @@ def _refused(error: AccessError, challenges: Challenges) -> Problem:
         case RevocationStoreError():
             return Problem("revocation-unavailable", headers=_RETRY)
     return Problem("unauthenticated", headers=challenges.headers("invalid_token"))
+
+
+def method_not_allowed(*allowed: bytes) -> Problem:
+    """The problem that names the methods that are."""
+    return Problem("method-not-allowed", headers=((b"allow", b", ".join(allowed)),))
 
 
 def problem_response(problem: Problem) -> Response:

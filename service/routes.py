@@ -34,7 +34,13 @@ from service.inference.batching import (
     OverloadedError,
 )
 from service.inference.lineup import Lineup, Served
-from service.problems import NO_MODEL, Problem, problem_response, to_problem
+from service.problems import (
+    NO_MODEL,
+    Problem,
+    method_not_allowed,
+    problem_response,
+    to_problem,
+)
 from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Decision, Recorder
@@ -362,7 +368,7 @@ class Routes:
 
     def _answer_open(self, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
-            return problem_response(_method_not_allowed(b"GET", b"HEAD"))
+            return problem_response(method_not_allowed(b"GET", b"HEAD"))
         return self._documents.get(request.path) or _HEALTH[request.path]
 
 
@@ -421,11 +427,7 @@ def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
 
 def _expect(request: Request, *methods: bytes) -> None:
     if request.method not in methods:
-        raise _method_not_allowed(*methods)
-
-
-def _method_not_allowed(*allowed: bytes) -> Problem:
-    return Problem("method-not-allowed", headers=((b"allow", b", ".join(allowed)),))
+        raise method_not_allowed(*methods)
 
 
 def _json(document: Any) -> Response:

@@ -38,7 +38,6 @@ __all__ = [
     "datatype_of",
     "decode_request",
     "decode_response",
-    "decode_tensor",
     "decode_values",
     "encode_request",
     "encode_response",
@@ -251,15 +250,6 @@ def encode_response(
             for name, array in outputs
         ],
     }
-
-
-def decode_tensor(tensor: Any, role: str) -> Array:
-    """The array that a tensor object holds in "data".
-
-    Raises:
-        TensorError: as `read_head` and `decode_values`.
-    """
-    return decode_values(tensor, read_head(tensor, role))
 
 
 def decode_values(tensor: Any, head: TensorHead) -> Array:
