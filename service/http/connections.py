@@ -201,6 +201,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.until = self.loop.time() + self.bounds.idle_timeout_s
         if self._unread:  # after other connections have had their turn
             self.loop.call_soon(self._parse)
+        else:
+            self._read_on()
 
     def _sweep(self) -> None:
         """Close connections whose time is over; the timer ends with the last one."""
@@ -260,6 +262,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.flow.held = True
         self.flow.pause_reading()
 
+    def _read_on(self) -> None:
+        self.flow.held = False
+        self.flow.resume_reading()
+
     def _parse(self) -> None:
         """Parse what was read, to the end of one message at most."""
         try:
@@ -279,8 +285,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._unread and self._whole:
             self._hold()
         elif self.flow.held and not self._whole:
-            self.flow.held = False
-            self.flow.resume_reading()
+            self._read_on()
         if self._in_head and not self.until:
             self.until = self.loop.time() + self.bounds.head_timeout_s
 

@@ -140,6 +140,20 @@ def test_a_refused_connection_has_to_wait(open_server: Server) -> None:
     assert time.monotonic() - began > (220 - 100) * 0.005 * 0.9
 
 
+def test_it_goes_on_after_each_wait(open_server: Server) -> None:
+    request = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(open_server.url) as connection:
+        for _ in range(130):  # the next one is there while its connection waits
+            connection.sendall(request)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+        for text in (request + READY, READY):
+            connection.sendall(text)
+            received = b""
+            while received.count(b"HTTP/1.1 ") < text.count(b"GET "):
+                received += connection.recv(65536)
+            assert b"connection: close" not in received
+
+
 @pytest.mark.parametrize(
     "filler",
     [b"1;" + b"a" * 65534, b"0\r\nx: " + b"a" * 65530, b"0\r\n" + b"a: b\r\n" * 10000],
