@@ -269,10 +269,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _parse(self) -> None:
         """Parse what was read, to the end of one message at most."""
         try:
-            while not (self._whole or self._last or self.transport.is_closing()):
-                piece = self._piece()
-                if not piece:
-                    break
+            closed = self._last or self.transport.is_closing()
+            while not (self._whole or closed) and (piece := self._piece()):
                 self.parser.feed_data(piece)
             if self._early is not None:
                 self._pass_on()

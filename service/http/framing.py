@@ -9,6 +9,7 @@ section 7.8).
 
 from __future__ import annotations
 
+import functools
 import re
 
 from service.problems import Problem
@@ -23,26 +24,28 @@ FIELDS = frozenset({b"host", b"content-length", b"transfer-encoding"})
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 
 
+@functools.lru_cache(maxsize=64)  # most requests name the same one
+def _is_authority(value: bytes) -> bool:
+    return _AUTHORITY.fullmatch(value) is not None
+
+
 class Framing:
     """What one head says of its message.
 
     Attributes:
         authority: the host.
         length: bytes of the body, where that is declared.
+        chunked: whether the body says itself where it ends.
     """
 
-    __slots__ = ("_codings", "_hosts", "authority", "length")
+    __slots__ = ("_codings", "_hosts", "authority", "chunked", "length")
 
     def __init__(self) -> None:
         self.authority = b""
         self.length = 0
+        self.chunked = False
         self._hosts = 0
         self._codings: list[bytes] = []
-
-    @property
-    def chunked(self) -> bool:
-        """Whether the body says itself where it ends."""
-        return bool(self._codings)
 
     def note(self, name: bytes, value: bytes) -> None:
         """Note one of `FIELDS`, whose length the parser has found to be a number."""
@@ -52,6 +55,7 @@ class Framing:
             self.length = int(value)
         else:
             self._codings.append(value.lower())
+            self.chunked = True
 
     def check(self, version: str, *, upgrade: bool) -> None:
         """Refuse what another server might read in another way.
@@ -67,7 +71,7 @@ class Framing:
             raise Problem("malformed-http", "expected HTTP/1.1")
         if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
             raise Problem("malformed-http", "expected one Host field")
-        if not _AUTHORITY.fullmatch(self.authority):
+        if not _is_authority(self.authority):
             raise Problem("malformed-http", "Host is not a host")
         if self._codings and (self._codings != [b"chunked"] or version == "1.0"):
             raise Problem("transfer-coding", "expected chunked, of HTTP/1.1")
