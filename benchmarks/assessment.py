@@ -16,11 +16,11 @@ import torch
 
 from benchmarks import privacy_attacks
 from benchmarks.timing import alternate, table
+from models.data.held_out import Holdout
 from security.assessment.art_library import art
 from security.assessment.evasion.cascade import white_box_of
 from security.assessment.evasion.check import EvasionCheck
 from security.assessment.scan.context import Context, TargetSource, prepare
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import Options
 from security.assessment.scan.registry import all_checks
 from security.assessment.scan.runner import run_units

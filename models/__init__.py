@@ -5,8 +5,10 @@ files           bounded reads and atomic writes
 manifest        manifest.json: names, tensors, limits
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 bundle          the folder: read whole, hashed, bounded
+sessions        the only place that makes an onnxruntime session
 data            the one typed table: readers, schema, rows, splits     (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
 features        fixed feature maps of images: scattering              (offline)
+messages        every message within an ONNX file                       (offline)
 export          torch to ONNX, with parity against the original        (offline)
 """

@@ -7,7 +7,9 @@
     │   ├── ManifestError    manifest.json
     │   └── ReportError      evidence/<kind>.json
     ├── DatasetError         a data set is unknown, or cannot be used as asked
-    └── ExportError          a module cannot be exported, or computes something else
+    ├── ExportError          a module cannot be exported, or computes something else
+    └── SessionError         onnxruntime refuses a model
+        └── ProviderError    what it shall run on is not here
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ __all__ = [
     "DatasetError",
     "ExportError",
     "ManifestError",
+    "ProviderError",
     "ReportError",
+    "SessionError",
 ]
 
 
@@ -41,3 +45,11 @@ class DatasetError(SealgateError):
 
 class ExportError(SealgateError):
     """A module cannot be exported, or its export computes something else."""
+
+
+class SessionError(SealgateError):
+    """onnxruntime refuses a model."""
+
+
+class ProviderError(SessionError):
+    """What a model shall run on is not installed, or does not work here."""

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from models.errors import ExportError
 from models.manifest import Column
+from models.messages import messages
+from models.sessions import make_session
 
 __all__ = [
     "IMAGES",
@@ -45,6 +46,7 @@ LABEL = "label"
 # Stated, so that another torch does not silently move it; onnxruntime runs up to 26.
 OPSET = 20
 _CHUNK = 4096
+_DEBUGGING = frozenset({"doc_string", "metadata_props"})
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,11 @@ def run_onnx(
 
     Returns:
         Probabilities ``(n, classes)`` and labels ``(n,)``.
+
+    Raises:
+        SessionError: onnxruntime refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
-    )
+    session = make_session(model)
     name = session.get_inputs()[0].name
     parts = [
         session.run(
@@ -184,39 +185,11 @@ def parity(module: nn.Module, model: bytes, rows: NDArray[Any]) -> Parity:
 
 def _strip(model: Any) -> None:
     """Remove what the exporter wrote for debuggers, wherever ONNX allows it."""
-    model.ClearField("metadata_props")
-    model.ClearField("doc_string")
-    for function in model.functions:
-        _strip_entry(function)
-        for node in function.node:
-            _strip_node(node)
-    _strip_graph(model.graph)
-
-
-def _strip_graph(graph: Any) -> None:
-    _strip_entry(graph)
-    graph.ClearField("value_info")  # shape inference writes it again where needed
-    for entry in (*graph.input, *graph.output, *graph.initializer):
-        _strip_entry(entry)
-    for node in graph.node:
-        _strip_node(node)
-
-
-def _strip_node(node: Any) -> None:
-    _strip_entry(node)
-    for attribute in node.attribute:
-        attribute.ClearField("doc_string")
-        for graph in (attribute.g, *attribute.graphs):
-            if attribute.type in (
-                onnx.AttributeProto.GRAPH,
-                onnx.AttributeProto.GRAPHS,
-            ):
-                _strip_graph(graph)
-
-
-def _strip_entry(entry: Any) -> None:
-    entry.ClearField("metadata_props")
-    entry.ClearField("doc_string")
+    for message in messages(model):
+        for name in _DEBUGGING.intersection(message.DESCRIPTOR.fields_by_name):
+            message.ClearField(name)
+        if isinstance(message, onnx.GraphProto):
+            message.ClearField("value_info")  # inferred again where it is needed
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import math
+import re
 import sys
 import zipfile
 import zlib
@@ -22,16 +23,25 @@ from sealgate.errors import JsonError, ProfileError, TensorError
 from sealgate.protocol import strict_json, tensors
 
 __all__ = [
+    "category",
     "format_json",
     "format_metadata",
     "format_table",
     "join_rows",
+    "number",
     "read_inputs",
     "write_outputs",
 ]
 
 MAX_INPUT_BYTES = 256 << 20
 Array = npt.NDArray[Any]
+
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf|infinity)",
+    re.IGNORECASE,
+)
+_PLAIN = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
+_TRUTH = {"true": 1.0, "false": 0.0}
 
 # What the readers of these formats raise on files that are damaged or hostile.
 _UNREADABLE = (
@@ -169,16 +179,74 @@ def _read_npz(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
 
 def _read_csv(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
     tensor = _only_input(metadata)
-    rows = [row for row in csv.reader(io.StringIO(data.decode("utf-8-sig"))) if row]
+    lines = io.StringIO(data.decode("utf-8-sig"), newline="")  # any end of lines
+    rows = [row for row in csv.reader(lines, skipinitialspace=True) if row]
     if not rows:
         raise ProfileError("the file is empty")
-    names = columns_of(tensor)
-    if not all(map(_is_number, rows[0])):
-        rows = _select(rows, names)
+    if any(number(cell) is None for cell in rows[0]):
+        rows = _select(rows, columns_of(tensor))
     if not rows:
         raise ProfileError("there is a header, but no row")
-    values = [[float(cell) for cell in row] for row in rows]
-    return {tensor["name"]: np.asarray(values)}
+    if len({len(row) for row in rows}) > 1:
+        raise ProfileError("rows are not of one length")
+    columns = tensor.get("parameters", {}).get("columns", [])
+    kinds = [column.get("categories", ()) for column in columns]
+    kinds = kinds if len(kinds) == len(rows[0]) else [()] * len(rows[0])
+    values = [_values(cells, names) for cells, names in zip(zip(*rows), kinds)]
+    return {tensor["name"]: np.stack(values, axis=1)}
+
+
+def number(cell: str) -> float | None:
+    """A cell as a number, None if it is none: as training and assessment read it.
+
+    >>> number("6.5e1"), number("1_000"), number("true")
+    (65.0, None, 1.0)
+    """
+    text = cell.strip(" \t")
+    return float(text) if _NUMBER.fullmatch(text) else _TRUTH.get(text.lower())
+
+
+def category(cell: str, names: Sequence[str]) -> int | None:
+    """The name that a cell is: spelled alike, or the only one of the same value.
+
+    >>> category("1.0", ["0", "1"]), category("01", ["0", "1"])
+    (1, None)
+    """
+    if cell in names:
+        return names.index(cell)
+    for key in _keys(cell):
+        same = [code for code, name in enumerate(names) if key in _keys(name)]
+        if len(same) == 1:
+            return same[0]
+    return None
+
+
+def _keys(cell: str) -> tuple[str | float, ...]:
+    """What stands for a cell's value; numbers with leading zeros are texts."""
+    text = cell.strip(" \t")
+    if _PLAIN.fullmatch(text):
+        return (float(text),)
+    if text.lower() in _TRUTH:
+        return text.lower(), _TRUTH[text.lower()]
+    return () if text in ("", "nan", "NaN") else (text,)
+
+
+def _values(cells: Sequence[str], names: Sequence[str]) -> Array:
+    """A column as the model takes it: numbers, or the codes of categories.
+
+    Where no category looks like a number, codes may stand in the cells.
+    """
+    coded = all(number(name) is None for name in names)
+    known: dict[str, float] = {}
+    for cell in dict.fromkeys(cells):
+        value: float | None = category(cell, names)
+        if value is None and coded:
+            value = number(cell)
+        if value is None or (names and value not in range(len(names))):
+            what = "no category of the model" if names else "not a number"
+            raise ProfileError(f"{cell[:40]!r} is {what}")
+        known[cell] = value
+    return np.array([known[cell] for cell in cells], dtype=np.float64)
 
 
 def _read_parquet(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
@@ -211,6 +279,9 @@ class _Frame:
 def _select(rows: list[list[str]], names: Sequence[str]) -> list[list[str]]:
     """The rows below a header, with the model's columns in the model's order."""
     header = [name.strip() for name in rows[0]]
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ProfileError(f"column {twice[0]!r} occurs twice")
     missing = [name for name in names if name not in header]
     if missing:
         raise ProfileError(f"missing column {missing[0]!r}")
@@ -229,14 +300,6 @@ def _only_input(metadata: Mapping[str, Any]) -> dict[str, Any]:
     if len(inputs) != 1:
         raise ProfileError("the model has several inputs; name them in JSON or npz")
     return inputs[0]
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _columns(

@@ -29,11 +29,13 @@ class Access:
         callers: finds out who calls.
         permissions: what they may.
         documents: what answers without a token.
+        verifier: of tokens.
     """
 
     callers: Callers
     permissions: Permissions
     documents: Mapping[bytes, Response]
+    verifier: Verifier
 
 
 def open_access(settings: Settings) -> Access:
@@ -48,6 +50,7 @@ def open_access(settings: Settings) -> Access:
         Callers(verifier, access, proofs=_proofs(settings)),
         load_permissions(access.permissions),
         documents(access, jwks=_development_jwks(settings)),
+        verifier,
     )
 
 

@@ -42,7 +42,15 @@ from service.inference.follower import Follower
 from service.inference.lineup import Lineup
 from service.inference.memory import bound_memory, keep_freed_memory
 from service.inference.runtime import LoadedModel
+from service.readiness import Readiness, answers, own_folders, usable
 from service.routes import Routes
+from service.supervision import (
+    end_with_parent,
+    leave_no_core,
+    name_parent,
+    watch_workers,
+)
+from service.telemetry.casualties import Casualties, Notes
 from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.telemetry.recorder import open_recorder, record_refusal
@@ -82,6 +90,8 @@ class AdmittedService(Service):
     def to_asgi(self, is_main: bool = True) -> App:
         """Build one worker's application: the third door."""
         settings = _settings()
+        end_with_parent(settings.service.shutdown_timeout_s + 5.0)
+        leave_no_core(hidden=settings.service.environment == "production")
         try:
             install()
             metrics = open_metrics()
@@ -102,16 +112,27 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         timeout_s=settings.service.inference_timeout_s,
         settings=settings.runtime,
         metrics=metrics,
+        notes=Notes(metrics.folder),
     )
     follower = Follower(
         settings,
         lineup,
         record=lambda fields: record_operation(settings.audit, [fields]),
+        casualties=Casualties(metrics.folder),
     )
     follower.load_first()
     follower.start()
     access = open_access(settings)
     recorder = open_recorder(settings.audit, lineup.admissions)
+    readiness = Readiness(
+        {
+            "model": lambda: answers(lineup),
+            "keys": access.verifier.has_keys,
+            "stores": lambda: all(map(usable, own_folders(settings))),
+        },
+        metrics,
+    )
+    readiness.start()
     routes = Routes(
         lineup,
         access.callers,
@@ -123,6 +144,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
         max_body_bytes=settings.service.max_body_bytes,
         interface=_interface() if settings.observability.serve_openapi else None,
+        readiness=readiness,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),
@@ -194,7 +216,9 @@ class Sealgate:
             _check_operable(settings)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
-        make_folder()
+        leave_no_core(hidden=settings.service.environment == "production")
+        name_parent()
+        watch_workers(settings.audit, make_folder())
         _serve_metrics(settings)
         for admission in admissions:
             print(

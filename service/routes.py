@@ -15,7 +15,6 @@ from typing import Any
 
 import orjson
 
-from models.bundle import VERDICT_FILE, report_file
 from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
@@ -23,10 +22,11 @@ from sealgate.protocol.tensors import request_heads
 from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
-from security.admission.attest import signature_files, waiver_file
+from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
 from service.callers import Callers
 from service.content import JSON, Content, decode_inputs, encode_answer
+from service.descriptions import model_metadata, passport, server_metadata
 from service.http.intake import VISIT
 from service.inference.batching import (
     InferenceFailedError,
@@ -41,6 +41,7 @@ from service.problems import (
     problem_response,
     to_problem,
 )
+from service.readiness import Readiness
 from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Decision, Recorder
@@ -49,9 +50,6 @@ from service.telemetry.tracing import OUTER_TRACE, read_trace
 __all__ = ["Routes"]
 
 OPENAPI_PATH = b"/openapi.yaml"
-SERVER_NAME = "sealgate"
-SERVER_VERSION = "0.1.0"
-_EXTENSIONS = [binary_tensors.EXTENSION]
 _YAML: Headers = ((b"content-type", b"application/yaml"),)
 _LIVE = Response(200, JSON, b'{"live":true}')
 _READY = Response(200, JSON, b'{"ready":true}')
@@ -84,6 +82,7 @@ class Routes:
         metrics: Metrics | None = None,
         log: RequestLog | None = None,
         interface: bytes | None = None,
+        readiness: Readiness | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -100,9 +99,11 @@ class Routes:
             metrics: to count in.
             log: gets a line for each request, if any.
             interface: the OpenAPI document, if callers may read it.
+            readiness: of this worker; without it, it is ready once it answers.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
+        self._readiness = readiness
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
         self._log = log
@@ -226,7 +227,7 @@ class Routes:
         if path in _SERVER:
             decision.action = "metadata"
             _expect(request, b"GET", b"HEAD")
-            return _json(_server_metadata())
+            return _json(server_metadata())
         if path == OPENAPI_PATH and self._interface is not None:
             decision.action = "interface"
             _expect(request, b"GET", b"HEAD")
@@ -236,19 +237,21 @@ class Routes:
             raise Problem("not-found")
         decision.model = match["model"].decode()
         decision.action = (match["action"] or b"metadata").decode()
-        model = self._find(principal, decision, match["version"])
-        decision.version = model.manifest.version
-        decision.digest = model.admission.bundle.subject.root_sha256
+        state = self._find(principal, decision, match["version"])
+        model = state.content
+        _name_model(decision, model)
         if model.expires_at <= self._clock():
             raise Problem("admission-expired")
-        if model.refusal is not None:
+        if isinstance(state, Withdrawn):
+            if state.cause == "casualties":
+                raise Problem("model-held-off")
             raise Problem("admission-withdrawn")
         decision.ticket = await self._quotas.enter(principal, decision.model)
         return await self._model_action(request, model, decision)
 
     def _find(
         self, principal: Principal, decision: Decision, asked: bytes | None
-    ) -> Served:
+    ) -> State[Served]:
         """The model that a request is about, if its sender may use it.
 
         Raises:
@@ -259,7 +262,7 @@ class Routes:
         name, action = decision.model or "", decision.action or ""
         version = None if asked is None else asked.decode()
         model = self._lineup.find(name, version)
-        found = version if model is None else model.manifest.version
+        found = version if model is None else model.content.manifest.version
         needed = "infer" if action == "infer" else "metadata"
         self._permissions.authorize(principal, name, found, needed)
         if model is None:
@@ -268,8 +271,9 @@ class Routes:
             # Only now, so that a stranger takes nothing of a canary's share.
             chosen = self._lineup.choose(name) or model
             if chosen is not model and self._permissions.allows(
-                principal, name, chosen.manifest.version, "infer"
+                principal, name, chosen.content.manifest.version, "infer"
             ):
+                decision.diverted = True
                 return chosen
         return model
 
@@ -292,9 +296,9 @@ class Routes:
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
-            return _json(_attestations(model))
+            return _json(passport(model))
         versions = self._versions(decision.principal, model.manifest.name)
-        return _json(_model_metadata(model, versions))
+        return _json(model_metadata(model, versions))
 
     async def _infer(
         self, request: Request, model: Served, decision: Decision
@@ -313,7 +317,16 @@ class Routes:
             await decision.ticket.charge_rows(decision.rows)
         inputs = await decode_inputs(content, heads)
         try:
-            arrays = await self._lineup.infer(model, inputs, list(wanted))
+            who, outputs = self._who(decision), list(wanted)
+            try:
+                arrays = await self._lineup.infer(model, inputs, outputs, who=who)
+            except (InferenceFailedError, OverloadedError):
+                stand_in = self._lineup.stand_in(model, decision.rows)
+                if stand_in is None or not decision.diverted:
+                    raise
+                model = stand_in
+                _name_model(decision, model)
+                arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             return await encode_answer(
                 zip(wanted, arrays),
                 binary=wanted,
@@ -327,6 +340,17 @@ class Routes:
             raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
         except (InferenceFailedError, TensorError):
             raise Problem("model-failure") from None
+
+    def _who(self, decision: Decision) -> tuple[str, str]:
+        """The request, and its caller's pseudonym.
+
+        Raises:
+            Problem: the caller is held off.
+        """
+        subject = self._recorder.pseudonym(decision.principal)
+        if subject in self._lineup.held_off.subjects:
+            raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
+        return decision.request_id, subject
 
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
@@ -369,60 +393,16 @@ class Routes:
     def _answer_open(self, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
             return problem_response(method_not_allowed(b"GET", b"HEAD"))
-        return self._documents.get(request.path) or _HEALTH[request.path]
+        unready = self._readiness is not None and not self._readiness.ready
+        answer = self._documents.get(request.path) or _HEALTH[request.path]
+        if unready and answer is _READY:
+            return problem_response(Problem("not-ready"))
+        return answer
 
 
-def _server_metadata() -> dict[str, Any]:
-    return {"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": _EXTENSIONS}
-
-
-def _model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
-    manifest = model.manifest
-    return {
-        "name": manifest.name,
-        "versions": versions,
-        "platform": "onnxruntime_onnx",
-        "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
-        "outputs": [_tensor_metadata(tensor) for tensor in manifest.outputs],
-    }
-
-
-def _tensor_metadata(tensor: Any) -> dict[str, Any]:
-    result = {
-        "name": tensor.spec.name,
-        "datatype": tensor.spec.datatype,
-        "shape": list(tensor.spec.shape),
-    }
-    parameters: dict[str, Any] = {}
-    if tensor.columns:
-        parameters["columns"] = [column.to_object() for column in tensor.columns]
-    if tensor.labels:
-        parameters["labels"] = list(tensor.labels)
-    return result | ({"parameters": parameters} if parameters else {})
-
-
-def _attestations(model: Served) -> dict[str, Any]:
-    """The passport: the signed verdict, and for each kind its attestation and report.
-
-    They travel as text, since digests are over their very bytes.
-    """
-    files = model.admission.bundle.files
-    return {
-        "verdict": files[VERDICT_FILE].decode(),
-        "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
-        "waivers": {
-            kind: files[waiver_file(kind)].decode() for kind in model.admission.waivers
-        },
-    }
-
-
-def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
-    signed = [files[name].decode() for name in signature_files(files, kind)]
-    return {
-        "attestation": signed[0],
-        "further": signed[1:],
-        "report": files[report_file(kind)].decode(),
-    }
+def _name_model(decision: Decision, model: Served) -> None:
+    decision.version = model.manifest.version
+    decision.digest = model.admission.bundle.subject.root_sha256
 
 
 def _expect(request: Request, *methods: bytes) -> None:

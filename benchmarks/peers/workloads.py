@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.deployments import admit
 from models.manifest import Manifest, Tensor
+from models.sessions import make_session
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.tensors import TensorSpec
 from tests.conftest import check_security, toy_settings
@@ -60,7 +60,7 @@ class Workload:
 
     def expected(self) -> np.ndarray:
         """What the model gives for the input."""
-        return ort.InferenceSession(self.model).run(None, {"x": self.array})[0]
+        return make_session(self.model).run(None, {"x": self.array})[0]
 
 
 def workloads() -> dict[str, Workload]:

@@ -1,7 +1,10 @@
 """Rows and what they mean: read, typed, identified, split. Offline.
 
-datasets   data sets with public column ranges, identity of rows and owners, splits
-columns    cells to numbers, codes and texts
-readers    CSV, parquet, npz and callables to arrays, bounded
-sources    those to data sets, under a public schema
+held_out   rows to assess a model on, under what it says of itself
+sources    rows to data sets, under a public schema
+datasets   data sets with public column ranges, splits that never change
+identity   which rows are one row, and which owners one owner
+readers    CSV, Parquet, npz and callables to tables, bounded; the only reader
+columns    tables: columns as numbers, codes and texts
+cells      what a cell says, whatever program wrote it
 """

@@ -7,24 +7,25 @@ budget is spent. A source is read within bounds, and never unpickled.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data import identity
 from models.data.columns import Table, codes, numbers, texts
 from models.data.datasets import AnyDataset, ImageDataset, TabularDataset
-from models.data.readers import CsvFormat, read_arrays
+from models.data.readers import CsvFormat, read_table
 from models.errors import DatasetError
 from models.manifest import Column
 
-__all__ = ["ImageSchema", "Schema", "load_source"]
+__all__ = ["ImageSchema", "Schema", "feature_values", "groups", "load_source"]
 
-MAX_FEATURES = 10_000
+# What a sensitive column's empty cells are called; one that no cell says.
+_UNKNOWN = ("missing", "missing (no value)", "missing (an empty cell)")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Schema:
         missing: cells that mean a missing value.
         personal: whether a row is about a person.
         csv: how a CSV file is written.
+        identity: the version of what makes two rows one, of `models.data.identity`.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Schema:
     missing: tuple[str, ...] = ()
     personal: bool = True
     csv: CsvFormat = field(default_factory=CsvFormat)
+    identity: int = identity.CURRENT
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -100,7 +103,7 @@ def load_source(source: str, schema: Schema, base: Path) -> AnyDataset:
         DatasetError: unreadable, or a value that the schema does not allow; names the
             column and the row.
     """
-    table = read_arrays(source, base=base, layout=schema.csv)
+    table = read_table(source, base=base, layout=schema.csv)
     _check_columns(table, schema)
     labels = _labels(table, schema)
     features = _features(table, schema)
@@ -108,30 +111,33 @@ def load_source(source: str, schema: Schema, base: Path) -> AnyDataset:
         raise DatasetError(f"{table.where}: {len(features)} rows, {len(labels)} labels")
     if schema.identifier:
         _check_unique(table, schema.identifier)
-    sensitive = {name: texts(table, name) for name in schema.sensitive}
-    units = texts(table, schema.unit) if schema.unit else None
-    dataset = _dataset(schema, features, labels, units, sensitive)
-    if units is None and schema.image is None:
-        dataset = replace(dataset, keys=_keys(table, schema))
+    dataset = _dataset(table, schema, features, labels)
     return _bounded(dataset, schema.max_rows_per_unit)
 
 
 def _dataset(
-    schema: Schema,
-    features: NDArray[Any],
-    labels: NDArray[np.int64],
-    units: NDArray[np.str_] | None,
-    sensitive: Mapping[str, NDArray[np.str_]],
+    table: Table, schema: Schema, features: NDArray[Any], labels: NDArray[np.int64]
 ) -> AnyDataset:
+    missing = frozenset(schema.missing)
+    sensitive = {name: groups(table, name, missing) for name in schema.sensitive}
     common: dict[str, Any] = {
         "name": schema.name,
         "features": features,
         "labels": labels,
         "classes": schema.classes,
         "personal": schema.personal,
-        "units": units,
         "sensitive": sensitive,
     }
+    if schema.unit:
+        common["units"] = identity.owners(table, schema.unit, missing)
+        if schema.identity == 1:
+            common["units"] = identity.written(table.column(schema.unit))
+    elif schema.identity != 1:
+        common["keys"] = identity.row_keys(features, list(sensitive.values()))
+    elif schema.image is None:
+        skipped = (schema.label, schema.identifier)
+        columns = [name for name in schema.roles if name not in skipped]
+        common["keys"] = identity.written_keys(table, columns)
     if schema.image is None:
         return TabularDataset(columns=schema.columns, **common)
     image = schema.image
@@ -139,39 +145,27 @@ def _dataset(
     return ImageDataset(bounds=bounds, mean=image.mean, std=image.std, **common)
 
 
-def _keys(table: Table, schema: Schema) -> NDArray[np.bytes_]:
-    """Digests of the whole rows, but for the label and what numbers the rows.
+def groups(table: Table, name: str, missing: frozenset[str]) -> NDArray[np.str_]:
+    """A sensitive column: who has no value is of a group of their own.
 
-    Rows that agree in the features alone may be two people's; in every column, they
-    count as one row that was copied.
+    Raises:
+        DatasetError: more than one axis.
     """
-    names = [
-        item for item in schema.roles if item not in (schema.label, schema.identifier)
-    ]
-    lines = zip(*(texts(table, name) for name in names))
-    digests = [hashlib.sha256("\0".join(cells).encode()).hexdigest() for cells in lines]
-    return np.array(digests, dtype="S64")
+    names = texts(table, name, missing=missing)
+    absent = names == ""
+    if not absent.any():
+        return names
+    taken = set(names.tolist())
+    unknown = next(item for item in _UNKNOWN if item not in taken)
+    return np.where(absent, unknown, names).astype(np.str_)
 
 
 def _check_columns(table: Table, schema: Schema) -> None:
     """Every column has a role, and every role its column."""
-    given = set(table.arrays)
-    if "features" in given and schema.columns and "features" not in schema.roles:
+    named = "features" in table.arrays and "features" not in schema.roles
+    if named and schema.columns:
         table.spread("features", [column.name for column in schema.columns])
-        given = set(table.arrays)
-    missing = [name for name in schema.roles if name not in given]
-    if missing:
-        raise DatasetError(
-            f"{table.where}: no column {missing[0]!r}{table.hint(missing[0])}"
-            + (f" (and {len(missing) - 1} more missing)" if missing[1:] else "")
-        )
-    unknown = sorted(given - set(schema.roles))
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if unknown[1:] else ""
-        raise DatasetError(
-            f"{table.where}: column {unknown[0]!r}{more} has no role: "
-            "make it a feature, or list it in drop"
-        )
+    table.require(schema.roles)
     if table.rows == 0:
         raise DatasetError(f"{table.where}: no rows")
 
@@ -179,7 +173,7 @@ def _check_columns(table: Table, schema: Schema) -> None:
 def _labels(table: Table, schema: Schema) -> NDArray[np.int64]:
     known = {name: code for code, name in enumerate(schema.classes)}
     known |= {alias: known[name] for alias, name in schema.aliases.items()}
-    values = codes(table, schema.label, known, missing=frozenset(), what="class")
+    values = codes(table, schema.label, known, what="class")
     if len(np.unique(values)) < 2:
         raise DatasetError(f"{table.where}: every row has the same class")
     return values.astype(np.int64)
@@ -188,18 +182,26 @@ def _labels(table: Table, schema: Schema) -> NDArray[np.int64]:
 def _features(table: Table, schema: Schema) -> NDArray[Any]:
     if schema.image is not None:
         return _pixels(table, schema.image)
-    missing = frozenset(schema.missing)
-    result = np.empty((table.rows, len(schema.columns)))
-    for index, column in enumerate(schema.columns):
-        known = {name: code for code, name in enumerate(column.categories)}
-        values = (
-            codes(table, column.name, known, missing=missing, what="category")
-            if known
-            else numbers(table, column.name, missing=missing)
-        )
+    result = []
+    for column in schema.columns:
+        values = feature_values(table, column, frozenset(schema.missing))
         _check_varies(table, column.name, values)
-        result[:, index] = values
-    return result
+        result.append(values)
+    return np.stack(result, axis=1)
+
+
+def feature_values(
+    table: Table, column: Column, missing: frozenset[str]
+) -> NDArray[np.float64]:
+    """A declared feature: its numbers, or the codes of its categories.
+
+    Raises:
+        DatasetError: a cell that is neither, nor missing.
+    """
+    if not column.categories:
+        return numbers(table, column.name, missing=missing)
+    known = {name: code for code, name in enumerate(column.categories)}
+    return codes(table, column.name, known, missing=missing, what="category")
 
 
 def _pixels(table: Table, image: ImageSchema) -> NDArray[Any]:

@@ -27,6 +27,7 @@ their number has no bound, and the bound is better spent on callers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from security.access import jws
 from security.access.claims import ClaimReader, Principal
 from security.access.jwks import JwkSet
 from security.access.key_sources import KeySource, open_source
-from security.errors import TokenError
+from security.errors import KeysUnavailableError, TokenError
 from security.settings.access import AccessSettings
 from security.settings.issuers import IssuerSettings
 
@@ -96,6 +97,14 @@ class Verifier:
             )
             for settings in access.all_issuers
         }
+
+    def has_keys(self) -> bool:
+        """Whether tokens of one issuer at least can be verified now."""
+        for issuer in self._issuers.values():
+            with contextlib.suppress(KeysUnavailableError):
+                if issuer.keys.current():
+                    return True
+        return False
 
     def verify(self, token: str, *, now: float) -> Principal:
         """Return the principal of a token.

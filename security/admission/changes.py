@@ -1,11 +1,15 @@
-"""Changes of a plan: each takes the plan in force and returns the next, or refuses."""
+"""Changes of a plan: each takes the plan in force and returns the next, or refuses.
+
+Each is one or two steps of `security.admission.lifecycle`, and nothing else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from security.admission.plan import ModelPlan, Plan, Share
+from security.admission.lifecycle import Canary, Default, Live, Shadow, Warm, find
+from security.admission.plan import ModelPlan, Plan
 from security.errors import PlanError
 
 __all__ = [
@@ -39,10 +43,12 @@ def load(plan: Plan, tag: str) -> Plan:
         PlanError: not a full tag.
     """
     name, version = split_tag(tag)
-    model = plan.models.get(name) or ModelPlan(version, {})
+    model = plan.models.get(name)
+    if model is None:
+        return _with(plan, name, ModelPlan({version: Warm(0).promote()}))
     if version in model.versions:
         return plan
-    return _with(plan, name, replace(model, versions={**model.versions, version: 0}))
+    return _with(plan, name, model.change(**{version: Warm(0)}))
 
 
 def reload(plan: Plan, tag: str) -> Plan:
@@ -52,8 +58,9 @@ def reload(plan: Plan, tag: str) -> Plan:
         PlanError: it is not loaded.
     """
     name, version, model = _loaded(plan, tag)
-    versions = {**model.versions, version: model.versions[version] + 1}
-    return _with(plan, name, replace(model, versions=versions))
+    state = model.versions[version]
+    again = replace(state, content=state.content + 1)
+    return _with(plan, name, model.change(**{version: again}))
 
 
 def unload(plan: Plan, tag: str) -> Plan:
@@ -63,21 +70,15 @@ def unload(plan: Plan, tag: str) -> Plan:
         PlanError: it is not loaded, the default of others, or the last of all.
     """
     name, version, model = _loaded(plan, tag)
-    left = {v: n for v, n in model.versions.items() if v != version}
+    left = {v: state for v, state in model.versions.items() if v != version}
     if not left:
         models = {n: m for n, m in plan.models.items() if n != name}
         if not models:
             raise PlanError(f"{tag} is all that is served")
         return replace(plan, models=models)
-    if version == model.default:
+    if isinstance(model.versions[version], Default):
         raise PlanError(f"{tag} is the default: make another version that first")
-    ended = replace(
-        model,
-        versions=left,
-        canary=_unless(model.canary, version),
-        shadow=_unless(model.shadow, version),
-    )
-    return _with(plan, name, ended)
+    return _with(plan, name, ModelPlan(left))
 
 
 def set_default(plan: Plan, tag: str) -> Plan:
@@ -89,34 +90,38 @@ def set_default(plan: Plan, tag: str) -> Plan:
         PlanError: not a full tag.
     """
     name, version = split_tag(tag)
-    model = load(plan, tag).models[name]
-    changed = replace(
-        model,
-        default=version,
-        canary=_unless(model.canary, version),
-        shadow=_unless(model.shadow, version),
-    )
-    return _with(plan, name, changed)
+    plan = load(plan, tag)
+    model = plan.models[name]
+    chosen = model.versions[version]
+    if isinstance(chosen, Default):
+        return plan
+    steps: dict[str, Live[int]] = {version: chosen.promote()}
+    before = model.versions[model.default]
+    if isinstance(before, Default):
+        steps[model.default] = before.retire()
+    return _with(plan, name, model.change(**steps))
 
 
 def set_canary(plan: Plan, tag: str, percent: int) -> Plan:
     """Let a version answer a share of the requests that name none; at 0 no more.
 
+    It takes the place of another canary; a shadow becomes one.
+
     Raises:
         PlanError: not a full tag, the default itself, or no percentage.
     """
-    name, share = _trial(plan, tag, percent)
-    return _with(plan, name, replace(load(plan, tag).models[name], canary=share))
+    return _try(plan, tag, percent, Canary)
 
 
 def set_shadow(plan: Plan, tag: str, percent: int) -> Plan:
     """Let a version run on a share of the requests that name none; at 0 no more.
 
+    It takes the place of another shadow; a canary becomes one.
+
     Raises:
         PlanError: as `set_canary`.
     """
-    name, share = _trial(plan, tag, percent)
-    return _with(plan, name, replace(load(plan, tag).models[name], shadow=share))
+    return _try(plan, tag, percent, Shadow)
 
 
 def rollback(
@@ -140,16 +145,35 @@ def rollback(
     raise PlanError(f"{name}: no other state of it is kept")
 
 
-def _trial(plan: Plan, tag: str, percent: int) -> tuple[str, Share | None]:
+def _try(
+    plan: Plan, tag: str, percent: int, kind: type[Canary[int] | Shadow[int]]
+) -> Plan:
     name, version = split_tag(tag)
     if not 0 <= percent <= 100:
         raise PlanError(f"{percent} is no percentage")
-    model = plan.models.get(name)
-    if model is None:
+    if name not in plan.models:
         raise PlanError(f"{name} has no default version to try {tag} beside")
-    if model.default == version:
+    model = load(plan, tag).models[name]
+    state = model.versions[version]
+    if isinstance(state, Default):
         raise PlanError(f"{tag} is the default already")
-    return name, Share(version, percent) if percent else None
+    steps: dict[str, Live[int]] = {}
+    before = find(model.versions, kind)
+    if before is not None:
+        steps[before] = _rest(model.versions[before])
+    if percent:
+        warm = _rest(state)
+        steps[version] = (
+            warm.try_as_canary(percent)
+            if kind is Canary
+            else warm.try_as_shadow(percent)
+        )
+    return _with(plan, name, model.change(**steps))
+
+
+def _rest(state: Live[int]) -> Warm[int]:
+    """No more on trial."""
+    return state if isinstance(state, Warm) else state.retire()
 
 
 def _loaded(plan: Plan, tag: str) -> tuple[str, str, ModelPlan]:
@@ -158,10 +182,6 @@ def _loaded(plan: Plan, tag: str) -> tuple[str, str, ModelPlan]:
     if model is None or version not in model.versions:
         raise PlanError(f"{tag} is not loaded")
     return name, version, model
-
-
-def _unless(share: Share | None, version: str) -> Share | None:
-    return None if share is None or share.version == version else share
 
 
 def _with(plan: Plan, name: str, model: ModelPlan) -> Plan:

@@ -64,6 +64,7 @@ ALLOWED_SOURCES = (
     "models/files.py",
     "models/manifest.py",
     "models/report.py",
+    "models/sessions.py",
     "sealgate/*.py",
     "sealgate/protocol/*.py",
     "sealgate/protocol/drafts/*.py",

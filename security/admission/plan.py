@@ -18,21 +18,22 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from models.report import format_time
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from security.admission.lifecycle import Canary, Default, Live, Shadow, Warm, find
 from security.errors import PlanError
 
-__all__ = ["ModelPlan", "Plan", "PlanFolder", "Share", "plan_of_tags"]
+__all__ = ["ModelPlan", "Plan", "PlanFolder", "plan_of_tags"]
 
 SCHEMA = "https://sealgate.dev/deployment/v1"
 MAX_BYTES = 1 << 20
@@ -41,12 +42,7 @@ MAX_VERSIONS = 32
 KEPT = 50
 
 
-@dataclass(frozen=True)
-class Share:
-    """A version on trial, and the percentage of requests that it gets."""
-
-    version: str
-    percent: int
+Versions: TypeAlias = Mapping[str, Live[int]]
 
 
 @dataclass(frozen=True)
@@ -54,16 +50,21 @@ class ModelPlan:
     """What is served of one model.
 
     Attributes:
-        default: the version that answers requests which name none.
-        versions: every version to load, with how often it was ordered to load again.
-        canary: answers a share of those requests instead.
-        shadow: runs on a share of them, too; nobody sees its answers.
+        versions: the state in which each version shall be, and in it how often it was
+            ordered to be loaded again. One is the default, one at most the canary, one
+            at most the shadow.
     """
 
-    default: str
-    versions: Mapping[str, int]
-    canary: Share | None = None
-    shadow: Share | None = None
+    versions: Versions
+
+    @property
+    def default(self) -> str:
+        """The version that answers requests which name none."""
+        return find(self.versions, Default) or ""
+
+    def change(self, **states: Live[int]) -> ModelPlan:
+        """With some versions in other states, or new."""
+        return ModelPlan({**self.versions, **states})
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,9 @@ def plan_of_tags(tags: Iterable[str]) -> Plan:
     models: dict[str, ModelPlan] = {}
     for tag in tags:
         name, _, version = tag.partition(":")
-        model = models.get(name) or ModelPlan(version, {})
-        models[name] = replace(model, versions={**model.versions, version: 0})
+        model = models.get(name)
+        state = Warm(0).promote() if model is None else Warm(0)
+        models[name] = (model or ModelPlan({})).change(**{version: state})
     return Plan(models=models)
 
 
@@ -243,11 +245,12 @@ def _read(path: Path) -> Plan:
 def _model_object(model: ModelPlan) -> dict[str, Any]:
     result: dict[str, Any] = {
         "default": model.default,
-        "versions": dict(model.versions),
+        "versions": {v: state.content for v, state in model.versions.items()},
     }
-    for name, share in (("canary", model.canary), ("shadow", model.shadow)):
-        if share is not None:
-            result[name] = {"version": share.version, "percent": share.percent}
+    for version, state in model.versions.items():
+        if isinstance(state, Canary | Shadow):
+            share = {"version": version, "percent": state.percent}
+            result["canary" if isinstance(state, Canary) else "shadow"] = share
     return result
 
 
@@ -255,25 +258,34 @@ def _model(value: Any) -> ModelPlan:
     _expect(isinstance(value, dict))
     _expect({"default", "versions"} <= value.keys())
     _expect(value.keys() <= {"default", "versions", "canary", "shadow"})
-    versions = value["versions"]
-    _expect(isinstance(versions, dict) and 0 < len(versions) <= MAX_VERSIONS)
-    _expect(all(type(n) is int and 0 <= n < 1 << 53 for n in versions.values()))
+    revisions = value["versions"]
+    _expect(isinstance(revisions, dict) and 0 < len(revisions) <= MAX_VERSIONS)
+    _expect(all(type(n) is int and 0 <= n < 1 << 53 for n in revisions.values()))
     default = value["default"]
-    _expect(isinstance(default, str) and default in versions, "its default is missing")
-    shares = {name: _share(value.get(name), versions) for name in ("canary", "shadow")}
-    for share in shares.values():
-        _expect(share is None or share.version != default, "its default is on trial")
-    return ModelPlan(default, versions, shares["canary"], shares["shadow"])
+    _expect(isinstance(default, str) and default in revisions, "its default is missing")
+    warm = {version: Warm(revision) for version, revision in revisions.items()}
+    versions: dict[str, Live[int]] = {**warm, default: warm[default].promote()}
+    # A version was both in plans of before: of those it is the canary.
+    for name in ("shadow", "canary"):
+        if value.get(name) is not None:
+            version, percent = _share(value[name], warm)
+            _expect(version != default, "its default is on trial")
+            state = warm[version]
+            versions[version] = (
+                state.try_as_canary(percent)
+                if name == "canary"
+                else state.try_as_shadow(percent)
+            )
+    return ModelPlan(versions)
 
 
-def _share(value: Any, versions: Mapping[str, int]) -> Share | None:
-    if value is None:
-        return None
+def _share(value: Any, versions: Collection[str]) -> tuple[str, int]:
+    """The version on trial, and its share of requests in percent."""
     _expect(isinstance(value, dict) and value.keys() == {"version", "percent"})
     version, percent = value["version"], value["percent"]
     _expect(isinstance(version, str) and version in versions, "a trial is not loaded")
     _expect(type(percent) is int and 1 <= percent <= 100, "a share is no percentage")
-    return Share(version, percent)
+    return version, percent
 
 
 def _expect(holds: bool, otherwise: str = "is malformed") -> None:

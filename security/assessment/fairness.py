@@ -11,7 +11,7 @@ Hardt, Price, Srebro, "Equality of Opportunity in Supervised Learning" (2016);
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,16 @@ from numpy.typing import NDArray
 from models.report import Metric
 from security.assessment.intervals import CONFIDENCE
 
-__all__ = ["MIN_GROUP", "RATES", "RATIOS", "Fairness", "Group", "measure"]
+__all__ = [
+    "MIN_GROUP",
+    "RATES",
+    "RATIOS",
+    "Attribute",
+    "Fairness",
+    "Group",
+    "attribute_name",
+    "measure",
+]
 
 MIN_GROUP = 30
 RESAMPLES = 1000
@@ -33,6 +42,35 @@ RATIOS = ("selection_rate", "tpr", "fpr")
 _TAIL = (1 - CONFIDENCE) / 2
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribute:
+    """What puts rows into groups: a sensitive column, or several together.
+
+    Attributes:
+        name: ``sex``, or ``sex,race``; a name with a comma is quoted beside others.
+        values: ``(n,)``, each row's value, or values.
+        titles: of each value: what its group is called.
+    """
+
+    name: str
+    values: NDArray[np.str_]
+    titles: Mapping[str, str]
+
+    @classmethod
+    def of(cls, parts: Sequence[str], columns: Mapping[str, NDArray[Any]]) -> Attribute:
+        """The rows' groups by some of the columns ``(n,)``."""
+        rows = list(zip(*(columns[part].tolist() for part in parts), strict=True))
+        quoted = str if len(parts) == 1 else _quoted
+        titles = {
+            _listed(row): ",".join(
+                f"{quoted(part)}={quoted(value)}" for part, value in zip(parts, row)
+            )
+            for row in dict.fromkeys(rows)
+        }
+        values = np.array([_listed(row) for row in rows], dtype=np.str_)
+        return cls(attribute_name(parts, columns), values, titles)
 
 
 @dataclass(frozen=True)
@@ -67,9 +105,16 @@ class Fairness:
     ratios: Mapping[str, Metric]
 
 
+def attribute_name(parts: Sequence[str], columns: Container[str]) -> str:
+    """What one of the columns, or several together, are called: each another name."""
+    name = _listed(parts)
+    if len(parts) > 1 and name in columns:
+        return ",".join(f'"{part}"' for part in parts)
+    return name
+
+
 def measure(
-    attribute: str,
-    values: NDArray[np.str_],
+    attribute: Attribute,
     truth: NDArray[np.bool_],
     given: NDArray[np.bool_],
     scores: Floats | None,
@@ -79,13 +124,13 @@ def measure(
     """Measure one attribute.
 
     Args:
-        attribute: its name.
-        values: ``(n,)``, each row's group.
+        attribute: the groups.
         truth: ``(n,)``, whether the row is of the positive class.
         given: ``(n,)``, whether the model says so.
         scores: ``(n,)``, its probability of that, or None.
         random: of the resampling.
     """
+    values = attribute.values
     names = np.unique(values)
     weights = _resamples(len(values), random)
     points = _points(values, truth, given, scores)
@@ -93,7 +138,12 @@ def measure(
         name: _rates(weights, values == name, truth, given, scores) for name in names
     }
     groups = tuple(
-        _group(attribute, str(name), int((values == name).sum()), points, drawn[name])
+        _group(
+            attribute.titles[str(name)],
+            int((values == name).sum()),
+            points[str(name)],
+            drawn[name],
+        )
         for name in names
     )
     large = [name for name in names if (values == name).sum() >= MIN_GROUP]
@@ -110,7 +160,7 @@ def measure(
             with np.errstate(invalid="ignore"):
                 quotient = again.min(axis=0) / again.max(axis=0)
             ratios[rate] = _metric(now.min() / now.max(), quotient, rows)
-    return Fairness(attribute, groups, differences, ratios)
+    return Fairness(attribute.name, groups, differences, ratios)
 
 
 def _resamples(n: int, random: np.random.Generator) -> Floats:
@@ -184,19 +234,22 @@ def _rates(
 
 
 def _group(
-    attribute: str,
-    name: str,
-    rows: int,
-    points: Mapping[str, Mapping[str, float]],
-    drawn: Mapping[str, Floats],
+    name: str, rows: int, points: Mapping[str, float], drawn: Mapping[str, Floats]
 ) -> Group:
-    label = ",".join(
-        f"{key}={value}" for key, value in zip(attribute.split(","), name.split(","))
-    )
-    rates = {
-        rate: _metric(value, drawn[rate], rows) for rate, value in points[name].items()
-    }
-    return Group(label, rows, rates)
+    rates = {rate: _metric(value, drawn[rate], rows) for rate, value in points.items()}
+    return Group(name, rows, rates)
+
+
+def _listed(items: Sequence[str]) -> str:
+    """One name as it is; several with commas between them, never inside."""
+    return items[0] if len(items) == 1 else ",".join(map(_quoted, items))
+
+
+def _quoted(item: str) -> str:
+    """A name as CSV would write it, where it could be taken for several."""
+    if not any(mark in item for mark in ',="'):
+        return item
+    return '"' + item.replace('"', '""') + '"'
 
 
 def _metric(value: float, again: Sequence[float] | Floats, rows: int) -> Metric:

@@ -6,65 +6,122 @@ known of it, and nothing is claimed: no labels, no ranges that were not given.
 
 from __future__ import annotations
 
-import csv
 import importlib
 import importlib.metadata
-import io
 import platform
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime
 
-from models.errors import BundleError, ExportError
+from models.data.columns import numbers
+from models.data.readers import read_table
+from models.errors import BundleError, DatasetError, ExportError
 from models.files import read_regular
 from models.manifest import Column, Manifest, Tensor
+from models.messages import messages
+from models.sessions import MAPS, SEQUENCE, TYPES, make_session, shape_of
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import AssessmentError, HostileModel
 from security.inspection import structure
-from security.inspection.findings import Finding
+from security.inspection.calls import show
+from security.inspection.findings import Finding, StructureLimits
 
-__all__ = ["describe", "export_factory", "inspected", "read_columns", "tools"]
+__all__ = [
+    "describe",
+    "embedded",
+    "export_factory",
+    "inspected",
+    "read_columns",
+    "tools",
+]
 
 MAX_COLUMNS_BYTES = 4 << 20
 MAX_ROWS = 1024
-
-_DATATYPES: Mapping[str, str] = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(bfloat16)": "BF16",
-    "tensor(string)": "BYTES",
-}
-_MAPS = re.compile(r"seq\(map\((?:int64|string),(tensor\(\w+\))\)\)")
-_SEQUENCE = re.compile(r"seq\((tensor\(\w+\))\)")
+_COLUMN = ("name", "low", "high")
+MAX_WEIGHTS_BYTES = 512 << 20  # of the files beside a model
 
 
-def inspected(model: bytes) -> tuple[Finding, ...]:
-    """Inspect a file of unknown origin; returns what is worth a look.
+def inspected(
+    model: bytes, folder: Path | None = None
+) -> tuple[bytes, tuple[Finding, ...]]:
+    """Inspect a file of unknown origin.
+
+    Args:
+        model: the file's bytes.
+        folder: where weights may lie that the file names; None where nowhere.
+
+    Returns:
+        The model, with those weights in it, and what is worth a look.
 
     Raises:
-        HostileModel: the inspection found an error.
+        HostileModel: the inspection found an error, or weights cannot be read.
     """
-    findings = structure.inspect(model)
-    for finding in findings:
-        if finding.severity == "error":
-            raise HostileModel(f"{finding.rule}: {finding.message}")
-    return findings
+    inspection = structure.examine(model)
+    reasons = {item.rule for item in inspection.refused}
+    if folder is not None and reasons == {"external-data"}:
+        model = embedded(model, folder)
+        inspection = structure.examine(model)
+    for finding in inspection.refused:
+        raise HostileModel(f"{finding.rule}: {finding.message}")
+    return model, inspection.findings
+
+
+def embedded(model: bytes, folder: Path) -> bytes:
+    """The model with the weights in it that lie beside it.
+
+    torch.onnx.export writes weights to ``model.onnx.data`` by default. Only plain
+    files of the same folder are read, each once, and no more than an inspected file
+    may have. The result was inspected by nobody.
+
+    Args:
+        model: the bytes of an ONNX file whose inspection found nothing but external
+            data.
+        folder: where the file lies.
+
+    Raises:
+        HostileModel: weights are elsewhere or beyond the end of their file, or that
+            file is missing, linked, or too large.
+    """
+    proto = onnx.load_model_from_string(model)
+    left = StructureLimits().max_model_bytes
+    files: dict[str, bytes] = {}
+    for tensor in messages(proto):
+        if isinstance(tensor, onnx.TensorProto) and tensor.external_data:
+            tensor.raw_data = _beside(tensor, folder, files, left)
+            left -= len(tensor.raw_data)
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _beside(tensor: Any, folder: Path, files: dict[str, bytes], left: int) -> bytes:
+    """The bytes of one tensor; at most so many."""
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    name = told.get("location", "")
+    if not name or name != Path(name).name or "\0" in name:
+        raise HostileModel(f"external-data: {show(name)} is no file beside the model")
+    if name not in files:
+        room = MAX_WEIGHTS_BYTES - sum(map(len, files.values()))
+        try:
+            files[name] = read_regular(folder / name, max_bytes=room)
+        except BundleError as error:
+            raise HostileModel(f"external-data: {error}") from None
+    data = files[name]
+    try:
+        start = int(told.get("offset", "0"))
+        length = int(told.get("length", len(data) - start))
+    except ValueError:
+        raise HostileModel("external-data: offset or length is no number") from None
+    if min(start, length) < 0 or start + length > len(data):
+        raise HostileModel(f"external-data: {show(tensor.name)} is not in {show(name)}")
+    if length > left:
+        raise HostileModel("external-data: more weights than a model may have")
+    return data[start : start + length]
 
 
 def describe(
@@ -79,11 +136,11 @@ def describe(
         columns: of its only input's last axis, or none.
 
     Raises:
-        AssessmentError: onnxruntime refuses the model, or it has tensors that requests
-            cannot carry.
+        AssessmentError: it has tensors that requests cannot carry.
+        SessionError: onnxruntime refuses the model.
         ManifestError: the name, version or columns do not fit.
     """
-    session = _session(model)
+    session = make_session(model)
     inputs = tuple(_tensor(node) for node in session.get_inputs())
     if columns:
         if len(inputs) != 1:
@@ -98,22 +155,37 @@ def describe(
 
 
 def read_columns(path: Path) -> tuple[Column, ...]:
-    """Read names and public ranges from JSON, or from CSV by its file name.
+    """Read names and public ranges from JSON, or from a table by its file name.
 
     Raises:
         BundleError: another form.
     """
-    data = read_regular(path, max_bytes=MAX_COLUMNS_BYTES)
+    table = path.suffix.lower() in (".csv", ".gz", ".parquet")
     try:
-        rows = _csv(data) if path.suffix == ".csv" else _json(data)
+        rows = _columns_of_table(path) if table else _columns_of_json(path)
         return tuple(
-            Column(str(row["name"]), float(row["low"]), float(row["high"]))
-            for row in rows
+            Column(str(name), float(low), float(high)) for name, low, high in rows
         )
-    except (JsonError, ValueError, TypeError, KeyError, OverflowError, csv.Error):
-        raise BundleError(
-            f"{path.name}: expected name, low and high of columns"
-        ) from None
+    except DatasetError as error:
+        reason = f": {error}"
+    except (JsonError, ValueError, TypeError, KeyError, OverflowError):
+        reason = ""
+    raise BundleError(f"{path.name}: expected name, low and high of columns{reason}")
+
+
+def _columns_of_table(path: Path) -> Iterable[tuple[Any, ...]]:
+    table = read_table(str(path), base=Path(), max_bytes=MAX_COLUMNS_BYTES)
+    table.require(_COLUMN, also=table.arrays)
+    ends = [numbers(table, item).tolist() for item in _COLUMN[1:]]
+    return zip(table.column("name").tolist(), *ends)
+
+
+def _columns_of_json(path: Path) -> Iterable[tuple[Any, ...]]:
+    data = read_regular(path, max_bytes=MAX_COLUMNS_BYTES)
+    value = strict_json.loads(data, max_bytes=MAX_COLUMNS_BYTES)
+    if not isinstance(value, list):
+        raise TypeError
+    return [tuple(row[item] for item in _COLUMN) for row in value]
 
 
 def export_factory(source: str, columns: Sequence[Column]) -> bytes:
@@ -148,40 +220,23 @@ def tools() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
-def _session(model: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    try:
-        return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
-        reason = str(error).splitlines()[0][:200]
-        raise AssessmentError(f"onnxruntime refuses the model: {reason}") from None
-
-
 def _tensor(node: Any) -> Tensor:
-    datatype = _DATATYPES.get(node.type)
+    datatype = TYPES.get(node.type)
     if datatype is None:
         raise AssessmentError(f"tensor {node.name!r} is a {node.type}: not served")
-    # A symbolic or missing size is a dynamic dimension.
-    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
-    return Tensor(TensorSpec(node.name, datatype, shape))
+    return Tensor(TensorSpec(node.name, datatype, shape_of(node)))
 
 
 def _output(node: Any, graph: onnx.GraphProto) -> Tensor:
     """A tensor, or what is presented as one."""
-    maps, sequence = (kind.fullmatch(node.type) for kind in (_MAPS, _SEQUENCE))
-    if maps is not None and maps[1] in _DATATYPES:
+    maps, sequence = (kind.fullmatch(node.type) for kind in (MAPS, SEQUENCE))
+    if maps is not None and maps[2] in TYPES:
         labels = _map_keys(node.name, graph)
-        spec = TensorSpec(node.name, _DATATYPES[maps[1]], (-1, len(labels)))
+        spec = TensorSpec(node.name, TYPES[maps[2]], (-1, len(labels)))
         return Tensor(spec, labels=labels, form="maps")
-    if sequence is not None and sequence[1] in _DATATYPES:
+    if sequence is not None and sequence[1] in TYPES:
         shape = (-1, *_element_shape(node.name, graph))
-        spec = TensorSpec(node.name, _DATATYPES[sequence[1]], shape)
-        return Tensor(spec, form="sequence")
+        return Tensor(TensorSpec(node.name, TYPES[sequence[1]], shape), form="sequence")
     return _tensor(node)
 
 
@@ -204,14 +259,3 @@ def _element_shape(name: str, graph: onnx.GraphProto) -> tuple[int, ...]:
     if not element.HasField("shape"):
         raise AssessmentError(f"tensor {name!r} is tensors whose rank is not known")
     return tuple(size.dim_value or -1 for size in element.shape.dim)
-
-
-def _json(data: bytes) -> list[dict[str, Any]]:
-    value = strict_json.loads(data, max_bytes=MAX_COLUMNS_BYTES)
-    if not isinstance(value, list):
-        raise TypeError
-    return value
-
-
-def _csv(data: bytes) -> list[dict[str, Any]]:
-    return list(csv.DictReader(io.StringIO(data.decode("utf-8")), strict=True))

@@ -7,7 +7,6 @@ of each one's public range, 0 to 1.
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from models.bundle import Bundle
 from models.data.datasets import AnyDataset, TabularDataset
 from models.manifest import Tensor as Signature
+from models.sessions import make_session
 from security.assessment.torch_graph.module import OnnxModule
 from security.errors import AssessmentError
 
@@ -38,25 +38,15 @@ class ServedModel:
         """Load the bytes that were inspected.
 
         Raises:
-            AssessmentError: the manifest is not of a classifier of tables or images, or
-                onnxruntime refuses the model.
+            AssessmentError: the manifest is not of a classifier of tables or images.
+            SessionError: onnxruntime refuses the model.
         """
         given, scores = _signature(bundle)
         self.probabilities_name, self.classes = scores.spec.name, len(scores.labels)
         self.low, high = _ranges(given)
         self.span = high - self.low
         self._input = given.spec.name
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(
-                bundle.model, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
-            raise AssessmentError(
-                f"onnxruntime refuses the model: {str(error).splitlines()[0][:200]}"
-            ) from None
+        self._session = make_session(bundle.model)
 
     def probabilities(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
         """Class probabilities ``(n, classes)`` of raw rows ``(n, d)``, or images.
@@ -71,7 +61,7 @@ class ServedModel:
         feed = {self._input: np.asarray(rows, dtype=np.float32)}
         try:
             (output,) = self._session.run([self.probabilities_name], feed)
-        except Exception as error:  # noqa: BLE001  (as above)
+        except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
             raise AssessmentError(
                 f"onnxruntime cannot run the model: {str(error).splitlines()[0][:200]}"
             ) from None

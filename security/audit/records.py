@@ -39,7 +39,7 @@ Scalar = str | int | bool | None
 FIELDS: Mapping[str, str] = {
     "action": "infer, metadata, ready, attestations, metrics; start, load, "
     "unload, withdraw, restore, deployment, "
-    "key-rotation, revocation, admission, deployment",
+    "worker-ended, key-rotation, revocation, admission",
     "client": "client_id of the token; a pseudonym where it is the subject's own",
     "count": "how many decisions this record stands for; more than 1 for refusals "
     "of strangers beyond their bound, and of callers beyond their quota",

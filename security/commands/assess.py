@@ -42,10 +42,9 @@ def run(args: argparse.Namespace) -> int:
     # Torch and ART take seconds to import; `--help` and other commands go without.
     from security.assessment.run import assess_bundle  # noqa: PLC0415
     from security.commands.stages import Stages  # noqa: PLC0415
-    from security.training.config import load_config  # noqa: PLC0415
-    from security.training.data import load_split  # noqa: PLC0415
+    from security.training.data import load_split, read_config  # noqa: PLC0415
 
-    train, holdout = load_split(load_config(args.config))
+    train, holdout = load_split(read_config(args.config, args.bundle))
     with Stages() as stages:
         reports = assess_bundle(args.bundle, train, holdout, stages, beside=args.beside)
     failed = [

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.seed < 0:
         raise AssessmentError("--seed must not be negative")
-    audited = load_mechanism(args.config)
+    audited = load_mechanism(args.config, None)
     if audited is None:
         raise AssessmentError(f"{args.config.name}: the training claims no epsilon")
     verdicts = [

@@ -27,8 +27,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "import",
         help="make a bundle from a model that was made elsewhere",
         description="Inspect an ONNX file and make a bundle of it: a manifest from its "
-        "inputs and outputs, and a provenance report that says it was imported. It "
-        "needs evidence and admission like any other. A torch module is exported "
+        "inputs and outputs, and a provenance report that says it was imported. "
+        "Weights in a file beside it, as torch.onnx.export writes them, are embedded. "
+        "It needs evidence and admission like any other. A torch module is exported "
         "first; its factory is code, and runs.",
     )
     parser.add_argument("source", metavar="FILE.onnx|pkg.module:factory")
@@ -54,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     columns = imported.read_columns(args.columns) if args.columns else ()
     factory = _FACTORY.fullmatch(args.source) is not None
     if factory:
-        model = imported.export_factory(args.source, columns)
+        model, folder = imported.export_factory(args.source, columns), None
     else:
-        model = read_regular(Path(args.source), max_bytes=MAX_MODEL_BYTES)
-    findings = imported.inspected(model)
+        path = Path(args.source)
+        model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
+    model, findings = imported.inspected(model, folder)
     manifest = imported.describe(
         model, name=args.name, version=args.version, columns=columns
     )

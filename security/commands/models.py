@@ -14,6 +14,7 @@ from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.admission import changes
+from security.admission.lifecycle import Canary, Live, Shadow, Warm
 from security.admission.plan import Plan, PlanFolder
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers
@@ -128,7 +129,7 @@ def _note(args: argparse.Namespace) -> str:
 def _change(
     args: argparse.Namespace, folder: PlanFolder, settings: Settings
 ) -> Callable[[Plan], Plan]:
-    """From the plan in force to the next; what it would load is verified here first."""
+    """From the plan in force to the next; what shall answer more is verified first."""
     from security.admission.hooks import open_tag  # noqa: PLC0415  (bentoml)
 
     def make(plan: Plan) -> Plan:
@@ -146,22 +147,49 @@ def _change(
                 after = getattr(changes, args.action)(plan, args.tag)
         if after == plan:
             raise PlanError(f"{_note(args)}: that is so already")
-        for tag in _new(plan, after):
+        running = _states(plan)
+        for tag in _risen(plan, after):
             open_tag(tag, settings)
+            if _states(after)[tag].content == running.get(tag, Warm(-1)).content:
+                _check_running(folder, tag)
         return after
 
     return make
 
 
-def _new(before: Plan, after: Plan) -> list[str]:
-    """Tags that workers will read from the store."""
+def _check_running(folder: PlanFolder, tag: str) -> None:
+    """Refuse what a worker has withdrawn and would not read again.
+
+    Raises:
+        PlanError: one has.
+    """
+    for worker in _workers(folder):
+        if tag in worker.report["withdrawn"]:
+            why = worker.report["withdrawn"][tag]
+            raise PlanError(f"{tag} is withdrawn in worker {worker.name}: {why}")
+
+
+def _risen(before: Plan, after: Plan) -> list[str]:
+    """Tags that workers will read from the store, or that shall answer more than now.
+
+    These must be admitted today, whatever they were when they were loaded.
+    """
+    states = _states(before)
     return [
-        f"{name}:{version}"
-        for name, model in after.models.items()
-        for version, revision in model.versions.items()
-        if name not in before.models
-        or before.models[name].versions.get(version) != revision
+        tag
+        for tag, state in _states(after).items()
+        if tag not in states
+        or state.content != states[tag].content
+        or (state != states[tag] and not isinstance(state, Warm))
     ]
+
+
+def _states(plan: Plan) -> dict[str, Live[int]]:
+    return {
+        f"{name}:{version}": state
+        for name, model in plan.models.items()
+        for version, state in model.versions.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -188,9 +216,9 @@ def _list(folder: PlanFolder, plan: Plan) -> int:
     for name, model in plan.models.items():
         others = [v for v in model.versions if v != model.default]
         trials = [
-            f"{kind} {share.version} {share.percent}%"
-            for kind, share in (("canary", model.canary), ("shadow", model.shadow))
-            if share is not None
+            f"{type(state).__name__.lower()} {version} {state.percent}%"
+            for version, state in model.versions.items()
+            if isinstance(state, Canary | Shadow)
         ]
         loaded = [f"also {', '.join(others)}"] if others else []
         print(f"{name:<24}  default {'; '.join([model.default, *loaded, *trials])}")

@@ -16,10 +16,10 @@ from security.commands.options import Subparsers
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
+    from models.data.held_out import Holdout
     from models.report import Subject
     from security.assessment.scan.context import TargetSource
     from security.assessment.scan.dataconfig import DataConfig
-    from security.assessment.scan.holdout import Holdout
     from security.assessment.scan.run import Scan, ScanRequest
     from security.assessment.scan.runner import Progress
 
@@ -176,28 +176,33 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         raise AssessmentError("--evidence is for bundles")
     return ScanRequest(
         source=source,
-        holdout=_holdout(args.data, config),
+        holdout=_holdout(args.data, config, source, bundle=_bundle(args)),
         options=options,
         config=config,
         out=args.out or Path(f"{Path(source.name).stem}-scan"),
         subject=subject,
         ray=args.ray,
-        extras=_extras(args, config),
+        extras=_extras(args, config, source),
     )
 
 
-def _extras(args: argparse.Namespace, config: DataConfig) -> dict[str, Any]:
+def _extras(
+    args: argparse.Namespace, config: DataConfig, source: TargetSource
+) -> dict[str, Any]:
     extras: dict[str, Any] = {}
+    bundle = _bundle(args)
     if args.train_data is not None:
-        extras["training data"] = _holdout(args.train_data, config, train=True)
+        extras["training data"] = _holdout(
+            args.train_data, config, source, bundle=bundle, train=True
+        )
     if args.training is None:
         return extras
     from security.commands import scan_training  # noqa: PLC0415  (torch)
 
-    extras["training"] = scan_training.load_training(args.training)
+    extras["training"] = scan_training.load_training(args.training, bundle)
     # Only where it is asked for: its curve takes a moment.
     if args.profile == "thorough" or "canaries" in args.check:
-        extras["mechanism"] = scan_training.load_mechanism(args.training)
+        extras["mechanism"] = scan_training.load_mechanism(args.training, bundle)
     return extras
 
 
@@ -241,22 +246,37 @@ def _bundle_source(path: Path) -> tuple[TargetSource, Subject]:
     return source, bundle.subject
 
 
-def _holdout(path: Path, config: DataConfig, *, train: bool = False) -> Holdout:
+def _bundle(args: argparse.Namespace) -> Path | None:
+    """The folder of the target, if it is a bundle."""
+    path = Path(args.target)
+    return path if (path / MANIFEST_FILE).exists() else None
+
+
+def _holdout(
+    path: Path,
+    config: DataConfig,
+    source: TargetSource,
+    *,
+    bundle: Path | None,
+    train: bool = False,
+) -> Holdout:
     """Held-out rows; of a training configuration, or else those that it trains on."""
-    from security.assessment.scan.holdout import (  # noqa: PLC0415
-        Holdout,
-        Roles,
-        load_holdout,
-    )
+    from models.data.held_out import Holdout, Roles, load_holdout  # noqa: PLC0415
 
     if path.suffix != ".toml":
-        return load_holdout(
-            path, Roles(config.label, config.sensitive, tuple(config.columns))
+        roles = Roles(
+            label=config.label,
+            sensitive=config.sensitive,
+            kept=tuple(config.rules),
+            columns=source.columns,
+            features=config.features,
+            drop=config.drop,
+            missing=config.missing,
         )
-    from security.training.config import load_config  # noqa: PLC0415  (scikit-learn)
-    from security.training.data import load_split  # noqa: PLC0415
+        return load_holdout(path, roles)
+    from security.training.data import load_split, read_config  # noqa: PLC0415
 
-    trained, held_out = load_split(load_config(path))
+    trained, held_out = load_split(read_config(path, bundle))
     rows = trained if train else held_out
     return Holdout(
         rows.name,

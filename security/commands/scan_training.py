@@ -16,8 +16,8 @@ from security.assessment.privacy.canaries import AuditedMechanism
 from security.assessment.privacy.membership import TrainingRows
 from security.assessment.privacy.shadows import ShadowRecipe
 from security.training.canaries import CanaryTrainings
-from security.training.config import TrainingConfig, load_config
-from security.training.data import load_split
+from security.training.config import TrainingConfig
+from security.training.data import load_split, read_config
 from security.training.guarantee import make_plan, privacy_curve
 from security.training.run import build_classifier, examples_of
 from security.training.session import group_of, recipe_of
@@ -32,14 +32,14 @@ _CANARY_ROWS = 16
 _EPSILONS = np.linspace(0.0, 20.0, 201)
 
 
-def load_training(path: Path) -> TrainingRows:
+def load_training(path: Path, bundle: Path | None) -> TrainingRows:
     """The rows that were trained on and those that were not, and the recipe.
 
     Raises:
         TrainingError: the configuration is malformed.
         DatasetError: its data cannot be read.
     """
-    config = load_config(path)
+    config = read_config(path, bundle)
     train, holdout = load_split(config)
     classifier = build_classifier(config, train)
     units, group = _units(train), group_of(config, train)
@@ -67,14 +67,14 @@ def load_training(path: Path) -> TrainingRows:
     )
 
 
-def load_mechanism(path: Path) -> AuditedMechanism | None:
+def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
     """The mechanism that canaries audit; None where the training claims nothing.
 
     Raises:
         TrainingError: the configuration is malformed.
         DatasetError: its data cannot be read.
     """
-    config = load_config(path)
+    config = read_config(path, bundle)
     if not config.private:
         return None
     train, _ = load_split(config)

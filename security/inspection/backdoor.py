@@ -34,6 +34,7 @@ from security.inspection.backdoor_operators import (
     SELECTS,
 )
 from security.inspection.backdoor_paths import Paths
+from security.inspection.execution import examine_execution
 from security.inspection.findings import Finding, StructureLimits
 
 __all__ = ["analyse"]
@@ -56,10 +57,7 @@ def analyse(
     kinds = interpret(flow)
     search = _Search(flow, kinds)
     search.run()
-    if flow.trips > limits.max_trip_count:
-        message = f"{flow.trips} iterations through calls"
-        search.findings.insert(0, Finding("loop-bound", message, "graph"))
-    return tuple(search.findings)
+    return (*examine_execution(kinds, limits), *search.findings)
 
 
 class _Search:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from security.inspection.calls import domain_of, graphs_of, show
+from security.inspection.calls import call_key, function_keys, graphs_of, show
 
 __all__ = ["ABSENT", "Flow", "Step", "attribute", "flatten"]
 
@@ -63,7 +63,10 @@ class Flow:
         ranks: number of dimensions of an input, where declared.
         constants: the tensor by value; None where it was too large to keep.
         outputs: name and value of the graph's outputs.
-        trips: the largest product of constant trip counts of nested loops.
+        loops: where each Loop is, and its rounds times those of the loops around it;
+            None where no constant says them.
+        replaceable: constants in whose place a caller may send others.
+        types: element types of graph inputs and constants.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -71,7 +74,9 @@ class Flow:
     ranks: dict[int, int] = field(default_factory=dict)
     constants: dict[int, Any] = field(default_factory=dict)
     outputs: list[tuple[str, int]] = field(default_factory=list)
-    trips: int = 1
+    loops: list[tuple[str, int | None]] = field(default_factory=list)
+    replaceable: set[int] = field(default_factory=set)
+    types: dict[int, int] = field(default_factory=dict)
     values: int = 0
 
     def new(self) -> int:
@@ -115,9 +120,8 @@ class _Flattener:
         self.weights = weights
         self.flow = Flow()
         self._trips = 1
-        self._functions = {
-            (domain_of(item.domain), item.name): item for item in model.functions
-        }
+        self._functions = function_keys(model)
+        self._given: Mapping[str, Any] = {}  # attributes of the call that is inlined
 
     def run(self) -> Flow:
         graph, flow = self.model.graph, self.flow
@@ -127,6 +131,8 @@ class _Flattener:
             if entry.name in stored:
                 continue
             value = scope[entry.name] = flow.new()
+            if entry.type.HasField("tensor_type"):
+                flow.types[value] = entry.type.tensor_type.elem_type
             if entry.name in self.weights:
                 flow.constants[value] = None
                 flow.ranks[value] = self.weights[entry.name]
@@ -139,8 +145,11 @@ class _Flattener:
         return flow
 
     def _graph(self, graph: Any, scope: _Scope, where: str) -> list[int]:
+        inputs = {entry.name for entry in graph.input}
         for tensor in graph.initializer:
-            scope[tensor.name] = self._constant(tensor)
+            value = scope[tensor.name] = self._constant(tensor)
+            if tensor.name in inputs:
+                self.flow.replaceable.add(value)
         for sparse in graph.sparse_initializer:
             value = scope[sparse.values.name] = self.flow.new()
             self.flow.constants[value] = None
@@ -152,10 +161,11 @@ class _Flattener:
             self._node(node, scope, f"{where}/node[{index}]")
 
     def _node(self, node: Any, scope: _Scope, where: str) -> None:
+        node = self._with_attributes(node)
         inputs = [self._read(name, scope) for name in node.input]
-        function = self._functions.get((domain_of(node.domain), node.op_type))
+        function = self._functions.get(call_key(node))
         if function is not None:
-            results = self._call(function, inputs, where)
+            results = self._call(function, node, inputs, where)
         elif node.op_type == "Constant":
             results = [self._constant(_literal(node))]
         else:
@@ -164,11 +174,39 @@ class _Flattener:
             if name:
                 scope[name] = value
 
-    def _call(self, function: Any, inputs: list[int], where: str) -> list[int]:
+    def _call(
+        self, function: Any, node: Any, inputs: list[int], where: str
+    ) -> list[int]:
         actual = [*inputs, *[ABSENT] * (len(function.input) - len(inputs))]
         scope: _Scope = ChainMap(dict(zip(function.input, actual)))
+        defaults = {item.name: item for item in function.attribute_proto}
+        outer, self._given = (
+            self._given,
+            {
+                **defaults,
+                **{item.name: item for item in node.attribute},
+            },
+        )
         self._nodes(function.node, scope, f"{where}/{show(function.name)}")
+        self._given = outer
         return [self._read(name, scope) for name in function.output]
+
+    def _with_attributes(self, node: Any) -> Any:
+        """A node with what the call gives in place of references to attributes.
+
+        A reference to what no call gives is an attribute left out.
+        """
+        if not any(item.ref_attr_name for item in node.attribute):
+            return node
+        result = type(node)()
+        result.CopyFrom(node)
+        del result.attribute[:]
+        for item in node.attribute:
+            given = self._given.get(item.ref_attr_name) if item.ref_attr_name else item
+            if given is not None:
+                result.attribute.add().CopyFrom(given)
+                result.attribute[-1].name = item.name
+        return result
 
     def _operator(
         self, node: Any, inputs: list[int], scope: _Scope, where: str
@@ -206,11 +244,12 @@ class _Flattener:
         self, node: Any, inputs: list[int], scope: _Scope, where: str
     ) -> list[int]:
         trip, condition, *start = [*inputs, ABSENT, ABSENT][: max(2, len(inputs))]
-        outer = self._trips
-        count = self.flow.constant(trip)
-        if count is not None and count.size == 1:
+        outer, count = self._trips, self.flow.constant(trip)
+        if count is not None and count.size == 1 and trip not in self.flow.replaceable:
             self._trips *= max(1, int(count.reshape(-1)[0]))
-            self.flow.trips = max(self.flow.trips, self._trips)
+            self.flow.loops.append((where, self._trips))
+        else:
+            self.flow.loops.append((where, None))
         states = [condition, *start]
         body, inner = _body(node), scope.new_child()
         slots = [self.flow.new() for _ in states]
@@ -276,6 +315,10 @@ class _Flattener:
         self.flow.constants[value] = tensor
         if hasattr(tensor, "dims"):
             self.flow.ranks[value] = len(tensor.dims)
+            self.flow.types[value] = tensor.data_type
+        elif tensor is not None:
+            kind = onnx.helper.np_dtype_to_tensor_dtype(tensor.dtype)
+            self.flow.types[value] = kind
         return value
 
     def _read(self, name: str, scope: _Scope) -> int:
@@ -289,8 +332,6 @@ def _body(node: Any) -> Any:
 def _literal(node: Any) -> Any:
     """What a Constant holds: a tensor, an array, or None for text and sparse."""
     for item in node.attribute:
-        if item.ref_attr_name:  # the caller's attribute: not known here
-            return None
         if item.name == "value":
             return item.t
         if item.name in ("value_float", "value_floats", "value_int", "value_ints"):

@@ -8,9 +8,17 @@ from typing import Any
 
 from security.inspection.findings import StructureLimits
 
-__all__ = ["check_calls", "domain_of", "graphs_of", "show", "uncalled"]
+__all__ = [
+    "call_key",
+    "check_calls",
+    "domain_of",
+    "function_keys",
+    "graphs_of",
+    "show",
+    "uncalled",
+]
 
-_Key = tuple[str, str]
+_Key = tuple[str, str, str]
 _Problem = tuple[str, str, str]
 
 
@@ -21,7 +29,7 @@ def check_calls(
 
     Args:
         model: an onnx.ModelProto, hostile.
-        functions: its functions, by domain and name.
+        functions: its functions, as `function_keys` has them.
         limits: on depth and on nodes once every call is inlined.
 
     Returns:
@@ -71,11 +79,8 @@ def _calls(
     nodes: Iterable[Any], functions: Mapping[_Key, Any], limits: StructureLimits
 ) -> Counter[_Key]:
     """How often each function is called, and under an empty key all other nodes."""
-    keys = (
-        (domain_of(node.domain), node.op_type)
-        for node in _all_nodes(nodes, limits.max_depth)
-    )
-    return Counter(key if key in functions else ("", "") for key in keys)
+    keys = map(call_key, _all_nodes(nodes, limits.max_depth))
+    return Counter(key if key in functions else ("", "", "") for key in keys)
 
 
 def _size(calls: Counter[_Key], sizes: Mapping[_Key, int]) -> int:
@@ -89,6 +94,19 @@ def _all_nodes(nodes: Iterable[Any], depth: int) -> Iterator[Any]:
             for attribute in node.attribute:
                 for graph in graphs_of(attribute):
                     yield from _all_nodes(graph.node, depth - 1)
+
+
+def function_keys(model: Any) -> dict[_Key, Any]:
+    """A model's functions by domain, name and overload."""
+    return {
+        (domain_of(item.domain), item.name, item.overload): item
+        for item in model.functions
+    }
+
+
+def call_key(node: Any) -> _Key:
+    """Which function a node calls, if there is such a one."""
+    return domain_of(node.domain), node.op_type, node.overload
 
 
 def graphs_of(attribute: Any) -> list[Any]:

@@ -14,8 +14,10 @@ import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
+from security.inspection.engine import ORT_FORMAT
 from security.inspection.findings import Finding, StructureLimits
 
 __all__: list[str] = []
@@ -30,21 +32,25 @@ def _main() -> int:
     limits = StructureLimits(**json.loads(sys.argv[1]))
     size = int(sys.argv[2])
     _confine(limits, size)
-    # Imported here: the limits must stand before a large library is loaded.
-    import onnx  # noqa: PLC0415
-
-    from security.inspection import backdoor  # noqa: PLC0415
-    from security.inspection import rules as graph_rules  # noqa: PLC0415
-
+    tools = _tools()
     # 0, 1 and 2 are open. From here on nothing else can be, a socket neither.
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-    findings, counts = _inspect(
-        (onnx, graph_rules.walk_model, backdoor.analyse), limits, size
-    )
+    findings, counts = _inspect(tools, limits, sys.stdin.buffer)
     answer = {"findings": [asdict(item) for item in findings], "counts": counts}
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     return 0
+
+
+def _tools() -> Any:
+    # Imported here: the limits must stand before a large library is loaded.
+    import onnx  # noqa: PLC0415
+
+    from security.inspection import backdoor, order, rules, wire  # noqa: PLC0415
+
+    return SimpleNamespace(
+        onnx=onnx, backdoor=backdoor, order=order, rules=rules, wire=wire
+    )
 
 
 def _confine(limits: StructureLimits, size: int) -> None:
@@ -64,25 +70,39 @@ def _confine(limits: StructureLimits, size: int) -> None:
 
 
 def _inspect(
-    tools: tuple[Any, Any, Any], limits: StructureLimits, size: int
+    tools: Any, limits: StructureLimits, stream: BinaryIO
 ) -> tuple[tuple[Finding, ...], dict[str, int]]:
-    onnx, walk_model, analyse = tools
-    model = onnx.ModelProto()
-    try:
-        # The only copy of the bytes is gone once they are parsed.
-        model.ParseFromString(sys.stdin.buffer.read(size))
-    except Exception:  # noqa: BLE001  (protobuf's DecodeError, which has no type stubs)
-        return (Finding("parse", "not a protobuf message of ONNX"),), {}
-    if not model.HasField("graph"):
-        return (Finding("parse", "there is no graph"),), {}
-    findings, counts = walk_model(model, limits)
+    model = tools.onnx.ModelProto()
+    problem = _read(tools, model, stream)
+    if problem is not None:
+        return (problem,), {}
+    findings, counts = tools.rules.walk_model(model, limits)
     if _refused(findings):
         return findings, counts
-    weights = _thin(onnx, model)
-    findings += _checker((onnx, walk_model), model, limits)
+    weights = _thin(tools.onnx, model)
+    findings += _checker(tools, model, limits)
     if not _refused(findings):
-        findings += analyse(model, limits, weights)
+        findings += tools.backdoor.analyse(model, limits, weights)
     return findings, counts
+
+
+def _read(tools: Any, model: Any, stream: BinaryIO) -> Finding | None:
+    """Parse what comes in; what other readers would read in another way."""
+    # The only copy of the bytes is gone once they are parsed and compared.
+    data = stream.read()
+    if data[4:8] == ORT_FORMAT:
+        return Finding("format", f"bytes 4 to 8 are {ORT_FORMAT!r}")
+    try:
+        model.ParseFromString(data)
+    except Exception:  # noqa: BLE001  (protobuf's DecodeError, which has no type stubs)
+        return Finding("parse", "not a protobuf message of ONNX")
+    if not model.HasField("graph"):
+        return Finding("parse", "there is no graph")
+    problem = tools.wire.check_wire(data, model)
+    if problem is None:
+        return None
+    rule, where, message = problem
+    return Finding(rule, message, where)
 
 
 def _refused(findings: tuple[Finding, ...]) -> bool:
@@ -115,26 +135,47 @@ def _thin(onnx: Any, model: Any) -> Mapping[str, int]:
     return weights
 
 
-def _checker(
-    tools: tuple[Any, Any], model: Any, limits: StructureLimits
-) -> tuple[Finding, ...]:
-    onnx, walk_model = tools
+def _checker(tools: Any, model: Any, limits: StructureLimits) -> tuple[Finding, ...]:
+    onnx = tools.onnx
+    findings: tuple[Finding, ...] = ()
     try:
-        onnx.checker.check_model(model, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(
-            model, strict_mode=True, data_prop=True
-        )
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        # onnxruntime sorts what the checker wants sorted.
+        if not tools.order.sort_nodes(model.graph):
+            return (_rejected(error),)
+        findings = (Finding("node-order", "places are those after sorting", "graph"),)
+    try:
+        if findings:
+            onnx.checker.check_model(model)
+        inferred = _inferred(onnx, model)
     except (
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,
         ValueError,  # the file is too large for one protobuf message
     ) as error:
-        lines = str(error).splitlines() or [""]
-        return (Finding("checker", ascii(lines[0][:200])),)
-    # The same rules again: a small file can infer a tensor of any size.
-    return tuple(
-        item for item in walk_model(inferred, limits)[0] if item.rule == "dimension"
-    )
+        return (_rejected(error),)
+    return (*findings, *tools.rules.walk_sizes(inferred, limits))
+
+
+def _rejected(error: Exception) -> Finding:
+    lines = str(error).splitlines() or [""]
+    return Finding("checker", ascii(lines[0][:200]))
+
+
+def _inferred(onnx: Any, model: Any) -> Any:
+    """The model with all types and sizes that follow from it.
+
+    With ``check_type`` this is the inference of ONNX's full check: an operator without
+    inference of its own (many of ai.onnx.ml) leaves what follows it unknown, and is no
+    error. Sizes that depend on computed values are known only with ``data_prop``,
+    which the full check does not use: where that fails alone, it does not count.
+    """
+    infer = onnx.shape_inference.infer_shapes
+    try:
+        return infer(model, check_type=True, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return infer(model, check_type=True, strict_mode=True, data_prop=False)
 
 
 if __name__ == "__main__":

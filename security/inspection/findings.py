@@ -87,6 +87,21 @@ RULES: Mapping[str, Rule] = {
         "the file is one ONNX model with a graph",
         "What does not parse here may parse as something else elsewhere.",
     ),
+    "format": Rule(
+        "error",
+        "the file does not begin like a file of onnxruntime's own format",
+        "A session that is not told the format would load another model from it.",
+    ),
+    "unknown-field": Rule(
+        "error",
+        "the file has only fields that ONNX 1.23 knows",
+        "Parsers skip the others: what they carry is read by nobody, or by one reader.",
+    ),
+    "field-twice": Rule(
+        "error",
+        "what can stand once in a message stands once",
+        "Parsers merge two graphs into one, and of two values take the last.",
+    ),
     "inspection-limits": Rule(
         "error",
         "inspection ends within its limits",
@@ -94,7 +109,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "ir-version": Rule(
         "error",
-        "the IR version is one that onnxruntime knows",
+        "the IR version is 3 to 13, which the pinned onnxruntime loads",
         "Fields of an unknown version are read by nobody, or by one reader only.",
     ),
     "opset-missing": Rule(
@@ -102,9 +117,14 @@ RULES: Mapping[str, Rule] = {
         "every operator's domain is imported, once",
         "Two readers would choose two meanings for one operator.",
     ),
+    "opset-twice": Rule(
+        "note",
+        "no operator set is imported twice in the same version",
+        "Harmless, and a habit of some exporters.",
+    ),
     "opset-version": Rule(
         "error",
-        "every imported operator set exists",
+        "the pinned onnxruntime has every imported operator set",
         "ONNX's checker accepts version 314159.",
     ),
     "external-data": Rule(
@@ -129,7 +149,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "operator-random": Rule(
         "warning",
-        "no operator draws random numbers",
+        "no operator draws random numbers, nor Dropout in training mode",
         "Answers that differ from call to call cannot be assessed or reproduced.",
     ),
     "ep-context": Rule(
@@ -173,8 +193,8 @@ RULES: Mapping[str, Rule] = {
     ),
     "function-name": Rule(
         "error",
-        "functions neither repeat nor replace an operator",
-        "A file that redefines Relu means something else than it shows.",
+        "functions neither repeat nor stand in a domain of onnxruntime's own",
+        "onnxruntime runs its own Gelu where the file shows a function of that name.",
     ),
     "function-cycle": Rule(
         "error", "functions do not call themselves", "Inlining would not end."
@@ -216,6 +236,16 @@ RULES: Mapping[str, Rule] = {
         "warning",
         "the number of iterations is a constant",
         "Input decides how long the model runs.",
+    ),
+    "integer-division": Rule(
+        "warning",
+        "no caller decides an integer's divisor, and none is 0 or -1",
+        "To divide by 0, or the smallest integer by -1, can end the whole process.",
+    ),
+    "node-order": Rule(
+        "note",
+        "nodes stand in the order in which they are computed",
+        "onnxruntime sorts them; ONNX's checker does not.",
     ),
     "checker": Rule(
         "error",

@@ -8,42 +8,37 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import onnx
 
 from security.inspection.calls import (
+    call_key,
     check_calls,
     domain_of,
+    function_keys,
     graphs_of,
     show,
     uncalled,
 )
+from security.inspection.engine import (
+    MAX_IR_VERSION,
+    MIN_IR_VERSION,
+    OPERATOR_SETS,
+)
 from security.inspection.findings import Finding, StructureLimits
 from security.inspection.tensors import STORES, holds
 
-__all__ = ["walk_model"]
+__all__ = ["walk_model", "walk_sizes"]
 
-# onnxruntime still loads IR 3, of ONNX 1.0; below it, initializers had no place.
-_MIN_IR_VERSION = 3
 _DOMAINS = ("", "ai.onnx.ml")
 # Standard operators that are not allowed: a decoder of image files is one more parser
 # of hostile bytes, and no service of tensors needs it.
 _DENIED = frozenset({("", "ImageDecoder")})
-_RANDOM = frozenset(
-    {
-        "Bernoulli",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    }
-)
-_ATTRIBUTE = onnx.AttributeProto
 _TENSOR = onnx.TensorProto
+_EMBED = "embed it: onnx.save(onnx.load('model.onnx'), 'embedded.onnx')"
 
 
 def walk_model(
@@ -63,6 +58,19 @@ def walk_model(
     return tuple(walk.findings), walk.counts
 
 
+def walk_sizes(model: Any, limits: StructureLimits) -> tuple[Finding, ...]:
+    """Check the sizes that shape inference found: a small file can infer any.
+
+    Args:
+        model: an onnx.ModelProto that `walk_model` accepted before inference.
+        limits: bounds on sizes and depths.
+    """
+    walk = _Walk(model, limits)
+    with suppress(_Stop):
+        walk.sizes(model.graph, "graph")
+    return tuple(walk.findings)
+
+
 class _Stop(Exception):  # noqa: N818  (a count is over its limit: no reason to go on)
     """Ends the walk."""
 
@@ -75,14 +83,9 @@ class _Walk:
         self.limits = limits
         self.findings: list[Finding] = []
         self.counts = {"nodes": 0, "initializers": 0, "functions": 0}
-        self._functions = {
-            (domain_of(item.domain), item.name): item for item in model.functions
-        }
+        self._functions = function_keys(model)
         self._opsets: dict[str, int] = {}
         self._used: set[str] = set()
-        self._constants: dict[str, Any] = {}
-        self._shadow: frozenset[str] = frozenset()
-        self._trips = 1
 
     def run(self) -> None:
         """All rules, outermost first."""
@@ -105,8 +108,9 @@ class _Walk:
 
     def _header(self) -> None:
         model = self.model
-        if not _MIN_IR_VERSION <= model.ir_version <= onnx.IR_VERSION:
-            self._add("ir-version", "", f"IR version {model.ir_version}")
+        if not MIN_IR_VERSION <= model.ir_version <= MAX_IR_VERSION:
+            known = f"onnxruntime loads {MIN_IR_VERSION} to {MAX_IR_VERSION}"
+            self._add("ir-version", "", f"IR version {model.ir_version}, {known}")
         if not model.opset_import:
             self._add("opset-missing", "", "no operator set is imported")
         self._opsets = self._imports(model.opset_import, "")
@@ -123,16 +127,17 @@ class _Walk:
         opsets: dict[str, int] = {}
         for entry in imports:
             domain = domain_of(entry.domain)
+            name = domain or "ai.onnx"
             if domain in opsets:
-                self._add("opset-missing", where, f"{show(domain)} is imported twice")
+                same = opsets[domain] == entry.version
+                versions = f"{opsets[domain]} and {entry.version}"
+                rule = "opset-twice" if same else "opset-missing"
+                self._add(rule, where, f"{show(name)} is imported twice: {versions}")
             opsets[domain] = entry.version
-            newest = _NEWEST.get(domain)
+            newest = OPERATOR_SETS.get(domain)
             if newest is not None and not 1 <= entry.version <= newest:
-                self._add(
-                    "opset-version",
-                    where,
-                    f"{domain or 'ai.onnx'} {entry.version}, known are 1 to {newest}",
-                )
+                known = f"onnxruntime loads 1 to {newest}"
+                self._add("opset-version", where, f"{name} {entry.version}, {known}")
         return opsets
 
     def _unused_domains(self) -> None:
@@ -154,8 +159,8 @@ class _Walk:
             self._add("function-name", "", "two functions have one name")
         for function in functions:
             where = f"function {show(function.name)}"
-            if domain_of(function.domain) in _NEWEST:
-                self._add("function-name", where, "in the domain of standard operators")
+            if domain_of(function.domain) in OPERATOR_SETS:
+                self._add("function-name", where, "in a domain of onnxruntime's own")
         self._calls()
         for function in functions:
             where = f"function {show(function.name)}"
@@ -165,10 +170,8 @@ class _Walk:
             )
             for attribute in function.attribute_proto:
                 self._attribute(attribute, where, 1)
-            with self._scope(shadow=()):
-                self._constants = {}
-                self._names(function.output, where)
-                self._nodes(function.node, where, 1)
+            self._names(function.output, where)
+            self._nodes(function.node, where, 1)
             self._opsets = outer
 
     def _calls(self) -> None:
@@ -176,7 +179,7 @@ class _Walk:
         if problem:
             self._add(*problem)
             raise _Stop
-        for _, name in uncalled(self.model, self._functions, self.limits):
+        for _, name, _ in uncalled(self.model, self._functions, self.limits):
             self._add("function-unused", f"function {show(name)}", "never called")
 
     def _graph(self, graph: Any, where: str, depth: int) -> None:
@@ -186,20 +189,16 @@ class _Walk:
             )
             raise _Stop
         self._names([entry.name for entry in graph.output], where)
-        with self._scope(shadow=[entry.name for entry in graph.input]):
-            self._graph_parts(graph, where, depth)
+        self._graph_parts(graph, where, depth)
 
-    @contextmanager
-    def _scope(self, shadow: Iterable[str]) -> Iterator[None]:
-        """Constants named inside are not seen outside; inputs are not constants."""
-        outer, hidden = self._constants, self._shadow
-        self._constants, self._shadow = dict(outer), frozenset(shadow)
-        for name in self._shadow:
-            self._constants.pop(name, None)
-        try:
-            yield
-        finally:
-            self._constants, self._shadow = outer, hidden
+    def sizes(self, graph: Any, where: str) -> None:
+        """The declared sizes of values, in a graph and those within it."""
+        for entry in (*graph.value_info, *graph.output):
+            self._value(entry, where)
+        for index, node in enumerate(graph.node):
+            for attribute in node.attribute:
+                for inner in graphs_of(attribute):
+                    self.sizes(inner, f"{where}/node[{index}]/{show(attribute.name)}")
 
     def _names(self, outputs: Sequence[str], where: str) -> None:
         if not outputs:
@@ -213,9 +212,6 @@ class _Walk:
         self._count("initializers", stored, "initializer-count")
         for index, tensor in enumerate(graph.initializer):
             self._tensor(tensor, f"{where}/initializer[{index}]")
-            # A caller may replace what is also an input: no constant.
-            if tensor.name not in self._shadow:
-                self._constants[tensor.name] = tensor
         for index, sparse in enumerate(graph.sparse_initializer):
             self._sparse(sparse, f"{where}/sparse_initializer[{index}]")
         for entry in (*graph.input, *graph.output, *graph.value_info):
@@ -232,21 +228,15 @@ class _Walk:
                 self._add("attribute-twice", place, show(name))
             if getattr(node, "device_configurations", ()):  # since IR 11
                 self._add("device-configuration", place, "on a node")
-            outer = self._trips
-            if node.op_type == "Loop":
-                self._loop(node, place)
             for attribute in node.attribute:
                 self._attribute(attribute, place, depth)
-                if node.op_type == "Constant" and node.output:
-                    self._constants[node.output[0]] = attribute
-            self._trips = outer
 
     def _operator(self, node: Any, where: str) -> None:
         domain, name = domain_of(node.domain), node.op_type
         self._used.add(domain)
         if name == "EPContext":
             self._add("ep-context", where, "EPContext")
-        elif (domain, name) in self._functions:
+        elif call_key(node) in self._functions:
             pass  # its body is walked like any graph
         elif domain not in _DOMAINS:
             self._add("domain", where, f"{show(domain)}, operator {show(name)}")
@@ -255,8 +245,6 @@ class _Walk:
         elif not _allowed(domain, name, self._opsets[domain]):
             version = self._opsets[domain]
             self._add("operator", where, f"{show(name)} in operator set {version}")
-        elif name in _RANDOM:
-            self._add("operator-random", where, name)
 
     def _attribute(self, attribute: Any, where: str, depth: int) -> None:
         place = f"{where}/{show(attribute.name)}"
@@ -274,16 +262,6 @@ class _Walk:
         for sparse in attribute.sparse_tensors:
             self._sparse(sparse, place)
 
-    def _loop(self, node: Any, where: str) -> None:
-        bound = self._constants.get(node.input[0]) if node.input else None
-        count = None if bound is None else _scalar(bound)
-        if count is None:
-            self._add("loop-open", where, "only the server's deadline ends it")
-            return
-        self._trips *= max(1, count)
-        if self._trips > self.limits.max_trip_count:
-            self._add("loop-bound", where, f"{self._trips} iterations")
-
     def _sparse(self, sparse: Any, where: str) -> None:
         self._elements(sparse.dims, where)
         self._tensor(sparse.values, f"{where}/values")
@@ -295,7 +273,7 @@ class _Walk:
             or tensor.external_data
             or tensor.data_location not in (_TENSOR.DEFAULT, _TENSOR.EXTERNAL)
         ):
-            self._add("external-data", where, show(tensor.name))
+            self._add("external-data", where, f"{show(tensor.name)}; {_EMBED}")
             return
         if tensor.data_type not in STORES:
             self._add("tensor-type", where, f"element type {tensor.data_type}")
@@ -336,19 +314,6 @@ class _Walk:
             raise _Stop
 
 
-def _newest() -> dict[str, int]:
-    versions: dict[str, int] = {}
-    for schema in onnx.defs.get_all_schemas_with_history():
-        known = versions.get(schema.domain, 0)
-        versions[schema.domain] = max(known, schema.since_version)
-    # An operator set may add nothing to one domain's newest schema.
-    versions[""] = max(versions[""], onnx.defs.onnx_opset_version())
-    return versions
-
-
-_NEWEST = _newest()
-
-
 def _allowed(domain: str, name: str, version: int) -> bool:
     if (domain, name) in _DENIED:
         return False
@@ -357,16 +322,3 @@ def _allowed(domain: str, name: str, version: int) -> bool:
     except onnx.defs.SchemaError:
         return False
     return True
-
-
-def _scalar(constant: Any) -> int | None:
-    """The integer in an initializer or in a Constant's attribute, if it is one."""
-    try:
-        if isinstance(constant, _ATTRIBUTE):
-            if constant.type == _ATTRIBUTE.INT:
-                return int(constant.i)
-            constant = constant.t
-        values = onnx.numpy_helper.to_array(constant).reshape(-1)
-    except (TypeError, ValueError):
-        return None
-    return int(values[0]) if values.size == 1 and values.dtype.kind in "iu" else None

@@ -8,27 +8,16 @@ from typing import Any
 import numpy as np
 import onnx
 
+from security.inspection.engine import MAX_ELEMENT_TYPE
+
 __all__ = ["STORES", "holds"]
 
 _TENSOR = onnx.TensorProto
-# Values stored outside raw_data: field by element type (onnx.proto, TensorProto).
-_INT32_TYPES = frozenset(
-    getattr(_TENSOR, name)
-    for name in _TENSOR.DataType.keys()  # noqa: SIM118  (a protobuf enum is no dict)
-    if name.startswith(("INT4", "UINT4", "INT2", "UINT2", "FLOAT4", "FLOAT8"))
-    or name in ("INT32", "INT16", "INT8", "UINT16", "UINT8", "BOOL", "FLOAT16")
-    or name == "BFLOAT16"
-)
+# Values stored outside raw_data: field by element type. Those that ONNX added after the
+# pinned onnxruntime are unknown.
 STORES: Mapping[int, str] = {
-    **dict.fromkeys(_INT32_TYPES, "int32_data"),
-    _TENSOR.FLOAT: "float_data",
-    _TENSOR.COMPLEX64: "float_data",
-    _TENSOR.DOUBLE: "double_data",
-    _TENSOR.COMPLEX128: "double_data",
-    _TENSOR.INT64: "int64_data",
-    _TENSOR.UINT32: "uint64_data",
-    _TENSOR.UINT64: "uint64_data",
-    _TENSOR.STRING: "string_data",
+    kind: onnx.helper.tensor_dtype_to_field(kind)
+    for kind in range(1, MAX_ELEMENT_TYPE + 1)
 }
 _FIELDS = (
     "float_data",

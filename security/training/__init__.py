@@ -3,7 +3,6 @@
 config          the training configuration, one TOML file
 config_sections what each of its sections holds
 config_rules    which values it may hold
-config_reader   TOML to frozen dataclasses, every mistake with its line
 data            the rows a configuration names: read, checked, split
 modules         a user's network, refused where it cannot be private
 accounting      noise for a target epsilon, and epsilon from what was done, three ways

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from security.errors import TrainingError
-from security.training.config_reader import (
+from security.config_reader import (
     MAX_CONFIG_BYTES,
     read_object,
     read_sections,
 )
+from security.errors import TrainingError
 from security.training.config_rules import MODULE, check
 from security.training.config_sections import (
     AdversarialConfig,
@@ -83,7 +83,7 @@ def parse_config(data: bytes, *, where: str = "configuration") -> TrainingConfig
     security.errors.TrainingError: configuration:1: unknown key 'modle'; did you mean \
 'model'?
     """
-    return read_sections(data, TrainingConfig, check, where)
+    return read_sections(data, TrainingConfig, check, where=where, error=TrainingError)
 
 
 def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
@@ -92,4 +92,7 @@ def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
     Raises:
         TrainingError: as `parse_config`, without a line.
     """
-    return read_object(value, TrainingConfig, check, where)
+    data = value.get("data")
+    if isinstance(data, dict) and data.get("source"):
+        value = {**value, "data": {"row_identity": 1, **data}}
+    return read_object(value, TrainingConfig, check, where=where, error=TrainingError)

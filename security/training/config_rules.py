@@ -1,7 +1,7 @@
 """Which values a training configuration may hold, rule by rule.
 
-What types can refuse is refused by `config_reader`; here stands what is left: ranges,
-names, and what goes with what.
+What types can refuse is refused by `security.config_reader`; here stands what is left:
+ranges, names, and what goes with what.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import fields
 
 from models.architectures import ARCHITECTURES
 from models.data.datasets import NAMES
+from models.data.identity import VERSIONS
 from models.features import FEATURES
+from security.config_reader import Mistake, hint
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
-from security.training.config_reader import Mistake, hint
 from security.training.config_sections import (
     AdversarialConfig,
     ColumnConfig,
@@ -147,6 +148,8 @@ def _source_rules(data: DataConfig) -> Rules:
         yield name in data.classes, f"data.aliases.{alias}", f"{name!r} is no class"
     one = bool(data.columns) != (data.image is not None)
     yield one, "data.columns", "either [[data.columns]] or [data.image]"
+    known = data.row_identity in VERSIONS
+    yield known, "data.row_identity", f"one of {', '.join(map(str, VERSIONS))}"
     yield len(data.delimiter) == 1, "data.delimiter", "one character"
     yield len(data.comment) <= 1, "data.comment", "one character"
     yield data.max_rows_per_unit >= 0, "data.max_rows_per_unit", "must not be negative"

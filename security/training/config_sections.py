@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from models.data.identity import CURRENT
+
 __all__ = [
     "AdversarialConfig",
     "ColumnConfig",
@@ -117,6 +119,8 @@ class DataConfig:
         header: the columns' names, for a CSV file without a first line of them.
         delimiter, encoding, comment: of a CSV file.
         personal: whether a row is about a person.
+        row_identity: the version of what makes two rows, or owners, one; of
+            `models.data.identity`.
     """
 
     name: str
@@ -140,6 +144,7 @@ class DataConfig:
     encoding: str = "utf-8"
     comment: str = ""
     personal: bool = True
+    row_identity: int = CURRENT
 
 
 @dataclass(frozen=True)
@@ -319,7 +324,11 @@ class TrainingConfig:
 
     def to_object(self) -> dict[str, Any]:
         """What was chosen, as JSON values, for the evidence."""
-        return {name: value for name, value in _chosen(self).items() if value}
+        chosen = {name: value for name, value in _chosen(self).items() if value}
+        if not self.data.source or self.data.row_identity == 1:
+            # As it was written before there was a second version, or needs none.
+            del chosen["data"]["row_identity"]
+        return chosen
 
 
 def _chosen(section: Any) -> dict[str, Any]:

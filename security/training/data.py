@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from models.bundle import read_bundle, report_file
 from models.data import datasets
 from models.data.datasets import AnyDataset
+from models.data.identity import CURRENT
 from models.data.readers import CsvFormat
 from models.data.sources import ImageSchema, Schema, load_source
 from models.errors import DatasetError
 from models.manifest import Column
-from security.training.config import ColumnConfig, DataConfig, TrainingConfig
+from security.training.config import (
+    ColumnConfig,
+    DataConfig,
+    TrainingConfig,
+    load_config,
+)
 
-__all__ = ["load_split", "unit_numbers"]
+__all__ = ["earlier_split", "load_split", "read_config", "unit_numbers"]
 
 
 def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
@@ -43,6 +52,52 @@ def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
     return train, holdout
 
 
+def earlier_split(
+    config: TrainingConfig,
+) -> tuple[AnyDataset, AnyDataset] | None:
+    """As `load_split`, by an earlier version of what a row is; it reads the data anew.
+
+    None where that would give the same rows, in other places at most: an earlier
+    release cannot have booked others.
+    """
+    data = config.data
+    moved = data.holdout_source or (data.unit and data.max_rows_per_unit)
+    if data.row_identity == 1 or not (data.source and moved):
+        return None
+    try:
+        return load_split(replace(config, data=replace(data, row_identity=1)))
+    except DatasetError:  # then an earlier release could not train on it either
+        return None
+
+
+def read_config(path: Path, folder: Path | None) -> TrainingConfig:
+    """A configuration, with the version of what a row is that a bundle was made with.
+
+    Its held-out rows are those of that version: by another one, it may have been
+    trained on some of them. Of a bundle that does not say, the configuration as it is.
+
+    Args:
+        path: of the configuration.
+        folder: of the bundle, or None.
+
+    Raises:
+        TrainingError: the configuration is malformed.
+        BundleError: the bundle cannot be read.
+    """
+    config = load_config(path)
+    if folder is None or not config.data.source:
+        return config
+    bundle = read_bundle(folder)
+    if report_file("provenance") not in bundle.files:
+        return config
+    recorded: Any = bundle.report("provenance").details.get("config")
+    stated = recorded.get("data") if isinstance(recorded, dict) else None
+    if not isinstance(stated, dict):
+        return config
+    version = 1 if stated.get("row_identity", 1) == 1 else CURRENT
+    return replace(config, data=replace(config.data, row_identity=version))
+
+
 def unit_numbers(dataset: AnyDataset) -> torch.Tensor | None:
     """Whose each row is, as numbers from 0 without gaps; None without units."""
     if dataset.units is None:
@@ -66,6 +121,7 @@ def _schema(data: DataConfig) -> Schema:
         drop=data.drop,
         missing=data.missing,
         personal=data.personal,
+        identity=data.row_identity,
         csv=CsvFormat(data.header, data.delimiter, data.encoding, data.comment),
     )
 

@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS trainings (
     planned INTEGER NOT NULL, spent INTEGER NOT NULL, delta REAL NOT NULL,
     token TEXT NOT NULL, tries REAL NOT NULL DEFAULT 0,
     distribution TEXT NOT NULL DEFAULT '', score_noise REAL NOT NULL DEFAULT 0,
+    former TEXT NOT NULL DEFAULT '',
     CHECK (0 <= spent AND spent <= planned)
 );
 CREATE TABLE IF NOT EXISTS caps (
@@ -53,6 +54,7 @@ _ADDED = {
     "tries": "REAL NOT NULL DEFAULT 0",
     "distribution": "TEXT NOT NULL DEFAULT ''",
     "score_noise": "REAL NOT NULL DEFAULT 0",
+    "former": "TEXT NOT NULL DEFAULT ''",
 }
 
 
@@ -70,6 +72,8 @@ class Request:
         delta: of the claim.
         selection: how the best of several tries is chosen, each of so many steps; its
             whole cost is spent with the first step of the first one.
+        former: digests of the same data by earlier versions of what a row is: what was
+            booked under them was spent on it too.
     """
 
     name: str
@@ -82,6 +86,12 @@ class Request:
     steps: int
     delta: float
     selection: Selection | None = None
+    former: tuple[str, ...] = ()
+
+    @property
+    def digests(self) -> set[str]:
+        """Every digest that the data is, or was, known by."""
+        return {self.digest, *self.former}
 
 
 @dataclass(frozen=True)
@@ -324,16 +334,18 @@ class Ledger:
         """All trainings; those whose process is gone are interrupted from now on."""
         rows = database.execute(
             "SELECT id, name, digest, unit, model, rate, noise, group_size, planned, "
-            "delta, tries, distribution, score_noise, state, spent, created_at "
+            "delta, former, tries, distribution, score_noise, state, spent, created_at "
             "FROM trainings ORDER BY created_at, rowid"
         ).fetchall()
         return [self._entry(database, row) for row in rows]
 
     def _entry(self, database: sqlite3.Connection, row: Sequence[Any]) -> Entry:
         identity, *asked, state, spent, created_at = row
-        tries, distribution, score_noise = asked[-3:]
+        former, tries, distribution, score_noise = asked[-4:]
         selection = Selection(tries, distribution, score_noise) if tries else None
-        request = replace(Request(*asked[:-3]), selection=selection)
+        request = replace(
+            Request(*asked[:-4]), selection=selection, former=tuple(former.split())
+        )
         if state == "running":
             lock = self._lock(identity, create=False)
             if lock is not None:  # the kernel let go of it when the process died
@@ -450,27 +462,28 @@ def _insert(database: sqlite3.Connection, entry: Entry) -> None:
     database.execute(
         "INSERT INTO trainings (id, name, digest, unit, model, created_at, state, "
         "rate, noise, group_size, planned, delta, tries, distribution, score_noise, "
-        "spent, token) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')",
-        (*row, *plan, item.delta, *search),
+        "former, spent, token) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')",
+        (*row, *plan, item.delta, *search, " ".join(item.former)),
     )
 
 
 def _linked(entries: Iterable[Entry], request: Request) -> list[Entry]:
     """Trainings on the same data, by name or digest, and on what those share."""
-    names, digests = {request.name}, {request.digest}
+    names, digests = {request.name}, request.digests
     left, found = list(entries), []
     while True:
         new = [
             item
             for item in left
-            if item.request.name in names or item.request.digest in digests
+            if item.request.name in names or item.request.digests & digests
         ]
         if not new:
             return [item for item in entries if item in found]
         found += new
         left = [item for item in left if item not in new]
         names |= {item.request.name for item in new}
-        digests |= {item.request.digest for item in new}
+        digests = digests.union(*(item.request.digests for item in new))
 
 
 def _names(entries: Iterable[Entry]) -> tuple[str, ...]:

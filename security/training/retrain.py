@@ -20,6 +20,7 @@ from scipy import stats
 
 from models.bundle import Bundle, read_bundle, report_file
 from models.data.datasets import AnyDataset
+from models.data.identity import CURRENT
 from models.export import run_onnx
 from models.files import write_atomic
 from models.report import Metric, Report
@@ -100,6 +101,10 @@ def retrain(
     old = read_bundle(current)
     config = recorded_config(old)
     data = replace(config.data, source=source) if source else config.data
+    if data.holdout_source:
+        # Its file says which rows are held out, under any version; by the newest,
+        # fewer rows that only look different are trained on.
+        data = replace(data, row_identity=CURRENT)
     model = replace(config.model, version=next_version(config.model.version))
     changed = replace(config, data=data, model=model, _base=base)
     _, holdout = load_split(changed)

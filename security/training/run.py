@@ -36,7 +36,13 @@ from security.training.modules import check_body, load_module
 from security.training.noise import FastRandomness, Randomness, SystemRandomness
 from security.training.placement import place_of
 from security.training.search import run_search
-from security.training.session import Job, Progress, run_private, run_public
+from security.training.session import (
+    Job,
+    Progress,
+    begun_with,
+    run_private,
+    run_public,
+)
 from security.training.trainer import Examples
 
 __all__ = ["build_classifier", "examples_of", "train_bundle"]
@@ -91,7 +97,7 @@ def train_bundle(
             stop=stop or threading.Event(),
         )
     )
-    module, private = job.module, None
+    config, module, private = job.config, job.module, None
     if config.search is not None:
         found = run_search(job, lambda chosen: _prepared(chosen, job.train))
         config, module, private = found.config, found.module, found.private
@@ -108,6 +114,8 @@ def _job(config: TrainingConfig, out: Path, progress: Progress, **given: Any) ->
     """Everything that can be refused before a row is trained on."""
     if out.exists():
         raise BundleError(f"{out} exists already")
+    if given["going_on"]:
+        config = begun_with(config, out)
     train, holdout = load_split(config)
     progress("data", 1.0, f"{len(train)} rows to train on, {len(holdout)} held out")
     module, examples = _prepared(config, train)

@@ -17,8 +17,10 @@ from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
+from security.training.checkpoint import read_checkpoints
 from security.training.config import TrainingConfig
 from security.training.curve import Curve
+from security.training.data import earlier_split
 from security.training.distributed import FirstAsked, first_alone, processes
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
@@ -38,6 +40,7 @@ __all__ = [
     "Job",
     "Progress",
     "against",
+    "begun_with",
     "group_of",
     "recipe_of",
     "request_of",
@@ -155,8 +158,7 @@ def _keeper(
     job: Job, request: Request | None, *, show: Callable[[StepReport], None]
 ) -> tuple[Keeper, Taken]:
     """Reserve the budget, or take an interrupted training up."""
-    config = strict_json.dumps(job.config.to_object())
-    identity = Identity(hashlib.sha256(config).hexdigest(), _digest(job))
+    identity = Identity(_config_digest(job.config), _digest(job))
     ledger = job.ledger if request is not None and job.train.personal else None
     steps = job.config.privacy.steps
     if job.going_on:
@@ -174,6 +176,22 @@ def _keeper(
     if taken.start is None:
         keeper.keep(_fresh(job))
     return keeper, taken
+
+
+def begun_with(config: TrainingConfig, out: Path) -> TrainingConfig:
+    """The configuration of an interrupted training, where an earlier release began it.
+
+    What it calls one row stays what it was; everything else must agree.
+    """
+    earlier = replace(config, data=replace(config.data, row_identity=1))
+    digest, folder = _config_digest(earlier), work_folder(out)
+    found = read_checkpoints(folder) if folder.is_dir() else {}
+    began = any(item.config_sha256 == digest for item in found.values())
+    return earlier if began and config.data.source else config
+
+
+def _config_digest(config: TrainingConfig) -> str:
+    return hashlib.sha256(strict_json.dumps(config.to_object())).hexdigest()
 
 
 def _fresh(job: Job) -> State:
@@ -194,6 +212,7 @@ def request_of(job: Job, plan: Plan) -> Request:
     return Request(
         name=config.data.name,
         digest=_digest(job),
+        former=_former(job),
         unit=f"owner by {config.data.unit}" if owned else "row",
         model=f"{config.model.name}:{config.model.version}",
         rate=plan.mechanism.sample_rate,
@@ -206,10 +225,23 @@ def request_of(job: Job, plan: Plan) -> Request:
 
 
 def _digest(job: Job) -> str:
-    """Of everything that came with the training rows, however it was split."""
-    if job.config.data.holdout_source:
-        return multiset_digest(job.train)
-    return multiset_digest(job.train, job.holdout)
+    return _booked(job.config, job.train, job.holdout)
+
+
+def _former(job: Job) -> tuple[str, ...]:
+    """The digest that an earlier version of what a row is gives, if it is another."""
+    before = earlier_split(job.config)
+    if before is None:
+        return ()
+    digest = _booked(job.config, *before)
+    return () if digest == _digest(job) else (digest,)
+
+
+def _booked(config: TrainingConfig, train: AnyDataset, holdout: AnyDataset) -> str:
+    """Digest of everything that came with the training rows, however it was split."""
+    if config.data.holdout_source:
+        return multiset_digest(train)
+    return multiset_digest(train, holdout)
 
 
 class _Shown:

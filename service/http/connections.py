@@ -32,11 +32,13 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 from uvicorn.protocols.websockets import auto as websockets_auto
+from uvicorn.server import Server
 
 from sealgate.protocol.bhttp import Request
 from security.settings.loading import Settings
 from security.settings.service import ServiceSettings
 from service.http.direct import DIRECT_BODY, DirectBody
+from service.http.ending import refusing
 from service.http.exchange import Answerer, Exchange, last_message
 from service.http.framing import FIELDS, HEAD_END, Framing
 from service.http.intake import Allowance
@@ -50,6 +52,8 @@ _TURNS = itertools.count()
 _METHODS = frozenset({b"GET", b"POST"})
 # Any other target is uvicorn's to take apart.
 _PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
+# To clients for whom there is no room.
+_BUSY = Problem("overloaded", headers=((b"retry-after", b"1"),))
 
 
 def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
@@ -82,6 +86,7 @@ def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
 
     # BentoML offers no other way.
     Config.load = load_bounded  # type: ignore[method-assign, assignment]
+    Server.shutdown = refusing(Server.shutdown)  # type: ignore[method-assign, assignment]
 
 
 def bounded_protocol(
@@ -169,7 +174,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if waiting:
             min(waiting, key=lambda other: other.waiting_since).transport.abort()
             return
-        self._refuse(Problem("overloaded", headers=((b"retry-after", b"1"),)))
+        self._refuse(_BUSY)
 
     @property
     def waits(self) -> bool:

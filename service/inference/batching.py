@@ -29,6 +29,7 @@ from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.settings.runtime import ModelLimits
 from service.inference.watchdog import Watchdog
+from service.telemetry.casualties import Notes
 
 __all__ = [
     "Batcher",
@@ -83,7 +84,8 @@ class _Item:
     """One request, until its future is done."""
 
     __slots__ = (
-        "budget_s", "came", "deadline", "future", "inputs", "key", "outputs", "rows",
+        "budget_s", "came", "deadline", "future", "inputs", "key", "note", "outputs",
+        "rows",
     )  # fmt: skip
 
     def __init__(
@@ -91,8 +93,11 @@ class _Item:
         inputs: Inputs,
         outputs: Sequence[str],
         future: asyncio.Future[list[Array]],
+        *,
         deadline: float,
+        note: bytes,
     ) -> None:
+        self.note = note
         self.inputs = inputs
         self.outputs = outputs
         self.future = future
@@ -111,6 +116,7 @@ class _Work:
 
     items: list[_Item]
     options: ort.RunOptions
+    slots: list[int]
     timer: asyncio.TimerHandle | None = None
 
 
@@ -127,11 +133,13 @@ class Batcher:
         timeout_s: float,
         budget: Budget,
         watchdog: Watchdog,
+        notes: Notes,
         rows_apart: bool = False,
         inline_rows: int = 0,
         at_once_rows: int = 0,
         in_work: Sequence[float] | memoryview[float] = (0.0,),
-        observe: Observe | None = None,
+        observe: Observe,
+        tidy_up: Callable[[], None],
     ) -> None:
         """Wire a batcher.
 
@@ -143,12 +151,14 @@ class Batcher:
             timeout_s: from a request's arrival until its run is stopped.
             budget: counts the bytes that wait.
             watchdog: of the runs on the event loop.
+            notes: of the runs that are under way.
             rows_apart: the model gives the same for rows together as for each alone.
             inline_rows: runs of up to so many rows are short; 0: none is.
             at_once_rows: and of up to so many shorter than gathering would be.
             in_work: how many requests this worker works on at this moment, the first
                 number of it. With others there, gathering is shorter after all.
             observe: told of each run.
+            tidy_up: called in a thread after a run there was stopped.
         """
         self._run = run
         self._limits = limits
@@ -157,7 +167,10 @@ class Batcher:
         self._timeout_s = timeout_s
         self._budget = budget
         self._watchdog = watchdog
-        self._observe = observe or _ignore
+        self._notes = notes
+        self._observe = observe
+        self._tidy_up = tidy_up
+        self._tidying: asyncio.Future[None] | None = None
         self._delay_s = limits.max_batch_delay_ms / 1000
         self.rows_apart = rows_apart and limits.max_batch_rows > 1
         self.inline_rows = inline_rows
@@ -171,11 +184,13 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.waiting = 0
 
-    async def infer(self, inputs: Inputs, outputs: Sequence[str]) -> list[Array]:
+    async def infer(
+        self, inputs: Inputs, outputs: Sequence[str], note: bytes = b""
+    ) -> list[Array]:
         """The outputs of one request, in the order asked for.
 
         Cancelling takes the request out of the queue, and stops its run if nobody else
-        waits for it.
+        waits for it. The note (`Notes.text`) is kept while it runs.
 
         Raises:
             OverloadedError: too many wait.
@@ -183,7 +198,7 @@ class Batcher:
             InferenceFailedError: the model failed on this very input.
         """
         if self._is_at_once(inputs):
-            results = self._run_at_once(inputs, outputs)
+            results = self._run_at_once(inputs, outputs, note)
             if results is not None:
                 return results
         if self.waiting >= self._limits.max_waiting:
@@ -191,7 +206,7 @@ class Batcher:
         size = sum(array.nbytes for array in inputs.values())
         self._budget.take(size)
         self.waiting += 1
-        item = self._enqueue(inputs, outputs)
+        item = self._enqueue(inputs, outputs, note)
         try:
             return await item.future
         except asyncio.CancelledError:
@@ -212,7 +227,7 @@ class Batcher:
         return True
 
     def _run_at_once(
-        self, inputs: Inputs, outputs: Sequence[str]
+        self, inputs: Inputs, outputs: Sequence[str], note: bytes
     ) -> list[Array] | None:
         """Run now; None if the run was stopped, since it was not short at all.
 
@@ -221,6 +236,7 @@ class Batcher:
         """
         options = self._options
         began = time.perf_counter()
+        slots = self._notes.begin([note])
         self._watchdog.begin(options)
         try:
             results = self._run(inputs, outputs, options)
@@ -232,20 +248,23 @@ class Batcher:
             return None
         finally:
             self._watchdog.end()
+            self._notes.end(slots)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         rows = len(next(iter(inputs.values())))
         self._observe(1, rows, 0.0, time.perf_counter() - began)
         return results
 
-    def _enqueue(self, inputs: Inputs, outputs: Sequence[str]) -> _Item:
+    def _enqueue(self, inputs: Inputs, outputs: Sequence[str], note: bytes) -> _Item:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # what an earlier loop left behind is nobody's
             self._loop, self._drain_at, self._expiry = loop, None, None
             self._queue.clear()
             self._running.clear()
         deadline = loop.time() + self._timeout_s
-        item = _Item(inputs, outputs, loop.create_future(), deadline)
+        item = _Item(
+            inputs, outputs, loop.create_future(), deadline=deadline, note=note
+        )
         _classify(item, rows_apart=self.rows_apart)
         self._queue.append(item)
         if self._drain_at is None:
@@ -299,11 +318,13 @@ class Batcher:
     def _run_inline(self, items: list[_Item], rows: int) -> None:
         options = self._options
         began = time.perf_counter()
+        slots = self._notes.begin([item.note for item in items])
         self._watchdog.begin(options)
         try:
             results = self._run_items(items, options)
         except InferenceFailedError as error:
             self._watchdog.end()
+            self._notes.end(slots)
             if options.terminate:
                 self._options = ort.RunOptions()
                 self.inline_rows = 0
@@ -312,6 +333,7 @@ class Batcher:
                 self._failed(items, error)
             return
         self._watchdog.end()
+        self._notes.end(slots)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         self._tell(items, rows, began)
@@ -322,7 +344,8 @@ class Batcher:
         loop = self._loop
         if loop is None:
             return
-        work = _Work(items, ort.RunOptions())
+        slots = self._notes.begin([item.note for item in items])
+        work = _Work(items, ort.RunOptions(), slots)
         self._running.append(work)
         work.timer = loop.call_later(self._allowed_s(items), _terminate, work.options)
         began = time.perf_counter()
@@ -353,10 +376,13 @@ class Batcher:
             work.timer.cancel()
         if work in self._running:
             self._running.remove(work)
+        self._notes.end(work.slots)
         try:
             results = done.result()
         except InferenceFailedError as error:
             stopped = work.options.terminate
+            if stopped:
+                self._begin_to_tidy()
             late = InferenceTimeoutError("stopped at the deadline")
             self._failed(work.items, late if stopped else error)
         except asyncio.CancelledError:
@@ -366,6 +392,11 @@ class Batcher:
             _resolve(work.items, results)
         if self._queue and self._drain_at is None:
             self._drain()
+
+    def _begin_to_tidy(self) -> None:
+        under_way = self._tidying is not None and not self._tidying.done()
+        if self._loop is not None and not under_way:
+            self._tidying = self._loop.run_in_executor(self._executor, self._tidy_up)
 
     def _run_items(
         self, items: list[_Item], options: ort.RunOptions
@@ -463,7 +494,3 @@ def _expired(item: _Item, now: float) -> bool:
 
 def _terminate(options: ort.RunOptions) -> None:
     options.terminate = True
-
-
-def _ignore(requests: int, rows: int, waited_s: float, ran_s: float) -> None:
-    """Nobody wants to know."""

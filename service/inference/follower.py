@@ -25,14 +25,25 @@ import orjson
 from models.files import write_atomic
 from sealgate.errors import SealgateError
 from security.admission.hooks import current_plan, open_tag
-from security.admission.plan import ModelPlan, Plan, PlanFolder, Share
+from security.admission.lifecycle import (
+    Canary,
+    Planned,
+    Shadow,
+    State,
+    Warm,
+    Withdrawn,
+    arrange,
+)
+from security.admission.plan import ModelPlan, Plan, PlanFolder
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
-from service.inference.lineup import Entry, Lineup, Served, Trial, check_alike
+from service.inference.lineup import Entry, Lineup, Served, check_alike
+from service.telemetry.casualties import Casualties, who_is_held_off
 
 __all__ = ["REPORT_S", "Follower", "Record"]
 
 _MAX_REASON = 300
+_HELD_OFF = "workers that ran it ended, again and again"
 # How often a worker says that it is there, whatever happens.
 REPORT_S = 2.0
 
@@ -46,7 +57,12 @@ class Follower:
     """Keeps a lineup at what the plan says."""
 
     def __init__(
-        self, settings: Settings, lineup: Lineup, *, record: Record | None = None
+        self,
+        settings: Settings,
+        lineup: Lineup,
+        *,
+        record: Record | None = None,
+        casualties: Casualties | None = None,
     ) -> None:
         """Prepare; nothing is loaded yet.
 
@@ -54,6 +70,7 @@ class Follower:
             settings: where the plan, the policy and the trust root are.
             lineup: of this worker.
             record: called for each decision, from the thread.
+            casualties: of the server, to hold off who ended workers.
         """
         self._settings = settings
         self._lineup = lineup
@@ -62,6 +79,7 @@ class Follower:
         self._plan = Plan()
         self._plan_stamp: Stamp = None
         self._rules_stamp = self._rules()
+        self._casualties = casualties or Casualties(None)
         self._refused: dict[str, str] = {}
         self._problem: str | None = None
         self._stop = threading.Event()
@@ -76,6 +94,7 @@ class Follower:
         Raises:
             SealgateError: of service.toml's models one was refused, or of a plan's all.
         """
+        self._hold_off()
         self._plan_stamp = self._folder.stamp()
         plan = current_plan(self._settings)
         first = self._apply(plan, note=False)
@@ -105,7 +124,7 @@ class Follower:
     def look(self) -> None:
         """Look once, and do what has to be done."""
         rules = self._rules()
-        changed = rules != self._rules_stamp
+        changed = self._hold_off() or rules != self._rules_stamp
         if changed:
             self._rules_stamp = rules
             self._verify_again()
@@ -117,6 +136,14 @@ class Follower:
             # What was refused may pass under the new rules.
             self._apply(self._plan)
         self._report()
+
+    def _hold_off(self) -> bool:
+        """See who ended workers again and again; whether other models than before."""
+        before = self._lineup.held_off
+        casualties = self._casualties.all()
+        held_off = who_is_held_off(casualties, now=time.time())
+        self._lineup.held_off = held_off
+        return held_off.models != before.models
 
     def _read_plan(self) -> None:
         try:
@@ -153,75 +180,81 @@ class Follower:
         Raises:
             SealgateError: its default version is refused.
         """
-        versions: dict[str, Served] = {}
-        running = {} if old is None else old.versions
+        running = {} if old is None else old.states
+        states: dict[str, State[Served]] = {}
         for version in sorted(plan.versions, key=lambda v: v != plan.default):
+            planned = plan.versions[version]
+            state = running.get(version)
             try:
-                versions[version] = self._served(
-                    f"{name}:{version}", plan.versions[version], running.get(version)
-                )
+                if state is None or state.content.revision != planned.content:
+                    warm = self._load(f"{name}:{version}", Planned(planned.content))
+                    state = self._verified(warm) if self._is_held(warm) else warm
             except SealgateError:
                 if version == plan.default:
                     raise
-                if version in running:  # it was to be read again: it stays as it was
-                    versions[version] = running[version]
-        default = versions[plan.default]
-        canary, shadow = (
-            self._trial(name, share, default, versions)
-            for share in (plan.canary, plan.shadow)
-        )
-        return Entry(default, versions, canary, shadow)
+                if state is None:
+                    continue
+                # It was to be read again: it stays as it was.
+            states[version] = arrange(state, planned)
+        return Entry(self._alike(states[plan.default].content, states))
 
-    def _served(self, tag: str, revision: int, running: Served | None) -> Served:
-        if running is not None and running.revision == revision:
-            return running
+    def _is_held(self, warm: Warm[Served]) -> bool:
+        return warm.content.tag in self._lineup.held_off.models
+
+    def _load(self, tag: str, planned: Planned) -> Warm[Served]:
         try:
-            return self._lineup.load(open_tag(tag, self._settings), revision=revision)
+            return self._lineup.load(planned.admit(open_tag(tag, self._settings)))
         except SealgateError as error:
             self._refuse(tag, error)
             raise
 
-    def _trial(
-        self,
-        name: str,
-        share: Share | None,
-        default: Served,
-        versions: Mapping[str, Served],
-    ) -> Trial | None:
-        if share is None or share.version not in versions:
-            return None
-        served = versions[share.version]
-        try:
-            check_alike(default, served)
-        except AdmissionRefused as error:
-            self._refuse(f"{name}:{share.version}", error)
-            return None
-        return Trial(served, share.percent)
+    def _alike(
+        self, default: Served, states: Mapping[str, State[Served]]
+    ) -> dict[str, State[Served]]:
+        """End the trials of versions that cannot answer the default's requests."""
+        alike = dict(states)
+        for version, state in states.items():
+            if isinstance(state, Canary | Shadow):
+                try:
+                    check_alike(default, state.content)
+                except AdmissionRefused as error:
+                    self._refuse(state.content.tag, error)
+                    alike[version] = state.retire()
+        return alike
 
     def _verify_again(self) -> None:
         """Ask the gate about all that runs, under the rules as they are now."""
-        for entry in self._lineup.table.values():
-            for served in entry.versions.values():
-                self._verify_served(served)
+        self._lineup.switch(
+            {
+                name: Entry({v: self._verified(s) for v, s in entry.states.items()})
+                for name, entry in self._lineup.table.items()
+            }
+        )
 
-    def _verify_served(self, served: Served) -> None:
-        tag = served.manifest.tag
-        running = served.admission.bundle.subject
+    def _verified(self, state: State[Served]) -> State[Served]:
+        """As `_judged`; what has changed is told."""
+        after, tag = self._judged(state), state.content.tag
+        if isinstance(after, Withdrawn):
+            if not isinstance(state, Withdrawn) or state.reason != after.reason:
+                _log.warning("%s is withdrawn: %s", tag, after.reason)
+                self._note("withdraw", tag, reason=after.reason)
+        elif isinstance(state, Withdrawn):
+            _log.info("%s answers again", tag)
+            self._note("restore", tag)
+        return after
+
+    def _judged(self, state: State[Served]) -> State[Served]:
+        served = state.content
         try:
-            admission = open_tag(tag, self._settings)
-            if admission.bundle.subject != running:
+            admission = open_tag(served.tag, self._settings)
+            if admission.bundle.subject != served.admission.bundle.subject:
                 raise AdmissionRefused(16, "the store holds other bytes than run")
         except SealgateError as error:
-            if served.refusal is None:
-                _log.warning("%s is withdrawn: %s", tag, error)
-                self._note("withdraw", tag, reason=str(error))
-            served.refusal = str(error)
-            return
-        if served.refusal is not None:
-            _log.info("%s is admitted again", tag)
-            self._note("restore", tag)
-        served.refusal = None
+            return state.withdraw(str(error))
         self._lineup.renew(served, admission)
+        if served.tag in self._lineup.held_off.models:
+            return state.withdraw(_HELD_OFF, cause="casualties")
+        return state.restore() if isinstance(state, Withdrawn) else state
 
     def _rules(self) -> tuple[Stamp, Stamp]:
         admission = self._settings.admission
@@ -244,12 +277,12 @@ class Follower:
                 if entry is None:
                     self._note("unload", name)
                 else:
-                    self._note("load", entry.default.manifest.tag)
+                    self._note("load", entry.default.content.tag)
 
     def _note(self, action: str, tag: str | None, reason: str | None = None) -> None:
         name, _, version = (tag or "").partition(":")
-        served = self._lineup.find(name, version or None)
-        subject = None if served is None else served.admission.bundle.subject
+        state = self._lineup.find(name, version or None)
+        subject = None if state is None else state.content.admission.bundle.subject
         record: dict[str, str | None] = {
             "client": "worker",
             "action": action,
@@ -272,10 +305,10 @@ class Follower:
             "serving": _describe(table),
             "refused": self._refused,
             "withdrawn": {
-                served.manifest.tag: served.refusal
+                state.content.tag: state.reason
                 for entry in table.values()
-                for served in entry.versions.values()
-                if served.refusal is not None
+                for state in entry.states.values()
+                if isinstance(state, Withdrawn)
             },
             "problem": self._problem,
         }
@@ -301,15 +334,15 @@ def _describe(table: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
 
 def _describe_entry(entry: Entry) -> dict[str, Any]:
     result: dict[str, Any] = {
-        "default": entry.default.manifest.version,
+        "default": entry.default.content.manifest.version,
         "versions": {
-            version: served.admission.bundle.subject.root_sha256
-            for version, served in entry.versions.items()
+            version: state.content.admission.bundle.subject.root_sha256
+            for version, state in entry.states.items()
         },
     }
     for name, trial in (("canary", entry.canary), ("shadow", entry.shadow)):
         if trial is not None:
-            version = trial.served.manifest.version
+            version = trial.content.manifest.version
             result[name] = {"version": version, "percent": trial.percent}
     return result
 

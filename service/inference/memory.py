@@ -14,7 +14,7 @@ import contextlib
 import ctypes
 import resource
 
-__all__ = ["bound_memory", "keep_freed_memory"]
+__all__ = ["bound_memory", "give_back", "keep_freed_memory"]
 
 # mallopt(3)
 _M_TRIM_THRESHOLD = -1
@@ -33,6 +33,15 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back() -> None:
+    """Give the system back all that was freed, after more than usual was taken.
+
+    >>> give_back()
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def bound_memory(max_bytes: int) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import onnxruntime as ort
 
+from models.errors import ProviderError, SessionError
 from models.manifest import Manifest
+from models.sessions import Session, make_session
 from sealgate.protocol.tensors import Array
 from security.admission.gate import Admission
 from security.errors import AdmissionRefused, SettingsError
@@ -59,28 +61,15 @@ class LoadedModel:
         return self._signature.run(inputs, outputs, options)
 
 
-def _session(model: bytes, settings: RuntimeSettings) -> ort.InferenceSession:
-    providers = list(settings.providers)
-    missing = set(providers).difference(ort.get_available_providers())
-    if missing:
-        raise SettingsError(f"runtime.providers: {min(missing)} is not installed")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.intra_op_threads
-    options.inter_op_num_threads = settings.inter_op_threads
-    # Fatal errors only: what a run fails on is the caller's, and would fill the log.
-    options.log_severity_level = 4
-    # Models may carry session options of their own in their metadata: not from a file.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    # Weights in another file are in no digest: a folder that cannot be has none.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", "/dev/null/none"
-    )
+def _session(model: bytes, settings: RuntimeSettings) -> Session:
     try:
-        session = ort.InferenceSession(model, sess_options=options, providers=providers)
-    except Exception as error:  # noqa: BLE001  (no base class)
-        raise AdmissionRefused(17, f"onnxruntime cannot load it: {error}") from None
-    # onnxruntime falls back to the CPU by itself, where nobody asked for that.
-    for provider in providers:
-        if provider not in session.get_providers():
-            raise SettingsError(f"runtime.providers: {provider} does not work here")
-    return session
+        return make_session(
+            model,
+            providers=settings.providers,
+            intra_op_threads=settings.intra_op_threads,
+            inter_op_threads=settings.inter_op_threads,
+        )
+    except ProviderError as error:
+        raise SettingsError(f"runtime.providers: {error}") from None
+    except SessionError as error:
+        raise AdmissionRefused(17, str(error)) from None

@@ -8,7 +8,6 @@ tensors are stacked. BF16 goes in and out as the integers that it is stored in.
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,39 +15,28 @@ import numpy as np
 import onnxruntime as ort
 
 from models.manifest import Manifest, Tensor
+from models.sessions import MAPS, SEQUENCE, TYPES, NodeArg, Session, shape_of
 from sealgate.protocol.datatypes import BFLOAT16, DATATYPES
 from sealgate.protocol.tensors import Array
 from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError
 
-__all__ = ["Signature"]
+__all__ = ["ShapeError", "Signature"]
 
-_ORT_TYPES: Mapping[str, str] = {
-    "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float",
-    "FP64": "double",
-    "BF16": "bfloat16",
-    "BYTES": "string",
-}
 _ONNX_BFLOAT16 = 16  # onnx.proto, TensorProto.DataType
-_MAPS = re.compile(r"seq\(map\((int64|string),tensor\((\w+)\)\)\)")
+_MAX_FITTING = 1024
 
 Presented = Callable[[Any], Array]
+
+
+class ShapeError(InferenceFailedError):
+    """An output has another shape than the signed manifest says."""
 
 
 class Signature:
     """How one session's values become arrays."""
 
-    def __init__(self, session: ort.InferenceSession, manifest: Manifest) -> None:
+    def __init__(self, session: Session, manifest: Manifest) -> None:
         """Compare a session with its manifest: check 17.
 
         Raises:
@@ -64,6 +52,9 @@ class Signature:
             if tensor.form != "tensor"
         }
         self._has_bf16 = manifest.has_bf16
+        self._shapes = {t.spec.name: t.spec.shape for t in manifest.outputs}
+        # Shapes that were seen to fit: looking one up takes less than comparing it.
+        self._fitting: set[tuple[str, tuple[int, ...]]] = set()
 
     def run(
         self,
@@ -76,6 +67,7 @@ class Signature:
         Raises:
             InferenceFailedError: onnxruntime raised, or gave what is no tensor; what it
                 said stays here, since it may quote the input.
+            ShapeError: an output has another shape than the manifest says.
         """
         try:
             if self._has_bf16:
@@ -86,13 +78,17 @@ class Signature:
                 )
         except Exception:  # noqa: BLE001  (onnxruntime's errors share no base class)
             raise InferenceFailedError("onnxruntime failed") from None
-        if not self._present:
-            return list(values)
         return [self._presented(name, value) for name, value in zip(outputs, values)]
 
     def _presented(self, name: str, value: Any) -> Array:
         present = self._present.get(name)
-        return value if present is None else present(value)
+        array: Array = value if present is None else present(value)
+        if (name, array.shape) in self._fitting:
+            return array
+        array = _shaped(name, array, self._shapes[name])
+        if len(self._fitting) < _MAX_FITTING:
+            self._fitting.add((name, array.shape))
+        return array
 
     def _run_bf16(
         self,
@@ -107,7 +103,27 @@ class Signature:
         return [_from_value(value) for value in values]
 
 
-def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:
+def _shaped(name: str, array: Array, expected: tuple[int, ...]) -> Array:
+    """An output in the shape that the manifest says.
+
+    Of no rows onnxruntime's operators give empty arrays of several shapes: of those
+    only the manifest's is given.
+
+    Raises:
+        ShapeError: it has values, in another shape.
+    """
+    actual = array.shape
+    same_rank = len(actual) == len(expected)
+    if same_rank and all(e in (-1, a) for a, e in zip(actual, expected)):
+        return array
+    if not array.size and expected[:1] == (-1,) and -1 not in expected[1:]:
+        return array.reshape(0, *expected[1:])
+    raise ShapeError(
+        f"output {name!r} has shape {list(actual)}, the manifest says {list(expected)}"
+    )
+
+
+def _check(nodes: Sequence[NodeArg], tensors: Sequence[Tensor]) -> None:
     actual = {node.name: node for node in nodes}
     if actual.keys() != {tensor.spec.name for tensor in tensors}:
         raise AdmissionRefused(17, "the model's tensors are not the manifest's")
@@ -116,24 +132,24 @@ def _check(nodes: Sequence[ort.NodeArg], tensors: Sequence[Tensor]) -> None:
         if not _agrees(tensor, node):
             raise AdmissionRefused(
                 17,
-                f"tensor {tensor.spec.name!r} is {node.type}{_shape(node)}, "
+                f"tensor {tensor.spec.name!r} is {node.type}{list(shape_of(node))}, "
                 f"not {tensor.spec}",
             )
 
 
-def _agrees(tensor: Tensor, node: ort.NodeArg) -> bool:
-    wanted = _ORT_TYPES[tensor.spec.datatype]
+def _agrees(tensor: Tensor, node: NodeArg) -> bool:
+    wanted = tensor.spec.datatype
     if tensor.form == "maps":
-        maps = _MAPS.fullmatch(node.type)
-        return maps is not None and maps[2] == wanted and _keys(tensor, maps[1]) != ()
+        maps = MAPS.fullmatch(node.type)
+        return (
+            maps is not None
+            and TYPES.get(maps[2]) == wanted
+            and _keys(tensor, maps[1]) != ()
+        )
     if tensor.form == "sequence":
-        return bool(node.type == f"seq(tensor({wanted}))")
-    matches = node.type == f"tensor({wanted})"
-    return bool(matches) and _shape(node) == list(tensor.spec.shape)
-
-
-def _shape(node: ort.NodeArg) -> list[int]:
-    return [size if isinstance(size, int) else -1 for size in node.shape]
+        sequence = SEQUENCE.fullmatch(node.type)
+        return sequence is not None and TYPES.get(sequence[1]) == wanted
+    return TYPES.get(node.type) == wanted and shape_of(node) == tensor.spec.shape
 
 
 def _keys(tensor: Tensor, kind: str) -> tuple[int, ...] | tuple[str, ...]:
@@ -151,7 +167,7 @@ def _presenter(tensor: Tensor, ort_type: str) -> Presented:
     if tensor.form == "sequence":
         rank = len(tensor.spec.shape)
         return lambda value: _stacked(value, dtype, rank)
-    maps = _MAPS.fullmatch(ort_type)
+    maps = MAPS.fullmatch(ort_type)
     keys = () if maps is None else _keys(tensor, maps[1])
     return lambda value: _tabulated(value, keys, dtype)
 

@@ -1,11 +1,15 @@
 """A model's first runs, before it is ready: what they teach decides how it is run.
 
 The inputs are made up from the manifest. Nothing here refuses a model: one that fails
-on them is run in a thread, one request at a time, and that is always right.
+on them is run in a thread, one request at a time, and that is always right. One whose
+answers have another shape than its manifest says is named in the log: it fails on
+requests, too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -17,11 +21,15 @@ import onnxruntime as ort
 from models.manifest import Tensor
 from sealgate.protocol.tensors import DATATYPES, Array
 from service.inference.batching import InferenceFailedError
+from service.inference.memory import give_back
 from service.inference.runtime import LoadedModel
+from service.inference.signature import ShapeError
 
-__all__ = ["Lesson", "warm_up"]
+__all__ = ["Lesson", "tidy_up", "warm_up"]
 
 _SAMPLES = 9
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,31 @@ def warm_up(
         apart = max_batch_rows > 1 and probe.rows_apart()
         rows = max(max_batch_rows, model.manifest.max_rows)
         return Lesson(apart, *probe.short_rows((inline_s, at_once_s), rows))
+    except ShapeError as error:
+        _log.warning("%s: %s", model.manifest.tag, error)
+        return Lesson()
     except InferenceFailedError:
         return Lesson()
     finally:
         timer.cancel()
+
+
+def tidy_up(model: LoadedModel, *, limit_s: float = 2.0) -> None:
+    """Give back the memory that a run had taken when it was stopped.
+
+    onnxruntime keeps it for later runs. It lets go at the end of a run that asks for
+    it, but of none that is stopped or fails, so another run has to ask: one row.
+    """
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    timer = threading.Timer(limit_s, _terminate, [options])
+    timer.daemon = True
+    timer.start()
+    probe = _Probe(model, options)
+    with contextlib.suppress(InferenceFailedError):
+        probe.run(probe.sample(1, seed=0))
+    timer.cancel()
+    give_back()
 
 
 class _Probe:
@@ -99,6 +128,8 @@ class _Probe:
             return False
         try:
             return all(self._is_apart(self.sample(3, seed=seed)) for seed in (1, 2))
+        except ShapeError:
+            raise
         except InferenceFailedError:
             if self._options.terminate:
                 raise

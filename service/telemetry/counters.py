@@ -22,7 +22,15 @@ from typing import TypeAlias
 
 import orjson
 
-__all__ = ["MAX_SERIES", "MAX_VALUES", "Counters", "Key", "Values", "read_counters"]
+__all__ = [
+    "MAX_SERIES",
+    "MAX_VALUES",
+    "Counters",
+    "Key",
+    "Values",
+    "map_shared",
+    "read_counters",
+]
 
 # Of one worker. Labels are bounded; this holds should one of them not be.
 MAX_SERIES = 2048
@@ -49,8 +57,8 @@ class Counters:
         """Open this process's table, or take over one whose process is gone."""
         self.folder = folder
         self._known: dict[Key, Values] = {}
-        self._map = mmap.mmap(-1, _SIZE) if folder is None else _open(folder)
-        self._view = memoryview(self._map)
+        path = None if folder is None else _own_path(folder)
+        self._view = memoryview(map_shared(path, _SIZE))
         for key, offset in _records(self._view):
             self._known[key] = self._values(offset)
 
@@ -109,15 +117,22 @@ def _records(view: memoryview) -> Iterator[tuple[Key, int]]:
         yield tuple(orjson.loads(view[offset + 2 : offset + 2 + length])), offset
 
 
-def _open(folder: Path) -> mmap.mmap:
-    path = folder / f"worker-{os.getpid()}.counters"
-    _take_over(folder, path)
+def map_shared(path: Path | None, size: int) -> mmap.mmap:
+    """So many bytes of a file that outlives this process; or of none."""
+    if path is None:
+        return mmap.mmap(-1, size)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(descriptor, _SIZE)
-        return mmap.mmap(descriptor, _SIZE)
+        os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
+
+
+def _own_path(folder: Path) -> Path:
+    path = folder / f"worker-{os.getpid()}.counters"
+    _take_over(folder, path)
+    return path
 
 
 def _take_over(folder: Path, path: Path) -> None:

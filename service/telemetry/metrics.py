@@ -112,6 +112,10 @@ FAMILIES: Mapping[str, Family] = {
         "gauge", "Bytes of the bodies of requests that are read or worked on."
     ),
     "sealgate_connections": Family("gauge", "Open HTTP connections."),
+    "sealgate_ready": Family("gauge", "Workers that are ready to be sent requests."),
+    "sealgate_unready": Family(
+        "gauge", "Workers that something is missing to be ready.", ("missing",)
+    ),
     "sealgate_model_info": Family(
         "info",
         "A model that this server runs, and the verdict that admitted it.",
@@ -125,7 +129,6 @@ class Metrics:
 
     >>> metrics = Metrics()
     >>> metrics.count("sealgate_refusals", "overloaded")
-    >>> metrics.batch("toy", "1.0.0", requests=2, rows=5)
     >>> [line for line in metrics.text().decode().splitlines() if line[0] != "#"][0]
     'sealgate_refusals_total{reason="overloaded"} 1.0'
     """
@@ -137,6 +140,11 @@ class Metrics:
         for key, values in self._counters.items():
             if _family(key).kind in ("gauge", "info"):
                 values[0] = 0.0
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the numbers of all workers are; None if there is only this one."""
+        return self._counters.folder
 
     def count(self, name: str, *labels: str, amount: float = 1.0) -> None:
         """Add to a counter of `FAMILIES`."""
@@ -180,15 +188,6 @@ class Metrics:
 
         return count
 
-    def stage(self, stage: str, seconds: float, model: str = "") -> None:
-        """Note how long a request was in one of `STAGES`."""
-        self.observe("sealgate_stage_seconds", stage, model, value=seconds)
-
-    def batch(self, model: str, version: str, *, requests: int, rows: int) -> None:
-        """Note what one run of a model was made of."""
-        self.observe("sealgate_batch_requests", model, version, value=requests)
-        self.observe("sealgate_batch_rows", model, version, value=rows)
-
     def serves(self, admission: Admission, *, served: bool = True) -> None:
         """Say that a model is served, or no more, with what admitted it.
 
@@ -213,11 +212,12 @@ class Metrics:
         return generate_latest(_registry(self._counters.read))
 
 
-def make_folder() -> None:
-    """Make the folder of this server's numbers, in the parent process."""
+def make_folder() -> Path:
+    """Make the folder of this server's numbers and notes, in the parent process."""
     folder = tempfile.mkdtemp(prefix="sealgate-metrics-")
     os.environ[_FOLDER] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def serve_metrics(host: str, port: int) -> None:

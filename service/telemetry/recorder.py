@@ -82,6 +82,7 @@ class Decision:
         trace: the caller's, from inside the seal if it came sealed. For logs only.
         outer_trace: of the request that held the sealed one. For logs only.
         ticket: what its quotas were charged with.
+        diverted: a canary has it, and not the default version.
     """
 
     sealed: bool
@@ -97,6 +98,7 @@ class Decision:
     trace: Trace | None = None
     outer_trace: Trace | None = None
     ticket: Ticket | None = None
+    diverted: bool = False
 
 
 class Recorder:
@@ -159,6 +161,10 @@ class Recorder:
         }
         if reason is None or self._is_single(decision.principal, reason, fields):
             await self._log.append(fields)
+
+    def pseudonym(self, principal: Principal | None) -> str:
+        """Of a caller, as records say it; empty for a stranger."""
+        return self._caller(principal).get("subject") or ""
 
     def close(self) -> None:
         """Write what was counted, and close the log."""

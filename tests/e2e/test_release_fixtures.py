@@ -24,11 +24,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from models.bundle import Bundle, read_bundle
+from models.sessions import Session, make_session
 from sealgate import Client
 from sealgate.errors import StatementError
 from sealgate.keys import choose_config, load_identity_keys, parse_configs
@@ -107,16 +107,14 @@ def admitted(
 
 
 def asked(bundle: Bundle, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    session = onnxruntime.InferenceSession(
-        bundle.model, providers=["CPUExecutionProvider"]
-    )
+    session = make_session(bundle.model)
     label, probabilities = session.run(
         ["label", "probabilities"], {"features": rows.astype(_dtype(session))}
     )
     return label, probabilities
 
 
-def _dtype(session: onnxruntime.InferenceSession) -> type:
+def _dtype(session: Session) -> type:
     (given,) = session.get_inputs()
     return {"tensor(float)": np.float32, "tensor(double)": np.float64}[given.type]
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Iterator
 
 import numpy as np
-import onnxruntime
 import pytest
 
+from models.sessions import make_session
 from tests.support.bundles import NAME, onnx_model
 from tests.support.proxies import proxy
 
@@ -22,7 +22,7 @@ MODES = [(True, True), (True, False), (False, True), (False, False)]
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
-    session = onnxruntime.InferenceSession(onnx_model())
+    session = make_session(onnx_model())
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {"features": ROWS}), strict=True))
 

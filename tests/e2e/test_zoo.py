@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
-import onnxruntime
 import pytest
 
 import sealgate
+from models.sessions import make_session
 from sealgate.errors import TensorError
 from tests.conftest import mint
 from tests.support import zoo
@@ -108,7 +108,7 @@ def test_refused_with_a_reason(served: Zoo, path: str) -> None:
 
 def in_process(model: bytes, seed: int = 5):
     """Inputs, and what onnxruntime makes of them here."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = make_session(model)
     rng = np.random.default_rng(seed)
     inputs = {node.name: zoo.example(node, rng) for node in session.get_inputs()}
     names = [node.name for node in session.get_outputs()]
@@ -210,7 +210,7 @@ def echoes(served: Zoo) -> list[tuple[str, dict[str, np.ndarray]]]:
     values = every_datatype()
     result = []
     for model in ("echo", "echo-bf16"):
-        session = onnxruntime.InferenceSession(OWN[model])
+        session = make_session(OWN[model])
         names = [node.name for node in session.get_inputs()]
         result.append((model, {name: values[name] for name in names}))
     return result

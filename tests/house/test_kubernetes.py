@@ -46,6 +46,18 @@ def test_the_environment_is_of_settings_that_exist(
     assert settings.service.environment == "production"
 
 
+def test_a_pod_has_the_time_that_its_end_takes(pod: dict[str, Any]) -> None:
+    (server,) = pod["containers"]
+    arguments = server["args"]
+    graceful = int(arguments[arguments.index("--timeout-graceful-shutdown") + 1])
+    program, seconds = server["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep"
+    # The readiness probe must have had its turn before the signal comes.
+    assert int(seconds) >= server["readinessProbe"]["periodSeconds"]
+    rest = pod["terminationGracePeriodSeconds"] - int(seconds) - graceful
+    assert rest >= 5
+
+
 def test_every_mount_is_a_volume(pod: dict[str, Any]) -> None:
     volumes = {volume["name"] for volume in pod["volumes"]}
     for container in pod["initContainers"] + pod["containers"]:

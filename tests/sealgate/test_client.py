@@ -10,11 +10,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import onnxruntime
 import pytest
 
 import sealgate.convert
 import sealgate.keys
+from models.sessions import make_session
 from sealgate import (
     Client,
     Options,
@@ -41,7 +41,7 @@ ROWS = np.array([[1, 2, 3], [-4, 5.5, 0.125], [0, 0, 0]], dtype=np.float32)
 @pytest.fixture(scope="module")
 def expected() -> dict[str, np.ndarray]:
     """What ONNX Runtime answers in this process."""
-    session = onnxruntime.InferenceSession(onnx_model())
+    session = make_session(onnx_model())
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {"features": ROWS}), strict=True))
 

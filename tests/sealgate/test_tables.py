@@ -78,6 +78,8 @@ def npy(array) -> bytes:
         ("quoted.csv", '"a","b"\r\n"1","2"\r\n"3","4.5"\r\n'),
         ("bom.csv", "\ufeffa,b\n1,2\n3,4.5"),
         ("more.csv", "a,target,b\n1,x,2\n3,y,4.5\n"),
+        ("returns.csv", "a,b\r1,2\r3,4.5"),
+        ("spelled.csv", "a,b\n1e0,2.0\n3.00,4.5\n"),
     ],
 )
 def test_every_kind_of_file(write, name, content):
@@ -184,11 +186,11 @@ FAULTS = {
     "missing column": ("x.csv", "a,c\n1,2\n", METADATA, "missing column 'b'"),
     "short row": ("x.csv", "a,b\n1,2\n3\n", METADATA, "line 3 has 1 cells, not 2"),
     "long row": ("x.csv", "a,b\n1,2,3\n", METADATA, "line 2 has 3 cells, not 2"),
-    "text cell": ("x.csv", "a,b\n1,x\n", METADATA, "could not convert string to float"),
-    "ragged csv": ("x.csv", "1,2\n3\n", METADATA, "inhomogeneous"),
+    "text cell": ("x.csv", "a,b\n1,x\n", METADATA, "'x' is not a number"),
+    "column twice": ("x.csv", "a,b,a\n1,2,3\n", METADATA, "column 'a' occurs twice"),
+    "ragged csv": ("x.csv", "1,2\n3\n", METADATA, "rows are not of one length"),
     "csv for two inputs": ("x.csv", "1,2\n", TWO, "the model has several inputs"),
     "not UTF-8": ("x.csv", b"\xff\xfe1,2", METADATA, "can't decode byte 0xff"),
-    "carriage return": ("x.csv", "1,2\r3,4", METADATA, "new-line character seen"),
     "long cell": ("x.csv", "1," + "2" * 200_000, METADATA, "field larger than"),
 }
 

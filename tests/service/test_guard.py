@@ -526,7 +526,7 @@ def test_a_client_that_leaves_stops_its_run(tmp_path: Path) -> None:
     assert b'"reason":"cancelled"' in left.records
     assert b'"status":499' in left.records
     (entry,) = left.routes._lineup.table.values()
-    assert entry.default.batcher.waiting == 0
+    assert entry.default.content.batcher.waiting == 0
 
 
 def test_a_cancelled_server_is_no_client_that_left(tmp_path: Path) -> None:

@@ -60,6 +60,14 @@ def headers(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
+def ready(server: Server) -> set[int]:
+    """What both workers say, as far as a few connections tell."""
+    return {
+        httpx.get(server.url + path).status_code
+        for path in ("/readyz", "/v2/health/ready") * 6
+    }
+
+
 def comparisons(server: Server, token: str, kind: str) -> dict[str, float]:
     text = httpx.get(server.url + "/metrics", headers=headers(token)).text
     lines = [line for line in text.splitlines() if f'kind="{kind}"' in line]
@@ -205,14 +213,43 @@ def test_a_changed_policy_withdraws_what_it_does_not_admit(
         }
 
     assert statuses() == {400}
+    # It was a canary once: there is something to go back to.
+    for percent in (5, 0):
+        plan = change(home, lambda p, n=percent: changes.set_canary(p, "toy:2.0.0", n))
+    wait_for(lambda: followed(home, plan, workers=WORKERS))
     try:
         policy.write_bytes(good.replace(b"max = 3.0", b"max = 2.0"))
         wait_for(lambda: all(report["withdrawn"] for report in reports(home)))
         assert statuses() == {503}
+        # The server is alive, says that it is not ready, and why.
+        wait_for(lambda: ready(live) == {503})
+        assert (
+            httpx.get(live.url + "/v2/health/ready")
+            .json()["type"]
+            .endswith("/not-ready")
+        )
+        assert httpx.get(live.url + "/v2/health/live").status_code == 200
+        one = httpx.get(live.url + "/v2/models/toy/ready", headers=headers(token))
+        assert one.status_code == 503
+        text = httpx.get(live.url + "/metrics", headers=headers(token)).text
+        assert "sealgate_ready 0.0" in text
+        assert f'sealgate_unready{{missing="model"}} {WORKERS}.0' in text
+        # What is loaded already is not let answer more, meanwhile.
+        before = PlanFolder(home / "deployment").stamp()
+        for words in (
+            ("default", "toy:2.0.0"),
+            ("canary", "toy:2.0.0", "--percent", "5"),
+            ("rollback", "toy"),
+        ):
+            refused = run_security(home, "models", *words, **settings(home))
+            assert refused.returncode == 1, refused.stderr
+            assert refused.stderr.startswith("refused: ")
+        assert PlanFolder(home / "deployment").stamp() == before
     finally:
         policy.write_bytes(good)
     wait_for(lambda: not any(report["withdrawn"] for report in reports(home)))
     assert statuses() == {400}
+    wait_for(lambda: ready(live) == {200})
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
-from onnx import TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.bundle import (
     VERDICT_FILE,
@@ -89,10 +89,15 @@ def policy(text: bytes = POLICY) -> Policy:
     return parse_policy(text, name="policy.toml")
 
 
-def onnx_model(weights: np.ndarray = WEIGHTS) -> bytes:
-    """features FP32[-1,3] -> probabilities FP32[-1,2], label INT64[-1]."""
+def onnx_model(weights: np.ndarray = WEIGHTS, *, slow: bool = False) -> bytes:
+    """features FP32[-1,3] -> probabilities FP32[-1,2], label INT64[-1].
+
+    A slow one does as many rounds of a loop as the largest feature says, on the way.
+    """
+    kept = "kept" if slow else "features"
     nodes = [
-        helper.make_node("MatMul", ["features", "weights"], ["logits"]),
+        *(_rounds() if slow else ()),
+        helper.make_node("MatMul", [kept, "weights"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         helper.make_node("ArgMax", ["probabilities"], ["label"], axis=1, keepdims=0),
     ]
@@ -106,11 +111,37 @@ def onnx_model(weights: np.ndarray = WEIGHTS) -> bytes:
             ),
             helper.make_tensor_value_info("label", TensorProto.INT64, ["rows"]),
         ],
-        [numpy_helper.from_array(weights, "weights")],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            *([numpy_helper.from_array(np.array(True), "always")] if slow else ()),
+        ],
     )
     opset = helper.make_opsetid("", 17)
     model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     return model.SerializeToString()
+
+
+def _rounds() -> list[NodeProto]:
+    names = ("round", "condition", "state")
+    types = (TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT)
+    shapes: tuple[list[object], ...] = ([], [], ["rows", 3])
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["again"]),
+            helper.make_node("Identity", ["state"], ["next"]),
+        ],
+        "body",
+        [helper.make_tensor_value_info(*item) for item in zip(names, types, shapes)],
+        [
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, ["rows", 3]),
+        ],
+    )
+    return [
+        helper.make_node("ReduceMax", ["features"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["rounds", "always", "features"], ["kept"], body=body),
+    ]
 
 
 def manifest(version: str = VERSION) -> Manifest:
@@ -170,10 +201,11 @@ def write_bundle(
     now: datetime | None = None,
     admit: bool = True,
     weights: np.ndarray = WEIGHTS,
+    slow: bool = False,
 ) -> Path:
     """Write a bundle that the policy admits; the verdict only if ``admit``."""
     now = now or datetime.now(UTC)
-    write_atomic(folder / "model.onnx", onnx_model(weights))
+    write_atomic(folder / "model.onnx", onnx_model(weights, slow=slow))
     write_atomic(folder / "manifest.json", manifest(version).to_json())
     subject = read_bundle(folder).subject
     for kind in kinds:

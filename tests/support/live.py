@@ -40,21 +40,27 @@ def settings(home: Path) -> dict[str, str]:
     }
 
 
-def make_live_deployment(home: Path, *versions: str) -> None:
+def make_live_deployment(home: Path, *versions: str, slow: bool = False) -> None:
     """Versions of the toy model in the store, all admitted; the first is served."""
     home.mkdir(parents=True)
     (home / "policy.toml").write_bytes(POLICY)
     check_security(home, "keygen", **settings(home))
     for number, version in enumerate(versions, start=1):
-        add_version(home, version, weights=ODD if number % 2 else EVEN)
+        weights = ODD if number % 2 else EVEN
+        add_version(home, version, weights=weights, slow=slow)
 
 
 def add_version(
-    home: Path, version: str, *, weights: np.ndarray = ODD, admit: bool = True
+    home: Path,
+    version: str,
+    *,
+    weights: np.ndarray = ODD,
+    admit: bool = True,
+    slow: bool = False,
 ) -> None:
     folder = home / f"bundle-{version}"
     keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
-    write_bundle(folder, keys, version=version, admit=admit, weights=weights)
+    write_bundle(folder, keys, version=version, admit=admit, weights=weights, slow=slow)
     check_security(home, "store", str(folder), **settings(home))
 
 

@@ -29,6 +29,7 @@ from security.access.quota_table import Limits, QuotaTable
 from security.access.quotas import Quotas
 from security.access.tokens import RevocationList, Verifier
 from security.admission.gate import Admission, verify
+from security.admission.lifecycle import Planned, State
 from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
 from security.sealing.freshness import Freshness
@@ -40,7 +41,7 @@ from security.settings.service import ServiceSettings
 from service.callers import Callers, documents
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.inference.lineup import Lineup
+from service.inference.lineup import Entry, Lineup, Served
 from service.routes import Routes
 from service.telemetry.recorder import Recorder
 from tests.support.bundles import Keys, policy, write_bundle
@@ -82,6 +83,18 @@ def unverified(folder: Path, model: bytes, manifest: Manifest) -> Admission:
     return Admission(read_bundle(folder), "0" * 64, {})
 
 
+def serving(admissions: Iterable[Admission], **bounds: Any) -> Lineup:
+    """A lineup of these; of several versions of a model the first is its default."""
+    lineup = Lineup(**bounds)
+    states: dict[str, dict[str, State[Served]]] = {}
+    for admission in admissions:
+        warm = lineup.load(Planned(0).admit(admission))
+        versions = states.setdefault(warm.content.manifest.name, {})
+        versions[warm.content.manifest.version] = warm if versions else warm.promote()
+    lineup.switch({name: Entry(versions) for name, versions in states.items()})
+    return lineup
+
+
 def wire(
     folder: Path,
     *,
@@ -114,7 +127,7 @@ def wire(
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
     log = AuditLog(folder / "audit", writer="worker", limits=LogLimits(sync=False))
     routes = Routes(
-        Lineup(all_admissions, timeout_s=timeout_s),
+        serving(all_admissions, timeout_s=timeout_s),
         Callers(
             Verifier(access, revocations=revocations),
             access,
@@ -225,6 +238,54 @@ def reshape_model(folder: Path) -> Admission:
     # Its output shape is inferred as [2, 3].
     outputs = (replace(Y, shape=(2, 3)),)
     return unverified(folder, _model(nodes, [shape]), manifest((X,), outputs))
+
+
+def misdeclared_model(folder: Path) -> Admission:
+    """Says that y is [rows, 3], and gives all of x in one row: [1, rows * 3]."""
+    # From values, so that onnxruntime cannot tell the shape before it runs.
+    nodes = [
+        helper.make_node("Sub", ["x", "x"], ["zeros"]),
+        helper.make_node("Exp", ["zeros"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones"], ["all"], keepdims=0),
+        helper.make_node("ReduceMax", ["ones"], ["one"], keepdims=0),
+        helper.make_node("Unsqueeze", ["one", "axis"], ["first"]),
+        helper.make_node("Unsqueeze", ["all", "axis"], ["second"]),
+        helper.make_node("Concat", ["first", "second"], ["sizes"], axis=0),
+        helper.make_node("Cast", ["sizes"], ["shape"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    axis = helper.make_tensor("axis", TensorProto.INT64, [1], [0])
+    return unverified(folder, _model(nodes, [axis]), manifest((X,), (Y,)))
+
+
+def gathering_model(folder: Path) -> Admission:
+    """y = x, after a loop of as many rounds as x says that keeps a number of each."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["condition"], ["again"]),
+            helper.make_node("Cast", ["round"], ["kept"], to=TensorProto.FLOAT),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, []),
+        ],
+        [
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("kept", TensorProto.FLOAT, []),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["rounds"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["rounds", "always"], ["all"], body=body),
+        helper.make_node("ReduceSum", ["all"], ["sum"], keepdims=0),
+        helper.make_node("Mul", ["sum", "zero"], ["none"]),
+        helper.make_node("Add", ["x", "none"], ["y"]),
+    ]
+    always = helper.make_tensor("always", TensorProto.BOOL, [], [True])
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    return unverified(folder, _model(nodes, [always, zero]), manifest((X,), (Y,)))
 
 
 def endless_model(folder: Path) -> Admission:

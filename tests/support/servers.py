@@ -70,6 +70,7 @@ def serve(
     python: str = sys.executable,
     tls: ssl.SSLContext | None = None,
     port: int | None = None,
+    graceful_s: int = 5,
 ) -> Iterator[Server]:
     """Run `bentoml serve TARGET` until the block ends."""
     port = port or free_port()
@@ -82,7 +83,7 @@ def serve(
         "--port",
         str(port),
         "--timeout-graceful-shutdown",
-        "5",
+        str(graceful_s),
         python=python,
     )
     with log.open("wb") as output:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import SessionError
 from models.report import Metric
 from security.assessment import intervals
 from security.assessment.poisoning.activations import Activations
@@ -53,7 +54,7 @@ class PoisoningCheck:
             return f"no class has {_MIN_ROWS} training rows"
         try:
             _activations(context)
-        except AssessmentError as error:
+        except (AssessmentError, SessionError) as error:
             return str(error)
         return None
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.held_out import Holdout
 from security.assessment.privacy.membership import TrainingRows
 from security.assessment.scan.context import Context, class_indices
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.target import fit_rows
 
 __all__ = ["TrainingData", "row_digest", "training_data"]
@@ -53,6 +53,7 @@ def _read(context: Context) -> TrainingData | None:
     job = context.job
     given = job.extras.get("training data")
     if isinstance(given, Holdout):
+        given = given.arranged(job.column_names)
         rows, _ = fit_rows(job.spec, given.features)
         return TrainingData(given.name, rows, class_indices(given, job.reading))
     known = job.extras.get("training")

@@ -2,7 +2,6 @@
 
 options     the profiles, and the budgets that bound them
 dataconfig  what an attacker may change in a row, and at which cost
-holdout     rows from a file
 answers     probabilities, logits, labels, zipmap: read as one thing
 target      a model run by onnxruntime, and how rows fit it
 journal     what an endpoint was asked, and answered, over all runs of a scan

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.held_out import Holdout
 from models.manifest import Column
 from sealgate.profile import Profile
 from security.assessment.scan.answers import Answers, Reading
 from security.assessment.scan.dataconfig import DataConfig
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.journal import Journal
 from security.assessment.scan.options import MIN_ROWS, Options
 from security.assessment.scan.remote import RemoteLimits, RemoteTarget
@@ -259,6 +259,8 @@ def _fitted(
 ) -> Job:
     """Steps 2 to 4 of `prepare`."""
     effort = options.effort
+    columns = source.columns or getattr(target, "columns", ())
+    holdout = holdout.arranged([column.name for column in columns])
     rows, shape = fit_rows(target.spec, holdout.features)
     target.shape = shape
     remote = source.kind == "remote"
@@ -269,7 +271,6 @@ def _fitted(
     names = source.classes or config.classes or holdout.classes
     clean = target.calibrate(sample, names, known, options.output or source.output)
     labels = class_indices(holdout, target.reading)[chosen]
-    columns = source.columns or getattr(target, "columns", ())
     return Job(
         source=source,
         options=options,

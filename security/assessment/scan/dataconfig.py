@@ -5,6 +5,9 @@ A TOML file. Everything in it is optional::
     label = "outcome"                  # the CSV or Parquet column with the class
     classes = ["rejected", "granted"]  # in the order of the model's scores
     positive = "granted"               # the class that people want, for fairness
+    features = ["age", "income"]       # the model's columns, in its own order
+    drop = ["id"]                      # columns that are not used
+    missing = ["", "NA"]               # cells without a value; without this: empty ones
     sensitive = ["sex"]                # groups; features only where in columns
     infer = ["income"]                 # features that answers must not give away
     units = "range"                    # radii are shares of each range; or "raw"
@@ -34,21 +37,16 @@ A TOML file. Everything in it is optional::
 
 from __future__ import annotations
 
-import difflib
-import math
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from models.errors import BundleError
 from models.files import read_regular
+from security.config_reader import MAX_CONFIG_BYTES, Mistake, read_sections
 from security.errors import AssessmentError
 
 __all__ = ["ColumnRules", "DataConfig", "load_data_config", "parse_data_config"]
-
-MAX_CONFIG_BYTES = 4 << 20
 
 KINDS = ("number", "integer", "category")
 CHANGES = ("both", "up", "down", "never")
@@ -88,23 +86,34 @@ class DataConfig:
         classes: names in the order of the model's scores, or none.
         positive: the class that fairness is about, or None.
         sensitive: columns that make groups; features only where ``columns`` has them.
+        features: names of the model's columns in its order, where no manifest has them.
+        drop: columns of the data that are not used.
+        missing: cells that mean a missing value.
         infer: features that attribute inference guesses, beside the sensitive ones.
         units: "range" or "raw": what a radius of 1 means.
         low, high: the range of columns without one of their own, or None.
         max_cost: what an attacker spends per row, or None.
-        columns: rules by name of the column.
+        columns: their rules.
     """
 
     label: str | None = None
     classes: tuple[str, ...] = ()
     positive: str | None = None
     sensitive: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ("",)
     infer: tuple[str, ...] = ()
     units: str = "range"
     low: float | None = None
     high: float | None = None
     max_cost: float | None = None
-    columns: Mapping[str, ColumnRules] = field(default_factory=dict)
+    columns: tuple[ColumnRules, ...] = ()
+
+    @property
+    def rules(self) -> Mapping[str, ColumnRules]:
+        """The columns' rules by name."""
+        return {column.name: column for column in self.columns}
 
 
 def load_data_config(path: Path) -> DataConfig:
@@ -129,128 +138,40 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
     >>> parse_data_config(b'classes = ["no", "yes"]').classes
     ('no', 'yes')
     """
-    try:
-        value = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise AssessmentError(f"{name}: not TOML: {error}") from None
-    table = _Table(value, name)
-    columns = [_column(_Table(item, where)) for item, where in table.tables("columns")]
-    config = DataConfig(
-        label=table.text("label"),
-        classes=table.texts("classes"),
-        positive=table.text("positive"),
-        sensitive=table.texts("sensitive"),
-        infer=table.texts("infer"),
-        units=table.choice("units", UNITS) or "range",
-        low=table.number("low"),
-        high=table.number("high"),
-        max_cost=table.number("max_cost"),
-        columns={column.name: column for column in columns},
-    )
-    table.done()
-    _check_range(config.low, config.high, name)
-    if len(config.columns) != len(columns):
-        raise AssessmentError(f"{name}: a column is configured twice")
-    if config.max_cost is not None and config.max_cost <= 0:
-        raise AssessmentError(f"{name}.max_cost: must be positive")
-    return config
+    return read_sections(data, DataConfig, _check, where=name, error=AssessmentError)
 
 
-def _column(table: _Table) -> ColumnRules:
-    name = table.text("name")
-    if name is None:
-        raise AssessmentError(f"{table.where}: missing name")
-    cost = table.number("cost")
-    column = ColumnRules(
-        name=name,
-        low=table.number("low"),
-        high=table.number("high"),
-        kind=table.choice("kind", KINDS) or "number",
-        change=table.choice("change", CHANGES) or "both",
-        cost=1.0 if cost is None else cost,
-        values=table.numbers("values"),
-        group=table.text("group"),
-    )
-    table.done()
-    _check_range(column.low, column.high, table.where)
-    if column.cost < 0:
-        raise AssessmentError(f"{table.where}.cost: must not be negative")
-    if (column.kind == "category") != bool(column.values):
-        raise AssessmentError(f"{table.where}: a category, and only one, has values")
-    return column
+def _check(config: DataConfig) -> None:
+    for passed, key, message in _rules(config):
+        if not passed:
+            raise Mistake((key,), f"{key}: {message}")
 
 
-def _check_range(low: float | None, high: float | None, where: str) -> None:
-    if (low is None) != (high is None):
-        raise AssessmentError(f"{where}: low and high go together")
-    if low is not None and high is not None and not low < high:
-        raise AssessmentError(f"{where}: low must be below high")
+def _rules(config: DataConfig) -> Iterable[tuple[bool, str, str]]:
+    """Every rule on values: whether it holds, of which key, and what to say if not."""
+    yield config.units in UNITS, "units", f"expected one of {', '.join(UNITS)}"
+    yield config.max_cost is None or config.max_cost > 0, "max_cost", "must be positive"
+    for passed, message in _range_rules(config.low, config.high):
+        yield passed, "low", message
+    for key in ("classes", "sensitive", "features", "drop", "infer"):
+        yield "" not in getattr(config, key), key, "an empty name"
+    known = [column.name for column in config.columns]
+    yield len(set(known)) == len(known), "columns", "a column is configured twice"
+    for column in config.columns:
+        for passed, message in _column_rules(column):
+            yield passed, "columns", f"{column.name!r}: {message}"
 
 
-class _Table:
-    """Takes typed values out of a TOML table; `done` refuses what was not taken."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise AssessmentError(f"{where}: expected a table")
-        self.where = where
-        self._left = dict(value)
-        self._taken: list[str] = []
-
-    def done(self) -> None:
-        for name in self._left:
-            close = difflib.get_close_matches(name, self._taken, n=1)
-            hint = f"; did you mean {close[0]!r}" if close else ""
-            raise AssessmentError(f"{self.where}: unknown key {name!r}{hint}")
-
-    def text(self, name: str) -> str | None:
-        value = self._take(name)
-        if value is not None and not (isinstance(value, str) and value):
-            raise AssessmentError(f"{self.where}.{name}: expected text")
-        return value
-
-    def choice(self, name: str, choices: tuple[str, ...]) -> str | None:
-        value = self.text(name)
-        if value is not None and value not in choices:
-            raise AssessmentError(
-                f"{self.where}.{name}: expected one of {', '.join(choices)}"
-            )
-        return value
-
-    def number(self, name: str) -> float | None:
-        value = self._take(name)
-        return None if value is None else _number(value, f"{self.where}.{name}")
-
-    def numbers(self, name: str) -> tuple[float, ...]:
-        where = f"{self.where}.{name}"
-        return tuple(_number(item, where) for item in self._list(name))
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        values = self._list(name)
-        if not all(isinstance(item, str) and item for item in values):
-            raise AssessmentError(f"{self.where}.{name}: expected texts")
-        return tuple(values)
-
-    def tables(self, name: str) -> list[tuple[Any, str]]:
-        return [
-            (item, f"{self.where}.{name}[{index}]")
-            for index, item in enumerate(self._list(name))
-        ]
-
-    def _list(self, name: str) -> list[Any]:
-        value = self._take(name)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise AssessmentError(f"{self.where}.{name}: expected an array")
-        return value
-
-    def _take(self, name: str) -> Any:
-        self._taken.append(name)
-        return self._left.pop(name, None)
+def _column_rules(column: ColumnRules) -> Iterable[tuple[bool, str]]:
+    yield column.kind in KINDS, f"kind: expected one of {', '.join(KINDS)}"
+    yield column.change in CHANGES, f"change: expected one of {', '.join(CHANGES)}"
+    yield column.cost >= 0, "cost: must not be negative"
+    category = column.kind == "category"
+    yield category == bool(column.values), "a category, and only one, has values"
+    yield from _range_rules(column.low, column.high)
 
 
-def _number(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise AssessmentError(f"{where}: expected a finite number")
-    return float(value)
+def _range_rules(low: float | None, high: float | None) -> Iterable[tuple[bool, str]]:
+    yield (low is None) == (high is None), "low and high go together"
+    ordered = low is None or high is None or low < high
+    yield ordered, "low must be below high"

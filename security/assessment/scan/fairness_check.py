@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.report import Metric
 from security.assessment import fairness
-from security.assessment.fairness import MIN_GROUP, Fairness, Group
+from security.assessment.fairness import MIN_GROUP, Attribute, Fairness, Group
 from security.assessment.intervals import CONFIDENCE
 from security.assessment.scan.checks import CheckResult, ScanFinding, Unit
 from security.assessment.scan.context import Context
@@ -44,31 +44,30 @@ class FairnessCheck:
     def units(self, context: Context) -> list[Unit]:
         """One unit per attribute, and per intersection."""
         return [
-            Unit(self.name, f"fairness/{name}", {"name": name})
-            for name in _names(context)
+            Unit(
+                self.name,
+                f"fairness/{fairness.attribute_name(parts, context.job.groups)}",
+                {"parts": list(parts)},
+            )
+            for parts in _crossings(context)
         ]
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Measure one attribute; asks the target nothing."""
         job, positive = context.job, _positive(context)
         known = job.clean.labels >= 0
+        columns = {name: values[known] for name, values in job.groups.items()}
+        attribute = Attribute.of(unit.params["parts"], columns)
+        truth = job.labels[known] == positive
+        given = job.clean.labels[known] == positive
         scores = None
         if job.reading.form == "probabilities":
             scores = job.clean.scores[known][:, positive]
         result = fairness.measure(
-            unit.params["name"],
-            _values(context, unit.params["name"])[known],
-            job.labels[known] == positive,
-            job.clean.labels[known] == positive,
-            scores,
-            random=context.random(unit.key),
+            attribute, truth, given, scores, random=context.random(unit.key)
         )
-        return Outcome(
-            {
-                "fairness": _dump(result),
-                "confusion": _confusion(context, unit.params["name"], known, positive),
-            }
-        )
+        counts = _confusion(attribute.values, truth, given)
+        return Outcome({"fairness": _dump(result), "confusion": counts})
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -121,12 +120,9 @@ class FairnessCheck:
 
 
 def _confusion(
-    context: Context, name: str, known: NDArray[np.bool_], positive: int | None
+    values: NDArray[np.str_], truth: NDArray[np.bool_], given: NDArray[np.bool_]
 ) -> list[list[Any]]:
     """Per group: its rows, by what they are and what the model says."""
-    job = context.job
-    values, truth = _values(context, name)[known], job.labels[known] == positive
-    given = job.clean.labels[known] == positive
     kinds = (truth & given, truth & ~given, ~truth & given, ~truth & ~given)
     return [
         [str(group), *(int(((values == group) & kind).sum()) for kind in kinds)]
@@ -155,19 +151,13 @@ def _positive(context: Context) -> int | None:
     return 1 if len(classes) == 2 else None
 
 
-def _names(context: Context) -> list[str]:
+def _crossings(context: Context) -> list[tuple[str, ...]]:
     """Each attribute, every two of them, and all together."""
     names = sorted(context.job.groups)
-    together = [",".join(pair) for pair in combinations(names, 2)]
+    together: list[tuple[str, ...]] = list(combinations(names, 2))
     if len(names) > 2:
-        together.append(",".join(names))
-    return [*names, *together]
-
-
-def _values(context: Context, name: str) -> NDArray[np.str_]:
-    parts = [context.job.groups[part] for part in name.split(",")]
-    texts = (",".join(values) for values in zip(*parts, strict=True))
-    return np.array(list(texts), dtype=str)
+        together.append(tuple(names))
+    return [*((name,) for name in names), *together]
 
 
 def _findings(item: Fairness) -> Iterator[ScanFinding]:

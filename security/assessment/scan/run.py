@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from models.bundle import report_file
+from models.data.held_out import Holdout
 from models.files import write_atomic
 from models.report import Report, Subject, format_time
 from security.assessment.scan.basics import structure_result
 from security.assessment.scan.checks import CheckResult, ScanCheck, Unit
 from security.assessment.scan.context import Context, Job, TargetSource, prepare
 from security.assessment.scan.dataconfig import DataConfig
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import Options
 from security.assessment.scan.registry import all_checks
 from security.assessment.scan.report import ScanReport

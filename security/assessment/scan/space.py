@@ -224,10 +224,11 @@ def build_space(
         raise AssessmentError(f"the model has {len(columns)} columns, the data {width}")
     known = [item.name for item in columns] or list(names)
     known = known if len(known) == width else [f"[{i}]" for i in range(width)]
-    missing = sorted(set(config.columns) - set(known))
+    missing = sorted(set(config.rules) - set(known))
     if missing:
         raise AssessmentError(f"the data configuration's {missing[0]!r} is no column")
-    rules = tuple(config.columns.get(name) or ColumnRules(name) for name in known)
+    stated = config.rules
+    rules = tuple(stated.get(name) or ColumnRules(name) for name in known)
     low, high, source = _ranges(rows, rules, columns, config)
     kind = np.dtype(dtype)
     integer = np.array([rule.kind == "integer" for rule in rules])

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from models.sessions import make_session
 from security.assessment.scan.answers import Answers, Reading, read_answers, settle
 from security.errors import AssessmentError
 
@@ -105,12 +105,13 @@ class OnnxTarget:
         """Load the model.
 
         Raises:
-            AssessmentError: onnxruntime refuses it, or it has not one numeric input.
+            AssessmentError: it has not one numeric input.
+            SessionError: onnxruntime refuses it.
         """
         self.sha256: str | None = hashlib.sha256(self.model).hexdigest()
         self._asked = 0
         self.shape: tuple[int, ...] = ()
-        self._session = _session(self.model)
+        self._session = make_session(self.model)
         self.spec = _input_spec(self._session.get_inputs())
         self.output_names = tuple(item.name for item in self._session.get_outputs())
         self._wanted: list[str] | None = None
@@ -233,21 +234,6 @@ def _check_integers(flat: Rows, dtype: np.dtype[Any], name: str) -> None:
             f"input {name!r} takes {dtype}, {bounds.min} to {bounds.max}; the data has "
             f"{flat.min():g} to {flat.max():g}"
         )
-
-
-def _session(model: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.load_model_format", "ONNX")
-    try:
-        return onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
-        raise AssessmentError(
-            f"onnxruntime refuses the model: {_first_line(error)}"
-        ) from None
 
 
 def _input_spec(inputs: Sequence[Any]) -> InputSpec:

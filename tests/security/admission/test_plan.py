@@ -16,7 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from security.admission import changes
-from security.admission.plan import ModelPlan, Plan, PlanFolder, Share, plan_of_tags
+from security.admission.lifecycle import Canary, Default, Shadow, Warm
+from security.admission.plan import ModelPlan, Plan, PlanFolder, plan_of_tags
 from security.commands import main
 from security.errors import PlanError
 from security.settings.loading import load_settings
@@ -32,23 +33,43 @@ FIRST = plan_of_tags(["toy:1.0.0", "toy:1.1.0", "other:3"])
 
 
 def test_the_first_version_is_the_default() -> None:
-    assert FIRST.models["toy"] == ModelPlan("1.0.0", {"1.0.0": 0, "1.1.0": 0})
+    assert FIRST.models["toy"] == ModelPlan({"1.0.0": Default(0), "1.1.0": Warm(0)})
     assert FIRST.tags == ("toy:1.0.0", "toy:1.1.0", "other:3")
 
 
 def test_a_plan_survives_its_file() -> None:
     plan = changes.set_shadow(changes.set_canary(FIRST, "toy:2", 5), "toy:1.1.0", 100)
     assert Plan.from_json(plan.to_json()) == plan
-    assert plan.models["toy"].canary == Share("2", 5)
-    assert plan.models["toy"].shadow == Share("1.1.0", 100)
+    assert plan.models["toy"].versions == {
+        "1.0.0": Default(0),
+        "1.1.0": Shadow(0, 100),
+        "2": Canary(0, 5),
+    }
 
 
 def test_a_trial_ends_when_it_is_the_default_or_unloaded() -> None:
-    tried = changes.set_shadow(changes.set_canary(FIRST, "toy:2", 5), "toy:2", 9)
-    for after in (changes.set_default(tried, "toy:2"), changes.unload(tried, "toy:2")):
-        assert after.models["toy"].canary is None
-        assert after.models["toy"].shadow is None
-    assert changes.set_canary(tried, "toy:2", 0).models["toy"].shadow == Share("2", 9)
+    tried = changes.set_shadow(changes.set_canary(FIRST, "toy:2", 5), "toy:1.1.0", 9)
+    switched = changes.set_default(tried, "toy:2").models["toy"].versions
+    assert switched == {"1.0.0": Warm(0), "1.1.0": Shadow(0, 9), "2": Default(0)}
+    assert "2" not in changes.unload(tried, "toy:2").models["toy"].versions
+    ended = changes.set_canary(tried, "toy:2", 0).models["toy"].versions
+    assert ended == {"1.0.0": Default(0), "1.1.0": Shadow(0, 9), "2": Warm(0)}
+
+
+def test_a_trial_takes_the_place_of_another() -> None:
+    plan = changes.set_canary(FIRST, "toy:2", 5)
+    plan = changes.set_canary(plan, "toy:1.1.0", 6)
+    versions = {"1.0.0": Default(0), "1.1.0": Canary(0, 6), "2": Warm(0)}
+    assert plan.models["toy"].versions == versions
+    plan = changes.set_shadow(plan, "toy:1.1.0", 7)
+    assert plan.models["toy"].versions == versions | {"1.1.0": Shadow(0, 7)}
+
+
+def test_a_plan_of_before_with_two_trials_of_one_version() -> None:
+    document = json.loads(changes.set_canary(FIRST, "toy:1.1.0", 5).to_json())
+    document["models"]["toy"]["shadow"] = {"version": "1.1.0", "percent": 9}
+    plan = Plan.from_json(json.dumps(document).encode())
+    assert plan.models["toy"].versions["1.1.0"] == Canary(0, 5)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +128,7 @@ def test_the_history_is_bounded(tmp_path: Path) -> None:
     assert len(folder.history()) == 50
     plan = folder.read()
     assert plan is not None
-    assert plan.models["toy"].versions["1.0.0"] == 60
+    assert plan.models["toy"].versions["1.0.0"] == Default(60)
 
 
 def test_writers_do_not_overtake_each_other(tmp_path: Path) -> None:
@@ -127,7 +148,7 @@ def test_writers_do_not_overtake_each_other(tmp_path: Path) -> None:
         thread.join()
     plan = folder.read()
     assert plan is not None
-    assert (plan.generation, plan.models["toy"].versions["1.0.0"]) == (20, 20)
+    assert (plan.generation, plan.models["toy"].versions["1.0.0"]) == (20, Default(20))
 
 
 GOOD = json.loads(changes.set_canary(FIRST, "toy:1.1.0", 5).to_json())

@@ -9,10 +9,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from models.data.held_out import Holdout
 from security.assessment.evasion.check import EvasionCheck
 from security.assessment.scan.context import Context, TargetSource, prepare
 from security.assessment.scan.dataconfig import DataConfig, parse_data_config
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import PROFILES, Options
 from tests.support.scanned import (
     INT64,

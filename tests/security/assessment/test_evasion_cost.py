@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from models.data.held_out import Holdout
 from security.assessment.evasion.cost import CostCheck
 from security.assessment.evasion.smoothing import SmoothingCheck, certified_radius
 from security.assessment.scan.context import Context, TargetSource, prepare
 from security.assessment.scan.dataconfig import DataConfig, parse_data_config
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import PROFILES, Options
 from security.assessment.scan.space import build_space
 from tests.support.scanned import linear_onnx

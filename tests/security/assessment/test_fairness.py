@@ -60,6 +60,10 @@ def scan(tmp_path, capsys):
     return run
 
 
+def by_x(values):
+    return fairness.Attribute.of(("x",), {"x": values})
+
+
 def result(report, name):
     return next(item for item in report["results"] if item["check"] == name)
 
@@ -136,7 +140,7 @@ def test_the_values_are_fairlearns():
     n = 500
     truth, given = rng.random((2, n)) < 0.4
     values = rng.choice(["a", "b", "c"], n)
-    found = fairness.measure("x", values, truth, given, None, random=rng)
+    found = fairness.measure(by_x(values), truth, given, None, random=rng)
     kept = {"sensitive_features": values}
     for rate, function in (
         ("selection_rate", metrics.demographic_parity_difference),
@@ -159,7 +163,7 @@ def test_the_interval_holds_what_repeated_samples_give():
         truth = rng.random(300) < 0.5
         given = rng.random(300) < np.where(np.arange(300) < 150, 0.7, 0.4)
         values = np.where(np.arange(300) < 150, "a", "b")
-        found = fairness.measure("x", values, truth, given, None, random=rng)
+        found = fairness.measure(by_x(values), truth, given, None, random=rng)
         metric = found.differences["selection_rate"]
         inside += metric.low <= 0.3 <= metric.high
     # 95% of 24 is 23; below 19 would happen once in a thousand times.
@@ -170,7 +174,7 @@ def test_a_group_without_positives_has_no_true_positive_rate():
     rng = np.random.default_rng(0)
     truth = np.arange(80) >= 40
     values = np.where(truth, "a", "b")
-    found = fairness.measure("x", values, truth, truth, None, random=rng)
+    found = fairness.measure(by_x(values), truth, truth, None, random=rng)
     rates = {group.name: set(group.rates) for group in found.groups}
     assert "tpr" not in rates["x=b"]
     assert "fpr" not in rates["x=a"]

@@ -12,8 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from models.bundle import read_bundle
-from models.errors import BundleError, ExportError, ManifestError
+from models.errors import BundleError, ExportError, ManifestError, SessionError
 from models.manifest import Column
+from models.sessions import make_session
+from security.assessment import imported
 from security.assessment.imported import (
     _map_keys,
     describe,
@@ -22,6 +24,7 @@ from security.assessment.imported import (
     read_columns,
 )
 from security.errors import AssessmentError, HostileModel
+from security.inspection.findings import StructureLimits
 from tests.conftest import Command, check_security, run_security, toy_settings
 from tests.support import zoo
 from tests.support.bundles import Keys, manifest, onnx_model
@@ -185,8 +188,107 @@ def test_bf16_beside_strings_is_refused() -> None:
         describe(model, name="odd", version="1")
 
 
+def beside(folder: Path, **entries: str) -> Path:
+    """The toy model with its weights in a file beside it."""
+    model = onnx.load_model_from_string(onnx_model())
+    (tensor,) = model.graph.initializer
+    (folder / "theirs.onnx.data").write_bytes(b"head" + tensor.raw_data)
+    told = {"location": "theirs.onnx.data", "offset": "4", "length": "24"} | entries
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in told.items():
+        tensor.external_data.add(key=key, value=value)
+    (folder / "theirs.onnx").write_bytes(model.SerializeToString())
+    return folder / "theirs.onnx"
+
+
+def test_weights_beside_the_model_are_embedded(tmp_path: Path) -> None:
+    source = beside(tmp_path)
+    result = run_security(
+        tmp_path,
+        *("import", str(source), "--name", "theirs", "--version", "1.0.0"),
+        *("--out", str(tmp_path / "made")),
+    )
+    assert result.returncode == 0, result.stderr
+    model = read_bundle(tmp_path / "made").model
+    rows = {"features": np.array([[1.0, 2.0, 3.0]], np.float32)}
+    for got, wanted in zip(
+        make_session(model).run(None, rows), make_session(onnx_model()).run(None, rows)
+    ):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"location": "../theirs.onnx.data"}, "is no file beside the model"),
+        ({"location": "/etc/passwd"}, "is no file beside the model"),
+        ({"location": ""}, "is no file beside the model"),
+        ({"location": "nothing.data"}, "nothing.data: no such file"),
+        ({"offset": "5"}, "'weights' is not in 'theirs.onnx.data'"),
+        ({"length": "-1"}, "'weights' is not in"),
+        ({"length": "20"}, "tensor-bytes: shape"),
+        ({"offset": "x"}, "offset or length is no number"),
+    ],
+)
+def test_weights_that_are_elsewhere(
+    tmp_path: Path, entries: dict[str, str], message: str
+) -> None:
+    source = beside(tmp_path, **entries)
+    with pytest.raises(HostileModel, match=message):
+        inspected(source.read_bytes(), tmp_path)
+
+
+def test_a_link_to_other_files_is_not_followed(tmp_path: Path) -> None:
+    source = beside(tmp_path)
+    (tmp_path / "theirs.onnx.data").rename(tmp_path / "secret")
+    (tmp_path / "theirs.onnx.data").symlink_to("secret")
+    with pytest.raises(HostileModel, match="external-data: "):
+        inspected(source.read_bytes(), tmp_path)
+    (tmp_path / "theirs.onnx.data").unlink()
+    (tmp_path / "theirs.onnx.data").hardlink_to(tmp_path / "secret")
+    with pytest.raises(HostileModel, match="hard links"):
+        inspected(source.read_bytes(), tmp_path)
+
+
+def test_one_file_named_many_times_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = beside(tmp_path)
+    model = onnx.load(source, load_external_data=False)
+    for index in range(3):
+        copy = model.graph.initializer.add()
+        copy.CopyFrom(model.graph.initializer[0])
+        copy.name = f"copy{index}"
+    limits = StructureLimits(max_model_bytes=80)
+    monkeypatch.setattr(imported, "StructureLimits", lambda: limits)
+    with pytest.raises(HostileModel, match="more weights than a model may have"):
+        imported.embedded(model.SerializeToString(), tmp_path)
+
+
+def test_elsewhere_the_message_says_how_to_embed(tmp_path: Path) -> None:
+    source = beside(tmp_path)
+    with pytest.raises(HostileModel, match="embed it: onnx") as caught:
+        inspected(source.read_bytes())
+    # And what it says works.
+    model = onnx.load(source)
+    onnx.save(model, tmp_path / "embedded.onnx")
+    assert "onnx.save(onnx.load('model.onnx'), 'embedded.onnx')" in str(caught.value)
+    assert inspected((tmp_path / "embedded.onnx").read_bytes())[1] == ()
+
+
+@pytest.mark.slow
+def test_what_torch_writes_by_default(shared_data: Path) -> None:
+    folder = shared_data.parent / "cases" / "models" / "torch_default"
+    if not folder.is_dir():
+        pytest.skip("the shared cases are not here")
+    model, findings = inspected((folder / "model.onnx").read_bytes(), folder)
+    assert findings == ()
+    assert make_session(model).get_inputs()
+
+
 def test_what_onnxruntime_refuses() -> None:
-    with pytest.raises(AssessmentError, match="onnxruntime refuses the model"):
+    with pytest.raises(SessionError, match="onnxruntime refuses the model"):
         describe(onnx_model()[:-20], name="odd", version="1")
 
 
@@ -248,7 +350,7 @@ def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_torch_module() -> None:
     columns = [Column(**column) for column in COLUMNS]
     model = export_factory("their_module:make", columns)
-    assert inspected(model) == ()
+    assert inspected(model) == (model, ())
     made = describe(model, name="toy", version="1", columns=columns)
     assert [tensor.spec.shape for tensor in made.outputs] == [(-1, 2), (-1,)]
 

@@ -107,7 +107,7 @@ def test_a_small_model(files, capsys):
         (np.zeros((40, 3)), [0, 1] * 10, "40 rows of features, 20 classes"),
         (np.zeros((40, 3)), [0, 7] * 20, "class '7' is none of the model's 2: 0, 1"),
         (np.zeros((40, 3)), [0.5, 1] * 20, "a class is not a whole number"),
-        (np.zeros(40), [0, 1] * 20, "not rows of numbers"),
+        (np.zeros(40), [0, 1] * 20, "rows of 1 values, input 'x' takes 3"),
         (np.zeros((0, 3)), [], "there are no rows"),
         (np.full((40, 3), "a"), [0, 1] * 20, "not rows of numbers"),
     ],
@@ -120,22 +120,20 @@ def test_data_that_does_not_fit(files, capsys, x, y, message):
 def test_files_that_are_no_data(files, capsys, tmp_path):
     model = files.model(linear_onnx(WEIGHTS))
     for name, text, message in (
-        ("a.npz", "no archive", "not a NumPy archive"),
-        ("a.txt", "", "held-out rows come as .npz, .csv, .parquet"),
+        ("a.npz", "no archive", "not an npz file"),
+        ("a.txt", "", "not a .csv, .parquet or .npz file"),
         ("a.csv", "a,b,c\n1,2,3\n", "no column 'label'"),
-        ("b.csv", "a,b,label\nred,2,3\n", "column 'a' holds text"),
-        ("c.csv", "", "No columns"),
+        ("b.csv", "a,b,label\nred,2,3\n", "column 'a', line 2: 'red' is not a number"),
+        ("c.csv", "", "c.csv: empty"),
         ("d.parquet", "PAR1", "d.parquet: "),
     ):
         refused(files, capsys, model, files.text(name, text), message)
-    refused(files, capsys, model, str(tmp_path / "none.npz"), "no such file")
+    refused(files, capsys, model, str(tmp_path / "none.npz"), "No such file")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
-    refused(
-        files, capsys, model, str(tmp_path / "other.npz"), "expected features as 'x'"
-    )
+    refused(files, capsys, model, str(tmp_path / "other.npz"), "no column 'label'")
     objects = np.array([{}, 1], dtype=object)
     np.savez(tmp_path / "pickle.npz", x=objects, y=objects)
-    refused(files, capsys, model, str(tmp_path / "pickle.npz"), "not a NumPy archive")
+    refused(files, capsys, model, str(tmp_path / "pickle.npz"), "not an npz file")
 
 
 def test_a_table_with_names(files):
@@ -162,7 +160,7 @@ def test_a_table_with_names(files):
         ("units = 'metres'", "expected one of range, raw"),
         ("max_cost = 0", "must be positive"),
         ("low = nan\nhigh = 1", "expected a finite number"),
-        ("columns = 3", "expected an array"),
+        ("columns = 3", "expected a list of tables"),
         ("[[columns]]\nlow = 1", "missing name"),
         ("[[columns]]\nname = 'zz'", "'zz' is no column"),
         ("[[columns]]\nname = '[0]'\nkind = 'category'", "has values"),

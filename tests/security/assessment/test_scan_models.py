@@ -7,15 +7,15 @@ import json
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, load_from_string
 
+from models.data.held_out import Holdout
+from models.sessions import make_session
 from security.assessment.evasion.cascade import white_box_of
 from security.assessment.evasion.check import EvasionCheck
 from security.assessment.scan.context import Context, TargetSource, prepare
-from security.assessment.scan.holdout import Holdout
 from security.assessment.scan.options import PROFILES, Options
 from security.commands import main
 from tests.security.assessment.test_evasion import (
@@ -213,7 +213,7 @@ def test_a_masked_gradient_makes_no_robust_model(tmp_path):
     robust, trusted = {}, {}
     for name, make in {"plain": lambda m: to_onnx(m, [4]), **MASKS}.items():
         data = make(model)
-        y = onnxruntime.InferenceSession(data).run(None, {"x": x})[0].argmax(axis=1)
+        y = make_session(data).run(None, {"x": x})[0].argmax(axis=1)
         (tmp_path / name).mkdir()
         _, results = scan(tmp_path / name, data, x, y, "--check", "evasion")
         robust[name] = results["evasion"]["metrics"]["robust_accuracy"]["value"]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import parser
 
+from models.sessions import make_session
 from security.inspection.backdoor import analyse
 from security.inspection.findings import RULES, StructureLimits
 from security.inspection.rules import walk_model
-from security.inspection.structure import inspect
+from tests.support.inspecting import inspect
 
 LIMITS = StructureLimits()
 TRIGGER = 13.0
@@ -227,9 +227,7 @@ def test_backdoors(name):
 
 
 def run(model, row):
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    session = make_session(model.SerializeToString())
     return session.run(None, {"x": np.array([row], np.float32)})[0]
 
 

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from security.inspection.findings import StructureLimits
 from security.inspection.rules import walk_model
 from security.inspection.structure import examine, inspect
+from tests.support import inspecting
 
 LIMITS = StructureLimits()
 
@@ -343,7 +344,7 @@ FAULTS: dict[str, tuple[str, Callable[[], object]]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults(fault):
     rule, make = FAULTS[fault]
-    findings = inspect(make().SerializeToString())
+    findings = inspecting.inspect(make().SerializeToString())
     refused = [item for item in findings if item.severity == "error"]
     assert rule in [item.rule for item in refused], findings
     assert all(item.message.isascii() and len(item.message) < 400 for item in findings)
@@ -360,7 +361,7 @@ def test_faults(fault):
     ],
 )
 def test_what_is_only_noted(rule, make):
-    inspection = examine(make().SerializeToString())
+    inspection = inspecting.examine(make().SerializeToString())
     assert [item.rule for item in inspection.findings] == [rule]
     assert not inspection.refused
 
@@ -375,7 +376,7 @@ def test_what_is_only_noted(rule, make):
     ],
 )
 def test_good(make):
-    assert inspect(make().SerializeToString()) == ()
+    assert inspecting.inspect(make().SerializeToString()) == ()
 
 
 @pytest.mark.parametrize(

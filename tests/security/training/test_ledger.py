@@ -23,13 +23,14 @@ from models.manifest import Column
 from security.commands import main
 from security.errors import LedgerError, TrainingError
 from security.training.accounting import Mechanism, Spent, compose, epsilon_prv
-from security.training.config import load_config
+from security.training.config import load_config, parse_object
+from security.training.data import load_split, read_config
 from security.training.ledger import DEFAULT_CAP, Ledger, Request
 from security.training.noise import SystemRandomness
 from security.training.run import train_bundle
 from tests.conftest import Command
 from tests.support.servers import ROOT, environment
-from tests.support.small_training import CONFIG, write_config
+from tests.support.small_training import CONFIG, write_config, write_rows
 
 # Full batches, because their accounting is quick.
 REQUEST = Request(
@@ -476,3 +477,55 @@ def test_the_command_refuses(
     assert out == ""
     assert error in err
     assert len(err.splitlines()) == 1
+
+
+HELD_OUT = CONFIG.replace(
+    'source = "rows.csv"', 'source = "rows.csv"\nholdout_source = "test.csv"'
+)
+
+
+def spelled_rows(folder: Path) -> None:
+    """Rows, and twenty of them held out, spelled as another program writes them."""
+    lines = write_rows(folder / "rows.csv").read_text().splitlines()
+    held = [line.replace(",", ".0,", 1) for line in lines[1:21]]
+    (folder / "test.csv").write_text("\n".join([lines[0], *held]))
+
+
+def test_data_that_the_release_before_booked_is_the_same_data(tmp_path: Path) -> None:
+    """Its digest was of more rows: those held out under another spelling too."""
+    spelled_rows(tmp_path)
+    config = load_config(write_config(tmp_path, HELD_OUT))
+    before = replace(config, data=replace(config.data, row_identity=1))
+    ledger = Ledger(tmp_path / "l")
+    train_bundle(before, tmp_path / "one", lambda *_: None, ledger=ledger)
+    data = replace(config.data, name="other-name")
+    renamed = replace(config, data=data)
+    train_bundle(renamed, tmp_path / "two", lambda *_: None, ledger=ledger)
+    (account,) = ledger.accounts()
+    assert account.names == ("other-name", "persons")
+    first, second = (entry.request for entry in account.entries)
+    assert first.digest != second.digest
+    assert second.former == (first.digest,)
+    ledger.set_cap("persons", 2.5, None)
+    third = replace(config, data=replace(data, name="third-name"))
+    with pytest.raises(LedgerError, match="is taken at delta"):
+        train_bundle(third, tmp_path / "three", lambda *_: None, ledger=ledger)
+
+
+def test_a_retraining_keeps_the_split_of_its_bundle(tmp_path: Path) -> None:
+    config = load_config(write_config(tmp_path))
+    assert config.to_object()["data"]["row_identity"] == 2
+    before = replace(config, data=replace(config.data, row_identity=1))
+    assert "row_identity" not in before.to_object()["data"]
+    recorded = parse_object(before.to_object(), where="bundle")
+    assert recorded.data.row_identity == 1
+    train_bundle(
+        before, tmp_path / "out", lambda *_: None, ledger=Ledger(tmp_path / "l")
+    )
+    read = read_config(tmp_path / "c.toml", tmp_path / "out")
+    assert read.data.row_identity == 1
+    assert read_config(tmp_path / "c.toml", None).data.row_identity == 2
+    found, wanted = load_split(read)[0], load_split(before)[0]
+    assert found.keys is not None
+    assert wanted.keys is not None
+    assert found.keys.tolist() == wanted.keys.tolist()

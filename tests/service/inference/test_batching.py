@@ -31,6 +31,7 @@ from tests.support.rooms import (
     log_model,
     lookup_model,
     reshape_model,
+    serving,
 )
 from tests.support.servers import ROOT
 
@@ -39,12 +40,12 @@ FOREVER = np.full((1, 3), 1e15, np.float32)
 
 def lineup(admission: Admission, *, timeout_s: float = 20.0, **settings: Any) -> Lineup:
     runtime = RuntimeSettings(**{"at_once_run_us": 0, **settings})
-    return Lineup([admission], timeout_s=timeout_s, settings=runtime)
+    return serving([admission], timeout_s=timeout_s, settings=runtime)
 
 
 def only(models: Lineup) -> Served:
     (entry,) = models.table.values()
-    return entry.default
+    return entry.default.content
 
 
 def batches(models: Lineup) -> float:
@@ -245,7 +246,7 @@ def test_nobody_waits_beyond_the_deadline(tmp_path: Path) -> None:
 def test_a_stuck_model_leaves_a_thread_to_others(tmp_path: Path) -> None:
     admissions = [endless_model(tmp_path / "odd"), admitted(tmp_path / "toy")]
     settings = RuntimeSettings(inline_run_us=0, at_once_run_us=0)
-    models = Lineup(admissions, timeout_s=60.0, settings=settings)
+    models = serving(admissions, timeout_s=60.0, settings=settings)
 
     async def play() -> None:
         odd, toy = models.find("odd"), models.find("toy")
@@ -253,12 +254,12 @@ def test_a_stuck_model_leaves_a_thread_to_others(tmp_path: Path) -> None:
         assert toy is not None
         rows = np.ones((1, 3), np.float32)
         stuck = [
-            asyncio.ensure_future(models.infer(odd, {"x": rows}, ["y"]))
+            asyncio.ensure_future(models.infer(odd.content, {"x": rows}, ["y"]))
             for _ in range(3)
         ]
         await asyncio.sleep(0.1)
         async with asyncio.timeout(30):
-            await models.infer(toy, {"features": rows}, ["label"])
+            await models.infer(toy.content, {"features": rows}, ["label"])
         for item in stuck:
             item.cancel()
         await asyncio.wait(stuck)
@@ -334,14 +335,14 @@ import numpy as np
 from service.inference.batching import InferenceFailedError
 from service.inference.lineup import Lineup
 from service.inference.memory import bound_memory
-from tests.support.rooms import bomb_model
-models = Lineup([bomb_model(Path(sys.argv[1]))], timeout_s=60)
+from tests.support.rooms import bomb_model, serving
+models = serving([bomb_model(Path(sys.argv[1]))], timeout_s=60)
 # What the imports have mapped differs from machine to machine: a bound above that.
 status = Path("/proc/self/status").read_text()
 used = 1024 * int(status.partition("VmData:")[2].split()[0])
 bound_memory(used + (1 << 30))
 ask = lambda n: models.infer(
-    models.find("odd"), {"x": np.full((1, 3), n, np.float32)}, ["y"]
+    models.find("odd").content, {"x": np.full((1, 3), n, np.float32)}, ["y"]
 )
 for size in (0, 64, 100_000, 0):
     try:

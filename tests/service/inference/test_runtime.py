@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+import psutil
 import pytest
 
 from models.manifest import Manifest, Tensor
@@ -17,14 +17,18 @@ from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError, InferenceTimeoutError
 from service.inference.lineup import Lineup
 from service.inference.runtime import LoadedModel
+from service.inference.signature import ShapeError
 from tests.conftest import working_directory
 from tests.support.bundles import WEIGHTS, manifest, onnx_model
 from tests.support.rooms import (
     admitted,
     endless_model,
     external_model,
+    gathering_model,
     log_model,
+    misdeclared_model,
     reshape_model,
+    serving,
     unverified,
 )
 
@@ -39,11 +43,11 @@ def expected(rows: np.ndarray) -> np.ndarray:
 def infer(runtime: Lineup, name: str, inputs: dict, outputs: list[str]) -> list:
     model = runtime.find(name)
     assert model is not None
-    return asyncio.run(runtime.infer(model, inputs, outputs))
+    return asyncio.run(runtime.infer(model.content, inputs, outputs))
 
 
 def test_runs_what_numpy_computes(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    runtime = serving([admitted(tmp_path)], timeout_s=10)
     outputs = infer(runtime, "toy", {"features": ROWS}, ["label", "probabilities"])
     np.testing.assert_allclose(outputs[1], expected(ROWS), rtol=1e-5)
     np.testing.assert_array_equal(outputs[0], expected(ROWS).argmax(axis=1))
@@ -52,14 +56,14 @@ def test_runs_what_numpy_computes(tmp_path: Path) -> None:
 def test_the_bytes_that_run_are_the_bytes_that_were_checked(tmp_path: Path) -> None:
     admission = admitted(tmp_path)
     (tmp_path / "model.onnx").write_bytes(onnx_model(-WEIGHTS))
-    runtime = Lineup([admission], timeout_s=10)
+    runtime = serving([admission], timeout_s=10)
     (tmp_path / "model.onnx").unlink()
     (probabilities,) = infer(runtime, "toy", {"features": ROWS}, ["probabilities"])
     np.testing.assert_allclose(probabilities, expected(ROWS), rtol=1e-5)
 
 
 def test_finds_one_version_only(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=10)
+    runtime = serving([admitted(tmp_path)], timeout_s=10)
     assert runtime.find("toy") is runtime.find("toy", "1.0.0") is not None
     for name, version in (("toy", "1.0.1"), ("toy", "1"), ("toy", ""), ("other", None)):
         assert runtime.find(name, version) is None
@@ -100,7 +104,9 @@ def test_refuses_a_manifest_that_is_not_the_models(
 
 @pytest.mark.parametrize("data", [b"", b"not a model", onnx_model()[:-20]])
 def test_refuses_what_onnxruntime_cannot_load(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(AdmissionRefused, match="onnxruntime cannot load it") as caught:
+    with pytest.raises(
+        AdmissionRefused, match="onnxruntime refuses the model"
+    ) as caught:
         LoadedModel(unverified(tmp_path, data, manifest()))
     assert caught.value.check == 17
 
@@ -113,14 +119,14 @@ def test_refuses_weights_in_another_file(tmp_path: Path, location: str) -> None:
     # Not even where onnxruntime would look for it.
     with (
         working_directory(tmp_path),
-        pytest.raises(AdmissionRefused, match="onnxruntime cannot load it"),
+        pytest.raises(AdmissionRefused, match="onnxruntime refuses the model"),
     ):
         LoadedModel(admission)
 
 
 def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
     admissions = [endless_model(tmp_path / "odd"), admitted(tmp_path / "toy")]
-    runtime = Lineup(admissions, timeout_s=0.3)
+    runtime = serving(admissions, timeout_s=0.3)
     started = time.perf_counter()
     with pytest.raises(InferenceTimeoutError, match="stopped at the deadline"):
         infer(runtime, "odd", {"x": ROWS}, ["y"])
@@ -129,21 +135,44 @@ def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
     assert len(infer(runtime, "toy", {"features": ROWS}, ["label"])) == 1
 
 
+def test_a_stopped_run_gives_its_memory_back(tmp_path: Path) -> None:
+    runtime = serving([gathering_model(tmp_path)], timeout_s=0.8)
+    served = runtime.find("odd")
+    assert served is not None
+    process = psutil.Process()
+
+    async def stopped() -> tuple[int, int]:
+        before = process.memory_info().rss
+        with pytest.raises(InferenceTimeoutError):
+            await runtime.infer(
+                served.content, {"x": np.full((1, 3), 1e9, np.float32)}, ["y"]
+            )
+        most = process.memory_info().rss
+        tidying = served.content.batcher._tidying
+        assert tidying is not None
+        await asyncio.wait_for(tidying, timeout=10)
+        return most - before, process.memory_info().rss - before
+
+    taken, left = asyncio.run(stopped())
+    assert taken > 20 << 20
+    assert left < taken / 2
+
+
 def test_one_run_does_not_stop_another(tmp_path: Path) -> None:
-    runtime = Lineup([admitted(tmp_path)], timeout_s=0.2)
+    runtime = serving([admitted(tmp_path)], timeout_s=0.2)
 
     async def twice() -> None:
         model = runtime.find("toy")
         assert model is not None
-        await runtime.infer(model, {"features": ROWS}, ["label"])
+        await runtime.infer(model.content, {"features": ROWS}, ["label"])
         await asyncio.sleep(0.3)
-        await runtime.infer(model, {"features": ROWS}, ["label"])
+        await runtime.infer(model.content, {"features": ROWS}, ["label"])
 
     asyncio.run(twice())
 
 
 def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
-    runtime = Lineup([reshape_model(tmp_path)], timeout_s=10)
+    runtime = serving([reshape_model(tmp_path)], timeout_s=10)
     assert len(infer(runtime, "odd", {"x": ROWS}, ["y"])) == 1
     with pytest.raises(InferenceFailedError) as caught:
         infer(runtime, "odd", {"x": ROWS[:1]}, ["y"])
@@ -153,12 +182,27 @@ def test_a_failing_model_says_nothing_of_its_input(tmp_path: Path) -> None:
 
 
 def test_nan_is_the_callers_to_judge(tmp_path: Path) -> None:
-    runtime = Lineup([log_model(tmp_path)], timeout_s=10)
+    runtime = serving([log_model(tmp_path)], timeout_s=10)
     (logs,) = infer(runtime, "odd", {"x": -abs(ROWS)}, ["y"])
     assert np.isnan(logs).any()
 
 
 def test_only_the_cpu_is_used(tmp_path: Path) -> None:
     model = LoadedModel(admitted(tmp_path))
-    assert isinstance(model._session, ort.InferenceSession)
     assert model._session.get_providers() == ["CPUExecutionProvider"]
+
+
+def test_no_rows_have_the_shape_that_the_manifest_says(tmp_path: Path) -> None:
+    runtime = serving([admitted(tmp_path)], timeout_s=10)
+    outputs = infer(runtime, "toy", {"features": ROWS[:0]}, ["label", "probabilities"])
+    assert [array.shape for array in outputs] == [(0,), (0, 2)]
+
+
+def test_a_model_that_gives_other_shapes_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = serving([misdeclared_model(tmp_path)], timeout_s=10)
+    assert "odd:1.0.0: output 'y' has shape [1, 9]" in caplog.text
+    assert "the manifest says [-1, 3]" in caplog.text
+    with pytest.raises(ShapeError):
+        infer(runtime, "odd", {"x": ROWS}, ["y"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
 
+from models.sessions import make_session
 from security.assessment.torch_graph.layers import LAYERS
 from security.assessment.torch_graph.module import OnnxModule
 from security.assessment.torch_graph.operators import ML_OPERATORS
@@ -77,7 +77,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_layers(case):
     x = np.random.default_rng(1).normal(size=(5, 3, 7, 8)).astype(f32)
-    session = onnxruntime.InferenceSession(CASES[case])
+    session = make_session(CASES[case])
     (wanted,) = session.run(None, {"x": x})
     got = OnnxModule(CASES[case])(torch.from_numpy(x))["scores"].numpy()
     assert got.shape == wanted.shape
@@ -147,7 +147,7 @@ def test_classical_models(case):
     x = np.random.default_rng(1).normal(size=(5, 4)).astype(f32)
     if case == "Imputer":
         x[1, 2] = np.nan
-    (wanted,) = onnxruntime.InferenceSession(model).run(["scores"], {"x": x})
+    (wanted,) = make_session(model).run(["scores"], {"x": x})
     got = OnnxModule(model, outputs=["scores"])(torch.from_numpy(x))["scores"]
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-4, atol=1e-5)
 
@@ -170,7 +170,7 @@ def test_the_network_in_single_precision():
 )
 def test_models_of_other_exporters(shared_data, name):
     model = (shared_data / "onnx-models" / f"{name}.onnx").read_bytes()
-    session = onnxruntime.InferenceSession(model)
+    session = make_session(model)
     (entry,) = session.get_inputs()
     shape = [size if isinstance(size, int) else 1 for size in entry.shape]
     x = np.random.default_rng(0).random(shape).astype(f32)
@@ -229,7 +229,7 @@ def steps(*names):
 def test_steps_keep_their_value_and_get_a_gradient(names):
     model = steps(*names)
     x = torch.tensor([[0.1, 0.4, 0.61, 0.9]], requires_grad=True)
-    (wanted,) = onnxruntime.InferenceSession(model).run(None, {"x": x.detach().numpy()})
+    (wanted,) = make_session(model).run(None, {"x": x.detach().numpy()})
     soft = OnnxModule(model, soft=True)(x)["scores"]
     np.testing.assert_array_equal(soft.detach().numpy(), wanted)
     soft.sum().backward()

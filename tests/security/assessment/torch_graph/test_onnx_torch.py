@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -11,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from models.architectures import tabular_classifier
 from models.export import export_onnx, run_onnx
 from models.manifest import Column
+from models.sessions import make_session
 from security.assessment.torch_graph.layers import LAYERS
 from security.assessment.torch_graph.module import OPERATORS, OnnxModule
 from security.errors import AssessmentError
@@ -171,7 +171,7 @@ def rows(case: str) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES)
 def test_operators(case):
     model = CASES[case]
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = make_session(model)
     (wanted,) = session.run(None, {"x": rows(case)})
     got = OnnxModule(model)(torch.from_numpy(rows(case)))["y"].numpy()
     assert got.shape == wanted.shape

@@ -14,19 +14,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
+from sealgate.errors import SealgateError
 from security.admission.toml_lines import Notes, syntax_line
-from security.errors import TrainingError
 
 __all__ = ["Mistake", "hint", "read_object", "read_sections"]
 
-MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 4 << 20
 MAX_ITEMS = 20_000
 
 Path = tuple[str | int, ...]
 _Root = TypeVar("_Root")
 
 
-class Mistake(Exception):  # noqa: N818  (caught here; what leaves is a TrainingError)
+class Mistake(Exception):  # noqa: N818  (caught here)
     """A value that is not what it must be.
 
     Attributes:
@@ -39,7 +39,12 @@ class Mistake(Exception):  # noqa: N818  (caught here; what leaves is a Training
 
 
 def read_sections(
-    data: bytes, kind: type[_Root], rules: typing.Callable[[_Root], None], where: str
+    data: bytes,
+    kind: type[_Root],
+    rules: typing.Callable[[_Root], None],
+    *,
+    where: str,
+    error: type[SealgateError],
 ) -> _Root:
     """Read a document into a dataclass of dataclasses.
 
@@ -48,43 +53,50 @@ def read_sections(
         kind: whose fields are the sections; one that starts with ``_`` is not read.
         rules: raises `Mistake` for values that types cannot refuse.
         where: what error messages call the document.
+        error: what is raised.
 
     Raises:
-        TrainingError: not TOML, an unknown or missing key, a wrong type, or a value out
-            of range: ``where:line: key: what``.
+        SealgateError: as ``error``: not TOML, an unknown or missing key, a wrong type,
+            or a value out of range: ``where:line: key: what``.
     """
     if len(data) > MAX_CONFIG_BYTES:
-        raise TrainingError(f"{where}: more than {MAX_CONFIG_BYTES} bytes")
+        raise error(f"{where}: more than {MAX_CONFIG_BYTES} bytes")
     try:
         text = data.decode()
         document = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        line, reason = syntax_line(error, data)
-        raise TrainingError(f"{where}:{line}: not TOML: {reason}") from None
+    except (ValueError, RecursionError) as fault:
+        line, reason = syntax_line(fault, data)
+        raise error(f"{where}:{line}: not TOML: {reason}") from None
     try:
-        root = _table(kind, document, (), present=True)
+        root: _Root = _table(kind, document, (), present=True)
         rules(root)
     except Mistake as mistake:
         notes = Notes()
         notes.add(mistake.path, str(mistake))
         ((line, message),) = notes.by_line(text)
-        raise TrainingError(f"{where}:{line}: {message}") from None
+        raise error(f"{where}:{line}: {message}") from None
     return root
 
 
 def read_object(
-    value: Any, kind: type[_Root], rules: typing.Callable[[_Root], None], where: str
+    value: Any,
+    kind: type[_Root],
+    rules: typing.Callable[[_Root], None],
+    *,
+    where: str,
+    error: type[SealgateError],
 ) -> _Root:
     """Read JSON values into a dataclass of dataclasses, as `read_sections` does TOML.
 
     Raises:
-        TrainingError: an unknown or missing key, a wrong type, or a value out of range.
+        SealgateError: as ``error``: an unknown or missing key, a wrong type, or a value
+            out of range.
     """
     try:
         root: _Root = _table(kind, value, (), present=True)
         rules(root)
     except Mistake as mistake:
-        raise TrainingError(f"{where}: {mistake}") from None
+        raise error(f"{where}: {mistake}") from None
     return root
 
 

@@ -1,0 +1,258 @@
+"""Held-out rows from a source, for a model that says little of what it takes, or much.
+
+A matrix of features and an array of classes, under one of the usual pairs of names; or
+columns: one with the class, and features, found by name where the model, or whoever
+asks, names them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data import cells
+from models.data.columns import Table, numbers
+from models.data.readers import read_table
+from models.data.sources import feature_values, groups
+from models.errors import DatasetError
+from models.manifest import Column
+
+__all__ = ["Holdout", "Roles", "load_holdout"]
+
+_MAX_GROUPS = 50
+_FEATURES = ("x", "X", "x_test", "X_test", "features", "images", "data")
+_LABELS = ("y", "Y", "y_test", "Y_test", "labels", "label", "target", "targets")
+_LABEL_COLUMNS = ("label", "target", "class", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Holdout:
+    """Rows with their classes.
+
+    Attributes:
+        name: of the file or data set.
+        features: ``(n, …)``, numbers; NaN where a value is missing.
+        labels: ``(n,)``, whole numbers or text.
+        columns: names of the features of tables, otherwise none.
+        classes: names in the order of the labels where the source says so.
+        groups: by sensitive column: each row's value, as text ``(n,)``.
+    """
+
+    name: str
+    features: NDArray[Any] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the rows: shape and type, features, labels."""
+        state = hashlib.sha256()
+        head = f"{self.features.shape} {self.features.dtype.str} {self.columns}\n"
+        state.update(head.encode())
+        state.update(np.ascontiguousarray(self.features).tobytes())
+        for values in (self.labels, *self.groups.values()):
+            state.update("\n".join(map(str, values.tolist())).encode())
+        return state.hexdigest()
+
+    def arranged(self, names: Sequence[str]) -> Holdout:
+        """The same rows with their features in the order of a model's names.
+
+        Features without names, and a model without any, are taken as they stand.
+
+        Raises:
+            DatasetError: other features than the model's.
+        """
+        if not names or not self.columns or self.columns == tuple(names):
+            return self
+        places = {name: place for place, name in enumerate(self.columns)}
+        held = Table(self.name, dict.fromkeys(self.columns, self.labels))
+        held.require(names)
+        order = [places[name] for name in names]
+        return replace(self, features=self.features[:, order], columns=tuple(names))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What columns of a source are for.
+
+    Attributes:
+        label: the column with the class, or None to look for a usual name.
+        sensitive: columns, or arrays, whose values make groups.
+        kept: sensitive columns that the model reads all the same.
+        columns: the features, as the model's manifest has them; none if it has none.
+        features: their names, where only those are known; none for all other columns.
+        drop: columns that are not used.
+        missing: cells that mean a missing value.
+    """
+
+    label: str | None = None
+    sensitive: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
+    features: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ("",)
+
+
+def load_holdout(
+    source: str | Path, roles: Roles = Roles(), *, base: Path = Path()
+) -> Holdout:
+    """Read held-out rows.
+
+    Args:
+        source: as of `models.data.readers.read_table`.
+        roles: what its columns are for.
+        base: the folder that relative paths start from.
+
+    Raises:
+        DatasetError: unreadable, not rows with classes, or other columns than the
+            model's.
+    """
+    table = read_table(str(source), base=base)
+    for name in roles.sensitive:
+        if name not in table.arrays:
+            raise DatasetError(f"{table.where}: there is no sensitive column {name!r}")
+    given = [item for item in _FEATURES if item in table.arrays]
+    many = [item for item in given if table.arrays[item].ndim > 1]
+    holdout = _matrix(table, roles, many[0]) if many else _columns(table, roles)
+    _check(holdout)
+    return holdout
+
+
+def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
+    usual = (roles.label, *_LABELS)
+    label = next((item for item in usual if item in table.arrays), None)
+    if label is None:
+        raise DatasetError(
+            f"{table.where}: holds {', '.join(table.arrays)[:100]}; "
+            "expected features as 'x' and classes as 'y'"
+        )
+    rows, labels = table.arrays[name], _labels(table, label)
+    return Holdout(table.where, rows, labels, groups=_groups(table, roles))
+
+
+def _columns(table: Table, roles: Roles) -> Holdout:
+    label = _label_column(table, roles.label)
+    known = {column.name: column for column in roles.columns}
+    beside = {label, *roles.drop, *(set(roles.sensitive) - set(roles.kept))}
+    names = list(known) or list(roles.features)
+    if not names:
+        names = [name for name in table.arrays if name not in beside]
+    table.require([*names, label], also=[*roles.sensitive, *roles.drop])
+    if not (names and table.rows):
+        raise DatasetError(f"{table.where}: there are no rows")
+    missing = frozenset(roles.missing)
+    return Holdout(
+        table.where,
+        np.stack(
+            [_feature(table, name, known.get(name), missing) for name in names], 1
+        ),
+        _labels(table, label),
+        columns=tuple(names),
+        groups=_groups(table, roles),
+    )
+
+
+def _feature(
+    table: Table, name: str, column: Column | None, missing: frozenset[str]
+) -> NDArray[np.float64]:
+    if column is None or not column.categories:
+        return numbers(table, name, missing=missing)
+    numeric = any(cells.number(item) is not None for item in column.categories)
+    if not numeric and _all_numbers(table, name, missing):
+        # Written as the model takes them: as codes, which no category looks like.
+        values = numbers(table, name, missing=missing)
+        known = np.isin(values, np.arange(len(column.categories))) | np.isnan(values)
+        table.refuse(name, ~known, "is no declared category's code")
+        return values
+    return feature_values(table, column, missing)
+
+
+def _all_numbers(table: Table, name: str, missing: frozenset[str]) -> bool:
+    distinct = dict.fromkeys(cells.cells_of(table.column(name)))
+    return all(cell in missing or cells.number(cell) is not None for cell in distinct)
+
+
+def _groups(table: Table, roles: Roles) -> dict[str, NDArray[np.str_]]:
+    missing = frozenset(roles.missing)
+    return {name: groups(table, name, missing) for name in roles.sensitive}
+
+
+def _label_column(table: Table, label: str | None) -> str:
+    wanted = (label,) if label is not None else _LABEL_COLUMNS
+    for name in wanted:
+        if name in table.arrays:
+            return name
+    raise DatasetError(
+        f"{table.where}: no column {' or '.join(map(repr, wanted))} with the class; "
+        "name it as `label` in the data configuration"
+    )
+
+
+def _labels(table: Table, name: str) -> NDArray[Any]:
+    """Classes: numbers where every cell is one, else texts as they are written.
+
+    Raises:
+        DatasetError: a row has none, or one that is a fraction.
+    """
+    if table.arrays[name].ndim != 1:
+        shape = table.arrays[name].shape
+        raise DatasetError(f"{table.where}: classes have shape {shape}, not (n,)")
+    values = table.column(name)
+    if values.dtype.kind in "iu":
+        return values
+    listed = cells.cells_of(values)
+    distinct = dict.fromkeys(listed)
+    _refuse_cells(table, name, listed, {None, ""} & set(distinct), "is no class")
+    if not all(map(cells.is_plain_number, distinct)):
+        return np.array([str(cell) for cell in listed], dtype=np.str_)
+    known = {cell: _whole(cell) for cell in distinct}
+    broken = {cell for cell, value in known.items() if value is None}
+    reason = "as a class is not a whole number"
+    _refuse_cells(table, name, listed, broken, reason)
+    return np.array([known[cell] for cell in listed], dtype=np.int64)
+
+
+def _refuse_cells(
+    table: Table, name: str, listed: list[Any], bad: set[Any], reason: str
+) -> None:
+    if bad:
+        marks = np.array([cell in bad for cell in listed], dtype=np.bool_)
+        table.refuse(name, marks, reason)
+
+
+def _whole(cell: Any) -> int | None:
+    """A class that is written as a number; None for fractions and huge ones."""
+    value = cells.number(cell)
+    if value is None or not value.is_integer() or abs(value) >= 1 << 53:
+        return None
+    return int(value)
+
+
+def _check(holdout: Holdout) -> None:
+    features, labels, name = holdout.features, holdout.labels, holdout.name
+    if features.dtype.kind not in "biuf":
+        raise DatasetError(f"{name}: features are not rows of numbers")
+    if len(features) != len(labels):
+        raise DatasetError(
+            f"{name}: {len(features)} rows of features, {len(labels)} classes"
+        )
+    for group, values in holdout.groups.items():
+        if len(np.unique(values)) > _MAX_GROUPS:
+            raise DatasetError(
+                f"{name}: sensitive column {group!r} has more than {_MAX_GROUPS} "
+                "values; put them into bands"
+            )
+    if 0 in features.shape:
+        raise DatasetError(f"{name}: there are no rows")

@@ -1,0 +1,27 @@
+"""Tables are read in one place, and in the client's, which may not import it."""
+
+from __future__ import annotations
+
+import re
+
+from tests.support.servers import ROOT
+
+READERS = re.compile(r"read_csv|csv\.(?:reader|DictReader)|read_parquet|ParquetFile")
+PANDAS = re.compile(r"^\s*(?:import|from) pandas", re.MULTILINE)
+
+
+def modules(pattern: re.Pattern[str]) -> set[str]:
+    return {
+        path.relative_to(ROOT).as_posix()
+        for package in ("sealgate", "models", "security", "service")
+        for path in (ROOT / package).rglob("*.py")
+        if pattern.search(path.read_text())
+    }
+
+
+def test_one_module_reads_tables() -> None:
+    assert modules(READERS) == {"models/data/readers.py", "sealgate/tables.py"}
+
+
+def test_no_module_reads_by_pandas() -> None:
+    assert not modules(PANDAS)
