@@ -148,6 +148,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         require_sealed=settings.sealing.require_sealed,
         metrics=metrics,
         log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
+        max_body_bytes=settings.service.max_body_bytes,
         interface=_interface() if settings.observability.serve_openapi else None,
         readiness=readiness,
         quotas=load_quota_counters(

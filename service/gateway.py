@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from sealgate.errors import DecryptionError, SealgateError, UnknownKeyError
 from sealgate.protocol import bhttp, ohttp
@@ -184,7 +185,10 @@ class Gateway:
             return await self._routes.refuse(Problem("date", headers=ours), sealed=True)
         except SealgateError as error:
             return await self._routes.refuse(error, sealed=True)
-        return await self._routes.answer(request, sealed=True, remember=remember)
+        answer = await self._routes.answer(request, sealed=True, remember=remember)
+        if request.method == b"HEAD":
+            return replace(answer, body=b"")
+        return answer
 
 
 class LargeRequest:

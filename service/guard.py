@@ -22,8 +22,8 @@ from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
 from service.http.direct import DIRECT_BODY, DirectBody
 from service.http.exchange import Answer, Reply, StreamedResponse
-from service.http.intake import Intake, Visit
-from service.problems import Problem, problem_response
+from service.http.intake import VISIT, Intake, Visit
+from service.problems import Problem, method_not_allowed, problem_response
 from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
 from service.telemetry.tracing import OUTER_TRACE, read_trace
@@ -105,6 +105,7 @@ class Guard:
         body = _Body(scope, receive, visit, self._settings)
         try:
             reply = await self._reply(_head(scope), body)
+            body.tell(reply)
             await _send(send, reply)
         except ClientGone:
             return
@@ -140,8 +141,9 @@ class Guard:
     async def _reply(self, head: Request, body: _AnyBody) -> Reply:
         trace = read_trace(head.headers)
         OUTER_TRACE.set(trace)
+        VISIT.set(body.visit)
         try:
-            if head.path == b"/metrics" and head.method == b"GET":
+            if head.path == b"/metrics" and head.method in (b"GET", b"HEAD"):
                 response: Answer = await self._answer_metrics(head)
             else:
                 response = await self._answer(head, body)
@@ -155,7 +157,9 @@ class Guard:
         more = () if trace is None else (trace.header,)
         if _is_secure(head):
             more = (*more, _HSTS)
-        return _reply(response, close=not body.complete, more=more)
+        reply = _reply(response, close=not body.complete, more=more)
+        reply.stranger = body.visit.stranger
+        return reply
 
     async def _answer(self, head: Request, body: _AnyBody) -> Answer:
         if head.path == GATEWAY_PATH:
@@ -177,8 +181,9 @@ class Guard:
             await body.read()
             return _keys(keyconfig.KEYS_MEDIA_TYPE, self._gateway.published())
         if head.method != b"POST":
-            raise Problem("method-not-allowed", headers=((b"allow", b"GET, POST"),))
-        types = [value for name, value in head.headers if name == b"content-type"]
+            raise method_not_allowed(b"GET", b"HEAD", b"POST")
+        kinds = [value for name, value in head.headers if name == b"content-type"]
+        types = [kind.partition(b";")[0].strip().lower() for kind in kinds]
         if types == [_SEALED_TYPE]:
             return await self._answer_sealed(body)
         if types == [_CHUNKED_TYPE]:
@@ -201,7 +206,7 @@ class Guard:
 
     async def _answer_signed_keys(self, head: Request, body: _AnyBody) -> Response:
         if head.method not in (b"GET", b"HEAD"):
-            raise Problem("method-not-allowed", headers=((b"allow", b"GET"),))
+            raise method_not_allowed(b"GET", b"HEAD")
         await body.read()
         document = self._gateway.published_signed()
         return _keys(signedkeys.SIGNED_KEYS_MEDIA_TYPE, document)
@@ -211,6 +216,7 @@ class _Body:
     """A request body, counted while it is read.
 
     Attributes:
+        visit: of the request.
         declared: its length, where the client said one; nothing longer will arrive.
         complete: all of it has been read, so that the connection can be used again.
     """
@@ -219,7 +225,7 @@ class _Body:
         self, scope: Scope, receive: Receive, visit: Visit, settings: ServiceSettings
     ) -> None:
         self._receive = receive
-        self._visit = visit
+        self.visit = visit
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
         extension = scope.get("extensions", {}).get(DIRECT_BODY, {})
@@ -228,6 +234,11 @@ class _Body:
         self.complete = self.declared == 0
         self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._gone = False
+
+    def tell(self, reply: Reply) -> None:
+        """Tell the connection what is to be known before the answer is sent."""
+        if self._direct is not None:
+            self._direct.stranger = reply.stranger
 
     def check_gone(self) -> None:
         """Of a task that was cancelled: say so if it was because the client left.
@@ -301,7 +312,7 @@ class _Body:
         if self.complete:  # it has none
             await self._read(take)
             return
-        async with self._visit.reading(self.declared, self._timeout_s):
+        async with self.visit.reading(self.declared, self._timeout_s):
             await self._read(take)
 
     async def read_straight_into(self, take: Callable[[bytes], None]) -> None:
@@ -317,7 +328,7 @@ class _Body:
 
         def counted(data: bytes) -> None:
             # Its memory is accounted for; this tells who is slow.
-            self._visit.received += len(data)
+            self.visit.received += len(data)
             take(data)
 
         def take_first(data: bytes) -> None:
@@ -339,7 +350,7 @@ class _Body:
             size += len(chunk)
             if size > self._max_bytes:
                 raise _too_large(self._max_bytes)
-            self._visit.take(len(chunk))
+            self.visit.take(len(chunk))
             take(chunk)
             if not message.get("more_body", False):
                 self.complete = True
@@ -351,6 +362,7 @@ class _Whole:
     """A request body that was there with its head: nothing of it is waited for.
 
     Attributes:
+        visit: of the request.
         declared: its length.
         complete: all of it has been read.
     """
@@ -361,7 +373,7 @@ class _Whole:
         self, request: Request, visit: Visit, settings: ServiceSettings
     ) -> None:
         self._request = request
-        self._visit = visit
+        self.visit = visit
         self._max_bytes = settings.max_body_bytes
         self.declared = len(request.body)
 
@@ -379,7 +391,7 @@ class _Whole:
         """As `_Body.read_request`: the head has its content already."""
         if self.declared > self._max_bytes:
             raise _too_large(self._max_bytes)
-        self._visit.hold(self.declared)
+        self.visit.hold(self.declared)
         return head
 
     async def read_into(self, take: Callable[[bytes], None]) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "Challenges",
     "Problem",
+    "method_not_allowed",
     "problem_response",
     "to_problem",
 ]
@@ -68,6 +69,8 @@ _KINDS: Mapping[str, _Kind] = dict(
     (
         _kind(400, "malformed-encapsulation", "Malformed encapsulated request"),
         _kind(400, "malformed-message", "Malformed Binary HTTP message"),
+        _kind(400, "malformed-coding", "The content is not what its coding says"),
+        _kind(400, "malformed-http", "Malformed HTTP request"),
         _kind(400, "malformed-json", "Body is not JSON"),
         _kind(400, "invalid-request", "Invalid inference request"),
         _kind(400, "invalid-credentials", "More than one set of credentials"),
@@ -80,6 +83,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(409, "replayed", "This sealed request was answered before; seal it anew"),
         _kind(413, "body-too-large", "The request body is too large"),
         _kind(415, "unsupported-media-type", "Unsupported media type"),
+        _kind(431, "head-too-large", "The request line and headers are too large"),
         # RFC 9458, section 6.5.2.
         (
             "date",
@@ -111,6 +115,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(429, "caller-held-off", "Workers ended while they ran your requests"),
         _kind(500, "internal", "Internal error"),
         _kind(500, "model-failure", "The model failed on this input"),
+        _kind(501, "transfer-coding", "The transfer coding is not supported"),
         _kind(503, "admission-expired", "The evidence of this model has expired"),
         _kind(503, "admission-withdrawn", "This model is not admitted any more"),
         _kind(503, "model-held-off", "Workers ended while they ran this model"),
@@ -245,6 +250,11 @@ def _refused(error: AccessError, challenges: Challenges) -> Problem:
         case RevocationStoreError():
             return Problem("revocation-unavailable", headers=_RETRY)
     return Problem("unauthenticated", headers=challenges.headers("invalid_token"))
+
+
+def method_not_allowed(*allowed: bytes) -> Problem:
+    """The problem that names the methods that are."""
+    return Problem("method-not-allowed", headers=((b"allow", b", ".join(allowed)),))
 
 
 def problem_response(problem: Problem) -> Response:

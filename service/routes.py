@@ -18,6 +18,7 @@ import orjson
 from sealgate.errors import SealgateError, TensorError
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Headers, Request, Response
+from sealgate.protocol.tensors import request_heads
 from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
@@ -25,14 +26,22 @@ from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
 from security.sealing.freshness import Remember
 from service.callers import Callers
+from service.content import JSON, Content, decode_inputs, encode_answer
 from service.descriptions import model_metadata, passport, server_metadata
+from service.http.intake import VISIT
 from service.inference.batching import (
     InferenceFailedError,
     InferenceTimeoutError,
     OverloadedError,
 )
 from service.inference.lineup import Lineup, Served
-from service.problems import NO_MODEL, Problem, problem_response, to_problem
+from service.problems import (
+    NO_MODEL,
+    Problem,
+    method_not_allowed,
+    problem_response,
+    to_problem,
+)
 from service.readiness import Readiness
 from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
@@ -42,13 +51,15 @@ from service.telemetry.tracing import OUTER_TRACE, read_trace
 __all__ = ["Routes"]
 
 OPENAPI_PATH = b"/openapi.yaml"
-_JSON: Headers = ((b"content-type", b"application/json"),)
 _YAML: Headers = ((b"content-type", b"application/yaml"),)
-_BINARY = (b"content-type", b"application/octet-stream")
-# The second one is what clients call a body with binary tensors; some, any body.
-_TENSOR_TYPES = (b"application/json", b"application/octet-stream")
-_READY = frozenset({b"/readyz", b"/v2/health/ready"})
-_HEALTH = _READY | {b"/livez", b"/v2/health/live"}
+_LIVE = Response(200, JSON, b'{"live":true}')
+_READY = Response(200, JSON, b'{"ready":true}')
+_HEALTH = {
+    b"/livez": _LIVE,
+    b"/readyz": _READY,
+    b"/v2/health/live": _LIVE,
+    b"/v2/health/ready": _READY,
+}
 _SERVER = frozenset({b"/v2", b"/v2/"})
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
@@ -73,6 +84,7 @@ class Routes:
         log: RequestLog | None = None,
         interface: bytes | None = None,
         readiness: Readiness | None = None,
+        max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Wire it.
@@ -89,9 +101,11 @@ class Routes:
             log: gets a line for each request, if any.
             interface: the OpenAPI document, if callers may read it.
             readiness: of this worker; without it, it is ready once it answers.
+            max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
         self._readiness = readiness
+        self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
         self._log = log
         self._interface = interface
@@ -227,11 +241,11 @@ class Routes:
         path = request.path.partition(b"?")[0]
         if path in _SERVER:
             decision.action = "metadata"
-            _expect(request, b"GET")
+            _expect(request, b"GET", b"HEAD")
             return _json(server_metadata())
         if path == OPENAPI_PATH and self._interface is not None:
             decision.action = "interface"
-            _expect(request, b"GET")
+            _expect(request, b"GET", b"HEAD")
             return Response(200, _YAML, self._interface)
         match = _MODEL.fullmatch(path)
         if match is None:
@@ -293,9 +307,9 @@ class Routes:
         if decision.action == "infer":
             _expect(request, b"POST")
             return await self._infer(request, model, decision)
-        _expect(request, b"GET")
+        _expect(request, b"GET", b"HEAD")
         if decision.action == "ready":
-            return Response(200)
+            return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
             return _json(passport(model))
         versions = self._versions(decision.principal, model.manifest.name)
@@ -304,15 +318,19 @@ class Routes:
     async def _infer(
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
-        body, tail = _parse_message(request)
-        inputs = binary_tensors.decode_request(
-            body, tail, model.input_specs, max_rows=model.manifest.max_rows
+        content = await Content.read(
+            request, model.input_specs, max_bytes=self._max_body_bytes
         )
-        wanted = binary_tensors.requested_outputs(body, model.output_names)
-        lengths = [len(array) for array in inputs.values() if array.ndim]
+        heads = request_heads(
+            content.document, model.input_specs, max_rows=model.manifest.max_rows
+        )
+        wanted = binary_tensors.requested_outputs(content.document, model.output_names)
+        lengths = [head.shape[0] for _, head in heads.values() if head.shape]
         decision.rows = max(lengths, default=1)
         if decision.ticket is not None:
+            # For what is asked, whether or not its values can be read.
             await decision.ticket.charge_rows(decision.rows)
+        inputs = await decode_inputs(content, heads)
         try:
             who, outputs = self._who(decision), list(wanted)
             try:
@@ -324,11 +342,12 @@ class Routes:
                 model = stand_in
                 _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
-            document, parts = binary_tensors.encode_response(
+            return await encode_answer(
                 zip(wanted, arrays),
-                binary={name for name, binary in wanted.items() if binary},
+                binary=wanted,
                 model=model.manifest.name,
                 version=model.manifest.version,
+                identifier=content.document.get("id"),
             )
         except InferenceTimeoutError:
             raise Problem("inference-timeout") from None
@@ -336,10 +355,6 @@ class Routes:
             raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
         except (InferenceFailedError, TensorError):
             raise Problem("model-failure") from None
-        identifier = body.get("id")
-        if isinstance(identifier, str) and len(identifier) <= 256:
-            document["id"] = identifier
-        return _tensors(document, parts)
 
     def _who(self, decision: Decision) -> tuple[str, str]:
         """The request, and its caller's pseudonym.
@@ -355,6 +370,8 @@ class Routes:
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
         status = response.status
+        if decision.principal is None and (visit := VISIT.get()) is not None:
+            visit.stranger = True
         if self._log is not None:
             size = len(response.body)
             self._log.write(decision, status=status, reason=reason, response_bytes=size)
@@ -390,11 +407,12 @@ class Routes:
 
     def _answer_open(self, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
-            return problem_response(_method_not_allowed(b"GET"))
+            return problem_response(method_not_allowed(b"GET", b"HEAD"))
         unready = self._readiness is not None and not self._readiness.ready
-        if unready and request.path in _READY:
+        answer = self._documents.get(request.path) or _HEALTH[request.path]
+        if unready and answer is _READY:
             return problem_response(Problem("not-ready"))
-        return self._documents.get(request.path) or Response(200)
+        return answer
 
 
 def _name_model(decision: Decision, model: Served) -> None:
@@ -402,46 +420,13 @@ def _name_model(decision: Decision, model: Served) -> None:
     decision.digest = model.admission.bundle.subject.root_sha256
 
 
-def _parse_message(request: Request) -> tuple[dict[str, Any], memoryview]:
-    """The JSON object of an inference request, and the bytes behind it."""
-    lengths: list[bytes] = []
-    for name, value in request.headers:
-        if name == binary_tensors.HEADER_LENGTH:
-            lengths.append(value)
-        media_type = value.partition(b";")[0].strip().lower()
-        if name == b"content-type" and media_type not in _TENSOR_TYPES:
-            raise Problem("unsupported-media-type", "expected application/json")
-        if name == b"content-encoding" and media_type != b"identity":
-            raise Problem("unsupported-media-type", "expected no content-encoding")
-    head, tail = binary_tensors.split(request.body, lengths)
-    try:
-        body = orjson.loads(head)
-    except orjson.JSONDecodeError:
-        raise Problem("malformed-json") from None
-    if not isinstance(body, dict):
-        raise Problem("malformed-json", "expected a JSON object")
-    return body, tail
-
-
-def _expect(request: Request, method: bytes) -> None:
-    if request.method != method:
-        raise _method_not_allowed(method)
-
-
-def _method_not_allowed(allowed: bytes) -> Problem:
-    return Problem("method-not-allowed", headers=((b"allow", allowed),))
+def _expect(request: Request, *methods: bytes) -> None:
+    if request.method not in methods:
+        raise method_not_allowed(*methods)
 
 
 def _json(document: Any) -> Response:
-    return Response(200, _JSON, orjson.dumps(document))
-
-
-def _tensors(document: Any, parts: binary_tensors.Parts) -> Response:
-    head = orjson.dumps(document)
-    if not parts:
-        return Response(200, _JSON, head)
-    length = (binary_tensors.HEADER_LENGTH, str(len(head)).encode())
-    return Response(200, (_BINARY, length), b"".join((head, *parts)))
+    return Response(200, JSON, orjson.dumps(document))
 
 
 def _with_id(response: Response, decision: Decision, fields: Headers = ()) -> Response:

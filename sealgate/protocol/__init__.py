@@ -14,6 +14,7 @@ ohttp         encapsulated requests and responses (RFC 9458, section 4)
 ohttp_stream  a large encapsulated request, decrypted as it arrives
 datatypes     v2's datatypes, BF16 and BYTES among them
 tensors       Open Inference Protocol v2 tensors as JSON
+long_arrays   JSON whose long arrays are read in portions
 binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them

@@ -7,12 +7,12 @@ Specification: triton-inference-server/server, docs/protocol/extension_binary_da
 
 Nothing is copied that need not be: arrays are views into the message, unless their
 bytes lie where this machine cannot use them as they are. NaN and infinities pass;
-only JSON has no word for them.
+only JSON has no word for them, and an answer has null in their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "EXTENSION",
     "HEADER_LENGTH",
     "Parts",
+    "decode_inputs",
     "decode_request",
     "decode_response",
     "encode_request",
@@ -87,10 +88,22 @@ def decode_request(
     Raises:
         TensorError: as `tensors.decode_request`, or the tail is not what the JSON says.
     """
+    return decode_inputs(tensors.request_heads(request, specs, max_rows=max_rows), tail)
+
+
+def decode_inputs(
+    heads: Mapping[str, tuple[Any, TensorHead]], tail: memoryview
+) -> dict[str, Array]:
+    """The values of inputs whose heads `tensors.request_heads` has read, in its order.
+
+    Raises:
+        TensorError: as `decode_request`.
+        JsonError: values that were still text are no JSON.
+    """
     reader = _Tail(tail)
-    arrays = tensors.decode_request(
-        request, specs, max_rows=max_rows, decode=reader.decode
-    )
+    arrays = {
+        name: reader.decode(tensor, head) for name, (tensor, head) in heads.items()
+    }
     reader.finish()
     return arrays
 
@@ -134,6 +147,7 @@ def encode_response(
     binary: Collection[str],
     model: str,
     version: str,
+    present: Callable[[Array], Any] = tensors.nullable_values,
 ) -> tuple[dict[str, Any], Parts]:
     """The JSON object of a response, and what to send behind its text.
 
@@ -142,15 +156,16 @@ def encode_response(
         binary: names of the outputs to send as bytes.
         model: its name.
         version: its version.
+        present: makes the "data" of flat values.
 
     Raises:
-        TensorError: as `tensors.encode_response`, for outputs that go as JSON.
+        TensorError: a dtype that v2 cannot carry.
     """
     parts: Parts = []
     encoded = [
         _encode(name, array, parts)
         if name in binary
-        else tensors.encode_tensor(name, array)
+        else tensors.encode_tensor(name, array, present=present)
         for name, array in outputs
     ]
     document = {"model_name": model, "model_version": version, "outputs": encoded}

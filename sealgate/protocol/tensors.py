@@ -1,7 +1,8 @@
 """Open Inference Protocol v2 tensors as JSON objects, to and from numpy.
 
 Callers decode and encode the JSON text; these functions work on the decoded objects,
-which may come from a hostile peer but whose total size the caller has bounded.
+which may come from a hostile peer but whose total size the caller has bounded. Long
+arrays of values may still be text (`sealgate.protocol.long_arrays`).
 Specification: kserve/open-inference-protocol, specification/protocol/inference_rest.md.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array as make_array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,7 @@ from sealgate.protocol.datatypes import (
     numbers,
     strings,
 )
+from sealgate.protocol.long_arrays import LongArray
 
 __all__ = [
     "DATATYPES",
@@ -36,12 +38,13 @@ __all__ = [
     "datatype_of",
     "decode_request",
     "decode_response",
-    "decode_tensor",
     "decode_values",
     "encode_request",
     "encode_response",
     "encode_tensor",
+    "nullable_values",
     "read_head",
+    "request_heads",
 ]
 
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
@@ -101,11 +104,13 @@ class TensorHead:
         where: role and name, for error texts.
         dtype: numpy's, in this machine's byte order.
         shape: sizes, within bounds each; their product is not.
+        nullable: null may stand for a number that JSON has no word for: NaN, here.
     """
 
     where: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    nullable: bool = False
 
     @property
     def values(self) -> int:
@@ -133,7 +138,6 @@ def decode_request(
     specs: Sequence[TensorSpec],
     *,
     max_rows: int,
-    decode: Decoder | None = None,
 ) -> dict[str, Array]:
     """Validate a v2 inference request and return its inputs by name.
 
@@ -141,11 +145,29 @@ def decode_request(
         request: the decoded JSON body.
         specs: what the model takes; each must be given exactly once.
         max_rows: largest first dimension of any input.
-        decode: reads values that are elsewhere than in the JSON; called once for each
-            input, in the request's order.
 
     Returns:
         For each spec an array of its dtype and of the shape that the request stated.
+
+    Raises:
+        TensorError: names the tensor, what was expected and what came.
+    """
+    heads = request_heads(request, specs, max_rows=max_rows)
+    return {name: decode_values(tensor, head) for name, (tensor, head) in heads.items()}
+
+
+def request_heads(
+    request: Any, specs: Sequence[TensorSpec], *, max_rows: int
+) -> dict[str, tuple[dict[str, Any], TensorHead]]:
+    """What a v2 inference request states of its inputs, before their values are read.
+
+    Args:
+        request: the decoded JSON body.
+        specs: what the model takes; each must be given exactly once.
+        max_rows: largest first dimension of any input.
+
+    Returns:
+        The objects and what they state by name, in the request's order.
 
     Raises:
         TensorError: names the tensor, what was expected and what came.
@@ -156,7 +178,7 @@ def decode_request(
     if not isinstance(tensors, list):
         raise TensorError('request: expected an array "inputs"')
     known = {spec.name: spec for spec in specs}
-    arrays: dict[str, Array] = {}
+    heads: dict[str, tuple[dict[str, Any], TensorHead]] = {}
     for tensor in tensors:
         spec = known.get(_name(tensor))
         if spec is None:
@@ -164,14 +186,13 @@ def decode_request(
             raise TensorError(
                 f'input "{_shorten(_name(tensor))}": unknown, expected {names}'
             )
-        if spec.name in arrays:
+        if spec.name in heads:
             raise TensorError(f'input "{spec.name}": given twice')
-        head = _check_spec(tensor, spec, max_rows)
-        arrays[spec.name] = (decode or decode_values)(tensor, head)
+        heads[spec.name] = tensor, _check_spec(tensor, spec, max_rows)
     for name, spec in known.items():
-        if name not in arrays:
+        if name not in heads:
             raise TensorError(f'input "{name}": missing, expected {spec}')
-    return arrays
+    return heads
 
 
 def decode_response(
@@ -181,7 +202,8 @@ def decode_response(
 
     Args:
         response: the decoded JSON body.
-        decode: as for `decode_request`.
+        decode: reads values that are elsewhere than in the JSON; called once for each
+            output, in the response's order.
 
     Raises:
         TensorError: the response is malformed.
@@ -193,7 +215,7 @@ def decode_response(
         name = _name(tensor)
         if name in arrays:
             raise TensorError(f'output "{_shorten(name)}": given twice')
-        head = read_head(tensor, "output")
+        head = replace(read_head(tensor, "output"), nullable=True)
         arrays[name] = (decode or decode_values)(tensor, head)
     return arrays
 
@@ -215,23 +237,19 @@ def encode_response(
 ) -> dict[str, Any]:
     """The JSON object of a v2 inference response.
 
+    JSON has no word for NaN and infinities: null stands for each of them.
+
     Raises:
-        TensorError: as `encode_request`.
+        TensorError: a dtype that v2 cannot carry.
     """
     return {
         "model_name": model,
         "model_version": version,
-        "outputs": [encode_tensor(name, array) for name, array in outputs],
+        "outputs": [
+            encode_tensor(name, array, present=nullable_values)
+            for name, array in outputs
+        ],
     }
-
-
-def decode_tensor(tensor: Any, role: str) -> Array:
-    """The array that a tensor object holds in "data".
-
-    Raises:
-        TensorError: as `read_head` and `decode_values`.
-    """
-    return decode_values(tensor, read_head(tensor, role))
 
 
 def decode_values(tensor: Any, head: TensorHead) -> Array:
@@ -240,15 +258,47 @@ def decode_values(tensor: Any, head: TensorHead) -> Array:
     Raises:
         TensorError: malformed, or values that are not of its datatype and shape.
     """
-    values, types = _flatten(tensor.get("data"), head.where)
-    if len(values) != head.values:
+    data = tensor.get("data")
+    if isinstance(data, LongArray):
+        return head.reshape(_decode_long(data, head))
+    values, types = _flatten(data, head.where)
+    _check_values(head, len(values))
+    return head.reshape(_convert_checked(values, types, head))
+
+
+def _decode_long(data: LongArray, head: TensorHead) -> Array:
+    """Values that are still text, never more of them at once than a portion."""
+    if head.dtype == BYTES:
+        check_count(head.values, head.where)
+    parts = []
+    for values in data.values(head.values, head.where):
+        types = set(map(type, values))
+        parts.append(_convert_checked(values, types, head))
+    return np.concatenate(parts)
+
+
+def _check_values(head: TensorHead, count: int) -> None:
+    if count != head.values:
         raise TensorError(
             f"{head.where}: expected {head.values} values for shape "
-            f"{list(head.shape)}, got {len(values)}"
+            f"{list(head.shape)}, got {count}"
         )
+
+
+def _convert_checked(values: list[Any], types: set[type], head: TensorHead) -> Array:
+    missing = False
+    if head.nullable and type(None) in types and head.dtype.kind in "fV":
+        types, missing = types - {type(None)}, True
     if not types <= _ACCEPTED[head.dtype.kind]:
         raise TensorError(f"{head.where}: values are not {_NAMES[head.dtype]}")
-    return head.reshape(_convert(values, head.dtype, head.where))
+    if not missing:
+        return _convert(values, head.dtype, head.where)
+    known = [0 if value is None else value for value in values]
+    wide = numbers(_convert(known, head.dtype, head.where))
+    result: Array = np.where([value is None for value in values], np.nan, wide)
+    if head.dtype == BFLOAT16:
+        return narrow(result)
+    return result.astype(head.dtype)
 
 
 def read_head(tensor: Any, role: str) -> TensorHead:
@@ -281,8 +331,16 @@ def datatype_of(name: str, array: Array) -> str:
     return datatype
 
 
-def encode_tensor(name: str, array: Array) -> dict[str, Any]:
+def encode_tensor(
+    name: str, array: Array, *, present: Callable[[Array], Any] | None = None
+) -> dict[str, Any]:
     """A tensor object that holds its values in "data".
+
+    Args:
+        name: of the tensor.
+        array: its values.
+        present: makes the "data" of flat values; `nullable_values`, for example.
+            Without it NaN and infinities are refused.
 
     Raises:
         TensorError: as `encode_request`.
@@ -291,8 +349,8 @@ def encode_tensor(name: str, array: Array) -> dict[str, Any]:
     if datatype == "BYTES":
         array = strings(array, f'"{name}"')
     flat = numbers(array).reshape(-1)
-    data = flat.tolist()
-    if flat.dtype.kind == "f" and not _all_finite(flat, data):
+    data = (present or np.ndarray.tolist)(flat)
+    if present is None and flat.dtype.kind == "f" and not _all_finite(flat, data):
         raise TensorError(f'"{name}": JSON carries neither NaN nor infinities')
     return {
         "name": name,
@@ -300,6 +358,18 @@ def encode_tensor(name: str, array: Array) -> dict[str, Any]:
         "shape": list(array.shape),
         "data": data,
     }
+
+
+def nullable_values(flat: Array) -> list[Any]:
+    """The values of a flat array, null for those that JSON has no word for.
+
+    >>> nullable_values(np.array([1.5, np.nan, np.inf]))
+    [1.5, None, None]
+    """
+    values: list[Any] = flat.tolist()
+    if flat.dtype.kind != "f" or _all_finite(flat, values):
+        return values
+    return [value if math.isfinite(value) else None for value in values]
 
 
 def _check_spec(tensor: dict[str, Any], spec: TensorSpec, max_rows: int) -> TensorHead:

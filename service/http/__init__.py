@@ -1,6 +1,8 @@
 """Connections, TLS and the bounds on what arrives.
 
-connections  the HTTP/1.1 connection: bounds on a request's head, and no upgrades
+connections  the HTTP/1.1 connection: one message at a time, within bounds
+framing      where a message ends, and what is refused because others may differ
+ending       what is said to whoever connects while the server ends
 exchange     a request that came whole, answered on its connection
 direct       how the rest of a body goes straight to who takes it
 tls          TLS of the listening socket

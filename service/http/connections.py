@@ -3,30 +3,30 @@
 A request that has come whole when its head has been read is answered right here
 (`service.http.exchange`); any other goes through ASGI.
 
-uvicorn reads a head of any length at any pace before anything of ours sees it. Here a
+uvicorn parses all that was read at once, and a head of any length at any pace. Here
+the parser gets one message at a time: what follows it waits, unread, for its answer. A
 head that grows beyond its bound is answered 431, one that does not end in time is cut
-off, and an upgrade is an ordinary request. Bodies are the guard's, which may have the
-rest of one handed over as it is read: uvicorn would copy it twice on the way.
+off, one that two servers could read in two ways is refused (`service.http.framing`).
+Bodies are the guard's, which may have the rest of one handed over as it is read:
+uvicorn would copy it twice on the way.
 
 Connections are counted. For one too many, the one that has waited longest for a request
-is closed. A client that takes nothing of its answer is cut off: uvicorn would keep what
-it does not take. All else that BentoML leaves open, TLS included, is set here too.
+is closed. One that is refused again and again has to wait for its next turn. A client
+that takes nothing of its answer is cut off: uvicorn would keep what it does not take.
+All else that BentoML leaves open, TLS included, is set here too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import itertools
 import math
 import re
-import socket
-from collections.abc import Callable, Coroutine
-from typing import Any
 
-from httptools import HttpParserError
+from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
@@ -38,30 +38,22 @@ from sealgate.protocol.bhttp import Request
 from security.settings.loading import Settings
 from security.settings.service import ServiceSettings
 from service.http.direct import DIRECT_BODY, DirectBody
-from service.http.exchange import Answerer, Exchange
+from service.http.ending import refusing
+from service.http.exchange import Answerer, Exchange, last_message
+from service.http.framing import FIELDS, HEAD_END, Framing
+from service.http.intake import Allowance
 from service.http.tls import harden, server_context
+from service.problems import Problem, problem_response
 from service.telemetry.metrics import Metrics
 
 __all__ = ["bounded_protocol", "install"]
 
-_TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
-)
-_Sockets = list[socket.socket] | None
-_Shutdown = Callable[[Server, _Sockets], Coroutine[Any, Any, None]]
 _TURNS = itertools.count()
 _METHODS = frozenset({b"GET", b"POST"})
 # Any other target is uvicorn's to take apart.
 _PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
-# A client that has its answer closes by itself.
-_LINGER_S = 1.0
-_GOODBYE_S = 0.2
-# To clients for whom there is no room, or whom a server that ends will not serve.
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
-)
+# To clients for whom there is no room.
+_BUSY = Problem("overloaded", headers=((b"retry-after", b"1"),))
 
 
 def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
@@ -94,58 +86,7 @@ def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
 
     # BentoML offers no other way.
     Config.load = load_bounded  # type: ignore[method-assign, assignment]
-    Server.shutdown = _refusing(Server.shutdown)  # type: ignore[method-assign, assignment]
-
-
-def _refusing(shutdown: _Shutdown) -> _Shutdown:
-    """Uvicorn's shutdown, during which whoever connects is told to go elsewhere.
-
-    The listening socket is open until the last worker has ended, since the parent holds
-    it: a connection that nobody accepts would hang until then, and then be reset.
-    """
-
-    async def shut_down(server: Server, sockets: _Sockets = None) -> None:
-        config, waiting = server.config, set[asyncio.Transport]()
-        refusing = [
-            await asyncio.get_running_loop().create_server(
-                functools.partial(_Refusal, waiting),
-                sock=sock.dup(),
-                ssl=config.ssl,
-                backlog=config.backlog,
-            )
-            for sock in sockets or ()
-        ]
-        try:
-            await shutdown(server, sockets)
-        finally:
-            for each in refusing:
-                each.close()
-            if waiting:  # who has just been accepted is answered, too
-                await asyncio.sleep(_GOODBYE_S)
-
-    return shut_down
-
-
-class _Refusal(asyncio.Protocol):
-    """Answers the first bytes of a connection with 503, whatever they are."""
-
-    def __init__(self, waiting: set[asyncio.Transport]) -> None:
-        self._waiting = waiting
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._transport = transport
-        self._waiting.add(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._waiting.discard(self._transport)
-
-    def data_received(self, data: bytes) -> None:
-        transport = self._transport
-        if transport in self._waiting:
-            self._waiting.discard(transport)
-            transport.write(_FULL)
-            # Closing while more arrives would reset it before the answer is read.
-            asyncio.get_running_loop().call_later(_LINGER_S, transport.close)
+    Server.shutdown = refusing(Server.shutdown)  # type: ignore[method-assign, assignment]
 
 
 def bounded_protocol(
@@ -164,7 +105,22 @@ def bounded_protocol(
     return Bounded
 
 
+class _Flow(FlowControl):
+    """Uvicorn reads on whenever a body is asked for; here not before its turn.
+
+    Attributes:
+        held: something was read, 256 KiB at most, that is not to be parsed yet.
+    """
+
+    held = False
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
 class _BoundedProtocol(HttpToolsProtocol):
+    flow: _Flow
     bounds: ServiceSettings
     max_head_bytes: int
     told: Metrics
@@ -175,10 +131,21 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         # Until when a head must end or begin; 0 while a request is read or answered.
         self.until = self.loop.time() + self.bounds.head_timeout_s
         self._in_head = True
+        # Since the last byte of a body, or the end of a message.
         self._head_bytes = 0
+        self._framing = Framing()
+        # What has been read and not parsed, from a position on.
+        self._unread, self._position = b"", 0
+        self._in_body, self._left = False, 0
+        # A message has come whole, and is being answered.
+        self._whole = False
+        # No other message can follow.
+        self._last = False
+        self._allowance = Allowance()
         self._stall: asyncio.TimerHandle | None = None
         self._rest = DirectBody()
         # What of a body came with its head; None where ASGI has the request.
@@ -207,9 +174,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if waiting:
             min(waiting, key=lambda other: other.waiting_since).transport.abort()
             return
-        self.until = 0.0
-        self.transport.write(_FULL)
-        self.transport.close()
+        self._refuse(_BUSY)
 
     @property
     def waits(self) -> bool:
@@ -223,16 +188,26 @@ class _BoundedProtocol(HttpToolsProtocol):
         return self._waits_since
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, but for the timer of the pause that follows."""
+        """As uvicorn's, but for the pause that follows, and for what was not parsed."""
         self.server_state.total_requests += 1
         self._waits_since = next(_TURNS)
+        wait_s = 0.0
+        if self._rest.stranger:
+            wait_s = self._allowance.spend(self.loop.time())
+        if wait_s > 0:
+            self.loop.call_later(wait_s, self._next_message)
+        else:
+            self._next_message()
+
+    def _next_message(self) -> None:
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif not self._in_head:
-            self.until = self.loop.time() + self.bounds.idle_timeout_s
+        self._whole, self._head_bytes = False, 0
+        self.until = self.loop.time() + self.bounds.idle_timeout_s
+        if self._unread:  # after other connections have had their turn
+            self.loop.call_soon(self._parse)
+        else:
+            self._read_on()
 
     def _sweep(self) -> None:
         """Close connections whose time is over; the timer ends with the last one."""
@@ -280,37 +255,130 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._stall = None
 
     def data_received(self, data: bytes) -> None:
-        self._head_bytes += len(data)
-        super().data_received(data)
-        if self._early is not None:
-            try:
+        if self._unread:
+            data = self._unread[self._position :] + data
+        self._unread, self._position = data, 0
+        if self._whole or self._last:
+            self._hold()
+        else:
+            self._parse()
+
+    def _hold(self) -> None:
+        self.flow.held = True
+        self.flow.pause_reading()
+
+    def _read_on(self) -> None:
+        self.flow.held = False
+        self.flow.resume_reading()
+
+    def _parse(self) -> None:
+        """Parse what was read, to the end of one message at most."""
+        try:
+            closed = self._last or self.transport.is_closing()
+            while not (self._whole or closed) and (piece := self._piece()):
+                self.parser.feed_data(piece)
+            if self._early is not None:
                 self._pass_on()
-            except (HttpParserError, ValueError):  # no target that can be taken apart
-                self.send_400_response("Invalid HTTP request received.")
-        # One read may hold a whole head and much of its body, so the bound is looked
-        # at when the head has still not ended. A read is at most 256 KiB.
-        if self._in_head:
-            if not self.until:
-                self.until = self.loop.time() + self.bounds.head_timeout_s
-            if self._head_bytes > self.max_head_bytes:
-                self.until = 0.0
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+        except HttpParserUpgrade:
+            self._end_after_this()
+        except HttpParserError as error:
+            self._stumble(error.__context__)
+        except Problem as problem:
+            self._refuse(problem)
+        if self._unread and self._whole:
+            self._hold()
+        elif self.flow.held and not self._whole:
+            self._read_on()
+        if self._in_head and not self.until:
+            self.until = self.loop.time() + self.bounds.head_timeout_s
+
+    def _piece(self) -> bytes:
+        """What the parser gets next: of nothing more than one message.
+
+        Behind chunks it may get more, since only it knows where they end. It is stopped
+        there, and no other request is taken on that connection.
+
+        Raises:
+            Problem: there is no body in too many bytes.
+        """
+        data, begin = self._unread, self._position
+        size = len(data)
+        if not self._in_body:
+            if not self._in_head and begin < size and data[begin] in HEAD_END:
+                begin = size - len(data[begin:].lstrip(HEAD_END))
+            end = data.find(HEAD_END, begin) + len(HEAD_END)
+            if end < len(HEAD_END):  # what may be its beginning is kept
+                end = max(begin, size - len(HEAD_END) + 1)
+            self._count(end - begin)
+        elif self._framing.chunked:
+            self._count(0)
+            end = size
+            self._head_bytes += end - begin
+        else:
+            end = min(size, begin + self._left)
+            self._left -= end - begin
+        if end == size:
+            self._unread, self._position = b"", 0
+        else:
+            self._position = end
+        return data if end - begin == size else data[begin:end]
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.max_head_bytes:
+            raise Problem("head-too-large")
+
+    def _stumble(self, cause: BaseException | None) -> None:
+        """The parser has stopped: the message is malformed, or another one follows."""
+        if isinstance(cause, Problem):
+            self._refuse(cause)
+        elif self._whole:
+            self._end_after_this()
+        else:
+            self._refuse(Problem("malformed-http"))
+
+    def _end_after_this(self) -> None:
+        """Take no other message than this one."""
+        self._last = True
+        self.cycle.keep_alive = False
+
+    def _refuse(self, problem: Problem) -> None:
+        self.until, self._last, self._early = 0.0, True, None
+        self.told.count("sealgate_refusals", problem.code)
+        self.transport.write(last_message(problem_response(problem)))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         """What a scope has beyond this is made where ASGI gets the request."""
+        if self._whole:
+            raise HttpParserError("another message")
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
+        self._framing = Framing()
+        self._in_head, self.until = True, 0.0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Fields behind a body are nobody's: a proxy does not look at them."""
         if not self._in_head:
-            self._in_head, self.until, self._head_bytes = True, 0.0, 0
+            return
+        name = name.lower()
+        if name in FIELDS:
+            self._framing.note(name, value)
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Wait until all that was read with the head is known."""
-        self._in_head, self.until = False, 0.0
+        self._in_head, self.until, self._head_bytes = False, 0.0, 0
+        self._version = self.parser.get_http_version()
+        self._framing.check(self._version, upgrade=self.parser.should_upgrade())
+        self._in_body, self._left = True, self._framing.length
         self._early = []
 
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
         if self._early is not None:
             self._early.append(body)
         elif self._rest.take is None:
@@ -319,6 +387,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._rest.take(body)
 
     def on_message_complete(self) -> None:
+        self._whole, self._in_body = True, False
         if self._early is not None:
             method = self._method_of_whole()
             if method is not None:
@@ -328,19 +397,24 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _pass_on(self) -> None:
-        """Let uvicorn have the request, as far as it is there."""
+        """Let uvicorn have the request, as far as it is there.
+
+        Raises:
+            Problem: its target cannot be taken apart.
+        """
         early, self._early = self._early, None
-        if self.transport.is_closing():  # it was malformed after all
-            return
         head = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = head
         self._rest = DirectBody()
         self.scope["headers"] = self.headers
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
-        super().on_headers_complete()
-        for part in early or ():
-            super().on_body(part)
+        try:
+            super().on_headers_complete()
+        except (HttpParserError, ValueError):
+            raise Problem("malformed-http", "the target is not one") from None
+        if early:
+            super().on_body(b"".join(early))
 
     def _method_of_whole(self) -> bytes | None:
         """The method of a request that can be answered here; None of any other."""
@@ -354,7 +428,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             and not self.flow.write_paused
             and not self.expect_100_continue
             and not parser.should_upgrade()
-            and parser.get_http_version() == "1.1"
+            and self._version == "1.1"
             and self.limit_concurrency is None
         )
         return method if whole else None
@@ -362,16 +436,15 @@ class _BoundedProtocol(HttpToolsProtocol):
     def _answer_whole(self, method: bytes, body: list[bytes]) -> None:
         self._early = None
         headers = tuple(self.headers)
-        authority = next((value for name, value in headers if name == b"host"), b"")
         scheme = b"http" if self.scheme == "http" else b"https"
         path = self.url.partition(b"?")[0]
         exchange = Exchange(
-            self,
+            self,  # type: ignore[arg-type]
             self.answerer.answer(
                 Request(
                     method,
                     scheme,
-                    authority,
+                    self._framing.authority,
                     path,
                     headers,
                     body[0] if len(body) == 1 else b"".join(body),
@@ -389,6 +462,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         """The answer has been written, if it could be."""
         if task is not None:
             self.tasks.discard(task)
+        self._rest.stranger = self.cycle.stranger  # type: ignore[attr-defined]
         self.on_response_complete()
 
     def expire(self) -> None:
@@ -398,6 +472,3 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self.timeout_keep_alive_handler()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Strangers could fill the log with it."""

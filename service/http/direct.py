@@ -23,6 +23,8 @@ class DirectBody:
         take: given each portion as it is read, once this is set; it must not raise.
             What arrived before, and that all has arrived, is told the usual way. To be
             set between two messages of ``receive``, before which nothing can arrive.
+        stranger: nobody has proved who asks; said before the answer is sent.
     """
 
     take: Callable[[bytes], None] | None = None
+    stranger: bool = False

@@ -18,7 +18,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from sealgate.protocol.bhttp import Headers, Request, Response
 
-__all__ = ["Answer", "Answerer", "Exchange", "Reply", "StreamedResponse"]
+__all__ = [
+    "Answer",
+    "Answerer",
+    "Exchange",
+    "Reply",
+    "StreamedResponse",
+    "last_message",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -50,11 +57,13 @@ class Reply:
         answer: its status and content.
         headers: of the message; ``close`` is among them.
         close: no other request can follow.
+        stranger: nobody has proved who asks.
     """
 
     answer: Answer
     headers: list[tuple[bytes, bytes]]
     close: bool = False
+    stranger: bool = False
 
 
 class Answerer(Protocol):
@@ -81,12 +90,13 @@ class Exchange:
         keep_alive: whether another request may follow.
         response_complete: whether the answer was written.
         disconnected: set by uvicorn when the connection is lost.
+        stranger: nobody has proved who asks.
         message_event: what uvicorn tells of that; here, this object.
     """
 
     __slots__ = (
         "_answer", "_begun", "_connection", "_default_headers", "disconnected",
-        "keep_alive", "message_event", "response_complete", "task",
+        "keep_alive", "message_event", "response_complete", "stranger", "task",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +112,7 @@ class Exchange:
         self._default_headers = default_headers
         self.keep_alive = keep_alive
         self.response_complete = self.disconnected = self._begun = False
+        self.stranger = False
         self.message_event = self
         self.task: asyncio.Task[None] | None = None
 
@@ -115,6 +126,7 @@ class Exchange:
         self._begun = True
         try:
             reply = await self._answer
+            self.stranger = reply.stranger
             if not self.disconnected:
                 await self._write(reply)
         except asyncio.CancelledError:
@@ -162,6 +174,13 @@ class Exchange:
             if part:  # an empty one would be the end
                 connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
         connection.transport.write(b"0\r\n\r\n")
+
+
+def last_message(response: Response) -> bytes:
+    """A response after which the connection is closed."""
+    length = b"%d" % len(response.body)
+    fields = [(b"content-length", length), (b"connection", b"close")]
+    return _head(response.status, [*response.headers, *fields]) + response.body
 
 
 def _head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:

@@ -8,9 +8,12 @@ and no lock; whoever asks for the numbers pays for adding up all workers.
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import shutil
+import socket
 import tempfile
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,15 +236,39 @@ def serve_metrics(host: str, port: int) -> None:
     Raises:
         SettingsError: the port cannot be had.
     """
-    from prometheus_client import start_http_server  # noqa: PLC0415  (as in `text`)
+    # Imported late: only one process needs them, and not every deployment's.
+    from http.server import ThreadingHTTPServer  # noqa: PLC0415
+
+    from prometheus_client import MetricsHandler  # noqa: PLC0415
 
     folder = Path(os.environ[_FOLDER])
+
+    class Handler(MetricsHandler):
+        registry = _registry(lambda: read_counters(folder))
+
+        def send_response(self, code: int, message: str | None = None) -> None:
+            """As the base's, but for the header that says what answers."""
+            self.send_response_only(code, message)
+            self.send_header("Date", self.date_time_string())
+
+        def do_HEAD(self) -> None:  # noqa: N802  (its name)
+            self.do_GET()
+
+        def end_headers(self) -> None:
+            super().end_headers()
+            if self.command == "HEAD":
+                self.wfile = io.BytesIO()
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     try:
-        start_http_server(port, host, _registry(lambda: read_counters(folder)))
+        server = Server((host, port), Handler)
     except OSError as error:
         raise SettingsError(
             f"observability.metrics_port: {port}: {error.strerror}"
         ) from None
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 def open_metrics() -> Metrics:

@@ -8,16 +8,14 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from sealgate.exchange import GATEWAY_PATH
 from tests.support.bundles import NAME
-from tests.support.servers import free_port
+from tests.support.nginx import nginx
 
 pytestmark = pytest.mark.slow
 
@@ -27,21 +25,7 @@ BODY = {
         {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
     ]
 }
-NGINX = """
-daemon off;
-worker_processes 1;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{ worker_connections 64; }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy;
-  fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi;
-  scgi_temp_path {folder}/scgi;
-  server {{
-    listen 127.0.0.1:{port};
+RELAY = """
     location = /relay {{
       proxy_pass {url}{path};
       # Nothing of the caller reaches the gateway but the sealed message.
@@ -53,8 +37,6 @@ http {{
       # A sealed request is refused when it comes twice.
       proxy_next_upstream off;
     }}
-  }}
-}}
 """
 
 
@@ -83,28 +65,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def relay(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """nginx as an Oblivious Relay in front of the server."""
-    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
-    if program is None:
-        pytest.skip("nginx is not installed")
-    folder = tmp_path_factory.mktemp("nginx")
-    port = free_port()
-    config = folder / "nginx.conf"
-    config.write_text(
-        NGINX.format(folder=folder, port=port, url=server.url, path=GATEWAY_PATH)
-    )
-    process = subprocess.Popen([program, "-p", folder, "-c", config])
-    url = f"http://127.0.0.1:{port}/relay"
-    try:
-        for _ in range(100):
-            try:
-                httpx.get(url, timeout=1)
-                break
-            except httpx.HTTPError:
-                time.sleep(0.05)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+    directives = RELAY.format(url=server.url, path=GATEWAY_PATH)
+    with nginx(tmp_path_factory.mktemp("nginx"), server=directives) as url:
+        yield f"{url}/relay"
 
 
 @pytest.fixture

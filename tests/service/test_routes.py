@@ -29,7 +29,6 @@ from tests.support.rooms import (
     Rooms,
     admitted,
     endless_model,
-    log_model,
     request,
     reshape_model,
     token,
@@ -118,7 +117,8 @@ def test_metadata_names_the_tensors(rooms: Rooms) -> None:
 
 
 def test_ready(rooms: Rooms) -> None:
-    assert ask(rooms, "GET", "/v2/models/toy/ready") == (200, {})
+    ready = {"name": "toy", "ready": True}
+    assert ask(rooms, "GET", "/v2/models/toy/ready") == (200, ready)
 
 
 def test_the_passport_holds_the_very_bytes(rooms: Rooms) -> None:
@@ -286,13 +286,13 @@ def test_there_is_nothing_else(rooms: Rooms, path: str) -> None:
     [
         ("GET", INFER, b"POST"),
         ("PUT", INFER, b"POST"),
-        ("HEAD", "/v2", b"GET"),
-        ("POST", "/v2", b"GET"),
-        ("DELETE", "/v2/models/toy", b"GET"),
-        ("get", "/v2/models/toy", b"GET"),
-        ("POST", "/v2/models/toy/ready", b"GET"),
-        ("POST", "/v2/models/toy/attestations", b"GET"),
-        ("POST", "/v2/health/ready", b"GET"),
+        ("PUT", "/v2", b"GET, HEAD"),
+        ("POST", "/v2", b"GET, HEAD"),
+        ("DELETE", "/v2/models/toy", b"GET, HEAD"),
+        ("get", "/v2/models/toy", b"GET, HEAD"),
+        ("POST", "/v2/models/toy/ready", b"GET, HEAD"),
+        ("POST", "/v2/models/toy/attestations", b"GET, HEAD"),
+        ("POST", "/v2/health/ready", b"GET, HEAD"),
     ],
 )
 def test_methods(rooms: Rooms, method: str, path: str, allowed: bytes) -> None:
@@ -445,7 +445,6 @@ def test_any_request_gets_an_answer(
 @pytest.mark.parametrize(
     ("make", "status", "code"),
     [
-        (log_model, 500, "model-failure"),
         (reshape_model, 500, "model-failure"),
         (endless_model, 504, "inference-timeout"),
     ],

@@ -371,7 +371,7 @@ def test_media_types(
 
 def test_methods(server: Server, open_server: Server, token: str) -> None:
     answer = httpx.put(server.url + GATEWAY, content=b"x", headers=SEALED_TYPE)
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD, POST")
     answer = httpx.get(open_server.url + INFER, headers=bearer(token))
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert seal(server, "DELETE", "/v2/models/toy", token=token).status == 405

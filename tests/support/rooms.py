@@ -144,6 +144,7 @@ def wire(
         require_sealed=require_sealed,
         permissions=permissions,
         documents=documents(access, jwks=None),
+        max_body_bytes=max_body_bytes,
         clock=clock,
     )
     loaded = load_keyring(folder / "hpke")

@@ -19,7 +19,7 @@ from sealgate.protocol.binary_tensors import (
     requested_outputs,
     split,
 )
-from sealgate.protocol.datatypes import narrow
+from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import DATATYPES, TensorSpec
 
 X = TensorSpec("x", "FP32", (-1, 3))
@@ -267,10 +267,21 @@ def test_responses():
         decode_response(document, memoryview(b""))
 
 
-def test_json_outputs_carry_no_nan():
-    p = np.array([np.nan], dtype=np.float32)
-    with pytest.raises(TensorError, match="neither NaN nor infinities"):
-        encode_response([("p", p)], binary=(), model="m", version="1")
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "BF16"])
+def test_null_stands_for_what_json_has_no_word_for(datatype):
+    wide = np.array([np.nan, 1.5, np.inf, -np.inf], dtype=np.float32)
+    p = narrow(wide) if datatype == "BF16" else wide.astype(DATATYPES[datatype])
+    document, _ = encode_response([("p", p)], binary=(), model="m", version="1")
+    assert document["outputs"][0]["data"] == [None, 1.5, None, None]
+    answer = json.loads(json.dumps(document, allow_nan=False))
+    got = numbers(decode_response(answer, memoryview(b""))["p"])
+    np.testing.assert_array_equal(got, np.array([np.nan, 1.5, np.nan, np.nan]))
+    # A request has to say what it means.
+    spec = TensorSpec("p", datatype, (-1,))
+    with pytest.raises(TensorError, match="values are not"):
+        decode_request(
+            {"inputs": answer["outputs"]}, memoryview(b""), [spec], max_rows=9
+        )
 
 
 def test_dtypes_that_v2_does_not_have():
