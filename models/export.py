@@ -6,6 +6,7 @@ shipped must not tell where it was made, and must not change when nothing did.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import warnings
@@ -19,6 +20,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.export import ExportedProgram
 
 from models.errors import ExportError
 from models.manifest import Column
@@ -34,7 +36,9 @@ __all__ = [
     "Parity",
     "export_images",
     "export_onnx",
+    "exported",
     "parity",
+    "recorded",
     "run_onnx",
 ]
 
@@ -47,6 +51,7 @@ LABEL = "label"
 OPSET = 20
 _CHUNK = 4096
 _DEBUGGING = frozenset({"doc_string", "metadata_props"})
+_ROWS = ({0: torch.export.Dim("rows")},)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
     Raises:
         ExportError: the exporter refuses the module.
     """
-    return _export(module, (len(columns),), INPUT)
+    return exported(recorded(module, (len(columns),)), INPUT)
 
 
 def export_images(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
@@ -103,32 +108,66 @@ def export_images(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
     Raises:
         ExportError: the exporter refuses the module.
     """
-    return _export(module, shape, IMAGES)
+    return exported(recorded(module, shape), IMAGES)
 
 
-def _export(module: nn.Module, shape: tuple[int, ...], name: str) -> bytes:
-    rows = torch.zeros(2, *shape)
+def recorded(module: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
+    """The graph of a classifier as it is now, with weights of its own.
+
+    What happens to the module afterwards does not reach it.
+
+    Args:
+        module: as of `export_onnx` or `export_images`.
+        shape: of one row or image.
+
+    Raises:
+        ExportError: the module cannot be recorded.
+    """
     with _quiet():
         try:
-            program = torch.onnx.export(
-                module.eval(),
-                (rows,),
+            return torch.export.export(
+                copy.deepcopy(module).cpu().eval(),
+                (torch.zeros(2, *shape),),
+                dynamic_shapes=_ROWS,
+            )
+        except Exception as error:  # noqa: BLE001  (it runs the module's code)
+            raise ExportError(_why(error)) from None
+
+
+def exported(program: ExportedProgram, name: str) -> bytes:
+    """A recorded graph as an ONNX file.
+
+    Args:
+        program: of `recorded`.
+        name: of the file's input, `INPUT` or `IMAGES`.
+
+    Raises:
+        ExportError: the exporter refuses it.
+    """
+    with _quiet():
+        try:
+            made = torch.onnx.export(
+                program,
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[name],
                 output_names=[PROBABILITIES, LABEL],
-                dynamic_shapes=({0: torch.export.Dim("rows")},),
+                dynamic_shapes=_ROWS,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error).splitlines()[0]
-            raise ExportError(f"the module cannot be exported: {reason}") from None
-    if program is None:
+            raise ExportError(_why(error)) from None
+    if made is None:
         raise ExportError("the exporter returned no program")
-    model: Any = program.model_proto
+    model: Any = made.model_proto
     _strip(model)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _why(error: Exception) -> str:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"the module cannot be exported: {first[:200]}"
 
 
 def run_onnx(

@@ -5,13 +5,15 @@ config_sections what each of its sections holds
 config_rules    which values it may hold
 data            the rows a configuration names: read, checked, split
 modules         a user's network, refused where it cannot be private
+initial         first weights, drawn here from rules that the evidence states
+network         a network with its graph as it was before it saw a row
 accounting      noise for a target epsilon, and epsilon from what was done, three ways
 curve           what it has cost so far, for a display
 guarantee       from a target to a plan, and from what was done to a claim
 noise           randomness of the mechanism, from the operating system
 gradients       clipped per-unit gradients: what a method must give
 bookkeeping     one pass backwards, norms without gradients: the fastest
-per_example     Opacus' hooks, functorch and ghost clipping; torch's vmap
+per_example     Opacus' hooks, for any layer that it knows
 gradient_methods  which of these when
 adversarial     PGD training and TRADES, alone and with DP-SGD
 mechanism       sampling, noise, and a record of what was really done
@@ -24,6 +26,8 @@ trainer         the loop, with its seams
 bundle          export, manifest and the three reports
 session         one training: planned, booked, kept, shown
 ledger          what all trainings on one data set have spent, with a cap
+entries         trainings as the ledger holds them, and which share their data
+overlap         whether two data sets share people, from marks that name nobody
 selection       what it costs to choose the best of several tries
 candidates      the settings that a search chooses from
 search          the choice itself, private as a whole

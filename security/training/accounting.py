@@ -151,26 +151,22 @@ def find_noise_multiplier(
     if not 0 < epsilon < math.inf:
         raise TrainingError(f"epsilon {epsilon} is not positive and finite")
 
-    if selection is not None:
-        item = Spent(sample_rate, 1.0, steps, group, selection)
-        return _round_up(_selection_noise(item, epsilon, delta))
-    if group > 1:
-        return _round_up(
-            _group_noise(Spent(sample_rate, 1.0, steps, group), epsilon, delta)
-        )
-
-    return _round_up(_smallest_noise(Spent(sample_rate, 1.0, steps), epsilon, delta))
+    noise = _smallest_noise(
+        Spent(sample_rate, 1.0, steps, group, selection), epsilon, delta
+    )
+    # Rounded up, so that the number in the evidence is the number that was used.
+    return math.ceil(noise * 10**_NOISE_DIGITS) / 10**_NOISE_DIGITS
 
 
 def _smallest_noise(item: Spent, epsilon: float, delta: float) -> float:
     """Between too little and enough, along the curve's slope.
 
-    Each question takes PRV up to seconds, so the search begins where Rényi's bound,
-    which is quick, meets the target.
+    Each question takes up to seconds, so the search begins where Rényi's bound, which
+    is quick, meets the target.
     """
 
     def spent(noise: float) -> float:
-        return epsilon_prv(_enclosing(replace(item, noise=noise)), delta)
+        return _alone(replace(item, noise=noise), delta)
 
     low, high, slope = 0.0, math.inf, _SLOPE
     noise = _renyi_noise(item, epsilon, delta)
@@ -179,7 +175,8 @@ def _smallest_noise(item: Spent, epsilon: float, delta: float) -> float:
         cost = spent(noise)
         low, high = (noise, high) if cost > epsilon else (low, noise)
         if low >= _MAX_NOISE:
-            raise TrainingError(f"no noise reaches epsilon {epsilon:g}")
+            why = ": choosing alone costs more" if item.selection else ""
+            raise TrainingError(f"no noise reaches epsilon {epsilon:g}{why}")
         if epsilon * (1 - _TARGET_SLACK) <= cost <= epsilon or high - low <= 1e-3 * low:
             return high
         if before is not None and cost != before[1]:
@@ -197,42 +194,9 @@ def _renyi_noise(item: Spent, epsilon: float, delta: float) -> float:
     low, high = 0.1, _MAX_NOISE
     while high > 1.01 * low:
         middle = math.sqrt(low * high)
-        meets = epsilon_rdp(_enclosing(replace(item, noise=middle)), delta) <= epsilon
+        meets = _from_divergence([replace(item, noise=middle)], delta) <= epsilon
         low, high = (low, middle) if meets else (middle, high)
     return high
-
-
-def _group_noise(item: Spent, epsilon: float, delta: float) -> float:
-    """Between the noise of one row, too little, and of the enclosing mechanism.
-
-    Within 2%: PLD for groups takes seconds each time.
-    """
-    high = _smallest_noise(item, epsilon, delta)
-    low = high / item.group
-    while high - low > 0.02 * high:
-        middle = (low + high) / 2
-        spent = _alone(replace(item, noise=middle), delta)
-        low, high = (middle, high) if spent > epsilon else (low, middle)
-    return high
-
-
-def _selection_noise(item: Spent, epsilon: float, delta: float) -> float:
-    low, high = 0.1, _MAX_NOISE
-    if _alone(replace(item, noise=high), delta) > epsilon:
-        raise TrainingError(
-            f"no noise reaches epsilon {epsilon:g}: choosing alone costs more, with "
-            "this number of tries, this noise on the score and this delta"
-        )
-    while high > 1.0005 * low:
-        middle = math.sqrt(low * high)
-        meets = _alone(replace(item, noise=middle), delta) <= epsilon
-        low, high = (low, middle) if meets else (middle, high)
-    return high
-
-
-def _round_up(noise: float) -> float:
-    # Rounded up, so that the number in the evidence is the number that was used.
-    return math.ceil(noise * 10**_NOISE_DIGITS) / 10**_NOISE_DIGITS
 
 
 def epsilon_prv(mechanism: Mechanism, delta: float) -> float:

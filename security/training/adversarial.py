@@ -27,7 +27,7 @@ from torch.nn import functional
 from security.errors import TrainingError
 from security.training.gradients import Batch, Network, Objective, cross_entropy
 
-__all__ = ["METHODS", "Adversary", "adversarial", "attack", "robust_accuracy", "trades"]
+__all__ = ["METHODS", "Adversary", "adversarial", "attack", "trades"]
 
 METHODS = ("pgd", "trades")
 _STEP = 2.5  # of the radius, over the number of steps: enough to reach every corner
@@ -125,20 +125,7 @@ def trades(beta: float) -> Objective:
         ).sum(1)
         return torch.stack([2 * loss, 2 * beta * apart], dim=1).flatten()
 
-    objective.joins_examples = True  # type: ignore[attr-defined]  # see `Objective`
     return objective
-
-
-def robust_accuracy(network: nn.Module, batch: Batch, adversary: Adversary) -> float:
-    """Share of examples still classified rightly after PGD: an upper bound.
-
-    A quick look at what training did. Evidence comes from `python -m security assess`,
-    with attacks that training did not use.
-    """
-    found = attack(network, batch, adversary)
-    with torch.no_grad():
-        right = network(found).argmax(1) == batch.labels
-    return float(right.float().mean())
 
 
 def _replaced(adversary: Adversary) -> Prepare:

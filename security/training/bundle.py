@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from models.architectures import ImageClassifier
 from models.bundle import MANIFEST_FILE, MODEL_FILE, report_file, root_digest
@@ -30,8 +29,7 @@ from models.export import (
     OPSET,
     PROBABILITIES,
     Parity,
-    export_images,
-    export_onnx,
+    exported,
     parity,
 )
 from models.files import new_directory
@@ -45,6 +43,8 @@ from security.training.accounting import Mechanism
 from security.training.candidates import candidates
 from security.training.config import TrainingConfig
 from security.training.guarantee import Guarantee
+from security.training.initial import tensors_digest
+from security.training.network import Network
 from security.training.selection import Selection
 from security.training.trainer import Outcome
 
@@ -81,6 +81,7 @@ class Training:
     Attributes:
         config: what was asked.
         train, holdout: the rows.
+        network: trained, with its graph from before.
         private: None for a training without privacy.
         randomness: name of the generator.
     """
@@ -88,6 +89,7 @@ class Training:
     config: TrainingConfig
     train: AnyDataset
     holdout: AnyDataset
+    network: Network
     private: Private | None
     randomness: str
 
@@ -119,20 +121,22 @@ class Compared:
         )
 
 
-def export(module: nn.Module, holdout: AnyDataset) -> Compared:
+def export(network: Network, holdout: AnyDataset) -> Compared:
     """Export, and compare on every held-out row and on rows that nobody owns.
 
+    What is exported is the graph from before the first row with the weights of now, so
+    a network that computes something else now is found out here.
+
     Raises:
-        TrainingError: the ONNX file computes something else.
+        TrainingError: the ONNX file computes something else, or the network changed
+            more than its weights.
         ExportError: it cannot be exported.
     """
+    module, program = network.module, network.released()
     if isinstance(holdout, TabularDataset):
-        model = export_onnx(module, holdout.columns)
-        rows = _parity_rows(holdout.columns)
+        model, rows = exported(program, INPUT), _parity_rows(holdout.columns)
     else:
-        channels, height, width = holdout.features.shape[1:]
-        model = export_images(module, (channels, height, width))
-        rows = _parity_images(holdout)
+        model, rows = exported(program, IMAGES), _parity_images(holdout)
     featured = isinstance(module, ImageClassifier) and module.has_features
     compared = Compared(
         model,
@@ -271,7 +275,7 @@ def _privacy_report(training: Training, subject: Subject) -> Report:
         conditions=_privacy_conditions(training, training.private),
         metrics=_privacy_metrics(training.private),
         checks=_privacy_checks(training.private, training.config.privacy.epsilon),
-        details={"config": config},
+        details={"config": config, **_origin_details(training.network)},
     )
 
 
@@ -349,6 +353,7 @@ def _privacy_conditions(
         "accountant_version": importlib.metadata.version("opacus"),
         "accountant_bound": "upper",
         "preprocessing": "public_ranges",
+        **_origins(training.network),
         **_choice(config, guarantee.selection),
         "training_loss": "noisy_in_mechanism" if told else "not_told",
         "row_count": "public",  # delta is chosen from it, and datasets[0] states it
@@ -361,7 +366,34 @@ def _privacy_conditions(
         "precision": config.compute.precision,
         "covers_holdout": False,
         "personal_data": training.train.personal,
+        "ledger": "booked" if training.train.personal else "not_booked",
     }
+
+
+def _origins(network: Network) -> Mapping[str, Condition]:
+    """Where from whatever is not trained comes, and what training began with."""
+    own = "public_preprocessing"
+    return {
+        "initial_weights": network.initial_weights,
+        "initial_weights_sha256": network.initial_sha256,
+        "outside_mechanism": f"{own}_and_network" if network.brought else own,
+        "outside_mechanism_sha256": network.outside_sha256,
+    }
+
+
+def _origin_details(network: Network) -> Mapping[str, Any]:
+    """Enough to draw the first weights again, and every tensor that was not trained."""
+    outside = [
+        {
+            "name": name,
+            "shape": list(value.shape),
+            "sha256": tensors_digest({name: value}),
+        }
+        for name, value in sorted(network.outside.items())
+    ]
+    rules = [rule.to_object() for rule in network.rules or ()]
+    drawn = {"seed": network.seed, "rules": rules} if rules else {}
+    return {"initial_weights": drawn, "outside_mechanism": outside}
 
 
 def _choice(

@@ -43,6 +43,8 @@ class Checkpoint:
         training: id in the ledger; empty for public data, which has no budget.
         config_sha256: of the configuration.
         data_sha256: of the data.
+        bound_sha256: of what training began with and does not change; empty in files of
+            an earlier version.
         state: weights, averages, momentum, step.
         digest: of the file.
     """
@@ -51,6 +53,7 @@ class Checkpoint:
     config_sha256: str
     data_sha256: str
     state: State
+    bound_sha256: str = ""
     digest: str = ""
 
 
@@ -65,6 +68,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
         "training": checkpoint.training,
         "config_sha256": checkpoint.config_sha256,
         "data_sha256": checkpoint.data_sha256,
+        "bound_sha256": checkpoint.bound_sha256,
         "step": state.step,
         "loss": state.loss,
         "record": state.record,
@@ -105,6 +109,7 @@ def _read(path: Path) -> Checkpoint:
             config_sha256=str(meta["config_sha256"]),
             data_sha256=str(meta["data_sha256"]),
             state=_state(arrays, meta),
+            bound_sha256=str(meta.get("bound_sha256", "")),
             digest=hashlib.sha256(data).hexdigest(),
         )
     except (

@@ -17,7 +17,7 @@ from security.config_reader import (
     read_sections,
 )
 from security.errors import TrainingError
-from security.training.config_rules import MODULE, check
+from security.training.config_rules import MODULE, PUBLIC, check
 from security.training.config_sections import (
     AdversarialConfig,
     ColumnConfig,
@@ -34,6 +34,7 @@ from security.training.config_sections import (
 
 __all__ = [
     "MODULE",
+    "PUBLIC",
     "AdversarialConfig",
     "ColumnConfig",
     "ComputeConfig",

@@ -30,7 +30,7 @@ from security.training.config_sections import (
 )
 from security.training.selection import DISTRIBUTIONS, MAX_TRIES
 
-__all__ = ["MODULE", "check"]
+__all__ = ["MODULE", "PUBLIC", "check"]
 
 # Beyond this, the bound on what anyone learns about a row (e^epsilon) is no bound.
 MAX_EPSILON = 50.0
@@ -45,6 +45,7 @@ SCALES = ("linear", "log")
 MAX_LOG_SPAN = 1e12  # of a range by factors, in float32
 SCHEDULES = ("constant", "cosine", "linear")
 MODULE = "module"
+PUBLIC = "public"
 AUTO = "auto"
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16")
@@ -119,6 +120,9 @@ def _model_rules(model: ModelConfig) -> Rules:
     yield 0 <= model.blocks <= 32, "model.blocks", "must be 0 to 32"
     module = bool(model.module) == (model.architecture == MODULE)
     yield module, "model.module", "package.module:function, for architecture 'module'"
+    given = model.initial_weights
+    known = given == "" or (given == PUBLIC and model.architecture == MODULE)
+    yield known, "model.initial_weights", "'public' for architecture 'module', or none"
     yield 0 <= model.seed < 1 << 63, "model.seed", "must be in [0, 2^63)"
 
 

@@ -43,6 +43,9 @@ class ModelConfig:
         features: of images, a fixed map of `models.features.FEATURES` before the
             network; empty for none.
         seed: of the initial weights, which are public.
+        initial_weights: "public" where `module` returns weights, or other tensors, that
+            are declared public; empty where the first weights are drawn, whatever it
+            returns.
     """
 
     name: str
@@ -55,6 +58,7 @@ class ModelConfig:
     centre: float = 0.5
     features: str = ""
     seed: int = 0
+    initial_weights: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from opacus.distributed import DifferentiallyPrivateDistributedDataParallel
@@ -24,7 +24,6 @@ from security.training.mechanism import Conformance, Noise, NoisyOptimizer
 
 __all__ = [
     "DistributedNoisyOptimizer",
-    "FirstAsked",
     "everyone",
     "first_alone",
     "joined",
@@ -85,34 +84,6 @@ class DistributedNoisyOptimizer(NoisyOptimizer, DistributedDPOptimizer):
             told += (self.noisy_loss or 0.0) / self.world_size
         distributed.broadcast(told, src=0)
         self.noisy_loss = float(told)
-
-
-class Watcher(Protocol):
-    """What `FirstAsked` asks: a `trainer.Monitor`."""
-
-    def before(self, step: int) -> None:
-        """Called before a step."""
-
-    def after(self, report: Any, state: Callable[[], Any]) -> None:
-        """Called after the step."""
-
-
-class FirstAsked:
-    """A monitor in every process that asks the first one's, and stops where it does."""
-
-    def __init__(self, watcher: Watcher | None) -> None:
-        """Take the first process's monitor; None in the others."""
-        self._watcher = watcher
-
-    def before(self, step: int) -> None:
-        """See `trainer.Monitor.before`."""
-        watcher = self._watcher
-        first_alone(lambda: None if watcher is None else watcher.before(step))
-
-    def after(self, report: Any, state: Callable[[], Any]) -> None:
-        """See `trainer.Monitor.after`."""
-        watcher = self._watcher
-        first_alone(lambda: None if watcher is None else watcher.after(report, state))
 
 
 def processes() -> int:

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from torch import nn
 
 from security.errors import TrainingError
 from security.training.bookkeeping import BookkeepingMethod, supports
 from security.training.gradients import GradientMethod, Objective, cross_entropy
-from security.training.per_example import GhostMethod, HooksMethod, VmapMethod
+from security.training.per_example import HooksMethod
 
 __all__ = ["METHODS", "choose", "make_method"]
 
 METHODS: Mapping[str, Callable[[nn.Module, Objective], GradientMethod]] = {
     "bookkeeping": BookkeepingMethod,
-    "functorch": partial(HooksMethod, functorch=True),
-    "ghost": GhostMethod,
     "hooks": HooksMethod,
-    "vmap": VmapMethod,
 }
+# Of earlier versions: what is taken for them now (decision 0072).
+_BEFORE = ("functorch", "ghost", "vmap")
 
 
 def choose(body: nn.Module, name: str = "auto") -> str:
@@ -34,6 +32,8 @@ def choose(body: nn.Module, name: str = "auto") -> str:
     """
     if name == "auto":
         return "bookkeeping" if supports(body) else "hooks"
+    if name in _BEFORE:
+        return "hooks"
     if name not in METHODS:
         raise TrainingError(
             f"no gradient method {name!r}; there are auto, {', '.join(METHODS)}"

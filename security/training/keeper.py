@@ -18,7 +18,7 @@ from pathlib import Path
 from security.errors import TrainingError
 from security.training.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
 from security.training.ledger import Ledger, Request, Reservation
-from security.training.trainer import State, StepReport
+from security.training.trainer import Monitor, State, StepReport
 
 __all__ = ["Identity", "Keeper", "Taken", "begin", "resume", "work_folder"]
 
@@ -36,10 +36,36 @@ class Identity:
     Attributes:
         config_sha256: of the configuration.
         data_sha256: of the data.
+        bound_sha256: of what training began with and does not change.
+        unbound: whether a checkpoint that does not state it will do: where every first
+            weight is known without it.
     """
 
     config_sha256: str
     data_sha256: str
+    bound_sha256: str
+    unbound: bool = False
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint of something else.
+
+        Raises:
+            TrainingError: says what differs.
+        """
+        if checkpoint.config_sha256 != self.config_sha256:
+            raise TrainingError("the interrupted training had another configuration")
+        if checkpoint.data_sha256 != self.data_sha256:
+            raise TrainingError("the interrupted training had other data")
+        if not checkpoint.bound_sha256 and not self.unbound:
+            raise TrainingError(
+                "an earlier version began this training and did not keep which weights "
+                "it began with: finish it with that version"
+            )
+        if checkpoint.bound_sha256 not in ("", self.bound_sha256):
+            raise TrainingError(
+                "the interrupted training began with other weights, or the network has "
+                "other buffers or frozen weights now"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,10 +124,7 @@ def resume(
     if not found:
         raise TrainingError(f"{folder} holds no checkpoint to resume from")
     for checkpoint in found.values():
-        if checkpoint.config_sha256 != identity.config_sha256:
-            raise TrainingError("the interrupted training had another configuration")
-        if checkpoint.data_sha256 != identity.data_sha256:
-            raise TrainingError("the interrupted training had other data")
+        identity.check(checkpoint)
     newest = max(found.values(), key=lambda item: item.state.step)
     if ledger is None:
         return Taken(None, newest.state, steps - newest.state.step)
@@ -122,8 +145,8 @@ def _resume_booked(
     return Taken(reservation, checkpoint.state, reservation.planned - reservation.spent)
 
 
-class Keeper:
-    """A `trainer.Monitor` that books, keeps, shows, and stops when it is asked to."""
+class Keeper(Monitor):
+    """A monitor that books, keeps, shows, and stops when it is asked to."""
 
     def __init__(
         self,
@@ -186,7 +209,13 @@ class Keeper:
         identity = self._identity
         _, digest = write_checkpoint(
             self._folder,
-            Checkpoint(training, identity.config_sha256, identity.data_sha256, state),
+            Checkpoint(
+                training,
+                identity.config_sha256,
+                identity.data_sha256,
+                state,
+                identity.bound_sha256,
+            ),
         )
         if self._reservation is not None:
             self._reservation.settle(state.step + self._lost, digest)

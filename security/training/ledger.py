@@ -17,13 +17,22 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from security.errors import LedgerError
-from security.training.accounting import Spent, compose
+from security.training.accounting import compose
+from security.training.entries import (
+    Account,
+    Entry,
+    Request,
+    known,
+    linked,
+    names_of,
+)
+from security.training.overlap import sketch
 from security.training.selection import Selection
 
 __all__ = ["DEFAULT_CAP", "Account", "Entry", "Ledger", "Request", "Reservation"]
@@ -41,110 +50,25 @@ CREATE TABLE IF NOT EXISTS trainings (
     token TEXT NOT NULL, tries REAL NOT NULL DEFAULT 0,
     distribution TEXT NOT NULL DEFAULT '', score_noise REAL NOT NULL DEFAULT 0,
     former TEXT NOT NULL DEFAULT '',
+    sketch BLOB NOT NULL DEFAULT x'',
     CHECK (0 <= spent AND spent <= planned)
 );
+CREATE TABLE IF NOT EXISTS secret (key BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS caps (
     name TEXT PRIMARY KEY, epsilon REAL NOT NULL, delta REAL
 );
 """
 
 
+_SELECTION = ("tries", "distribution", "score_noise")
 # Columns that files of an earlier version lack.
 _ADDED = {
     "tries": "REAL NOT NULL DEFAULT 0",
     "distribution": "TEXT NOT NULL DEFAULT ''",
     "score_noise": "REAL NOT NULL DEFAULT 0",
     "former": "TEXT NOT NULL DEFAULT ''",
+    "sketch": "BLOB NOT NULL DEFAULT x''",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a training is about to spend.
-
-    Attributes:
-        name: declared, of the data set.
-        digest: of its rows in any order (`models.data.datasets.multiset_digest`).
-        unit: what is protected: "row", or "owner by COLUMN".
-        model: tag of the model, for people.
-        rate, noise, group: of each step.
-        steps: planned.
-        delta: of the claim.
-        selection: how the best of several tries is chosen, each of so many steps; its
-            whole cost is spent with the first step of the first one.
-        former: digests of the same data by earlier versions of what a row is: what was
-            booked under them was spent on it too.
-    """
-
-    name: str
-    digest: str
-    unit: str
-    model: str
-    rate: float
-    noise: float
-    group: int
-    steps: int
-    delta: float
-    selection: Selection | None = None
-    former: tuple[str, ...] = ()
-
-    @property
-    def digests(self) -> set[str]:
-        """Every digest that the data is, or was, known by."""
-        return {self.digest, *self.former}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A training in the ledger.
-
-    Attributes:
-        id: of the training.
-        request: what it asked for.
-        state: "running", "interrupted" or "finished".
-        spent: steps booked so far.
-        created_at: UTC, RFC 3339.
-    """
-
-    id: str
-    request: Request
-    state: str
-    spent: int
-    created_at: str
-
-    @property
-    def held(self) -> int:
-        """Steps that nobody else can have: all, while it runs."""
-        return self.request.steps if self.state == "running" else self.spent
-
-    def cost(self, steps: int) -> Spent:
-        """So many of its steps; of a selection any of them cost all."""
-        item = self.request
-        if item.selection is not None and steps:
-            steps = item.steps
-        return Spent(item.rate, item.noise, steps, item.group, item.selection)
-
-
-@dataclass(frozen=True)
-class Account:
-    """The trainings on one data set, and what they add up to at one delta.
-
-    Attributes:
-        names: under which it was declared.
-        cap: on epsilon.
-        cap_is_default: whether nobody set it.
-        delta: at which epsilon is stated.
-        spent, held: epsilon of the steps booked, and with what running ones hold.
-        entries: by time.
-    """
-
-    names: tuple[str, ...]
-    cap: float
-    cap_is_default: bool
-    delta: float
-    spent: float
-    held: float
-    entries: tuple[Entry, ...]
 
 
 class Ledger:
@@ -189,22 +113,18 @@ class Ledger:
         """
         with self._transaction() as database:
             entries = self._entries(database)
-            entry = next((item for item in entries if item.id == identity), None)
-            if entry is None:
-                raise LedgerError(f"the ledger has no training {identity}")
+            entry = known(entries, identity)
             if entry.state == "running":
                 raise LedgerError(f"training {identity} is running already")
-            known = database.execute(
-                "SELECT token FROM trainings WHERE id = ?", (identity,)
-            ).fetchone()[0]
-            if not token or known != token:
+            if not token or entry.token != token:
                 raise LedgerError(
                     f"training {identity} went on from this checkpoint already, or it "
                     "was changed: a second continuation would spend the budget twice"
                 )
-            others = [item for item in entries if item.id != identity]
-            again = Entry(identity, entry.request, "running", entry.spent, _now())
-            self._check(database, others, again)
+            if entry.spent < entry.request.steps:
+                others = [item for item in entries if item.id != identity]
+                again = Entry(identity, entry.request, "running", entry.spent, _now())
+                self._check(database, others, again)
             lock = self._lock(identity)
             if lock is None:
                 raise LedgerError(f"training {identity} is running already")
@@ -221,12 +141,41 @@ class Ledger:
             LedgerError: unknown, or the ledger cannot be read.
         """
         with self._transaction() as database:
-            row = database.execute(
-                "SELECT token FROM trainings WHERE id = ?", (identity,)
-            ).fetchone()
-        if row is None:
-            raise LedgerError(f"the ledger has no training {identity}")
-        return str(row[0])
+            return known(self._entries(database), identity).token
+
+    def sketch(self, owners: Iterable[bytes]) -> bytes:
+        """`overlap.sketch` with this ledger's key.
+
+        Raises:
+            LedgerError: the ledger cannot be written.
+        """
+        with self._transaction() as database:
+            row = database.execute("SELECT key FROM secret").fetchone()
+            if row is None:
+                row = (secrets.token_bytes(32),)
+                database.execute("INSERT INTO secret VALUES (?)", row)
+        return sketch(owners, row[0])
+
+    def check_public(
+        self, name: str, digests: Sequence[str], owners: Iterable[bytes]
+    ) -> None:
+        """Refuse to take data as public that a training booked as personal.
+
+        Raises:
+            LedgerError: it is in the ledger, or the ledger cannot be read.
+        """
+        if not (self._folder / "ledger.sqlite").exists():
+            return
+        digest, *former = digests
+        asked = Request(name, digest, "", "", 1.0, 1.0, 1, 0, 1.0)
+        asked = replace(asked, former=tuple(former), sketch=self.sketch(owners))
+        with self._transaction() as database:
+            found = linked(self._entries(database), asked)
+        if found:
+            raise LedgerError(
+                f"data {name} is booked as personal, as {', '.join(names_of(found))}: "
+                "it cannot be declared public (data.personal = false)"
+            )
 
     def set_cap(self, name: str, epsilon: float, delta: float | None) -> None:
         """Set what may be spent on the data sets of a name.
@@ -251,9 +200,9 @@ class Ledger:
             accounts = []
             left = list(entries)
             while left:
-                linked = _linked(left, left[0].request)
-                left = [item for item in left if item not in linked]
-                accounts.append(self._account(database, linked))
+                same = linked(left, left[0].request)
+                left = [item for item in left if item not in same]
+                accounts.append(self._account(database, same))
             names = {name for account in accounts for name in account.names}
             for name in caps:
                 if name not in names:
@@ -278,16 +227,16 @@ class Ledger:
         self, database: sqlite3.Connection, entries: Sequence[Entry], new: Entry
     ) -> None:
         """Refuse what would pass the cap."""
-        linked = _linked(entries, new.request)
-        units = {item.request.unit for item in linked} - {new.request.unit}
+        earlier = linked(entries, new.request)
+        units = {item.request.unit for item in earlier} - {new.request.unit}
         if units:
             raise LedgerError(
                 f"this training protects a {new.request.unit}, earlier ones on this "
                 f"data a {', a '.join(sorted(units))}: their sum has no meaning"
             )
-        names = _names([*linked, new])
-        cap, delta, _ = self._cap(database, names, [*linked, new])
-        before = [item.cost(item.held) for item in linked]
+        names = names_of([*earlier, new])
+        cap, delta, _ = self._cap(database, names, [*earlier, new])
+        before = [item.cost(item.held) for item in earlier]
         held = compose(before, delta)
         total = compose([*before, new.cost(new.held)], delta)
         if total > cap:
@@ -300,7 +249,7 @@ class Ledger:
     def _account(
         self, database: sqlite3.Connection, entries: Sequence[Entry]
     ) -> Account:
-        names = _names(entries)
+        names = names_of(entries)
         cap, delta, default = self._cap(database, names, entries)
         return Account(
             names=names,
@@ -334,17 +283,20 @@ class Ledger:
         """All trainings; those whose process is gone are interrupted from now on."""
         rows = database.execute(
             "SELECT id, name, digest, unit, model, rate, noise, group_size, planned, "
-            "delta, former, tries, distribution, score_noise, state, spent, created_at "
-            "FROM trainings ORDER BY created_at, rowid"
+            "delta, former, tries, distribution, score_noise, sketch, state, spent, "
+            "created_at, token FROM trainings ORDER BY created_at, rowid"
         ).fetchall()
         return [self._entry(database, row) for row in rows]
 
     def _entry(self, database: sqlite3.Connection, row: Sequence[Any]) -> Entry:
-        identity, *asked, state, spent, created_at = row
-        former, tries, distribution, score_noise = asked[-4:]
+        identity, *asked, state, spent, created_at, token = row
+        former, tries, distribution, score_noise, marks = asked[-5:]
         selection = Selection(tries, distribution, score_noise) if tries else None
         request = replace(
-            Request(*asked[:-4]), selection=selection, former=tuple(former.split())
+            Request(*asked[:-5]),
+            selection=selection,
+            former=tuple(former.split()),
+            sketch=marks,
         )
         if state == "running":
             lock = self._lock(identity, create=False)
@@ -354,7 +306,7 @@ class Ledger:
                 database.execute(
                     "UPDATE trainings SET state = ? WHERE id = ?", (state, identity)
                 )
-        return Entry(identity, request, state, spent, created_at)
+        return Entry(identity, request, state, spent, created_at, token)
 
     def _lock(self, identity: str, *, create: bool = True) -> int | None:
         """Take a training's lock; None if a living process has it, or it is gone.
@@ -450,44 +402,26 @@ def _prepare(database: sqlite3.Connection) -> None:
 
 
 def _insert(database: sqlite3.Connection, entry: Entry) -> None:
-    item = entry.request
-    row = (entry.id, item.name, item.digest, item.unit, item.model, entry.created_at)
-    plan = (entry.state, item.rate, item.noise, item.group, item.steps)
-    chosen = item.selection
-    search = (
-        (0.0, "", 0.0)
-        if chosen is None
-        else (chosen.tries, chosen.distribution, chosen.score_noise)
-    )
+    item, chosen = entry.request, entry.request.selection
+    kept = {
+        "id": entry.id,
+        "state": entry.state,
+        "created_at": entry.created_at,
+        "group_size": item.group,
+        "planned": item.steps,
+        "spent": 0,
+        "token": "",
+        "former": " ".join(item.former),
+    }
+    asked = ("name", "digest", "unit", "model", "rate", "noise", "delta", "sketch")
+    kept |= {name: getattr(item, name) for name in asked}
+    if chosen is not None:
+        kept |= {name: getattr(chosen, name) for name in _SELECTION}
+    names, marks = ", ".join(kept), ", ".join("?" * len(kept))
     database.execute(
-        "INSERT INTO trainings (id, name, digest, unit, model, created_at, state, "
-        "rate, noise, group_size, planned, delta, tries, distribution, score_noise, "
-        "former, spent, token) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, '')",
-        (*row, *plan, item.delta, *search, " ".join(item.former)),
+        f"INSERT INTO trainings ({names}) VALUES ({marks})",  # noqa: S608  (own names)
+        tuple(kept.values()),
     )
-
-
-def _linked(entries: Iterable[Entry], request: Request) -> list[Entry]:
-    """Trainings on the same data, by name or digest, and on what those share."""
-    names, digests = {request.name}, request.digests
-    left, found = list(entries), []
-    while True:
-        new = [
-            item
-            for item in left
-            if item.request.name in names or item.request.digests & digests
-        ]
-        if not new:
-            return [item for item in entries if item in found]
-        found += new
-        left = [item for item in left if item not in new]
-        names |= {item.request.name for item in new}
-        digests = digests.union(*(item.request.digests for item in new))
-
-
-def _names(entries: Iterable[Entry]) -> tuple[str, ...]:
-    return tuple(sorted({item.request.name for item in entries}))
 
 
 def _now() -> str:

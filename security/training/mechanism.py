@@ -191,14 +191,10 @@ class NoisyOptimizer(DPOptimizer):
         if self._loss_norm:
             self._loss_sum += self._loss_norm * float(loss_share.clamp(0, 1).sum())
 
-    def reduce(self, sums: list[Any]) -> list[Any]:
-        """The sums over all processes; here there is one."""
-        return sums
-
     def add_noise(self) -> None:
         """Opacus' add_noise, with the mechanism's own randomness, in float64."""
         deviation = self.noise_multiplier * self.max_grad_norm
-        sums = self.reduce([p.summed_grad for p in self.params])
+        sums = [p.summed_grad for p in self.params]
         if any(t is None or getattr(t, "_processed", False) for t in sums):
             raise TrainingError("a sum without a batch, or used twice")
         # All parameters at once: drawing, checking and adding cost little per call.

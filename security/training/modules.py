@@ -6,8 +6,11 @@ row alone, and only if everything that training changes is a parameter with a gr
 
 from __future__ import annotations
 
+import copy
 import importlib
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,10 +19,14 @@ from torch import Tensor, nn
 
 from models.architectures import NetworkSpec
 from security.errors import TrainingError
+from security.training.gradients import without_dropout
 
-__all__ = ["check_body", "load_module"]
+__all__ = ["check_body", "check_trained", "load_module"]
 
-_ROWS = 5
+# How many rows a network is tried with at once, and how many each by itself.
+_SIZES = (2, 5, 64)
+_ALONE = 5
+_ROUNDING = 2e-5
 MAX_PARAMETERS = 500_000_000
 
 
@@ -51,15 +58,30 @@ def load_module(target: str, spec: NetworkSpec, base: Path) -> nn.Module:
 def check_body(body: nn.Module, spec: NetworkSpec) -> None:
     """Refuse a network that cannot be trained privately.
 
+    It is tried as it is and with other weights: a layer that starts from zero hides
+    whatever is before it.
+
     Raises:
         TrainingError: says every reason in one line.
     """
     reasons = [*_parameter_reasons(body), *_layer_reasons(body)]
     reasons = reasons or _behaviour_reasons(body, spec)
+    reasons = reasons or _behaviour_reasons(body, spec, perturbed=True)
     if reasons:
         raise TrainingError(
             "the network cannot be trained privately: " + "; ".join(reasons)
         )
+
+
+def check_trained(body: nn.Module, spec: NetworkSpec) -> None:
+    """Try the weights that training gave as `check_body` tried the first ones.
+
+    Raises:
+        TrainingError: rows depend on each other now; nothing is to be released.
+    """
+    reasons = _behaviour_reasons(body, spec)
+    if reasons:
+        raise TrainingError(f"the trained network is refused: {reasons[0]}")
 
 
 def _parameter_reasons(body: nn.Module) -> list[str]:
@@ -78,28 +100,61 @@ def _layer_reasons(body: nn.Module) -> list[str]:
     return [" ".join(str(error).split())[:200] for error in errors]
 
 
-def _behaviour_reasons(body: nn.Module, spec: NetworkSpec) -> list[str]:
-    """Try it, as in training but for what is random on purpose."""
-    for layer in body.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):  # noqa: SLF001  (their base)
-            layer.eval()
-    rows = torch.rand(_ROWS, *spec.inputs, generator=torch.Generator().manual_seed(0))
+def _behaviour_reasons(
+    body: nn.Module, spec: NetworkSpec, *, perturbed: bool = False
+) -> list[str]:
+    """Try a copy, in training and out of it, but for what is random on purpose."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.rand(max(_SIZES), *spec.inputs, generator=random)
+    try:
+        own = copy.deepcopy(body)
+        with torch.no_grad():
+            if perturbed:
+                _perturb(own, random)
+            for training in (True, False):
+                with without_dropout(own.train(training)):
+                    reasons = _reasons(own, rows, spec)
+                if reasons:
+                    return reasons
+    except Exception as error:  # noqa: BLE001  (it runs the user's code)
+        return [" ".join(f"{type(error).__name__}: {error}".split())[:200]]
+    return []
+
+
+def _perturb(body: nn.Module, random: torch.Generator) -> None:
+    for parameter in body.parameters():
+        if parameter.requires_grad:
+            fan = parameter[0].numel() if parameter.dim() > 1 else 4
+            moved = torch.randn(parameter.shape, generator=random) / math.sqrt(fan)
+            parameter.add_(moved)
+
+
+def _reasons(body: nn.Module, rows: Tensor, spec: NetworkSpec) -> list[str]:
     buffers = [item.clone() for item in body.buffers()]
-    with torch.no_grad():
-        try:
-            whole = body(rows)
-            single = torch.cat([body(rows[i : i + 1]) for i in range(_ROWS)])
-            empty = body(rows[:0])
-        except Exception as error:  # noqa: BLE001  (it runs the user's code)
-            return [" ".join(f"{type(error).__name__}: {error}".split())[:200]]
-    body.train()
-    wanted = (_ROWS, spec.classes)
+    whole = body(rows)
+    wanted = (len(rows), spec.classes)
     if not isinstance(whole, Tensor) or tuple(whole.shape) != wanted:
-        return [f"it does not return logits of shape {wanted} for {_ROWS} rows"]
-    if tuple(empty.shape) != (0, spec.classes):
+        return [f"it does not return logits of shape {wanted} for {len(rows)} rows"]
+    if tuple(body(rows[:0]).shape) != (0, spec.classes):
         return ["it does not take an empty batch"]
-    if not torch.allclose(whole, single, atol=1e-4, rtol=1e-3):
+    if not all(_close(seen, whole[part]) for seen, part in _others(body, rows)):
         return ["a row's output depends on the other rows of its batch"]
+    if not _close(body(rows), whole):
+        return ["a row's output depends on what the network saw before"]
     if any(not torch.equal(a, b) for a, b in zip(buffers, body.buffers())):
         return ["it changes a buffer when it is used"]
     return []
+
+
+def _others(body: nn.Module, rows: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Outputs of batches of several sizes, of rows alone, and without one row."""
+    parts = [slice(0, size) for size in _SIZES]
+    parts += [slice(at, at + 1) for at in range(_ALONE)]
+    parts += [slice(1, len(rows)), slice(0, len(rows) - 1)]
+    for part in parts:
+        yield body(rows[part]), part
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    scale = max(1.0, float(other.nan_to_num().abs().max())) if len(other) else 1.0
+    return torch.allclose(one, other, atol=_ROUNDING * scale, rtol=1e-3, equal_nan=True)

@@ -14,25 +14,18 @@ from typing import Any
 
 import torch
 
-from models.architectures import (
-    ImageClassifier,
-    NetworkSpec,
-    TabularClassifier,
-    build_network,
-    tabular_width,
-)
-from models.data.datasets import AnyDataset, TabularDataset
+from models.architectures import NetworkSpec
 from models.errors import BundleError
-from models.features import FEATURES, feature_shape
 from security.errors import TrainingError
 from security.training import bundle
 from security.training.bundle import Private, Training
-from security.training.config import MODULE, TrainingConfig
-from security.training.data import load_split, unit_numbers
+from security.training.config import TrainingConfig
+from security.training.data import load_split
 from security.training.distributed import everyone, leads
 from security.training.keeper import work_folder
 from security.training.ledger import Ledger
-from security.training.modules import check_body, load_module
+from security.training.modules import check_trained
+from security.training.network import examples_of, fresh_network
 from security.training.noise import FastRandomness, Randomness, SystemRandomness
 from security.training.placement import place_of
 from security.training.search import run_search
@@ -40,15 +33,12 @@ from security.training.session import (
     Job,
     Progress,
     begun_with,
+    check_declared,
     run_private,
     run_public,
 )
-from security.training.trainer import Examples
 
-__all__ = ["build_classifier", "examples_of", "train_bundle"]
-
-Classifier = TabularClassifier | ImageClassifier
-_PIECE = 256  # rows preprocessed at once
+__all__ = ["train_bundle"]
 
 
 def train_bundle(
@@ -97,16 +87,16 @@ def train_bundle(
             stop=stop or threading.Event(),
         )
     )
-    config, module, private = job.config, job.module, None
+    config, network, private = job.config, job.network, None
     if config.search is not None:
-        found = run_search(job, lambda chosen: _prepared(chosen, job.train))
-        config, module, private = found.config, found.module, found.private
+        found = run_search(job)
+        config, network, private = found.config, found.network, found.private
     elif config.private:
         private = run_private(job)
     else:
         run_public(job)
     if leads():
-        _write(replace(job, config=config, module=module), private)
+        _write(replace(job, config=config, network=network), private)
     return out
 
 
@@ -118,98 +108,44 @@ def _job(config: TrainingConfig, out: Path, progress: Progress, **given: Any) ->
         config = begun_with(config, out)
     train, holdout = load_split(config)
     progress("data", 1.0, f"{len(train)} rows to train on, {len(holdout)} held out")
-    module, examples = _prepared(config, train)
-    return Job(
+    network = fresh_network(config, train)
+    examples = examples_of(config, network.module, train)
+    network.module.to(place_of(config))
+    job = Job(
         config=config,
         train=train,
         holdout=holdout,
-        module=module,
+        network=network,
         examples=examples,
         progress=progress,
         out=out,
         **given,
     )
+    check_declared(job)
+    return job
 
 
 def _write(job: Job, private: Private | None) -> None:
-    job.module.to("cpu")
-    compared = bundle.export(job.module, job.holdout)
+    """Export and write; what training gave stays kept until that is done."""
+    network = job.network
+    network.module.to("cpu")
+    shape = tuple(job.examples.inputs.shape[1:])
+    check_trained(network.module.body, NetworkSpec(shape, len(job.train.classes)))
+    compared = bundle.export(network, job.holdout)
     worst = compared.worst.line()
     job.progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
     training = Training(
-        job.config, job.train, job.holdout, private, job.randomness.name
+        job.config, job.train, job.holdout, network, private, job.randomness.name
     )
-    bundle.write(job.out, training, compared)
-    shutil.rmtree(work_folder(job.out), ignore_errors=True)
-
-
-def _prepared(config: TrainingConfig, train: AnyDataset) -> tuple[Classifier, Examples]:
-    module = build_classifier(config, train)
-    examples = examples_of(config, module, train)
-    return module.to(place_of(config)), examples
-
-
-def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:
-    """Preprocessing from the public schema, and a fresh network inside it.
-
-    Raises:
-        TrainingError: the architecture does not fit the data, or cannot be private.
-    """
-    torch.manual_seed(config.model.seed)  # initial weights only: public
-    flags = config.model.missing_flags
-    shape = _input_shape(config, train)
-    spec = NetworkSpec(
-        shape, len(train.classes), config.model.hidden, config.model.blocks
-    )
-    if config.model.architecture == MODULE:
-        body = load_module(config.model.module, spec, config.base)
-    else:
-        try:
-            body = build_network(config.model.architecture, spec)
-        except ValueError as error:
-            raise TrainingError(f"model.architecture: {error}") from None
-    check_body(body, spec)
-    if isinstance(train, TabularDataset):
-        return TabularClassifier(
-            train.columns,
-            body,
-            missing_flags=flags,
-            centre=config.model.centre,
-            logs=[item.name for item in config.data.columns if item.scale == "log"],
-        )
-    features = FEATURES[config.model.features]() if config.model.features else None
-    return ImageClassifier(
-        train.bounds, mean=train.mean, std=train.std, body=body, features=features
-    )
-
-
-def _input_shape(config: TrainingConfig, train: AnyDataset) -> tuple[int, ...]:
-    """Of one example as the network sees it."""
-    name = config.model.features
-    if isinstance(train, TabularDataset):
-        if name:
-            raise TrainingError(f"model.features: {name} takes images")
-        flags = config.model.missing_flags
-        return (tabular_width(train.columns, missing_flags=flags),)
-    shape = tuple(train.features.shape[1:])
     try:
-        return feature_shape(name, shape) if name else shape
-    except ValueError as error:
-        raise TrainingError(f"model.features: {error}") from None
+        bundle.write(job.out, training, compared)
+    except OSError as error:
+        raise TrainingError(
+            f"{job.out} cannot be written: {error.strerror}; training is done and "
+            "kept: make room and finish with --resume"
+        ) from None
+    shutil.rmtree(work_folder(job.out), ignore_errors=True)
 
 
 def _randomness(config: TrainingConfig) -> Randomness:
     return SystemRandomness() if config.privacy.secure else FastRandomness()
-
-
-def examples_of(
-    config: TrainingConfig, module: Classifier, train: AnyDataset
-) -> Examples:
-    """The training rows as the network takes them, with whose they are."""
-    # A piece at a time: fixed features pass through maps much larger than their result.
-    with torch.no_grad():
-        pieces = torch.split(torch.as_tensor(train.features), _PIECE)
-        inputs = torch.cat([module.network_input(piece.float()) for piece in pieces])
-    grouped = config.privacy.unit_bound == "group"
-    units = None if grouped else unit_numbers(train)
-    return Examples(inputs, torch.as_tensor(train.labels), units)

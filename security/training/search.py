@@ -8,18 +8,18 @@ may stop a search and begin again chooses how many tries there are.
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from models.architectures import ImageClassifier, TabularClassifier
 from security.errors import TrainingError
 from security.training.bundle import Private
 from security.training.candidates import candidates, described
-from security.training.config import TrainingConfig
+from security.training.config import ModelConfig, TrainingConfig
 from security.training.distributed import processes
 from security.training.guarantee import (
     Plan,
@@ -29,22 +29,19 @@ from security.training.guarantee import (
     state_guarantee,
 )
 from security.training.ledger import Reservation
+from security.training.network import (
+    Classifier,
+    Network,
+    examples_of,
+    fresh_network,
+)
 from security.training.noise import Randomness, gaussian
+from security.training.placement import place_of
 from security.training.selection import Selection
 from security.training.session import Job, against, request_of
-from security.training.trainer import (
-    Examples,
-    Outcome,
-    State,
-    StepReport,
-    train_private,
-)
+from security.training.trainer import Examples, Monitor, Outcome, train_private
 
 __all__ = ["Found", "run_search"]
-
-Classifier = TabularClassifier | ImageClassifier
-# A fresh network for a configuration, and the training rows as it takes them.
-Prepare = Callable[[TrainingConfig], tuple[Classifier, Examples]]
 
 _PIECE = 4096  # rows scored at once
 
@@ -55,24 +52,24 @@ class Found:
 
     Attributes:
         config: with the settings that were chosen.
-        module: trained.
+        network: trained.
         private: what was done, and what it guarantees, the choice included.
     """
 
     config: TrainingConfig
-    module: Classifier
+    network: Network
     private: Private
 
 
 @dataclass(frozen=True)
 class _Try:
     config: TrainingConfig
-    module: Classifier
+    network: Network
     outcome: Outcome
     score: float
 
 
-def run_search(job: Job, prepare: Prepare) -> Found:
+def run_search(job: Job) -> Found:
     """Choose among the candidates of a configuration by training some of them.
 
     Raises:
@@ -87,15 +84,17 @@ def run_search(job: Job, prepare: Prepare) -> Found:
             "a search is not taken up where it was stopped: what it booked is spent"
         )
     choices = tuple(candidates(job.config))
-    # What cannot be built is refused before anything is booked.
-    for choice in {choice.model: choice for choice in choices}.values():
-        prepare(choice)
+    # What cannot be built or exported is refused before anything is booked.
+    fresh = {
+        model: fresh_network(replace(job.config, model=model), job.train)
+        for model in {choice.model for choice in choices}
+    }
     plan = make_plan(job.config, job.examples.count)
     noise = plan.mechanism.noise_multiplier
     job.progress("noise", 1.0, f"multiplier {noise:g}, paying for the search too")
     reservation = _book(job, plan)
     try:
-        best = _best(job, prepare, plan, choices, selection)
+        best = _best(job, fresh, plan, choices, selection)
     except BaseException:
         _close(reservation, "interrupted")
         raise
@@ -106,7 +105,7 @@ def run_search(job: Job, prepare: Prepare) -> Found:
     guarantee = state_guarantee(plan, best.outcome)
     job.progress("privacy", 1.0, guarantee.line(plan.mechanism))
     return Found(
-        best.config, best.module, Private(plan.mechanism, best.outcome, guarantee)
+        best.config, best.network, Private(plan.mechanism, best.outcome, guarantee)
     )
 
 
@@ -125,7 +124,7 @@ def _close(reservation: Reservation | None, state: str) -> None:
 
 def _best(
     job: Job,
-    prepare: Prepare,
+    fresh: Mapping[ModelConfig, Network],
     plan: Plan,
     choices: tuple[TrainingConfig, ...],
     selection: Selection,
@@ -135,7 +134,7 @@ def _best(
     for _ in range(selection.count(float(job.randomness.uniform(1)[0]))):
         job.progress("search", 0.0, "")  # no share: it would tell how many there are
         lot = int(job.randomness.uniform(1)[0] * len(choices))
-        tried = _attempt(job, prepare, plan, choices[lot], selection)
+        tried = _attempt(job, fresh, plan, choices[lot], selection)
         check_verdicts(plan, tried.outcome)
         if best is None or tried.score > best.score:
             best = tried
@@ -149,13 +148,17 @@ def _best(
 
 def _attempt(
     job: Job,
-    prepare: Prepare,
+    fresh: Mapping[ModelConfig, Network],
     plan: Plan,
     config: TrainingConfig,
     selection: Selection,
 ) -> _Try:
-    module, examples = prepare(config)
-    own = replace(job, config=config, module=module, examples=examples)
+    known = fresh[config.model]
+    module = copy.deepcopy(known.module)  # the next try begins with the same weights
+    network = replace(known, module=module)
+    examples = examples_of(config, module, job.train)
+    module.to(place_of(config))
+    own = replace(job, config=config, network=network, examples=examples)
     outcome = train_private(
         module.body,
         examples,
@@ -169,7 +172,7 @@ def _attempt(
         **against(config, module),
     )
     score = _score(module, examples, selection.score_noise, job.randomness)
-    return _Try(config, module, outcome, score)
+    return _Try(config, network, outcome, score)
 
 
 def _score(
@@ -197,8 +200,8 @@ def _by_unit(right: Tensor, examples: Examples) -> Tensor:
     return total.index_add_(0, examples.units, right) / rows
 
 
-class _Stoppable:
-    """A `trainer.Monitor` that keeps nothing, tells nothing, and ends when asked to."""
+class _Stoppable(Monitor):
+    """Keeps nothing, tells nothing, and ends when asked to."""
 
     def __init__(self, stop: threading.Event) -> None:
         self._stop = stop
@@ -208,6 +211,3 @@ class _Stoppable:
         del step
         if self._stop.is_set():
             raise TrainingError("the search was interrupted; what it booked is spent")
-
-    def after(self, report: StepReport, state: Callable[[], State]) -> None:
-        """See `trainer.Monitor.after`."""

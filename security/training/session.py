@@ -5,33 +5,35 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from models.architectures import ImageClassifier, TabularClassifier
 from models.data.datasets import AnyDataset, multiset_digest
 from sealgate.protocol import strict_json
 from security.errors import TrainingError
-from security.training.accounting import Mechanism
 from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.checkpoint import read_checkpoints
 from security.training.config import TrainingConfig
 from security.training.curve import Curve
 from security.training.data import earlier_split
-from security.training.distributed import FirstAsked, first_alone, processes
+from security.training.distributed import first_alone, processes
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
 from security.training.ledger import Ledger, Request
+from security.training.network import Classifier, Network
 from security.training.noise import Randomness
 from security.training.placement import physical_batch
 from security.training.trainer import (
     Examples,
+    FirstAsked,
+    Outcome,
     Recipe,
     State,
     StepReport,
+    finish_private,
     train_private,
     train_public,
 )
@@ -41,6 +43,7 @@ __all__ = [
     "Progress",
     "against",
     "begun_with",
+    "check_declared",
     "group_of",
     "recipe_of",
     "request_of",
@@ -60,7 +63,7 @@ class Job:
     config: TrainingConfig
     train: AnyDataset
     holdout: AnyDataset
-    module: TabularClassifier | ImageClassifier
+    network: Network
     examples: Examples
     randomness: Randomness
     progress: Progress
@@ -68,6 +71,11 @@ class Job:
     ledger: Ledger
     going_on: bool
     stop: threading.Event
+
+    @property
+    def module(self) -> Classifier:
+        """What is trained."""
+        return self.network.module
 
     @property
     def recipe(self) -> Recipe:
@@ -91,21 +99,9 @@ def run_private(job: Job) -> Private:
     progress("noise", 1.0, f"multiplier {plan.mechanism.noise_multiplier:g}")
     kept: list[Keeper] = []  # one, in the first process alone
     start, steps = first_alone(lambda: _begin(job, plan, kept))
-    left = Mechanism(plan.mechanism.sample_rate, plan.mechanism.noise_multiplier, steps)
     state = "interrupted"
     try:
-        outcome = train_private(
-            job.module.body,
-            job.examples,
-            mechanism=left,
-            recipe=job.recipe,
-            randomness=job.randomness,
-            method=config.compute.gradients,
-            precision=config.compute.precision,
-            monitor=FirstAsked(kept[0] if kept else None),
-            start=start,
-            **against(config, job.module),
-        )
+        outcome = _train(job, plan, start, steps, FirstAsked(kept[0] if kept else None))
         state = "finished"
     finally:
         for keeper in kept:
@@ -116,17 +112,87 @@ def run_private(job: Job) -> Private:
     return Private(plan.mechanism, outcome, guarantee)
 
 
+def _train(
+    job: Job, plan: Plan, start: State | None, steps: int, monitor: FirstAsked
+) -> Outcome:
+    """Take the steps that are left; perhaps all that is left is to release."""
+    config, mechanism = job.config, plan.mechanism
+    if start is not None and not steps:
+        return finish_private(
+            job.module.body,
+            job.examples,
+            mechanism=mechanism,
+            recipe=job.recipe,
+            method=config.compute.gradients,
+            start=start,
+        )
+    return train_private(
+        job.module.body,
+        job.examples,
+        mechanism=replace(mechanism, steps=steps),
+        recipe=job.recipe,
+        randomness=job.randomness,
+        method=config.compute.gradients,
+        precision=config.compute.precision,
+        monitor=monitor,
+        start=start,
+        **against(config, job.module),
+    )
+
+
 def _begin(job: Job, plan: Plan, kept: list[Keeper]) -> tuple[State | None, int]:
     """Reserve the budget; where to start from, and how many steps to take."""
     keeper, taken = _keeper(job, request_of(job, plan), show=_Shown(job, plan))
     kept.append(keeper)
-    if taken.steps < 1:
+    if taken.steps < 1 and (taken.start is None or not taken.start.step):
         keeper.close("interrupted")
         raise TrainingError(
-            "the training was killed in its last step: nothing is left to take, and "
+            "every step was lost before one was kept: nothing is left to take, and "
             "what it spent stays spent"
         )
     return taken.start, taken.steps
+
+
+def check_declared(job: Job) -> None:
+    """Refuse to treat as public what the ledger has booked as personal.
+
+    Raises:
+        LedgerError: the data is in the ledger, by name, by rows or by their owners.
+    """
+    if not job.train.personal:
+        digests = [_digest(job), *_former(job)]
+        job.ledger.check_public(job.config.data.name, digests, _owners(job))
+    elif job.train.units is None:
+        _warn_of_copies(job)
+
+
+def _warn_of_copies(job: Job) -> None:
+    """Tell whoever holds the rows how many are another's copy, and nobody else.
+
+    The number is about private rows: it is shown here, and written nowhere.
+    """
+    names = list(_owners(job))
+    copies = len(names) - len(set(names))
+    if copies:
+        job.progress(
+            "warning",
+            1.0,
+            f"{copies} of {len(names)} rows are the same as another, and each is "
+            "protected by itself: if a person may own several rows, name data.unit",
+        )
+
+
+def _owners(job: Job) -> Iterator[bytes]:
+    """What names each row's owner, as the ledger compares data sets."""
+    parts = [job.train] if job.config.data.holdout_source else [job.train, job.holdout]
+    for part in parts:
+        if part.units is not None:
+            own = (f"{job.config.data.unit}\0{name}" for name in part.units)
+            yield from (name.encode() for name in own)
+        elif part.keys is not None:
+            yield from (bytes(key) for key in part.keys)
+        else:
+            yield from (row.tobytes() for row in part.features)
 
 
 def run_public(job: Job) -> None:
@@ -158,7 +224,13 @@ def _keeper(
     job: Job, request: Request | None, *, show: Callable[[StepReport], None]
 ) -> tuple[Keeper, Taken]:
     """Reserve the budget, or take an interrupted training up."""
-    identity = Identity(_config_digest(job.config), _digest(job))
+    network = job.network
+    identity = Identity(
+        _config_digest(job.config),
+        _digest(job),
+        network.bound_sha256,
+        unbound=network.draws_nothing and not network.brought,
+    )
     ledger = job.ledger if request is not None and job.train.personal else None
     steps = job.config.privacy.steps
     if job.going_on:
@@ -221,6 +293,7 @@ def request_of(job: Job, plan: Plan) -> Request:
         steps=plan.mechanism.steps,
         delta=plan.delta,
         selection=plan.selection,
+        sketch=job.ledger.sketch(_owners(job)),
     )
 
 
@@ -263,9 +336,7 @@ class _Shown:
         self._progress("training", share, "", ", ".join(notes))
 
 
-def against(
-    config: TrainingConfig, module: TabularClassifier | ImageClassifier
-) -> dict[str, Any]:
+def against(config: TrainingConfig, module: Classifier) -> dict[str, Any]:
     """The trainer's arguments for adversarial training; none without.
 
     The configured radius is a share of each range; the network sees ranges stretched.

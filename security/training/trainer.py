@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from opacus.accountants import PRVAccountant
@@ -20,13 +20,14 @@ from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.distributed import (
     DistributedNoisyOptimizer,
+    first_alone,
     leads,
     merged,
     processes,
     synchronise,
 )
 from security.training.examples import Examples, parts
-from security.training.gradient_methods import make_method
+from security.training.gradient_methods import choose, make_method
 from security.training.gradients import (
     Batch,
     Clipping,
@@ -35,6 +36,7 @@ from security.training.gradients import (
     cross_entropy,
     in_precision,
     probe,
+    without_dropout,
 )
 from security.training.mechanism import (
     Conformance,
@@ -47,21 +49,25 @@ from security.training.noise import Randomness
 
 __all__ = [
     "Examples",
+    "FirstAsked",
     "Monitor",
     "Outcome",
     "Prepare",
     "Recipe",
     "State",
     "StepReport",
+    "finish_private",
     "train_private",
     "train_public",
+    "trained",
 ]
 
 # Changes a physical batch before gradients; must treat every unit by itself.
 Prepare = Callable[[nn.Module, Batch], Batch]
 
 _PROBES = 10  # times a training checks clipping from outside, at most
-_PROBE_GAP = 20  # steps between two of them, at least: they cost about a step
+_PROBE_GAP = 20  # steps between two of them, at least
+_PROBE_UNITS = 128  # looked at in each but the first, which takes all of its batch
 _LOSS_DECAY = 0.9
 
 
@@ -100,7 +106,7 @@ class State:
 
     Attributes:
         step: steps behind these weights.
-        body: the network's tensors.
+        body: the trained parameters, by name.
         average: the averaged weights, empty where there are none.
         optimizer: momentum and the like: by parameter, then by name.
         loss: smoothed noisy loss, None before the first.
@@ -128,14 +134,30 @@ class StepReport:
     loss: float | None
 
 
-class Monitor(Protocol):
-    """Asked before, told after each step."""
+class Monitor:
+    """Asked before, told after each step; this one says nothing."""
 
     def before(self, step: int) -> None:
         """Called before a step, counted from 1, touches the data; may refuse it."""
 
     def after(self, report: StepReport, state: Callable[[], State]) -> None:
         """Called after the step."""
+
+
+class FirstAsked(Monitor):
+    """In every process: asks the first one's monitor, and stops where it does."""
+
+    def __init__(self, watcher: Monitor | None) -> None:
+        """Take the first process's monitor; None in the others."""
+        self._watcher = watcher or Monitor()
+
+    def before(self, step: int) -> None:
+        """See `Monitor.before`."""
+        first_alone(lambda: self._watcher.before(step))
+
+    def after(self, report: StepReport, state: Callable[[], State]) -> None:
+        """See `Monitor.after`."""
+        first_alone(lambda: self._watcher.after(report, state))
 
 
 @dataclass(frozen=True)
@@ -155,16 +177,6 @@ class Outcome:
     method: str
     record: Conformance = field(repr=False)
     processes: int = 1
-
-
-class _Silent:
-    """Nobody watches."""
-
-    def before(self, step: int) -> None:
-        """See `Monitor.before`."""
-
-    def after(self, report: StepReport, state: Callable[[], State]) -> None:
-        """See `Monitor.after`."""
 
 
 def train_private(
@@ -206,7 +218,7 @@ def train_private(
     units, examples = examples.count, examples.share()
     synchronise(body)
     maker = make_method(body.train(), method, in_precision(objective, precision))
-    loop = _Loop(body, recipe, monitor or _Silent(), start, steps=mechanism.steps)
+    loop = _Loop(body, recipe, monitor or Monitor(), start, steps=mechanism.steps)
     record, accountant = _begun(start), PRVAccountant()
     optimizer = _noisy(loop.plain, mechanism, recipe, randomness, record)
     optimizer.account(accountant, mechanism.sample_rate)
@@ -216,7 +228,8 @@ def train_private(
             taken = poisson(examples.count, mechanism.sample_rate, randomness)
             record.saw_coins(len(taken), int(taken.sum()))
             probed = index % max(_PROBE_GAP, -(-mechanism.steps // _PROBES)) == 0
-            private.accumulate(body, examples.batch(taken), probed=probed)
+            units = _PROBE_UNITS if index and probed else probed * examples.count
+            private.accumulate(body, examples.batch(taken), probed=units)
             optimizer.step()
             whole = merged(record)
             loop.finish(optimizer.noisy_loss, whole)
@@ -248,7 +261,7 @@ def train_public(
         TrainingError: no rows, or weights that are not finite.
     """
     _check(examples)
-    loop = _Loop(body.train(), recipe, monitor or _Silent(), start, steps=steps)
+    loop = _Loop(body.train(), recipe, monitor or Monitor(), start, steps=steps)
     for _ in loop.steps():
         batch = examples.batch(poisson(examples.count, sample_rate, randomness))
         batch = batch.to(next(body.parameters()).device)
@@ -259,6 +272,40 @@ def train_public(
         loop.plain.step()
         loop.finish(float(losses.detach().mean()) if len(losses) else None)
     loop.release()
+
+
+def finish_private(
+    body: nn.Module,
+    examples: Examples,
+    *,
+    mechanism: Mechanism,
+    recipe: Recipe,
+    method: str,
+    start: State,
+) -> Outcome:
+    """What a training gave whose every step is taken, or lost: nothing is drawn.
+
+    Args:
+        body: gets the weights to release.
+        examples: that were trained on.
+        mechanism: of all steps that were booked.
+        recipe: as of `train_private`.
+        method: as of `train_private`.
+        start: where it stands.
+
+    Raises:
+        TrainingError: the weights are not finite.
+    """
+    _Loop(body, recipe, Monitor(), start, steps=0).release()
+    name = choose(body.train(), method)
+    return Outcome(
+        mechanism, examples.count, name, Conformance(start.record), processes()
+    )
+
+
+def trained(body: nn.Module) -> dict[str, nn.Parameter]:
+    """What noisy gradients move, by name."""
+    return {name: p for name, p in body.named_parameters() if p.requires_grad}
 
 
 def _begun(start: State | None) -> Conformance:
@@ -308,8 +355,8 @@ class _Private:
         self._ceiling = recipe.loss_ceiling
         self._device = optimizer.params[0].device
 
-    def accumulate(self, body: nn.Module, batch: Batch, *, probed: bool) -> None:
-        """Add a logical batch to the step's sum."""
+    def accumulate(self, body: nn.Module, batch: Batch, *, probed: int) -> None:
+        """Add a logical batch to the step's sum, and probe so many units of a part."""
         most = self._clipping.max_grad_norm
         for part in parts(batch, self._size):
             part = part.to(self._device)  # noqa: PLW2901  (the same one elsewhere)
@@ -321,8 +368,11 @@ class _Private:
                 raise TrainingError("a gradient is not finite; nothing was released")
             if ready.count:
                 self._record.saw_norms(float(clipped.norms.max()), most)
-            if probed:
-                self._record.saw_norms(probe(self._maker, ready, self._clipping), most)
+            if probed and ready.count:
+                some = ready.take(torch.arange(ready.count).to(self._device) < probed)
+                with without_dropout(body):
+                    found = probe(self._maker, some, self._clipping)
+                self._record.saw_norms(found, most)
             self._optimizer.accumulate(clipped, clipped.losses / self._ceiling)
 
 
@@ -338,8 +388,9 @@ class _Loop:
         *,
         steps: int,
     ) -> None:
-        self._body, self._recipe, self._monitor = body, recipe, monitor
-        self._parameters = [p for p in body.parameters() if p.requires_grad]
+        self._recipe, self._monitor = recipe, monitor
+        self._named = trained(body)
+        self._parameters = list(self._named.values())
         self._done = 0 if start is None else start.step
         self._end = self._done + steps
         self._loss = None if start is None else start.loss
@@ -383,7 +434,7 @@ class _Loop:
         numbers = {id(p): i for i, p in enumerate(self._parameters)}
         return State(
             step=self._done,
-            body={k: v.detach().clone() for k, v in self._body.state_dict().items()},
+            body={k: v.detach().clone() for k, v in self._named.items()},
             average=[item.clone() for item in self._average],
             optimizer={
                 numbers[id(parameter)]: _tensors(values)
@@ -408,7 +459,11 @@ class _Loop:
             raise TrainingError("the weights are not finite: lower the learning rate")
 
     def _restore(self, start: State) -> None:
-        self._body.load_state_dict(start.body)
+        with torch.no_grad():
+            for name, parameter in self._named.items():
+                if name not in start.body:
+                    raise TrainingError(f"the checkpoint lacks {name}")
+                parameter.copy_(start.body[name])
         self._average = [
             item.detach().clone().to(parameter.device)
             for item, parameter in zip(start.average, self._parameters)

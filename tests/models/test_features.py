@@ -19,7 +19,7 @@ from security.errors import TrainingError
 from security.training import bundle
 from security.training.config import load_config, parse_config
 from security.training.data import load_split
-from security.training.run import build_classifier
+from security.training.network import build_classifier
 
 torch.set_num_threads(1)
 EXAMPLES = Path(__file__).parents[2] / "examples"
