@@ -18,7 +18,7 @@ from models.bundle import read_bundle
 from models.sessions import make_session
 from security.__main__ import main
 from security.admission.gate import Admission
-from security.assessment.scaled_model import ServedModel
+from security.assessment.targets.target import OnnxTarget
 from service.inference.runtime import LoadedModel
 from tests.support import trained
 from tests.support.polyglots import in_ort_format, polyglot, two_graphs, varint
@@ -92,4 +92,6 @@ def test_assessor_and_server_get_the_same_numbers() -> None:
     options = onnxruntime.RunOptions()
     feed = {bundle.manifest.inputs[0].spec.name: rows}
     (answered,) = served.run(feed, ["probabilities"], options)
-    np.testing.assert_array_equal(ServedModel(bundle).probabilities(rows), answered)
+    target = OnnxTarget(bundle.model)
+    target.shape = rows.shape[1:]
+    np.testing.assert_array_equal(target.values(rows, "probabilities"), answered)
