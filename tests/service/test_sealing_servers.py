@@ -52,7 +52,7 @@ def pair(home: Path, redis: RedisServer) -> Iterator[list[Server]]:
 def sealed(server: Server, home: Path) -> Exchange:
     configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
     request = build_request(
-        "GET", "/v2", url=server.url, token=mint(home), now=time.time()
+        "GET", "/v2", url=server.url, token=mint(home, "metrics"), now=time.time()
     )
     return Exchange(configs[0], request, max_response_bytes=1 << 16)
 
