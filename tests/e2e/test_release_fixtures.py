@@ -47,7 +47,8 @@ from security.admission.confidential import (
 from security.admission.doors import verify_with
 from security.admission.gate import Admission, all_refusals
 from security.admission.keys import load_trust
-from security.admission.plan import PlanFolder, Share
+from security.admission.lifecycle import Canary
+from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.documents import write_documents
@@ -359,8 +360,10 @@ def test_the_plan_and_its_history_are_read(release: Path) -> None:
     model = plan.models["breast-cancer"]
     assert model.default == "1.0.0"
     assert set(model.versions) == {"1.0.0", "1.1.0"}
-    assert model.canary == Share("1.1.0", 10)
-    assert model.shadow == Share("1.1.0", 50)
+    # It was a canary and a shadow; a version is one of them now.
+    trial = model.versions["1.1.0"]
+    assert isinstance(trial, Canary)
+    assert trial.percent == 10
     assert [item.generation for item in folder.history()] == [0, 1, 2, 3, 4, 5]
     changed = folder.change(lambda before: before, first=plan, note="again")
     assert changed.generation == 6

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from models.bundle import read_bundle
-from security.commands.admit import _epsilon
+from security.commands.admit import _numbers
 from security.errors import AdmissionRefused, LedgerError, TrainingError
 from security.training.accounting import (
     Mechanism,
@@ -220,7 +220,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert 1.9 < claimed <= 2.0
     assert all(check.passed for check in privacy.checks)
     # The gate computes all of it again, not the one try that is left.
-    assert _epsilon(privacy) == pytest.approx(claimed, rel=0.01)
+    assert _numbers(privacy)["epsilon"] == pytest.approx(claimed, rel=0.01)
     config = privacy.details["config"]
     assert config["search"]["tries"] == 3.0
     assert config["optimizer"]["learning_rate"] in (0.001, 1.0)
@@ -230,7 +230,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "the best of about 3 tries" in capsys.readouterr().out
     hidden = {k: v for k, v in privacy.conditions.items() if k != "search_score_noise"}
     with pytest.raises(AdmissionRefused, match="search_score_noise"):
-        _epsilon(replace(privacy, conditions=hidden))
+        _numbers(replace(privacy, conditions=hidden))
 
 
 def test_the_better_setting_wins_and_the_cap_holds(tmp_path: Path) -> None:
