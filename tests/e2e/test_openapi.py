@@ -110,6 +110,9 @@ def test_metrics_on_a_port_of_their_own(
     text = httpx.get(f"http://127.0.0.1:{metrics_port}/metrics").text
     assert 'sealgate_requests_total{action="metadata",model="",status="200"' in text
     assert "sealgate_model_info{" in text
+    head = httpx.head(f"http://127.0.0.1:{metrics_port}/metrics")
+    assert (head.status_code, head.content) == (200, b"")
+    assert "server" not in head.headers
     # Nothing else is there, and the other port still asks for its scope.
     assert httpx.get(f"{described.url}/metrics", headers=headers).status_code == 403
 

@@ -100,6 +100,25 @@ def test_nan_passes_as_bytes(client):
     assert np.isnan(result).all()
 
 
+def test_nan_is_null_in_json(client):
+    rows = np.array([[np.nan, 1, 2], [1, 2, 3]], dtype=np.float32)
+    tensor = http.InferInput("features", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows, binary_data=True)
+    wanted = [http.InferRequestedOutput("probabilities", binary_data=False)]
+    result = client.infer(NAME, [tensor], outputs=wanted).as_numpy("probabilities")
+    assert np.isnan(result[0]).all()
+    assert np.isfinite(result[1]).all()
+
+
+def test_a_length_from_the_request_before(client):
+    """Whoever passes one dictionary of headers twice sends the first one's length."""
+    headers = {"Inference-Header-Content-Length": "20"}
+    tensor = http.InferInput("features", list(ROWS.shape), "FP32")
+    tensor.set_data_from_numpy(ROWS, binary_data=False)
+    with pytest.raises(utils.InferenceServerException, match="out of the JSON"):
+        client.infer(NAME, [tensor], headers=headers)
+
+
 def test_what_a_client_asks_first(client):
     assert client.is_server_live()
     assert client.is_server_ready()

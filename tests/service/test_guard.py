@@ -194,6 +194,10 @@ def test_metrics_are_for_their_scope_only(rooms: Rooms) -> None:
     assert allowed.status == 200
     assert dict(allowed.headers)[b"content-type"].startswith(b"text/plain; version=")
     assert b'sealgate_refusals_total{reason="insufficient-scope"}' in allowed.body
+    assert (
+        call(guard, scope("HEAD", "/metrics", [bearer("metrics")])).response.status
+        == 200
+    )
     for method, path in (("POST", "/metrics"), ("GET", "/metrics/")):
         other = call(guard, scope(method, path, [bearer("metrics")])).response
         assert other.status in (403, 404)

@@ -301,6 +301,18 @@ def test_methods(rooms: Rooms, method: str, path: str, allowed: bytes) -> None:
     assert dict(response.headers)[b"allow"] == allowed
 
 
+@pytest.mark.parametrize("path", ["/v2", "/v2/models/toy", "/v2/models/toy/ready"])
+def test_head_is_get_without_content(rooms: Rooms, path: str) -> None:
+    asked = request("HEAD", path, bearer=token("infer:toy"))
+    assert answer(rooms, asked).status == 200
+
+
+@pytest.mark.parametrize("word", ["live", "ready"])
+def test_health_says_it_in_json(rooms: Rooms, word: str) -> None:
+    response = answer(rooms, request("GET", f"/v2/health/{word}"), sealed=False)
+    assert json.loads(response.body) == {word: True}
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/v2/health/live"])
 def test_health_answers_strangers_and_is_not_recorded(rooms: Rooms, path: str) -> None:
     before = rooms.records
