@@ -18,13 +18,13 @@ from benchmarks import privacy_attacks
 from benchmarks.timing import alternate, table
 from models.data.held_out import Holdout
 from security.assessment.art_library import art
-from security.assessment.evasion.cascade import white_box_of
-from security.assessment.evasion.check import EvasionCheck
-from security.assessment.scan.context import Context, TargetSource, prepare
-from security.assessment.scan.options import Options
-from security.assessment.scan.registry import all_checks
-from security.assessment.scan.runner import run_units
-from security.assessment.scan.store import RunStore
+from security.assessment.checks.evasion.cascade import white_box_of
+from security.assessment.checks.evasion.check import EvasionCheck
+from security.assessment.engine.registry import check_of
+from security.assessment.engine.runner import run_units
+from security.assessment.engine.store import RunStore
+from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.options import Options
 from security.assessment.torch_graph.module import OnnxModule
 from tests.support.scanned import digits, digits_cnn, digits_onnx
 
@@ -138,7 +138,7 @@ def _processes() -> None:
             with TemporaryDirectory() as folder:
                 store = RunStore(Path(folder) / "work", {})
                 began = time.monotonic()
-                run_units(context, units, store, all_checks)
+                run_units(context, units, store, check_of)
                 seconds[jobs] = time.monotonic() - began
         ratios.append(seconds[1] / seconds[2])
     print(f"\ntwo processes against one, wall: {statistics.median(ratios):.2f}")

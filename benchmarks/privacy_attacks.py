@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import table
-from security.assessment.privacy import curves, signals
-from security.assessment.privacy.canaries import judge_kind
-from security.assessment.privacy.shadows import (
+from security.assessment.checks.privacy import curves, signals
+from security.assessment.checks.privacy.canaries import judge_kind
+from security.assessment.checks.privacy.shadows import (
     ShadowRecipe,
     Shadows,
     random_halves,

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from models.data import cells
 from models.data.columns import Table, numbers
+from models.data.datasets import AnyDataset, TabularDataset
 from models.data.readers import read_table
 from models.data.sources import feature_values, groups
 from models.errors import DatasetError
 from models.manifest import Column
 
-__all__ = ["Holdout", "Roles", "load_holdout"]
+__all__ = ["Holdout", "Roles", "holdout_of", "load_holdout"]
 
 _MAX_GROUPS = 50
 _FEATURES = ("x", "X", "x_test", "X_test", "features", "images", "data")
@@ -80,6 +81,19 @@ class Holdout:
         held.require(names)
         order = [places[name] for name in names]
         return replace(self, features=self.features[:, order], columns=tuple(names))
+
+
+def holdout_of(rows: AnyDataset) -> Holdout:
+    """The rows of a data set."""
+    columns = rows.columns if isinstance(rows, TabularDataset) else ()
+    return Holdout(
+        rows.name,
+        rows.features,
+        rows.labels,
+        columns=tuple(column.name for column in columns),
+        classes=rows.classes,
+        groups=dict(rows.sensitive),
+    )
 
 
 @dataclass(frozen=True)

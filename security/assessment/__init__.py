@@ -1,18 +1,15 @@
-"""What a model withstands, measured on rows it never saw.
+"""What a model withstands, measured on rows it never saw: one engine, two commands.
 
-intervals         confidence intervals
-torch_graph       an ONNX graph as a torch module, for gradients
-scaled_model      a bundle's model in units of its scaled features
-art_library       importing ART without its side effects
-quality           accuracy, AUC, calibration
-fairness          rates by group of people, and how far apart
-robustness        PGD within a ball, re-checked on onnxruntime
-tradeoff          the same for another model beside it: what robustness cost
-membership        who was in the training data
-imported          models from elsewhere: inspected, then described
-run               a bundle's whole assessment, written at once
-scan              one command at a file or an endpoint: plan, targets, runner, report
-reporting         SARIF, JUnit, HTML, and what changed between two reports
-privacy           who was in the training data, and what a copy costs
-evasion           attacks on the input, and what they prove
+`scan` asks a file, a bundle or an endpoint everything, and writes a report; `assess`
+is a profile of the same that writes a bundle's evidence.
+
+engine       runs: registry of checks, units of work by one process or several, reports
+checks       what is asked of a model: quality, fairness, evasion, privacy, poisoning, …
+plan         what checks work with: options, the fitted job, units of work
+targets      models and rows: files, endpoints, answers, the space that attacks move in
+results      what checks conclude: metrics with intervals, findings, scan.json
+reporting    SARIF, JUnit, HTML, and what changed between two reports
+torch_graph  an ONNX graph as a torch module, for gradients
+art_library  importing ART without its side effects
+imported     models from elsewhere: inspected, then described
 """

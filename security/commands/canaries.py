@@ -12,7 +12,7 @@ from security.commands.options import Subparsers
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
-    from security.assessment.privacy.canaries import AuditedMechanism, Verdict
+    from security.assessment.checks.privacy.canaries import AuditedMechanism, Verdict
 
 __all__ = ["add_parser", "run"]
 
@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit; returns the exit code."""
-    from security.assessment.privacy.canaries import (  # noqa: PLC0415  (seconds)
+    from security.assessment.checks.privacy.canaries import (  # noqa: PLC0415  (seconds)
         KINDS,
         MIN_TRAININGS,
     )
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 def _judged(audited: AuditedMechanism, kind: str, trainings: int, seed: int) -> Verdict:
     import numpy as np  # noqa: PLC0415  (not for --help)
 
-    from security.assessment.privacy.canaries import judge_kind  # noqa: PLC0415
+    from security.assessment.checks.privacy.canaries import judge_kind  # noqa: PLC0415
 
     scores, planted = [], []
     for first in range(0, trainings, _AT_ONCE):
@@ -88,7 +88,7 @@ def _judged(audited: AuditedMechanism, kind: str, trainings: int, seed: int) -> 
 
 
 def _text(audited: AuditedMechanism, verdicts: list[Verdict]) -> str:
-    from security.assessment.privacy.canaries import LEVEL  # noqa: PLC0415
+    from security.assessment.checks.privacy.canaries import LEVEL  # noqa: PLC0415
 
     lines = [
         f"claimed     epsilon {audited.epsilon:g} at delta {audited.delta:g}, one unit "
@@ -110,7 +110,7 @@ def _text(audited: AuditedMechanism, verdicts: list[Verdict]) -> str:
 
 
 def _json(audited: AuditedMechanism, verdicts: list[Verdict]) -> str:
-    from security.assessment.privacy.canaries import LEVEL  # noqa: PLC0415
+    from security.assessment.checks.privacy.canaries import LEVEL  # noqa: PLC0415
 
     document: dict[str, Any] = {
         "claimed": {"epsilon": audited.epsilon, "delta": audited.delta},

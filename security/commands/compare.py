@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    from security.assessment.scan.report import MAX_SCAN_BYTES, read_report  # noqa: PLC0415  (as above)
+    from security.assessment.results.report import MAX_SCAN_BYTES, read_report  # noqa: PLC0415  (as above)
 
     try:
         data = read_regular(path, max_bytes=MAX_SCAN_BYTES, follow_links=True)

@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write it; returns the exit code."""
     from security.assessment.reporting.documents import render  # noqa: PLC0415  (scipy)
-    from security.assessment.scan.report import MAX_SCAN_BYTES  # noqa: PLC0415
+    from security.assessment.results.report import MAX_SCAN_BYTES  # noqa: PLC0415
 
     try:
         data = read_regular(args.scan, max_bytes=MAX_SCAN_BYTES, follow_links=True)

@@ -13,15 +13,21 @@ from models.bundle import MANIFEST_FILE, BundleLimits, read_bundle, report_file
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from security.commands.options import Subparsers
+from security.commands.rows import (
+    add_data_config,
+    configured_rows,
+    data_config,
+    file_rows,
+)
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
     from models.data.held_out import Holdout
     from models.report import Subject
-    from security.assessment.scan.context import TargetSource
-    from security.assessment.scan.dataconfig import DataConfig
-    from security.assessment.scan.run import Scan, ScanRequest
-    from security.assessment.scan.runner import Progress
+    from security.assessment.engine.run import Scan, ScanRequest
+    from security.assessment.engine.runner import Progress
+    from security.assessment.plan.context import TargetSource
+    from security.assessment.targets.dataconfig import DataConfig
 
 __all__ = ["add_parser", "run"]
 
@@ -49,12 +55,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="rows the model never saw, with classes: .npz, .csv, .parquet, or a "
         "training configuration (.toml), whose held-out rows are taken",
     )
-    parser.add_argument(
-        "--data-config",
-        type=Path,
-        metavar="FILE.toml",
-        help="ranges, and what an attacker may change in a row, at which cost",
-    )
+    add_data_config(parser)
     parser.add_argument(
         "--profile", choices=("quick", "standard", "thorough"), default="quick"
     )
@@ -67,13 +68,6 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="CONFIG.toml",
         help="the training's configuration: its rows are attacked by shadow models of "
         "the same recipe",
-    )
-    parser.add_argument(
-        "--train-data",
-        type=Path,
-        metavar="FILE",
-        help="the rows it was trained on, as --data reads them: searched for poisoned "
-        "ones (default: those of --training)",
     )
     parser.add_argument(
         "--client-profile",
@@ -128,12 +122,13 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan; returns the exit code."""
+    from security.assessment.engine.run import run_scan  # noqa: PLC0415
     from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
         write_documents,
     )
-    from security.assessment.scan.run import run_scan  # noqa: PLC0415
 
     request = _request(args)
+    out = request.out or Path()
     try:
         with _Line() as line:
             scan = run_scan(request, line)
@@ -141,8 +136,8 @@ def run(args: argparse.Namespace) -> int:
         print("finished work is kept: the same command goes on", file=sys.stderr)
         raise
     document = scan.report.to_json()
-    write_documents(request.out, document, fail_on=args.fail_on or "error")
-    _print(scan, request.out)
+    write_documents(out, document, fail_on=args.fail_on or "error")
+    _print(scan, out)
     if args.evidence:
         for item in scan.evidence:
             write_atomic(Path(args.target) / report_file(item.kind), item.to_json())
@@ -150,9 +145,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> ScanRequest:
-    from security.assessment.scan import dataconfig  # noqa: PLC0415  (as above)
-    from security.assessment.scan.options import Options  # noqa: PLC0415
-    from security.assessment.scan.run import ScanRequest  # noqa: PLC0415
+    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415
+    from security.assessment.plan.options import Options  # noqa: PLC0415  (as above)
 
     options = Options(
         profile=args.profile,
@@ -166,9 +160,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         checks=tuple(args.check),
         output=args.output,
     )
-    config = dataconfig.DataConfig()
-    if args.data_config is not None:
-        config = dataconfig.load_data_config(args.data_config)
+    config = data_config(args)
     source, subject = _source(args)
     if args.ray and source.kind == "remote":
         raise AssessmentError("--ray is for files: one process asks an endpoint")
@@ -176,7 +168,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         raise AssessmentError("--evidence is for bundles")
     return ScanRequest(
         source=source,
-        holdout=_holdout(args.data, config, source, bundle=_bundle(args)),
+        holdout=_rows(args, args.data, config, source),
         options=options,
         config=config,
         out=args.out or Path(f"{Path(source.name).stem}-scan"),
@@ -190,13 +182,12 @@ def _extras(
     args: argparse.Namespace, config: DataConfig, source: TargetSource
 ) -> dict[str, Any]:
     extras: dict[str, Any] = {}
-    bundle = _bundle(args)
     if args.train_data is not None:
-        extras["training data"] = _holdout(
-            args.train_data, config, source, bundle=bundle, train=True
-        )
+        given = _rows(args, args.train_data, config, source, train=True)
+        extras["training data"] = given
     if args.training is None:
         return extras
+    bundle = _bundle(args)
     from security.commands import scan_training  # noqa: PLC0415  (torch)
 
     extras["training"] = scan_training.load_training(args.training, bundle)
@@ -207,7 +198,7 @@ def _extras(
 
 
 def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
-    from security.assessment.scan.context import TargetSource  # noqa: PLC0415
+    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
 
     if args.target.startswith(("http://", "https://")):
         source = TargetSource(
@@ -218,7 +209,8 @@ def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
         raise AssessmentError("--client-profile is for URLs")
     path = Path(args.target)
     if path.is_dir() or (path / MANIFEST_FILE).exists():
-        return _bundle_source(path)
+        bundle = read_bundle(path)
+        return TargetSource.of(bundle), bundle.subject
     try:
         limit = BundleLimits().max_model_bytes
         model = read_regular(path, max_bytes=limit, follow_links=True)
@@ -228,64 +220,27 @@ def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
     return TargetSource("onnx", path.name, model), None
 
 
-def _bundle_source(path: Path) -> tuple[TargetSource, Subject]:
-    from security.assessment.scan.context import TargetSource  # noqa: PLC0415
-
-    bundle = read_bundle(path)
-    inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
-    scores = [item for item in outputs if item.labels]
-    score = scores[0] if len(scores) == 1 else None
-    source = TargetSource(
-        "bundle",
-        bundle.manifest.name,
-        bundle.model,
-        columns=inputs[0].columns if len(inputs) == 1 else (),
-        classes=score.labels if score else (),
-        output=score.spec.name if score else None,
-    )
-    return source, bundle.subject
-
-
 def _bundle(args: argparse.Namespace) -> Path | None:
     """The folder of the target, if it is a bundle."""
     path = Path(args.target)
     return path if (path / MANIFEST_FILE).exists() else None
 
 
-def _holdout(
+def _rows(
+    args: argparse.Namespace,
     path: Path,
     config: DataConfig,
     source: TargetSource,
     *,
-    bundle: Path | None,
     train: bool = False,
 ) -> Holdout:
-    """Held-out rows; of a training configuration, or else those that it trains on."""
-    from models.data.held_out import Holdout, Roles, load_holdout  # noqa: PLC0415
-
+    """Rows of a file; of a training configuration, held-out ones or its own."""
     if path.suffix != ".toml":
-        roles = Roles(
-            label=config.label,
-            sensitive=config.sensitive,
-            kept=tuple(config.rules),
-            columns=source.columns,
-            features=config.features,
-            drop=config.drop,
-            missing=config.missing,
-        )
-        return load_holdout(path, roles)
-    from security.training.data import load_split, read_config  # noqa: PLC0415
+        return file_rows(path, config, source.columns)
+    from models.data.held_out import holdout_of  # noqa: PLC0415  (as above)
 
-    trained, held_out = load_split(read_config(path, bundle))
-    rows = trained if train else held_out
-    return Holdout(
-        rows.name,
-        rows.features,
-        rows.labels,
-        columns=tuple(column.name for column in getattr(rows, "columns", ())),
-        classes=rows.classes,
-        groups=dict(rows.sensitive),
-    )
+    trained, held_out = configured_rows(path, _bundle(args))
+    return holdout_of(trained if train else held_out)
 
 
 def _processors() -> int:
@@ -293,7 +248,7 @@ def _processors() -> int:
 
 
 def _exit_code(scan: Scan, fail_on: str | None) -> int:
-    from security.assessment.scan.rules import severity_at_least  # noqa: PLC0415
+    from security.assessment.results.rules import severity_at_least  # noqa: PLC0415
 
     if scan.refused:
         return 1

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.data.datasets import AnyDataset
+from models.data.datasets import AnyDataset, digest
+from models.report import Dataset
 from sealgate.protocol import strict_json
-from security.assessment.privacy.bounds import Curve
-from security.assessment.privacy.canaries import AuditedMechanism
-from security.assessment.privacy.membership import TrainingRows
-from security.assessment.privacy.shadows import ShadowRecipe
+from security.assessment.checks.privacy.bounds import Curve
+from security.assessment.checks.privacy.canaries import AuditedMechanism
+from security.assessment.checks.privacy.shadows import ShadowRecipe
+from security.assessment.checks.privacy.trained import TrainingRows
 from security.training.canaries import CanaryTrainings
 from security.training.config import TrainingConfig
 from security.training.data import load_split, read_config
@@ -43,6 +44,10 @@ def load_training(path: Path, bundle: Path | None) -> TrainingRows:
     train, holdout = load_split(config)
     classifier = build_classifier(config, train)
     units, group = _units(train), group_of(config, train)
+    used = tuple(
+        Dataset(item.name, role, len(item), digest(item.features, item.labels))
+        for item, role in ((train, "train"), (holdout, "holdout"))
+    )
     train, holdout = _some(train), _some(holdout)
     member = np.arange(len(train) + len(holdout)) < len(train)
     rows = np.concatenate([train.features, holdout.features])
@@ -62,6 +67,7 @@ def load_training(path: Path, bundle: Path | None) -> TrainingRows:
         labels=np.concatenate([train.labels, holdout.labels]),
         member=member,
         recipe=recipe,
+        datasets=used,
         epsilon=epsilon,
         delta=delta,
     )

@@ -90,5 +90,6 @@ METRICS: Mapping[str, str] = {
     "parity_difference": "between the attacked copy and the file as served",
     "radius": "how far each input may be moved",
     "robust_accuracy": "share that stays right under attack",
+    "rule_auc": "of an attack that calls who is classified rightly a member",
     "tpr_at_fpr_1pct": "share of members found while 1% of others are called members",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 from models.bundle import read_bundle
 from models.data.datasets import ImageDataset
-from security.assessment.robustness import EvasionPlan
-from security.assessment.run import assess_bundle
+from security.assessment.engine.assess import AssessRequest, assess_bundle
+from security.assessment.plan.options import PROFILES
 from security.errors import AssessmentError
 from security.training.config import load_config
 from security.training.data import load_split
@@ -110,8 +111,8 @@ def test_images_through_the_chain(folder: Path) -> None:
     robust = reports["robustness"].metrics
     assert robust["robust_accuracy"].value <= robust["clean_accuracy"].value
     passed = {check.id: check.passed for check in reports["robustness"].checks}
-    assert passed["finite"]
-    assert passed["inside-ball"]
+    assert passed["linf-proposals-finite"]
+    assert reports["robustness"].conditions["ranges"] == "manifest"
     assert command("keygen") == 0
     for role in ("trainer", "assessor"):
         assert command("sign", out, "--role", role) == 0
@@ -125,13 +126,16 @@ def test_images_of_another_shape_are_refused(folder: Path) -> None:
     assert isinstance(holdout, ImageDataset)
     other = ImageDataset(**{**vars(holdout), "bounds": (0.0, 254.0)})
     with pytest.raises(AssessmentError, match="image shape and pixel range"):
-        assess_bundle(folder / "out", train, other, lambda *_: None)
+        assess_bundle(AssessRequest(folder / "out", other, train))
 
 
-def test_some_images_are_attacked(folder: Path) -> None:
+def test_some_images_are_attacked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train, holdout = load_split(load_config(folder / "c.toml"))
-    plan = EvasionPlan(curve=(), iterations=2, restarts=0, max_images=40)
-    reports = assess_bundle(folder / "out", train, holdout, lambda *_: None, plan=plan)
-    found = {report.kind: report for report in reports}
+    few = replace(PROFILES["assess"], attacked_images=40, iterations=5)
+    monkeypatch.setitem(PROFILES, "assess", few)
+    made = assess_bundle(AssessRequest(folder / "out", holdout, train))
+    found = {report.kind: report for report in made.reports}
     assert found["robustness"].metrics["robust_accuracy"].n == 40
     assert found["quality"].metrics["accuracy"].n == len(holdout) > 40

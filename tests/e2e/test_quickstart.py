@@ -112,7 +112,7 @@ def test_a_changed_bundle_is_rebuilt_and_says_why(
     home = tmp_path / "home"
     subprocess.run(["cp", "-a", str(folder / ".sealgate"), str(home)], check=True)
     report = home / "bundle" / "evidence" / "robustness.json"
-    report.write_bytes(report.read_bytes().replace(b'"pgd"', b'"xyz"'))
+    report.write_bytes(report.read_bytes().replace(b'"ensemble"', b'"xyz"'))
     result = run(home, "examples/quickstart.py")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "rebuilding the bundle: refused: robustness report was changed" in (

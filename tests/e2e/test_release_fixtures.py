@@ -51,7 +51,7 @@ from security.admission.plan import PlanFolder, Share
 from security.admission.policy import load_policy
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.documents import write_documents
-from security.assessment.scan.report import SCAN_SCHEMA, ScanReport, read_report
+from security.assessment.results.report import SCAN_SCHEMA, ScanReport, read_report
 from security.audit.journal import load_verifier
 from security.audit.records import Record
 from security.audit.verify import verify_log

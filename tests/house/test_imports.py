@@ -99,6 +99,14 @@ PLANTED = {
         "security/inspection/findings.py",
         "import security.inspection.structure",
     ),
+    "rooms of assessment": (
+        "security/assessment/targets/space.py",
+        "import security.assessment.checks.measures",
+    ),
+    "rooms of assessment: what it asks": (
+        "security/assessment/checks/evasion/plan.py",
+        "import security.assessment.checks.privacy.curves",
+    ),
     "rooms of models.data": (
         "models/data/columns.py",
         "import models.data.sources",
@@ -157,6 +165,8 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "security/settings",
         "security/stores",
         "security/inspection",
+        "security/assessment",
+        "security/assessment/checks",
         "models/data",
     )
     added = [packages / folder / "unplaced.py" for folder in folders]
@@ -181,6 +191,8 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of service.telemetry",
         "settings: one module for each table",
         "rooms of inspection",
+        "rooms of assessment",
+        "rooms of assessment: what it asks",
         "rooms of models.data",
     }
 

@@ -9,7 +9,7 @@ from models.files import write_atomic
 from security.assessment.reporting.html import to_html
 from security.assessment.reporting.junit import to_junit
 from security.assessment.reporting.sarif import to_sarif
-from security.assessment.scan.report import ScanReport
+from security.assessment.results.report import ScanReport
 
 __all__ = ["FORMATS", "render", "write_documents"]
 

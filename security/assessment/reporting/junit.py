@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from security.assessment.scan.rules import severity_at_least
+from security.assessment.results.rules import severity_at_least
 
 __all__ = ["to_junit"]
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from models.report import format_time, parse_time
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
-from security.assessment.scan.report import rule_facts
+from security.assessment.results.report import rule_facts
 
 __all__ = ["to_sarif"]
 

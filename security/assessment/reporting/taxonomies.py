@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from security.assessment.scan.rules import SCAN_RULES
+from security.assessment.results.rules import SCAN_RULES
 
 __all__ = ["TAXONOMIES", "Tags", "Taxonomy", "rule_tags"]
 

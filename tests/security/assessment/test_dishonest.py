@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from security.assessment.scaled_model import ServedModel
 
 from models.bundle import read_bundle
 from models.sessions import make_session
 from security.__main__ import main
 from security.admission.gate import Admission
-from security.assessment.scaled_model import ServedModel
 from service.inference.runtime import LoadedModel
 from tests.support import trained
 from tests.support.polyglots import in_ort_format, polyglot, two_graphs, varint

@@ -12,9 +12,13 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from security.assessment.privacy import bounds
-from security.assessment.privacy.bounds import Curve
-from security.assessment.privacy.canaries import AuditedMechanism, judge_kind, one_run
+from security.assessment.checks.privacy import bounds
+from security.assessment.checks.privacy.bounds import Curve
+from security.assessment.checks.privacy.canaries import (
+    AuditedMechanism,
+    judge_kind,
+    one_run,
+)
 from security.commands import main
 from security.errors import TrainingError
 from security.training import gradients, mechanism, trainer

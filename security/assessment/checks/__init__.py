@@ -1,0 +1,15 @@
+"""The checks, and what several of them share.
+
+structure     the structural inspection as a result
+answers       NaN, randomness, one answer for everything
+measures      accuracy, AUC, calibration
+slices        quality by class, group and band of a column
+quality       these three as a check, and unusual rows
+rates         rates by group of people, and how far apart
+fairness      the same as a check
+explanations  what answers rest on, by SHAP
+evasion       attacks on the input, and what they prove
+privacy       who was in the training data, and what a copy costs
+poisoning     rows and triggers that somebody planted
+estimators    ART's classifiers around what is attacked
+"""

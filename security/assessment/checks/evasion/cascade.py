@@ -1,0 +1,274 @@
+"""The ensemble on one chunk of rows, in one norm: each attack on what still stands.
+
+1. FAB: small changes, for every radius at once;
+2. at the stated radius: Auto-PGD by cross-entropy and towards classes, then the
+   black-box search on what they left, and single-step and library attacks as a check;
+3. at the other radii, from the largest down, until a row stands.
+
+Every success is confirmed by the ledger. Where there is no gradient, the random and the
+coordinate search do it all; where there are no scores, the boundary attack does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from security.assessment.checks.estimators import estimator_of, library_attack
+from security.assessment.checks.evasion.attacks import propose
+from security.assessment.checks.evasion.blackbox import BlackBox
+from security.assessment.checks.evasion.gradient import Ball
+from security.assessment.checks.evasion.ledger import Ledger
+from security.assessment.checks.evasion.plan import EvasionPlan
+from security.assessment.checks.evasion.reliability import tolerated
+from security.assessment.checks.evasion.whitebox import WhiteBox, open_white_box
+from security.assessment.plan.context import Context
+from security.errors import AssessmentError
+
+__all__ = ["LIBRARY_ATTACKS", "Cascade", "white_box_of"]
+
+Places = NDArray[np.int64]
+Floats = NDArray[np.float64]
+_SHORT = {
+    "CarliniL2Method": "carlini-wagner",
+    "DeepFool": "deepfool",
+    "ProjectedGradientDescentPyTorch": "pgd",
+}
+LIBRARY_ATTACKS = frozenset((*_SHORT.values(), "hop-skip-jump"))
+"""Those that are ART's own, by the names that reports give them."""
+
+
+def white_box_of(context: Context) -> tuple[WhiteBox | None, str]:
+    """The white box, once per process; or why there is none."""
+    if "white box" not in context.cache:
+        try:
+            context.cache["white box"] = (open_white_box(context), "")
+        except AssessmentError as error:
+            context.cache["white box"] = (None, str(error))
+    found: tuple[WhiteBox | None, str] = context.cache["white box"]
+    return found
+
+
+class Cascade:
+    """The attacks on some rows.
+
+    Attributes:
+        ledger: what they confirmed.
+        notes: counts that the checks of the attacks themselves need.
+    """
+
+    def __init__(
+        self, context: Context, places: Places, plan: EvasionPlan, key: str
+    ) -> None:
+        self.context, self.plan, self.key = context, plan, key
+        self.ledger = Ledger(context, places, plan.norm)
+        self.white, _ = white_box_of(context)
+        self.black = BlackBox(self.ledger, plan, key)
+        self.effort = context.job.options.effort
+        self.notes: dict[str, int] = {}
+
+    @property
+    def _white(self) -> WhiteBox:
+        if self.white is None:
+            raise TypeError("there is no gradient to follow")
+        return self.white
+
+    @property
+    def _classes(self) -> int:
+        return len(self.context.job.reading.classes)
+
+    def run(self) -> None:
+        """Everything.
+
+        Raises:
+            BudgetError: queries or time ran out.
+        """
+        if self.white is None:
+            self.black.run()
+            return
+        self._stated()
+        self._curve()
+
+    # 1 and 2. the stated radius
+
+    def _stated(self) -> None:
+        radius, effort = self.plan.radius, self.effort
+        self.notes["zero_gradients"] = self._zero_gradients()
+        self._fab()
+        for restart in range(effort.restarts):
+            self._attack(f"apgd-ce/{restart}", radius, steps=effort.iterations)
+        self._attack("apgd-t", radius, steps=effort.iterations)
+        if effort.art_rows:
+            self._attack("apgd-margin", radius, steps=effort.iterations)
+        self.notes["after_white_box"] = len(self.ledger.standing(radius))
+        self.notes["single_step_only"] = self._single_step()
+        self._without_gradient()
+        self._library()
+
+    def _attack(self, name: str, radius: float, steps: int) -> None:
+        """One of ours on what stands within a radius."""
+        self.context.check_time()
+        rows = self.ledger.standing(radius)
+        if len(rows):
+            made = self._generate(name, rows, radius, steps=steps)
+            self.ledger.offer(name.split("/", maxsplit=1)[0], rows, made, radius)
+
+    def _generate(
+        self,
+        name: str,
+        rows: Places,
+        radius: float,
+        start: Floats | None = None,
+        *,
+        steps: int = 1,
+    ) -> Floats:
+        white, space = self._white, self.context.job.space
+        limits = space.limits(self.ledger.start[rows])
+        low, high = ((edge - space.low) / space.scale for edge in limits)
+        ball = Ball.of(
+            white.tensor(self.ledger.z(rows)),
+            (white.tensor(low), white.tensor(high)),
+            min(radius, _whole(space)),
+            self.plan.norm,
+        )
+        made = propose(
+            name.split("/", maxsplit=1)[0],
+            white.model,
+            ball,
+            torch.as_tensor(self.ledger.labels[rows]),
+            steps=steps,
+            targets=self.effort.targets,
+            seed=self.context.seed(f"{self.key}/{name}/{radius}"),
+            start=None if start is None else white.tensor(start),
+        )
+        return made.numpy().astype(np.float64)
+
+    def _fab(self) -> None:
+        """Minimum-norm: its examples count at every radius that reaches them."""
+        self.context.check_time()
+        rows = self.ledger.standing(0.0)
+        if len(rows):
+            made = self._generate("fab", rows, np.inf, steps=self._fab_steps)
+            self.ledger.offer("fab", rows, made)
+            self.ledger.tighten(rows)
+
+    @property
+    def _fab_steps(self) -> int:
+        return max(10, self.effort.iterations // 4)
+
+    def _single_step(self) -> int:
+        """FGSM on what stands: an iterated attack must not be weaker."""
+        rows, radius = self.ledger.standing(self.plan.radius), self.plan.radius
+        if not len(rows):
+            return 0
+        made = self._generate("fgsm", rows, radius)
+        return self.ledger.offer("fgsm", rows, made, radius)
+
+    def _without_gradient(self) -> None:
+        """The search on some of what stands; on all, if it breaks more than chance."""
+        rows = self.ledger.standing(self.plan.radius)
+        order = self.context.random(f"{self.key}/checked").permutation(rows)
+        some, rest = np.split(order, [self.effort.checked_rows])
+        found = self.black.at(self.plan.radius, self.plan.queries, np.sort(some))
+        if found > tolerated(len(some)) and len(rest):
+            found += self.black.at(self.plan.radius, self.plan.queries, np.sort(rest))
+            some = rows
+        self.notes |= {"black_box_only": found, "black_box_tried": len(some)}
+
+    def _library(self) -> None:
+        """ART's own slower attacks, as they are, on some of what stands."""
+        share = min(self.effort.art_rows, len(self.ledger))
+        rows = self.ledger.standing(self.plan.radius)[:share]
+        if not len(rows):
+            return
+        width = self.ledger.start.shape[1]
+        estimator = estimator_of(self._white.model, width, self._classes)
+        names = {"l2": ("DeepFool", "CarliniL2Method")}.get(
+            self.plan.norm, ("ProjectedGradientDescentPyTorch",)
+        )
+        for name in names:
+            self.context.check_time()
+            left = np.intersect1d(rows, self.ledger.standing(self.plan.radius))
+            if len(left):
+                made = library_attack(
+                    estimator,
+                    name,
+                    self.ledger.z(left),
+                    self.ledger.labels[left],
+                    **self._library_options(name),
+                )
+                self.ledger.offer(_SHORT[name], left, made, self.plan.radius)
+
+    def _library_options(self, name: str) -> dict[str, Any]:
+        seed = self.context.seed(f"{self.key}/{name}")
+        options: dict[str, Any] = {"seed": seed, "batch_size": 256, "verbose": False}
+        if name == "ProjectedGradientDescentPyTorch":
+            radius = self.plan.radius
+            return options | {"eps": radius, "eps_step": radius / 10, "max_iter": 40}
+        if name == "CarliniL2Method":
+            return options | {"max_iter": 10, "binary_search_steps": 5}
+        return options | {"max_iter": 50, "nb_grads": min(self._classes, 10)}
+
+    def _zero_gradients(self) -> int:
+        """Rows whose margin has no gradient at all where they stand."""
+        rows = np.flatnonzero(self.ledger.correct)
+        z = self._white.tensor(self.ledger.z(rows)).requires_grad_(True)
+        if not len(rows):
+            return 0
+        scores = self._white.model(z)
+        labels = torch.as_tensor(self.ledger.labels[rows])
+        own = scores.gather(1, labels[:, None]).sum()
+        others = scores.scatter(1, labels[:, None], float("-inf")).amax(dim=1).sum()
+        (gradient,) = torch.autograd.grad(own - others, z)
+        return int((torch.nan_to_num(gradient) == 0).all(dim=1).sum())
+
+    # 3. the other radii
+
+    def _curve(self) -> None:
+        ledger, radius = self.ledger, self.plan.radius
+        above = [item for item in self.plan.curve if item > radius]
+        below = [item for item in self.plan.curve if item < radius]
+        rows = ledger.standing(radius)
+        self._descend(rows, above)
+        self.notes["unbounded_left"] = int((~np.isfinite(ledger.distance[rows])).sum())
+        broken = ledger.correct & (ledger.distance <= radius)
+        self._descend(np.flatnonzero(broken), below)
+        ledger.tighten(np.flatnonzero(ledger.correct))
+
+    def _descend(self, rows: Places, radii: list[float]) -> None:
+        """From the largest radius down, while rows break; each starts from its last."""
+        for radius in sorted(radii, reverse=True):
+            self.context.check_time()
+            attempt = self.ledger.beyond(rows, radius)
+            if len(attempt):
+                self._at(attempt, radius)
+            rows = self.ledger.within(rows, radius)
+
+    def _at(self, rows: Places, radius: float) -> None:
+        warm = self._warm_start(rows, radius)
+        steps = self.effort.curve_iterations
+        made = self._generate("apgd-dlr", rows, radius, start=warm, steps=steps)
+        self.ledger.offer("apgd-dlr", rows, made, radius)
+        left = self.ledger.beyond(rows, radius)
+        if len(left):
+            made = self._generate("apgd-ce", left, radius, steps=steps)
+            self.ledger.offer("apgd-ce", left, made, radius)
+
+    def _warm_start(self, rows: Places, radius: float) -> Floats:
+        """Towards the example that is known, as far as the radius; else the row."""
+        z = self.ledger.z(rows)
+        known = self.context.job.space.to_z(self.ledger.examples[rows])
+        far = self.ledger.distance[rows][:, None]
+        share = np.zeros_like(far)
+        near = np.isfinite(far) & (far > 0)
+        share[near] = np.minimum(1.0, radius / far[near])
+        return z + (known - z) * share
+
+
+def _whole(space: Any) -> float:
+    """A radius that reaches everything."""
+    span = (space.high - space.low) / space.scale
+    return float(np.sqrt((span**2).sum()) + 1.0)

@@ -1,0 +1,329 @@
+"""Evasion as a check of a scan: curves, intervals, and whether to believe them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.report import Check, Condition, Metric
+from security.assessment.checks.evasion.cascade import (
+    LIBRARY_ATTACKS,
+    Cascade,
+    white_box_of,
+)
+from security.assessment.checks.evasion.plan import (
+    EvasionPlan,
+    image_shape,
+    plan_for,
+)
+from security.assessment.checks.evasion.reliability import attack_checks
+from security.assessment.checks.evasion.results import NormResult, merge
+from security.assessment.checks.evasion.views import evasion_views
+from security.assessment.plan.checks import Outcome, Unit
+from security.assessment.plan.context import Context
+from security.assessment.results import intervals
+from security.assessment.results.result import CheckResult, ScanFinding
+
+__all__ = ["EvasionCheck"]
+
+_RANDOM_ROWS = 32
+# Below these shares of the rows that are right to begin with, a finding is made.
+_BROKEN_BELOW, _WEAK_BELOW = 0.5, 0.9
+_EXAMPLES = 8
+_MAX_VALUES = 4096
+
+
+class EvasionCheck:
+    """L-infinity and L2 attacks, white box where the graph converts."""
+
+    name = "evasion"
+    title = "evasion"
+
+    def missing(self, context: Context) -> str | None:
+        """Not where nothing can be broken."""
+        right = context.job.clean.labels == context.job.labels
+        if not right.any():
+            return "the model has no row right: there is nothing to break"
+        if len(np.unique(context.job.clean.labels)) < 2:
+            return "the model gives every row one class: there is nothing to break"
+        if context.job.space.held.all():
+            return "no column may change within a radius"
+        return None
+
+    def units(self, context: Context) -> list[Unit]:
+        """One per norm and chunk of rows."""
+        effort = context.job.options.effort
+        chunks = range(-(-len(_attacked(context)) // effort.chunk))
+        return [
+            Unit(self.name, f"evasion/{norm}/{index:04}", {"norm": norm, "at": index})
+            for norm in effort.norms
+            for index in chunks
+        ]
+
+    def run(self, unit: Unit, context: Context) -> Outcome:
+        """Attack one chunk.
+
+        Raises:
+            BudgetError: queries or time ran out.
+        """
+        torch.set_num_threads(1)  # repeatable sums; processes share the work
+        size = context.job.options.effort.chunk
+        first = int(unit.params["at"]) * size
+        places = _attacked(context)[first : first + size]
+        plan = plan_for(context.job, str(unit.params["norm"]))
+        cascade = Cascade(context, places, plan, unit.key)
+        if _is_random(context):
+            cascade.ledger.confirm_often()
+        cascade.run()
+        return _outcome(cascade, places, plan)
+
+    def conclude(
+        self, context: Context, outcomes: Mapping[str, Outcome]
+    ) -> CheckResult:
+        """Curves, intervals, and whether the attacks can be believed."""
+        white, reason = white_box_of(context)
+        results = {}
+        for norm in context.job.options.effort.norms:
+            own = [out for key, out in sorted(outcomes.items()) if f"/{norm}/" in key]
+            if own:
+                plan = plan_for(context.job, norm)
+                results[norm] = merge(plan, own)
+        checks = [
+            check
+            for result in results.values()
+            for check in attack_checks(result, white=white is not None)
+        ]
+        reliable = all(check.passed for check in checks)
+        findings = [*_notes(context, white is None, reason)]
+        for result in results.values():
+            findings += _findings(context, result, checks)
+        return CheckResult(
+            self.name,
+            reliable=reliable,
+            kind="robustness",
+            conditions=_conditions(context, results),
+            metrics=_metrics(white, results),
+            checks=tuple(checks),
+            findings=tuple(findings),
+            details={
+                "access": "white box" if white is not None else "black box",
+                "why_no_gradient": reason,
+                "norms": {n: _norm_details(context, r) for n, r in results.items()},
+                **evasion_views(context, results),
+            },
+            public={"curve": _curve(context, results)},
+            files={f"adversarial-{n}.npy": r.npy() for n, r in results.items()},
+        )
+
+
+def _attacked(context: Context) -> NDArray[np.int64]:
+    """The rows to turn: all that are used, or as many as take a bearable time."""
+    job, effort = context.job, context.job.options.effort
+    image = image_shape(job) is not None
+    most = effort.attacked_images if image else effort.attacked
+    order = np.arange(len(job.rows))
+    if len(order) > most:
+        order = context.random("evasion/rows").permutation(order)[:most]
+    return np.sort(order)
+
+
+def _is_random(context: Context) -> bool:
+    """Whether the model answers the same rows differently; asked once."""
+    if "random" not in context.cache:
+        rows = context.job.rows[:_RANDOM_ROWS]
+        with context.aside("evasion/random"):
+            again = context.target.ask(rows).scores
+        first = context.job.clean.scores[: len(rows)]
+        close = np.isclose(again, first, rtol=1e-5, atol=1e-6, equal_nan=True)
+        context.cache["random"] = not close.all()
+    return bool(context.cache["random"])
+
+
+def _outcome(cascade: Cascade, places: NDArray[np.int64], plan: EvasionPlan) -> Outcome:
+    ledger = cascade.ledger
+    broken = int((ledger.correct & (ledger.distance <= plan.radius)).sum())
+    return Outcome(
+        {
+            "found": f"{broken} of {len(ledger)} broken",
+            "names": list(ledger.names),
+            "attacks": dict(ledger.counts()),
+            "notes": dict(cascade.notes),
+            "finite": ledger.finite,
+            "strange": ledger.strange,
+        },
+        {
+            "places": places,
+            "correct": ledger.correct,
+            "distance": ledger.distance,
+            "attack": ledger.attack,
+            "examples": ledger.examples,
+        },
+    )
+
+
+def _metrics(white: Any, results: Mapping[str, NormResult]) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
+    for norm, result in results.items():
+        robust = intervals.proportion(result.robust(result.plan.radius), result.rows)
+        metrics[f"robust_accuracy_{norm}"] = robust
+        metrics[f"radius_{norm}"] = Metric(result.plan.radius)
+        if norm == "linf":  # what a policy reads
+            metrics["robust_accuracy"] = robust
+            metrics["radius"] = Metric(result.plan.radius)
+            metrics["clean_accuracy"] = intervals.proportion(
+                int(result.correct.sum()), result.rows
+            )
+    if white is not None:
+        metrics["parity_difference"] = Metric(white.difference, n=white.compared)
+    return metrics
+
+
+def _conditions(
+    context: Context, results: Mapping[str, NormResult]
+) -> dict[str, Condition]:
+    job, effort = context.job, context.job.options.effort
+    white, _ = white_box_of(context)
+    names = sorted({name for result in results.values() for name in result.attacks})
+    units = "scaled_features" if job.space.units == "range" else "raw_features"
+    held = [rule.name for rule, held in zip(job.space.rules, job.space.held) if held]
+    return {
+        "norm": "Linf",
+        "radius": plan_for(job, "linf").radius,
+        **({"radius_l2": results["l2"].plan.radius} if "l2" in results else {}),
+        "units": units,
+        "attack": "ensemble",
+        "attacks": ",".join(names),
+        "attack_library": ",".join(
+            ("sealgate", "adversarial-robustness-toolbox")
+            if {*names} & LIBRARY_ATTACKS
+            else ("sealgate",)
+        ),
+        "access": "white_box" if white is not None else "black_box",
+        "gradient": "none"
+        if white is None
+        else f"onnx_graph_in_{white.dtype}".replace(".", "_"),
+        "iterations": effort.iterations,
+        "restarts": effort.restarts,
+        "counted": "rechecked_on_endpoint"
+        if job.remote
+        else "rechecked_on_onnxruntime",
+        "worst_case": "per_row_over_attacks",
+        "interval": "wilson",
+        "targeted": False,
+        "immutable_columns": ",".join(held)[:1000] or "none",
+        "ranges": job.space.ranges_from.replace(" ", "_"),
+        "profile": job.options.profile,
+        "seed": job.options.seed,
+        "covered_by_dp": False,
+    }
+
+
+def _notes(context: Context, black: bool, reason: str) -> list[ScanFinding]:
+    found = []
+    if black and not context.job.remote:
+        found.append(ScanFinding("no-gradient", f"black-box attacks only: {reason}"))
+    if context.job.space.ranges_from == "data":
+        found.append(ScanFinding("ranges-from-data", "ranges are those of these rows"))
+    return found
+
+
+def _findings(
+    context: Context, result: NormResult, checks: Sequence[Check]
+) -> list[ScanFinding]:
+    norm, radius = result.plan.norm, result.plan.radius
+    right, robust = int(result.correct.sum()), result.robust(radius)
+    where = f"{norm} {radius:g}"
+    failed = [c for c in checks if not c.passed and c.id.startswith(norm)]
+    found = [
+        ScanFinding("evasion-unreliable", f"{check.id}: {check.message}", where)
+        for check in failed
+    ]
+    share = robust / right
+    rule = "evasion-broken" if share < _BROKEN_BELOW else "evasion-weak"
+    if share < _WEAK_BELOW:
+        message = (
+            f"{right - robust} of {right} rows that are right are turned within "
+            f"{norm} {radius:g}; robust accuracy {robust / result.rows:.3f}"
+        )
+        metric = intervals.proportion(robust, result.rows)
+        evidence = {"worst": result.closest(_EXAMPLES, context.job.places)}
+        found.append(ScanFinding(rule, message, where, metric, evidence=evidence))
+    if result.strange:
+        message = f"{result.strange} rows made by attacks get no usable answer"
+        found.append(ScanFinding("answer-not-finite", message, where))
+    return found
+
+
+def _curve(context: Context, results: Mapping[str, NormResult]) -> list[dict[str, Any]]:
+    """The L-infinity curve, as a model card shows it."""
+    result = results.get("linf")
+    if result is None:
+        return []
+    whole = 1.0 if context.job.space.units == "range" else np.inf
+    points = ((min(radius, whole), radius) for radius in result.plan.curve)
+    return [
+        {
+            "radius": stated,
+            "robust_accuracy": result.robust(radius) / result.rows,
+            "n": result.rows,
+        }
+        for stated, radius in points
+        if np.isfinite(stated)
+    ]
+
+
+def _norm_details(context: Context, result: NormResult) -> dict[str, Any]:
+    job = context.job
+    curve = [
+        {
+            "radius": radius if np.isfinite(radius) else "whole range",
+            **vars(intervals.proportion(result.robust(radius), result.rows)),
+        }
+        for radius in (0.0, *result.plan.curve)
+    ]
+    per_class = []
+    for index, name in enumerate(job.reading.classes):
+        own = job.labels[result.places] == index
+        if own.any():
+            kept = int((own & result.standing(result.plan.radius)).sum())
+            share = intervals.proportion(kept, int(own.sum()))
+            per_class.append({"class": name, **vars(share)})
+    return {
+        "radius": result.plan.radius,
+        "curve": curve,
+        "per_class": per_class,
+        "attacks": result.attacks,
+        "notes": result.notes,
+        "rows": result.per_row(job.places, job.labels),
+        "examples": _examples(context, result),
+    }
+
+
+def _examples(context: Context, result: NormResult) -> list[dict[str, Any]]:
+    """The closest examples with their values, for a person to look at."""
+    job = context.job
+    if job.rows.shape[1] > _MAX_VALUES:
+        return []
+    found = []
+    for place in result.order()[:_EXAMPLES]:
+        row = int(result.places[place])
+        found.append(
+            {
+                "row": int(job.places[row]),
+                "class": job.reading.classes[int(job.labels[row])],
+                "distance": float(result.distance[place]),
+                "attack": result.attack_name(place),
+                "shape": list(job.shape),
+                "before": _numbers(job.rows[row]),
+                "after": _numbers(result.examples[place]),
+            }
+        )
+    return found
+
+
+def _numbers(values: NDArray[Any]) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]

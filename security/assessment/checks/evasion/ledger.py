@@ -1,0 +1,155 @@
+"""What counts as broken: asked of onnxruntime or the endpoint, inside ball and ranges.
+
+Attacks only propose. A row is broken when the model as served gives it, strictly,
+another class, on the very numbers that were sent, and these keep every rule and lie
+within the distance that is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from security.assessment.plan.context import Context
+
+__all__ = ["Ledger"]
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
+Rows = NDArray[Any]
+
+# An endpoint that answers at random must give the wrong class this often in a row.
+_REPEATS = 3
+
+
+class Ledger:
+    """The closest confirmed example of each row, and what each attack did.
+
+    Attributes:
+        start, labels: the rows, as sent, and their classes.
+        correct: rows that the model has right to begin with.
+        distance: ``(n,)`` of the closest example; infinite for none.
+        attack: ``(n,)``, its name's place in `names`; -1 for none.
+        examples: ``(n, d)``; the row itself for none.
+        names: of the attacks, as they were first used.
+        finite: whether every proposal was made of numbers.
+        strange: rows whose proposals got no usable answer.
+    """
+
+    def __init__(self, context: Context, places: Places, norm: str) -> None:
+        job = context.job
+        self.context, self.norm = context, norm
+        self.start, self.labels = job.rows[places], job.labels[places]
+        self.correct = ~(job.clean.labels[places] != self.labels)
+        self.distance = np.full(len(places), np.inf)
+        self.attack = np.full(len(places), -1, dtype=np.int64)
+        self.examples = self.start.copy()
+        self.names: list[str] = []
+        self.tried: dict[str, int] = {}
+        self.broken: dict[str, int] = {}
+        self.finite = True
+        self.strange = 0
+        self.repeats = 1
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def z(self, rows: Places) -> Floats:
+        """Attack coordinates of some rows."""
+        return self.context.job.space.to_z(self.start[rows])
+
+    def standing(self, radius: float) -> Places:
+        """Rows that are right, and unbroken within a radius."""
+        every = np.arange(len(self))
+        return self.beyond(every[self.correct], radius)
+
+    def beyond(self, rows: Places, radius: float) -> Places:
+        """Of some rows those without an example within a radius; it may be infinite."""
+        own = self.distance[rows]
+        return rows[~(np.isfinite(own) & (own <= radius))]
+
+    def within(self, rows: Places, radius: float) -> Places:
+        """The others."""
+        return np.setdiff1d(rows, self.beyond(rows, radius))
+
+    def confirm_often(self) -> None:
+        """Ask several times about every example: the model answers at random."""
+        self.repeats = _REPEATS
+
+    def offer(
+        self, name: str, rows: Places, proposals: Floats, radius: float = np.inf
+    ) -> int:
+        """Proposals in attack coordinates, for some rows; how many count."""
+        space = self.context.job.space
+        self.finite &= bool(np.isfinite(proposals).all())
+        made = space.repair(proposals, self.start[rows], self.norm, radius)
+        return self.offer_rows(name, rows, made, radius)
+
+    def offer_rows(
+        self, name: str, rows: Places, made: Rows, radius: float = np.inf
+    ) -> int:
+        """The same, of raw rows in the model's type."""
+        if name not in self.names:
+            self.names.append(name)
+            self.tried[name] = self.broken[name] = 0
+        self.tried[name] += len(rows)
+        if not len(rows):
+            return 0
+        start = self.start[rows]
+        space = self.context.job.space
+        distance = space.distance(made, start, self.norm)
+        good = (distance <= radius) & space.allowed(made, start)
+        good &= distance < self.distance[rows]
+        good[good] = self._wrong(made[good], self.labels[rows[good]])
+        self._write(name, rows[good], made[good], distance[good])
+        self.broken[name] += int(good.sum())
+        return int(good.sum())
+
+    def tighten(self, rows: Places, rounds: int = 8) -> None:
+        """Bring examples closer along the line to their rows, by halving."""
+        rows = rows[np.isfinite(self.distance[rows]) & (self.distance[rows] > 0)]
+        z = self.z(rows)
+        far = self.context.job.space.to_z(self.examples[rows]) - z
+        low, high = np.zeros((len(rows), 1)), np.ones((len(rows), 1))
+        for _ in range(rounds if len(rows) else 0):
+            middle = (low + high) / 2
+            before = self.distance[rows].copy()
+            names = self.attack[rows].copy()
+            self._closer(rows, z + middle * far)
+            self.attack[rows] = names
+            nearer = (self.distance[rows] < before)[:, None]
+            low, high = np.where(nearer, low, middle), np.where(nearer, middle, high)
+
+    def _closer(self, rows: Places, proposals: Floats) -> None:
+        space, start = self.context.job.space, self.start[rows]
+        made = space.repair(proposals, start, self.norm, np.inf)
+        distance = space.distance(made, start, self.norm)
+        good = (distance < self.distance[rows]) & space.allowed(made, start)
+        good[good] = self._wrong(made[good], self.labels[rows[good]])
+        self.distance[rows[good]] = distance[good]
+        self.examples[rows[good]] = made[good]
+
+    def _wrong(self, made: Rows, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        wrong = np.ones(len(made), dtype=bool)
+        for _ in range(self.repeats):
+            left = np.flatnonzero(wrong)
+            if len(left):
+                answers = self.context.target.ask(made[left])
+                self.strange += int((~answers.finite).sum())
+                wrong[left] = answers.wrong(labels[left])
+        return wrong
+
+    def _write(self, name: str, rows: Places, made: Rows, distance: Floats) -> None:
+        self.distance[rows] = distance
+        self.attack[rows] = self.names.index(name)
+        self.examples[rows] = made
+
+    def counts(self) -> Mapping[str, Any]:
+        """What each attack tried and confirmed, JSON."""
+        return {
+            name: {"tried": self.tried[name], "broken": self.broken[name]}
+            for name in self.names
+        }

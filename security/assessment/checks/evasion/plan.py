@@ -1,0 +1,76 @@
+"""Radii, and how hard each attack tries, from the profile and the kind of data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from security.assessment.plan.context import Job
+
+__all__ = ["EvasionPlan", "default_radius", "image_shape", "plan_for"]
+
+# Of the stated radius; and everything that the ranges allow.
+_CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
+# What one row costs beside the search itself: the clean answer, confirmations, radii.
+_REMOTE_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class EvasionPlan:
+    """What is tried in one norm.
+
+    Attributes:
+        norm: "linf" or "l2".
+        radius: of the stated robust accuracy.
+        curve: all radii, ascending; the last is infinite: the whole range.
+        queries: of the random search at the stated radius, per row.
+        curve_queries: of the random search at other radii, where there is no gradient.
+        image: channels, height, width; None for tables.
+    """
+
+    norm: str
+    radius: float
+    curve: tuple[float, ...]
+    queries: int
+    curve_queries: int
+    image: tuple[int, ...] | None
+
+
+def plan_for(job: Job, norm: str) -> EvasionPlan:
+    """The plan of a job in one norm."""
+    chosen = job.options.radius_linf if norm == "linf" else job.options.radius_l2
+    radius = chosen or default_radius(job, norm)
+    queries = job.options.effort.square_queries
+    if job.remote:
+        total = job.limits.max_queries * _REMOTE_SHARE
+        queries = max(
+            10, min(queries, int(total / len(job.rows) / len(job.options.effort.norms)))
+        )
+    return EvasionPlan(
+        norm=norm,
+        radius=radius,
+        curve=(*(float(f"{radius * share:.6g}") for share in _CURVE), np.inf),
+        queries=queries,
+        curve_queries=max(5, queries // 5),
+        image=image_shape(job),
+    )
+
+
+def default_radius(job: Job, norm: str) -> float:
+    """What is usual for such data: shares of the range."""
+    scale = float(np.median(job.space.scale / (job.space.high - job.space.low)))
+    if job.space.table:
+        share = 0.02 if norm == "linf" else 0.05
+    elif len(job.shape) == 3 and job.shape[0] == 3:
+        share = 8 / 255 if norm == "linf" else 0.5
+    else:
+        share = 0.1 if norm == "linf" else 0.5
+    return share / scale
+
+
+def image_shape(job: Job) -> tuple[int, ...] | None:
+    """Channels, height and width of a row; None where rows are no images."""
+    if job.space.table or len(job.shape) not in (2, 3):
+        return None
+    return job.shape if len(job.shape) == 3 else (1, *job.shape)

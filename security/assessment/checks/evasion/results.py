@@ -1,0 +1,147 @@
+"""The chunks of one norm put together."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from security.assessment.checks.evasion.plan import EvasionPlan
+from security.assessment.plan.checks import Outcome
+
+__all__ = ["NormResult", "merge"]
+
+
+@dataclass(frozen=True, eq=False)
+class NormResult:
+    """What the attacks of one norm did to all rows.
+
+    Attributes:
+        plan: radii and effort.
+        places: ``(n,)``, rows of the job.
+        correct: ``(n,)``, right to begin with.
+        distance: ``(n,)`` of the closest confirmed example; infinite for none.
+        attack: ``(n,)``, its attack's place in `names`, -1 for none.
+        examples: ``(n, d)``, raw; the row itself for none.
+        names: of attacks.
+        attacks: rows tried and broken, by name.
+        notes: counts for the checks of the attacks.
+        finite: whether all proposals were numbers.
+        strange: answers that were none.
+    """
+
+    plan: EvasionPlan
+    places: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    distance: NDArray[np.float64]
+    attack: NDArray[np.int64]
+    examples: NDArray[Any]
+    names: tuple[str, ...]
+    attacks: Mapping[str, Mapping[str, int]]
+    notes: Mapping[str, int]
+    finite: bool
+    strange: int
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.places)
+
+    def standing(self, radius: float) -> NDArray[np.bool_]:
+        """Rows that are right and unbroken within a radius."""
+        if np.isinf(radius):
+            return np.asarray(self.correct & np.isinf(self.distance))
+        return np.asarray(self.correct & ~(self.distance <= radius))
+
+    def robust(self, radius: float) -> int:
+        """How many of them."""
+        return int(self.standing(radius).sum())
+
+    def order(self) -> NDArray[np.int64]:
+        """Broken rows, the closest example first."""
+        broken = np.flatnonzero(self.correct & np.isfinite(self.distance))
+        return broken[np.argsort(self.distance[broken], kind="stable")]
+
+    def attack_name(self, place: int) -> str:
+        """The attack that found a row's closest example, or ""."""
+        code = int(self.attack[place])
+        return self.names[code] if code >= 0 else ""
+
+    def closest(self, count: int, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The closest examples, as references to rows of the file."""
+        return [
+            {
+                "row": int(rows[self.places[place]]),
+                "distance": float(self.distance[place]),
+                "attack": self.attack_name(place),
+            }
+            for place in self.order()[:count]
+        ]
+
+    def per_row(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> list[dict[str, Any]]:
+        """Every row: right or not, and how far its closest example is, if any."""
+        return [
+            {
+                "row": int(rows[self.places[place]]),
+                "label": int(labels[self.places[place]]),
+                "correct": bool(self.correct[place]),
+                "distance": _finite(self.distance[place]),
+                "attack": self.attack_name(place),
+            }
+            for place in range(self.rows)
+        ]
+
+    def npy(self) -> bytes:
+        """The closest examples as a NumPy file, a row for each row attacked."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.examples)
+        return buffer.getvalue()
+
+
+def merge(plan: EvasionPlan, outcomes: Sequence[Outcome]) -> NormResult:
+    """Put chunks together, in their order."""
+    names = tuple(dict.fromkeys(n for item in outcomes for n in item.values["names"]))
+    codes = []
+    for item in outcomes:
+        own = [names.index(name) for name in item.values["names"]]
+        table = np.array([*own, -1], dtype=np.int64)
+        codes.append(table[item.arrays["attack"]])
+    arrays = {
+        name: np.concatenate([item.arrays[name] for item in outcomes])
+        for name in ("places", "correct", "distance", "examples")
+    }
+    return NormResult(
+        plan=plan,
+        attack=np.concatenate(codes),
+        names=names,
+        attacks={
+            name: {
+                kind: sum(_count(item, name, kind) for item in outcomes)
+                for kind in ("tried", "broken")
+            }
+            for name in names
+        },
+        notes=_sums([item.values["notes"] for item in outcomes]),
+        finite=all(item.values["finite"] for item in outcomes),
+        strange=sum(item.values["strange"] for item in outcomes),
+        **arrays,
+    )
+
+
+def _count(item: Outcome, name: str, kind: str) -> int:
+    return int(item.values["attacks"].get(name, {}).get(kind, 0))
+
+
+def _sums(notes: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    names = dict.fromkeys(name for item in notes for name in item)
+    return {name: sum(item.get(name, 0) for item in notes) for name in names}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

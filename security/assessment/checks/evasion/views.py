@@ -1,0 +1,220 @@
+"""What people are shown of evasion: curves, tables, and the worst examples.
+
+Everything here is in the form that `reporting.html` draws: ``charts``, ``tables`` and
+``examples`` of a check's details.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.report import Metric
+from security.assessment.checks.evasion.results import NormResult
+from security.assessment.plan.context import Context, Job
+from security.assessment.results import intervals
+
+__all__ = ["change_rows", "curve_chart", "evasion_views", "measured", "pixels_of"]
+
+_NORM_NAMES = {"linf": "L\N{INFINITY}", "l2": "L2"}
+# Examples of the first norm, and of each other one: these are much the same rows.
+_EXAMPLES, _MORE_EXAMPLES = 6, 3
+# A larger picture would make a page that no browser likes to print.
+_MAX_PIXELS = 64 * 64
+_CHANGES = 12
+
+
+def evasion_views(
+    context: Context, results: Mapping[str, NormResult]
+) -> dict[str, Any]:
+    """Charts, tables and examples of all norms."""
+    job = context.job
+    units = "share of each value's range" if job.space.units == "range" else "raw"
+    return {
+        "charts": [
+            curve_chart(
+                f"Security curve, {_NORM_NAMES[norm]}: worst case over all attacks",
+                f"radius ({units})",
+                [(r, _robust(result, r)) for r in (0.0, *result.plan.curve)],
+            )
+            for norm, result in results.items()
+        ],
+        "tables": [_by_radius(results), _by_attack(results), _by_class(job, results)],
+        "examples": [
+            example
+            for place, (norm, result) in enumerate(results.items())
+            for example in _examples(
+                context, norm, result, _MORE_EXAMPLES if place else _EXAMPLES
+            )
+        ],
+    }
+
+
+def curve_chart(
+    title: str, across: str, points: Sequence[tuple[float, Metric]]
+) -> dict[str, Any]:
+    """Robust accuracy against what an attacker may do; infinity is left out."""
+    return {
+        "title": title,
+        "x": across,
+        "y": "robust accuracy",
+        "y_low": 0.0,
+        "y_high": 1.0,
+        "series": [
+            {
+                "name": "",
+                "points": [
+                    [float(x), m.value, float(m.low or 0.0), float(m.high or 0.0)]
+                    for x, m in points
+                    if np.isfinite(x)
+                ],
+            }
+        ],
+    }
+
+
+def change_rows(
+    job: Job, before: NDArray[Any], after: NDArray[Any]
+) -> list[list[float | str]]:
+    """The columns that changed, with both values, the largest change first."""
+    moved = np.abs(after.astype(np.float64) - before.astype(np.float64))
+    share = np.nan_to_num(moved / (job.space.high - job.space.low))
+    order = np.argsort(-share, kind="stable")[: int((share > 0).sum())]
+    rows: list[list[float | str]] = [
+        [job.space.rules[c].name, float(before[c]), float(after[c])]
+        for c in order[:_CHANGES]
+    ]
+    if len(order) > _CHANGES:
+        rows.append([f"and {len(order) - _CHANGES} more", "", ""])
+    return rows
+
+
+def measured(metric: Metric) -> str:
+    """A share with its interval, in a cell of a table."""
+    return f"{metric.value:.3f} [{metric.low or 0:.3f}, {metric.high or 0:.3f}]"
+
+
+def _robust(result: NormResult, radius: float) -> Metric:
+    return intervals.proportion(result.robust(radius), result.rows)
+
+
+def _by_radius(results: Mapping[str, NormResult]) -> dict[str, Any]:
+    rows = [
+        [
+            _NORM_NAMES[norm],
+            f"{radius:g}" if np.isfinite(radius) else "the whole range",
+            measured(_robust(result, radius)),
+            result.rows,
+        ]
+        for norm, result in results.items()
+        for radius in (0.0, *result.plan.curve)
+    ]
+    return {
+        "title": "Robust accuracy by radius (95% interval)",
+        "columns": ["norm", "radius", "robust accuracy", "n"],
+        "rows": rows,
+    }
+
+
+def _by_attack(results: Mapping[str, NormResult]) -> dict[str, Any]:
+    rows = [
+        [_NORM_NAMES[norm], name, counts["tried"], counts["broken"]]
+        for norm, result in results.items()
+        for name, counts in result.attacks.items()
+    ]
+    return {
+        "title": "Attacks: rows tried, at all radii, and examples confirmed",
+        "columns": ["norm", "attack", "tried", "confirmed"],
+        "rows": rows,
+    }
+
+
+def _by_class(job: Job, results: Mapping[str, NormResult]) -> dict[str, Any]:
+    columns = [
+        f"{_NORM_NAMES[norm]} {result.plan.radius:g}"
+        for norm, result in results.items()
+    ]
+    rows = []
+    for index, name in enumerate(job.reading.classes):
+        cells: list[Any] = []
+        for result in results.values():
+            own = job.labels[result.places] == index
+            kept = own & result.standing(result.plan.radius)
+            share = intervals.proportion(int(kept.sum()), max(1, int(own.sum())))
+            cells += [measured(share), int(own.sum())] if own.any() else ["", 0]
+        rows.append([name, *cells])
+    return {
+        "title": "Robust accuracy by class (95% interval)",
+        "columns": ["class", *(part for name in columns for part in (name, "n"))],
+        "rows": rows,
+    }
+
+
+def _examples(
+    context: Context, norm: str, result: NormResult, count: int
+) -> list[dict[str, Any]]:
+    """The closest examples: the rows that need the least."""
+    job, places = context.job, result.order()[:count]
+    if not len(places):
+        return []
+    given = _given(context, result.examples[places])
+    return [
+        _example(job, norm, result, int(place), name)
+        for place, name in zip(places, given, strict=True)
+    ]
+
+
+def _given(context: Context, rows: NDArray[Any]) -> list[str]:
+    """What the model calls them; an endpoint is not asked again for that."""
+    if context.job.remote:
+        return ["another class"] * len(rows)
+    classes = context.job.reading.classes
+    labels = context.target.ask(rows).labels
+    return [classes[label] if label >= 0 else "nothing" for label in labels.tolist()]
+
+
+def _example(
+    job: Job, norm: str, result: NormResult, place: int, given: str
+) -> dict[str, Any]:
+    row = int(result.places[place])
+    before, after = job.rows[row], result.examples[place]
+    name = job.reading.classes[int(job.labels[row])]
+    caption = (
+        f"Row {int(job.places[row])}: class {name} "
+        f"becomes {given} at {_NORM_NAMES[norm]} {result.distance[place]:.3g}, by "
+        f"{result.attack_name(place)}"
+    )
+    image = result.plan.image
+    if image is not None and image[0] in (1, 3) and image[1] * image[2] <= _MAX_PIXELS:
+        return {"caption": caption, "images": _images(job, before, after, image)}
+    return {"caption": caption, "changes": change_rows(job, before, after)}
+
+
+def _images(
+    job: Job, before: NDArray[Any], after: NDArray[Any], shape: tuple[int, ...]
+) -> list[list[Any]]:
+    """Before, after, and what changed: grey where nothing did."""
+    low, span = job.space.low, job.space.high - job.space.low
+    first, second = ((row.astype(np.float64) - low) / span for row in (before, after))
+    moved = second - first
+    largest = float(np.nan_to_num(np.abs(moved)).max()) or 1.0
+    return [
+        pixels_of(values, shape)
+        for values in (first, second, 0.5 + moved / largest / 2)
+    ]
+
+
+def pixels_of(values: NDArray[np.float64], shape: tuple[int, ...]) -> list[Any]:
+    """Rows of pixels from 0 to 1, from one row of values in that range.
+
+    Args:
+        values: ``(d,)``.
+        shape: ``(channels, height, width)``, with one channel or three.
+    """
+    bounded = np.clip(np.nan_to_num(values), 0.0, 1.0).round(4).reshape(shape)
+    grey = shape[0] == 1
+    pixels: list[Any] = (bounded[0] if grey else np.moveaxis(bounded, 0, -1)).tolist()
+    return pixels

@@ -1,0 +1,250 @@
+"""Fairness as a check: groups by attribute, and by several together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.report import Metric
+from security.assessment.checks import rates
+from security.assessment.checks.rates import MIN_GROUP, Attribute, Fairness, Group
+from security.assessment.plan.checks import Outcome, Unit
+from security.assessment.plan.context import Context
+from security.assessment.results.intervals import CONFIDENCE
+from security.assessment.results.result import CheckResult, ScanFinding
+
+__all__ = ["FairnessCheck"]
+
+_GAP = 0.1
+_FOUR_FIFTHS = 0.8
+_MAX_GROUPS = 50
+
+
+class FairnessCheck:
+    """Compares groups of the held-out rows."""
+
+    name = "fairness"
+    title = "fairness by group"
+
+    def missing(self, context: Context) -> str | None:
+        """Groups must be stated, and a positive class known."""
+        if not context.job.groups:
+            return "no sensitive columns are stated (`sensitive` in --data-config)"
+        if _positive(context) is None:
+            return (
+                f"which of {len(context.job.reading.classes)} classes is the positive "
+                "one is not stated (`positive` in --data-config)"
+            )
+        return None
+
+    def units(self, context: Context) -> list[Unit]:
+        """One unit per attribute, and per intersection."""
+        return [
+            Unit(
+                self.name,
+                f"fairness/{rates.attribute_name(parts, context.job.groups)}",
+                {"parts": list(parts)},
+            )
+            for parts in _crossings(context)
+        ]
+
+    def run(self, unit: Unit, context: Context) -> Outcome:
+        """Measure one attribute; asks the target nothing."""
+        job, positive = context.job, _positive(context)
+        known = job.clean.labels >= 0
+        columns = {name: values[known] for name, values in job.groups.items()}
+        attribute = Attribute.of(unit.params["parts"], columns)
+        truth = job.labels[known] == positive
+        given = job.clean.labels[known] == positive
+        scores = None
+        if job.reading.form == "probabilities":
+            scores = job.clean.scores[known][:, positive]
+        result = rates.measure(
+            attribute, truth, given, scores, random=context.random(unit.key)
+        )
+        counts = _confusion(attribute.values, truth, given)
+        return Outcome({"fairness": _dump(result), "confusion": counts})
+
+    def conclude(
+        self, context: Context, outcomes: Mapping[str, Outcome]
+    ) -> CheckResult:
+        """Findings where a gap is larger than chance would make it."""
+        results = [_load(item.values["fairness"]) for item in outcomes.values()]
+        positive = _positive(context)
+        metrics: dict[str, Metric] = {}
+        for item in results:
+            metrics |= {
+                f"{rate}_difference/{item.attribute}": metric
+                for rate, metric in item.differences.items()
+            }
+            metrics |= {
+                f"{rate}_ratio/{item.attribute}": metric
+                for rate, metric in item.ratios.items()
+            }
+            for group in item.groups:
+                if group.rows >= MIN_GROUP:
+                    metrics |= {
+                        f"{rate}/{group.name}": metric
+                        for rate, metric in group.rates.items()
+                    }
+        return CheckResult(
+            self.name,
+            kind="fairness",
+            conditions={
+                "positive_class": context.job.reading.classes[positive or 0],
+                "min_group": MIN_GROUP,
+                "interval": "percentile_bootstrap",
+                "resamples": rates.RESAMPLES,
+            },
+            metrics=metrics,
+            findings=tuple(found for item in results for found in _findings(item)),
+            details={
+                "tables": [
+                    table
+                    for item, outcome in zip(results, outcomes.values(), strict=True)
+                    for table in (
+                        _table(item),
+                        _confusion_table(
+                            item.attribute,
+                            context.job.reading.classes[positive or 0],
+                            outcome.values["confusion"],
+                        ),
+                    )
+                ]
+            },
+        )
+
+
+def _confusion(
+    values: NDArray[np.str_], truth: NDArray[np.bool_], given: NDArray[np.bool_]
+) -> list[list[Any]]:
+    """Per group: its rows, by what they are and what the model says."""
+    kinds = (truth & given, truth & ~given, ~truth & given, ~truth & ~given)
+    return [
+        [str(group), *(int(((values == group) & kind).sum()) for kind in kinds)]
+        for group in np.unique(values)
+    ]
+
+
+def _confusion_table(
+    attribute: str, positive: str, rows: list[list[Any]]
+) -> dict[str, Any]:
+    return {
+        "title": f"Confusion by {attribute}; positive is {positive}",
+        "columns": [
+            *("group", "true positives", "false negatives"),
+            *("false positives", "true negatives", "n"),
+        ],
+        "rows": [[*row, sum(row[1:])] for row in rows[:_MAX_GROUPS]],
+    }
+
+
+def _positive(context: Context) -> int | None:
+    """The positive class's place: as stated, or the second of two."""
+    classes, stated = context.job.reading.classes, context.job.config.positive
+    if stated is not None:
+        return classes.index(stated) if stated in classes else None
+    return 1 if len(classes) == 2 else None
+
+
+def _crossings(context: Context) -> list[tuple[str, ...]]:
+    """Each attribute, every two of them, and all together."""
+    names = sorted(context.job.groups)
+    together: list[tuple[str, ...]] = list(combinations(names, 2))
+    if len(names) > 2:
+        together.append(tuple(names))
+    return [*((name,) for name in names), *together]
+
+
+def _findings(item: Fairness) -> Iterator[ScanFinding]:
+    small = [group for group in item.groups if group.rows < MIN_GROUP]
+    if small:
+        yield ScanFinding(
+            "fairness-small-group",
+            f"{len(small)} of {len(item.groups)} groups by {item.attribute} have fewer "
+            f"than {MIN_GROUP} rows, the smallest {min(g.rows for g in small)}",
+            item.attribute,
+        )
+    ratio = item.ratios.get("selection_rate")
+    if ratio is not None and ratio.high is not None and ratio.high < _FOUR_FIFTHS:
+        yield ScanFinding(
+            "fairness-selection",
+            f"a group by {item.attribute} gets the positive class {ratio.value:.2f} "
+            "times as often as another",
+            item.attribute,
+            ratio,
+        )
+    for rate in ("tpr", "fpr", "accuracy", "calibration"):
+        gap = item.differences.get(rate)
+        # The bootstrap of a largest difference leans upwards: its lower end is what
+        # still must be above the bound.
+        if gap is not None and gap.low is not None and gap.low > _GAP:
+            yield ScanFinding(
+                "fairness-gap",
+                f"{rate} differs by {gap.value:.2f} between groups by {item.attribute}",
+                f"{item.attribute}/{rate}",
+                gap,
+            )
+
+
+def _table(item: Fairness) -> dict[str, Any]:
+    known = [r for r in rates.RATES if any(r in g.rates for g in item.groups)]
+    rows = [
+        [group.name, group.rows, *(_text(group, rate) for rate in known)]
+        for group in item.groups[:_MAX_GROUPS]
+    ]
+    return {
+        "title": f"By {item.attribute}",
+        "columns": ["group", "rows", *(rate.replace("_", " ") for rate in known)],
+        "rows": rows,
+    }
+
+
+def _text(group: Group, rate: str) -> str:
+    metric = group.rates.get(rate)
+    if group.rows < MIN_GROUP:
+        return "too few"
+    if metric is None:
+        return "none"
+    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+
+
+def _dump(item: Fairness) -> dict[str, Any]:
+    return {
+        "attribute": item.attribute,
+        "groups": [
+            {"name": g.name, "rows": g.rows, "rates": _numbers(g.rates)}
+            for g in item.groups
+        ],
+        "differences": _numbers(item.differences),
+        "ratios": _numbers(item.ratios),
+    }
+
+
+def _numbers(metrics: Mapping[str, Metric]) -> dict[str, Any]:
+    return {
+        name: [metric.value, metric.n, metric.low, metric.high]
+        for name, metric in metrics.items()
+    }
+
+
+def _load(value: Mapping[str, Any]) -> Fairness:
+    def metrics(numbers: Mapping[str, Any]) -> dict[str, Metric]:
+        return {
+            name: Metric(number, n=n, low=low, high=high, confidence=CONFIDENCE)
+            for name, (number, n, low, high) in numbers.items()
+        }
+
+    groups = tuple(
+        Group(g["name"], g["rows"], metrics(g["rates"])) for g in value["groups"]
+    )
+    return Fairness(
+        value["attribute"],
+        groups,
+        metrics(value["differences"]),
+        metrics(value["ratios"]),
+    )

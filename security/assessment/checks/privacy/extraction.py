@@ -1,0 +1,241 @@
+"""Model extraction: what a copy costs that answers as the model does.
+
+A thief without data asks rows drawn from the ranges; one with some draws from rows like
+the held-out ones, mixed. Both fit a copy on the answers they bought. Agreement of the
+copy with the target, on rows that neither was fitted on, against the number of
+questions, says what a quota must prevent (Tramer et al. 2016; Orekondy et al. 2019).
+
+What an output policy would take from the thief is tried on the same answers: rounded to
+one decimal, the best class's score alone, labels alone. Behind an endpoint its own
+policy comes first, and these show what a stricter one would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.report import Metric
+from security.assessment.checks.privacy.thieves import HIDDEN, steal
+from security.assessment.plan.checks import Outcome, Unit
+from security.assessment.plan.context import Context
+from security.assessment.results import intervals
+from security.assessment.results.result import CheckResult, ScanFinding
+
+__all__ = ["ExtractionCheck", "policed"]
+
+_BUDGETS = {"quick": (50, 200, 1000), "standard": (50, 200, 1000, 5000)}
+_KINDS = {"ranges": "random questions", "mixed": "mixtures of real rows"}
+_NAMES = {
+    "rounded": "one decimal",
+    "top": "best score",
+    "copycat": "labels, CopycatCNN",
+    "knockoff": "labels, KnockoffNets",
+}
+_COPIED = 0.95
+_MANY = 1000
+_ART = ("copycat", "knockoff")
+_ART_BUDGET = 1000
+# As given; one decimal; the best class's score alone; its name alone.
+_POLICIES = ("scores", "rounded", "top", "labels")
+
+
+class ExtractionCheck:
+    """Buys answers, fits copies, and counts how often they agree."""
+
+    name = "extraction"
+    title = "copying the model"
+
+    def missing(self, context: Context) -> str | None:
+        """Half of the rows must be enough to judge a copy."""
+        if len(context.job.rows) < 60:
+            return "fewer than 60 rows"
+        return None
+
+    def units(self, context: Context) -> list[Unit]:
+        """A unit per kind of thief and number of questions."""
+        profile = context.job.options.profile
+        budgets = _BUDGETS.get(profile, _BUDGETS["standard"])
+        if context.job.remote:
+            budgets = budgets[:2]
+        units = [
+            Unit(self.name, f"extraction/{kind}-{budget}", {"kind": kind, "n": budget})
+            for budget in budgets
+            for kind in _KINDS
+        ]
+        if profile != "quick" and not context.job.remote:
+            budget = {"kind": "mixed", "n": _ART_BUDGET, "thieves": list(_ART)}
+            units.append(Unit(self.name, "extraction/art", budget))
+        return units
+
+    def run(self, unit: Unit, context: Context) -> Outcome:
+        """Buy the answers, fit, judge.
+
+        Raises:
+            BudgetError: an endpoint's queries are spent.
+        """
+        job, random = context.job, context.random(unit.key)
+        order = context.random("extraction/split").permutation(len(job.rows))
+        known, judged = np.array_split(order, 2)
+        rows = _questions(context, unit.params, job.rows[known], random)
+        answers = context.target.ask(rows)
+        usable = (answers.labels >= 0) & answers.finite
+        questions = _scaled(context, rows[usable])
+        chances = _chances(answers.scores[usable], job.reading.form)
+        labels = answers.labels[usable]
+        names = unit.params.get("thieves", ["perceptron"])
+        policies = ("labels",) if "thieves" in unit.params else _policies(context)
+        agreed = {}
+        for name in names:
+            for policy in policies:
+                guess = steal(
+                    name,
+                    questions,
+                    policed(policy, chances, labels),
+                    _scaled(context, job.rows[judged]),
+                    seed=context.seed(unit.key),
+                )
+                key = policy if name == "perceptron" else name
+                agreed[key] = int((guess == job.clean.labels[judged]).sum())
+        values = {"kind": unit.params["kind"], "n": unit.params["n"]}
+        return Outcome({"agreed": agreed, "judged": len(judged), **values})
+
+    def conclude(
+        self, context: Context, outcomes: Mapping[str, Outcome]
+    ) -> CheckResult:
+        """Agreement against questions, and what it rests on."""
+        series: dict[str, dict[str, list[list[float]]]] = {}
+        metrics: dict[str, Metric] = {}
+        for outcome in outcomes.values():
+            values = outcome.values
+            own = series.setdefault(values["kind"], {})
+            for form, agreed in values["agreed"].items():
+                share = intervals.proportion(agreed, values["judged"])
+                point = [float(values["n"]), share.value, share.low, share.high]
+                own.setdefault(form, []).append([float(p or 0.0) for p in point])
+                metrics[f"agreement/{values['kind']}_{form}_{values['n']}"] = share
+        return CheckResult(
+            self.name,
+            conditions={
+                "copy": f"perceptron, {HIDDEN} hidden units",
+                "interface": "ART's ExtractionAttack; copycat and knockoff are ART's",
+                "output_policies": ", ".join(_policies(context)),
+                "endpoint_policy": "in all of it" if context.job.remote else "none",
+                "judged_on": "half of the rows, that the thief has not seen",
+                "majority_agreement": _majority(context),
+            },
+            metrics=metrics,
+            findings=_findings(metrics),
+            details={"charts": [_chart(*item) for item in sorted(series.items())]},
+        )
+
+
+def _questions(
+    context: Context,
+    params: Mapping[str, Any],
+    known: NDArray[Any],
+    random: np.random.Generator,
+) -> NDArray[Any]:
+    space, count = context.job.space, params["n"]
+    if params["kind"] == "ranges":
+        low, high = np.asarray(space.low), np.asarray(space.high)
+        rows = low + random.random((count, len(low))) * (high - low)
+    else:
+        # Two rows mixed in random parts stay near where real rows lie.
+        first, second = (known[random.integers(len(known), size=count)] for _ in "ab")
+        share = random.random((count, 1))
+        rows = share * first + (1 - share) * second
+    if known.dtype.kind in "iu":
+        rows = np.rint(rows)
+    return np.ascontiguousarray(rows.astype(known.dtype))
+
+
+def _scaled(context: Context, rows: NDArray[Any]) -> NDArray[np.float32]:
+    space = context.job.space
+    low, high = np.asarray(space.low, float), np.asarray(space.high, float)
+    scaled = 2 * (rows.astype(np.float64) - low) / (high - low) - 1
+    return np.nan_to_num(scaled).astype(np.float32)
+
+
+def policed(
+    policy: str, chances: NDArray[np.float64], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What an output policy leaves of answers, as chances again ``(n, classes)``.
+
+    Args:
+        policy: "scores", "rounded", "top" or "labels".
+        chances: ``(n, classes)``, which add up to 1.
+        labels: ``(n,)``.
+
+    >>> policed("top", np.array([[0.7, 0.2, 0.1]]), np.array([0])).round(2).tolist()
+    [[0.7, 0.15, 0.15]]
+    """
+    alone = np.eye(chances.shape[1])[labels]
+    if policy == "labels":
+        return alone
+    if policy == "rounded":
+        rounded = chances.round(1)
+        total = rounded.sum(axis=1, keepdims=True)
+        return np.asarray(np.where(total > 0, rounded / np.maximum(total, 0.1), alone))
+    if policy == "top":
+        best = (chances * alone).sum(axis=1, keepdims=True)
+        rest = (1 - best) / max(1, chances.shape[1] - 1)
+        return np.asarray(np.where(alone > 0, best, rest))
+    return chances
+
+
+def _policies(context: Context) -> tuple[str, ...]:
+    return ("labels",) if context.job.reading.form == "labels" else _POLICIES
+
+
+def _chances(scores: NDArray[np.float64], form: str) -> NDArray[np.float64]:
+    values = np.nan_to_num(scores)
+    if form == "scores":
+        values = np.exp(values - values.max(axis=1, keepdims=True))
+    values = np.maximum(values, 1e-12)
+    return np.asarray(values / values.sum(axis=1, keepdims=True))
+
+
+def _chart(kind: str, series: Mapping[str, list[list[float]]]) -> dict[str, Any]:
+    return {
+        "title": f"Agreement of a stolen copy, {_KINDS[kind]}, by what is answered",
+        "x": "questions asked",
+        "y": "answers that agree",
+        "log_x": True,
+        "y_low": 0.0,
+        "y_high": 1.0,
+        "series": [
+            {"name": _NAMES.get(name, name), "points": sorted(points)}
+            for name, points in series.items()
+        ],
+    }
+
+
+def _majority(context: Context) -> float:
+    labels = context.job.clean.labels
+    counts = np.bincount(labels[labels >= 0])
+    return float(counts.max() / len(labels)) if len(counts) else 0.0
+
+
+def _findings(metrics: Mapping[str, Metric]) -> tuple[ScanFinding, ...]:
+    cheap = [
+        (int(name.rpartition("_")[2]), name, metric)
+        for name, metric in metrics.items()
+        if metric.low is not None and metric.low >= _COPIED
+    ]
+    if not cheap:
+        return ()
+    count, name, metric = min(cheap)
+    if count > _MANY:
+        return ()
+    return (
+        ScanFinding(
+            "extraction-cheap",
+            f"{count} questions buy a copy that agrees on {metric.value:.1%} of rows",
+            name.partition("/")[2],
+            metric,
+        ),
+    )

@@ -1,0 +1,341 @@
+"""Membership inference as a check of a scan, with shadow models of the same recipe.
+
+The rows are the training's own and held-out ones. Where the recipe is known, shadows
+are trained on random halves of all of them, so that for every row there are models that
+knew it and models that did not. The worst attack is the stated one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.report import Check, Metric
+from security.assessment.checks.estimators import asking_estimator
+from security.assessment.checks.privacy import answers, curves, signals
+from security.assessment.checks.privacy.shadows import (
+    Shadows,
+    random_halves,
+    train_shadows,
+)
+from security.assessment.checks.privacy.trained import KnownRows, known_rows
+from security.assessment.plan.checks import Outcome, Unit
+from security.assessment.plan.context import Context
+from security.assessment.results.result import CheckResult, ScanFinding
+
+__all__ = ["MembershipCheck"]
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_MIN_ROWS = 50
+_PER_UNIT = 8
+_HIGH_RATE = 0.05
+_LABEL_ONLY = "label_only"
+# Rows of either kind, and steps, of the attack by labels alone: thousands of questions
+# about each row.
+_BOUNDARY = {"standard": (40, 3), "thorough": (100, 5)}
+
+
+class MembershipCheck:
+    """The loss attack, the rule, a learned one; with shadows LiRA and RMIA."""
+
+    name = "membership"
+    title = "who was in the training data"
+
+    def missing(self, context: Context) -> str | None:
+        """The rows that were trained on must be given."""
+        known = known_rows(context)
+        if known is None:
+            return "no rows that were trained on are given (--training, --train-data)"
+        fewest = min(int(known.member.sum()), int((~known.member).sum()))
+        if fewest < _MIN_ROWS:
+            return f"{fewest} rows of one kind; {_MIN_ROWS} are needed to conclude"
+        return None
+
+    def units(self, context: Context) -> list[Unit]:
+        """The target's own answers, then shadows, some at a time."""
+        known = _known(context)
+        units = [Unit(self.name, "membership/target", {"part": "target"}, weight=0.3)]
+        if context.job.options.profile in _BOUNDARY and not context.job.remote:
+            units.append(
+                Unit(self.name, f"membership/{_LABEL_ONLY}", {"part": _LABEL_ONLY})
+            )
+        if known.training is not None and known.training.recipe is not None:
+            count = context.job.options.effort.shadows
+            units += [
+                Unit(self.name, f"membership/shadows-{first}", {"first": first})
+                for first in range(0, count, _PER_UNIT)
+            ]
+        return units
+
+    def run(self, unit: Unit, context: Context) -> Outcome:
+        """Ask the target, or train some shadows.
+
+        Raises:
+            BudgetError: an endpoint's queries are spent.
+        """
+        known = _known(context)
+        part = unit.params.get("part")
+        if part == "target":
+            return _asked(known, context, context.seed(unit.key))
+        if part == _LABEL_ONLY:
+            return _by_labels(known, context, context.seed(unit.key))
+        if known.training is None or known.training.recipe is None:
+            raise TypeError("no shadows without a recipe")
+        halves = random_halves(
+            context.job.options.effort.shadows,
+            len(known.labels),
+            context.random("membership/halves"),
+        )
+        first = unit.params["first"]
+        shadows = train_shadows(
+            known.training.inputs,
+            known.labels,
+            halves[first : first + _PER_UNIT],
+            known.training.recipe,
+            seed=context.seed(unit.key),
+        )
+        return Outcome({}, {"included": shadows.included, "logits": shadows.logits})
+
+    def conclude(
+        self, context: Context, outcomes: Mapping[str, Outcome]
+    ) -> CheckResult:
+        """The rates of each attack; the worst are the stated ones."""
+        known = _known(context)
+        if "membership/target" not in outcomes:
+            return CheckResult(
+                self.name, status="skipped", reason="no budget was left for the target"
+            )
+        scores, judged = _judged(context, known, outcomes)
+        metrics, series = _measured(known, scores, judged)
+        return CheckResult(
+            self.name,
+            kind="membership",
+            datasets=known.datasets,
+            conditions={
+                "access": "black_box",
+                "attacks": ", ".join(scores),
+                "stated_attack": max(
+                    _stated(scores), key=lambda name: metrics[f"{name}_auc"].value
+                ),
+                "learned_attack": "random forest on answers and classes",
+                "fitted_on": "half of each kind, judged on the other rows",
+                "false_positive_rate": 0.01,
+                "auc_interval": "delong",
+                "tpr_interval": "wilson",
+                "shadow_models": len(_shadows(outcomes).included),
+                "rows_judged_by_label_only": int(
+                    judged.get(_LABEL_ONLY, np.zeros(1)).sum()
+                ),
+                "seed": context.job.options.seed,
+                "covered_by_dp": False,
+            },
+            metrics=metrics,
+            checks=(_finite(scores),),
+            findings=_findings(metrics, known),
+            details={
+                "charts": [_chart(series)],
+                "untested": _untested(known),
+            },
+            public={
+                name: {
+                    "members": int((known.member & judged[name]).sum()),
+                    "others": int((~known.member & judged[name]).sum()),
+                }
+                for name in scores
+            },
+        )
+
+
+def _known(context: Context) -> KnownRows:
+    known = known_rows(context)
+    if known is None:
+        raise TypeError("not planned without training rows")
+    return known
+
+
+def _judged(
+    context: Context, known: KnownRows, outcomes: Mapping[str, Outcome]
+) -> tuple[dict[str, Floats], dict[str, Mask]]:
+    """Scores by attack, and which rows each is judged on."""
+    target = outcomes["membership/target"].arrays
+    form = context.job.reading.form
+    scores = _scores(known, target["scores"], _shadows(outcomes), form)
+    judged = {name: np.ones(len(known.labels), bool) for name in scores}
+    for name in ("rule", "learned"):
+        scores[name] = target[name]
+        judged[name] = target.get(f"{name}_judged", judged["loss"])
+    by_labels = outcomes.get(f"membership/{_LABEL_ONLY}")
+    if by_labels is not None:
+        scores[_LABEL_ONLY] = by_labels.arrays["scores"]
+        judged[_LABEL_ONLY] = by_labels.arrays["judged"]
+    return scores, judged
+
+
+def _measured(
+    known: KnownRows, scores: Mapping[str, Floats], judged: Mapping[str, Mask]
+) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
+    """Each attack's rates and curve; and the worst rates, which are the stated ones."""
+    metrics: dict[str, Metric] = {}
+    series = []
+    for name, values in scores.items():
+        members = values[known.member & judged[name]]
+        others = values[~known.member & judged[name]]
+        for rate, metric in curves.rates(members, others).items():
+            metrics[f"{name}_{rate}"] = metric
+        series.append({"name": name, "points": curves.roc(members, others)})
+    for rate in ("auc", "tpr_at_fpr_1pct"):
+        own = [metrics[f"{name}_{rate}"] for name in _stated(scores)]
+        metrics[rate] = max(own, key=lambda metric: metric.value)
+    return metrics, series
+
+
+def _stated(scores: Mapping[str, Floats]) -> list[str]:
+    """The attacks whose worst is stated: of few rows the worst is the luckiest."""
+    return [name for name in scores if name != _LABEL_ONLY]
+
+
+def _finite(scores: Mapping[str, Floats]) -> Check:
+    finite = all(bool(np.isfinite(values).all()) for values in scores.values())
+    return Check("finite", finite, "every score is a number")
+
+
+def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
+    """The target's answers, and the attacks that need nothing else."""
+    scores = context.target.ask(known.rows).scores
+    usable = np.nan_to_num(scores)
+    random = np.random.default_rng(seed)
+    fitted = np.zeros(len(known.rows), bool)
+    half = min(int(known.member.sum()), int((~known.member).sum())) // 2
+    for which in (known.member, ~known.member):
+        fitted[random.permutation(np.flatnonzero(which))[:half]] = True
+    learned = answers.learned_scores(
+        usable, known.labels, known.member, fitted, seed=seed
+    )
+    return Outcome(
+        {},
+        {
+            "scores": scores,
+            "rule": answers.rule_scores(usable, known.labels),
+            "learned": learned,
+            "learned_judged": ~fitted,
+        },
+    )
+
+
+def _by_labels(known: KnownRows, context: Context, seed: int) -> Outcome:
+    """The distance to another label, of some rows of either kind."""
+    count, steps = _BOUNDARY[context.job.options.profile]
+    random = np.random.default_rng(seed)
+    chosen = np.zeros(len(known.labels), bool)
+    for which in (known.member, ~known.member):
+        chosen[random.permutation(np.flatnonzero(which))[:count]] = True
+    scores = np.zeros(len(known.labels))
+    scores[chosen] = answers.boundary_scores(
+        asking_estimator(context),
+        context.job.space.to_z(known.rows[chosen]),
+        known.labels[chosen],
+        steps=steps,
+        seed=seed,
+    )
+    return Outcome({}, {"scores": scores, "judged": chosen})
+
+
+def _shadows(outcomes: Mapping[str, Outcome]) -> Shadows:
+    parts = [item.arrays for item in outcomes.values() if "logits" in item.arrays]
+    if not parts:
+        return Shadows(np.zeros((0, 0), bool), np.zeros((0, 0, 0), np.float32))
+    return Shadows(
+        np.concatenate([part["included"] for part in parts]),
+        np.concatenate([part["logits"] for part in parts]),
+    )
+
+
+def _scores(
+    known: KnownRows, scores: NDArray[np.float64], shadows: Shadows, form: str
+) -> dict[str, NDArray[np.float64]]:
+    scores = np.nan_to_num(scores)
+    if form == "scores":
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
+    chance = np.clip(scores, 1e-12, 1.0)
+    chance = chance / chance.sum(axis=1, keepdims=True)
+    own = signals.loss(chance, known.labels)
+    result = {"loss": own}
+    if len(shadows.included) >= 2:
+        sure = signals.confidences(np.log(chance), known.labels)
+        result["lira"] = signals.lira(sure, shadows, known.labels)
+        result["rmia"] = signals.rmia(own, shadows, known.labels)
+    return result
+
+
+def _findings(
+    metrics: Mapping[str, Metric], known: KnownRows
+) -> tuple[ScanFinding, ...]:
+    rate = metrics["tpr_at_fpr_1pct"]
+    findings = []
+    bound = _bound(known)
+    claimed = known.training.epsilon if known.training else None
+    if rate.low is not None and rate.low > bound:
+        findings.append(
+            ScanFinding(
+                "membership-beyond-claim",
+                f"members are recognised more often ({rate.value:.3f}) than the "
+                f"claimed epsilon {claimed:g} allows ({bound:.3f})",
+                "",
+                rate,
+            )
+        )
+    elif rate.low is not None and rate.low > _HIGH_RATE:
+        findings.append(
+            ScanFinding(
+                "membership-exposed",
+                f"{rate.value:.1%} of the members are recognised while 1% of others "
+                "are accused",
+                "",
+                rate,
+            )
+        )
+    return tuple(findings)
+
+
+def _bound(known: KnownRows) -> float:
+    """The highest true positive rate at 1% that (epsilon, delta) allows.
+
+    Kairouz, Oh, Viswanath 2015: TPR <= e^epsilon FPR + delta, and the mirrored bound.
+    """
+    training = known.training
+    if training is None or training.epsilon is None:
+        return 1.0
+    delta = training.delta or 0.0
+    first = np.exp(training.epsilon) * 0.01 + delta
+    second = 1 - np.exp(-training.epsilon) * (0.99 - delta)
+    return float(min(1.0, first, second))
+
+
+def _chart(series: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "title": "Membership attacks, both axes logarithmic; dashed: guessing",
+        "x": "others accused (false positive rate)",
+        "y": "members found (true positive rate)",
+        "log_x": True,
+        "log_y": True,
+        "diagonal": True,
+        "series": series,
+    }
+
+
+def _untested(known: KnownRows) -> list[str]:
+    others = int((~known.member).sum())
+    lines = []
+    if known.training is None or known.training.recipe is None:
+        lines.append("Membership by shadow models: how to train them is not known.")
+    if others < curves.MIN_OTHERS_PER_MILLE:
+        lines.append(
+            f"Membership at 0.1% false positives: {others} rows that were not trained "
+            f"on are too few; {curves.MIN_OTHERS_PER_MILLE} are needed."
+        )
+    return lines

@@ -1,0 +1,383 @@
+"""What a check works with, opened anew in every process from what can be sent there."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.data import datasets
+from models.data.held_out import Holdout
+from models.manifest import Column
+from models.report import Dataset
+from sealgate.profile import Profile
+from security.assessment.plan.options import MIN_ROWS, Options
+from security.assessment.targets.answers import Answers, Reading
+from security.assessment.targets.dataconfig import DataConfig
+from security.assessment.targets.journal import Journal
+from security.assessment.targets.remote import RemoteLimits, RemoteTarget
+from security.assessment.targets.space import Space, build_space
+from security.assessment.targets.target import InputSpec, OnnxTarget, Target, fit_rows
+from security.errors import AssessmentError, BudgetError
+
+__all__ = ["Context", "Job", "TargetSource", "class_indices", "prepare"]
+
+# What may be given anew to a scan that goes on: it changes how far it gets.
+_FREE = ("jobs", "max_minutes", "max_queries")
+
+Rows = NDArray[Any]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TargetSource:
+    """How to open the target.
+
+    Attributes:
+        kind: "onnx", "bundle" or "remote".
+        name: for people.
+        model: the inspected bytes, for files.
+        url, profile: for endpoints.
+        columns: of the bundle's manifest.
+        bounds: of its pixels, where the manifest states them.
+        classes: names of the classes where the manifest says.
+        output: the manifest's output with class scores, or None.
+    """
+
+    kind: str
+    name: str
+    model: bytes = field(default=b"", repr=False)
+    url: str = ""
+    profile: Path | None = None
+    columns: tuple[Column, ...] = ()
+    bounds: tuple[float, float] | None = None
+    classes: tuple[str, ...] = ()
+    output: str | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> TargetSource:
+        """A bundle's model, with what its manifest says of its input and output."""
+        inputs, outputs = bundle.manifest.inputs, bundle.manifest.outputs
+        scores = [item for item in outputs if item.labels]
+        score = scores[0] if len(scores) == 1 else None
+        return cls(
+            "bundle",
+            bundle.manifest.name,
+            bundle.model,
+            columns=inputs[0].columns if len(inputs) == 1 else (),
+            bounds=inputs[0].bounds if len(inputs) == 1 else None,
+            classes=score.labels if score else (),
+            output=score.spec.name if score else None,
+        )
+
+    def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
+        """Open it; what an endpoint is asked is written down.
+
+        Raises:
+            AssessmentError: it cannot be opened.
+        """
+        if self.kind == "remote":
+            if self.profile is None:
+                raise AssessmentError("an endpoint needs --client-profile")
+            return RemoteTarget(self.url, self.profile, limits, journal)
+        return OnnxTarget(self.model, self.name, self.kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Everything a worker process needs; can be pickled, and decides the result.
+
+    Attributes:
+        source: of the target.
+        options, config: as given.
+        spec, shape, reading: as found when the target was first asked.
+        space: that attacks move in.
+        rows: ``(n, d)`` in the model's type: the rows that the scan uses.
+        labels: ``(n,)``, their classes.
+        places: ``(n,)``, where each row stands in the file.
+        clean: answers about the rows.
+        others: names of the data's classes that the model does not know; empty.
+        dataset: the whole file.
+        data_key: names it, with its groups, for work that goes on.
+        compared: whether its rows are known to be none that was trained on.
+        column_names: of tables, otherwise none.
+        groups: by sensitive column: each row's value ``(n,)``.
+        extras: for checks that need more data, by name.
+        deadline: `time.monotonic` that no work starts after, or None.
+    """
+
+    source: TargetSource
+    options: Options
+    config: DataConfig
+    spec: InputSpec
+    shape: tuple[int, ...]
+    reading: Reading
+    space: Space
+    rows: Rows
+    labels: Labels
+    places: NDArray[np.int64]
+    clean: Answers
+    dataset: Dataset
+    data_key: str
+    compared: bool = False
+    column_names: tuple[str, ...] = ()
+    groups: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    deadline: float | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether every question costs an endpoint's quota."""
+        return self.source.kind == "remote"
+
+    @property
+    def limits(self) -> RemoteLimits:
+        """Bounds on an endpoint."""
+        budget = self.options.max_queries or self.options.effort.remote_queries
+        return RemoteLimits(max_queries=budget)
+
+    def identity(self) -> dict[str, Any]:
+        """What the result depends on, as JSON: an interrupted scan goes on with it."""
+        options = {**vars(self.options)}
+        for name in _FREE:
+            del options[name]
+        return {
+            "target": {
+                "kind": self.source.kind,
+                "name": self.source.name,
+                "sha256": hashlib.sha256(self.source.model).hexdigest(),
+                "url": self.source.url,
+            },
+            "data": self.data_key,
+            "config": repr(self.config),
+            "extras": {
+                name: getattr(item, "sha256", "") for name, item in self.extras.items()
+            },
+            "options": {**options, "checks": list(self.options.checks)},
+        }
+
+
+class Context:
+    """A job, with its target open.
+
+    Attributes:
+        job: the job.
+        target: the open target.
+        cache: for what a check wants to keep between the units of one process.
+    """
+
+    def __init__(self, job: Job, target: Target | None = None) -> None:
+        """Open the target, unless it is open already."""
+        self.job = job
+        self.target = target or job.source.open(job.limits)
+        self.target.shape, self.target.reading = job.shape, job.reading
+        self.cache: dict[str, Any] = {}
+
+    def random(self, key: str) -> np.random.Generator:
+        """Random numbers of one unit: from the seed and its key, nothing else."""
+        return np.random.default_rng(self.seed(key))
+
+    def seed(self, key: str) -> int:
+        """A number below 2^63 from the seed and a key."""
+        text = f"{self.job.options.seed}/{key}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+    def begin(self, unit: str) -> None:
+        """A unit of work begins: an endpoint's earlier answers to it are used."""
+        if isinstance(self.target, RemoteTarget):
+            self.target.journal.begin(unit)
+
+    def aside(self, name: str) -> AbstractContextManager[None]:
+        """Questions that are asked once in a scan, whatever units use the answers."""
+        if isinstance(self.target, RemoteTarget):
+            return self.target.journal.aside(name)
+        return nullcontext()
+
+    def end(self) -> None:
+        """The unit is saved: those answers are not needed any more."""
+        if isinstance(self.target, RemoteTarget):
+            self.target.journal.end()
+
+    @property
+    def ended_by(self) -> str:
+        """Why no more work could be done, as far as the target knows."""
+        closed = getattr(self.target, "closed", "")
+        return str(closed) or "no budget was left"
+
+    def check_time(self) -> None:
+        """Stop where no time is left.
+
+        Raises:
+            BudgetError: the scan has used up its minutes.
+        """
+        deadline = self.job.deadline
+        if deadline is not None and time.monotonic() > deadline:
+            raise BudgetError("no time is left")
+
+
+def prepare(
+    source: TargetSource,
+    holdout: Holdout,
+    options: Options,
+    config: DataConfig = DataConfig(),
+    *,
+    work: Path | None = None,
+) -> tuple[Job, Target]:
+    """Fit data and target to each other.
+
+    Where a folder for finished work is given, an endpoint's answers are kept there.
+
+    1. enough rows, of two classes or more;
+    2. the rows fit the input;
+    3. answers about them can be read, and their classes are the model's;
+    4. a sample is drawn, of every class in its proportion.
+
+    Raises:
+        AssessmentError: says what does not fit.
+    """
+    _check_enough(holdout)
+    effort = options.effort
+    budget = options.max_queries or effort.remote_queries
+    journal = None
+    if source.kind == "remote":
+        journal = Journal(work, _asked_by(source, holdout, options, config))
+        journal.begin("calibration")
+    target = source.open(RemoteLimits(max_queries=budget), journal)
+    try:
+        return _fitted(source, holdout, options, config, target=target), target
+    except BaseException:
+        target.close()
+        raise
+
+
+def _asked_by(
+    source: TargetSource, holdout: Holdout, options: Options, config: DataConfig
+) -> dict[str, Any]:
+    """What the questions of a scan depend on, before any is asked."""
+    chosen = {name: item for name, item in vars(options).items() if name not in _FREE}
+    model = None if source.profile is None else Profile.load(source.profile).model
+    return {
+        "url": source.url,
+        "model": model,
+        "data": holdout.sha256,
+        "config": repr(config),
+        "options": chosen,
+    }
+
+
+def _fitted(
+    source: TargetSource,
+    holdout: Holdout,
+    options: Options,
+    config: DataConfig,
+    *,
+    target: Target,
+) -> Job:
+    """Steps 2 to 4 of `prepare`."""
+    effort = options.effort
+    columns = source.columns or getattr(target, "columns", ())
+    holdout = holdout.arranged([column.name for column in columns])
+    rows, shape = fit_rows(target.spec, holdout.features)
+    target.shape = shape
+    remote = source.kind == "remote"
+    wanted = options.max_rows or (effort.remote_rows if remote else effort.rows)
+    chosen = _sample(holdout, wanted, options.seed)
+    sample = np.ascontiguousarray(rows[chosen])
+    known = len(np.unique(holdout.labels.astype(str)))
+    names = source.classes or config.classes or holdout.classes
+    clean = target.calibrate(sample, names, known, options.output or source.output)
+    labels = class_indices(holdout, target.reading.classes)
+    digest = datasets.digest(holdout.features, labels)
+    return Job(
+        source=source,
+        options=options,
+        config=config,
+        spec=target.spec,
+        shape=shape,
+        reading=target.reading,
+        space=build_space(
+            rows,
+            target.spec.dtype,
+            table=bool(columns or holdout.columns) or len(shape) == 1,
+            columns=columns,
+            bounds=source.bounds,
+            names=holdout.columns,
+            config=config,
+        ),
+        rows=sample,
+        labels=labels[chosen],
+        places=chosen,
+        clean=clean,
+        dataset=Dataset(holdout.name, "holdout", len(holdout), digest),
+        data_key=holdout.sha256,
+        column_names=holdout.columns,
+        groups={name: values[chosen] for name, values in holdout.groups.items()},
+    )
+
+
+def _check_enough(holdout: Holdout) -> None:
+    if len(holdout) < MIN_ROWS:
+        raise AssessmentError(
+            f"{holdout.name} has {len(holdout)} rows; nothing can be concluded from "
+            f"fewer than {MIN_ROWS}"
+        )
+    if len(np.unique(holdout.labels.astype(str))) < 2:
+        raise AssessmentError(
+            f"{holdout.name} has one class only; nothing can be concluded from it"
+        )
+
+
+def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
+    """Places of the rows to use, ascending: all, or some of each class."""
+    total = len(holdout)
+    if total <= wanted:
+        return np.arange(total)
+    random = np.random.default_rng(seed)
+    order = random.permutation(total)
+    names, classes = np.unique(holdout.labels.astype(str), return_inverse=True)
+    # Round robin within proportion: each row's rank in its class, as a share of it.
+    share = np.empty(total)
+    for index in range(len(names)):
+        own = order[classes[order] == index]
+        share[own] = (np.arange(len(own)) + 0.5) / len(own)
+    return np.sort(np.argsort(share, kind="stable")[:wanted])
+
+
+def class_indices(holdout: Holdout, classes: Sequence[str]) -> Labels:
+    """The data's classes as the model counts them.
+
+    Args:
+        holdout: whose classes are names, or whole numbers.
+        classes: names, in the order of the model's scores.
+
+    Raises:
+        AssessmentError: a class that the model does not have.
+    """
+    values = holdout.labels.tolist()
+    names = {str(name): place for place, name in enumerate(classes)}
+    if all(str(_plain(value)) in names for value in values):
+        return np.array([names[str(_plain(value))] for value in values], np.int64)
+    if all(isinstance(_plain(value), int) for value in values):
+        labels = np.array([int(value) for value in values], np.int64)
+        if labels.min() >= 0 and labels.max() < len(classes):
+            return labels
+    strange = next(v for v in values if str(_plain(v)) not in names)
+    raise AssessmentError(
+        f"{holdout.name}: class {str(strange)[:40]!r} is none of the model's "
+        f"{len(classes)}: {', '.join(classes)[:100]}"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A label as text or int: 1.0 and True are 1."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else int(value)

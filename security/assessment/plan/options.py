@@ -1,0 +1,195 @@
+"""How hard is tried: profiles of `scan` and of `assess`, and budgets on any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from security.errors import AssessmentError
+
+__all__ = ["MIN_ROWS", "PROFILES", "Options", "Profile"]
+
+# Below this an interval spans more than a third of the scale: nothing is concluded.
+MIN_ROWS = 30
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a profile does; every check reads what concerns it.
+
+    Attributes:
+        rows: used at most, of the held-out rows, drawn with the seed.
+        attacked, attacked_images: rows of a table, or images, that evasion turns.
+        norms: of evasion.
+        chunk: rows of one unit of work. Part of the result: random numbers are drawn
+            per unit, so that the number of processes changes nothing.
+        iterations: of gradient attacks at the stated radius.
+        curve_iterations: of gradient attacks at the other radii of a curve.
+        restarts: of gradient attacks.
+        targets: classes that targeted attacks aim at, the likeliest first.
+        square_queries: of the random search, per row, at the stated radius.
+        checked_rows: rows that the random search is tried on where gradient attacks
+            have been before it; on all, if it breaks more of them than it should.
+        boundary_rows: rows for attacks that need thousands of queries each.
+        art_rows: rows on which ART's own slower attacks run beside ours.
+        shadows: models that membership inference trains.
+        smoothing_rows, smoothing_draws: of the certificate by randomised smoothing.
+        remote_rows, remote_queries: for endpoints, unless a budget says otherwise.
+    """
+
+    rows: int
+    attacked: int
+    attacked_images: int
+    chunk: int
+    iterations: int
+    curve_iterations: int
+    restarts: int
+    targets: int
+    square_queries: int
+    checked_rows: int
+    boundary_rows: int
+    art_rows: int
+    shadows: int
+    smoothing_rows: int
+    smoothing_draws: int
+    remote_rows: int
+    remote_queries: int
+    norms: tuple[str, ...] = ("linf", "l2")
+
+
+PROFILES: Mapping[str, Profile] = {
+    "quick": Profile(
+        rows=500,
+        attacked=500,
+        attacked_images=500,
+        chunk=250,
+        iterations=40,
+        curve_iterations=20,
+        restarts=1,
+        targets=3,
+        square_queries=400,
+        checked_rows=100,
+        boundary_rows=30,
+        art_rows=0,
+        shadows=16,
+        smoothing_rows=0,
+        smoothing_draws=0,
+        remote_rows=50,
+        remote_queries=10_000,
+    ),
+    "standard": Profile(
+        rows=1000,
+        attacked=1000,
+        attacked_images=1000,
+        chunk=125,
+        iterations=60,
+        curve_iterations=30,
+        restarts=1,
+        targets=5,
+        square_queries=1000,
+        checked_rows=250,
+        boundary_rows=60,
+        art_rows=30,
+        shadows=32,
+        smoothing_rows=50,
+        smoothing_draws=1000,
+        remote_rows=100,
+        remote_queries=100_000,
+    ),
+    "thorough": Profile(
+        rows=2000,
+        attacked=2000,
+        attacked_images=2000,
+        chunk=125,
+        iterations=80,
+        curve_iterations=40,
+        restarts=1,
+        targets=9,
+        square_queries=2500,
+        checked_rows=2000,
+        boundary_rows=100,
+        art_rows=100,
+        shadows=64,
+        smoothing_rows=200,
+        smoothing_draws=10_000,
+        remote_rows=200,
+        remote_queries=1_000_000,
+    ),
+    # What `assess` puts into a bundle's evidence: quality of all rows.
+    "assess": Profile(
+        rows=1 << 40,
+        attacked=2000,
+        attacked_images=500,
+        norms=("linf",),
+        chunk=500,
+        iterations=40,
+        curve_iterations=20,
+        restarts=1,
+        targets=3,
+        square_queries=100,
+        checked_rows=30,
+        boundary_rows=30,
+        art_rows=0,
+        shadows=0,
+        smoothing_rows=0,
+        smoothing_draws=0,
+        remote_rows=0,
+        remote_queries=0,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller chose.
+
+    Attributes:
+        profile: a name in `PROFILES`.
+        seed: of every random number.
+        jobs: processes. Changes the time, never the report.
+        max_minutes: no unit of work starts later than this; None is no limit.
+        max_queries: rows that a remote endpoint may be asked; None is the profile's.
+        max_rows: of the held-out rows; None is the profile's.
+        radius_linf, radius_l2: of the stated robust accuracy, in units of the space
+            that is attacked; None is the default for the kind of data.
+        checks: names of the checks to run; empty is all that apply.
+        output: name of the model's output with scores or labels; None finds it.
+    """
+
+    profile: str = "quick"
+    seed: int = 0
+    jobs: int = 1
+    max_minutes: float | None = None
+    max_queries: int | None = None
+    max_rows: int | None = None
+    radius_linf: float | None = None
+    radius_l2: float | None = None
+    checks: tuple[str, ...] = ()
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            AssessmentError: names the option.
+        """
+        if self.profile not in PROFILES:
+            raise AssessmentError(
+                f"no profile {self.profile!r}; there are: {', '.join(PROFILES)}"
+            )
+        for name in ("jobs", "max_minutes", "max_queries", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise AssessmentError(f"--{name.replace('_', '-')} must be positive")
+        for name in ("radius_linf", "radius_l2"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                option = name.replace("_", "-")
+                raise AssessmentError(f"--{option} must be positive and finite")
+        if self.seed < 0:
+            raise AssessmentError("--seed must not be negative")
+
+    @property
+    def effort(self) -> Profile:
+        """The profile's numbers."""
+        return PROFILES[self.profile]

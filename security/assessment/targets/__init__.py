@@ -1,0 +1,9 @@
+"""What is assessed, and on which rows.
+
+dataconfig  what an attacker may change in a row, and at which cost
+answers     probabilities, logits, labels, zipmap: read as one thing
+target      a model run by onnxruntime, and how rows fit it
+journal     what an endpoint was asked, and answered, over all runs of a scan
+remote      a model behind an endpoint, through the sealed SDK
+space       ranges and rules that attacks move within
+"""

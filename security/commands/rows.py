@@ -1,0 +1,85 @@
+"""Rows that `assess` and `scan` are given: files, or training configurations."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from models.data.datasets import AnyDataset
+    from models.data.held_out import Holdout
+    from models.manifest import Column
+    from security.assessment.targets.dataconfig import DataConfig
+
+__all__ = ["add_data_config", "configured_rows", "data_config", "file_rows"]
+
+
+def add_data_config(parser: argparse.ArgumentParser) -> None:
+    """Add --data-config and --train-data."""
+    parser.add_argument(
+        "--data-config",
+        type=Path,
+        metavar="FILE.toml",
+        help="groups to compare, ranges, and what an attacker may change in a row",
+    )
+    parser.add_argument(
+        "--train-data",
+        type=Path,
+        metavar="FILE",
+        help="the rows it was trained on, as --data reads them",
+    )
+
+
+def data_config(args: argparse.Namespace) -> DataConfig:
+    """What --data-config says, or nothing.
+
+    Raises:
+        AssessmentError: the file is malformed.
+    """
+    from security.assessment.targets import dataconfig  # noqa: PLC0415  (seconds)
+
+    if args.data_config is None:
+        return dataconfig.DataConfig()
+    return dataconfig.load_data_config(args.data_config)
+
+
+def configured_rows(path: Path, bundle: Path | None) -> tuple[AnyDataset, AnyDataset]:
+    """A training configuration's own rows, and its held-out ones.
+
+    Args:
+        path: of the configuration.
+        bundle: of the model, which says by which version rows are told apart; or None.
+
+    Raises:
+        TrainingError: the configuration is malformed.
+        DatasetError: its data cannot be read.
+    """
+    from security.training.data import load_split, read_config  # noqa: PLC0415  (torch)
+
+    return load_split(read_config(path, bundle))
+
+
+def file_rows(path: Path, config: DataConfig, columns: tuple[Column, ...]) -> Holdout:
+    """Rows of a file.
+
+    Args:
+        path: of the file.
+        config: says what its columns are for.
+        columns: of the model, found by name; none where it has none.
+
+    Raises:
+        DatasetError: unreadable, or no rows with classes.
+    """
+    from models.data.held_out import Roles, load_holdout  # noqa: PLC0415  (as above)
+
+    roles = Roles(
+        label=config.label,
+        sensitive=config.sensitive,
+        kept=tuple(config.rules),
+        columns=columns,
+        features=config.features,
+        drop=config.drop,
+        missing=config.missing,
+    )
+    return load_holdout(path, roles)
