@@ -264,7 +264,8 @@ def test_the_audit_log_verifies(release: Path) -> None:
     assert sum(report.records.values()) == sum(report.signed.values()) == len(seen)
     assert len(seen) == 31
     assert len(report.records) == 17
-    assert report.notices == []
+    (notice,) = report.notices
+    assert "of an earlier release, and bind no other writer's" in notice
     actions = [record.fields["action"] for record in seen]
     assert {"admission", "start", "load", "infer", "deployment"} <= set(actions)
     served = [r for r in seen if r.fields["action"] == "infer"]
@@ -511,7 +512,8 @@ def test_the_stored_versions_are_listed(release: Path, tmp_path: Path) -> None:
     folder = home / "bentoml" / "models" / "breast-cancer" / "1.0.0"
     plain = shutil.ignore_patterns("model.yaml")
     shutil.copytree(folder, tmp_path / "again", ignore=plain)
-    assert f"stored {TAG}" in _security(environment, "store", str(tmp_path / "again"))
+    again = _security(environment, "store", str(tmp_path / "again"))
+    assert f"{TAG} is in the store already" in again
 
 
 @pytest.mark.slow
@@ -552,7 +554,7 @@ def _take_the_trial_back(environment: dict[str, str]) -> None:
     """The canary would answer one request in ten."""
     listed = _security(environment, "models", "list")
     assert "plan      generation 5: rollback breast-cancer" in listed
-    assert "canary 1.1.0 10%; shadow 1.1.0 50%" in listed
+    assert "canary 1.1.0 10%" in listed  # once a shadow as well
     tag = "breast-cancer:1.1.0"
     changed = _security(environment, "models", "canary", tag, "--percent", "0")
     assert "generation 6" in changed

@@ -18,7 +18,7 @@ from models.bundle import read_bundle
 from models.sessions import make_session
 from security.__main__ import main
 from security.admission.gate import Admission
-from security.assessment.targets.target import OnnxTarget
+from security.assessment.targets.target import OnnxTarget, fit_rows
 from service.inference.runtime import LoadedModel
 from tests.support import trained
 from tests.support.polyglots import in_ort_format, polyglot, two_graphs, varint
@@ -93,5 +93,6 @@ def test_assessor_and_server_get_the_same_numbers() -> None:
     feed = {bundle.manifest.inputs[0].spec.name: rows}
     (answered,) = served.run(feed, ["probabilities"], options)
     target = OnnxTarget(bundle.model)
-    target.shape = rows.shape[1:]
-    np.testing.assert_array_equal(target.values(rows, "probabilities"), answered)
+    fitted, target.shape = fit_rows(target.spec, rows)
+    assessed = target.calibrate(fitted, ("0", "1"), 2, "probabilities")
+    np.testing.assert_array_equal(assessed.scores, answered)
