@@ -19,7 +19,7 @@ from security.admission.toml_lines import Notes, syntax_line
 
 __all__ = ["Mistake", "hint", "read_object", "read_sections"]
 
-MAX_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 1 << 20
 MAX_ITEMS = 20_000
 
 Path = tuple[str | int, ...]
@@ -45,6 +45,7 @@ def read_sections(
     *,
     where: str,
     error: type[SealgateError],
+    max_bytes: int = MAX_CONFIG_BYTES,
 ) -> _Root:
     """Read a document into a dataclass of dataclasses.
 
@@ -54,13 +55,14 @@ def read_sections(
         rules: raises `Mistake` for values that types cannot refuse.
         where: what error messages call the document.
         error: what is raised.
+        max_bytes: of the document.
 
     Raises:
         SealgateError: as ``error``: not TOML, an unknown or missing key, a wrong type,
             or a value out of range: ``where:line: key: what``.
     """
-    if len(data) > MAX_CONFIG_BYTES:
-        raise error(f"{where}: more than {MAX_CONFIG_BYTES} bytes")
+    if len(data) > max_bytes:
+        raise error(f"{where}: more than {max_bytes} bytes")
     try:
         text = data.decode()
         document = tomllib.loads(text)

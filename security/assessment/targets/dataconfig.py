@@ -43,10 +43,12 @@ from pathlib import Path
 
 from models.errors import BundleError
 from models.files import read_regular
-from security.config_reader import MAX_CONFIG_BYTES, Mistake, read_sections
+from security.config_reader import Mistake, read_sections
 from security.errors import AssessmentError
 
 __all__ = ["ColumnRules", "DataConfig", "load_data_config", "parse_data_config"]
+
+MAX_CONFIG_BYTES = 4 << 20  # one-hot tables have thousands of columns
 
 KINDS = ("number", "integer", "category")
 CHANGES = ("both", "up", "down", "never")
@@ -138,7 +140,14 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
     >>> parse_data_config(b'classes = ["no", "yes"]').classes
     ('no', 'yes')
     """
-    return read_sections(data, DataConfig, _check, where=name, error=AssessmentError)
+    return read_sections(
+        data,
+        DataConfig,
+        _check,
+        where=name,
+        error=AssessmentError,
+        max_bytes=MAX_CONFIG_BYTES,
+    )
 
 
 def _check(config: DataConfig) -> None:
