@@ -15,9 +15,11 @@ import torch
 from benchmarks.timing import alternate, table
 from models.architectures import NetworkSpec, build_network
 from security.training.accounting import Mechanism
+from security.training.examples import Examples
 from security.training.gradient_methods import METHODS
+from security.training.loop import Recipe
 from security.training.noise import SystemRandomness
-from security.training.trainer import Examples, Recipe, train_private, train_public
+from security.training.trainer import train_private, train_public
 
 # Name, architecture, input, rows, batch.
 CASES = (

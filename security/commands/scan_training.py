@@ -19,10 +19,10 @@ from security.assessment.checks.privacy.trained import TrainingRows
 from security.training.canaries import CanaryTrainings
 from security.training.config import TrainingConfig
 from security.training.data import load_split, read_config
+from security.training.examples import Examples
 from security.training.guarantee import make_plan, privacy_curve
 from security.training.network import build_classifier, examples_of
 from security.training.session import group_of, recipe_of
-from security.training.trainer import Examples
 
 __all__ = ["load_mechanism", "load_training"]
 

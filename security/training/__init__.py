@@ -22,7 +22,8 @@ stacked         copies of a network side by side, for audits
 canaries        trainings with and without a planted unit, watched
 examples        what is trained on, in tensors, and batches of it
 placement       on which device, and how many examples fit there
-trainer         the loop, with its seams
+trainer         one training: sampling, clipping, noise, with its seams
+loop            its steps: schedule, averages, monitors, where it stands
 bundle          export, manifest and the three reports
 session         one training: planned, booked, kept, shown
 ledger          what all trainings on one data set have spent, with a cap

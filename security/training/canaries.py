@@ -31,6 +31,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.bookkeeping import BookkeepingMethod, supports
+from security.training.examples import Examples
 from security.training.gradients import (
     Batch,
     Clipped,
@@ -40,9 +41,10 @@ from security.training.gradients import (
     cross_entropy,
     single_rows,
 )
+from security.training.loop import Recipe
 from security.training.noise import SeededRandomness
 from security.training.stacked import StackedNetwork, numbered, stackable
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.trainer import train_private
 
 __all__ = ["LENGTHS", "CanaryTrainings", "Watched"]
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from security.errors import TrainingError
+from security.training.loop import State
 from security.training.mechanism import Conformance
-from security.training.trainer import State
 
 __all__ = ["Checkpoint", "read_checkpoints", "write_checkpoint"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from security.errors import TrainingError
 from security.training.checkpoint import Checkpoint, read_checkpoints, write_checkpoint
 from security.training.ledger import Ledger, Request, Reservation
-from security.training.trainer import Monitor, State, StepReport
+from security.training.loop import Monitor, State, StepReport
 
 __all__ = ["Identity", "Keeper", "Taken", "begin", "resume", "work_folder"]
 
@@ -180,7 +180,7 @@ class Keeper(Monitor):
         self._began = time.monotonic()
 
     def before(self, step: int) -> None:
-        """Book the chunk that the step begins; see `trainer.Monitor.before`."""
+        """Book the chunk that the step begins; see `loop.Monitor.before`."""
         if step <= self._granted:
             return
         # The last step is a chunk of its own: a crash in it leaves something to do.
@@ -191,7 +191,7 @@ class Keeper(Monitor):
             self._reservation.take(self._granted + self._lost)
 
     def after(self, report: StepReport, state: Callable[[], State]) -> None:
-        """Keep what a chunk ends with; see `trainer.Monitor.after`."""
+        """Keep what a chunk ends with; see `loop.Monitor.after`."""
         stopped = self._stop.is_set()
         if report.step == self._granted or stopped:
             self._adapt(self.keep(state()))

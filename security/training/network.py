@@ -34,8 +34,8 @@ from security.training.config import MODULE, PUBLIC, TrainingConfig
 from security.training.data import unit_numbers
 from security.training.examples import Examples
 from security.training.initial import Rule, draw, is_filled, recompute, tensors_digest
+from security.training.loop import trained
 from security.training.modules import check_body, load_module
-from security.training.trainer import trained
 
 __all__ = [
     "Classifier",

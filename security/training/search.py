@@ -21,6 +21,7 @@ from security.training.bundle import Private
 from security.training.candidates import candidates, described
 from security.training.config import ModelConfig, TrainingConfig
 from security.training.distributed import processes
+from security.training.examples import Examples
 from security.training.guarantee import (
     Plan,
     check_verdicts,
@@ -29,6 +30,7 @@ from security.training.guarantee import (
     state_guarantee,
 )
 from security.training.ledger import Reservation
+from security.training.loop import Monitor
 from security.training.network import (
     Classifier,
     Network,
@@ -39,7 +41,7 @@ from security.training.noise import Randomness, gaussian
 from security.training.placement import place_of
 from security.training.selection import Selection
 from security.training.session import Job, against, request_of
-from security.training.trainer import Examples, Monitor, Outcome, train_private
+from security.training.trainer import Outcome, train_private
 
 __all__ = ["Found", "run_search"]
 
@@ -207,7 +209,7 @@ class _Stoppable(Monitor):
         self._stop = stop
 
     def before(self, step: int) -> None:
-        """See `trainer.Monitor.before`."""
+        """See `loop.Monitor.before`."""
         del step
         if self._stop.is_set():
             raise TrainingError("the search was interrupted; what it booked is spent")

@@ -20,19 +20,16 @@ from security.training.config import TrainingConfig
 from security.training.curve import Curve
 from security.training.data import earlier_split
 from security.training.distributed import first_alone, processes
+from security.training.examples import Examples
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
 from security.training.ledger import Ledger, Request
+from security.training.loop import FirstAsked, Recipe, State, StepReport
 from security.training.network import Classifier, Network
 from security.training.noise import Randomness
 from security.training.placement import physical_batch
 from security.training.trainer import (
-    Examples,
-    FirstAsked,
     Outcome,
-    Recipe,
-    State,
-    StepReport,
     finish_private,
     train_private,
     train_public,

@@ -19,11 +19,13 @@ from security.training.adversarial import (
     attack,
 )
 from security.training.config import parse_config
+from security.training.examples import Examples
 from security.training.gradient_methods import METHODS, make_method
 from security.training.gradients import Batch, Clipping, probe, single_rows
+from security.training.loop import Recipe
 from security.training.noise import SeededRandomness
 from security.training.session import against
-from security.training.trainer import Examples, Recipe, train_private, train_public
+from security.training.trainer import train_private, train_public
 
 torch.set_num_threads(1)
 RADIUS = 0.3

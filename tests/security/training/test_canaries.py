@@ -25,11 +25,13 @@ from security.training import gradients, mechanism, trainer
 from security.training.accounting import Mechanism, recompute_epsilon
 from security.training.bookkeeping import BookkeepingMethod
 from security.training.canaries import CanaryTrainings
+from security.training.examples import Examples
 from security.training.gradients import Clipping, cross_entropy, single_rows
 from security.training.guarantee import privacy_curve
+from security.training.loop import Recipe
 from security.training.noise import SeededRandomness
 from security.training.stacked import StackedNetwork, numbered, stackable
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.trainer import train_private
 from tests.support.scanned import linear_onnx
 from tests.support.servers import ROOT
 from tests.support.small_training import write_config

@@ -15,9 +15,11 @@ import torch
 from models.bundle import read_bundle
 from security.training.accounting import Mechanism, epsilon_prv
 from security.training.config import load_config
+from security.training.examples import Examples
 from security.training.guarantee import make_plan
 from security.training.ledger import Ledger
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.loop import Recipe
+from security.training.trainer import train_private
 from tests.support.servers import environment
 from tests.support.small_training import write_config
 

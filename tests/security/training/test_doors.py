@@ -17,6 +17,7 @@ from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.config import TrainingConfig, load_config
 from security.training.data import load_split
+from security.training.examples import Examples
 from security.training.gradient_methods import METHODS, make_method
 from security.training.gradients import (
     Clipping,
@@ -28,11 +29,12 @@ from security.training.gradients import (
 )
 from security.training.initial import MAX_CONSTANTS, draw, parse_rules, recompute
 from security.training.ledger import Ledger
+from security.training.loop import Recipe
 from security.training.modules import check_body, check_trained
 from security.training.network import fresh_network
 from security.training.noise import SeededRandomness
 from security.training.run import train_bundle
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.trainer import train_private
 from tests.support.small_training import CONFIG, write_config
 
 SPEC = NetworkSpec((4,), 2)

@@ -17,6 +17,7 @@ from security.training.accounting import (
     Mechanism,
     recompute_epsilon,
 )
+from security.training.examples import Examples
 from security.training.gradients import (
     Batch,
     Clipped,
@@ -24,11 +25,12 @@ from security.training.gradients import (
     cross_entropy,
     probe,
 )
+from security.training.loop import Recipe
 from security.training.mechanism import Conformance, Noise, NoisyOptimizer
 from security.training.modules import check_body, load_module
 from security.training.noise import SeededRandomness, gaussian
 from security.training.per_example import HooksMethod
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.trainer import train_private
 
 LEVEL = 1e-9
 

@@ -11,12 +11,14 @@ from models.bundle import read_bundle
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.config import load_config
+from security.training.examples import Examples
 from security.training.gradients import cross_entropy, in_precision
 from security.training.ledger import Ledger
+from security.training.loop import Recipe
 from security.training.noise import SeededRandomness
 from security.training.placement import physical_batch, place_of
 from security.training.run import train_bundle
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.trainer import train_private
 from tests.support.small_training import CONFIG, write_config
 
 RECIPE = Recipe(max_grad_norm=1.0, expected_batch=50, learning_rate=1.0)

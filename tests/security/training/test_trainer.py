@@ -16,10 +16,12 @@ from models.errors import BundleError
 from security.errors import TrainingError
 from security.training import mechanism as mechanisms
 from security.training.accounting import Mechanism, recompute_epsilon
+from security.training.examples import Examples
 from security.training.ledger import Ledger
+from security.training.loop import Recipe
 from security.training.noise import SeededRandomness, SystemRandomness, gaussian
 from security.training.run import train_bundle
-from security.training.trainer import Examples, Recipe, train_private
+from security.training.trainer import train_private
 from tests.support import trained
 
 RECIPE = Recipe(max_grad_norm=1.0, expected_batch=50, learning_rate=1.0)
@@ -79,7 +81,9 @@ def test_same_seed_same_weights_other_seed_other_weights():
 
 def test_outcome_is_the_plan():
     mechanism = Mechanism(0.25, 2.0, 7)
-    assert run(body(), mechanism=mechanism).mechanism == mechanism
+    outcome = run(body(), rows=150, mechanism=mechanism)
+    assert outcome.mechanism == mechanism
+    assert outcome.units == 150
 
 
 def test_empty_batches_are_noise_alone():
