@@ -228,8 +228,8 @@ def train_private(
             taken = poisson(examples.count, mechanism.sample_rate, randomness)
             record.saw_coins(len(taken), int(taken.sum()))
             probed = index % max(_PROBE_GAP, -(-mechanism.steps // _PROBES)) == 0
-            units = _PROBE_UNITS if index and probed else probed * examples.count
-            private.accumulate(body, examples.batch(taken), probed=units)
+            count = _PROBE_UNITS if index and probed else probed * examples.count
+            private.accumulate(body, examples.batch(taken), probed=count)
             optimizer.step()
             whole = merged(record)
             loop.finish(optimizer.noisy_loss, whole)
