@@ -251,6 +251,9 @@ def _training(privacy: Report) -> Found:
             yield "privacy: the configuration asks for a mechanism"
         return
     yield from _differ("privacy", privacy.conditions, _expected(told))
+    origins = _origins(told)
+    if origins.keys() & privacy.conditions.keys():  # release 0.1 states none of them
+        yield from _differ("privacy", privacy.conditions, origins)
     yield from _ranges(told)
     yield from _metrics(privacy)
     ids = [check.id for check in privacy.checks]
@@ -295,6 +298,29 @@ def _expected(told: _Training) -> dict[str, Any]:
             "search_score_noise": search.get("score_noise"),
         }
     return expected
+
+
+def _origins(told: _Training) -> dict[str, Any]:
+    """Where everything began that noisy gradients did not move."""
+    stated, details = told.privacy.conditions, told.privacy.details
+    model, drawn = told.section("model"), details.get("initial_weights")
+    outside = details.get("outside_mechanism")
+    named = outside if isinstance(outside, list) else []
+    names = [item.get("name") for item in named if isinstance(item, dict)]
+    brought = any(str(name).startswith("body.") for name in names)
+    public = model.get("initial_weights") == "public"
+    digest = stated.get("initial_weights_sha256")
+    seed = drawn.get("seed") if isinstance(drawn, dict) else None
+    honest = public or (seed is not None and seed == model.get("seed"))
+    return {
+        "initial_weights": f"public:{digest}" if public else "random",
+        "initial_weights_sha256": digest if digest and honest else "the seed's",
+        "ledger": "booked" if stated.get("personal_data") else "not_booked",
+        "outside_mechanism": "public_preprocessing"
+        + ("_and_network" if brought else ""),
+        "outside_mechanism_sha256": stated.get("outside_mechanism_sha256")
+        or "a digest",
+    }
 
 
 def _accountant(told: _Training) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
 from security.admission.attest import place, sign_verdict, signature_files
-from security.admission.consistency import CONTRADICTION_CHECK
+from security.admission.consistency import CONTRADICTION_CHECK, initial_weights
 from security.admission.evaluation import (
     Recomputed,
     evaluation_steps,
@@ -93,6 +94,7 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
     recomputed = _recompute(bundle, privacy)
     _check_ledger(bundle, privacy)
+    _check_start(bundle, privacy)
     waivers = demand(evaluation_steps(scene, recomputed)).waivers
     bundle = _with_documents(args.bundle, bundle)
     verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
@@ -166,6 +168,7 @@ def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
         privacy = evaluation.reports.get("privacy")
         recomputed = _recompute(scene.bundle, privacy)
         _check_ledger(scene.bundle, privacy)
+        _check_start(scene.bundle, privacy)
     except AdmissionRefused as refusal:
         return [*found, refusal]
     return drain(evaluation_steps(scene, recomputed))[0]
@@ -218,6 +221,33 @@ def _check_ledger(bundle: Bundle, privacy: Report | None) -> None:
         raise AdmissionRefused(
             CONTRADICTION_CHECK,
             f"privacy: the ledger booked another training of {bundle.manifest.tag}",
+        )
+
+
+def _check_start(bundle: Bundle, privacy: Report | None) -> None:
+    """Check 27 on random first weights: drawn again from the rules and the seed.
+
+    Raises:
+        AdmissionRefused: they are others than the report's digest says.
+    """
+    if privacy is None or initial_weights(privacy) != "random":
+        return
+    from security.training import initial  # noqa: PLC0415  (imports torch)
+
+    stated = privacy.details.get("initial_weights")
+    stated = stated if isinstance(stated, dict) else {}
+    seed, digest = stated.get("seed"), privacy.conditions.get("initial_weights_sha256")
+    try:
+        rules = initial.parse_rules(stated.get("rules"))
+    except TrainingError as error:
+        raise AdmissionRefused(CONTRADICTION_CHECK, f"privacy: {error}") from None
+    # What is drawn is in the file: nobody can ask for more memory than that.
+    numbers = sum(math.prod(rule.shape) for rule in rules)
+    seed = seed if type(seed) is int and numbers <= len(bundle.model) else -1
+    if seed < 0 or initial.recompute(rules, seed) != digest:
+        raise AdmissionRefused(
+            CONTRADICTION_CHECK,
+            "privacy: the seed gives other initial weights than the report's",
         )
 
 

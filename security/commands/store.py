@@ -27,5 +27,5 @@ def run(args: argparse.Namespace) -> int:
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
 
     tag, stored = store_bundle(args.bundle)
-    print(f"stored {tag}" if stored else f"{tag} is in the store already, the same")
+    print(f"stored {tag}" if stored else f"stored {tag} already, with these contents")
     return 0
