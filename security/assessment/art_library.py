@@ -24,11 +24,9 @@ __all__ = ["art", "repeatable"]
 
 # What is used here of each of ART's modules.
 _NAMES = {
-    "art.attacks": ("EvasionAttack", "ExtractionAttack"),
     "art.attacks.evasion": (
         "CarliniL2Method",
         "DeepFool",
-        "FastGradientMethod",
         "HopSkipJump",
         "ProjectedGradientDescentPyTorch",
     ),
@@ -38,19 +36,13 @@ _NAMES = {
         "AttributeInferenceBaselineTrueLabel",
         "AttributeInferenceBlackBox",
     ),
-    "art.attacks.inference.membership_inference": (
-        "MembershipInferenceBlackBox",
-        "MembershipInferenceBlackBoxRuleBased",
-    ),
     "art.attacks.inference.model_inversion": ("MIFace",),
     "art.defences.detector.poison": ("SpectralSignatureDefense",),
     "art.defences.detector.poison.activation_defence": ("cluster_activations",),
-    "art.estimators": ("BaseEstimator",),
     "art.estimators.classification": (
         "BlackBoxClassifierNeuralNetwork",
         "PyTorchClassifier",
     ),
-    "art.estimators.classification.classifier": ("ClassifierMixin",),
 }
 
 

@@ -14,7 +14,6 @@ from security.assessment.checks import rates
 from security.assessment.checks.rates import MIN_GROUP, Attribute, Fairness, Group
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
-from security.assessment.results.intervals import CONFIDENCE
 from security.assessment.results.result import CheckResult, ScanFinding
 
 __all__ = ["FairnessCheck"]
@@ -42,38 +41,20 @@ class FairnessCheck:
         return None
 
     def units(self, context: Context) -> list[Unit]:
-        """One unit per attribute, and per intersection."""
-        return [
-            Unit(
-                self.name,
-                f"fairness/{rates.attribute_name(parts, context.job.groups)}",
-                {"parts": list(parts)},
-            )
-            for parts in _crossings(context)
-        ]
+        """None: the answers are known."""
+        del context
+        return []
 
     def run(self, unit: Unit, context: Context) -> Outcome:
-        """Measure one attribute; asks the target nothing."""
-        job, positive = context.job, _positive(context)
-        known = job.clean.labels >= 0
-        columns = {name: values[known] for name, values in job.groups.items()}
-        attribute = Attribute.of(unit.params["parts"], columns)
-        truth = job.labels[known] == positive
-        given = job.clean.labels[known] == positive
-        scores = None
-        if job.reading.form == "probabilities":
-            scores = job.clean.scores[known][:, positive]
-        result = rates.measure(
-            attribute, truth, given, scores, random=context.random(unit.key)
-        )
-        counts = _confusion(attribute.values, truth, given)
-        return Outcome({"fairness": _dump(result), "confusion": counts})
+        """Nothing is planned."""
+        raise TypeError("fairness has no units")
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
     ) -> CheckResult:
         """Findings where a gap is larger than chance would make it."""
-        results = [_load(item.values["fairness"]) for item in outcomes.values()]
+        measured = [_measured(context, parts) for parts in _crossings(context)]
+        results = [item for item, _ in measured]
         positive = _positive(context)
         metrics: dict[str, Metric] = {}
         for item in results:
@@ -105,18 +86,36 @@ class FairnessCheck:
             details={
                 "tables": [
                     table
-                    for item, outcome in zip(results, outcomes.values(), strict=True)
+                    for item, counts in measured
                     for table in (
                         _table(item),
                         _confusion_table(
                             item.attribute,
                             context.job.reading.classes[positive or 0],
-                            outcome.values["confusion"],
+                            counts,
                         ),
                     )
                 ]
             },
         )
+
+
+def _measured(
+    context: Context, parts: tuple[str, ...]
+) -> tuple[Fairness, list[list[Any]]]:
+    """One attribute, or several together: its rates, and its confusion."""
+    job, positive = context.job, _positive(context)
+    known = job.clean.labels >= 0
+    columns = {name: values[known] for name, values in job.groups.items()}
+    attribute = Attribute.of(parts, columns)
+    truth = job.labels[known] == positive
+    given = job.clean.labels[known] == positive
+    scores = None
+    if job.reading.form == "probabilities":
+        scores = job.clean.scores[known][:, positive]
+    random = context.random(f"fairness/{attribute.name}")
+    result = rates.measure(attribute, truth, given, scores, random=random)
+    return result, _confusion(attribute.values, truth, given)
 
 
 def _confusion(
@@ -211,40 +210,3 @@ def _text(group: Group, rate: str) -> str:
     if metric is None:
         return "none"
     return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
-
-
-def _dump(item: Fairness) -> dict[str, Any]:
-    return {
-        "attribute": item.attribute,
-        "groups": [
-            {"name": g.name, "rows": g.rows, "rates": _numbers(g.rates)}
-            for g in item.groups
-        ],
-        "differences": _numbers(item.differences),
-        "ratios": _numbers(item.ratios),
-    }
-
-
-def _numbers(metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    return {
-        name: [metric.value, metric.n, metric.low, metric.high]
-        for name, metric in metrics.items()
-    }
-
-
-def _load(value: Mapping[str, Any]) -> Fairness:
-    def metrics(numbers: Mapping[str, Any]) -> dict[str, Metric]:
-        return {
-            name: Metric(number, n=n, low=low, high=high, confidence=CONFIDENCE)
-            for name, (number, n, low, high) in numbers.items()
-        }
-
-    groups = tuple(
-        Group(g["name"], g["rows"], metrics(g["rates"])) for g in value["groups"]
-    )
-    return Fairness(
-        value["attribute"],
-        groups,
-        metrics(value["differences"]),
-        metrics(value["ratios"]),
-    )

@@ -1,6 +1,6 @@
 """Whether a model treats groups of people alike, each figure with its interval.
 
-Point values are fairlearn's; intervals are percentile bootstrap over rows. A group
+Values are fairlearn's, by a test; intervals are percentile bootstrap over rows. A group
 smaller than `MIN_GROUP` is counted and named, but takes part in no difference: a rate
 of ten people says nothing about their group.
 
@@ -10,7 +10,6 @@ Hardt, Price, Srebro, "Equality of Opportunity in Supervised Learning" (2016);
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,79 +130,38 @@ def measure(
         random: of the resampling.
     """
     values = attribute.values
-    names = np.unique(values)
-    weights = _resamples(len(values), random)
-    points = _points(values, truth, given, scores)
+    names = [str(name) for name in np.unique(values)]
+    weights = _weights(len(values), random)
     drawn = {
         name: _rates(weights, values == name, truth, given, scores) for name in names
     }
+    counts = {name: int((values == name).sum()) for name in names}
     groups = tuple(
-        _group(
-            attribute.titles[str(name)],
-            int((values == name).sum()),
-            points[str(name)],
-            drawn[name],
+        Group(
+            attribute.titles[name],
+            counts[name],
+            {rate: _metric(item, counts[name]) for rate, item in drawn[name].items()},
         )
         for name in names
     )
-    large = [name for name in names if (values == name).sum() >= MIN_GROUP]
     differences, ratios = {}, {}
     for rate in RATES:
-        own = [name for name in large if rate in points.get(name, {})]
+        own = [n for n in names if counts[n] >= MIN_GROUP and rate in drawn[n]]
         if len(own) < 2:
             continue
-        now = np.array([points[name][rate] for name in own])
-        again = np.stack([drawn[name][rate] for name in own])
-        rows = int(np.isin(values, own).sum())
-        differences[rate] = _metric(np.ptp(now), np.ptp(again, axis=0), rows)
-        if rate in RATIOS and now.max() > 0:
+        among = np.stack([drawn[name][rate] for name in own])
+        rows = sum(counts[name] for name in own)
+        differences[rate] = _metric(np.ptp(among, axis=0), rows)
+        if rate in RATIOS and among[:, 0].max() > 0:
             with np.errstate(invalid="ignore"):
-                quotient = again.min(axis=0) / again.max(axis=0)
-            ratios[rate] = _metric(now.min() / now.max(), quotient, rows)
+                ratios[rate] = _metric(among.min(axis=0) / among.max(axis=0), rows)
     return Fairness(attribute.name, groups, differences, ratios)
 
 
-def _resamples(n: int, random: np.random.Generator) -> Floats:
-    """``(RESAMPLES, n)``: how often each row is drawn."""
-    chances = np.full(n, 1 / n)
-    return random.multinomial(n, chances, size=RESAMPLES).astype(np.float64)
-
-
-def _points(
-    values: NDArray[np.str_],
-    truth: NDArray[np.bool_],
-    given: NDArray[np.bool_],
-    scores: Floats | None,
-) -> dict[str, dict[str, float]]:
-    from fairlearn import metrics  # noqa: PLC0415  (seconds)
-
-    functions: dict[str, Any] = {
-        "selection_rate": metrics.selection_rate,
-        "tpr": metrics.true_positive_rate,
-        "fpr": metrics.false_positive_rate,
-        "accuracy": lambda y, p: float(np.mean(y == p)),
-    }
-    with warnings.catch_warnings():
-        # A group without positives has no true positive rate: left out below.
-        warnings.simplefilter("ignore")
-        frame = metrics.MetricFrame(
-            metrics=functions,
-            y_true=truth.astype(int),
-            y_pred=given.astype(int),
-            sensitive_features=values.astype(object),
-        ).by_group
-    points: dict[str, dict[str, float]] = {}
-    for name in np.unique(values):
-        own = values == name
-        known = {rate: float(frame.loc[name, rate]) for rate in functions}
-        if truth[own].all():
-            del known["fpr"]
-        if not truth[own].any():
-            del known["tpr"]
-        if scores is not None:
-            known["calibration"] = float(scores[own].mean() - truth[own].mean())
-        points[str(name)] = known
-    return points
+def _weights(n: int, random: np.random.Generator) -> Floats:
+    """``(1 + RESAMPLES, n)``: each row once; then how often each is drawn."""
+    drawn = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    return np.concatenate([np.ones((1, n)), drawn])
 
 
 def _rates(
@@ -213,7 +171,10 @@ def _rates(
     given: NDArray[np.bool_],
     scores: Floats | None,
 ) -> dict[str, Floats]:
-    """The rates of a group in each resample ``(RESAMPLES,)``; NaN where empty."""
+    """The rates of a group by each line of weights, the rows' own first.
+
+    Those that the rows do not have are left out; NaN where a resample lacks them.
+    """
     drawn = weights[:, own]
     positive, chosen = truth[own], given[own]
 
@@ -230,14 +191,7 @@ def _rates(
     }
     if scores is not None:
         rates["calibration"] = share(scores[own] - positive, everyone)
-    return rates
-
-
-def _group(
-    name: str, rows: int, points: Mapping[str, float], drawn: Mapping[str, Floats]
-) -> Group:
-    rates = {rate: _metric(value, drawn[rate], rows) for rate, value in points.items()}
-    return Group(name, rows, rates)
+    return {rate: values for rate, values in rates.items() if np.isfinite(values[0])}
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -252,16 +206,16 @@ def _quoted(item: str) -> str:
     return '"' + item.replace('"', '""') + '"'
 
 
-def _metric(value: float, again: Sequence[float] | Floats, rows: int) -> Metric:
-    known = np.asarray(again)[np.isfinite(again)]
-    ends = [float(value)] * 2
-    if len(known):
-        ends = [float(end) for end in np.quantile(known, [_TAIL, 1 - _TAIL])]
+def _metric(values: Floats, rows: int) -> Metric:
+    """The first value, with the interval of the others."""
+    value, again = float(values[0]), values[1:]
+    known = again[np.isfinite(again)]
+    ends = np.quantile(known, [_TAIL, 1 - _TAIL]) if len(known) else (value, value)
     # A difference is never negative, so that its bootstrap may lie above the value.
     return Metric(
-        value=float(value),
+        value=value,
         n=rows,
-        low=min(float(value), ends[0]),
-        high=max(float(value), ends[1]),
+        low=min(value, float(ends[0])),
+        high=max(value, float(ends[1])),
         confidence=CONFIDENCE,
     )

@@ -28,23 +28,11 @@ from sealgate.profile import Profile
 from sealgate.retry import RetryPolicy
 from security.assessment.targets.answers import Answers, Reading, read_answers, settle
 from security.assessment.targets.journal import Journal
-from security.assessment.targets.target import InputSpec, Rows
+from security.assessment.targets.target import InputSpec, Rows, dtype_of
 from security.errors import AssessmentError, BudgetError
 
 __all__ = ["RemoteLimits", "RemoteTarget"]
 
-_DATATYPES = {
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-}
 _AGAIN = "; finished work is kept: run the same command again to go on"
 
 
@@ -243,13 +231,14 @@ def _input_spec(metadata: dict[str, Any]) -> InputSpec:
             f"the model has {len(inputs)} inputs; a scan takes models of one"
         )
     name, datatype = str(inputs[0]["name"]), str(inputs[0]["datatype"])
-    if datatype not in _DATATYPES:
+    dtype = dtype_of(datatype)
+    if dtype is None:
         raise AssessmentError(f"input {name[:40]!r} is {datatype[:20]!r}, no numbers")
     stated = inputs[0].get("shape")
     if not (isinstance(stated, list) and stated and all(_is_size(n) for n in stated)):
         raise AssessmentError(f"input {name[:40]!r} states no usable shape")
     sizes = [size if size >= 0 else None for size in stated]
-    return InputSpec(name, _DATATYPES[datatype], tuple(sizes[1:]), sizes[0])
+    return InputSpec(name, dtype, tuple(sizes[1:]), sizes[0])
 
 
 def _is_size(value: Any) -> bool:

@@ -14,25 +14,21 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.sessions import make_session
+from models.sessions import TYPES, make_session
+from sealgate.protocol.datatypes import DATATYPES
 from security.assessment.targets.answers import Answers, Reading, read_answers, settle
 from security.errors import AssessmentError
 
-__all__ = ["BATCH_ROWS", "InputSpec", "OnnxTarget", "Target", "fit_rows"]
+__all__ = [
+    "BATCH_ROWS",
+    "InputSpec",
+    "OnnxTarget",
+    "Target",
+    "dtype_of",
+    "fit_rows",
+]
 
 BATCH_ROWS = 4096
-
-_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(uint16)": np.uint16,
-    "tensor(int16)": np.int16,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-}
 
 Rows = NDArray[Any]
 
@@ -221,6 +217,12 @@ def _fitting_shape(
     return None
 
 
+def dtype_of(datatype: str) -> str | None:
+    """Numpy's name of a datatype of requests, if it is one of numbers."""
+    known = DATATYPES.get(datatype)
+    return None if known is None or known.kind not in "iuf" else known.name
+
+
 def _check_integers(flat: Rows, dtype: np.dtype[Any], name: str) -> None:
     bounds = np.iinfo(dtype)
     if not np.isfinite(flat.astype(np.float64)).all():
@@ -243,13 +245,13 @@ def _input_spec(inputs: Sequence[Any]) -> InputSpec:
             f"the model has {len(inputs)} inputs ({names}); a scan takes models of one"
         )
     (item,) = inputs
-    dtype = _DTYPES.get(item.type)
+    dtype = dtype_of(TYPES.get(item.type, ""))
     if dtype is None:
         raise AssessmentError(f"input {item.name[:40]!r} is a {item.type}, no numbers")
     sizes = [size if isinstance(size, int) else None for size in item.shape]
     if not sizes:
         raise AssessmentError(f"input {item.name[:40]!r} has no axis for rows")
-    return InputSpec(item.name, np.dtype(dtype).name, tuple(sizes[1:]), sizes[0])
+    return InputSpec(item.name, dtype, tuple(sizes[1:]), sizes[0])
 
 
 def _head(value: Any, rows: int) -> Any:

@@ -34,7 +34,6 @@ _RANDOM_ROWS = 32
 # Below these shares of the rows that are right to begin with, a finding is made.
 _BROKEN_BELOW, _WEAK_BELOW = 0.5, 0.9
 _EXAMPLES = 8
-_MAX_VALUES = 4096
 
 
 class EvasionCheck:
@@ -285,45 +284,10 @@ def _norm_details(context: Context, result: NormResult) -> dict[str, Any]:
         }
         for radius in (0.0, *result.plan.curve)
     ]
-    per_class = []
-    for index, name in enumerate(job.reading.classes):
-        own = job.labels[result.places] == index
-        if own.any():
-            kept = int((own & result.standing(result.plan.radius)).sum())
-            share = intervals.proportion(kept, int(own.sum()))
-            per_class.append({"class": name, **vars(share)})
     return {
         "radius": result.plan.radius,
         "curve": curve,
-        "per_class": per_class,
         "attacks": result.attacks,
         "notes": result.notes,
         "rows": result.per_row(job.places, job.labels),
-        "examples": _examples(context, result),
     }
-
-
-def _examples(context: Context, result: NormResult) -> list[dict[str, Any]]:
-    """The closest examples with their values, for a person to look at."""
-    job = context.job
-    if job.rows.shape[1] > _MAX_VALUES:
-        return []
-    found = []
-    for place in result.order()[:_EXAMPLES]:
-        row = int(result.places[place])
-        found.append(
-            {
-                "row": int(job.places[row]),
-                "class": job.reading.classes[int(job.labels[row])],
-                "distance": float(result.distance[place]),
-                "attack": result.attack_name(place),
-                "shape": list(job.shape),
-                "before": _numbers(job.rows[row]),
-                "after": _numbers(result.examples[place]),
-            }
-        )
-    return found
-
-
-def _numbers(values: NDArray[Any]) -> list[float | None]:
-    return [float(v) if np.isfinite(v) else None for v in values]

@@ -121,7 +121,7 @@ class ExtractionCheck:
             self.name,
             conditions={
                 "copy": f"perceptron, {HIDDEN} hidden units",
-                "interface": "ART's ExtractionAttack; copycat and knockoff are ART's",
+                "library": "copycat and knockoff are ART's",
                 "output_policies": ", ".join(_policies(context)),
                 "endpoint_policy": "in all of it" if context.job.remote else "none",
                 "judged_on": "half of the rows, that the thief has not seen",

@@ -1,13 +1,11 @@
-"""Thieves behind ART's extraction interface: ours, and ART's own.
+"""Thieves: ours, and ART's own.
 
-Ours fits a perceptron to whatever comes, scores or labels; ART's CopycatCNN and
-KnockoffNets fit to labels. All take the questions, ask their classifier, and return a
-copy.
+Ours fits a perceptron to whatever was bought, scores or labels; ART's CopycatCNN and
+KnockoffNets fit to labels.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,24 +44,28 @@ def steal(
     """
     if not len(questions):  # no answer was a number: nothing to copy, no agreement
         return np.full(len(judged), -2)
-    victim, count = bought_answers(questions, answers), len(questions)
+    count = len(questions)
     with repeatable(seed % (1 << 32)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % (1 << 32))
         thief = _blank(questions.shape[1], answers.shape[1])
         if name == "perceptron":
-            attack = _perceptron()(victim)
-        else:
-            kind = art().CopycatCNN if name == "copycat" else art().KnockoffNets
-            quiet = {} if name == "copycat" else {"verbose": False}
-            size = min(_BATCH, count)
-            attack = kind(
-                victim,
-                batch_size_fit=size,
-                batch_size_query=_BATCH,
-                nb_epochs=max(1, round(_STEPS * size / count)),
-                nb_stolen=count,
-                **quiet,
+            _fit(
+                thief.model,
+                torch.as_tensor(questions),
+                torch.as_tensor(answers.astype(np.float32)),
             )
+            return np.asarray(thief.predict(judged).argmax(axis=1))
+        kind = art().CopycatCNN if name == "copycat" else art().KnockoffNets
+        quiet = {} if name == "copycat" else {"verbose": False}
+        size = min(_BATCH, count)
+        attack = kind(
+            bought_answers(questions, answers),
+            batch_size_fit=size,
+            batch_size_query=_BATCH,
+            nb_epochs=max(1, round(_STEPS * size / count)),
+            nb_stolen=count,
+            **quiet,
+        )
         copy = attack.extract(questions, thieved_classifier=thief)
         return np.asarray(copy.predict(judged).argmax(axis=1))
 
@@ -81,24 +83,6 @@ def _blank(columns: int, classes: int) -> Any:
         nb_classes=classes,
         device_type="cpu",
     )
-
-
-@cache
-def _perceptron() -> Any:
-    class Perceptron(art().ExtractionAttack):  # type: ignore[misc]  # untyped base
-        """Fits the scores themselves, where they are given."""
-
-        _estimator_requirements = (art().BaseEstimator, art().ClassifierMixin)
-
-        def extract(self, x: Any, y: Any = None, **more: Any) -> Any:
-            """As ART's attacks do: ask, then fit ``thieved_classifier``."""
-            del y
-            thief = more["thieved_classifier"]
-            answers = torch.as_tensor(self.estimator.predict(x))
-            _fit(thief.model, torch.as_tensor(x), answers)
-            return thief
-
-    return Perceptron
 
 
 def _fit(model: nn.Module, rows: torch.Tensor, answers: torch.Tensor) -> None:

@@ -218,8 +218,10 @@ def test_html_shows_curves_examples_and_confusion(attacked):
         for point in evasion["details"]["norms"][norm]["curve"]:
             assert f"{point['value']:.3f} [{point['low']:.3f}" in rest
     # Pictures of the closest examples: before, after, and what changed.
-    closest = evasion["details"]["norms"]["linf"]["examples"][0]
-    assert f"Row {closest['row']}: class {closest['class']} becomes" in rest
+    rows = [r for r in evasion["details"]["norms"]["linf"]["rows"] if r["distance"]]
+    closest = min(rows, key=lambda row: row["distance"])
+    name = report["target"]["classes"][closest["label"]]
+    assert f"Row {closest['row']}: class {name} becomes" in rest
     assert rest.count('class="pixels"') == 3 * (6 + 3)
     assert "Confusion: true class by row" in rest
     assert "color-mix(in srgb, var(--s0)" in rest
