@@ -25,7 +25,7 @@ from tests.support.scanned import (
     to_onnx,
 )
 
-CONFIG = Path(__file__).parents[3] / "examples" / "breast_cancer.toml"
+CONFIG = Path(__file__).parents[4] / "examples" / "breast_cancer.toml"
 TARGET = 7
 
 

@@ -271,11 +271,11 @@ def test_rows_beyond_the_bound_are_sampled(config, monkeypatch):
     from security.commands import scan_training
 
     monkeypatch.setattr(scan_training, "_MAX_ROWS", 60)
-    known = scan_training.load_training(config)
+    known = scan_training.load_training(config, None)
     assert (known.member.sum(), (~known.member).sum()) == (60, 60)
     # The recipe's noise is that of the whole training, not of the sample's.
     monkeypatch.undo()
-    whole = scan_training.load_training(config)
+    whole = scan_training.load_training(config, None)
     assert known.recipe == whole.recipe
     assert known.delta == whole.delta
 
