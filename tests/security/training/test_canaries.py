@@ -417,8 +417,8 @@ def test_an_interrupted_scan_goes_on_with_the_same_training_only(tmp_path):
 
     def digests(epsilon):
         config = write_config(tmp_path, epsilon=epsilon)
-        loaded = load_mechanism(config)
-        return loaded.sha256, load_training(config).sha256
+        loaded = load_mechanism(config, None)
+        return loaded.sha256, load_training(config, None).sha256
 
     first, other = digests("2.0"), digests("3.0")
     assert all(len(a) == 64 and a != b for a, b in zip(first, other))
