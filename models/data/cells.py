@@ -1,8 +1,9 @@
 """What a cell says, whatever program wrote it.
 
 A value is written in many ways: ``65``, ``65.0`` and ``6.5e1`` are one number, and a
-column of whole numbers with a gap leaves many programs as fractions. So cells are
-compared by value. A text that merely looks like a number stays a text: ``007`` is not
+column of whole numbers with a gap leaves many programs as fractions; ``True``, ``true``
+and ``TRUE`` are one truth, and a day at midnight is that day. So cells are compared by
+value. A text that merely looks like a number stays a text: ``007`` is not
 ``7``, and neither is ``+7``. Nothing is missing that was not said to be: ``None``,
 ``NA`` and ``null`` are texts.
 """
@@ -23,6 +24,7 @@ __all__ = [
     "cells_of",
     "is_null",
     "is_plain_number",
+    "is_rounded",
     "lookup",
     "number",
     "plain_texts",
@@ -30,12 +32,18 @@ __all__ = [
 ]
 
 # As programs write numbers: no leading zeros, no plus, which are signs of a text.
-_PLAIN = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
+# An exponent that is longer is none: such texts are digests, and Decimal refuses them.
+_PLAIN = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,5})?")
+_STAMP = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}(?::[0-9]{2}){1,2})\.?0*"
+)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WORDS = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _TRUTH = {"true": 1.0, "false": 0.0}
 # Whole numbers with more digits are left as they are written.
 _MAX_DIGITS = 40
+# Below it, every whole number is a fraction of double precision of its own.
+_EXACT = 2.0**53
 
 
 def is_null(value: Any) -> bool:
@@ -85,12 +93,37 @@ def canonical(value: Any) -> str:
         value = str(value)
     cell: str = value.strip(" \t")
     if not _PLAIN.fullmatch(cell):
-        return "" if cell in ("nan", "NaN") else cell
+        return _plain_text(cell)
     exact = Decimal(cell)
     if exact.adjusted() >= _MAX_DIGITS:
         return cell if cell.lstrip("-").isdigit() else str(exact.normalize())
     whole = exact.to_integral_value()
     return str(int(whole)) if exact == whole else repr(float(cell))
+
+
+def _plain_text(cell: str) -> str:
+    """A text that is no number; empty for NaN, as typed columns are written."""
+    if cell in ("nan", "NaN"):
+        return ""
+    if cell.lower() in _TRUTH:
+        return cell.lower()
+    stamp = _STAMP.fullmatch(cell)
+    if stamp is None:
+        return cell
+    day, time = stamp.groups()
+    return day if time.strip("0:") == "" else f"{day} {time}"
+
+
+def is_rounded(value: Any) -> bool:
+    """Whether a cell is a fraction so large that its last digits were lost.
+
+    >>> [is_rounded(cell) for cell in (2.0**53, "9007199254740992.0", 2**60, "1e20")]
+    [True, True, False, False]
+    """
+    if isinstance(value, str):
+        fraction = "." in value and _PLAIN.fullmatch(value.strip(" \t"))
+        return bool(fraction) and abs(float(value)) >= _EXACT
+    return isinstance(value, float) and abs(value) >= _EXACT
 
 
 def is_plain_number(value: Any) -> bool:

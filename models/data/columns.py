@@ -23,6 +23,7 @@ __all__ = ["Table", "codes", "numbers", "texts"]
 _SHOWN = 40
 _NAMED = 10
 _NONE: frozenset[str] = frozenset()
+_NO_CELLS = {bytes, dict, list, set, tuple, np.ndarray}
 
 
 @dataclass(eq=False)
@@ -107,6 +108,12 @@ class Table:
         if values.ndim != 1 or values.dtype.kind not in "biufUO":
             raise DatasetError(
                 f"{self.where}: column {name!r} is {values.dtype} of {values.ndim} axes"
+            )
+        kinds = set(map(type, values)) if values.dtype.kind == "O" else set()
+        if nested := kinds & _NO_CELLS:
+            kind = nested.pop().__name__
+            raise DatasetError(
+                f"{self.where}: column {name!r} has cells of type {kind}"
             )
         return values
 

@@ -145,12 +145,15 @@ def load_holdout(
 
 
 def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
-    usual = (roles.label, *_LABELS)
-    label = next((item for item in usual if item in table.arrays), None)
+    # An archive may hold two pairs: classes of test rows go with test rows.
+    test = name.endswith("_test")
+    usual = sorted(_LABELS, key=lambda item: item.endswith("_test") != test)
+    wanted = usual if roles.label is None else [roles.label]
+    label = next((item for item in wanted if item in table.arrays), None)
     if label is None:
         raise DatasetError(
             f"{table.where}: holds {', '.join(table.arrays)[:100]}; "
-            "expected features as 'x' and classes as 'y'"
+            f"expected features as 'x' and classes as {wanted[0]!r}"
         )
     rows, labels = table.arrays[name], _labels(table, label)
     return Holdout(table.where, rows, labels, groups=_groups(table, roles))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data import cells
 from models.data.columns import Table, texts
 
 __all__ = ["CURRENT", "VERSIONS", "owners", "row_keys", "written", "written_keys"]
@@ -57,29 +58,33 @@ def owners(table: Table, name: str, missing: frozenset[str]) -> NDArray[np.str_]
     """Whose each row is, by value.
 
     Raises:
-        DatasetError: a row that is nobody's: it would be one person with all such rows.
+        DatasetError: a row that is nobody's: it would be one person with all such rows;
+            or a fraction that may be the rounded number of several persons.
     """
     names = texts(table, name, missing=missing)
     table.refuse(name, names == "", "is no owner: every row needs one")
+    rounded = [cells.is_rounded(cell) for cell in cells.cells_of(table.column(name))]
+    reason = "is a rounded number: write owners as whole numbers or texts"
+    table.refuse(name, np.array(rounded, dtype=np.bool_), reason)
     return names
 
 
 def written_keys(table: Table, columns: Iterable[str]) -> NDArray[np.bytes_]:
     """Digests of rows, of version 1."""
     lines = zip(*(written(table.column(name)) for name in columns))
-    digests = [hashlib.sha256("\0".join(cells).encode()).hexdigest() for cells in lines]
+    digests = [hashlib.sha256("\0".join(line).encode()).hexdigest() for line in lines]
     return np.array(digests, dtype="S64")
 
 
 def written(values: NDArray[Any]) -> NDArray[np.str_]:
     """A column's cells as version 1 had them: of whole numbers, the digits."""
     if values.dtype.kind == "O":
-        cells = values.tolist()
-        if any(type(cell) is int for cell in cells) and None in cells:
+        listed = values.tolist()
+        if any(type(cell) is int for cell in listed) and None in listed:
             # A nullable whole number was a fraction by then.
-            values = np.array([np.nan if cell is None else cell for cell in cells])
+            values = np.array([np.nan if cell is None else cell for cell in listed])
             return values.astype(np.float64).astype(np.str_)
-        return np.array(["" if v is None else str(v) for v in cells], dtype=np.str_)
+        return np.array(["" if v is None else str(v) for v in listed], dtype=np.str_)
     if values.dtype.kind == "f" and np.equal(np.mod(values, 1), 0).all():
         values = values.astype(np.int64)
     return values.astype(np.str_)

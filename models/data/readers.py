@@ -57,7 +57,8 @@ class CsvFormat:
         header: the columns' names, where the first line does not have them.
         delimiter: one character.
         encoding: of the whole file.
-        comment: lines that begin with it are skipped; empty for none.
+        comment: lines before the first one that begin with it are skipped; empty for
+            none.
     """
 
     header: tuple[str, ...] = ()
@@ -274,8 +275,9 @@ def _arrow_column(column: Any) -> NDArray[Any]:
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type
-    if types.is_temporal(kind) or types.is_decimal(kind):
-        column = column.cast("string")
+    binary = types.is_binary(kind) or types.is_large_binary(kind)
+    if binary or types.is_temporal(kind) or types.is_decimal(kind):
+        column = column.cast("string")  # older writers do not say that bytes are text
     elif column.null_count and (types.is_integer(kind) or types.is_boolean(kind)):
         # As fractions, large numbers would change, and so would every spelling.
         return np.array(column.to_pylist(), dtype=object)

@@ -226,8 +226,11 @@ class LocalStore:
         return f"<LocalStore {self._file.path}>"
 
     def start(self) -> None:
-        """As `RevocationStore.start`."""
-        self._file.make()
+        """As `RevocationStore.start`; a file that was emptied is no list."""
+        if self._file.path.exists():
+            self.entries()
+        else:
+            self._file.make()
 
     def new_list(self) -> None:
         """As `RevocationStore.new_list`; a file that is broken must go first."""

@@ -379,6 +379,8 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._head_bytes = 0
+        if self._framing.chunked:
+            self._framing.count_chunk(len(body))
         if self._early is not None:
             self._early.append(body)
         elif self._rest.take is None:

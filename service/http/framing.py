@@ -20,6 +20,11 @@ HEAD_END = b"\r\n\r\n"
 # What is to be noted of a head.
 FIELDS = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
+# So many chunks of a body may be smaller, on average, than so many bytes. Each costs as
+# much as some kilobytes of a larger one, and no client that has a body to send cuts it
+# so.
+_CHUNKS, _CHUNK_BYTES = 4096, 16
+
 # RFC 3986, section 3.2.2, a port included; what is in brackets is not looked at.
 _AUTHORITY = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 
@@ -38,7 +43,9 @@ class Framing:
         chunked: whether the body says itself where it ends.
     """
 
-    __slots__ = ("_codings", "_hosts", "authority", "chunked", "length")
+    __slots__ = (
+        "_chunks", "_codings", "_hosts", "_spare", "authority", "chunked", "length",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.authority = b""
@@ -46,6 +53,7 @@ class Framing:
         self.chunked = False
         self._hosts = 0
         self._codings: list[bytes] = []
+        self._chunks = self._spare = 0
 
     def note(self, name: bytes, value: bytes) -> None:
         """Note one of `FIELDS`, whose length the parser has found to be a number."""
@@ -56,6 +64,17 @@ class Framing:
         else:
             self._codings.append(value.lower())
             self.chunked = True
+
+    def count_chunk(self, size: int) -> None:
+        """Count a part of a body in chunks.
+
+        Raises:
+            Problem: many of them are tiny.
+        """
+        self._chunks += 1
+        self._spare += size - _CHUNK_BYTES
+        if self._chunks > _CHUNKS and self._spare < 0:
+            raise Problem("malformed-http", "the chunks are too small")
 
     def check(self, version: str, *, upgrade: bool) -> None:
         """Refuse what another server might read in another way.

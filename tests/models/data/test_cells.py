@@ -47,6 +47,9 @@ SAME = (
     ("F", " F", "F "),
     ("", " ", None, math.nan, "nan"),
     ("1e400", "1E+400"),
+    ("True", "true", "TRUE", True, np.bool_(True)),
+    ("2020-01-02", "2020-01-02 00:00:00", "2020-01-02T00:00:00.000000000"),
+    ("2020-01-02 10:30:00", "2020-01-02T10:30:00.000"),
 )
 OTHER = (
     "007", "7", "+7", "07.0", "7.5", "1e7", "a7", "-7", "9007199254740992",
@@ -61,6 +64,13 @@ def test_one_value_in_many_spellings(spelled):
 
 def test_other_values_stay_others():
     assert len({cells.canonical(value) for value in OTHER}) == len(OTHER)
+
+
+@pytest.mark.parametrize("cell", ["12e4567890123456789012", "0e123456", "0e654321"])
+def test_a_digest_that_looks_like_a_power_is_a_text(cell):
+    assert cells.canonical(cell) == cell
+    assert cells.lookup({cell: 1}, [cell]) == {cell: 1}
+    assert tables.category(cell, [cell, "12"]) == 0
 
 
 def test_huge_exponents_are_not_written_out():

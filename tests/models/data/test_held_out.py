@@ -150,3 +150,11 @@ def test_archives_may_hold_more(tmp_path):
         y_test=np.array([0, 1, 1]),
     )
     assert load_holdout(tmp_path / "r.npz").features.shape == (3, 2)
+
+
+def test_classes_of_an_archive_are_those_of_its_rows(tmp_path):
+    rows = {"X_test": np.ones((2, 2)), "y": np.array([7, 8]), "y_test": np.eye(2)[0]}
+    np.savez(tmp_path / "r.npz", **rows)
+    assert load_holdout(tmp_path / "r.npz").labels.tolist() == [1, 0]
+    with pytest.raises(DatasetError, match=r"expected .* classes as 'outcome'"):
+        load_holdout(tmp_path / "r.npz", Roles(label="outcome"))

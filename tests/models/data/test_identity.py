@@ -207,3 +207,32 @@ def test_the_earlier_version_tells_rows_apart_by_their_texts(tmp_path):
         [b"c955a0e0549c", b"86e1f620ff0d", b"a93fc9a18cc4"],
         [b"2c74f82f58a0", b"15c03b976be1"],
     ]
+
+
+OWNED = replace(SCHEMA, unit="pid", sensitive=())
+IDS = [2**53 + 1 + 2 * i for i in range(60)]
+
+
+def test_owners_whose_numbers_were_rounded_are_refused(tmp_path):
+    columns = {"pid": np.array(IDS), "age": AGES, "job": JOBS, "out": OUT}
+    np.savez(tmp_path / "a.npz", **columns)
+    assert len(set(load_source("a.npz", OWNED, tmp_path).units)) == 60
+    np.savez(tmp_path / "b.npz", **columns | {"pid": np.array(IDS, dtype=np.float64)})
+    texts = columns | {"pid": [f"{float(pid)}" for pid in IDS]}
+    for name in ("b.npz", write(tmp_path, "b.csv", texts)):
+        with pytest.raises(DatasetError, match=r"'pid'.*is a rounded number"):
+            load_source(name, OWNED, tmp_path)
+
+
+def test_truths_and_days_are_the_same_however_written(tmp_path):
+    for mine, other in ((("True", "False"), ("TRUE", "false")), (DAYS, STAMPS)):
+        names = [
+            write(tmp_path, f"{i}.csv", table() | {"sex": list(cells) * 30})
+            for i, cells in enumerate((mine, other))
+        ]
+        first, second = (load_source(name, SCHEMA, tmp_path) for name in names)
+        assert common_rows(first, second) == 60
+
+
+DAYS = ("2020-01-02", "2021-03-04")
+STAMPS = ("2020-01-02 00:00:00", "2021-03-04T00:00:00.000")

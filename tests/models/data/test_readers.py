@@ -56,7 +56,7 @@ def test_kinds_of_parquet(tmp_path):
     }
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     table = read_table("a.parquet", base=tmp_path)
-    assert texts(table, "truth").tolist() == ["True", "", "False"]
+    assert texts(table, "truth").tolist() == ["true", "", "false"]
     assert texts(table, "day").tolist() == ["1970-01-01", "1970-01-02", ""]
     assert texts(table, "price").tolist() == ["1.5", "2", "3"]
     assert texts(table, "large").tolist() == [str(2**53 + 1), "", str(2**53)]
@@ -64,6 +64,17 @@ def test_kinds_of_parquet(tmp_path):
     assert "__index_level_0__" not in table.arrays
     with pytest.raises(DatasetError, match="'large', row 2: 'None' is not a number"):
         numbers(table, "large")
+
+
+def test_bytes_of_parquet_are_texts_and_lists_are_no_cells(tmp_path):
+    columns = {"id": [b"1.0", b"x"], "list": [[1], [2]], "pair": [{"a": 1}] * 2}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
+    table = read_table("a.parquet", base=tmp_path)
+    assert texts(table, "id").tolist() == ["1", "x"]
+    with pytest.raises(DatasetError, match="'list' has cells of type ndarray"):
+        texts(table, "list")
+    with pytest.raises(DatasetError, match="'pair' has cells of type dict"):
+        numbers(table, "pair")
 
 
 def test_repeated_columns_of_parquet_are_refused(tmp_path):

@@ -470,3 +470,14 @@ def test_a_thread_that_does_not_look_any_more(tmp_path: Path) -> None:
         clock.now += 2
         with pytest.raises(RevocationStoreError):
             watched.check(ALICE)
+
+
+def test_an_emptied_local_list_stays_lost_at_the_next_start(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.start()
+    store.add(Revocation("token", "t1", revoked_at=1))
+    store.close()
+    (tmp_path / "revocations.sqlite").write_bytes(b"")
+    for attempt in (store.start, store.entries, store.new_list):
+        with pytest.raises(RevocationStoreError):
+            attempt()

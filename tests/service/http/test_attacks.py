@@ -154,6 +154,22 @@ def test_it_goes_on_after_each_wait(open_server: Server) -> None:
             assert b"connection: close" not in received
 
 
+def chunked(size: int, count: int) -> bytes:
+    return b"%x\r\n%b\r\n" % (size, b"a" * size) * count + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("path", [b"/v2", b"/.well-known/ohttp-gateway"])
+def test_a_body_in_tiny_chunks_is_refused(open_server: Server, path: bytes) -> None:
+    """Forty such connections kept others waiting for seconds."""
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % path
+    head += b"Content-Type: message/ohttp-req\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert b"chunks are too small" in ask(open_server, head + chunked(1, 40_000))
+    for size, count in ((1, 4096), (20, 6000)):  # few, or not too small
+        received = ask(open_server, head + chunked(size, count))
+        assert received.startswith(b"HTTP/1.1 4")
+        assert b"too small" not in received
+
+
 @pytest.mark.parametrize(
     "filler",
     [b"1;" + b"a" * 65534, b"0\r\nx: " + b"a" * 65530, b"0\r\n" + b"a: b\r\n" * 10000],
