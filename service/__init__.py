@@ -10,7 +10,7 @@ readiness     whether this worker should be sent requests
 callers       who calls, and how a refusal says to do better
 access        what decides about callers, made from the settings
 supervision   the parent process and its workers, who may die
-problems      every refusal a caller can see (RFC 9457): the only place with status codes
+problems      every refusal that a caller can see (RFC 9457): only it knows status codes
 http          connections, TLS, and the bounds on what arrives
 inference     the lineup of admitted models, batching, sessions
 telemetry     metrics, records, logs, traces
