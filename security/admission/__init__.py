@@ -1,7 +1,7 @@
 """Which models may be packaged, started and loaded.
 
 keys             signing keys by role, and the trust root that names their public halves
-rules            what a policy says: which evidence a model needs, from whom, how fresh, …
+rules            what a policy says: which evidence a model needs, from whom, how fresh
 policy           policy.toml read into rules; its mistakes with their lines
 comparison       two policies: which requirements got stricter, which looser
 toml_lines       on which line a TOML document has each key
@@ -10,7 +10,7 @@ steps            how checks are written: the first refusal, or all of them
 waivers          checks 20 to 23: who may let what pass, and until when
 evaluation       checks 1 to 10: whether the evidence meets the policy
 consistency      check 27: reports that contradict themselves or each other
-gate             every check, numbered; the verdict, or the first refusal, or all of them
+gate             every check, numbered: the verdict, or the first refusal, or all
 signers          keys in files, key services and hardware modules
 doors            the gate, and the checks of the files beside the evidence
 verification     the same for other people's pipelines, from Python

@@ -12,7 +12,7 @@ import torch
 
 from models.architectures import ImageClassifier, TabularClassifier
 from models.data.datasets import ImageDataset
-from models.export import export_images, run_onnx
+from models.export import IMAGES, exported, recorded, run_onnx
 from models.features import FEATURES, Scattering, feature_shape
 from models.manifest import Column
 from security.errors import TrainingError
@@ -83,7 +83,8 @@ def test_features_export_with_the_model():
         (0.0, 255.0), mean=0.0, std=1.0, body=body, features=FEATURES["scattering"]()
     )
     pixels = (images(5, 12) * 255).numpy()
-    probabilities, _ = run_onnx(export_images(module, (1, 12, 12)), pixels)
+    model = exported(recorded(module, (1, 12, 12)), IMAGES)
+    probabilities, _ = run_onnx(model, pixels)
     with torch.no_grad():
         wanted, _ = module.eval()(torch.as_tensor(pixels))
     np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-5)
