@@ -27,6 +27,7 @@ __all__ = [
     "Rule",
     "draw",
     "is_filled",
+    "parse_rules",
     "recompute",
     "tensors_digest",
 ]
@@ -82,6 +83,32 @@ def draw(body: nn.Module, seed: int) -> tuple[Rule, ...]:
     with torch.no_grad():
         for (_, parameter), (_, value) in zip(named, _drawn(rules, seed)):
             parameter.copy_(torch.from_numpy(value))
+    return rules
+
+
+def parse_rules(value: Any) -> tuple[Rule, ...]:
+    """What `Rule.to_object` gave, of one rule after another.
+
+    Raises:
+        TrainingError: they are not rules.
+    """
+    try:
+        rules = tuple(
+            Rule(
+                name=str(item["name"]),
+                shape=tuple(int(size) for size in item["shape"]),
+                kind=str(item["kind"]),
+                value=float(item["value"]),
+            )
+            for item in value
+        )
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise TrainingError("not the rules of initial weights") from None
+    for rule in rules:
+        sizes = all(size >= 0 for size in rule.shape)
+        known = rule.kind in ("filled", "uniform")
+        if not (sizes and known and math.isfinite(rule.value)):
+            raise TrainingError(f"not a rule of initial weights: {rule.name!r}")
     return rules
 
 

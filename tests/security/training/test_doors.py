@@ -28,7 +28,7 @@ from security.training.gradients import (
     single_rows,
     without_dropout,
 )
-from security.training.initial import MAX_CONSTANTS, Rule, draw, recompute
+from security.training.initial import MAX_CONSTANTS, draw, parse_rules, recompute
 from security.training.ledger import Ledger
 from security.training.loop import Recipe
 from security.training.modules import check_body, check_trained
@@ -317,9 +317,7 @@ def test_weights_from_elsewhere_do_not_become_random(tmp_path: Path) -> None:
     report = read_bundle(tmp_path / "o").report("privacy")
     assert report.conditions["initial_weights"] == "random"
     stated = report.details["initial_weights"]
-    rules = [
-        Rule(**{**item, "shape": tuple(item["shape"])}) for item in stated["rules"]
-    ]
+    rules = parse_rules(stated["rules"])
     again = recompute(rules, stated["seed"])
     assert again == report.conditions["initial_weights_sha256"]
     assert recompute(rules, stated["seed"] + 1) != again
@@ -379,3 +377,7 @@ def test_rules_keep_the_spread_and_say_it() -> None:
     assert (rules["1.weight"].kind, rules["1.weight"].value) == ("filled", 1.0)
     assert (rules["2.weight"].kind, rules["2.weight"].value) == ("filled", 0.0)
     assert MAX_CONSTANTS < 100
+    for broken in ([{"name": "x"}], [3], None, [{**rules["1.weight"].to_object(),
+                                                 "kind": "given"}]):  # fmt: skip
+        with pytest.raises(TrainingError, match="initial weights"):
+            parse_rules(broken)
