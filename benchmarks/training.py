@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.timing import table
 from models.bundle import MODEL_FILE
 from models.export import run_onnx
-from security.training.config import TrainingConfig, load_config
+from security.training.config import load_config
+from security.training.config_sections import TrainingConfig
 from security.training.data import load_split
 from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness

@@ -21,7 +21,6 @@ __all__ = [
     "NetworkSpec",
     "TabularClassifier",
     "build_network",
-    "tabular_classifier",
 ]
 
 _RESNET_WIDTH = 64
@@ -231,26 +230,6 @@ def tabular_width(columns: Sequence[Column], *, missing_flags: bool = False) -> 
     """How many numbers `TabularClassifier.network_input` makes of a row."""
     numeric = sum(not column.categories for column in columns)
     return numeric * (1 + missing_flags) + sum(_codes(column) for column in columns)
-
-
-def tabular_classifier(
-    columns: Sequence[Column], classes: int, *, hidden: Sequence[int] = ()
-) -> TabularClassifier:
-    """Build a linear classifier, or a perceptron where there are hidden layers.
-
-    Args:
-        columns: the input's columns with public ranges.
-        classes: how many classes.
-        hidden: widths of the hidden layers.
-
-    >>> columns = [Column("a", 0.0, 2.0), Column("b", -1.0, 1.0)]
-    >>> model = tabular_classifier(columns, 3)
-    >>> probabilities, label = model(torch.tensor([[1.0, float("nan")]]))
-    >>> probabilities.shape, label.dtype
-    (torch.Size([1, 3]), torch.int64)
-    """
-    spec = NetworkSpec((tabular_width(columns),), classes, tuple(hidden))
-    return TabularClassifier(columns, _perceptron(spec))
 
 
 def build_network(architecture: str, spec: NetworkSpec) -> nn.Module:

@@ -34,7 +34,6 @@ __all__ = [
     "OPSET",
     "PROBABILITIES",
     "Parity",
-    "export_images",
     "export_onnx",
     "exported",
     "parity",
@@ -94,30 +93,13 @@ def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
     return exported(recorded(module, (len(columns),)), INPUT)
 
 
-def export_images(module: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """Export a classifier of images.
-
-    Args:
-        module: maps float32 ``(n, channels, height, width)`` to probabilities and
-            labels, as `architectures.ImageClassifier` does.
-        shape: channels, height, width.
-
-    Returns:
-        As `export_onnx`, with input ``images`` FP32 [-1, channels, height, width].
-
-    Raises:
-        ExportError: the exporter refuses the module.
-    """
-    return exported(recorded(module, shape), IMAGES)
-
-
 def recorded(module: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
     """The graph of a classifier as it is now, with weights of its own.
 
     What happens to the module afterwards does not reach it.
 
     Args:
-        module: as of `export_onnx` or `export_images`.
+        module: as of `export_onnx`, or `architectures.ImageClassifier`.
         shape: of one row or image.
 
     Raises:

@@ -5,10 +5,12 @@ sealing       the keys that open sealed requests   key ring                runti
 admission     which models may run                 policy, gate, hooks     both
 audit         what was decided, provably           log, verifier           runtime
 training      DP-SGD with Opacus, its accounting   mechanism, trainer      offline
-inspection    hostile ONNX files                  structure, backdoors    offline
+inspection    hostile ONNX files                   structure, backdoors    offline
 assessment    what a model withstands              attacks, quality        offline
+documents     what is computed from evidence       card, BOMs              offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
+config_reader  TOML to closed, typed tables, for what is read offline
 key_files     private keys in PEM files that only their owner can read
 stores        what replays, quotas and revocations are kept in: SQLite, Redis
 errors        this package's branch of the error tree

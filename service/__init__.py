@@ -1,13 +1,17 @@
 """The BentoML service: the only place that knows HTTP and the environment.
 
-app        wiring, and the service that bentofile.yaml names
-guard      the outermost ASGI layer: every request meets it first
-gateway    opens sealed requests, seals the answers (RFC 9458)
-routes     /v2/*: who may, what is asked, what is answered
-callers    who calls, and how a refusal says to do better
-access     what decides about callers, made from the settings
-problems   every refusal a caller can see (RFC 9457): the only place with status codes
-http       connections, TLS, and the bounds on what arrives
-inference  the lineup of admitted models, batching, sessions
-telemetry  metrics, records, logs, traces
+app           wiring, and the service that bentofile.yaml names
+guard         the outermost ASGI layer: every request meets it first
+gateway       opens sealed requests, seals the answers (RFC 9458)
+routes        /v2/*: who may, what is asked, what is answered
+content       the content of inference requests and answers, within bounds
+descriptions  what is told of the server and of a model
+readiness     whether this worker should be sent requests
+callers       who calls, and how a refusal says to do better
+access        what decides about callers, made from the settings
+supervision   the parent process and its workers, who may die
+problems      every refusal that a caller can see (RFC 9457): only it knows status codes
+http          connections, TLS, and the bounds on what arrives
+inference     the lineup of admitted models, batching, sessions
+telemetry     metrics, records, logs, traces
 """

@@ -97,7 +97,7 @@ async def decode_inputs(content: Content, heads: Heads) -> dict[str, Array]:
     """The values of inputs whose heads have been read.
 
     Raises:
-        TensorError: as `binary_tensors.decode_request`.
+        TensorError: as `binary_tensors.decode_inputs`.
         Problem: not JSON.
     """
 

@@ -20,14 +20,13 @@ import numpy as np
 from sealgate.errors import TensorError
 from sealgate.protocol import tensors
 from sealgate.protocol.datatypes import BYTES, pack_strings, unpack_strings
-from sealgate.protocol.tensors import Array, TensorHead, TensorSpec
+from sealgate.protocol.tensors import Array, TensorHead
 
 __all__ = [
     "EXTENSION",
     "HEADER_LENGTH",
     "Parts",
     "decode_inputs",
-    "decode_request",
     "decode_response",
     "encode_request",
     "encode_response",
@@ -74,30 +73,13 @@ def split(body: Buffer, lengths: Sequence[bytes]) -> tuple[memoryview, memoryvie
     return view[: int(text)], view[int(text) :]
 
 
-def decode_request(
-    request: Any, tail: memoryview, specs: Sequence[TensorSpec], *, max_rows: int
-) -> dict[str, Array]:
-    """Validate a v2 inference request and return its inputs by name.
-
-    Args:
-        request: the decoded JSON head.
-        tail: what follows it.
-        specs: what the model takes; each must be given exactly once.
-        max_rows: largest first dimension of any input.
-
-    Raises:
-        TensorError: as `tensors.decode_request`, or the tail is not what the JSON says.
-    """
-    return decode_inputs(tensors.request_heads(request, specs, max_rows=max_rows), tail)
-
-
 def decode_inputs(
     heads: Mapping[str, tuple[Any, TensorHead]], tail: memoryview
 ) -> dict[str, Array]:
     """The values of inputs whose heads `tensors.request_heads` has read, in its order.
 
     Raises:
-        TensorError: as `decode_request`.
+        TensorError: malformed, or the tail is not what the JSON says.
         JsonError: values that were still text are no JSON.
     """
     reader = _Tail(tail)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from array import array as make_array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -36,11 +36,9 @@ __all__ = [
     "TensorHead",
     "TensorSpec",
     "datatype_of",
-    "decode_request",
     "decode_response",
     "decode_values",
     "encode_request",
-    "encode_response",
     "encode_tensor",
     "nullable_values",
     "read_head",
@@ -133,29 +131,6 @@ class TensorHead:
 Decoder = Callable[[Any, TensorHead], Array]
 
 
-def decode_request(
-    request: Any,
-    specs: Sequence[TensorSpec],
-    *,
-    max_rows: int,
-) -> dict[str, Array]:
-    """Validate a v2 inference request and return its inputs by name.
-
-    Args:
-        request: the decoded JSON body.
-        specs: what the model takes; each must be given exactly once.
-        max_rows: largest first dimension of any input.
-
-    Returns:
-        For each spec an array of its dtype and of the shape that the request stated.
-
-    Raises:
-        TensorError: names the tensor, what was expected and what came.
-    """
-    heads = request_heads(request, specs, max_rows=max_rows)
-    return {name: decode_values(tensor, head) for name, (tensor, head) in heads.items()}
-
-
 def request_heads(
     request: Any, specs: Sequence[TensorSpec], *, max_rows: int
 ) -> dict[str, tuple[dict[str, Any], TensorHead]]:
@@ -230,26 +205,6 @@ def encode_request(inputs: Mapping[str, Array]) -> dict[str, Any]:
         TensorError: a dtype that v2 JSON cannot carry, or NaN or infinities.
     """
     return {"inputs": [encode_tensor(name, array) for name, array in inputs.items()]}
-
-
-def encode_response(
-    outputs: Iterable[tuple[str, Array]], *, model: str, version: str
-) -> dict[str, Any]:
-    """The JSON object of a v2 inference response.
-
-    JSON has no word for NaN and infinities: null stands for each of them.
-
-    Raises:
-        TensorError: a dtype that v2 cannot carry.
-    """
-    return {
-        "model_name": model,
-        "model_version": version,
-        "outputs": [
-            encode_tensor(name, array, present=nullable_values)
-            for name, array in outputs
-        ],
-    }
 
 
 def decode_values(tensor: Any, head: TensorHead) -> Array:

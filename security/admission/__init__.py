@@ -1,23 +1,26 @@
 """Which models may be packaged, started and loaded.
 
-keys       signing keys by role, and the trust root that names their public halves
-rules      what a policy says: which evidence a model needs, from whom, how fresh, …
-policy     policy.toml read into rules; its mistakes with their lines
-comparison two policies: which requirements got stricter, which looser
-toml_lines on which line a TOML document has each key
-attest     reports into signed statements, an evaluation into a verdict, waivers
-steps      how checks are written: the first refusal, or all of them
-waivers    checks 20 to 23: who may let what pass, and until when
-evaluation checks 1 to 10: whether the evidence meets the policy
-gate       every check, numbered; the verdict, or the first refusal, or all of them
-signers    keys in files, key services and hardware modules
-doors      the gate, and the checks of the files beside the evidence
+keys             signing keys by role, and the trust root that names their public halves
+rules            what a policy says: which evidence a model needs, from whom, how fresh
+policy           policy.toml read into rules; its mistakes with their lines
+comparison       two policies: which requirements got stricter, which looser
+toml_lines       on which line a TOML document has each key
+attest           reports into signed statements, an evaluation into a verdict, waivers
+steps            how checks are written: the first refusal, or all of them
+waivers          checks 20 to 23: who may let what pass, and until when
+evaluation       checks 1 to 10: whether the evidence meets the policy
+consistency      check 27: reports that contradict themselves or each other
+gate             every check, numbered: the verdict, or the first refusal, or all
+signers          keys in files, key services and hardware modules
+doors            the gate, and the checks of the files beside the evidence
+verification     the same for other people's pipelines, from Python
 confidential     models that are sealed in the bundle and opened in memory
 model_signature  model.sig, for the OpenSSF's model signing
-store      bundles in BentoML's model store
-lineage    versions in the store: who signed what, and what still stands
-outside    a built Bento, or the folder of an image, checked from outside
-plan       what a running server serves: a file, its history, its reports
-changes    of a plan: load, unload, default, canary, shadow, rollback
-hooks      the gate at `bentoml build` and at start
+store            bundles in BentoML's model store
+lineage          versions in the store: who signed what, and what still stands
+outside          a built Bento, or the folder of an image, checked from outside
+lifecycle        states of a served version, and what may follow what
+plan             what a running server serves: a file, its history, its reports
+changes          of a plan: load, unload, default, canary, shadow, rollback
+hooks            the gate at `bentoml build` and at start
 """

@@ -170,8 +170,8 @@ def sign_verdict(
 ) -> bytes:
     """Sign the verdict of an evaluation that has just passed.
 
-    The caller has run `gate.evaluate` on this bundle and this policy, and passes the
-    waivers that it returned.
+    The caller has run `evaluation.evaluation_steps` on this bundle and this policy, and
+    passes the waivers that it returned.
 
     Returns:
         The Sigstore bundle for ``attestations/verdict.sigstore.json``.

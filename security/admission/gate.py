@@ -1,8 +1,8 @@
 """The admission gate: numbered checks over bytes already read. It does no I/O.
 
-`evaluate` decides whether a bundle's evidence meets a policy: what the policy requires
-of a model of this name. First every waiver in the bundle (20 to 23, listed in
-`security.admission.waivers`), then for each required kind:
+`evaluation.evaluation_steps` decides whether a bundle's evidence meets a policy: what
+the policy requires of a model of this name. First every waiver in the bundle (20 to 23,
+listed in `security.admission.waivers`), then for each required kind:
 
 1. the report and its attestation are in the bundle;
 2. every attestation of it is signed by a key whose role the policy allows for this
@@ -72,7 +72,6 @@ __all__ = [
     "Evaluation",
     "Recomputed",
     "all_refusals",
-    "evaluate",
     "verify",
 ]
 
@@ -96,29 +95,6 @@ class Admission:
     waivers: Mapping[str, Waiver] = field(default_factory=dict)
     expires_at: datetime | None = None
     notices: tuple[str, ...] = ()
-
-
-def evaluate(
-    bundle: Bundle,
-    policy: Policy,
-    trust: TrustRoot,
-    *,
-    now: datetime,
-    recomputed: Recomputed | None = None,
-) -> Evaluation:
-    """Checks 1 to 10, and 20 to 23.
-
-    Args:
-        bundle: what was read.
-        policy: what it must meet.
-        trust: who may vouch for what.
-        now: the time that freshness is measured at.
-        recomputed: enables check 10; the toolkit has it, the serving image does not.
-
-    Raises:
-        AdmissionRefused: the first check that failed.
-    """
-    return demand(evaluation_steps(Scene(bundle, policy, trust, now), recomputed))
 
 
 def verify(
@@ -145,7 +121,8 @@ def all_refusals(
     """Every check that fails, in order; none if `verify` would pass.
 
     A check whose basis failed is not made: a report whose signature is bad is not read.
-    The arguments are those of `evaluate`; ``verdict`` adds checks 11 to 15.
+    ``recomputed`` enables check 10, which the toolkit can make and the serving image
+    cannot; ``verdict`` adds checks 11 to 15.
     """
     scene = Scene(bundle, policy, trust, now)
     steps = evaluation_steps(scene, recomputed)

@@ -21,7 +21,6 @@ from security.errors import AuditError
 
 __all__ = [
     "FIELDS",
-    "GENESIS",
     "MAX_RECORD_BYTES",
     "Record",
     "Scalar",
@@ -57,8 +56,6 @@ FIELDS: Mapping[str, str] = {
     "token": "front of SHA-256 of the token's id",
 }
 
-# What the first record of the first writer follows: no checkpoint yet.
-GENESIS = hashlib.sha256(b"").hexdigest()
 MAX_RECORD_BYTES = 16 << 10
 
 _EMPTY: Mapping[str, Scalar] = dict.fromkeys(FIELDS) | {"count": 1}

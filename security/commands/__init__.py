@@ -2,6 +2,17 @@
 
 Exit codes: 0 done; 1 refused, or findings; 2 wrong usage, or an error. An error is one
 line on standard error, without a traceback.
+
+keygen, keys, sealing_keys             keys that sign, keys that open requests
+token, profile, access, access_issuer  who calls, and what they may
+train, retrain, ledger, canaries       training, and what it spends
+import_model, inspect                  models from elsewhere
+assess, scan, scan_training, rows      what a model withstands, on which rows
+report, compare                        what was found, in other formats and between two
+sign, waive, admit, policy, verify     evidence, its signatures, the verdict
+documents, seal, store, history        what is done with a bundle, and versions of it
+models, config, audit                  a running server, its settings, its log
+options, signing, stages               what several of these share
 """
 
 from __future__ import annotations

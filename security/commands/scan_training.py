@@ -17,7 +17,7 @@ from security.assessment.checks.privacy.canaries import AuditedMechanism
 from security.assessment.checks.privacy.shadows import ShadowRecipe
 from security.assessment.checks.privacy.trained import TrainingRows
 from security.training.canaries import CanaryTrainings
-from security.training.config import TrainingConfig
+from security.training.config_sections import TrainingConfig
 from security.training.data import load_split, read_config
 from security.training.examples import Examples
 from security.training.guarantee import make_plan, privacy_curve

@@ -3,7 +3,9 @@
 loading        the file and the SEALGATE_… variables, read and checked
 checks         what several tables are held to
 service        what is served, and the bounds of a request
-access         whose tokens are accepted; `issuers`, what is said about each
+access         whose tokens are accepted
+issuers        what is said about each issuer of tokens
+profiles       what providers issue beside RFC 9068
 sealing        sealed transport, its keys and its replay window
 admission      which models may run
 quotas         where it is counted what each subject asks

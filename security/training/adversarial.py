@@ -25,15 +25,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from security.errors import TrainingError
-from security.training.gradients import Batch, Network, Objective, cross_entropy
+from security.training.gradients import (
+    Batch,
+    Network,
+    Objective,
+    Prepare,
+    cross_entropy,
+)
 
 __all__ = ["METHODS", "Adversary", "adversarial", "attack", "trades"]
 
 METHODS = ("pgd", "trades")
 _STEP = 2.5  # of the radius, over the number of steps: enough to reach every corner
 _START = 1e-3  # spread of TRADES' start, where the divergence has no gradient
-
-Prepare = Callable[[nn.Module, Batch], Batch]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
 from security.training.candidates import candidates
-from security.training.config import TrainingConfig
+from security.training.config_sections import TrainingConfig
 from security.training.guarantee import Guarantee
 from security.training.initial import tensors_digest
 from security.training.network import Network

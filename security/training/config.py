@@ -11,45 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from security.config_reader import (
-    MAX_CONFIG_BYTES,
-    read_object,
-    read_sections,
-)
+from security.config_reader import MAX_CONFIG_BYTES, read_object, read_sections
 from security.errors import TrainingError
-from security.training.config_rules import MODULE, PUBLIC, check
-from security.training.config_sections import (
-    AdversarialConfig,
-    ColumnConfig,
-    ComputeConfig,
-    DataConfig,
-    ImageConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrivacyConfig,
-    SearchConfig,
-    TrainingConfig,
-    UseConfig,
-)
+from security.training.config_rules import check
+from security.training.config_sections import TrainingConfig
 
-__all__ = [
-    "MODULE",
-    "PUBLIC",
-    "AdversarialConfig",
-    "ColumnConfig",
-    "ComputeConfig",
-    "DataConfig",
-    "ImageConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "PrivacyConfig",
-    "SearchConfig",
-    "TrainingConfig",
-    "UseConfig",
-    "load_config",
-    "parse_config",
-    "parse_object",
-]
+__all__ = ["load_config", "parse_config", "parse_object"]
 
 
 def load_config(path: Path) -> TrainingConfig:

@@ -106,7 +106,7 @@ class DataConfig:
             name under which the ledger adds up what was spent on it.
         split_key: of the keyed hash that decides which units are held out.
         holdout: expected share of held-out units.
-        source: a .csv, .parquet or .npz file beside this one (.gz too), or
+        source: a .csv or .parquet (also .gz) or .npz file beside this one, or
             ``python:package.module:function``; empty for a data set by name.
         holdout_source: held-out rows from a file of their own, in place of a share.
         label: the column of the classes.

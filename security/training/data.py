@@ -17,12 +17,8 @@ from models.data.readers import CsvFormat
 from models.data.sources import ImageSchema, Schema, load_source
 from models.errors import DatasetError
 from models.manifest import Column
-from security.training.config import (
-    ColumnConfig,
-    DataConfig,
-    TrainingConfig,
-    load_config,
-)
+from security.training.config import load_config
+from security.training.config_sections import ColumnConfig, DataConfig, TrainingConfig
 
 __all__ = ["earlier_split", "load_split", "read_config", "unit_numbers"]
 

@@ -26,6 +26,7 @@ __all__ = [
     "GradientMethod",
     "Network",
     "Objective",
+    "Prepare",
     "by_unit",
     "cross_entropy",
     "finite_norms",
@@ -81,6 +82,10 @@ class Batch:
         rows = chosen[self.units]
         names, units = torch.unique_consecutive(self.units[rows], return_inverse=True)
         return Batch(self.inputs[rows], self.labels[rows], units, len(names))
+
+
+# Changes a physical batch before gradients; must treat every unit by itself.
+Prepare = Callable[[nn.Module, Batch], Batch]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dp_accounting import pld
 from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
-from security.training.config import TrainingConfig
+from security.training.config_sections import TrainingConfig
 from security.training.selection import Selection
 from security.training.trainer import Outcome
 

@@ -30,7 +30,8 @@ from models.data.datasets import AnyDataset, TabularDataset
 from models.export import recorded
 from models.features import FEATURES, feature_shape
 from security.errors import TrainingError
-from security.training.config import MODULE, PUBLIC, TrainingConfig
+from security.training.config_rules import MODULE, PUBLIC
+from security.training.config_sections import TrainingConfig
 from security.training.data import unit_numbers
 from security.training.examples import Examples
 from security.training.initial import Rule, draw, is_filled, recompute, tensors_digest

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from security.errors import TrainingError
-from security.training.config import TrainingConfig
+from security.training.config_sections import TrainingConfig
 
 __all__ = ["physical_batch", "place_of"]
 

@@ -26,7 +26,8 @@ from models.files import write_atomic
 from models.report import Metric, Report
 from sealgate.protocol import strict_json
 from security.errors import TrainingError
-from security.training.config import TrainingConfig, parse_object
+from security.training.config import parse_object
+from security.training.config_sections import TrainingConfig
 from security.training.data import load_split
 from security.training.ledger import Ledger
 from security.training.run import train_bundle

@@ -19,7 +19,7 @@ from models.errors import BundleError
 from security.errors import TrainingError
 from security.training import bundle
 from security.training.bundle import Private, Training
-from security.training.config import TrainingConfig
+from security.training.config_sections import TrainingConfig
 from security.training.data import load_split
 from security.training.distributed import everyone, leads
 from security.training.keeper import work_folder

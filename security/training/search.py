@@ -19,7 +19,7 @@ from torch import Tensor
 from security.errors import TrainingError
 from security.training.bundle import Private
 from security.training.candidates import candidates, described
-from security.training.config import ModelConfig, TrainingConfig
+from security.training.config_sections import ModelConfig, TrainingConfig
 from security.training.distributed import processes
 from security.training.examples import Examples
 from security.training.guarantee import (

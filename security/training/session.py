@@ -16,7 +16,7 @@ from security.errors import TrainingError
 from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.checkpoint import read_checkpoints
-from security.training.config import TrainingConfig
+from security.training.config_sections import TrainingConfig
 from security.training.curve import Curve
 from security.training.data import earlier_split
 from security.training.distributed import first_alone, processes

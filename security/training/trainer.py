@@ -8,7 +8,6 @@ is asked before each step and told after it (ledger, checkpoints, progress).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +30,7 @@ from security.training.gradients import (
     Clipping,
     GradientMethod,
     Objective,
+    Prepare,
     cross_entropy,
     in_precision,
     probe,
@@ -48,14 +48,10 @@ from security.training.noise import Randomness
 
 __all__ = [
     "Outcome",
-    "Prepare",
     "finish_private",
     "train_private",
     "train_public",
 ]
-
-# Changes a physical batch before gradients; must treat every unit by itself.
-Prepare = Callable[[nn.Module, Batch], Batch]
 
 _PROBES = 10  # times a training checks clipping from outside, at most
 _PROBE_GAP = 20  # steps between two of them, at least

@@ -1,8 +1,9 @@
 """What the server says of itself.
 
-metrics    what Prometheus is told: every family and label
-counters   the numbers behind it, in memory that the workers' files share
-recorder   what is written down about each request
-logs       lines of JSON, one for each request if wanted
-tracing    W3C Trace Context
+metrics     what Prometheus is told: every family and label
+counters    the numbers behind it, in memory that the workers' files share
+recorder    what is written down about each request
+logs        lines of JSON, one for each request if wanted
+tracing     W3C Trace Context
+casualties  what each worker runs now, in a file that outlives it
 """

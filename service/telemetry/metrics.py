@@ -27,7 +27,6 @@ from service.telemetry.counters import Counters, Key, Values, read_counters
 __all__ = [
     "FAMILIES",
     "METRICS_TYPE",
-    "STAGES",
     "Family",
     "Metrics",
     "make_folder",
@@ -38,9 +37,6 @@ __all__ = [
 _FOLDER = "_SEALGATE_METRICS_FOLDER"
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
-
-# What one request passes through, in this order.
-STAGES = ("open", "verify", "queue", "run", "seal")
 
 _SECONDS = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 2, 5))
 _ROWS = tuple(float(2**power) for power in range(11))

@@ -6,7 +6,6 @@ Needs node and npm with a package registry, and nginx for the relay; skipped wit
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from sealgate.exchange import GATEWAY_PATH
 from tests.support.bundles import NAME
 from tests.support.nginx import nginx
+from tests.support.npm import install
 
 pytestmark = pytest.mark.slow
 
@@ -43,23 +43,7 @@ RELAY = """
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the client and its packages."""
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    folder = tmp_path_factory.mktemp("node")
-    for name in ("package.json", "package-lock.json", "client.mjs"):
-        shutil.copy(HERE / name, folder)
-    result = subprocess.run(
-        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    if result.returncode:
-        pytest.skip(f"npm cannot install the packages: {result.stderr.strip()[-200:]}")
-    return folder
+    return install(HERE, tmp_path_factory.mktemp("node"))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ sigstore/verify.mjs; that needs node and npm with a package registry, else is sk
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from sealgate.protocol.dsse import PAYLOAD_TYPE
 from sealgate.protocol.statement import TEST_RESULT_TYPE, VSA_TYPE
 from security.admission.keys import public_pem
 from tests.support.bundles import Keys
+from tests.support.npm import install
 
 HERE = Path(__file__).parent / "sigstore"
 MODEL = "model.onnx"
@@ -42,21 +42,7 @@ def test_the_python_models_read_every_field(bundle_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for program in ("node", "npm"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
-    folder = Path(shutil.copytree(HERE, tmp_path_factory.mktemp("sigstore") / "node"))
-    result = subprocess.run(
-        ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    if result.returncode:
-        pytest.skip(f"npm cannot install the packages: {result.stderr.strip()[-200:]}")
-    return folder
+    return install(HERE, tmp_path_factory.mktemp("sigstore"))
 
 
 @pytest.fixture

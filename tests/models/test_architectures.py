@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.architectures import TabularClassifier, tabular_classifier
+from models.architectures import TabularClassifier
 from models.export import export_onnx, run_onnx
 from models.manifest import Column
+from tests.support.networks import tabular_classifier
 
 COLUMNS = (Column("a", 0.0, 10.0), Column("b", -1.0, 1.0))
 

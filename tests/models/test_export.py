@@ -9,10 +9,11 @@ import onnx
 import pytest
 import torch
 
-from models.architectures import TabularClassifier, tabular_classifier
+from models.architectures import TabularClassifier
 from models.errors import ExportError
 from models.export import export_onnx, parity, run_onnx
 from models.manifest import Column
+from tests.support.networks import tabular_classifier
 
 COLUMNS = tuple(Column(f"c{index}", -1.0, index + 1.0) for index in range(5))
 

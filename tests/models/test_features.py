@@ -12,14 +12,14 @@ import torch
 
 from models.architectures import ImageClassifier, TabularClassifier
 from models.data.datasets import ImageDataset
-from models.export import export_images, run_onnx
+from models.export import IMAGES, exported, recorded, run_onnx
 from models.features import FEATURES, Scattering, feature_shape
 from models.manifest import Column
 from security.errors import TrainingError
 from security.training import bundle
 from security.training.config import load_config, parse_config
 from security.training.data import load_split
-from security.training.network import build_classifier
+from security.training.network import Network, build_classifier
 
 torch.set_num_threads(1)
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -83,7 +83,8 @@ def test_features_export_with_the_model():
         (0.0, 255.0), mean=0.0, std=1.0, body=body, features=FEATURES["scattering"]()
     )
     pixels = (images(5, 12) * 255).numpy()
-    probabilities, _ = run_onnx(export_images(module, (1, 12, 12)), pixels)
+    model = exported(recorded(module, (1, 12, 12)), IMAGES)
+    probabilities, _ = run_onnx(model, pixels)
     with torch.no_grad():
         wanted, _ = module.eval()(torch.as_tensor(pixels))
     np.testing.assert_allclose(probabilities, wanted.numpy(), atol=1e-5)
@@ -144,6 +145,7 @@ def test_the_tolerance_is_wider_for_fixed_features_alone():
     for features, width, most in ((Scattering(), 81 * 9, 1e-3), (None, 144, 1e-5)):
         body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(width, 2))
         module = ImageClassifier((0, 255), mean=0, std=1, body=body, features=features)
-        compared = bundle.export(module, held)
+        network = Network(module, recorded(module, (1, 12, 12)), rules=None, seed=0)
+        compared = bundle.export(network, held)
         assert compared.most == most
         assert compared.worst.max_abs_difference <= most

@@ -14,6 +14,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.bundle import (
     VERDICT_FILE,
+    Bundle,
     attestation_file,
     read_bundle,
     report_file,
@@ -24,8 +25,10 @@ from models.report import Dataset, Metric, Report, Subject
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.tensors import TensorSpec
 from security.admission.attest import sign_report, sign_verdict
+from security.admission.evaluation import Evaluation, Recomputed, evaluation_steps
 from security.admission.keys import ROLES, TrustRoot
 from security.admission.policy import Policy, parse_policy
+from security.admission.steps import Scene, demand
 
 KINDS = ("structure", "quality", "privacy")
 NAME = "toy"
@@ -87,6 +90,18 @@ class Keys:
 
 def policy(text: bytes = POLICY) -> Policy:
     return parse_policy(text, name="policy.toml")
+
+
+def evaluate(
+    bundle: Bundle,
+    policy: Policy,
+    trust: TrustRoot,
+    *,
+    now: datetime,
+    recomputed: Recomputed | None = None,
+) -> Evaluation:
+    """What the evidence is found to be, without a verdict, or the first refusal."""
+    return demand(evaluation_steps(Scene(bundle, policy, trust, now), recomputed))
 
 
 def onnx_model(weights: np.ndarray = WEIGHTS, *, slow: bool = False) -> bytes:

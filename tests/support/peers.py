@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from sealgate.protocol.bhttp import Request, Response
-from sealgate.protocol.tensors import TensorSpec, decode_request, encode_response
+from sealgate.protocol.tensors import TensorSpec
 from sealgate.steps import Fetch
 from tests.support.gateways import URL, Gateway, json_response, refusal
+from tests.support.tensors import decode_request, encode_response
 
 Model = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 

@@ -12,7 +12,8 @@ from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, root_digest
 from models.data import datasets
 from models.data.datasets import TabularDataset
 from models.report import Dataset, Report, Subject
-from security.training.config import TrainingConfig, load_config
+from security.training.config import load_config
+from security.training.config_sections import TrainingConfig
 from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness
 from security.training.run import train_bundle

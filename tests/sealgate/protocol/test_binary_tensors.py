@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from sealgate.errors import TensorError
 from sealgate.protocol.binary_tensors import (
-    decode_request,
     decode_response,
     encode_request,
     encode_response,
@@ -21,6 +20,7 @@ from sealgate.protocol.binary_tensors import (
 )
 from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import DATATYPES, TensorSpec
+from tests.support.tensors import decode_request
 
 X = TensorSpec("x", "FP32", (-1, 3))
 Y = TensorSpec("y", "INT64", (-1,))
@@ -35,7 +35,7 @@ def tensor(**changes):
 
 def decode(*tensors, tail=BYTES, specs=(X,), max_rows=4):
     document = {"inputs": list(tensors)}
-    return decode_request(document, memoryview(tail), specs, max_rows=max_rows)
+    return decode_request(document, specs, max_rows=max_rows, tail=tail)
 
 
 @pytest.mark.parametrize("name", DATATYPES)
@@ -51,7 +51,7 @@ def test_every_datatype_round_trips(name):
     assert document["parameters"] == {"binary_data_output": True}
     spec = TensorSpec("x", name, (2, 2))
     sent = json.loads(json.dumps(document))
-    result = decode_request(sent, memoryview(tail), [spec], max_rows=2)["x"]
+    result = decode_request(sent, [spec], max_rows=2, tail=tail)["x"]
     assert result.dtype == values.dtype
     np.testing.assert_array_equal(result, values)
 
@@ -70,7 +70,7 @@ def test_every_datatype_round_trips(name):
 def test_arrays_of_other_layouts(array):
     document, parts = encode_request({"x": array})
     tail = memoryview(b"".join(parts))
-    result = decode_request(document, tail, [X], max_rows=4)["x"]
+    result = decode_request(document, [X], max_rows=4, tail=tail)["x"]
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, array)
 
@@ -78,7 +78,7 @@ def test_arrays_of_other_layouts(array):
 def test_scalars():
     document, parts = encode_request({"y": np.array(7, dtype=np.int64)})
     spec = TensorSpec("y", "INT64", ())
-    result = decode_request(document, memoryview(parts[0]), [spec], max_rows=1)["y"]
+    result = decode_request(document, [spec], max_rows=1, tail=parts[0])["y"]
     assert (result.shape, result) == ((), 7)
 
 
@@ -279,9 +279,7 @@ def test_null_stands_for_what_json_has_no_word_for(datatype):
     # A request has to say what it means.
     spec = TensorSpec("p", datatype, (-1,))
     with pytest.raises(TensorError, match="values are not"):
-        decode_request(
-            {"inputs": answer["outputs"]}, memoryview(b""), [spec], max_rows=9
-        )
+        decode_request({"inputs": answer["outputs"]}, [spec], max_rows=9)
 
 
 def test_dtypes_that_v2_does_not_have():

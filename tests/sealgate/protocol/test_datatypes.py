@@ -24,6 +24,7 @@ from sealgate.protocol.datatypes import (
     unpack_strings,
 )
 from sealgate.protocol.tensors import TensorSpec
+from tests.support.tensors import decode_request
 
 TEXTS = TensorSpec("x", "BYTES", (-1,))
 
@@ -129,9 +130,7 @@ def test_a_shape_that_is_a_bomb_costs_nothing() -> None:
     }
     tracemalloc.start()
     with pytest.raises(TensorError):
-        binary_tensors.decode_request(
-            {"inputs": [tensor]}, memoryview(b"\0" * 8), [TEXTS], max_rows=1 << 41
-        )
+        decode_request({"inputs": [tensor]}, [TEXTS], max_rows=1 << 41, tail=b"\0" * 8)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
@@ -147,8 +146,8 @@ def test_a_shape_that_is_a_bomb_costs_nothing() -> None:
 def test_numpys_own_strings_are_texts(array: np.ndarray) -> None:
     document, parts = binary_tensors.encode_request({"x": array})
     assert document["inputs"][0]["datatype"] == "BYTES"
-    tail = memoryview(b"".join(parts))
-    (got,) = binary_tensors.decode_request(document, tail, [TEXTS], max_rows=4).values()
+    tail = b"".join(parts)
+    (got,) = decode_request(document, [TEXTS], max_rows=4, tail=tail).values()
     assert (got.dtype, got.tolist()) == (BYTES, ["a", "é"])
     assert tensors.encode_tensor("x", array)["data"] == ["a", "é"]
 

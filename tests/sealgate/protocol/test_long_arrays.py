@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import JsonError, TensorError
-from sealgate.protocol import long_arrays, tensors
+from sealgate.protocol import long_arrays
 from sealgate.protocol.long_arrays import LongArray
 from sealgate.protocol.tensors import TensorSpec
+from tests.support.tensors import decode_request
 
 MOST = 4096
 
@@ -40,7 +41,7 @@ def read(text: bytes, *, long: bool, datatype: str, rank: int) -> list[Any] | No
             document = long_arrays.loads(text, orjson.loads, max_other_bytes=MOST)
         else:
             document = orjson.loads(text)
-        arrays = tensors.decode_request(document, [spec], max_rows=10**6)
+        arrays = decode_request(document, [spec], max_rows=10**6)
     except (JsonError, TensorError, orjson.JSONDecodeError):
         return None
     return arrays["x"].tolist()
@@ -160,4 +161,4 @@ def test_where_it_is_no_json(text: bytes) -> None:
     with pytest.raises(JsonError, match=f"not JSON at byte {text.index(b'?')}"):
         document = long_arrays.loads(text, orjson.loads, max_other_bytes=MOST)
         spec = TensorSpec("x", "FP64", (-1,))
-        tensors.decode_request(document, [spec], max_rows=9)
+        decode_request(document, [spec], max_rows=9)

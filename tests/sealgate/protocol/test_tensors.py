@@ -16,11 +16,10 @@ from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import (
     DATATYPES,
     TensorSpec,
-    decode_request,
     decode_response,
     encode_request,
-    encode_response,
 )
+from tests.support.tensors import decode_request, encode_response
 
 SPEC = TensorSpec("x", "FP32", (-1, 3))
 INTEGERS = [name for name, dtype in DATATYPES.items() if dtype.kind in "iu"]

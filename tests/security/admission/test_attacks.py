@@ -37,6 +37,7 @@ from tests.support.bundles import (
     POLICY,
     Keys,
     attest,
+    evaluate,
     policy,
     rewrite_report,
     write_bundle,
@@ -356,7 +357,7 @@ def test_10_public_data_has_no_epsilon(folder: Path, keys: Keys) -> None:
     text = text.replace(b"[require.privacy.metrics]\nepsilon = { max = 3.0 }\n", b"")
     rewrite_report(folder, "privacy", conditions={"personal_data": False}, metrics={})
     attest(folder, "privacy", keys.trainer)
-    gate.evaluate(
+    evaluate(
         read_bundle(folder),
         policy(text),
         keys.trust,

@@ -16,14 +16,13 @@ from models.bundle import Bundle, attestation_file, read_bundle, report_file
 from models.errors import ReportError
 from models.files import write_atomic
 from models.report import Metric, Report
-from security.admission import gate
 from security.admission.attest import sign_report
 from security.admission.consistency import initial_weights
 from security.admission.gate import Recomputed
 from security.commands.admit import _check_start, _recompute
 from security.errors import AdmissionRefused
 from tests.support import bundles, trained
-from tests.support.bundles import Keys, attest, policy
+from tests.support.bundles import Keys, attest, evaluate, policy
 
 POLICY = b"""
 version = 1
@@ -151,7 +150,7 @@ def sign_as_trainer(folder: Path, kind: str, document: dict[str, Any], keys: Key
 
 def admitted(bundle: Bundle, keys: Keys, recomputed: Recomputed | None = None) -> bool:
     try:
-        gate.evaluate(
+        evaluate(
             bundle,
             policy(POLICY),
             keys.trust,
@@ -198,9 +197,7 @@ def restate(folder: Path, keys: Keys, kind: str = "privacy", **changes: Any) -> 
 
 def refusal(folder: Path, keys: Keys, text: bytes = POLICY) -> AdmissionRefused:
     with pytest.raises(AdmissionRefused) as caught:
-        gate.evaluate(
-            read_bundle(folder), policy(text), keys.trust, now=datetime.now(UTC)
-        )
+        evaluate(read_bundle(folder), policy(text), keys.trust, now=datetime.now(UTC))
     return caught.value
 
 
@@ -247,7 +244,7 @@ def test_where_training_started(folder: Path, keys: Keys) -> None:
         restate(folder, keys, initial_weights=value)
         assert refusal(folder, keys, START).check == check
     restate(folder, keys, initial_weights="random")
-    gate.evaluate(read_bundle(folder), policy(START), keys.trust, now=datetime.now(UTC))
+    evaluate(read_bundle(folder), policy(START), keys.trust, now=datetime.now(UTC))
 
 
 @pytest.mark.parametrize("value", ["", "Random", "public:", f"public:{'g' * 64}", True])
@@ -269,9 +266,7 @@ def test_public_data_is_not_private(tmp_path: Path, keys: Keys) -> None:
     found = refusal(folder, keys, bundles.POLICY)
     assert found.check == 27
     assert "the data was declared public" in str(found)
-    gate.evaluate(
-        read_bundle(folder), policy(PUBLIC), keys.trust, now=datetime.now(UTC)
-    )
+    evaluate(read_bundle(folder), policy(PUBLIC), keys.trust, now=datetime.now(UTC))
 
 
 # Evidence of one model for another.

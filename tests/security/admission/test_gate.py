@@ -37,6 +37,7 @@ from security.admission import gate
 from security.admission.attest import subjects
 from security.admission.gate import Recomputed
 from security.errors import AdmissionRefused
+from tests.support import bundles
 from tests.support.bundles import (
     KINDS,
     POLICY,
@@ -72,7 +73,7 @@ def refused(check: int, message: str, folder: Path, keys: Keys, **changes: Any) 
 
 
 def evaluate(folder: Path, keys: Keys, recomputed: Recomputed | None = None):
-    return gate.evaluate(
+    return bundles.evaluate(
         read_bundle(folder), policy(), keys.trust, now=NOW, recomputed=recomputed
     )
 
@@ -473,7 +474,7 @@ def test_10_no_claim(folder: Path, keys: Keys) -> None:
     text = POLICY.replace(b"epsilon = { max = 3.0 }", b"delta = { max = 1 }")
     rewrite(folder, keys, "privacy", metrics={"delta": Metric(1e-3)})
     with pytest.raises(AdmissionRefused, match="the report states no epsilon") as e:
-        gate.evaluate(
+        bundles.evaluate(
             read_bundle(folder),
             policy(text),
             keys.trust,

@@ -10,9 +10,15 @@ import pytest
 
 from models.bundle import read_bundle, report_file
 from models.report import Report
-from security.admission import gate
 from security.errors import AdmissionRefused
-from tests.support.bundles import Keys, attest, policy, rewrite_report, write_bundle
+from tests.support.bundles import (
+    Keys,
+    attest,
+    evaluate,
+    policy,
+    rewrite_report,
+    write_bundle,
+)
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 
@@ -31,9 +37,7 @@ def restate(folder: Path, keys: Keys, **conditions: Any) -> None:
 
 def refused(folder: Path, keys: Keys, check: int, message: str) -> None:
     with pytest.raises(AdmissionRefused, match=message) as caught:
-        gate.evaluate(
-            read_bundle(folder), policy(), keys.trust, now=NOW, recomputed=None
-        )
+        evaluate(read_bundle(folder), policy(), keys.trust, now=NOW, recomputed=None)
     assert caught.value.check == check
 
 
@@ -86,4 +90,4 @@ def test_what_cannot_be_accounted(
 )
 def test_what_can(folder: Path, keys: Keys, conditions: dict[str, Any]) -> None:
     restate(folder, keys, **conditions)
-    gate.evaluate(read_bundle(folder), policy(), keys.trust, now=NOW, recomputed=None)
+    evaluate(read_bundle(folder), policy(), keys.trust, now=NOW, recomputed=None)

@@ -15,14 +15,13 @@ from models.bundle import attestation_file, read_bundle
 from models.files import write_atomic
 from sealgate.protocol import dsse
 from sealgate.protocol.dsse import KeySigner, key_hint
-from security.admission import gate
 from security.admission.attest import sign_report
 from security.admission.keys import public_pem
 from security.admission.signers import LibrarySigner, is_uri, load_signer
 from security.errors import KeyFileError
 from security.key_files import write_private, write_secret
 from tests.conftest import Command, toy_settings
-from tests.support.bundles import Keys, policy
+from tests.support.bundles import Keys, evaluate, policy
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 HINT = key_hint(KEY.public_key())
@@ -75,7 +74,7 @@ def test_a_report_signed_through_the_library_is_admitted(
     signed = sign_report(read_bundle(bundle_folder), "quality", signer)
     write_atomic(bundle_folder / attestation_file("quality"), signed)
     bundle = read_bundle(bundle_folder)
-    gate.evaluate(bundle, policy(), keys.trust, now=datetime.now(UTC))
+    evaluate(bundle, policy(), keys.trust, now=datetime.now(UTC))
 
 
 def test_the_command_signs_through_the_library(

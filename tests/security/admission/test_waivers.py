@@ -35,6 +35,7 @@ from security.admission import gate
 from security.admission.attest import sign_verdict, sign_waiver, subjects, waiver_file
 from security.admission.keys import public_pem
 from security.errors import AdmissionRefused
+from tests.support import bundles
 from tests.support.bundles import (
     POLICY,
     Keys,
@@ -95,7 +96,7 @@ def grant(
 
 
 def evaluate(folder: Path, keys: Keys, text: bytes = WAIVABLE) -> gate.Evaluation:
-    return gate.evaluate(read_bundle(folder), policy(text), keys.trust, now=NOW)
+    return bundles.evaluate(read_bundle(folder), policy(text), keys.trust, now=NOW)
 
 
 def admit(folder: Path, keys: Keys, text: bytes = WAIVABLE) -> None:

@@ -15,7 +15,8 @@ from models.architectures import NetworkSpec, build_network
 from models.bundle import read_bundle
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
-from security.training.config import TrainingConfig, load_config
+from security.training.config import load_config
+from security.training.config_sections import TrainingConfig
 from security.training.data import load_split
 from security.training.examples import Examples
 from security.training.gradient_methods import METHODS, make_method

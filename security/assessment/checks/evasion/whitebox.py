@@ -57,14 +57,12 @@ class WhiteBox:
             largest is the decision.
         dtype: that it computes in.
         difference: the largest from onnxruntime, on rows that agree.
-        disagreeing: rows that differ, of `compared`.
         compared: rows that were compared.
     """
 
     model: nn.Module
     dtype: torch.dtype
     difference: float
-    disagreeing: int
     compared: int
 
     def tensor(self, values: Any) -> Tensor:
@@ -123,7 +121,6 @@ def _checked(
         _Scores(context, graph, cut, dtype),
         dtype,
         float(gaps[agree].max()),
-        int((~agree).sum()),
         len(rows),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.architectures import tabular_classifier
 from models.bundle import read_bundle
 from models.data.held_out import holdout_of
 from models.export import export_onnx
@@ -15,6 +14,7 @@ from security.assessment.engine.run import ScanRequest, run_scan
 from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import Options
 from tests.support import trained
+from tests.support.networks import tabular_classifier
 
 
 def membership(bundle, train, holdout):

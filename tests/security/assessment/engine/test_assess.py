@@ -17,7 +17,7 @@ from security.assessment.engine.assess import OPTIONS, AssessRequest, assess_bun
 from security.commands import main
 from security.errors import AssessmentError
 from security.inspection.findings import RULES
-from security.training.config import AdversarialConfig
+from security.training.config_sections import AdversarialConfig
 from security.training.ledger import Ledger
 from security.training.noise import SeededRandomness
 from security.training.run import train_bundle

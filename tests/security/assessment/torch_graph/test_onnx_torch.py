@@ -7,13 +7,13 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from models.architectures import tabular_classifier
 from models.export import export_onnx, run_onnx
 from models.manifest import Column
 from models.sessions import make_session
 from security.assessment.torch_graph.layers import LAYERS
 from security.assessment.torch_graph.module import OPERATORS, OnnxModule
 from security.errors import AssessmentError
+from tests.support.networks import tabular_classifier
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
