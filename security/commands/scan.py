@@ -159,6 +159,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         radius_l2=args.radius_l2,
         checks=tuple(args.check),
         output=args.output,
+        decision=args.decision,
     )
     config = data_config(args)
     source, subject = _source(args)
@@ -260,6 +261,8 @@ def _exit_code(scan: Scan, fail_on: str | None) -> int:
 
 
 def _print(scan: Scan, out: Path) -> None:
+    if "decision" in scan.report.target:
+        print(scan.report.target["decision"])
     for result in scan.report.results:
         state = result.status + (f": {result.reason}" if result.reason else "")
         doubt = "" if result.reliable else "; NOT RELIABLE"

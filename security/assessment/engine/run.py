@@ -245,6 +245,7 @@ def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
             "input": {**vars(job.spec), "row_shape": list(job.shape)},
             "output": job.reading.output,
             "answers": job.reading.form,
+            "decision": str(job.reading),
             "classes": list(job.reading.classes),
         },
         data={

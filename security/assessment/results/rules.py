@@ -108,6 +108,12 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "A model with one answer withstands every attack and is of no use.",
         "Check that data and model belong together.",
     ),
+    "answer-reading": ScanRule(
+        "note",
+        "outputs are what the file declares, and say one thing",
+        "Callers who read another output, or its declaration, decide otherwise.",
+        "Read the decision at the top of the report; state another by --decision.",
+    ),
     "quality-calibration": ScanRule(
         "warning",
         "a stated confidence of 90% is right nine times in ten",
