@@ -52,6 +52,7 @@ class TargetSource:
         bounds: of its pixels, where the manifest states them.
         classes: names of the classes where the manifest says.
         output: the manifest's output with class scores, or None.
+        path: of the file, below the folder that reports are relative to; or "".
     """
 
     kind: str
@@ -63,6 +64,7 @@ class TargetSource:
     bounds: tuple[float, float] | None = None
     classes: tuple[str, ...] = ()
     output: str | None = None
+    path: str = ""
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:

@@ -63,7 +63,10 @@ def test_metrics():
 def test_calibration():
     labels = np.repeat([0, 1], 50)
     sure = np.stack([1.0 - labels, labels], axis=1)
-    assert measures.measure(sure, labels, sure.argmax(axis=1))["calibration_error"].value == 0
+    assert (
+        measures.measure(sure, labels, sure.argmax(axis=1))["calibration_error"].value
+        == 0
+    )
     wrong = measures.measure(sure[::-1], labels, sure[::-1].argmax(axis=1))
     assert wrong["calibration_error"].value == 1
     assert np.isfinite(wrong["log_loss"].value)
