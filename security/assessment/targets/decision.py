@@ -312,6 +312,7 @@ def _checked(reading: Reading, outputs: Mapping[str, Any]) -> Reading:
         raise AssessmentError(
             f"output {name!r} answers {min(strange)[:40]!r}, which is none of the "
             f"classes {', '.join(reading.classes)[:100]}; {_NAME_CLASSES}"
+            + (", or state --decision scores" if reading.label_output else "")
         )
     if reading.form == "labels":
         return reading

@@ -16,7 +16,7 @@ from security.assessment.plan.options import PROFILES, Options
 from security.assessment.targets.decision import Stated, parse_decision, settle
 from security.assessment.targets.declared import declared_outputs
 from security.errors import AssessmentError
-from tests.support.scanned import DOUBLE, FLOAT, INT64, node, onnx_model
+from tests.support.scanned import DOUBLE, FLOAT, INT64, linear_onnx, node, onnx_model
 from tests.support.servers import ROOT
 
 CASES = ROOT.parent / "shared" / "cases" / "models"
@@ -226,13 +226,16 @@ def test_one_score_that_may_be_anything_has_to_be_stated():
         job_of(one_score("Exp"), X, SECOND.astype(int), decision="probability>0.5")
 
 
-@pytest.mark.parametrize("tail", [(), ("Sigmoid",)])
+@pytest.mark.parametrize("tail", [(), ("Sigmoid",), ("Softmax",)])
 def test_a_stated_threshold_decides_everywhere(tail):
     stated = "probability>0.8" if tail else "score>1.3862943"
     truth = (np.log(4) < LOGIT).astype(int)
     checks = ("quality", "evasion")
     options = {"decision": stated, "radius_linf": 0.05}
-    _, results = scanned(one_score(*tail), X, truth, *checks, **options)
+    # Two columns whose difference is the same logit: half of it each way.
+    both = linear_onnx(np.concatenate([-W, W], 1) / 2, [-0.125, 0.125], tail=tail)
+    model = both if "Softmax" in tail else one_score(*tail)
+    _, results = scanned(model, X, truth, *checks, **options)
     assert results["quality"].metrics["accuracy"].value == 1.0
     assert results["evasion"].conditions["access"] == "white_box"
     reach = 0.05 * np.abs(W[:, 0] * np.ptp(X, axis=0)).sum()
@@ -261,6 +264,16 @@ def test_two_probabilities_take_a_threshold_and_labels_can_be_passed_over():
 def test_decisions_that_say_nothing_are_refused(text):
     with pytest.raises(AssessmentError, match="--decision"):
         parse_decision(text)
+
+
+def test_an_engine_that_names_other_classes_than_its_graph_is_found():
+    # onnxruntime's trees answer 0 and 1 for classes of other numbers, in some exports.
+    declared = declared_outputs(classifier([1, 2]))
+    x = {"label": SECOND.astype(np.int64), "p": np.eye(2)[SECOND.astype(int)]}
+    with pytest.raises(AssessmentError, match=r"answers '0'.*--decision scores"):
+        settle(x, Stated(data=("1", "2")), declared)
+    passed = settle(x, Stated(data=("1", "2"), decision="scores"), declared)
+    assert passed.classes == ("1", "2")
 
 
 def outputs_of(labels, scores):
