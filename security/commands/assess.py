@@ -90,7 +90,11 @@ def _request(args: argparse.Namespace) -> AssessRequest:
     )
     from security.assessment.plan.context import TargetSource  # noqa: PLC0415
 
-    options = replace(OPTIONS, radius_linf=args.radius_linf or OPTIONS.radius_linf)
+    options = replace(
+        OPTIONS,
+        radius_linf=args.radius_linf or OPTIONS.radius_linf,
+        decision=args.decision,
+    )
     config = data_config(args)
     more = {"config": config, "options": options, "beside": args.beside}
     source = args.config or args.data

@@ -16,12 +16,18 @@ __all__ = ["add_data_config", "configured_rows", "data_config", "file_rows"]
 
 
 def add_data_config(parser: argparse.ArgumentParser) -> None:
-    """Add --data-config and --train-data."""
+    """Add --data-config, --decision and --train-data."""
     parser.add_argument(
         "--data-config",
         type=Path,
         metavar="FILE.toml",
         help="groups to compare, ranges, and what an attacker may change in a row",
+    )
+    parser.add_argument(
+        "--decision",
+        metavar="HOW",
+        help="what decides where outputs do not say: label, scores, or for two "
+        "classes 'probability>T' or 'score>T'",
     )
     parser.add_argument(
         "--train-data",

@@ -6,10 +6,17 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import MANIFEST_FILE, BundleLimits, read_bundle, report_file
+from models.bundle import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    BundleLimits,
+    read_bundle,
+    report_file,
+)
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from security.commands.options import Subparsers
@@ -108,6 +115,13 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="NAME", help="the model's output with scores or labels"
     )
     parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="the folder that paths in reports are relative to (default: the "
+        "repository that holds the model, or else this folder)",
+    )
+    parser.add_argument(
         "--fail-on",
         choices=_SEVERITIES,
         metavar="SEVERITY",
@@ -159,6 +173,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         radius_l2=args.radius_l2,
         checks=tuple(args.check),
         output=args.output,
+        decision=args.decision,
     )
     config = data_config(args)
     source, subject = _source(args)
@@ -210,14 +225,34 @@ def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
     path = Path(args.target)
     if path.is_dir() or (path / MANIFEST_FILE).exists():
         bundle = read_bundle(path)
-        return TargetSource.of(bundle), bundle.subject
+        place = _below_root(args, path / MODEL_FILE)
+        return replace(TargetSource.of(bundle), path=place), bundle.subject
     try:
         limit = BundleLimits().max_model_bytes
         model = read_regular(path, max_bytes=limit, follow_links=True)
     except BundleError as error:
         # Nothing was scanned: that is no finding.
         raise AssessmentError(str(error)) from None
-    return TargetSource("onnx", path.name, model), None
+    place = _below_root(args, path)
+    return TargetSource("onnx", path.name, model, path=place), None
+
+
+def _below_root(args: argparse.Namespace, path: Path) -> str:
+    """The model's path below the root; "" where it is elsewhere.
+
+    Raises:
+        AssessmentError: it is not below the root that was given.
+    """
+    found, root = Path(os.path.abspath(path)), args.root
+    if root is None:
+        above = (item for item in found.parents if (item / ".git").exists())
+        root = next(above, Path())
+    try:
+        return found.relative_to(os.path.abspath(root)).as_posix()
+    except ValueError:
+        if args.root is None:
+            return ""
+        raise AssessmentError(f"--root: {path.name} is not below it") from None
 
 
 def _bundle(args: argparse.Namespace) -> Path | None:
@@ -260,6 +295,8 @@ def _exit_code(scan: Scan, fail_on: str | None) -> int:
 
 
 def _print(scan: Scan, out: Path) -> None:
+    if "decision" in scan.report.target:
+        print(scan.report.target["decision"])
     for result in scan.report.results:
         state = result.status + (f": {result.reason}" if result.reason else "")
         doubt = "" if result.reliable else "; NOT RELIABLE"

@@ -76,6 +76,9 @@ class AnswersCheck:
             "rows_answered": Metric(float(known.sum()), n=len(labels)),
         }
         findings = [*_not_finite(known), *_constant(context)]
+        findings += [
+            ScanFinding("answer-reading", n) for n in context.job.reading.notes
+        ]
         details: dict[str, Any] = {
             "per_class": _per_class(context, right),
             "asked_rows": context.job.places.tolist(),

@@ -36,7 +36,7 @@ def estimator_of(model: torch.nn.Module, columns: int, classes: int) -> Any:
 
 
 def asking_estimator(context: Context) -> Any:
-    """ART's classifier that asks the target, in attack coordinates."""
+    """ART's classifier that asks for decisions, in attack coordinates."""
     job = context.job
     space, width = job.space, job.rows.shape[1]
 
@@ -46,8 +46,8 @@ def asking_estimator(context: Context) -> Any:
         whole = np.where(space.integer, np.round(raw), raw)
         context.check_time()
         answers = context.target.ask(whole.astype(space.dtype))
-        # Numbers, in single precision: what ART's attack hands on.
-        return np.nan_to_num(answers.scores).astype(np.float32)
+        # Decisions alone: what its attacks by labels read, whatever scores say.
+        return np.nan_to_num(answers.decisions).astype(np.float32)
 
     span = (space.high - space.low) / space.scale
     return art().BlackBoxClassifierNeuralNetwork(

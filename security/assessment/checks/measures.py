@@ -29,13 +29,16 @@ CONDITIONS: dict[str, Condition] = {
 
 
 def measure(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
 ) -> dict[str, Metric]:
     """Accuracy, AUC, log loss and calibration error.
 
     Args:
         probabilities: ``(n, classes)``, by the model as served.
         labels: ``(n,)``, the truth.
+        predicted: ``(n,)``, what the model decides.
 
     Returns:
         Metrics by name; ``auc`` only for two classes, the second being positive.
@@ -47,14 +50,12 @@ def measure(
         raise AssessmentError(f"{len(labels)} rows; quality needs {MIN_ROWS} or more")
     if np.min(np.unique(labels, return_counts=True)[1]) < 2 or np.ptp(labels) == 0:
         raise AssessmentError("quality needs two rows or more of two classes or more")
-    predicted = np.argmax(probabilities, axis=1)
-    true = probabilities[np.arange(len(labels)), labels]
+    rows = np.arange(len(labels))
+    true, given = probabilities[rows, labels], probabilities[rows, predicted]
     metrics = {
         "accuracy": intervals.proportion(int((predicted == labels).sum()), len(labels)),
         "log_loss": intervals.mean(-np.log(np.maximum(true, 1e-15))),
-        "calibration_error": calibration_error(
-            probabilities.max(axis=1), predicted == labels
-        ),
+        "calibration_error": calibration_error(given, predicted == labels),
     }
     if probabilities.shape[1] == 2:
         score = probabilities[:, 1]

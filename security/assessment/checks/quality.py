@@ -141,7 +141,9 @@ def _metrics(
     metrics = {"accuracy": intervals.proportion(right, len(job.labels))}
     if job.reading.form == "probabilities":
         try:
-            made = measures.measure(job.clean.scores[known], job.labels[known])
+            made = measures.measure(
+                job.clean.scores[known], job.labels[known], job.clean.labels[known]
+            )
         except AssessmentError as error:
             return {}, str(error)
         return made | metrics, ""
@@ -234,7 +236,7 @@ def _confusion(context: Context) -> dict[str, Any]:
 
 def _reliability(context: Context, known: NDArray[np.bool_]) -> dict[str, Any]:
     job = context.job
-    confidence = job.clean.scores[known].max(axis=1)
+    confidence = job.clean.confidence[known]
     right = (job.clean.labels == job.labels)[known]
     bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     points = []

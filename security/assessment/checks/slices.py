@@ -93,7 +93,7 @@ def _of_group(context: Context, name: str, own: Mask) -> Mapping[str, Metric]:
             metrics[f"auc/{name}"] = metric
     if job.reading.form == "probabilities" and own.sum() >= measures.MIN_ROWS:
         metrics[f"calibration_error/{name}"] = measures.calibration_error(
-            scores.max(axis=1), job.clean.labels[own] == labels
+            job.clean.confidence[own], job.clean.labels[own] == labels
         )
     return metrics
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import platform
 import time
@@ -27,6 +28,7 @@ from models.bundle import report_file
 from models.data.held_out import Holdout
 from models.files import write_atomic
 from models.report import Report, Subject, format_time
+from sealgate.profile import Profile
 from security.assessment.checks.structure import structure_result
 from security.assessment.engine.registry import NAMES, check_of
 from security.assessment.engine.runner import Progress, run_units
@@ -222,7 +224,7 @@ def _refusal(
 ) -> ScanReport:
     source, holdout = request.source, request.holdout
     return ScanReport(
-        target={"name": source.name, "kind": source.kind, "sha256": None},
+        target=_target(source),
         data={"name": holdout.name, "rows": len(holdout), "sha256": holdout.sha256},
         options={"profile": request.options.profile, "seed": request.options.seed},
         tools=_tools(),
@@ -231,20 +233,34 @@ def _refusal(
     )
 
 
+def _target(source: TargetSource) -> dict[str, Any]:
+    """Which model: `id` tells two of one name apart, and stays while it is retrained.
+
+    Of a path, where there is one; else of the endpoint, or of the file's content.
+    """
+    digest = hashlib.sha256(source.model).hexdigest() if source.model else None
+    asked = "" if source.profile is None else Profile.load(source.profile).model
+    place = source.path or f"{source.url}\0{asked}\0{digest or ''}"
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "sha256": digest,
+        "id": hashlib.sha256(f"{source.name}\0{place}".encode()).hexdigest(),
+        **({"path": source.path} if source.path else {}),
+    }
+
+
 def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
     space, options = job.space, {**vars(job.options)}
     for name in ("jobs", "max_minutes", "checks"):
         del options[name]
-    identity = job.identity()["target"]
-    digest = identity["sha256"] if job.source.model else None
     return ScanReport(
         target={
-            "name": job.source.name,
-            "kind": job.source.kind,
-            "sha256": digest,
+            **_target(job.source),
             "input": {**vars(job.spec), "row_shape": list(job.shape)},
             "output": job.reading.output,
             "answers": job.reading.form,
+            "decision": str(job.reading),
             "classes": list(job.reading.classes),
         },
         data={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,8 @@ from sealgate.profile import Profile
 from security.assessment.plan.options import MIN_ROWS, Options
 from security.assessment.targets.answers import Answers, Reading
 from security.assessment.targets.dataconfig import DataConfig
+from security.assessment.targets.decision import Stated
+from security.assessment.targets.declared import class_text, is_number
 from security.assessment.targets.journal import Journal
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.assessment.targets.space import Space, build_space
@@ -50,6 +52,7 @@ class TargetSource:
         bounds: of its pixels, where the manifest states them.
         classes: names of the classes where the manifest says.
         output: the manifest's output with class scores, or None.
+        path: of the file, below the folder that reports are relative to; or "".
     """
 
     kind: str
@@ -61,6 +64,7 @@ class TargetSource:
     bounds: tuple[float, float] | None = None
     classes: tuple[str, ...] = ()
     output: str | None = None
+    path: str = ""
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:
@@ -291,10 +295,14 @@ def _fitted(
     wanted = options.max_rows or (effort.remote_rows if remote else effort.rows)
     chosen = _sample(holdout, wanted, options.seed)
     sample = np.ascontiguousarray(rows[chosen])
-    known = len(np.unique(holdout.labels.astype(str)))
-    names = source.classes or config.classes or holdout.classes
-    clean = target.calibrate(sample, names, known, options.output or source.output)
-    labels = class_indices(holdout, target.reading.classes)
+    stated = Stated(
+        source.classes or config.classes or holdout.classes,
+        tuple({class_text(item) for item in holdout.labels.tolist()}),
+        options.output or source.output,
+        options.decision,
+    )
+    clean = target.calibrate(sample, stated)
+    labels = class_indices(holdout, target.reading.classes, target.reading.index)
     digest = datasets.digest(holdout.features, labels)
     return Job(
         source=source,
@@ -351,33 +359,33 @@ def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(share, kind="stable")[:wanted])
 
 
-def class_indices(holdout: Holdout, classes: Sequence[str]) -> Labels:
+def class_indices(
+    holdout: Holdout, classes: Sequence[str], called: Mapping[str, int] | None = None
+) -> Labels:
     """The data's classes as the model counts them.
 
     Args:
         holdout: whose classes are names, or whole numbers.
         classes: names, in the order of the model's scores.
+        called: their places by what else the model calls them.
 
     Raises:
         AssessmentError: a class that the model does not have.
     """
-    values = holdout.labels.tolist()
-    names = {str(name): place for place, name in enumerate(classes)}
-    if all(str(_plain(value)) in names for value in values):
-        return np.array([names[str(_plain(value))] for value in values], np.int64)
-    if all(isinstance(_plain(value), int) for value in values):
-        labels = np.array([int(value) for value in values], np.int64)
-        if labels.min() >= 0 and labels.max() < len(classes):
-            return labels
-    strange = next(v for v in values if str(_plain(v)) not in names)
-    raise AssessmentError(
-        f"{holdout.name}: class {str(strange)[:40]!r} is none of the model's "
-        f"{len(classes)}: {', '.join(classes)[:100]}"
-    )
-
-
-def _plain(value: Any) -> Any:
-    """A label as text or int: 1.0 and True are 1."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else int(value)
+    values = [class_text(item) for item in holdout.labels.tolist()]
+    places = {str(name): place for place, name in enumerate(classes)}
+    counted = holdout.labels.dtype.kind in "iu" and bool(holdout.classes)
+    if counted and {*holdout.classes} <= {*places}:
+        # A data set whose classes have names counts them in its own order.
+        places = {str(i): places[name] for i, name in enumerate(holdout.classes)}
+    elif not {*values} <= {*places}:
+        places = {**places, **(called or {})}
+    if not {*values} <= {*places} and (counted or not any(map(is_number, places))):
+        places |= {str(place): place for place in range(len(classes))}
+    strange = [value for value in values if value not in places]
+    if strange:
+        raise AssessmentError(
+            f"{holdout.name}: class {strange[0][:40]!r} is none of the model's "
+            f"{len(classes)}: {', '.join(classes)[:100]}"
+        )
+    return np.array([places[value] for value in values], np.int64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from security.assessment.targets.decision import parse_decision
 from security.errors import AssessmentError
 
 __all__ = ["MIN_ROWS", "PROFILES", "Options", "Profile"]
@@ -154,6 +155,7 @@ class Options:
             that is attacked; None is the default for the kind of data.
         checks: names of the checks to run; empty is all that apply.
         output: name of the model's output with scores or labels; None finds it.
+        decision: what decides, as `parse_decision` reads it; None where it is known.
     """
 
     profile: str = "quick"
@@ -166,6 +168,7 @@ class Options:
     radius_l2: float | None = None
     checks: tuple[str, ...] = ()
     output: str | None = None
+    decision: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -186,6 +189,8 @@ class Options:
             if value is not None and not 0 < value < float("inf"):
                 option = name.replace("_", "-")
                 raise AssessmentError(f"--{option} must be positive and finite")
+        if self.decision is not None:
+            parse_decision(self.decision)
         if self.seed < 0:
             raise AssessmentError("--seed must not be negative")
 

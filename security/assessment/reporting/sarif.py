@@ -24,7 +24,8 @@ _SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sa
 _URL = "https://sealgate.dev/scan"
 # GitHub sorts by this number: above 7 is high, above 4 medium.
 _SECURITY_SEVERITY = {"error": "8.0", "warning": "5.0", "note": "2.0"}
-_FINGERPRINT = "sealgateFinding/v1"
+# Version 1 was made of the name alone, which two models may share.
+_FINGERPRINT = "sealgateFinding/v2"
 
 
 def to_sarif(report: Mapping[str, Any]) -> bytes:
@@ -44,7 +45,7 @@ def to_sarif(report: Mapping[str, Any]) -> bytes:
             }
         },
         "automationDetails": {
-            "id": f"sealgate-scan/{_uri(report['target']['name'])}/"
+            "id": f"sealgate-scan/{_run(report['target'])}/"
             f"{report['options'].get('profile', '')}"
         },
         "invocations": [_invocation(report)],
@@ -93,10 +94,11 @@ def _rule(rule: str) -> dict[str, Any]:
 def _finding(
     item: Mapping[str, Any], rules: Sequence[str], report: Mapping[str, Any]
 ) -> dict[str, Any]:
-    target = report["target"]["name"]
+    target = report["target"]
+    known = target.get("id", target["name"])
     where = item["where"] or item["rule"]
     fingerprint = hashlib.sha256(
-        "\0".join((item["rule"], target, item["where"])).encode()
+        "\0".join((item["rule"], known, item["where"])).encode()
     ).hexdigest()
     properties = {"metric": item["metric"], "evidence": item["evidence"]}
     return {
@@ -109,7 +111,7 @@ def _finding(
             {
                 # Tools insist on a line, which a model file has not.
                 "physicalLocation": {
-                    "artifactLocation": {"uri": _uri(target), "index": 0},
+                    "artifactLocation": {"uri": _place(target), "index": 0},
                     "region": {"startLine": 1},
                 },
                 "logicalLocations": [{"fullyQualifiedName": where, "kind": "object"}],
@@ -146,7 +148,7 @@ def _invocation(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _artifact(target: Mapping[str, Any]) -> dict[str, Any]:
     value: dict[str, Any] = {
-        "location": {"uri": _uri(target["name"])},
+        "location": {"uri": _place(target)},
         "roles": ["analysisTarget"],
     }
     if target.get("sha256"):
@@ -170,6 +172,18 @@ def _taxonomy(name: str, rules: Sequence[str]) -> dict[str, Any]:
 
 def _component(name: str) -> dict[str, str]:
     return {"name": TAXONOMIES[name].name}
+
+
+def _place(target: Mapping[str, Any]) -> str:
+    """The file below the root, or its name where it is elsewhere."""
+    return _uri(target.get("path") or target["name"])
+
+
+def _run(target: Mapping[str, Any]) -> str:
+    """Names the runs of one model: two that share a name are told apart."""
+    if target.get("path") or "id" not in target:
+        return _place(target)
+    return f"{_uri(target['name'])}-{target['id'][:12]}"
 
 
 def _uri(name: str) -> str:

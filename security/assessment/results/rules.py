@@ -86,6 +86,15 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "Drop or harden the columns that the attack used most; scan again.",
         **_EVASION,
     ),
+    "evasion-cost-unstated": ScanRule(
+        "note",
+        "it is stated what changes cost, and what an attacker would spend",
+        "A cost of 1 is a column's whole range: whether anybody would pay it is not "
+        "known, so nothing is concluded.",
+        "State `cost` of columns and `max_cost` in the data configuration, and scan "
+        "again.",
+        **_EVASION,
+    ),
     "answer-not-finite": ScanRule(
         "error",
         "answers are numbers",
@@ -107,6 +116,12 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "the model tells classes apart",
         "A model with one answer withstands every attack and is of no use.",
         "Check that data and model belong together.",
+    ),
+    "answer-reading": ScanRule(
+        "note",
+        "outputs are what the file declares, and say one thing",
+        "Callers who read another output, or its declaration, decide otherwise.",
+        "Read the decision at the top of the report; state another by --decision.",
     ),
     "quality-calibration": ScanRule(
         "warning",

@@ -8,7 +8,7 @@ has. An answer that never comes stops the scan, whose work stays on disk: `Journ
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from sealgate.errors import (
 from sealgate.options import options_of
 from sealgate.profile import Profile
 from sealgate.retry import RetryPolicy
-from security.assessment.targets.answers import Answers, Reading, read_answers, settle
+from security.assessment.targets.answers import Answers, Reading, read_answers
+from security.assessment.targets.decision import Stated, settle
 from security.assessment.targets.journal import Journal
 from security.assessment.targets.target import InputSpec, Rows, dtype_of
 from security.errors import AssessmentError, BudgetError
@@ -128,9 +129,7 @@ class RemoteTarget:
         """Close the connections."""
         self._client.close()
 
-    def calibrate(
-        self, rows: Rows, classes: Sequence[str], known: int, output: str | None
-    ) -> Answers:
+    def calibrate(self, rows: Rows, stated: Stated) -> Answers:
         """As `Target`.
 
         Raises:
@@ -138,7 +137,9 @@ class RemoteTarget:
             ClientError: no usable answer.
         """
         outputs = self._run_all(rows)
-        self.reading = settle(outputs, classes or self.labels, known, output)
+        self.reading = settle(
+            outputs, replace(stated, classes=stated.classes or self.labels)
+        )
         return read_answers(outputs, self.reading, len(rows))
 
     def ask(self, rows: Rows) -> Answers:

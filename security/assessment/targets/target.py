@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from models.sessions import TYPES, make_session
 from sealgate.protocol.datatypes import DATATYPES
-from security.assessment.targets.answers import Answers, Reading, read_answers, settle
+from security.assessment.targets.answers import Answers, Reading, read_answers
+from security.assessment.targets.decision import Stated, settle
+from security.assessment.targets.declared import declared_outputs
 from security.errors import AssessmentError
 
 __all__ = [
@@ -74,9 +76,7 @@ class Target(Protocol):
         """Rows asked so far."""
         ...
 
-    def calibrate(
-        self, rows: Rows, classes: Sequence[str], known: int, output: str | None
-    ) -> Answers:
+    def calibrate(self, rows: Rows, stated: Stated) -> Answers:
         """Ask about real rows, decide how outputs are read, and read them."""
         ...
 
@@ -112,16 +112,14 @@ class OnnxTarget:
         self.output_names = tuple(item.name for item in self._session.get_outputs())
         self._wanted: list[str] | None = None
 
-    def calibrate(
-        self, rows: Rows, classes: Sequence[str], known: int, output: str | None
-    ) -> Answers:
+    def calibrate(self, rows: Rows, stated: Stated) -> Answers:
         """As `Target`.
 
         Raises:
             AssessmentError: the model cannot run the rows, or is no classifier.
         """
         outputs = self._run_all(rows)
-        self.reading = settle(outputs, classes, known, output)
+        self.reading = settle(outputs, stated, declared_outputs(self.model))
         names = {self.reading.output, self.reading.label_output} - {None}
         self._wanted = [name for name in self.output_names if name in names]
         return read_answers(outputs, self.reading, len(rows))

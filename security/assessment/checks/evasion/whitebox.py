@@ -7,6 +7,7 @@ and they are where gradients are lost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,7 +110,8 @@ def _checked(
     whole = _Scores(context, graph, output, dtype)
     with torch.no_grad():
         mine = whole(z).numpy().astype(np.float64)
-    served = context.target.ask(rows).scores
+    answers = context.target.ask(rows)
+    served = _centred(answers.scores, job.reading)
     scale = max(1.0, float(np.abs(served[np.isfinite(served)]).max(initial=0)))
     gaps = np.abs(mine - served).max(axis=1)
     agree = gaps <= _TOLERANCE * scale
@@ -117,6 +119,11 @@ def _checked(
         raise AssessmentError(
             f"the torch graph differs from onnxruntime by {np.nanmedian(gaps):.1e}"
         )
+    # Rows near a tie aside, the largest score must be what is decided.
+    second, first = np.sort(mine, axis=1)[:, -2:].T
+    clear = agree & (answers.labels >= 0) & (first - second > 2 * _TOLERANCE * scale)
+    if (mine.argmax(axis=1) != answers.labels)[clear].any():
+        raise AssessmentError("labels are decided otherwise than by the largest score")
     return WhiteBox(
         _Scores(context, graph, cut, dtype),
         dtype,
@@ -163,8 +170,11 @@ class _Scores(nn.Module):
             array = torch.as_tensor(getattr(space, name), dtype=dtype)
             self.register_buffer(name, array)
         self._plain = bool((space.low == 0).all() and (space.scale == 1).all())
+        threshold = self._reading.threshold
         squashed = value == self._reading.output
-        self._threshold = self._reading.threshold if squashed else 0.0
+        if not squashed and self._reading.form == "probabilities":
+            threshold = math.log(threshold / (1 - threshold)) if threshold else 0.0
+        self._squashed, self._threshold = squashed, threshold
 
     def forward(self, z: Tensor) -> Tensor:
         """``(n, d)``, or any shape that flattens to it, to ``(n, classes)``."""
@@ -179,9 +189,13 @@ class _Scores(nn.Module):
             # The attacks then find what their random starts find, and a check says so.
             scores = scores + 0.0 * z.sum(dim=1, keepdim=True)
         if self._reading.single:
-            second = scores[:, :1] - self._threshold
+            # Of two columns: logits, of which the difference is the probability's.
+            second, wide = scores[:, -1:], scores.shape[1] == 2
+            if wide and not self._squashed:
+                second = second - scores[:, :1]
+            second = second - self._threshold
             return torch.cat([-second, second], dim=1)
-        return scores
+        return scores.flip(1) if self._reading.swapped else scores
 
     def _inside(self, raw: Tensor) -> Tensor:
         """Rounding may step over a range's end, where clipping would cut the gradient.
@@ -193,21 +207,30 @@ class _Scores(nn.Module):
         return stepped(raw, torch.where(near, clipped, raw))
 
 
+def _centred(scores: Any, reading: Reading) -> Any:
+    """Scores as `_Scores` gives them: of two classes, beside the threshold."""
+    if not reading.single:
+        return scores
+    second = scores[:, 1] - reading.threshold
+    return np.stack([-second, second], axis=1)
+
+
 def _before_squashing(
     nodes: Sequence[Node], output: str, model: bytes, reading: Reading
 ) -> str:
     """The name of the value that decides, before steps that keep the order of classes.
 
-    For a single score only a final sigmoid is left out: what else is done to it moves
-    the threshold.
+    For a single score only a final sigmoid or softmax is left out: what else is done
+    to it moves the threshold.
     """
     made = {name: node for node in nodes for name in node.outputs}
     stored = _scalars(model, nodes)
     value = output
     while (node := made.get(value)) is not None:
         if reading.single:
-            if node.op == "Sigmoid" and reading.form == "probabilities":
-                return node.inputs[0]
+            squashes = node.op in ("Sigmoid", "Softmax")
+            if squashes and reading.form == "probabilities":
+                return _keeps_order(node, stored) or value
             if node.op not in ("Identity", "Cast"):
                 return output if value != output else value
         following = _keeps_order(node, stored)

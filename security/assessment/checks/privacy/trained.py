@@ -131,7 +131,7 @@ def _fitted(given: Holdout, context: Context) -> KnownRows:
     job = context.job
     given = given.arranged(job.column_names)
     rows, _ = fit_rows(job.spec, given.features)
-    labels = class_indices(given, job.reading.classes)
+    labels = class_indices(given, job.reading.classes, job.reading.index)
     used = Dataset(
         given.name, "train", len(given), datasets.digest(given.features, labels)
     )

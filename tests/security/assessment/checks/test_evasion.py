@@ -291,7 +291,7 @@ def test_quantised_inputs_are_broken_as_plain_ones(mlp):
 
 
 def test_whole_numbers_stay_whole():
-    x = RANDOM.integers(0, 256, size=(40, 6)).astype(np.uint8)
+    x = np.random.default_rng(1).integers(0, 256, size=(40, 6)).astype(np.uint8)
     y = np.argmax(x.astype(np.float64) @ WEIGHTS, axis=1)
     nodes = [node("Cast", ["x"], "f", to=1), node("MatMul", ["f", "w"], "scores")]
     model = onnx_model(nodes, {"w": WEIGHTS.astype(np.float32)}, shape=[6], kind=UINT8)

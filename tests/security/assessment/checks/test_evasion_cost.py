@@ -152,7 +152,13 @@ def test_the_cheapest_single_column_is_found():
         # Both columns count alike: the cost is the gap, wherever it is made up.
         assert row["cost"] == pytest.approx(abs(values[0] + values[1] - 1), abs=0.02)
     assert {item["column"] for item in result.details["columns"]} <= {"c0", "c1"}
-    assert "evasion-cost" in {item.rule for item in result.findings}
+    # Nobody said what a change costs, or what is too much: no verdict rests on it.
+    (finding,) = result.findings
+    assert (finding.rule, finding.severity) == ("evasion-cost-unstated", "note")
+    config = replace(config, max_cost=1.0)
+    result = run(CostCheck(), linear_onnx(weights, [0.0, -1.0]), x, y, config)
+    (finding,) = result.findings
+    assert (finding.rule, finding.severity) == ("evasion-cost", "error")
 
 
 def test_the_certificate_of_a_linear_model(monkeypatch):

@@ -48,7 +48,7 @@ def test_auc_is_sklearns_and_its_interval_a_bootstraps(seed):
 
 def test_metrics():
     probabilities, labels = sample()
-    metrics = measures.measure(probabilities, labels)
+    metrics = measures.measure(probabilities, labels, probabilities.argmax(axis=1))
     accuracy = float(np.mean(probabilities.argmax(1) == labels))
     assert metrics["accuracy"].value == accuracy
     assert metrics["log_loss"].value == pytest.approx(log_loss(labels, probabilities))
@@ -63,8 +63,11 @@ def test_metrics():
 def test_calibration():
     labels = np.repeat([0, 1], 50)
     sure = np.stack([1.0 - labels, labels], axis=1)
-    assert measures.measure(sure, labels)["calibration_error"].value == 0
-    wrong = measures.measure(sure[::-1], labels)
+    assert (
+        measures.measure(sure, labels, sure.argmax(axis=1))["calibration_error"].value
+        == 0
+    )
+    wrong = measures.measure(sure[::-1], labels, sure[::-1].argmax(axis=1))
     assert wrong["calibration_error"].value == 1
     assert np.isfinite(wrong["log_loss"].value)
 

@@ -18,6 +18,7 @@ from models.bundle import read_bundle
 from models.sessions import make_session
 from security.__main__ import main
 from security.admission.gate import Admission
+from security.assessment.targets.decision import Stated
 from security.assessment.targets.target import OnnxTarget, fit_rows
 from service.inference.runtime import LoadedModel
 from tests.support import trained
@@ -94,5 +95,5 @@ def test_assessor_and_server_get_the_same_numbers() -> None:
     (answered,) = served.run(feed, ["probabilities"], options)
     target = OnnxTarget(bundle.model)
     fitted, target.shape = fit_rows(target.spec, rows)
-    assessed = target.calibrate(fitted, ("0", "1"), 2, "probabilities")
+    assessed = target.calibrate(fitted, Stated(("0", "1"), output="probabilities"))
     np.testing.assert_array_equal(assessed.scores, answered)

@@ -113,6 +113,50 @@ def test_a_finding_keeps_its_fingerprint_when_its_numbers_change(report, tmp_pat
     assert prints[0] == prints[1] != prints[2]
 
 
+def scanned_places(folder, *more):
+    out = folder.parent / f"{folder.name}-out"
+    arguments = ("scan", str(folder / "model.onnx"), "--data", str(folder / "x.npz"))
+    arguments += ("--jobs", "1", "--check", "answers", "--out", str(out), *more)
+    assert main([*arguments]) == 0
+    (run,) = json.loads((out / "scan.sarif").read_text())["runs"]
+    (first, *_) = run["results"]
+    place = first["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    return place, first["partialFingerprints"], run["automationDetails"]["id"]
+
+
+def test_two_models_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
+    x = np.random.default_rng(0).random((40, 2))
+    for name, weight in (("a", 1.0), ("b", 2.0)):
+        folder = tmp_path / "repo" / name
+        folder.mkdir(parents=True)
+        model = linear_onnx(np.full((2, 2), weight), [0.0, 1.0])
+        (folder / "model.onnx").write_bytes(model)
+        save_npz(folder / "x.npz", x, np.arange(40) % 2)
+    folders = [tmp_path / "repo" / name for name in "ab"]
+    # In a repository, below its top, wherever the command is run; or below --root.
+    (tmp_path / "repo" / ".git").mkdir()
+    found = [scanned_places(folder) for folder in folders]
+    assert [place for place, *_ in found] == ["a/model.onnx", "b/model.onnx"]
+    assert found[0][1] != found[1][1]
+    assert [run for *_, run in found] == [
+        f"sealgate-scan/{name}/model.onnx/quick" for name in "ab"
+    ]
+    rooted = scanned_places(folders[0], "--root", str(tmp_path))
+    assert rooted[0] == "repo/a/model.onnx"
+    # Elsewhere a name is all that can be said of the place.
+    (tmp_path / "repo" / ".git").rmdir()
+    loose = [scanned_places(folder) for folder in folders]
+    assert [place for place, *_ in loose] == ["model.onnx"] * 2
+    assert loose[0][1] != loose[1][1]
+    assert loose[0][2] != loose[1][2]
+    monkeypatch.chdir(tmp_path)
+    assert scanned_places(folders[0])[0] == "repo/a/model.onnx"
+    capsys.readouterr()
+    arguments = ("scan", str(folders[0] / "model.onnx"), "--data", "x.npz")
+    assert main([*arguments, "--root", str(folders[1])]) == 2
+    assert "--root: model.onnx is not below it" in capsys.readouterr().err
+
+
 def test_tags_exist_in_atlas(shared_data):
     packed = (shared_data / "spec-atlas" / "ATLAS.yaml.gz").read_bytes()
     text = gzip.decompress(packed).decode()
@@ -209,6 +253,7 @@ def test_html_shows_curves_examples_and_confusion(attacked):
     (evasion,) = [r for r in report["results"] if r["check"] == "evasion"]
     head, _, rest = page.partition("<h2")
     # The first screen has the figures, each with its interval and n.
+    assert "decides by: largest score; scores: probabilities of classes 0, 1" in head
     robust = evasion["metrics"]["robust_accuracy_linf"]
     assert f"<b>{robust['value']:.3f}</b>" in head
     assert f"{robust['low']:.3f} to {robust['high']:.3f} (95%), n=30" in head
@@ -235,8 +280,8 @@ def test_sarif_of_a_real_attack_is_valid_and_stays(attacked, tmp_path, shared_da
     assert {"evasion-broken", "evasion-weak"} & {r["ruleId"] for r in results}
     report = json.loads((attacked / "scan.json").read_text())
     again = json.loads(documents(report, tmp_path, "sarif"))["runs"][0]["results"]
-    prints = [r["partialFingerprints"]["sealgateFinding/v1"] for r in results]
-    assert prints == [r["partialFingerprints"]["sealgateFinding/v1"] for r in again]
+    prints = [r["partialFingerprints"]["sealgateFinding/v2"] for r in results]
+    assert prints == [r["partialFingerprints"]["sealgateFinding/v2"] for r in again]
     assert len(set(prints)) == len(prints)
 
 
