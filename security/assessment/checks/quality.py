@@ -64,16 +64,16 @@ class QualityCheck:
             ]
             answers = context.target.ask(np.concatenate(rows))
             usual = np.tile(job.clean.labels[places], len(chosen))
-            failed = (~answers.finite) | (answers.labels < 0)
+            shape = len(chosen), len(places)
+            failed = ((~answers.finite) | (answers.labels < 0)).reshape(shape)
+            changed = (answers.labels != usual).reshape(shape)
             values[kind] = {
                 "asked": len(usual),
                 "failed": int(failed.sum()),
-                "changed": int((answers.labels != usual).sum()),
                 "columns": [int(c) for c in chosen],
-                "changed_by_column": (answers.labels != usual)
-                .reshape(len(chosen), -1)
-                .sum(axis=1)
-                .tolist(),
+                "changed_by_column": changed.sum(axis=1).tolist(),
+                "failed_by_row": failed.mean(axis=0).tolist(),
+                "changed_by_row": changed.mean(axis=0).tolist(),
             }
         return Outcome(values)
 
@@ -186,10 +186,10 @@ def _unusual_result(
     metrics, findings, rows = {}, [], []
     names = context.job.column_names
     for kind, item in outcome.values.items():
-        metrics[f"{kind}_failed"] = intervals.proportion(item["failed"], item["asked"])
-        metrics[f"{kind}_changed"] = intervals.proportion(
-            item["changed"], item["asked"]
-        )
+        for what in ("failed", "changed"):
+            # The copies of one row are alike: the sample is of rows, not of questions.
+            shares = np.array(item[f"{what}_by_row"], dtype=np.float64)
+            metrics[f"{kind}_{what}"] = intervals.bounded_mean(shares, 0.0, 1.0)
         order = np.argsort(item["changed_by_column"])[::-1][:_WORST]
         per_column = item["asked"] // max(1, len(item["columns"]))
         for place in order:
