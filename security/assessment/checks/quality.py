@@ -42,6 +42,8 @@ class QualityCheck:
 
     def units(self, context: Context) -> list[Unit]:
         """One unit: rows with missing values, and with values beyond the ranges."""
+        if context.job.answered:
+            return []
         return [Unit(self.name, "quality/unusual", weight=0.5)]
 
     def run(self, unit: Unit, context: Context) -> Outcome:
@@ -82,6 +84,7 @@ class QualityCheck:
     ) -> CheckResult:
         """Metrics as `assess` measures them, slices, and the unusual rows."""
         job = context.job
+        whole = bool(outcomes) or job.answered
         known = job.clean.finite & (job.clean.labels >= 0)
         metrics, reason = _metrics(context, known)
         findings = []
@@ -106,8 +109,8 @@ class QualityCheck:
         charts = [_reliability(context, known)] if not reason else []
         return CheckResult(
             self.name,
-            status="done" if outcomes and "accuracy" in metrics else "partial",
-            reason=reason or ("" if outcomes else "no budget was left"),
+            status="done" if whole and "accuracy" in metrics else "partial",
+            reason=reason or ("" if whole else "no budget was left"),
             kind="quality",
             conditions={
                 **measures.CONDITIONS,

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from scipy.stats import fisher_exact, norm
 
 from security.assessment.reporting.pairs import mcnemar, rows_of
@@ -32,6 +31,7 @@ _LESS = (
 _MORE = ("accuracy", "robust", "certified", "ratio", "cost", "median_distance")
 # An AUC is an attack's only in these checks; elsewhere it is the model's.
 _ATTACKS = ("membership", "privacy", "attribute", "poisoning")
+_SAME = 1e-6
 # How intervals were made changes their width, and no value.
 _OF_INTERVALS = {
     *("interval", "resamples", "several_groups"),
@@ -186,9 +186,12 @@ def _is_share(metric: Mapping[str, Any]) -> bool:
     n = metric.get("n")
     if not n or not 0 <= metric["value"] <= 1:
         return False
-    share = intervals.proportion(round(metric["value"] * n), n, metric["confidence"])
-    given = np.array([metric["value"], metric["low"], metric["high"]])
-    return np.allclose(given, (share.value, share.low, share.high), rtol=0, atol=1e-6)
+    share = vars(
+        intervals.proportion(round(metric["value"] * n), n, metric["confidence"])
+    )
+    return all(
+        abs(metric[end] - share[end]) < _SAME for end in ("value", "low", "high")
+    )
 
 
 def _error(metric: Mapping[str, Any]) -> float:
