@@ -146,6 +146,9 @@ def _metrics(
                 if p is None:
                     p, test = _p_value(first, second)
                 change = replace(change, p=p, test=test)
+                if p is None and "low" in first and "low" in second:
+                    widths = "neither interval has a width"
+                    change = replace(change, direction="not comparable", reason=widths)
             changes.append(change)
     return changes
 
