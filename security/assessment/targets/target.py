@@ -7,7 +7,7 @@ Rows are flat, ``(n, d)``; the target knows the shape and the type that its inpu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -270,7 +270,3 @@ def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
-
-
-# What opens a target again in another process.
-Opener = Callable[[], Target]
