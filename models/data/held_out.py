@@ -24,12 +24,20 @@ from models.data.sources import feature_values, groups
 from models.errors import DatasetError
 from models.manifest import Column
 
-__all__ = ["Holdout", "Roles", "holdout_of", "load_holdout"]
+__all__ = [
+    "Holdout",
+    "Predictions",
+    "Roles",
+    "holdout_of",
+    "load_holdout",
+    "load_predictions",
+]
 
 _MAX_GROUPS = 50
 _FEATURES = ("x", "X", "x_test", "X_test", "features", "images", "data")
 _LABELS = ("y", "Y", "y_test", "Y_test", "labels", "label", "target", "targets")
 _LABEL_COLUMNS = ("label", "target", "class", "y")
+_TRUTH_COLUMNS = ("truth", *_LABEL_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +91,29 @@ class Holdout:
         return replace(self, features=self.features[:, order], columns=tuple(names))
 
 
+@dataclass(frozen=True, eq=False)
+class Predictions(Holdout):
+    """Rows with their classes and with what a model said of them.
+
+    Attributes:
+        name, labels, groups: as of `Holdout`.
+        features: ``(n, k)``, the scores: one of the positive class, or one per class;
+            without any, ``k`` is 0.
+        columns: names of the scores.
+        decided: ``(n,)``, the classes that the model gave, like the labels.
+        probabilities: whether the scores are stated to be that.
+    """
+
+    decided: NDArray[Any] = field(kw_only=True, repr=False)
+    probabilities: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the rows, and of what was said of them."""
+        said = "\n".join([str(self.probabilities), *map(str, self.decided.tolist())])
+        return hashlib.sha256(f"{super().sha256}\n{said}".encode()).hexdigest()
+
+
 def holdout_of(rows: AnyDataset) -> Holdout:
     """The rows of a data set."""
     columns = rows.columns if isinstance(rows, TabularDataset) else ()
@@ -108,6 +139,9 @@ class Roles:
         features: their names, where only those are known; none for all other columns.
         drop: columns that are not used.
         missing: cells that mean a missing value.
+        prediction: of a file of predictions, the class that the model gave.
+        scores: its scores, that are no probabilities.
+        probabilities: its scores that are.
     """
 
     label: str | None = None
@@ -117,6 +151,9 @@ class Roles:
     features: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
+    prediction: str = "prediction"
+    scores: tuple[str, ...] = ()
+    probabilities: tuple[str, ...] = ()
 
 
 def load_holdout(
@@ -134,14 +171,75 @@ def load_holdout(
             model's.
     """
     table = read_table(str(source), base=base)
-    for name in roles.sensitive:
-        if name not in table.arrays:
-            raise DatasetError(f"{table.where}: there is no sensitive column {name!r}")
+    _check_sensitive(table, roles)
     given = [item for item in _FEATURES if item in table.arrays]
     many = [item for item in given if table.arrays[item].ndim > 1]
     holdout = _matrix(table, roles, many[0]) if many else _columns(table, roles)
     _check(holdout)
     return holdout
+
+
+def load_predictions(
+    source: str | Path, roles: Roles = Roles(), *, base: Path = Path()
+) -> Predictions:
+    """Read a model's predictions, beside the classes that the rows have.
+
+    The columns that roles do not name are ``truth`` (or a usual name), ``prediction``
+    and, if there is one, ``probability`` or ``score``.
+
+    Args:
+        source: as of `load_holdout`.
+        roles: what its columns are for; others are not read.
+        base: as of `load_holdout`.
+
+    Raises:
+        DatasetError: unreadable, or without classes, predictions or a stated column.
+    """
+    table = read_table(str(source), base=base)
+    _check_sensitive(table, roles)
+    label = _label_column(table, roles.label, _TRUTH_COLUMNS)
+    names, sure = _score_columns(table, roles)
+    wanted = [label, roles.prediction, *names]
+    table.require(wanted, also=[*table.arrays])
+    if len(set(wanted)) < len(wanted):
+        raise DatasetError(f"{table.where}: one column has two roles")
+    if not table.rows:
+        raise DatasetError(f"{table.where}: there are no rows")
+    scores = [_score(table, name, sure=sure) for name in names]
+    predictions = Predictions(
+        table.where,
+        np.stack(scores, 1) if scores else np.empty((table.rows, 0)),
+        _labels(table, label),
+        columns=names,
+        groups=_groups(table, roles),
+        decided=_labels(table, roles.prediction),
+        probabilities=sure,
+    )
+    _check_groups(predictions)
+    return predictions
+
+
+def _score_columns(table: Table, roles: Roles) -> tuple[tuple[str, ...], bool]:
+    """Which columns have scores, and whether they are stated to be probabilities."""
+    if roles.scores and roles.probabilities:
+        raise DatasetError(f"{table.where}: scores are probabilities, or are not")
+    if roles.scores or roles.probabilities:
+        return roles.probabilities or roles.scores, bool(roles.probabilities)
+    named = [name for name in ("probability", "score") if name in table.arrays]
+    return tuple(named[:1]), named[:1] == ["probability"]
+
+
+def _score(table: Table, name: str, *, sure: bool) -> NDArray[np.float64]:
+    values = numbers(table, name)
+    if sure:
+        table.refuse(name, (values < 0) | (values > 1), "is no probability")
+    return values
+
+
+def _check_sensitive(table: Table, roles: Roles) -> None:
+    for name in roles.sensitive:
+        if name not in table.arrays:
+            raise DatasetError(f"{table.where}: there is no sensitive column {name!r}")
 
 
 def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
@@ -206,8 +304,10 @@ def _groups(table: Table, roles: Roles) -> dict[str, NDArray[np.str_]]:
     return {name: groups(table, name, missing) for name in roles.sensitive}
 
 
-def _label_column(table: Table, label: str | None) -> str:
-    wanted = (label,) if label is not None else _LABEL_COLUMNS
+def _label_column(
+    table: Table, label: str | None, usual: tuple[str, ...] = _LABEL_COLUMNS
+) -> str:
+    wanted = (label,) if label is not None else usual
     for name in wanted:
         if name in table.arrays:
             return name
@@ -265,11 +365,15 @@ def _check(holdout: Holdout) -> None:
         raise DatasetError(
             f"{name}: {len(features)} rows of features, {len(labels)} classes"
         )
+    _check_groups(holdout)
+    if 0 in features.shape:
+        raise DatasetError(f"{name}: there are no rows")
+
+
+def _check_groups(holdout: Holdout) -> None:
     for group, values in holdout.groups.items():
         if len(np.unique(values)) > _MAX_GROUPS:
             raise DatasetError(
-                f"{name}: sensitive column {group!r} has more than {_MAX_GROUPS} "
-                "values; put them into bands"
+                f"{holdout.name}: sensitive column {group!r} has more than "
+                f"{_MAX_GROUPS} values; put them into bands"
             )
-    if 0 in features.shape:
-        raise DatasetError(f"{name}: there are no rows")

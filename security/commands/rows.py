@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from models.data.datasets import AnyDataset
-    from models.data.held_out import Holdout
+    from models.data.held_out import Holdout, Predictions, Roles
     from models.manifest import Column
     from security.assessment.targets.dataconfig import DataConfig
 
-__all__ = ["add_data_config", "configured_rows", "data_config", "file_rows"]
+__all__ = [
+    "add_data_config",
+    "configured_rows",
+    "data_config",
+    "file_predictions",
+    "file_rows",
+]
 
 
 def add_data_config(parser: argparse.ArgumentParser) -> None:
@@ -77,9 +83,26 @@ def file_rows(path: Path, config: DataConfig, columns: tuple[Column, ...]) -> Ho
     Raises:
         DatasetError: unreadable, or no rows with classes.
     """
-    from models.data.held_out import Roles, load_holdout  # noqa: PLC0415  (as above)
+    from models.data.held_out import load_holdout  # noqa: PLC0415  (as above)
 
-    roles = Roles(
+    return load_holdout(path, _roles(config, columns))
+
+
+def file_predictions(path: Path, config: DataConfig) -> Predictions:
+    """A model's predictions about rows, of a file.
+
+    Raises:
+        DatasetError: unreadable, or no predictions beside classes.
+    """
+    from models.data.held_out import load_predictions  # noqa: PLC0415  (as above)
+
+    return load_predictions(path, _roles(config, ()))
+
+
+def _roles(config: DataConfig, columns: tuple[Column, ...]) -> Roles:
+    from models.data.held_out import Roles  # noqa: PLC0415  (as above)
+
+    return Roles(
         label=config.label,
         sensitive=config.sensitive,
         kept=tuple(config.rules),
@@ -87,5 +110,7 @@ def file_rows(path: Path, config: DataConfig, columns: tuple[Column, ...]) -> Ho
         features=config.features,
         drop=config.drop,
         missing=config.missing,
+        prediction=config.prediction,
+        scores=config.scores,
+        probabilities=config.probabilities,
     )
-    return load_holdout(path, roles)

@@ -24,6 +24,7 @@ from security.commands.rows import (
     add_data_config,
     configured_rows,
     data_config,
+    file_predictions,
     file_rows,
 )
 from security.errors import AssessmentError
@@ -34,11 +35,17 @@ if TYPE_CHECKING:
     from security.assessment.engine.run import Scan, ScanRequest
     from security.assessment.engine.runner import Progress
     from security.assessment.plan.context import TargetSource
+    from security.assessment.plan.options import Options
     from security.assessment.targets.dataconfig import DataConfig
 
 __all__ = ["add_parser", "run"]
 
 _SEVERITIES = ("error", "warning", "note")
+# Arguments that are about a model.
+_OF_MODELS = (
+    *("target", "data", "train_data", "training", "client_profile", "output"),
+    *("evidence", "ray"),
+)
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -52,15 +59,21 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "1: structure refuses the file, or --fail-on says so.",
     )
     parser.add_argument(
-        "target", metavar="TARGET", help="FILE.onnx, a bundle, or a URL"
+        "target", nargs="?", metavar="TARGET", help="FILE.onnx, a bundle, or a URL"
     )
     parser.add_argument(
         "--data",
         type=Path,
-        required=True,
         metavar="HOLDOUT",
         help="rows the model never saw, with classes: .npz, .csv, .parquet, or a "
         "training configuration (.toml), whose held-out rows are taken",
+    )
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="instead of TARGET and --data: what a model answered, with columns truth, "
+        "prediction, perhaps probability or score, and the groups of --data-config",
     )
     add_data_config(parser)
     parser.add_argument(
@@ -176,6 +189,10 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         decision=args.decision,
     )
     config = data_config(args)
+    if args.predictions is not None:
+        return _predicted(args, options, config)
+    if args.target is None or args.data is None:
+        raise AssessmentError("give TARGET and --data, or --predictions")
     source, subject = _source(args)
     if args.ray and source.kind == "remote":
         raise AssessmentError("--ray is for files: one process asks an endpoint")
@@ -190,6 +207,27 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         subject=subject,
         ray=args.ray,
         extras=_extras(args, config, source),
+    )
+
+
+def _predicted(
+    args: argparse.Namespace, options: Options, config: DataConfig
+) -> ScanRequest:
+    """What is asked for where there is no model."""
+    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415
+    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+
+    for name in _OF_MODELS:
+        if getattr(args, name) not in (None, False):
+            shown = "TARGET" if name == "target" else f"--{name.replace('_', '-')}"
+            raise AssessmentError(f"{shown}: with --predictions there is no model")
+    path: Path = args.predictions
+    return ScanRequest(
+        source=TargetSource("predictions", path.name),
+        holdout=file_predictions(path, config),
+        options=options,
+        config=config,
+        out=args.out or Path(f"{path.stem}-scan"),
     )
 
 

@@ -94,9 +94,7 @@ class ExplanationCheck:
             name = names[column] if names else f"[{column}]"
             metric = intervals.mean(values[:, column])
             metrics[f"importance/{name}"] = metric
-            rows.append(
-                [name, f"{metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}]"]
-            )
+            rows.append([name, f"{metric.value:.4f}{_interval(metric)}"])
         table = {
             "title": "Mean absolute Shapley value of the given class",
             "columns": ["column", "importance"],
@@ -112,3 +110,8 @@ class ExplanationCheck:
             metrics=metrics,
             details={"tables": [table]},
         )
+
+
+def _interval(metric: Metric) -> str:
+    """In a table; a column that changes nothing has none."""
+    return "" if metric.low is None else f" [{metric.low:.4f}, {metric.high:.4f}]"

@@ -21,6 +21,7 @@ __all__ = ["FairnessCheck"]
 _GAP = 0.1
 _FOUR_FIFTHS = 0.8
 _MAX_GROUPS = 50
+_NAMED = 10
 
 
 class FairnessCheck:
@@ -67,19 +68,22 @@ class FairnessCheck:
                 for rate, metric in item.ratios.items()
             }
             for group in item.groups:
-                if group.rows >= MIN_GROUP:
-                    metrics |= {
-                        f"{rate}/{group.name}": metric
-                        for rate, metric in group.rates.items()
-                    }
+                metrics |= {
+                    f"{rate}/{group.name}": metric
+                    for rate, metric in group.rates.items()
+                    if group.enough(rate)
+                }
         return CheckResult(
             self.name,
             kind="fairness",
             conditions={
                 "positive_class": context.job.reading.classes[positive or 0],
                 "min_group": MIN_GROUP,
-                "interval": "percentile_bootstrap",
-                "resamples": rates.RESAMPLES,
+                "interval": "wilson",
+                "calibration_interval": "agresti_coull",
+                "difference_interval": "newcombe",
+                "ratio_interval": "donner_zou",
+                "several_groups": "bonferroni over pairs",
             },
             metrics=metrics,
             findings=tuple(found for item in results for found in _findings(item)),
@@ -113,8 +117,7 @@ def _measured(
     scores = None
     if job.reading.form == "probabilities":
         scores = job.clean.scores[known][:, positive]
-    random = context.random(f"fairness/{attribute.name}")
-    result = rates.measure(attribute, truth, given, scores, random=random)
+    result = rates.measure(attribute, truth, given, scores)
     return result, _confusion(attribute.values, truth, given)
 
 
@@ -160,34 +163,60 @@ def _crossings(context: Context) -> list[tuple[str, ...]]:
 
 
 def _findings(item: Fairness) -> Iterator[ScanFinding]:
-    small = [group for group in item.groups if group.rows < MIN_GROUP]
-    if small:
-        yield ScanFinding(
-            "fairness-small-group",
-            f"{len(small)} of {len(item.groups)} groups by {item.attribute} have fewer "
-            f"than {MIN_GROUP} rows, the smallest {min(g.rows for g in small)}",
-            item.attribute,
-        )
+    yield from _small(item)
     ratio = item.ratios.get("selection_rate")
     if ratio is not None and ratio.high is not None and ratio.high < _FOUR_FIFTHS:
+        least, most = item.extremes["selection_rate"]
         yield ScanFinding(
             "fairness-selection",
-            f"a group by {item.attribute} gets the positive class {ratio.value:.2f} "
-            "times as often as another",
+            f"{_named(least)} gets the positive class {ratio.value:.2f} times as often "
+            f"as {_named(most)}",
             item.attribute,
             ratio,
         )
     for rate in ("tpr", "fpr", "accuracy", "calibration"):
         gap = item.differences.get(rate)
-        # The bootstrap of a largest difference leans upwards: its lower end is what
-        # still must be above the bound.
         if gap is not None and gap.low is not None and gap.low > _GAP:
+            least, most = item.extremes[rate]
             yield ScanFinding(
                 "fairness-gap",
-                f"{rate} differs by {gap.value:.2f} between groups by {item.attribute}",
+                f"{rate} of {_named(least)} is {gap.value:.2f} below that of "
+                f"{_named(most)}",
                 f"{item.attribute}/{rate}",
                 gap,
             )
+
+
+def _small(item: Fairness) -> Iterator[ScanFinding]:
+    """Which groups have too few rows, or too few positives or negatives."""
+    few = [
+        f"{_named(group.name)} ({group.rows} rows)"
+        for group in item.groups
+        if group.rows < MIN_GROUP
+    ]
+    for rate, kind in (("tpr", "positives"), ("fpr", "negatives")):
+        few += [
+            f"{_named(group.name)} ({_count(group, rate)} {kind})"
+            for group in item.groups
+            if group.rows >= MIN_GROUP and not group.enough(rate)
+        ]
+    if few:
+        more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+        yield ScanFinding(
+            "fairness-small-group",
+            f"fewer than {MIN_GROUP}, so not compared: {', '.join(few[:_NAMED])}{more}",
+            item.attribute,
+        )
+
+
+def _count(group: Group, rate: str) -> int:
+    metric = group.rates.get(rate)
+    return 0 if metric is None else metric.n or 0
+
+
+def _named(group: str) -> str:
+    """A group's name for a message: its values are whatever the data holds."""
+    return repr(group[:60])
 
 
 def _table(item: Fairness) -> dict[str, Any]:
@@ -205,8 +234,8 @@ def _table(item: Fairness) -> dict[str, Any]:
 
 def _text(group: Group, rate: str) -> str:
     metric = group.rates.get(rate)
-    if group.rows < MIN_GROUP:
-        return "too few"
     if metric is None:
         return "none"
-    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+    if not group.enough(rate):
+        return f"too few ({metric.n})"
+    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}], n={metric.n}"

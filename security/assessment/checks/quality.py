@@ -42,6 +42,8 @@ class QualityCheck:
 
     def units(self, context: Context) -> list[Unit]:
         """One unit: rows with missing values, and with values beyond the ranges."""
+        if context.job.answered:
+            return []
         return [Unit(self.name, "quality/unusual", weight=0.5)]
 
     def run(self, unit: Unit, context: Context) -> Outcome:
@@ -64,16 +66,16 @@ class QualityCheck:
             ]
             answers = context.target.ask(np.concatenate(rows))
             usual = np.tile(job.clean.labels[places], len(chosen))
-            failed = (~answers.finite) | (answers.labels < 0)
+            shape = len(chosen), len(places)
+            failed = ((~answers.finite) | (answers.labels < 0)).reshape(shape)
+            changed = (answers.labels != usual).reshape(shape)
             values[kind] = {
                 "asked": len(usual),
                 "failed": int(failed.sum()),
-                "changed": int((answers.labels != usual).sum()),
                 "columns": [int(c) for c in chosen],
-                "changed_by_column": (answers.labels != usual)
-                .reshape(len(chosen), -1)
-                .sum(axis=1)
-                .tolist(),
+                "changed_by_column": changed.sum(axis=1).tolist(),
+                "failed_by_row": failed.mean(axis=0).tolist(),
+                "changed_by_row": changed.mean(axis=0).tolist(),
             }
         return Outcome(values)
 
@@ -82,6 +84,7 @@ class QualityCheck:
     ) -> CheckResult:
         """Metrics as `assess` measures them, slices, and the unusual rows."""
         job = context.job
+        whole = bool(outcomes) or job.answered
         known = job.clean.finite & (job.clean.labels >= 0)
         metrics, reason = _metrics(context, known)
         findings = []
@@ -106,8 +109,8 @@ class QualityCheck:
         charts = [_reliability(context, known)] if not reason else []
         return CheckResult(
             self.name,
-            status="done" if outcomes and "accuracy" in metrics else "partial",
-            reason=reason or ("" if outcomes else "no budget was left"),
+            status="done" if whole and "accuracy" in metrics else "partial",
+            reason=reason or ("" if whole else "no budget was left"),
             kind="quality",
             conditions={
                 **measures.CONDITIONS,
@@ -188,10 +191,10 @@ def _unusual_result(
     metrics, findings, rows = {}, [], []
     names = context.job.column_names
     for kind, item in outcome.values.items():
-        metrics[f"{kind}_failed"] = intervals.proportion(item["failed"], item["asked"])
-        metrics[f"{kind}_changed"] = intervals.proportion(
-            item["changed"], item["asked"]
-        )
+        for what in ("failed", "changed"):
+            # The copies of one row are alike: the sample is of rows, not of questions.
+            shares = np.array(item[f"{what}_by_row"], dtype=np.float64)
+            metrics[f"{kind}_{what}"] = intervals.bounded_mean(shares, 0.0, 1.0)
         order = np.argsort(item["changed_by_column"])[::-1][:_WORST]
         per_column = item["asked"] // max(1, len(item["columns"]))
         for place in order:

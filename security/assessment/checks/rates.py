@@ -1,8 +1,8 @@
 """Whether a model treats groups of people alike, each figure with its interval.
 
-Values are fairlearn's, by a test; intervals are percentile bootstrap over rows. A group
-smaller than `MIN_GROUP` is counted and named, but takes part in no difference: a rate
-of ten people says nothing about their group.
+A rate has the sample that it is of: a true positive rate the group's positives, a false
+positive rate its negatives. Where that is below `MIN_GROUP`, the group is counted and
+named, but takes part in no difference of that rate: of ten people it says nothing.
 
 Hardt, Price, Srebro, "Equality of Opportunity in Supervised Learning" (2016);
 29 CFR 1607.4 (D) for the four-fifths rule.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.report import Metric
-from security.assessment.results.intervals import CONFIDENCE
+from security.assessment.results import intervals
 
 __all__ = [
     "MIN_GROUP",
@@ -32,15 +32,14 @@ __all__ = [
 ]
 
 MIN_GROUP = 30
-RESAMPLES = 1000
 RATES = ("selection_rate", "tpr", "fpr", "accuracy", "calibration")
 """Of the positive class: how often it is given; to those who have it (`tpr`) and those
 who have not (`fpr`); accuracy; and mean score minus base rate (`calibration`)."""
 RATIOS = ("selection_rate", "tpr", "fpr")
 """Those whose smallest is divided by the largest."""
-_TAIL = (1 - CONFIDENCE) / 2
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +85,11 @@ class Group:
     rows: int
     rates: Mapping[str, Metric] = field(default_factory=dict)
 
+    def enough(self, rate: str) -> bool:
+        """Whether a rate rests on enough rows to be compared."""
+        metric = self.rates.get(rate)
+        return metric is not None and (metric.n or 0) >= MIN_GROUP
+
 
 @dataclass(frozen=True)
 class Fairness:
@@ -96,12 +100,14 @@ class Fairness:
         groups: all of them.
         differences: largest minus smallest rate over the groups that are large enough.
         ratios: smallest by largest, of `RATIOS`, likewise.
+        extremes: names of the groups with the smallest and the largest of each rate.
     """
 
     attribute: str
     groups: tuple[Group, ...]
     differences: Mapping[str, Metric]
     ratios: Mapping[str, Metric]
+    extremes: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def attribute_name(parts: Sequence[str], columns: Container[str]) -> str:
@@ -114,11 +120,9 @@ def attribute_name(parts: Sequence[str], columns: Container[str]) -> str:
 
 def measure(
     attribute: Attribute,
-    truth: NDArray[np.bool_],
-    given: NDArray[np.bool_],
+    truth: Mask,
+    given: Mask,
     scores: Floats | None,
-    *,
-    random: np.random.Generator,
 ) -> Fairness:
     """Measure one attribute.
 
@@ -127,71 +131,74 @@ def measure(
         truth: ``(n,)``, whether the row is of the positive class.
         given: ``(n,)``, whether the model says so.
         scores: ``(n,)``, its probability of that, or None.
-        random: of the resampling.
     """
-    values = attribute.values
-    names = [str(name) for name in np.unique(values)]
-    weights = _weights(len(values), random)
-    drawn = {
-        name: _rates(weights, values == name, truth, given, scores) for name in names
+    samples = _samples(truth, given, scores)
+    members = {
+        attribute.titles[str(value)]: attribute.values == value
+        for value in np.unique(attribute.values)
     }
-    counts = {name: int((values == name).sum()) for name in names}
     groups = tuple(
-        Group(
-            attribute.titles[name],
-            counts[name],
-            {rate: _metric(item, counts[name]) for rate, item in drawn[name].items()},
-        )
-        for name in names
+        Group(name, int(own.sum()), _rates(samples, own))
+        for name, own in members.items()
     )
-    differences, ratios = {}, {}
-    for rate in RATES:
-        own = [n for n in names if counts[n] >= MIN_GROUP and rate in drawn[n]]
+    differences, ratios, extremes = {}, {}, {}
+    for rate, sample in samples.items():
+        own = [group.name for group in groups if group.enough(rate)]
         if len(own) < 2:
             continue
-        among = np.stack([drawn[name][rate] for name in own])
-        rows = sum(counts[name] for name in own)
-        differences[rate] = _metric(np.ptp(among, axis=0), rows)
-        if rate in RATIOS and among[:, 0].max() > 0:
-            with np.errstate(invalid="ignore"):
-                ratios[rate] = _metric(among.min(axis=0) / among.max(axis=0), rows)
-    return Fairness(attribute.name, groups, differences, ratios)
+        level = intervals.confidence_of_pairs(len(own))
+        parts = [sample.metric(members[name], level) for name in own]
+        differences[rate] = intervals.largest_difference(parts)
+        order = np.argsort([part.value for part in parts], kind="stable")
+        extremes[rate] = (own[order[0]], own[order[-1]])
+        if rate in RATIOS and any(part.value > 0 for part in parts):
+            ratios[rate] = intervals.smallest_ratio(parts)
+    return Fairness(attribute.name, groups, differences, ratios, extremes)
 
 
-def _weights(n: int, random: np.random.Generator) -> Floats:
-    """``(1 + RESAMPLES, n)``: each row once; then how often each is drawn."""
-    drawn = random.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return np.concatenate([np.ones((1, n)), drawn])
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What a rate is the mean of.
 
-
-def _rates(
-    weights: Floats,
-    own: NDArray[np.bool_],
-    truth: NDArray[np.bool_],
-    given: NDArray[np.bool_],
-    scores: Floats | None,
-) -> dict[str, Floats]:
-    """The rates of a group by each line of weights, the rows' own first.
-
-    Those that the rows do not have are left out; NaN where a resample lacks them.
+    Attributes:
+        values: ``(n,)``, of each row: 0 or 1 of a share, else from -1 to 1.
+        among: ``(n,)``, the rows that it is of.
+        share: whether it is a share.
     """
-    drawn = weights[:, own]
-    positive, chosen = truth[own], given[own]
 
-    def share(hits: NDArray[Any], among: NDArray[Any]) -> Floats:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray((drawn @ hits.astype(float)) / (drawn @ among))
+    values: Floats | Mask
+    among: Mask
+    share: bool = True
 
-    everyone = np.ones(len(positive))
-    rates = {
-        "selection_rate": share(chosen, everyone),
-        "tpr": share(chosen & positive, positive.astype(float)),
-        "fpr": share(chosen & ~positive, (~positive).astype(float)),
-        "accuracy": share(chosen == positive, everyone),
+    def metric(self, own: Mask, confidence: float = intervals.CONFIDENCE) -> Metric:
+        """The rate of some rows, of which one at least is among those."""
+        values = self.values[own & self.among]
+        if self.share:
+            return intervals.proportion(int(values.sum()), len(values), confidence)
+        floats = values.astype(np.float64)
+        return intervals.bounded_mean(floats, -1.0, 1.0, confidence)
+
+
+def _samples(truth: Mask, given: Mask, scores: Floats | None) -> dict[str, _Sample]:
+    everyone = np.ones(len(truth), dtype=bool)
+    samples = {
+        "selection_rate": _Sample(given, everyone),
+        "tpr": _Sample(given, truth),
+        "fpr": _Sample(given, ~truth),
+        "accuracy": _Sample(given == truth, everyone),
     }
     if scores is not None:
-        rates["calibration"] = share(scores[own] - positive, everyone)
-    return {rate: values for rate, values in rates.items() if np.isfinite(values[0])}
+        samples["calibration"] = _Sample(scores - truth, everyone, share=False)
+    return samples
+
+
+def _rates(samples: Mapping[str, _Sample], own: Mask) -> dict[str, Metric]:
+    # A group without positives has no true positive rate.
+    return {
+        rate: sample.metric(own)
+        for rate, sample in samples.items()
+        if (own & sample.among).any()
+    }
 
 
 def _listed(items: Sequence[str]) -> str:
@@ -204,18 +211,3 @@ def _quoted(item: str) -> str:
     if not any(mark in item for mark in ',="'):
         return item
     return '"' + item.replace('"', '""') + '"'
-
-
-def _metric(values: Floats, rows: int) -> Metric:
-    """The first value, with the interval of the others."""
-    value, again = float(values[0]), values[1:]
-    known = again[np.isfinite(again)]
-    ends = np.quantile(known, [_TAIL, 1 - _TAIL]) if len(known) else (value, value)
-    # A difference is never negative, so that its bootstrap may lie above the value.
-    return Metric(
-        value=value,
-        n=rows,
-        low=min(value, float(ends[0])),
-        high=max(value, float(ends[1])),
-        confidence=CONFIDENCE,
-    )

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from security.assessment.plan.checks import ScanCheck
 
-__all__ = ["NAMES", "check_of"]
+__all__ = ["NAMES", "WITHOUT_MODEL", "check_of"]
 
 _ROOM = "security.assessment.checks"
 _CHECKS = {
@@ -30,6 +30,8 @@ _CHECKS = {
     "explanations": "explanations:ExplanationCheck",
 }
 NAMES = tuple(_CHECKS)
+WITHOUT_MODEL = ("quality", "fairness")
+"""What can be concluded from predictions alone."""
 
 
 @cache

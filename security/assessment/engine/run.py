@@ -30,7 +30,7 @@ from models.files import write_atomic
 from models.report import Report, Subject, format_time
 from sealgate.profile import Profile
 from security.assessment.checks.structure import structure_result
-from security.assessment.engine.registry import NAMES, check_of
+from security.assessment.engine.registry import NAMES, WITHOUT_MODEL, check_of
 from security.assessment.engine.runner import Progress, run_units
 from security.assessment.engine.store import RunStore
 from security.assessment.plan.checks import Outcome, ScanCheck, Unit
@@ -54,7 +54,7 @@ class ScanRequest:
 
     Attributes:
         source: the target.
-        holdout: rows that the model never saw.
+        holdout: rows that the model never saw, or its predictions about them.
         options: how hard to try.
         config: the data configuration.
         out: folder of the report and of finished work; made if missing. None writes
@@ -162,7 +162,7 @@ def _attacked(
 
 
 def _inspect(source: TargetSource) -> Inspection | None:
-    return examine(source.model) if source.kind != "remote" else None
+    return examine(source.model) if source.kind in ("onnx", "bundle") else None
 
 
 def _work(request: ScanRequest) -> Path | None:
@@ -183,6 +183,8 @@ def _plan(
     skipped, active = [], []
     for check in checks:
         reason = check.missing(context)
+        if context.job.answered and check.name not in WITHOUT_MODEL:
+            reason = "there are predictions, and no model to ask"
         if reason is None:
             active.append(check)
         else:

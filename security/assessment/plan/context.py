@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.data import datasets
-from models.data.held_out import Holdout
+from models.data.held_out import Holdout, Predictions
 from models.manifest import Column
 from models.report import Dataset
 from sealgate.profile import Profile
@@ -25,6 +25,12 @@ from security.assessment.targets.dataconfig import DataConfig
 from security.assessment.targets.decision import Stated
 from security.assessment.targets.declared import class_text, is_number
 from security.assessment.targets.journal import Journal
+from security.assessment.targets.predictions import (
+    NO_SPACE,
+    NoTarget,
+    predicted_reading,
+    predicted_scores,
+)
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.assessment.targets.space import Space, build_space
 from security.assessment.targets.target import InputSpec, OnnxTarget, Target, fit_rows
@@ -44,7 +50,7 @@ class TargetSource:
     """How to open the target.
 
     Attributes:
-        kind: "onnx", "bundle" or "remote".
+        kind: "onnx", "bundle", "remote", or "predictions" where there is no model.
         name: for people.
         model: the inspected bytes, for files.
         url, profile: for endpoints.
@@ -92,6 +98,8 @@ class TargetSource:
             if self.profile is None:
                 raise AssessmentError("an endpoint needs --client-profile")
             return RemoteTarget(self.url, self.profile, limits, journal)
+        if self.kind == "predictions":
+            return NoTarget(self.name)
         return OnnxTarget(self.model, self.name, self.kind)
 
 
@@ -141,6 +149,11 @@ class Job:
     def remote(self) -> bool:
         """Whether every question costs an endpoint's quota."""
         return self.source.kind == "remote"
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is no model to ask, only what it once answered."""
+        return self.source.kind == "predictions"
 
     @property
     def limits(self) -> RemoteLimits:
@@ -248,6 +261,9 @@ def prepare(
         AssessmentError: says what does not fit.
     """
     _check_enough(holdout)
+    if isinstance(holdout, Predictions):
+        job = _answered(source, holdout, options, config)
+        return job, source.open(job.limits)
     effort = options.effort
     budget = options.max_queries or effort.remote_queries
     journal = None
@@ -328,6 +344,39 @@ def _fitted(
         data_key=holdout.sha256,
         column_names=holdout.columns,
         groups={name: values[chosen] for name, values in holdout.groups.items()},
+    )
+
+
+def _answered(
+    source: TargetSource, given: Predictions, options: Options, config: DataConfig
+) -> Job:
+    """Steps 3 and 4 of `prepare` where answers are given and nothing can be asked.
+
+    Raises:
+        AssessmentError: the predictions do not have the classes, or as many scores.
+    """
+    reading = predicted_reading(given, config)
+    labels, decided = (
+        class_indices(replace(given, labels=values), reading.classes)
+        for values in (given.labels, given.decided)
+    )
+    scores = predicted_scores(given, decided, reading, config.positive)
+    chosen = _sample(given, options.max_rows or len(given), options.seed)
+    return Job(
+        source=source,
+        options=options,
+        config=config,
+        spec=InputSpec("none", "float64", ()),
+        shape=(),
+        reading=reading,
+        space=NO_SPACE,
+        rows=given.features[chosen],
+        labels=labels[chosen],
+        places=chosen,
+        clean=Answers(scores[chosen], decided[chosen]),
+        dataset=Dataset(given.name, "holdout", len(given), given.sha256),
+        data_key=given.sha256,
+        groups={name: values[chosen] for name, values in given.groups.items()},
     )
 
 

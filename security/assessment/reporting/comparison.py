@@ -3,9 +3,9 @@
 On the same rows, shares (accuracy, robust accuracy) are compared row by row, by
 McNemar's exact test, where the reports say of each row whether it was right; otherwise
 by Fisher's exact test on their counts. Other metrics with an interval are compared by a
-z-test on its width. The latter two treat the samples as independent, which on the same
-rows is the cautious choice. The p-values of one comparison are corrected together
-(Holm 1979).
+z-test on its width, if it has one. The latter two treat the samples as independent,
+which on the same rows is the cautious choice. The p-values of one comparison are
+corrected together (Holm 1979).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from scipy.stats import fisher_exact, norm
 
 from security.assessment.reporting.pairs import mcnemar, rows_of
+from security.assessment.results import intervals
 from security.inspection.findings import SEVERITIES
 
 __all__ = ["LEVEL", "Change", "Comparison", "compare"]
@@ -30,6 +31,18 @@ _LESS = (
 _MORE = ("accuracy", "robust", "certified", "ratio", "cost", "median_distance")
 # An AUC is an attack's only in these checks; elsewhere it is the model's.
 _ATTACKS = ("membership", "privacy", "attribute", "poisoning")
+_SAME = 1e-6
+# How intervals were made changes their width, and no value.
+_OF_INTERVALS = {
+    *("interval", "resamples", "several_groups"),
+    *(
+        f"{name}_interval"
+        for name in (
+            *("accuracy", "advantage", "auc", "calibration", "difference"),
+            *("log_loss", "ratio", "tpr"),
+        )
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ def _metrics(
     old: Mapping[str, Any], new: Mapping[str, Any], *, same_rows: bool
 ) -> list[Change]:
     reason = ""
-    for name in sorted({*old["conditions"], *new["conditions"]}):
+    for name in sorted({*old["conditions"], *new["conditions"]} - _OF_INTERVALS):
         values = old["conditions"].get(name), new["conditions"].get(name)
         if values[0] != values[1]:
             reason = f"{name} was {values[0]}, is {values[1]}"
@@ -133,6 +146,9 @@ def _metrics(
                 if p is None:
                     p, test = _p_value(first, second)
                 change = replace(change, p=p, test=test)
+                if p is None and "low" in first and "low" in second:
+                    widths = "neither interval has a width"
+                    change = replace(change, direction="not comparable", reason=widths)
             changes.append(change)
     return changes
 
@@ -161,16 +177,24 @@ def _p_value(
         return float(fisher_exact(table).pvalue), "fisher"
     spread = sum(_error(item) ** 2 for item in (first, second)) ** 0.5
     if spread == 0:
-        return 0.0, "z"
+        return None, ""
     return float(2 * norm.sf(abs(first["value"] - second["value"]) / spread)), "z"
 
 
 def _is_share(metric: Mapping[str, Any]) -> bool:
-    """Whether the value is a count out of n, so that an exact test applies."""
+    """Whether the value is a count out of n, so that an exact test applies.
+
+    A difference or an area may be a whole number of n-ths too: the interval tells.
+    """
     n = metric.get("n")
     if not n or not 0 <= metric["value"] <= 1:
         return False
-    return abs(metric["value"] * n - round(metric["value"] * n)) < 1e-6
+    share = vars(
+        intervals.proportion(round(metric["value"] * n), n, metric["confidence"])
+    )
+    return all(
+        abs(metric[end] - share[end]) < _SAME for end in ("value", "low", "high")
+    )
 
 
 def _error(metric: Mapping[str, Any]) -> float:

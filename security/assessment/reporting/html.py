@@ -61,6 +61,7 @@ _NO_KEY_FIGURE = ("answers", "explanations", "structure", "trigger")
 _KINDS = {
     "onnx": "ONNX file",
     "bundle": "bundle",
+    "predictions": "predictions, no model",
     "remote": "endpoint, black box",
 }
 _ALWAYS_UNTESTED = (

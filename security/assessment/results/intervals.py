@@ -1,20 +1,50 @@
-"""Confidence intervals, two-sided, all at one stated level."""
+"""Confidence intervals, two-sided, all at one stated level: the one place for them.
+
+None has zero width: rows that all say the same bound a rate, they do not prove it, and
+a policy believes what stands here. Where nothing can be said there is no interval, and
+a policy that asks for one refuses. Every method is a closed form, or a root; nothing is
+resampled.
+
+Wilson, "Probable inference, the law of succession, and statistical inference" (1927);
+Agresti and Coull, "Approximate is better than 'exact' for interval estimation of
+binomial proportions" (1998);
+Newcombe, "Interval estimation for the difference between independent proportions:
+comparison of eleven methods" (1998), method 10;
+Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney
+statistic. Part 2" (2006), method 5;
+Donner and Zou, "Closed-form confidence intervals for functions of the normal mean and
+standard deviation" (2012), for quotients.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.optimize import brentq
+from scipy.stats import beta, norm, rankdata, t
 
 from models.report import Metric
 
-__all__ = ["CONFIDENCE", "auc", "mean", "proportion"]
+__all__ = [
+    "CONFIDENCE",
+    "auc",
+    "bounded_mean",
+    "confidence_of_pairs",
+    "largest_difference",
+    "lower_bound",
+    "mean",
+    "mean_gap",
+    "proportion",
+    "smallest_ratio",
+]
 
 CONFIDENCE = 0.95
-_Z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+
+Floats = NDArray[np.float64]
 
 
 class _Interval(NamedTuple):
@@ -22,56 +52,204 @@ class _Interval(NamedTuple):
     high: float
 
 
-def proportion(hits: int, total: int) -> Metric:
+def proportion(hits: int, total: int, confidence: float = CONFIDENCE) -> Metric:
     """A share with Wilson's interval, which stays honest near 0 and 1.
 
     >>> metric = proportion(95, 100)
     >>> round(metric.low, 3), round(metric.high, 3)
     (0.888, 0.978)
     """
-    share = hits / total
-    spread = _Z * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
-    centre = share + _Z**2 / (2 * total)
-    scale = 1 + _Z**2 / total
-    # Clamped: at 0 and 1 rounding may put an end a hair on the wrong side.
-    low = max(0.0, min(share, (centre - spread) / scale))
-    high = min(1.0, max(share, (centre + spread) / scale))
-    return _metric(share, total, _Interval(low, high))
+    low, high = _wilson(np.array([hits]), np.array([total]), confidence)
+    interval = _Interval(float(low[0]), float(high[0]))
+    return _metric(hits / total, total, interval, confidence)
 
 
-def mean(values: NDArray[np.float64]) -> Metric:
-    """A mean with the normal interval."""
-    centre = float(np.mean(values))
-    spread = _Z * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return _metric(centre, len(values), _Interval(centre - spread, centre + spread))
+def lower_bound(hits: int, total: int, level: float) -> float:
+    """Clopper's and Pearson's bound: a share is below it with chance ``level``."""
+    return float(beta.ppf(level, hits, total - hits + 1)) if hits else 0.0
 
 
-def auc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> Metric:
-    """Area under the ROC curve with DeLong's interval, computed from ranks.
+def mean(values: Floats) -> Metric:
+    """A mean with Student's interval; with none where no two values differ."""
+    centre, n = float(np.mean(values)), len(values)
+    if np.ptp(values) == 0:
+        return Metric(centre, n=n)
+    spread = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1) * np.std(values, ddof=1))
+    spread /= math.sqrt(n)
+    return _metric(centre, n, _Interval(centre - spread, centre + spread))
+
+
+def bounded_mean(
+    values: Floats, low: float, high: float, confidence: float = CONFIDENCE
+) -> Metric:
+    """A mean of values that have a known range.
+
+    As Agresti and Coull do for shares, about two rows are added at either end of the
+    range before the normal interval is computed.
 
     Args:
-        positive: scores of positives, higher for more likely positive; at least two.
-        negative: scores of negatives; at least two.
-
-    Sun and Xu, "Fast implementation of DeLong's algorithm" (2014).
+        values: ``(n,)``, all in the range.
+        low: the range's lower end.
+        high: its upper end.
+        confidence: of the interval.
     """
-    ahead = len(positive), len(negative)
-    both = rankdata(np.concatenate([positive, negative]))
-    # Each positive's share of negatives below it, and the reverse; ties count half.
-    above = (both[: ahead[0]] - rankdata(positive)) / ahead[1]
-    below = 1 - (both[ahead[0] :] - rankdata(negative)) / ahead[0]
-    area = float(above.mean())
-    variance = np.var(above, ddof=1) / ahead[0] + np.var(below, ddof=1) / ahead[1]
-    spread = _Z * math.sqrt(variance)
-    interval = _Interval(max(0.0, area - spread), min(1.0, area + spread))
-    return _metric(area, sum(ahead), interval)
+    added = _z(confidence) ** 2
+    n, ends = len(values) + added, np.array([low, high])
+    centre = (values.sum() + added / 2 * ends.sum()) / n
+    squares = ((values - centre) ** 2).sum() + added / 2 * ((ends - centre) ** 2).sum()
+    spread = _z(confidence) * math.sqrt(squares) / n
+    interval = _Interval(max(low, centre - spread), min(high, centre + spread))
+    return _metric(float(np.mean(values)), len(values), interval, confidence)
 
 
-def _metric(value: float, n: int, interval: _Interval) -> Metric:
+def auc(positive: Floats, negative: Floats) -> Metric:
+    """Area under the ROC curve with Newcombe's interval, a score interval.
+
+    Args:
+        positive: scores of positives, higher for more likely positive.
+        negative: scores of negatives.
+    """
+    sizes = len(positive), len(negative)
+    ranks = rankdata(np.concatenate([positive, negative]))
+    least = sizes[0] * (sizes[0] + 1) / 2
+    area = float((ranks[: sizes[0]].sum() - least) / math.prod(sizes))
+    # The method is the same seen from either class.
+    interval = _Interval(1 - _auc_high(1 - area, *sizes), _auc_high(area, *sizes))
+    return _metric(area, sum(sizes), interval)
+
+
+def confidence_of_pairs(groups: int) -> float:
+    """The level at which groups enter `largest_difference` and `smallest_ratio`.
+
+    Bonferroni's: each pair may be the one that is stated, so all must hold at once.
+
+    >>> confidence_of_pairs(2), confidence_of_pairs(5)
+    (0.95, 0.995)
+    """
+    return 1 - (1 - CONFIDENCE) / max(1, math.comb(groups, 2))
+
+
+def largest_difference(parts: Sequence[Metric]) -> Metric:
+    """The largest of some independent shares, or means, minus the smallest.
+
+    Newcombe's interval of each pair, from the intervals of its two parts; of all pairs
+    the largest lower and the largest upper end.
+
+    Args:
+        parts: two or more, with intervals at the level of `confidence_of_pairs`.
+    """
+    value, low, high = _columns(parts)
+    gap = value[:, None] - value
+    under = gap - np.hypot((value - low)[:, None], high - value)
+    over = gap + np.hypot((high - value)[:, None], value - low)
+    pairs = ~np.eye(len(parts), dtype=bool)
+    interval = _Interval(max(0.0, under[pairs].max()), float(over[pairs].max()))
+    return _metric(float(gap.max()), _rows(parts), interval)
+
+
+def smallest_ratio(parts: Sequence[Metric]) -> Metric:
+    """The smallest of some independent shares divided by the largest.
+
+    Args:
+        parts: as of `largest_difference`; one at least is above 0.
+    """
+    value, low, high = _columns(parts)
+    under = _quotients(value, low, high)[~np.eye(len(parts), dtype=bool)]
+    # The upper end of a quotient is the lower end of its inverse, inverted.
+    highest = float(min(1.0, 1 / under.max())) if under.max() > 0 else 1.0
+    interval = _Interval(float(under.min()), highest)
+    return _metric(float(value.min() / value.max()), _rows(parts), interval)
+
+
+def mean_gap(
+    hits: NDArray[np.int64], totals: NDArray[np.int64], expected: Floats
+) -> Metric:
+    """How far shares are from what was expected of them, on the mean over all rows.
+
+    The gaps are lengths, so that chance alone makes their sum larger, never smaller:
+    the lower end sums what no part's interval explains (Bonferroni over the parts),
+    the upper end adds the parts' intervals as squares, like Newcombe.
+
+    Args:
+        hits: of each part ``(k,)``.
+        totals: rows of each part, above 0.
+        expected: the share of each part that was expected.
+    """
+    weights = totals / totals.sum()
+    gaps = weights * np.abs(hits / totals - expected)
+    under, over = _wilson(hits, totals, 1 - (1 - CONFIDENCE) / len(totals))
+    low = np.maximum(0.0, np.maximum(under - expected, expected - over))
+    under, over = _wilson(hits, totals, CONFIDENCE)
+    high = np.maximum(over - expected, expected - under)
+    value = float(gaps.sum())
+    spread = float(np.sqrt(((weights * high - gaps) ** 2).sum()))
+    interval = _Interval(float((weights * low).sum()), min(1.0, value + spread))
+    return _metric(value, int(totals.sum()), interval)
+
+
+def _wilson(
+    hits: NDArray[np.int64], totals: NDArray[np.int64], confidence: float
+) -> tuple[Floats, Floats]:
+    z, share = _z(confidence), hits / totals
+    spread = z * np.sqrt(share * (1 - share) / totals + z**2 / (4 * totals**2))
+    centre, scale = share + z**2 / (2 * totals), 1 + z**2 / totals
+    # Clamped: at 0 and 1 rounding may put an end a hair on the wrong side.
+    low = np.maximum(0.0, np.minimum(share, (centre - spread) / scale))
+    high = np.minimum(1.0, np.maximum(share, (centre + spread) / scale))
+    return low, high
+
+
+def _auc_high(area: float, positives: int, negatives: int) -> float:
+    """The largest true area that would give this one."""
+    more = (positives + negatives) / 2 - 1
+
+    def beyond(true: float) -> float:
+        shape = (1 - true) / (2 - true) + true / (1 + true)
+        variance = true * (1 - true) * (1 + more * shape) / (positives * negatives)
+        return (area - true) ** 2 - _z(CONFIDENCE) ** 2 * variance
+
+    # At 0 and 1 the area itself is a root, but not the one that is sought.
+    start = area + 1e-12
+    return float(brentq(beyond, start, 1.0)) if start < 1 else 1.0
+
+
+def _quotients(value: Floats, low: Floats, high: Floats) -> Floats:
+    """The lower end of each part divided by each other ``(k, k)``.
+
+    It is the factor at which Newcombe's interval of one part, minus that many times the
+    other, begins to hold 0: the smaller root of a quadratic equation, written so that
+    no coefficient may be 0.
+    """
+    squared = high * (2 * value - high)
+    middle = value[:, None] * value
+    last = np.broadcast_to((low * (2 * value - low))[:, None], middle.shape)
+    inner = np.maximum(0.0, middle**2 - squared * last)
+    known = last > 0
+    below = np.where(known, middle + np.sqrt(inner), 1.0)
+    return np.asarray(np.where(known, last / below, 0.0))
+
+
+def _columns(parts: Sequence[Metric]) -> tuple[Floats, Floats, Floats]:
+    rows = [(part.value, part.low, part.high) for part in parts]
+    value, low, high = np.array(rows, dtype=np.float64).T
+    return value, low, high
+
+
+def _rows(parts: Sequence[Metric]) -> int:
+    return sum(part.n or 0 for part in parts)
+
+
+def _z(confidence: float) -> float:
+    return float(norm.ppf(0.5 + confidence / 2))
+
+
+def _metric(
+    value: float, n: int, interval: _Interval, confidence: float = CONFIDENCE
+) -> Metric:
     return Metric(
         value=value,
         n=n,
-        low=interval.low,
-        high=interval.high,
-        confidence=CONFIDENCE,
+        low=min(value, interval.low),
+        high=max(value, interval.high),
+        confidence=confidence,
     )

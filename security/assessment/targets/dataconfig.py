@@ -10,6 +10,9 @@ A TOML file. Everything in it is optional::
     missing = ["", "NA"]               # cells without a value; without this: empty ones
     sensitive = ["sex"]                # groups; features only where in columns
     infer = ["income"]                 # features that answers must not give away
+    prediction = "said"                # of `scan --predictions`: the class given,
+    probabilities = ["p"]              # of `positive`, or one per class; or
+    scores = ["s"]                     # scores that are no probabilities
     units = "range"                    # radii are shares of each range; or "raw"
     low = 0.0                          # range of every column without its own
     high = 1.0
@@ -92,6 +95,8 @@ class DataConfig:
         drop: columns of the data that are not used.
         missing: cells that mean a missing value.
         infer: features that attribute inference guesses, beside the sensitive ones.
+        prediction: in a file of predictions, the column with the class given.
+        probabilities, scores: its columns with the one or the other.
         units: "range" or "raw": what a radius of 1 means.
         low, high: the range of columns without one of their own, or None.
         max_cost: what an attacker spends per row, or None.
@@ -106,6 +111,9 @@ class DataConfig:
     drop: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
     infer: tuple[str, ...] = ()
+    prediction: str = "prediction"
+    probabilities: tuple[str, ...] = ()
+    scores: tuple[str, ...] = ()
     units: str = "range"
     low: float | None = None
     high: float | None = None
@@ -162,6 +170,8 @@ def _rules(config: DataConfig) -> Iterable[tuple[bool, str, str]]:
     yield config.max_cost is None or config.max_cost > 0, "max_cost", "must be positive"
     for passed, message in _range_rules(config.low, config.high):
         yield passed, "low", message
+    once = not (config.scores and config.probabilities)
+    yield once, "scores", "they are probabilities, or are not: name one kind"
     for key in ("classes", "sensitive", "features", "drop", "infer"):
         yield "" not in getattr(config, key), key, "an empty name"
     known = [column.name for column in config.columns]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 from models.report import Metric
 from security.assessment.checks.evasion.plan import plan_for
@@ -45,9 +45,7 @@ def certified_radius(
     >>> certified_radius(1000, 1000, 0.5) > 1.2, certified_radius(500, 1000, 0.5)
     (True, 0.0)
     """
-    if hits == 0:
-        return 0.0
-    bound = float(beta.ppf(alpha, hits, draws - hits + 1))
+    bound = intervals.lower_bound(hits, draws, alpha)
     return max(0.0, float(sigma * norm.ppf(bound))) if bound > 0.5 else 0.0
 
 

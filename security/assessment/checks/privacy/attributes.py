@@ -133,7 +133,7 @@ class AttributeCheck:
                 "attacker_knows": "the rest of the row, its class, the answer",
                 "baseline_knows": "the rest of the row, its class",
                 "fitted_on": "half of the rows, judged on the other half, both ways",
-                "advantage_interval": "normal, of paired differences",
+                "advantage_interval": "agresti_coull, of paired differences",
             },
             metrics=metrics,
             findings=tuple(findings),
@@ -235,7 +235,7 @@ def _measured(
     attack, guess = (max(side, key=shares.__getitem__) for side in (_WITH, _WITHOUT))
     gained = right[attack].astype(np.float64) - right[guess]
     name = _slug(column) + ("" if where == "held_out" else f"_{where}")
-    added = intervals.mean(gained)
+    added = intervals.bounded_mean(gained, -1.0, 1.0)
     metrics = {
         f"{name}_advantage": added,
         f"{name}_with_model": _share(right[attack]),

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import beta, binom, norm
+from scipy.stats import binom, norm
+
+from security.assessment.results.intervals import lower_bound
 
 __all__ = [
     "Curve",
@@ -227,11 +229,6 @@ def _rates(
         trained=trained,
         accused=accused,
         clean=clean,
-        low=_lower(found, trained, level),
-        high=1 - _lower(clean - accused, clean, level),
+        low=lower_bound(found, trained, level),
+        high=1 - lower_bound(clean - accused, clean, level),
     )
-
-
-def _lower(hits: int, total: int, level: float) -> float:
-    """Clopper's and Pearson's lower bound on a share."""
-    return float(beta.ppf(level, hits, total - hits + 1)) if hits else 0.0

@@ -94,8 +94,8 @@ class InversionCheck:
         identified = intervals.proportion(known, count)
         metrics = {
             "recognised": identified,
-            "likeness_own_class": intervals.mean(own),
-            "likeness_other_classes": intervals.mean(others),
+            "likeness_own_class": intervals.bounded_mean(own, -1.0, 1.0),
+            "likeness_other_classes": intervals.bounded_mean(others, -1.0, 1.0),
         }
         found = identified.low is not None and identified.low > 1 / count
         return CheckResult(

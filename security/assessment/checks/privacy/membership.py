@@ -125,7 +125,7 @@ class MembershipCheck:
                 "learned_attack": "random forest on answers and classes",
                 "fitted_on": "half of each kind, judged on the other rows",
                 "false_positive_rate": 0.01,
-                "auc_interval": "delong",
+                "auc_interval": "newcombe",
                 "tpr_interval": "wilson",
                 "shadow_models": len(_shadows(outcomes).included),
                 "rows_judged_by_label_only": int(

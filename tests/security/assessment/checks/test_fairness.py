@@ -80,6 +80,15 @@ def test_a_group_that_is_passed_over_is_found(scan):
     low, high = metrics["selection_rate/sex=F"], metrics["selection_rate/sex=M"]
     assert ratio["value"] == pytest.approx(low["value"] / high["value"])
     assert ratio["low"] <= ratio["value"] <= ratio["high"] < 0.8
+    (finding,) = [
+        item
+        for item in report["findings"]
+        if (item["rule"], item["where"]) == ("fairness-selection", "sex")
+    ]
+    assert finding["message"].startswith("'sex=F' gets the positive class")
+    assert finding["message"].endswith("as 'sex=M'")
+    stated = result(report, "fairness")["conditions"]
+    assert (stated["interval"], stated["difference_interval"]) == ("wilson", "newcombe")
 
 
 def test_groups_that_are_treated_alike_are_not_accused(scan):
@@ -93,6 +102,8 @@ def test_groups_that_are_treated_alike_are_not_accused(scan):
 def test_a_small_group_is_named_and_left_out(scan):
     report = scan(people(gap=0.3), "--check", "fairness")
     assert ("fairness-small-group", "region") in rules(report)
+    (note,) = [item for item in report["findings"] if item["where"] == "region"]
+    assert note["message"].endswith("'region=islands' (10 rows)")
     values = result(report, "fairness")
     assert "selection_rate_difference/region" not in values["metrics"]
     assert "selection_rate/region=islands" not in values["metrics"]
@@ -140,7 +151,7 @@ def test_the_values_are_fairlearns():
     n = 500
     truth, given = rng.random((2, n)) < 0.4
     values = rng.choice(["a", "b", "c"], n)
-    found = rates.measure(by_x(values), truth, given, None, random=rng)
+    found = rates.measure(by_x(values), truth, given, None)
     kept = {"sensitive_features": values}
     for rate, function in (
         ("selection_rate", metrics.demographic_parity_difference),
@@ -156,25 +167,51 @@ def test_the_values_are_fairlearns():
         assert found.ratios[rate].value == pytest.approx(expected)
 
 
-def test_the_interval_holds_what_repeated_samples_give():
-    rng = np.random.default_rng(1)
-    inside = 0
-    for _ in range(24):
-        truth = rng.random(300) < 0.5
-        given = rng.random(300) < np.where(np.arange(300) < 150, 0.7, 0.4)
-        values = np.where(np.arange(300) < 150, "a", "b")
-        found = rates.measure(by_x(values), truth, given, None, random=rng)
-        metric = found.differences["selection_rate"]
-        inside += metric.low <= 0.3 <= metric.high
-    # 95% of 24 is 23; below 19 would happen once in a thousand times.
-    assert inside >= 19
+def test_rates_of_nought_and_one_are_no_certainty():
+    # Forty women, all refused; forty men, all granted: each rightly.
+    truth = np.arange(80) >= 40
+    found = rates.measure(by_x(np.where(truth, "m", "f")), truth, truth, None)
+    for group in found.groups:
+        for metric in group.rates.values():
+            assert metric.n == 40
+            assert metric.value in (0, 1)
+            assert metric.high - metric.low > 0.08
+    gap, ratio = (
+        found.differences["selection_rate"],
+        found.ratios["selection_rate"],
+    )
+    assert (gap.value, gap.high, ratio.value, ratio.low) == (1, 1, 0, 0)
+    assert gap.low < 0.9
+    assert ratio.high > 0.05
+
+
+def test_true_positive_rates_rest_on_positives_alone():
+    # "b" has 100 rows, of which 10 are positives: nothing is said of its TPR.
+    values = np.repeat(["a", "b", "c"], 100)
+    truth = np.arange(300) % 100 < np.repeat([60, 10, 40], 100)
+    found = rates.measure(by_x(values), truth, truth, None)
+    counts = {g.name: (g.rates["tpr"].n, g.rates["fpr"].n) for g in found.groups}
+    assert counts == {"x=a": (60, 40), "x=b": (10, 90), "x=c": (40, 60)}
+    assert found.differences["tpr"].n == 100
+    assert found.extremes["tpr"] == ("x=a", "x=c")
+    assert found.differences["fpr"].n == 190
+    assert [group.enough("tpr") for group in found.groups] == [True, False, True]
+
+
+def test_a_calibration_that_never_differs_is_no_certainty():
+    truth = np.arange(120) % 2 == 0
+    values = np.repeat(["a", "b"], 60)
+    found = rates.measure(by_x(values), truth, truth, truth.astype(float))
+    for metric in (*(g.rates["calibration"] for g in found.groups),):
+        assert metric.value == 0
+        assert -0.1 < metric.low < -0.03 < 0.03 < metric.high < 0.1
+    assert 0.03 < found.differences["calibration"].high < 0.2
 
 
 def test_a_group_without_positives_has_no_true_positive_rate():
-    rng = np.random.default_rng(0)
     truth = np.arange(80) >= 40
     values = np.where(truth, "a", "b")
-    found = rates.measure(by_x(values), truth, truth, None, random=rng)
+    found = rates.measure(by_x(values), truth, truth, None)
     known = {group.name: set(group.rates) for group in found.groups}
     assert "tpr" not in known["x=b"]
     assert "fpr" not in known["x=a"]
@@ -227,7 +264,9 @@ def test_the_column_that_decides_is_explained(scan):
     (table,) = result(report, "explanations")["details"]["tables"]
     assert table["rows"][0][0] == "income"
     metrics = result(report, "explanations")["metrics"]
-    assert metrics["importance/income"]["low"] > metrics["importance/age"]["high"]
+    # What is never read has no importance, and nothing that an interval could hold.
+    assert metrics["importance/age"] == {"value": 0.0, "n": 40}
+    assert metrics["importance/income"]["low"] > 0
 
 
 def test_the_same_seed_gives_the_same_figures(scan):

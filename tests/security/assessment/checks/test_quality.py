@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import binomtest
 from sklearn.metrics import log_loss, roc_auc_score
 
 from security.assessment.checks import measures
@@ -19,17 +16,6 @@ def sample(n=200, seed=0):
     labels = generator.integers(0, 2, n)
     score = 1 / (1 + np.exp(-generator.normal(2 * labels - 1, 1.5)))
     return np.stack([1 - score, score], axis=1), labels
-
-
-@given(total=st.integers(1, 500), data=st.data())
-@settings(max_examples=100, deadline=None)
-def test_wilson_is_scipys(total, data):
-    hits = data.draw(st.integers(0, total))
-    metric = intervals.proportion(hits, total)
-    wanted = binomtest(hits, total).proportion_ci(0.95, method="wilson")
-    assert metric.low == pytest.approx(wanted.low, abs=1e-9)
-    assert metric.high == pytest.approx(wanted.high, abs=1e-9)
-    assert metric.low <= metric.value <= metric.high
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -57,16 +43,22 @@ def test_metrics():
     )
     assert all(metric.n == 200 for metric in metrics.values())
     error = metrics["calibration_error"]
-    assert 0 < error.low < error.value < error.high < 0.3
+    assert 0 <= error.low < error.value < error.high < 0.3
 
 
 def test_calibration():
     labels = np.repeat([0, 1], 50)
     sure = np.stack([1.0 - labels, labels], axis=1)
-    assert (
-        measures.measure(sure, labels, sure.argmax(axis=1))["calibration_error"].value
-        == 0
+    perfect = measures.measure(sure, labels, sure.argmax(axis=1))
+    error, area, loss = (
+        perfect[name] for name in ("calibration_error", "auc", "log_loss")
     )
+    assert (error.value, error.low) == (0, 0)
+    assert 0.02 < error.high < 0.06
+    assert (area.value, area.high) == (1, 1)
+    assert 0.9 < area.low < 0.98
+    # Of losses that are all alike nothing can be said: a policy finds no interval.
+    assert (loss.value, loss.low) == (pytest.approx(0), None)
     wrong = measures.measure(sure[::-1], labels, sure[::-1].argmax(axis=1))
     assert wrong["calibration_error"].value == 1
     assert np.isfinite(wrong["log_loss"].value)

@@ -16,7 +16,7 @@ import yaml
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.pictures import interval_bar, line_chart, pixels
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
-from security.assessment.results import rules
+from security.assessment.results import intervals, rules
 from security.assessment.results.rules import SCAN_RULES
 from security.commands import build_parser, main
 from security.inspection.findings import RULES
@@ -389,7 +389,7 @@ def test_the_same_report_is_the_same(constant, capsys):
 
 
 def share(hits, n):
-    return {"value": hits / n, "n": n, "low": 0.0, "high": 1.0, "confidence": 0.95}
+    return vars(intervals.proportion(hits, n))
 
 
 def document(metrics, conditions=None, **more):
@@ -476,6 +476,31 @@ def test_many_metrics_are_corrected_together():
     )
     assert alone.worse
     assert not compare(before, after).worse
+
+
+def test_only_shares_are_compared_as_counts():
+    # 85 of 100, and an area of 0.85 over 100 rows: their intervals tell them apart.
+    area = {"value": 0.85, "n": 100, "low": 0.77, "high": 0.90, "confidence": 0.95}
+    before = document({"auc": area, "accuracy": share(85, 100)})
+    after = document({"auc": area | {"value": 0.84}, "accuracy": share(84, 100)})
+    tests = {item.metric: item.test for item in compare(before, after).changes}
+    assert tests == {"auc": "z", "accuracy": "fisher"}
+
+
+def test_an_interval_without_width_proves_nothing():
+    # As the first release wrote of rates at 0 and 1.
+    none = {"value": 1.0, "n": 40, "low": 1.0, "high": 1.0, "confidence": 0.95}
+    after = none | {"value": 0.0, "low": 0.0, "high": 0.0}
+    name = "accuracy_difference/sex"
+    (change,) = compare(document({name: none}), document({name: after})).changes
+    assert (change.p, change.direction) == (None, "not comparable")
+
+
+def test_how_intervals_are_made_does_not_part_reports():
+    old = document({"accuracy": share(80, 100)}, {"interval": "percentile_bootstrap"})
+    new = document({"accuracy": share(20, 100)}, {"interval": "wilson"})
+    (change,) = compare(old, new).changes
+    assert change.direction == "worse"
 
 
 def test_other_conditions_are_not_compared():
