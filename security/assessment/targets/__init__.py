@@ -2,6 +2,8 @@
 
 dataconfig  what an attacker may change in a row, and at which cost
 answers     probabilities, logits, labels, zipmap: read as one thing
+declared    what a graph itself says of an output: classes, scores
+decision    how a model's outputs are read, settled once
 target      a model run by onnxruntime, and how rows fit it
 journal     what an endpoint was asked, and answered, over all runs of a scan
 remote      a model behind an endpoint, through the sealed SDK
