@@ -11,6 +11,11 @@ from security.assessment.results import intervals
 from security.errors import AssessmentError
 
 
+def measure(probabilities, labels):
+    """Of a model that decides by its largest probability."""
+    return measures.measure(probabilities, labels, probabilities.argmax(axis=1))
+
+
 def sample(n=200, seed=0):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, n)
@@ -34,7 +39,7 @@ def test_auc_is_sklearns_and_its_interval_a_bootstraps(seed):
 
 def test_metrics():
     probabilities, labels = sample()
-    metrics = measures.measure(probabilities, labels, probabilities.argmax(axis=1))
+    metrics = measure(probabilities, labels)
     accuracy = float(np.mean(probabilities.argmax(1) == labels))
     assert metrics["accuracy"].value == accuracy
     assert metrics["log_loss"].value == pytest.approx(log_loss(labels, probabilities))
@@ -49,7 +54,7 @@ def test_metrics():
 def test_calibration():
     labels = np.repeat([0, 1], 50)
     sure = np.stack([1.0 - labels, labels], axis=1)
-    perfect = measures.measure(sure, labels, sure.argmax(axis=1))
+    perfect = measure(sure, labels)
     error, area, loss = (
         perfect[name] for name in ("calibration_error", "auc", "log_loss")
     )
@@ -59,14 +64,14 @@ def test_calibration():
     assert 0.9 < area.low < 0.98
     # Of losses that are all alike nothing can be said: a policy finds no interval.
     assert (loss.value, loss.low) == (pytest.approx(0), None)
-    wrong = measures.measure(sure[::-1], labels, sure[::-1].argmax(axis=1))
+    wrong = measure(sure[::-1], labels)
     assert wrong["calibration_error"].value == 1
     assert np.isfinite(wrong["log_loss"].value)
 
 
 def test_three_classes_have_no_auc():
     labels = np.arange(60) % 3
-    metrics = measures.measure(np.eye(3)[labels], labels)
+    metrics = measure(np.eye(3)[labels], labels)
     assert "auc" not in metrics
 
 
@@ -84,4 +89,4 @@ def test_does_not_claim_privacy():
 )
 def test_refuses_to_conclude(labels, message):
     with pytest.raises(AssessmentError, match=message):
-        measures.measure(np.full((len(labels), 2), 0.5), labels)
+        measure(np.full((len(labels), 2), 0.5), labels)
