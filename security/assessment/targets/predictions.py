@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Never
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from models.data.held_out import Predictions
 from security.assessment.targets.answers import Answers, Reading
 from security.assessment.targets.dataconfig import DataConfig
+from security.assessment.targets.decision import Stated
 from security.assessment.targets.space import Space
 from security.assessment.targets.target import InputSpec
 from security.errors import AssessmentError
@@ -46,15 +46,13 @@ class NoTarget:
     shape: tuple[int, ...] = ()
     reading: Reading = field(init=False)
 
-    def calibrate(
-        self, rows: NDArray[Any], classes: Sequence[str], known: int, output: str | None
-    ) -> Answers:
+    def calibrate(self, rows: NDArray[Any], stated: Stated) -> Answers:
         """As `Target`.
 
         Raises:
             AssessmentError: always.
         """
-        del classes, known, output
+        del stated
         return self.ask(rows)
 
     def ask(self, rows: NDArray[Any]) -> Never:
