@@ -8,4 +8,5 @@ target      a model run by onnxruntime, and how rows fit it
 journal     what an endpoint was asked, and answered, over all runs of a scan
 remote      a model behind an endpoint, through the sealed SDK
 space       ranges and rules that attacks move within
+predictions  what a model once answered, where there is none to ask
 """
