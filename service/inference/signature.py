@@ -107,14 +107,16 @@ def _shaped(name: str, array: Array, expected: tuple[int, ...]) -> Array:
     """An output in the shape that the manifest says.
 
     Of no rows onnxruntime's operators give empty arrays of several shapes: of those
-    only the manifest's is given.
+    only the manifest's is given. Exporters of scikit-learn and LightGBM declare one
+    label where one for each row comes: a first dimension of 1 is not held.
 
     Raises:
         ShapeError: it has values, in another shape.
     """
     actual = array.shape
     same_rank = len(actual) == len(expected)
-    if same_rank and all(e in (-1, a) for a, e in zip(actual, expected)):
+    held = (-1, *expected[1:]) if expected[:1] == (1,) else expected
+    if same_rank and all(e in (-1, a) for a, e in zip(actual, held)):
         return array
     if not array.size and expected[:1] == (-1,) and -1 not in expected[1:]:
         return array.reshape(0, *expected[1:])

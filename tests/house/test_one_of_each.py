@@ -38,7 +38,7 @@ def test_tests_and_benchmarks_use_it() -> None:
     assert ours == {
         "tests/house/test_one_of_each.py",
         "tests/models/test_sessions.py",
-        "tests/security/assessment/test_dishonest.py",
+        "tests/security/assessment/engine/test_dishonest.py",
         "tests/security/inspection/test_wire.py",
         "tests/support/polyglots.py",
     }

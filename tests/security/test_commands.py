@@ -201,14 +201,14 @@ def test_admit_needs_the_release_key(home: Path) -> None:
 def test_a_mechanism_that_cannot_bear_the_claim(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    from security.commands.admit import _epsilon
+    from security.commands.admit import _numbers
 
     bundle = read_bundle(write_bundle(tmp_path, Keys.generate(), admit=False))
     stated = dict(bundle.report("privacy").conditions) | changes
     stated = {name: value for name, value in stated.items() if value is not None}
     report = rewrite_report(tmp_path, "privacy", conditions=stated)
     with pytest.raises(AdmissionRefused, match=message) as caught:
-        _epsilon(report)
+        _numbers(report)
     assert caught.value.check == 10
 
 
