@@ -245,7 +245,7 @@ class FileKeys:
             self._stamp = None
             self._good.fail(str(error))
 
-    def _settled_stamp(self) -> tuple[int, int, int] | None:
+    def _settled_stamp(self) -> tuple[int, ...] | None:
         """What identifies the file's content; None while that may still change."""
         try:
             status = os.stat(self._path)
@@ -253,7 +253,8 @@ class FileKeys:
             raise KeyFileError(f"{self._path}: {error.strerror}") from None
         if abs(self._clock() - status.st_mtime) < SETTLED_S:
             return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        # A copy in place can keep size and time of change; no program sets the ctime.
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 class UrlKeys:
