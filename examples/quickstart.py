@@ -72,7 +72,7 @@ def _make_bundle() -> None:
     _security("sign", _shown(BUNDLE), "--role", "assessor")
     _step(4, "Evaluate the policy, sign the verdict")
     _security("admit", _shown(BUNDLE))
-    _security("documents", _shown(BUNDLE))
+    _security("documents", _shown(BUNDLE), "--check")
 
 
 def _package() -> None:
