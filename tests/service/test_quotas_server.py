@@ -219,7 +219,8 @@ def test_without_its_store_a_server_refuses(home: Path, extra: dict[str, str]) -
     (home / "blocked").write_text("a file where the folder should be")
     away = extra | {"SEALGATE_QUOTAS_DIRECTORY": str(home / "blocked")}
     token = mint(home, "busy")
-    with serve("service.app:Sealgate", home, extra=away) as server:
+    with serve("service.app:Sealgate", home, extra=away, wait_for="live") as server:
+        assert httpx.get(server.url + "/readyz").status_code == 503
         refused = ask(server, token)
         assert refused.status_code == 503
         assert refused.json()["type"].endswith("/quota-unavailable")

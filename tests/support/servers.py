@@ -71,8 +71,9 @@ def serve(
     tls: ssl.SSLContext | None = None,
     port: int | None = None,
     graceful_s: int = 5,
+    wait_for: str = "ready",
 ) -> Iterator[Server]:
-    """Run `bentoml serve TARGET` until the block ends."""
+    """Run `bentoml serve TARGET` until the block ends, from when it is ready, or live."""
     port = port or free_port()
     log = home / f"server-{port}.log"
     command = bentoml(
@@ -97,7 +98,7 @@ def serve(
         )
     try:
         url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-        _wait(url, process, log, tls)
+        _wait(f"{url}/v2/health/{wait_for}", process, log, tls)
         yield Server(url, home, log, process.pid)
     finally:
         _stop(process)
@@ -114,7 +115,7 @@ def _wait(
         if process.poll() is not None:
             raise AssertionError(f"exited {process.returncode}: {log.read_text()}")
         try:
-            ready = httpx.get(f"{url}/v2/health/ready", timeout=1, verify=tls or False)
+            ready = httpx.get(url, timeout=1, verify=tls or False)
             if ready.status_code == 200:
                 return
         except httpx.HTTPError:
