@@ -73,7 +73,7 @@ def serve(
     graceful_s: int = 5,
     wait_for: str = "ready",
 ) -> Iterator[Server]:
-    """Run `bentoml serve TARGET` until the block ends, from when it is ready, or live."""
+    """Run `bentoml serve TARGET` until the block ends, once it is ready, or live."""
     port = port or free_port()
     log = home / f"server-{port}.log"
     command = bentoml(
