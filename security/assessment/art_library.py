@@ -7,6 +7,7 @@ is imported, and every user of it here imports this module's names.
 
 from __future__ import annotations
 
+import logging.config
 import os
 import tempfile
 import warnings
@@ -46,10 +47,24 @@ _NAMES = {
 }
 
 
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Keep ART from configuring the process's logging.
+
+    That would close every handler there is, and with it the streams of some.
+    """
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
+    try:
+        yield
+    finally:
+        logging.config.dictConfig = configure
+
+
 @cache
 def art() -> Any:
     """ART's classes that are used here, imported on the first call."""
-    with _other_home(), warnings.catch_warnings():
+    with _other_home(), _own_logging(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations of what ART imports
         # Written as an import, so that the import contracts see it.
         from art import config  # noqa: PLC0415  (the whole point)
