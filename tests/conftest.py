@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,12 +113,30 @@ def make_deployment(home: Path) -> None:
     check_security(home, "store", str(folder), **settings)
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).digest() for path in files}
+
+
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The SEALGATE_HOME of a deployment with the toy model. Not to be changed."""
-    home = tmp_path_factory.mktemp("deployment") / "home"
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A SEALGATE_HOME with the toy model that nothing has run on, to be copied."""
+    home = tmp_path_factory.mktemp("pristine") / "home"
     make_deployment(home)
-    return home
+    before = contents(home)
+    yield home
+    assert contents(home) == before, "a test has changed what others copy"
+
+
+@pytest.fixture(scope="session")
+def deployment(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SEALGATE_HOME that the servers below share, and others may run on.
+
+    What is in its log, its quotas and its lists depends on which tests ran before:
+    a test that asks about those copies `pristine`.
+    """
+    folder = tmp_path_factory.mktemp("deployment") / "home"
+    return Path(shutil.copytree(pristine, folder))
 
 
 @pytest.fixture(scope="session")

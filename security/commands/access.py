@@ -151,6 +151,8 @@ def _revoke(args: argparse.Namespace) -> int:
     with closing(open_store(settings.access)) as store:
         if args.new_list:
             store.new_list()
+            made = {"action": "revocation", "reason": "list-made"}
+            record_operation(settings.audit, [made])
             print("made a list of revocations, with nothing on it")
         if named:
             _add(args, settings, store)

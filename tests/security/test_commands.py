@@ -38,9 +38,9 @@ def failed(result, code: int, message: str) -> None:
 
 
 @pytest.fixture
-def home(deployment: Path, tmp_path: Path) -> Path:
+def home(pristine: Path, tmp_path: Path) -> Path:
     """A copy of the deployment that a test may change: keys, bundle, stored model."""
-    return Path(shutil.copytree(deployment, tmp_path / "home", symlinks=True))
+    return Path(shutil.copytree(pristine, tmp_path / "home"))
 
 
 def run(home: Path, *arguments: str, **extra: str):

@@ -118,11 +118,9 @@ def running(home: Path, host: Host, **more: str) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def place(
-    deployment: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
+def place(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("access")
-    home = Path(shutil.copytree(deployment, folder / "home", symlinks=True))
+    home = Path(shutil.copytree(pristine, folder / "home"))
     (home / "access.toml").write_text(TABLE)
     entry = jwk(RSA_KEY, "one", use="sig", alg="RS256")
     with https_host(folder / "host", entry) as host, running(home, host) as found:

@@ -70,11 +70,10 @@ def ask(server: Server, token: str, content: dict | None = None) -> httpx.Respon
 
 
 @pytest.fixture(scope="module")
-def home(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the deployment, with quotas of its own."""
     folder = tmp_path_factory.mktemp("quotas") / "home"
-    ignore = shutil.ignore_patterns("audit", "quotas")
-    shutil.copytree(deployment, folder, symlinks=True, ignore=ignore)
+    shutil.copytree(pristine, folder)
     (folder / "table.toml").write_text(TABLE)
     return folder
 

@@ -34,9 +34,9 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def home(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployment whose keys may be changed."""
-    return Path(shutil.copytree(deployment, tmp_path_factory.mktemp("pair") / "home"))
+    return Path(shutil.copytree(pristine, tmp_path_factory.mktemp("pair") / "home"))
 
 
 @pytest.fixture(scope="module")

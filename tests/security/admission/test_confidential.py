@@ -293,11 +293,11 @@ def test_opening_takes_two_copies_and_no_more(sealed_folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def deployment_with_sealed(
-    deployment: Path, tmp_path_factory: pytest.TempPathFactory
+    pristine: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A copy of the deployment whose store holds the toy model sealed."""
     home = tmp_path_factory.mktemp("sealed") / "home"
-    shutil.copytree(deployment, home, ignore=shutil.ignore_patterns("bentos", "*.log"))
+    shutil.copytree(pristine, home)
     shutil.rmtree(home / "bentoml" / "models")
     settings = toy_settings(home)
     public = home / "model.pub.pem"

@@ -83,10 +83,10 @@ def bentos(home: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def built(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the deployment with a Bento in it. Not to be changed."""
     home = tmp_path_factory.mktemp("built") / "home"
-    shutil.copytree(deployment, home, ignore=shutil.ignore_patterns("bentos", "*.log"))
+    shutil.copytree(pristine, home)
     result = run(home, "build")
     assert result.returncode == 0, result.stderr
     return home

@@ -38,10 +38,9 @@ def check(home: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def home(deployment: Path, tmp_path: Path) -> Path:
+def home(pristine: Path, tmp_path: Path) -> Path:
     """A copy of the deployment that a test may change."""
-    ignored = shutil.ignore_patterns("bentos", "*.log")
-    return Path(shutil.copytree(deployment, tmp_path / "own", ignore=ignored))
+    return Path(shutil.copytree(pristine, tmp_path / "own"))
 
 
 def test_keygen_makes_a_key_for_every_role(home: Path) -> None:

@@ -46,10 +46,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
-def built(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployment with one Bento in it. Not to be changed."""
     home = tmp_path_factory.mktemp("outside") / "home"
-    shutil.copytree(deployment, home, ignore=shutil.ignore_patterns("bentos", "*.log"))
+    shutil.copytree(pristine, home)
     result = subprocess.run(
         bentoml("build"),
         cwd=ROOT,

@@ -61,11 +61,11 @@ def ask(server: Server, token: str, client: httpx.Client | None = None):
 
 
 @pytest.fixture(scope="module")
-def home(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the deployment, with a log of its own."""
     folder = tmp_path_factory.mktemp("audited") / "home"
     ignore = shutil.ignore_patterns("audit")
-    return Path(shutil.copytree(deployment, folder, symlinks=True, ignore=ignore))
+    return Path(shutil.copytree(pristine, folder, ignore=ignore))
 
 
 @pytest.fixture(scope="module")
@@ -278,9 +278,9 @@ def test_a_full_disk_stops_serving_until_there_is_room(
     assert full.headers["x-request-id"] not in ids
 
 
-def test_commands_are_recorded(deployment: Path, tmp_path: Path) -> None:
-    ignore = shutil.ignore_patterns("audit")
-    home = Path(shutil.copytree(deployment, tmp_path / "home", ignore=ignore))
+def test_commands_are_recorded(pristine: Path, tmp_path: Path) -> None:
+    ignore = shutil.ignore_patterns("audit")  # what making it has recorded
+    home = Path(shutil.copytree(pristine, tmp_path / "home", ignore=ignore))
     settings = toy_settings(home)
     commands = (
         ("keys", "rotate", "--role", "sealing", "--force"),
@@ -300,7 +300,8 @@ def test_commands_are_recorded(deployment: Path, tmp_path: Path) -> None:
     assert ("revocation", "subject-revoked", "allow") in said
     assert ("admission", None, "allow") in said
     key = read_secret(home / "keys/audit.key")
-    (revoked,) = [r for r in found if r["action"] == "revocation"]
+    made, revoked = [r for r in found if r["action"] == "revocation"]
+    assert made["reason"] == "list-made"  # by whom: the operator of the command
     assert revoked["subject"] == pseudonym(key, f"{DEVELOPMENT_ISSUER}\0mallory")
     # A machine without the key of checkpoints keeps no log.
     (home / "keys" / "checkpoint.pem").unlink()

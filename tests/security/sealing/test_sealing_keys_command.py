@@ -196,10 +196,10 @@ def test_no_part_of_a_url_shows_a_password(url: str, shown: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def own(deployment: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployment that these tests may change."""
     home = tmp_path_factory.mktemp("own") / "home"
-    shutil.copytree(deployment, home)
+    shutil.copytree(pristine, home)
     return home
 
 

@@ -117,12 +117,11 @@ def kill(pid):
     psutil.wait_procs(every[1:], timeout=60)
 
 
-def test_a_server_that_dies_and_a_quota_that_ends(deployment, tmp_path, capsys):
+def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     """One budget over two servers: killed in between, then throttled for the day."""
     wait_for_a_quiet_day()
     home = tmp_path / "home"
-    ignore = shutil.ignore_patterns("audit", "quotas")
-    shutil.copytree(deployment, home, symlinks=True, ignore=ignore)
+    shutil.copytree(pristine, home)
     quota = (
         "[default]\nrequests_per_minute = 'unlimited'\nrows_per_minute = 'unlimited'\n"
         "rows_per_day = 800\n"
