@@ -25,7 +25,8 @@ def read_regular(path: Path, *, max_bytes: int, follow_links: bool = False) -> b
         path: the file; its last component may not be a symbolic link.
         max_bytes: refuse larger files before reading.
         follow_links: for what the operator names, not for what a bundle holds: mounted
-            secrets and configuration are symbolic links in Kubernetes.
+            secrets and configuration are symbolic links in Kubernetes, and a package
+            store that shares equal files makes them hard links.
 
     Raises:
         BundleError: missing, not regular, linked, too large, or changed while read.
@@ -42,7 +43,7 @@ def read_regular(path: Path, *, max_bytes: int, follow_links: bool = False) -> b
         os.close(descriptor)  # before open(), which raises its own error for a folder
         raise BundleError(f"{path.name}: not a regular file")
     with open(descriptor, "rb") as file:
-        if status.st_nlink != 1:
+        if status.st_nlink != 1 and not follow_links:
             raise BundleError(f"{path.name}: has {status.st_nlink} hard links")
         if status.st_size > max_bytes:
             raise BundleError(

@@ -15,17 +15,15 @@ Who may do nothing at all with a model gets the answer of a model that does not 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from models.errors import BundleError
-from models.files import read_regular
 from security.access.claims import Principal
 from security.errors import HiddenError, ScopeError, SettingsError
 from security.settings.checks import fits, refuse_unknown
+from security.settings.documents import read_toml
 
 __all__ = [
     "ACTIONS",
@@ -37,7 +35,6 @@ __all__ = [
     "model_scope",
 ]
 
-MAX_TABLE_BYTES = 1 << 20
 MAX_GRANTS = 4096
 MODEL_ACTIONS = ("infer", "metadata")
 SERVER_ACTIONS = ("metrics",)
@@ -206,11 +203,7 @@ def load_permissions(path: Path) -> Permissions:
         SettingsError: unreadable, an unknown key, a grant that would grant nothing or
             that names no caller. The message names the grant.
     """
-    try:
-        data = read_regular(path, max_bytes=MAX_TABLE_BYTES, follow_links=True)
-        document = tomllib.loads(data.decode())
-    except (BundleError, ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: {error}") from None
+    document = read_toml(path)
     refuse_unknown(document, {"scopes", "grants"}, str(path))
     scopes = document.get("scopes", "sufficient")
     if scopes not in _SCOPES:

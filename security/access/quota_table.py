@@ -16,7 +16,6 @@ errors: a limit that silently does not apply is none.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,10 +24,10 @@ from typing import Any
 from security.access.tokens import Principal
 from security.errors import SettingsError
 from security.settings.checks import fits, refuse_unknown
+from security.settings.documents import parse_toml, read_toml
 
 __all__ = ["Limits", "QuotaTable", "load_quotas", "parse_quotas"]
 
-MAX_BYTES = 1 << 20
 MAX_LIMIT = 10**12
 UNLIMITED = "unlimited"
 
@@ -95,14 +94,7 @@ def load_quotas(path: Path) -> QuotaTable:
     Raises:
         SettingsError: missing, too large, or as `parse_quotas`.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise SettingsError(f"{path}: larger than {MAX_BYTES} bytes")
-    return parse_quotas(data, where=str(path))
+    return _quotas(read_toml(path), str(path))
 
 
 def parse_quotas(data: bytes, *, where: str) -> QuotaTable:
@@ -112,10 +104,10 @@ def parse_quotas(data: bytes, *, where: str) -> QuotaTable:
         SettingsError: not TOML, an unknown key, a limit that is none, or a rule that
             fits nobody. The message names the place.
     """
-    try:
-        document = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{where}: {' '.join(str(error).split())}") from None
+    return _quotas(parse_toml(data, where), where)
+
+
+def _quotas(document: Mapping[str, Any], where: str) -> QuotaTable:
     refuse_unknown(document, {"default", "rule"}, where)
     table, rules = document.get("default", {}), document.get("rule", [])
     if not isinstance(table, dict) or not isinstance(rules, list):

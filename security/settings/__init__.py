@@ -1,6 +1,7 @@
 """deploy/service.toml: a module for each of its tables.
 
 loading        the file and the SEALGATE_… variables, read and checked
+documents      reading such files, within bounds
 checks         what several tables are held to
 service        what is served, and the bounds of a request
 access         whose tokens are accepted

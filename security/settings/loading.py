@@ -25,6 +25,7 @@ from security.settings.admission import AdmissionSettings
 from security.settings.audit import AuditSettings, check_audit
 from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
+from security.settings.documents import read_toml
 from security.settings.issuers import IssuerSettings, KeyLocation
 from security.settings.observability import ObservabilitySettings, check_observability
 from security.settings.profiles import PROFILES
@@ -90,7 +91,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     project = Path(__file__).resolve().parents[2]
     path = Path(environ.get("SEALGATE_CONFIG") or project / "deploy" / "service.toml")
     home = Path(environ.get("SEALGATE_HOME") or ".sealgate").resolve()
-    document = _read(path)
+    document = read_toml(path)
     refuse_unknown(document.keys(), _SECTIONS.keys(), str(path))
     overrides = _variables(environ)
     bases = {"home": home, "config": path.resolve().parent}
@@ -117,18 +118,6 @@ def _checked(settings: Settings) -> Settings:
     check_tls(settings.tls)
     check_observability(settings.observability)
     return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from None
-    except RecursionError:
-        raise SettingsError(f"{path}: nested too deeply") from None
-    except ValueError as error:  # TOML, UTF-8, an integer of thousands of digits
-        raise SettingsError(f"{path}: {error}") from None
 
 
 def _table(document: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -51,6 +51,12 @@ def test_refuses_what_is_no_plain_file(tmp_path: Path, make, message: str) -> No
         read_regular(tmp_path / "a", max_bytes=100)
 
 
+@pytest.mark.parametrize("make", [_symlink, _hard_link])
+def test_what_the_operator_names_may_be_a_link(tmp_path: Path, make) -> None:
+    make(tmp_path / "a")
+    assert read_regular(tmp_path / "a", max_bytes=1, follow_links=True) == b"x"
+
+
 def test_refuses_a_device() -> None:
     with pytest.raises(BundleError, match="zero: not a regular file"):
         read_regular(Path("/dev/zero"), max_bytes=100)

@@ -213,8 +213,15 @@ def test_refuses_a_variable(
 
 
 def test_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none.toml: No such file or directory"):
+    with pytest.raises(SettingsError, match=r"none.toml: no such file or directory"):
         load_settings({"SEALGATE_CONFIG": str(tmp_path / "none.toml")})
+
+
+def test_refuses_a_file_without_end(tmp_path: Path) -> None:
+    (tmp_path / "service.toml").write_bytes(b"#" * ((1 << 20) + 1))
+    for path in (tmp_path / "service.toml", Path("/dev/zero")):
+        with pytest.raises(SettingsError, match=r"at most 1048576|not a regular file"):
+            load_settings({"SEALGATE_CONFIG": str(path)})
 
 
 def test_refuses_what_is_no_text(tmp_path: Path) -> None:
