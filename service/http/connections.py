@@ -13,6 +13,8 @@ uvicorn would copy it twice on the way.
 Connections are counted. For one too many, the one that has waited longest for a request
 is closed. One that is refused again and again has to wait for its next turn. A client
 that takes nothing of its answer is cut off: uvicorn would keep what it does not take.
+One that is answered before it has sent all gets the time to: whoever closes on what was
+not read resets the connection, and the answer is lost with it (RFC 9112, section 9.6).
 All else that BentoML leaves open, TLS included, is set here too.
 """
 
@@ -119,6 +121,18 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _Ending:
+    """What uvicorn writes an answer to; closing it lets the client read that answer."""
+
+    def __init__(self, connection: _BoundedProtocol) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+
+    def close(self) -> None:
+        self._connection.end()
+
+
 class _BoundedProtocol(HttpToolsProtocol):
     flow: _Flow
     bounds: ServiceSettings
@@ -145,6 +159,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._whole = False
         # No other message can follow.
         self._last = False
+        # All has been answered; what still comes is dropped.
+        self._ended = False
         self._allowance = Allowance()
         self._stall: asyncio.TimerHandle | None = None
         self._rest = DirectBody()
@@ -200,7 +216,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._next_message()
 
     def _next_message(self) -> None:
-        if self.transport.is_closing():
+        if self._ended or self.transport.is_closing():
             return
         self._whole, self._head_bytes = False, 0
         self.until = self.loop.time() + self.bounds.idle_timeout_s
@@ -255,6 +271,8 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._stall = None
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         if self._unread:
             data = self._unread[self._position :] + data
         self._unread, self._position = data, 0
@@ -346,7 +364,18 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.until, self._last, self._early = 0.0, True, None
         self.told.count("sealgate_refusals", problem.code)
         self.transport.write(last_message(problem_response(problem)))
-        self.transport.close()
+        self.end()
+
+    def end(self) -> None:
+        """Close, once the client has closed or had its time to send the rest."""
+        if self._whole and not self._unread:
+            self.transport.close()
+        elif not (self._ended or self.transport.is_closing()):
+            self._ended, self._unread, self._early = True, b"", None
+            self.until = self.loop.time() + self.bounds.head_timeout_s
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
+            self._read_on()
 
     def on_message_begin(self) -> None:
         """What a scope has beyond this is made where ASGI gets the request."""
@@ -415,6 +444,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         except (HttpParserError, ValueError):
             raise Problem("malformed-http", "the target is not one") from None
+        self.cycle.transport = _Ending(self)  # type: ignore[assignment]
         if early:
             super().on_body(b"".join(early))
 

@@ -230,3 +230,34 @@ def test_a_large_sealed_body_that_stops(hasty: Server, token: str) -> None:
     with connect(hasty) as connection:
         connection.sendall(data[:300_000])
     assert httpx.get(f"{hasty.url}/v2/health/ready").status_code == 200
+
+
+def test_who_is_refused_while_sending_gets_to_read_it(hasty: Server) -> None:
+    """A large body from nobody; more than any buffer holds."""
+    for _ in range(5):
+        refused = httpx.post(
+            hasty.url + "/v2/models/toy/infer", content=bytes(20 << 20)
+        )
+        assert refused.status_code == 401
+        assert refused.headers["connection"] == "close"
+
+
+def test_a_long_head_that_goes_on_gets_to_read_it(hasty: Server) -> None:
+    with connect(hasty) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"x" * (8 << 20))
+        connection.shutdown(socket.SHUT_WR)
+        assert answer(connection).startswith(b"HTTP/1.1 431 ")
+
+
+def test_who_is_refused_and_never_stops_is_cut_off(hasty: Server) -> None:
+    head = (
+        b"POST /v2/models/toy/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    )
+    before = time.monotonic()
+    with connect(hasty) as connection:
+        connection.sendall(head % (16 << 20))
+        with pytest.raises(ConnectionError):
+            while time.monotonic() < before + 20:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+    assert 1.0 <= time.monotonic() - before < 5
