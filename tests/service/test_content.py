@@ -181,7 +181,13 @@ def test_nan_is_null_and_loses_no_other_row(tmp_path: Path) -> None:
 
 
 # The event loop. What is measured is this process's CPU time between two turns of the
-# loop, so that other processes make no difference.
+# loop, so that other processes make little difference: what holds the loop does so each
+# time, and the least of three counts.
+
+
+def least_held_s(work: Any) -> tuple[float, Any]:
+    """`held_s` of the best of three."""
+    return min((held_s(work) for _ in range(3)), key=lambda held: held[0])
 
 
 def held_s(work: Any) -> tuple[float, Any]:
@@ -231,7 +237,7 @@ def lists(count: int) -> bytes:
 )
 def test_no_request_holds_the_loop(rooms: Rooms, body: bytes, status: int) -> None:
     asked = request("POST", INFER, bearer=token("infer:toy"), body=body)
-    longest, response = held_s(lambda: rooms.routes.answer(asked, sealed=False))
+    longest, response = least_held_s(lambda: rooms.routes.answer(asked, sealed=False))
     assert response.status == status
     assert longest < 0.05
 
@@ -264,7 +270,7 @@ def test_a_large_rightful_request_does_not_either(wide: Rooms) -> None:
     asked = request(
         "POST", "/v2/models/odd/infer", bearer=token("infer:odd"), body=body
     )
-    longest, response = held_s(lambda: wide.routes.answer(asked, sealed=False))
+    longest, response = least_held_s(lambda: wide.routes.answer(asked, sealed=False))
     (output,) = json.loads(bytes(response.body))["outputs"]
     assert output["shape"] == [64, 1 << 14]
     assert output["data"] == [-0.25] * (1 << 20)

@@ -179,7 +179,7 @@ SCAN_RULES: Mapping[str, ScanRule] = {
     ),
     "membership-exposed": ScanRule(
         "warning",
-        "hardly any member is recognised while 1% of others are accused",
+        "members are hardly told from other rows",
         "Someone who has a person's row learns that the person was in the data.",
         "Train with differential privacy, or with a smaller epsilon; round the scores "
         "that the endpoint gives.",

@@ -34,6 +34,7 @@ Mask = NDArray[np.bool_]
 _MIN_ROWS = 50
 _PER_UNIT = 8
 _HIGH_RATE = 0.05
+_HIGH_AUC = 0.65
 _LABEL_ONLY = "label_only"
 # Rows of either kind, and steps, of the attack by labels alone: thousands of questions
 # about each row.
@@ -275,7 +276,7 @@ def _scores(
 def _findings(
     metrics: Mapping[str, Metric], known: KnownRows
 ) -> tuple[ScanFinding, ...]:
-    rate = metrics["tpr_at_fpr_1pct"]
+    rate, auc = metrics["tpr_at_fpr_1pct"], metrics["auc"]
     findings = []
     bound = _bound(known)
     claimed = known.training.epsilon if known.training else None
@@ -297,6 +298,16 @@ def _findings(
                 "are accused",
                 "",
                 rate,
+            )
+        )
+    elif auc.low is not None and auc.low > _HIGH_AUC:
+        findings.append(
+            ScanFinding(
+                "membership-exposed",
+                f"of a member and another row, the member is told in {auc.value:.1%} "
+                "of pairs",
+                "",
+                auc,
             )
         )
     return tuple(findings)
