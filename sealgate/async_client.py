@@ -70,12 +70,17 @@ class AsyncClient:
             timeout_s: for connecting, and for each read and write.
 
         Raises:
-            ProfileError: the URL is not allowed.
+            ProfileError: the URL is not allowed, or the certificate cannot be used.
             TransportError: pinned key configurations are malformed.
         """
         self._core = Core(url, options)
         self._token = token
-        self._pools = Pools(httpcore.AsyncConnectionPool, timeout_s)
+        self._pools = Pools(
+            httpcore.AsyncConnectionPool,
+            timeout_s,
+            certificate=options.client_certificate,
+            key=options.client_key,
+        )
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._core.url}>"
@@ -209,6 +214,7 @@ class AsyncClient:
         headers: Headers = (),
         body: bytes = b"",
         own_token: bool = True,
+        own_certificate: bool = True,
     ) -> Response:
         """Send any request sealed, and give its answer, whatever its status.
 
@@ -218,13 +224,21 @@ class AsyncClient:
             headers: lower-case names; Date is added, and Authorization if asked.
             body: content.
             own_token: add this client's token.
+            own_certificate: show its certificate, if it has one.
 
         Raises:
             ServerRefusedError: refused before the gateway could open it.
             TransportError: no usable answer.
         """
         return await self._run(
-            self._core.forward(method, path, headers, body, own_token=own_token)
+            self._core.forward(
+                method,
+                path,
+                headers,
+                body,
+                own_token=own_token,
+                own_certificate=own_certificate,
+            )
         )
 
     @asynccontextmanager
@@ -237,6 +251,7 @@ class AsyncClient:
         body: bytes | AsyncIterator[bytes] = b"",
         length: int | None = None,
         own_token: bool = True,
+        own_certificate: bool = True,
     ) -> AsyncIterator[StreamedAnswer]:
         """As `forward`, with content that is sealed and opened as it comes.
 
@@ -251,6 +266,7 @@ class AsyncClient:
             body: content, whole or in portions.
             length: of a body in portions, in bytes, if known.
             own_token: add this client's token.
+            own_certificate: show its certificate, if it has one.
 
         Raises:
             ServerRefusedError: as `forward`.
@@ -258,7 +274,9 @@ class AsyncClient:
         """
         whole = isinstance(body, bytes)
         if not whole and self._core.speaks_chunked and not self._core.in_touch:
-            async with self.stream("GET", _PROBE, own_token=False):
+            async with self.stream(
+                "GET", _PROBE, own_token=False, own_certificate=own_certificate
+            ):
                 pass
         attempts = Attempts(self._core.options.retry)
         token = check_token(await self._ask_token()) if own_token else None
@@ -269,7 +287,7 @@ class AsyncClient:
             )
             async with AsyncExitStack() as stack:
                 try:
-                    answer = await self._begin(stack, exchange, body)
+                    answer = await self._begin(stack, exchange, body, own_certificate)
                 except (KeyRefusedError, ClockError) as error:
                     if not self._core.recover(error, attempts):
                         raise
@@ -283,7 +301,12 @@ class AsyncClient:
                     raise TransportError("the gateway takes no chunked requests")
         content = body if isinstance(body, bytes) else await _gather(body)
         response = await self.forward(
-            method, path, headers=headers, body=content, own_token=own_token
+            method,
+            path,
+            headers=headers,
+            body=content,
+            own_token=own_token,
+            own_certificate=own_certificate,
         )
         yield StreamedAnswer(
             response.status,
@@ -297,10 +320,11 @@ class AsyncClient:
         stack: AsyncExitStack,
         exchange: StreamExchange,
         body: bytes | AsyncIterator[bytes],
+        certified: bool,
     ) -> StreamedAnswer | None:
         """Send a request; the answer when its head is there, None without chunks."""
         outer = await stack.enter_async_context(
-            self._http_stream(exchange, _sealed(exchange, body))
+            self._http_stream(exchange, _sealed(exchange, body), certified)
         )
         kind = received_fields(outer).get("content-type", "")
         if outer.status == 415:
@@ -318,11 +342,15 @@ class AsyncClient:
 
     @asynccontextmanager
     async def _http_stream(
-        self, exchange: StreamExchange, content: AsyncIterator[bytes]
+        self,
+        exchange: StreamExchange,
+        content: AsyncIterator[bytes],
+        certified: bool,
     ) -> AsyncIterator[httpcore.Response]:
         headers = {"content-type": exchange.media_type, "incremental": "?1"}
+        pool = self._pools.to(self._core.gateway, certified=certified)
         with self._translated():
-            async with self._pools.to(self._core.gateway).stream(
+            async with pool.stream(
                 "POST",
                 self._core.gateway,
                 headers=sent_fields(headers),
@@ -374,7 +402,7 @@ class AsyncClient:
 
     async def _fetch(self, step: Fetch) -> Answer:
         with self._translated():
-            async with self._pools.to(step.url).stream(
+            async with self._pools.to(step.url, certified=step.certified).stream(
                 step.method,
                 step.url,
                 headers=sent_fields(step.headers),

@@ -63,6 +63,18 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
         "SEALGATE_PROFILE)",
     )
     parser.add_argument(
+        "--client-certificate",
+        type=Path,
+        metavar="FILE",
+        help="PEM certificate to show to the server, instead of the profile's",
+    )
+    parser.add_argument(
+        "--client-key",
+        type=Path,
+        metavar="FILE",
+        help="PEM file of its key, if that is not in the same file",
+    )
+    parser.add_argument(
         "--timeout",
         type=_seconds,
         default=30.0,

@@ -56,12 +56,17 @@ class Client:
             timeout_s: for connecting, and for each read and write.
 
         Raises:
-            ProfileError: the URL is not allowed.
+            ProfileError: the URL is not allowed, or the certificate cannot be used.
             TransportError: pinned key configurations are malformed.
         """
         self._core = Core(url, options)
         self._token = token
-        self._pools = Pools(httpcore.ConnectionPool, timeout_s)
+        self._pools = Pools(
+            httpcore.ConnectionPool,
+            timeout_s,
+            certificate=options.client_certificate,
+            key=options.client_key,
+        )
 
     def __repr__(self) -> str:
         return f"<Client {self._core.url}>"
@@ -195,6 +200,7 @@ class Client:
         headers: Headers = (),
         body: bytes = b"",
         own_token: bool = True,
+        own_certificate: bool = True,
     ) -> Response:
         """Send any request sealed, and give its answer, whatever its status.
 
@@ -204,13 +210,21 @@ class Client:
             headers: lower-case names; Date is added, and Authorization if asked.
             body: content.
             own_token: add this client's token.
+            own_certificate: show its certificate, if it has one.
 
         Raises:
             ServerRefusedError: refused before the gateway could open it.
             TransportError: no usable answer.
         """
         return self._run(
-            self._core.forward(method, path, headers, body, own_token=own_token)
+            self._core.forward(
+                method,
+                path,
+                headers,
+                body,
+                own_token=own_token,
+                own_certificate=own_certificate,
+            )
         )
 
     def _run(self, steps: Steps[T]) -> T:
@@ -237,7 +251,7 @@ class Client:
         chunks: list[bytes] = []
         size = 0
         try:
-            with self._pools.to(step.url).stream(
+            with self._pools.to(step.url, certified=step.certified).stream(
                 step.method,
                 step.url,
                 headers=sent_fields(step.headers),

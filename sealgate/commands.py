@@ -184,13 +184,13 @@ def _lending(
 
 def _proxy_profile(args: argparse.Namespace) -> Profile:
     if args.to is None:
-        return Profile.load(args.profile)
+        return _loaded(args)
     if not args.profile.exists():
-        return Profile(url=args.to, token="")
-    profile = Profile.load(args.profile)
+        return _certified(Profile(url=args.to, token=""), args)
+    profile = _loaded(args)
     same = profile.url.rstrip("/") == args.to.rstrip("/")
     # The token and the keys of one server are nothing to another one.
-    return profile if same else Profile(url=args.to, token="")
+    return profile if same else _certified(Profile(url=args.to, token=""), args)
 
 
 def _progress(paths: Sequence[Path]) -> Iterator[Path]:
@@ -272,12 +272,28 @@ def _write(path: Path, data: bytes) -> None:
 
 def _profile(args: argparse.Namespace) -> Profile:
     if args.url is not None:
-        return Profile(url=args.url, token="")
-    return Profile.load(args.profile)
+        return _certified(Profile(url=args.url, token=""), args)
+    return _loaded(args)
+
+
+def _loaded(args: argparse.Namespace) -> Profile:
+    return _certified(Profile.load(args.profile), args)
+
+
+def _certified(profile: Profile, args: argparse.Namespace) -> Profile:
+    """A profile with the certificate of the command line, if there is one."""
+    certificate, key = args.client_certificate, args.client_key
+    if certificate is None and key is None:
+        return profile
+    return replace(
+        profile,
+        client_certificate=None if certificate is None else str(certificate),
+        client_key=None if key is None else str(key),
+    )
 
 
 def _client(args: argparse.Namespace) -> tuple[Client, str]:
-    profile = Profile.load(args.profile)
+    profile = _loaded(args)
     model = args.model or profile.model
     if not model:
         raise ProfileError("no model: name one, or let the profile name it")

@@ -23,6 +23,7 @@ from sealgate.errors import (
     OverloadedError,
     PassportError,
     PermissionDeniedError,
+    ProfileError,
     ProofNonceError,
     TensorError,
     TransportError,
@@ -82,6 +83,10 @@ class Core:
             TransportError: the pinned key configurations are malformed.
         """
         self.url = check_url(url)
+        if options.client_certificate is not None and self.url.lower().startswith(
+            "http:"
+        ):
+            raise ProfileError("client_certificate: only an https server can see it")
         self.options = options
         relay = options.relay_url
         self._gateway = self.url + GATEWAY_PATH if relay is None else check_url(relay)
@@ -166,7 +171,14 @@ class Core:
         return (yield from self._fetch_keys())[0]
 
     def forward(
-        self, method: str, path: str, headers: Headers, body: Body, *, own_token: bool
+        self,
+        method: str,
+        path: str,
+        headers: Headers,
+        body: Body,
+        *,
+        own_token: bool,
+        own_certificate: bool = True,
     ) -> Steps[Response]:
         """Send any request sealed, and give its answer, whatever its status.
 
@@ -176,6 +188,7 @@ class Core:
             headers: to send; no Date, and no Authorization if ``own_token``.
             body: content.
             own_token: add the client's own token.
+            own_certificate: show the client's certificate, if it has one.
 
         Raises:
             ServerRefusedError: refused before the gateway could open it.
@@ -183,7 +196,7 @@ class Core:
         """
         attempts = Attempts(self.options.retry)
         token = (yield from _token()) if own_token else None
-        message = _Message(method, path, token, headers, body)
+        message = _Message(method, path, token, headers, body, own_certificate)
         return (yield from self._exchange(message, attempts))
 
     # One request as a stream: who holds the connection decides what is repeated
@@ -336,7 +349,12 @@ class Core:
         headers = {"content-type": exchange.media_type}
         # Padding and framing come on top of the content.
         answer = yield Fetch(
-            "POST", self._gateway, 2 * limit + _OVERHEAD, headers, exchange.content
+            "POST",
+            self._gateway,
+            2 * limit + _OVERHEAD,
+            headers,
+            exchange.content,
+            certified=message.certified,
         )
         if answer.status == 415 and kind is ChunkedExchange:
             # A gateway without chunks. The content's type is all that it could see.
@@ -426,6 +444,7 @@ class _Message:
     token: str | None = field(repr=False)
     headers: Headers = field(default=(), repr=False)
     body: Body = field(default=b"", repr=False)
+    certified: bool = True
 
 
 def _token() -> Steps[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sealgate.errors import ProfileError
 from sealgate.profile import Profile
@@ -28,6 +29,10 @@ class Options:
             they come from (RFC 9458, section 2).
         proof_key: the key that the token is bound to (RFC 9449); each request proves
             that the client has it.
+        client_certificate: PEM file of the certificate that the token is bound to (RFC
+            8705), or that the server asks for; read when the client is made.
+        client_key: PEM file of its key, without a passphrase; None if that is in the
+            same file.
         max_response_bytes: refuse longer answers while reading.
         chunked_above_bytes: send larger requests in protected chunks, where the gateway
             takes them; None never.
@@ -43,13 +48,15 @@ class Options:
     passport_max_age_s: float = 3600.0
     relay_url: str | None = None
     proof_key: ProofKey | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
     max_response_bytes: int = 64 << 20
     chunked_above_bytes: int | None = 16 << 20
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     traceparent: Callable[[], str | None] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse pins of another type, which would pin nothing.
+        """Refuse what would do nothing: pins of another type, a key of nothing.
 
         Raises:
             ProfileError: the message names the field.
@@ -62,6 +69,11 @@ class Options:
                 isinstance(key, str) for key in keys
             ):
                 raise ProfileError(f"{name}: a tuple of PEM texts")
+        if self.client_key is not None and self.client_certificate is None:
+            raise ProfileError("client_key: needs client_certificate")
+        if self.relay_url is not None and self.client_certificate is not None:
+            # It would tell the relay who asks, and the server sees the relay's.
+            raise ProfileError("client_certificate: cannot be shown through a relay")
 
 
 def options_of(profile: Profile) -> Options:
@@ -71,6 +83,7 @@ def options_of(profile: Profile) -> Options:
         ProfileError: the profile's key is none.
     """
     pem = profile.proof_key
+    certificate, key = profile.client_certificate, profile.client_key
     return Options(
         key_configs=profile.key_configs,
         identity_keys=profile.identity_keys,
@@ -78,4 +91,6 @@ def options_of(profile: Profile) -> Options:
         require_passport=profile.require_passport,
         relay_url=profile.relay_url,
         proof_key=None if pem is None else ProofKey.from_pem(pem),
+        client_certificate=None if certificate is None else Path(certificate),
+        client_key=None if key is None else Path(key),
     )

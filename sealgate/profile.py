@@ -38,6 +38,9 @@ class Profile:
         relay_url: where to send sealed requests instead of to ``url``.
         proof_key: PEM private key that the token is bound to (RFC 9449); kept out of
             ``repr``.
+        client_certificate: PEM file of the client's certificate (RFC 8705), relative to
+            the profile's folder.
+        client_key: PEM file of its key; None if that is in the same file.
     """
 
     url: str
@@ -49,6 +52,8 @@ class Profile:
     require_passport: bool = False
     relay_url: str | None = None
     proof_key: str | None = field(default=None, repr=False)
+    client_certificate: str | None = None
+    client_key: str | None = None
 
     @classmethod
     def load(cls, path: Path | str) -> Profile:
@@ -82,6 +87,8 @@ class Profile:
             require_passport=_flag(value.get("require_passport", False)),
             relay_url=_optional(value.get("relay_url"), "relay_url"),
             proof_key=_optional(value.get("proof_key"), "proof_key"),
+            client_certificate=_beside(path, value, "client_certificate"),
+            client_key=_beside(path, value, "client_key"),
         )
 
     def to_json(self) -> bytes:
@@ -100,8 +107,9 @@ class Profile:
             document["require_passport"] = True
         if self.relay_url is not None:
             document["relay_url"] = self.relay_url
-        if self.proof_key is not None:
-            document["proof_key"] = self.proof_key
+        for name in ("proof_key", "client_certificate", "client_key"):
+            if (text := getattr(self, name)) is not None:
+                document[name] = text
         return json.dumps(document, indent=2).encode() + b"\n"
 
 
@@ -113,6 +121,11 @@ def _text(value: Any, name: str) -> str:
 
 def _optional(value: Any, name: str) -> str | None:
     return None if value is None else _text(value, name)
+
+
+def _beside(profile: Path, value: dict[str, Any], name: str) -> str | None:
+    text = _optional(value.get(name), name)
+    return None if text is None else str(profile.absolute().parent / text)
 
 
 def _flag(value: Any) -> bool:

@@ -68,9 +68,23 @@ class ProofKey:
         ).decode()
 
     def prove(
-        self, method: str, url: str, *, token: str, now: float, nonce: str | None
+        self,
+        method: str,
+        url: str,
+        *,
+        token: str | None,
+        now: float,
+        nonce: str | None = None,
     ) -> str:
         """The proof for one request; never to be sent with another.
+
+        Args:
+            method: of the request.
+            url: of the request.
+            token: that is sent with it; None where it is asked for (RFC 9449, 5): the
+                token endpoint binds it to this key.
+            now: seconds since the epoch.
+            nonce: the server's, if it gave one.
 
         Raises:
             ProfileError: a token that is no token.

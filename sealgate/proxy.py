@@ -92,7 +92,8 @@ class Proxy:
         Args:
             client: of the server to seal to.
             hosts: values of Host to answer; None answers any.
-            lend: whether requests of a connection that have no token get the client's.
+            lend: whether requests of a connection may use what the client has: its
+                certificate, and its token where they have none.
             limits: bounds.
         """
         self._client = client
@@ -216,7 +217,7 @@ class Proxy:
             ConnectionAbortedError: afterwards.
         """
         has_token = any(name == b"authorization" for name, _ in head.headers)
-        own_token = not has_token and self._lends(writer)
+        lends = self._lends(writer)
         try:
             async with self._client.stream(
                 head.method.decode("ascii"),
@@ -224,7 +225,8 @@ class Proxy:
                 headers=forwarded_headers(head),
                 body=body,
                 length=head.content_length,
-                own_token=own_token,
+                own_token=lends and not has_token,
+                own_certificate=lends,
             ) as answer:
                 close = not (head.keep_alive and upload.complete) or self._stopping
                 await self._write(writer, head, answer, close=close)

@@ -21,6 +21,7 @@ class Fetch:
         headers: of the request.
         content: body, whole or in pieces that can be had once; None sends none.
         max_bytes: refuse a longer answer while reading.
+        certified: show the client's certificate, if it has one.
     """
 
     method: str
@@ -28,6 +29,7 @@ class Fetch:
     max_bytes: int
     headers: Mapping[str, str] = field(default_factory=dict)
     content: Content | None = None
+    certified: bool = True
 
 
 @dataclass(frozen=True)

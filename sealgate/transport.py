@@ -3,6 +3,9 @@
 The clients use httpcore rather than httpx: instrumentation that an application installs
 for httpx adds fields to each request, ``traceparent`` and ``baggage`` among them, and
 on a sealed request they would stand in clear. What is sent is what `sent_fields` says.
+
+A client's certificate is shown on connections of their own: who may not use it, because
+a proxy serves others too, shares none of them.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Generic, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -47,40 +51,57 @@ class Pools(Generic[P]):
     Proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY).
     """
 
-    def __init__(self, kind: Callable[..., P], timeout_s: float) -> None:
+    def __init__(
+        self,
+        kind: Callable[..., P],
+        timeout_s: float,
+        *,
+        certificate: Path | None = None,
+        key: Path | None = None,
+    ) -> None:
         """Nothing is connected yet.
 
         Args:
             kind: httpcore's pool to make.
             timeout_s: for connecting, and for each read and write.
+            certificate: PEM file to show to servers that ask for one.
+            key: PEM file of its key; None if that is in the same file.
+
+        Raises:
+            ProfileError: they cannot be used.
         """
         self._kind: Callable[..., P] = kind
-        self._pools: dict[str, P] = {}
+        self._pools: dict[tuple[str, bool], P] = {}
+        self._own = None if certificate is None else _certified(certificate, key)
         self._context: ssl.SSLContext | None = None
         names = ("connect", "read", "write", "pool")
         self.extensions = {"timeout": dict.fromkeys(names, timeout_s)}
 
-    def to(self, url: str) -> P:
+    def to(self, url: str, *, certified: bool = True) -> P:
         """The pool whose connections reach a URL.
+
+        Args:
+            url: of the request.
+            certified: show the certificate, if there is one.
 
         Raises:
             ProfileError: the environment names a proxy that is none.
         """
-        address = _proxy_of(url)
-        if address not in self._pools:
-            self._pools[address] = self._make(address)
-        return self._pools[address]
+        address, own = _proxy_of(url), self._own if certified else None
+        if (address, own is not None) not in self._pools:
+            self._pools[address, own is not None] = self._make(address, own)
+        return self._pools[address, own is not None]
 
     def all(self) -> Iterable[P]:
         """Every pool that was made, to close it."""
         return self._pools.values()
 
-    def _make(self, address: str) -> P:
+    def _make(self, address: str, own: ssl.SSLContext | None) -> P:
         if self._context is None:
             self._context = _tls()
         try:
             pool: P = self._kind(
-                ssl_context=self._context,
+                ssl_context=own or self._context,
                 max_connections=_MAX_CONNECTIONS,
                 max_keepalive_connections=_MAX_IDLE,
                 keepalive_expiry=_KEEPALIVE_S,
@@ -124,6 +145,20 @@ def _tls() -> ssl.SSLContext:
     """The system's authorities where the environment names them, else certifi's."""
     named = os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"}
     return ssl.create_default_context(cafile=None if named else certifi.where())
+
+
+def _certified(certificate: Path, key: Path | None) -> ssl.SSLContext:
+    """One that shows a certificate, and only in TLS 1.3: 1.2 sends it in clear."""
+    context = _tls()
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        # Without a passphrase OpenSSL would ask on the terminal.
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.reason if isinstance(error, ssl.SSLError) else error.strerror
+        why = reason or "no certificate and its key in PEM, without a passphrase"
+        raise ProfileError(f"client_certificate, client_key: {why}") from None
+    return context
 
 
 def _proxy_of(url: str) -> str:

@@ -14,6 +14,7 @@
     │   ├── HiddenError     nor the right to know that there is such a thing: 404
     │   ├── QuotaError      a quota of the caller is spent: 429
     │   ├── KeysUnavailableError    the issuer's keys are not there yet: 503
+    │   ├── IntrospectionError      the issuer cannot be asked about a token: 503
     │   └── RevocationStoreError    whether it is revoked cannot be told: 503
     ├── AdmissionRefused    a numbered check of the gate failed
     ├── ReplayError         this sealed request was answered before
@@ -43,6 +44,7 @@ __all__ = [
     "DateError",
     "HiddenError",
     "HostileModel",
+    "IntrospectionError",
     "KeyFileError",
     "KeysUnavailableError",
     "LedgerError",
@@ -107,6 +109,10 @@ class HiddenError(AccessError):
 
 class KeysUnavailableError(AccessError):
     """An issuer's keys could not be fetched yet: no token of it can be verified."""
+
+
+class IntrospectionError(AccessError):
+    """An issuer could not be asked about a token: nobody can tell if it is valid."""
 
 
 class RevocationStoreError(AccessError):

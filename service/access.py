@@ -9,6 +9,7 @@ from functools import partial
 
 from sealgate.protocol.bhttp import Response
 from security.access.dpop import Nonces, Proofs
+from security.access.introspection import check_introspection
 from security.access.issuer import DEVELOPMENT_ISSUER, development_jwks
 from security.access.jwks import load_jwks
 from security.access.key_sources import check_source
@@ -63,7 +64,11 @@ def open_access(settings: Settings, metrics: Metrics) -> Access:
     return Access(
         Callers(verifier, access, proofs=_proofs(settings)),
         load_permissions(access.permissions),
-        documents(access, jwks=_development_jwks(settings)),
+        documents(
+            access,
+            certificates=settings.tls.client_certificates != "off",
+            jwks=_development_jwks(settings),
+        ),
         verifier,
     )
 
@@ -84,7 +89,7 @@ def check_access(settings: Settings) -> None:
             check_redis(url, setting=setting, refusal=refusal)
     load_permissions(settings.access.permissions)
     for issuer in settings.access.all_issuers:
-        check_source(issuer)
+        (check_introspection if issuer.introspection else check_source)(issuer)
     _proofs(settings)
 
 

@@ -3,7 +3,10 @@
 1. one Authorization field (RFC 6750, section 3.1); none is no error, but no caller;
 2. its scheme is Bearer, or DPoP where an issuer allows that;
 3. the token verifies (`security.access.tokens`);
-4. a token that is bound to a key only comes with a proof (RFC 9449, section 7.2), and
+4. a token that is bound to a certificate comes from who has shown that certificate to
+   us in TLS (RFC 8705, section 3): on the connection of the outer request, if it came
+   sealed. Behind what ends TLS nobody has, so such tokens are refused there;
+5. a token that is bound to a key only comes with a proof (RFC 9449, section 7.2), and
    one that is not only where its issuer allows it.
 
 Refusals say how to do better (RFC 6750, section 3; RFC 9728, section 5.1): the metadata
@@ -13,6 +16,7 @@ of this resource, which names the authorization servers, answers without a token
 from __future__ import annotations
 
 import asyncio
+import hmac
 import time
 from collections.abc import Callable, Mapping
 
@@ -21,6 +25,7 @@ import orjson
 from sealgate.protocol.bhttp import Headers, Request, Response
 from sealgate.protocol.dpop import PROOF_HEADER
 from security.access.dpop import PROOF_ALGORITHMS, Proofs
+from security.access.introspection import PendingError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.jws import UnknownKidError
 from security.access.tokens import Principal, Verifier
@@ -33,7 +38,7 @@ __all__ = ["RESOURCE_METADATA", "Callers", "documents"]
 # RFC 9728, section 3.1.
 RESOURCE_METADATA = "/.well-known/oauth-protected-resource"
 _BEARER, _DPOP = b"bearer", b"dpop"
-# For the keys of an issuer that has just changed them.
+# For what an issuer is asked: its new keys, or about a token.
 MAX_WAITING, MAX_WAIT_S = 32, 2.0
 _DOCUMENT: Headers = (
     (b"content-type", b"application/json"),
@@ -76,8 +81,14 @@ class Callers:
             dpop_algorithms=PROOF_ALGORITHMS if modes - {"off"} else (),
         )
 
-    async def authenticate(self, request: Request) -> Principal:
+    async def authenticate(
+        self, request: Request, certificate: str | None = None
+    ) -> Principal:
         """Return who sent a request.
+
+        Args:
+            request: from anyone; the inner one, if it came sealed.
+            certificate: thumbprint of the one that its connection's client has.
 
         Raises:
             Problem: it says nothing about that.
@@ -85,7 +96,12 @@ class Callers:
         """
         scheme, token = self._credentials(request.headers)
         principal = await self._verify(token)
-        mode = self._verifier.issuer_of(principal).dpop
+        issuer = self._verifier.issuer_of(principal)
+        mode = issuer.dpop
+        if principal.certificate is not None:
+            _check_certificate(principal.certificate, certificate)
+        elif issuer.certificate_bound:
+            raise TokenError("the issuer's tokens must be bound to a certificate")
         if scheme == _BEARER:
             if principal.confirmation is not None:
                 raise TokenError("a bound token came as a bearer token")
@@ -106,21 +122,23 @@ class Callers:
         return principal
 
     async def _verify(self, token: str) -> Principal:
-        """Check 3; the first token after a rotation waits for one bounded fetch.
+        """Check 3; a token that its issuer has to be asked for waits for one answer.
 
-        The number that waits is bounded: strangers can name unknown keys too.
+        The number that waits is bounded, since strangers can name unknown keys and
+        invent tokens; who had an active one a moment ago does not count.
         """
         try:
             return self._verifier.verify(token, now=self._clock())
-        except UnknownKidError as error:
-            if error.fetch is None or self._waiting >= MAX_WAITING:
+        except (UnknownKidError, PendingError) as error:
+            counted = not (isinstance(error, PendingError) and error.known)
+            if error.fetch is None or (counted and self._waiting >= MAX_WAITING):
                 raise
-            self._waiting += 1
+            self._waiting += counted
             try:
                 fetched = asyncio.wrap_future(error.fetch)
                 await asyncio.wait({fetched}, timeout=MAX_WAIT_S)
             finally:
-                self._waiting -= 1
+                self._waiting -= counted
         return self._verifier.verify(token, now=self._clock())
 
     def _credentials(self, headers: Headers) -> tuple[bytes, str]:
@@ -140,18 +158,27 @@ class Callers:
             raise TokenError("not a compact JWS") from None
 
 
+def _check_certificate(bound_to: str, shown: str | None) -> None:
+    """Check 4."""
+    if shown is None:
+        raise TokenError("the token's certificate was not shown on this connection")
+    if not hmac.compare_digest(bound_to.encode("utf-8", "replace"), shown.encode()):
+        raise TokenError("the token is bound to another certificate")
+
+
 def documents(
-    access: AccessSettings, *, jwks: bytes | None
+    access: AccessSettings, *, certificates: bool, jwks: bytes | None
 ) -> Mapping[bytes, Response]:
     """What answers without a token, by path.
 
     Args:
         access: the settings.
+        certificates: clients are asked for theirs.
         jwks: of the development issuer, where it may be used.
     """
     found: dict[bytes, Response] = {}
     if access.resource:
-        content = orjson.dumps(_metadata(access))
+        content = orjson.dumps(_metadata(access, certificates=certificates))
         found[RESOURCE_METADATA.encode()] = Response(200, _DOCUMENT, content)
     if jwks is not None:
         found[b"/.well-known/sealgate-development-jwks.json"] = Response(
@@ -160,7 +187,7 @@ def documents(
     return found
 
 
-def _metadata(access: AccessSettings) -> dict[str, object]:
+def _metadata(access: AccessSettings, *, certificates: bool) -> dict[str, object]:
     """RFC 9728, section 2. Scopes are not listed: they would name the models."""
     issuers = access.all_issuers
     servers = [one.issuer for one in issuers if one.issuer.startswith("https://")]
@@ -175,6 +202,8 @@ def _metadata(access: AccessSettings) -> dict[str, object]:
         document["dpop_signing_alg_values_supported"] = PROOF_ALGORITHMS
     if issuers and all(issuer.dpop == "required" for issuer in issuers):
         document["dpop_bound_access_tokens_required"] = True
+    if certificates:
+        document["tls_client_certificate_bound_access_tokens"] = True
     if any(issuer.issuer == DEVELOPMENT_ISSUER for issuer in issuers):
         document["resource_name"] = "Sealgate (development issuer: not for production)"
     return document

@@ -11,8 +11,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
-import numpy as np
-
 from sealgate.errors import SealgateError
 from sealgate.protocol import keyconfig, ohttp, signedkeys
 from sealgate.protocol.bhttp import Body, Headers, Request, Response
@@ -20,7 +18,7 @@ from sealgate.protocol.drafts import chunked
 from security.sealing.publish import Document
 from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
-from service.http.direct import DIRECT_BODY, DirectBody
+from service.http.direct import DIRECT_BODY, DirectBody, Gathered
 from service.http.exchange import Answer, Reply, StreamedResponse
 from service.http.intake import VISIT, Intake, Visit
 from service.problems import Problem, method_not_allowed, problem_response
@@ -97,12 +95,13 @@ class Guard:
         return closing
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        direct = scope.get("extensions", {}).get(DIRECT_BODY, {}).get("rest")
         try:
-            visit = Visit(self._intake)
+            visit = Visit(self._intake, direct and direct.certificate)
         except Problem as busy:
             await _send(send, self._busy(busy))
             return
-        body = _Body(scope, receive, visit, self._settings)
+        body = _Body(scope, receive, visit, self._settings, direct)
         try:
             reply = await self._reply(_head(scope), body)
             body.tell(reply)
@@ -112,14 +111,16 @@ class Guard:
         finally:
             visit.leave()
 
-    def answer(self, request: Request) -> Coroutine[Any, Any, Reply]:
+    def answer(
+        self, request: Request, certificate: str | None = None
+    ) -> Coroutine[Any, Any, Reply]:
         """Answer a request that is there whole, without ASGI in between.
 
         It is in work from now on: runs are gathered if others are there. Cancelling
         stops it: the client has left, or the server ends.
         """
         try:
-            visit = Visit(self._intake)
+            visit = Visit(self._intake, certificate)
         except Problem as busy:
             return self._refuse(busy)
         return self._visit(request, visit)
@@ -222,14 +223,18 @@ class _Body:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, visit: Visit, settings: ServiceSettings
+        self,
+        scope: Scope,
+        receive: Receive,
+        visit: Visit,
+        settings: ServiceSettings,
+        direct: DirectBody | None,
     ) -> None:
         self._receive = receive
         self.visit = visit
         self._max_bytes = settings.max_body_bytes
         self._timeout_s = settings.body_timeout_s
-        extension = scope.get("extensions", {}).get(DIRECT_BODY, {})
-        self._direct: DirectBody | None = extension.get("rest")
+        self._direct = direct
         self.declared = _declared_length(scope)
         self.complete = self.declared == 0
         self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
@@ -289,7 +294,7 @@ class _Body:
             grown = bytearray()
             await self.read_into(grown.extend)
             return grown
-        gathered = _Gathered(self.declared)
+        gathered = Gathered(self.declared)
         await self.read_into(gathered.take)
         return gathered.content
 
@@ -402,30 +407,6 @@ class _Whole:
 
 
 _AnyBody = _Body | _Whole
-
-
-class _Gathered:
-    """Takes a body of a known length. Its memory is had when the first bytes are."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._end = 0
-        self._buffer = memoryview(b"")
-
-    @property
-    def content(self) -> memoryview:
-        """What has been taken."""
-        return self._buffer[: self._end]
-
-    def take(self, data: bytes) -> None:
-        """Take the next bytes, which HTTP keeps within the declared length."""
-        if not self._end:
-            # Not zeroed: only what has been written is ever read.
-            self._buffer = np.empty(self._size, np.uint8).data
-        begin, self._end = self._end, self._end + len(data)
-        if self._end > self._size:
-            raise Problem("body-too-large", "longer than its length")
-        self._buffer[begin : self._end] = data
 
 
 def _keys(media_type: str, document: Document) -> Response:

@@ -26,6 +26,7 @@ from security.errors import (
     AuditError,
     CredentialsError,
     HiddenError,
+    IntrospectionError,
     KeysUnavailableError,
     NonceError,
     ProofError,
@@ -121,6 +122,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "model-held-off", "Workers ended while they ran this model"),
         _kind(503, "not-ready", "This server cannot answer for any model now"),
         _kind(503, "keys-unavailable", "The issuer's keys are not there yet"),
+        _kind(503, "issuer-unavailable", "The issuer cannot be asked about tokens now"),
         _kind(503, "revocation-unavailable", "Whether this is revoked cannot be told"),
         _kind(503, "overloaded", "The server is busy"),
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
@@ -247,6 +249,8 @@ def _refused(error: AccessError, challenges: Challenges) -> Problem:
             return Problem("insufficient-scope", headers=headers)
         case KeysUnavailableError():
             return Problem("keys-unavailable", headers=_RETRY)
+        case IntrospectionError():
+            return Problem("issuer-unavailable", headers=_RETRY)
         case RevocationStoreError():
             return Problem("revocation-unavailable", headers=_RETRY)
     return Problem("unauthenticated", headers=challenges.headers("invalid_token"))

@@ -399,9 +399,10 @@ class Routes:
         return known
 
     async def _authenticate(self, request: Request) -> Principal:
-        began = time.perf_counter()
+        began, visit = time.perf_counter(), VISIT.get()
+        certificate = None if visit is None else visit.certificate
         try:
-            return await self._callers.authenticate(request)
+            return await self._callers.authenticate(request, certificate)
         finally:
             self._verified(time.perf_counter() - began)
 

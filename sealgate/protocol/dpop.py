@@ -103,7 +103,7 @@ def make_proof(
     *,
     method: str,
     url: str,
-    token: str,
+    token: str | None,
     identifier: str,
     now: int,
     nonce: str | None = None,
@@ -114,19 +114,20 @@ def make_proof(
         key: P-256; the token is bound to its thumbprint.
         method: of the request.
         url: of the request; a query is left out.
-        token: that is sent with it.
+        token: that is sent with it; None where it is asked for.
         identifier: never used before (``jti``).
         now: seconds since the epoch.
         nonce: the server's, if it gave one.
     """
     header = {"alg": "ES256", "jwk": public_jwk(key.public_key()), "typ": PROOF_TYPE}
     claims: dict[str, object] = {
-        "ath": token_hash(token),
         "htm": method,
         "htu": normalize_target(url),
         "iat": now,
         "jti": identifier,
     }
+    if token is not None:
+        claims["ath"] = token_hash(token)
     if nonce is not None:
         claims["nonce"] = nonce
     parts = (strict_json.dumps(part) for part in (header, claims))

@@ -1,4 +1,4 @@
-"""One https document, within bounds on bytes and on the whole time it takes.
+"""One https answer, within bounds on bytes and on the whole time it takes.
 
 No redirects, no proxies, nothing from the environment. HTTP libraries bound each read;
 a host that sends a byte now and then could hold such a reader for days.
@@ -9,32 +9,73 @@ from __future__ import annotations
 import ssl
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import httpcore
 
 from security.errors import KeyFileError
 
-__all__ = ["fetch"]
+__all__ = ["StatusError", "fetch", "trusting"]
 
-_HEADERS = [("accept", "application/json"), ("accept-encoding", "identity")]
+_HEADERS = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
+_FORM = (b"content-type", b"application/x-www-form-urlencoded")
+
+
+class StatusError(KeyFileError):
+    """An answer of another status than 200.
+
+    Attributes:
+        status: which.
+    """
+
+    def __init__(self, url: str, status: int) -> None:
+        self.status = status
+        super().__init__(f"{url}: answered {status}")
+
+
+def trusting(authorities: Path | None) -> ssl.SSLContext:
+    """The context that believes a file of authorities, or else the system's.
+
+    Raises:
+        KeyFileError: it is no such file.
+    """
+    try:
+        context = ssl.create_default_context(cafile=authorities)
+    except (OSError, ssl.SSLError):
+        raise KeyFileError(f"{authorities}: no file of certificates") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def fetch(
-    url: str, *, context: ssl.SSLContext, max_bytes: int, timeout_s: float
+    url: str,
+    *,
+    context: ssl.SSLContext,
+    max_bytes: int,
+    timeout_s: float,
+    form: bytes | None = None,
+    authorization: bytes | None = None,
 ) -> bytes:
-    """Get a document.
+    """Get a document, or send a form and get the answer.
 
     Args:
         url: https, as `security.settings.issuers.https_url` takes it.
         context: whom to believe that it is the URL's host.
         max_bytes: of the document.
         timeout_s: for all of it, name resolution aside.
+        form: sent by POST, urlencoded; without one it is GET.
+        authorization: content of that field.
 
     Raises:
         KeyFileError: no answer of status 200 within the bounds; says no more than that
-            of what the host sent.
+            of what the host sent, and nothing of what was sent to it.
     """
+    headers = [*_HEADERS]
+    if form is not None:
+        headers += [_FORM, (b"content-length", b"%d" % len(form))]
+    if authorization is not None:
+        headers.append((b"authorization", authorization))
     backend = _Backend(time.monotonic() + timeout_s)
     body = bytearray()
     try:
@@ -42,10 +83,12 @@ def fetch(
             httpcore.ConnectionPool(
                 ssl_context=context, network_backend=backend, http2=False
             ) as pool,
-            pool.stream("GET", url, headers=_HEADERS) as response,
+            pool.stream(
+                "GET" if form is None else "POST", url, headers=headers, content=form
+            ) as response,
         ):
             if response.status != 200:
-                raise KeyFileError(f"{url}: answered {response.status}")
+                raise StatusError(url, response.status)
             for chunk in response.iter_stream():
                 body += chunk
                 if len(body) > max_bytes:

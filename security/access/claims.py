@@ -21,6 +21,8 @@ _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
 _MAX_TEXT = 512
 _MAX_GROUPS = 512
 _MISSING = object()
+# To a key (RFC 9449, section 6.1), to a certificate (RFC 8705, section 3.1).
+_BINDINGS = frozenset(("jkt", "x5t#S256"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Principal:
         groups: groups and roles.
         tenant: the organization, if the issuer's settings name a claim for it.
         confirmation: thumbprint of the key that the token is bound to (RFC 9449, 6), or
-            None for a bearer token.
+            None if it is to none.
+        certificate: thumbprint of the certificate that it is bound to (RFC 8705, 3.1),
+            or None if it is to none.
     """
 
     subject: str
@@ -53,6 +57,7 @@ class Principal:
     groups: frozenset[str] = frozenset()
     tenant: str | None = None
     confirmation: str | None = field(default=None, repr=False)
+    certificate: str | None = field(default=None, repr=False)
 
     @property
     def account(self) -> str:
@@ -93,6 +98,7 @@ class ClaimReader:
         if not self._may_lack(claims, issuer.token_id_claim, "jti-absent"):
             token_id = _text(claims, issuer.token_id_claim)
         loose = "scope-array" in self._relaxed
+        bound_to = _confirmation(claims)
         return Principal(
             subject=self._subject(claims),
             client_id=self._client(claims),
@@ -104,7 +110,8 @@ class ClaimReader:
             not_before=not_before,
             groups=_groups(claims, issuer.group_claims),
             tenant=_text(claims, tenant) if tenant else None,
-            confirmation=_confirmation(claims),
+            confirmation=bound_to.get("jkt"),
+            certificate=bound_to.get("x5t#S256"),
         )
 
     def _may_lack(self, claims: Mapping[str, Any], name: str, relaxed: str) -> bool:
@@ -263,12 +270,19 @@ def _groups(claims: Mapping[str, Any], names: tuple[str, ...]) -> frozenset[str]
     return frozenset(found)
 
 
-def _confirmation(claims: Mapping[str, Any]) -> str | None:
-    """``cnf`` (RFC 7800): a way of binding that is not known cannot be checked."""
+def _confirmation(claims: Mapping[str, Any]) -> Mapping[str, str]:
+    """``cnf`` (RFC 7800): a way of binding that is not known cannot be checked.
+
+    With two thumbprints the caller has to prove both.
+    """
     if "cnf" not in claims:
-        return None
+        return {}
     value = claims["cnf"]
-    thumbprint = value.get("jkt") if isinstance(value, dict) else None
-    if not isinstance(thumbprint, str) or not thumbprint or len(value) != 1:
+    if (
+        not isinstance(value, dict)
+        or not value
+        or not value.keys() <= _BINDINGS
+        or not all(isinstance(text, str) and text for text in value.values())
+    ):
         raise TokenError("cnf is not understood")
-    return thumbprint
+    return value

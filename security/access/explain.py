@@ -57,9 +57,18 @@ def explain(
     question: Question,
     *,
     revoked: Revocations | RevocationStoreError,
+    certificates: bool,
     now: float,
 ) -> list[Step]:
-    """The steps up to the first that fails; ``revoked`` is why it cannot be told, too.
+    """The steps up to the first that fails.
+
+    Args:
+        access: the settings.
+        token: may be hostile.
+        question: what would be asked.
+        revoked: the list, or why it cannot be told.
+        certificates: clients are asked for theirs.
+        now: seconds since the epoch.
 
     Raises:
         SettingsError: the table of grants cannot be used.
@@ -68,12 +77,13 @@ def explain(
     permissions = load_permissions(access.permissions)
     try:
         verifier = Verifier(access)
-        principal = verifier.verify(token, now=now)
+        principal = verifier.verify_waiting(token, now=now)
     except AccessError as error:
         return [Step(False, f"token: {error}")]
     steps = [Step(True, f"token: {_who(principal)}")]
     steps.extend(Step(True, line) for line in _relaxed(verifier, principal))
-    steps.append(_binding(verifier.issuer_of(principal).dpop, principal))
+    issuer = verifier.issuer_of(principal)
+    steps.extend(_bindings(issuer, principal, asked=certificates))
     try:
         if isinstance(revoked, RevocationStoreError):
             raise revoked
@@ -99,11 +109,16 @@ def _who(principal: Principal) -> str:
 
 
 def _relaxed(verifier: Verifier, principal: Principal) -> list[str]:
-    """What the issuer's settings let go of RFC 9068, and what follows."""
+    """What is not as RFC 9068 has it, and what follows."""
     issuer = verifier.issuer_of(principal)
     lines = [f"relaxed: {name}: {RELAXATIONS[name]}" for name in issuer.relax]
     loose = sorted(set(issuer.token_types) - {"at+jwt"})
-    if loose:
+    if issuer.introspection:
+        lines.append(
+            f"introspection: {issuer.introspection} was asked, and says that it is "
+            f"active; believed for {issuer.introspection_cache_s} s"
+        )
+    elif loose:
         marks = (*issuer.required_claims, issuer.subject_prefix)
         told = ", ".join(filter(None, marks)) or "nothing but the audience"
         lines.append(
@@ -118,14 +133,29 @@ def _relaxed(verifier: Verifier, principal: Principal) -> list[str]:
     return lines
 
 
-def _binding(mode: str, principal: Principal) -> Step:
-    if principal.confirmation is None:
-        if mode == "required":
-            return Step(False, "binding: the issuer's tokens must be bound to a key")
-        return Step(True, "binding: none, whoever has the token may use it")
-    if mode == "off":
-        return Step(False, "binding: bound to a key, but DPoP is off for this issuer")
-    return Step(True, "binding: each request needs a proof of the token's key")
+def _bindings(issuer: IssuerSettings, who: Principal, *, asked: bool) -> list[Step]:
+    """What a caller has to prove beside having the token."""
+    steps = []
+    if who.certificate is not None and asked:
+        text = "each connection needs the token's certificate, shown to this server"
+        steps.append(Step(True, f"binding: {text}"))
+    elif who.certificate is not None:
+        text = "bound to a certificate, but tls.client_certificates is off"
+        steps.append(Step(False, f"binding: {text}"))
+    elif issuer.certificate_bound:
+        text = "the issuer's tokens must be bound to a certificate"
+        steps.append(Step(False, f"binding: {text}"))
+    if who.confirmation is not None and issuer.dpop == "off":
+        text = "bound to a key, but DPoP is off for this issuer"
+        steps.append(Step(False, f"binding: {text}"))
+    elif who.confirmation is not None:
+        steps.append(
+            Step(True, "binding: each request needs a proof of the token's key")
+        )
+    elif issuer.dpop == "required":
+        text = "the issuer's tokens must be bound to a key"
+        steps.append(Step(False, f"binding: {text}"))
+    return steps or [Step(True, "binding: none, whoever has the token may use it")]
 
 
 def _granted(

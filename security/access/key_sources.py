@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import os
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from security.access.bounded_fetch import fetch
+from security.access.bounded_fetch import fetch, trusting
 from security.access.jwks import (
     MAX_JWKS_BYTES,
     SIGNATURE_USES,
@@ -111,7 +110,7 @@ def check_source(issuer: IssuerSettings) -> None:
     elif isinstance(issuer.jwks, Path):
         load_jwks(issuer.jwks, rules=_rules(issuer))
     else:
-        _tls(issuer.jwks_ca)
+        trusting(issuer.jwks_ca)
 
 
 class SecretKeys:
@@ -277,7 +276,7 @@ class UrlKeys:
         self._rules = _rules(issuer)
         self._refresh_s = issuer.jwks_refresh_s
         self._retry_s = issuer.jwks_retry_s
-        self._context = _tls(issuer.jwks_ca)
+        self._context = trusting(issuer.jwks_ca)
         self._monotonic = monotonic
         self._good = _LastGood(issuer, report_stale=report_stale, monotonic=monotonic)
         self._last_attempt = float("-inf")
@@ -366,12 +365,3 @@ class UrlKeys:
 def _rules(issuer: IssuerSettings) -> KeyRules:
     uses = SIGNATURE_USES | set(issuer.key_uses)
     return KeyRules(issuer.algorithms, uses)
-
-
-def _tls(authorities: Path | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=authorities)
-    except (OSError, ssl.SSLError):
-        raise KeyFileError(f"{authorities}: no file of certificates") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

@@ -19,8 +19,11 @@ The checks of `Verifier.verify`, in order:
 Which of these an issuer's settings relax, and to what effect, says
 `security.settings.profiles`.
 
-Skipped: whether the caller has the key that a token is bound to, since that is asked of
-every request (`security.access.dpop`).
+Of one issuer the tokens may be opaque. It is asked about what is no JWS, or names it
+(`security.access.introspection`), and 6 to 9 hold its answer to the same rules.
+
+Skipped: whether the caller has the key or certificate that a token is bound to, since
+that is asked of every request (`security.access.dpop`, `service.callers`).
 
 Verifying costs about 100 µs, so verified tokens are remembered, by SHA-256 of the whole
 token. From a remembered one, what may change is checked again: 7's time, 9, and that
@@ -30,6 +33,7 @@ their number has no bound, and the bound is better spent on callers.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 from collections import OrderedDict
@@ -40,6 +44,7 @@ from typing import Any, Protocol
 
 from security.access import jws
 from security.access.claims import ClaimReader, Principal
+from security.access.introspection import Introspector, PendingError
 from security.access.jwks import JwkSet
 from security.access.key_sources import KeySource, open_source
 from security.errors import KeysUnavailableError, TokenError
@@ -47,6 +52,9 @@ from security.settings.access import AccessSettings
 from security.settings.issuers import IssuerSettings
 
 __all__ = ["Principal", "RevocationList", "Verifier"]
+
+# Of a command, for an issuer's answer.
+_MAX_WAIT_S = 15.0
 
 
 class RevocationList(Protocol):
@@ -63,8 +71,10 @@ class RevocationList(Protocol):
 
 @dataclass(frozen=True)
 class _Issuer:
+    """One whose tokens are signed with its keys, or known to it alone."""
+
     settings: IssuerSettings
-    keys: KeySource
+    source: KeySource | Introspector
     reader: ClaimReader
     types: frozenset[str]
 
@@ -72,7 +82,8 @@ class _Issuer:
 @dataclass(frozen=True)
 class _Verified:
     principal: Principal
-    issuer: _Issuer
+    reader: ClaimReader
+    source: KeySource
     keys: JwkSet
 
 
@@ -100,21 +111,24 @@ class Verifier:
         self._revocations = revocations
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
         self._max_entries = access.token_cache_entries
-        self._issuers = {
-            settings.issuer: _Issuer(
-                settings,
-                open_source(settings, partial(report_stale, settings.issuer)),
-                ClaimReader(settings, leeway_s=access.leeway_s),
-                frozenset(map(_media_type, settings.token_types)),
-            )
-            for settings in access.all_issuers
-        }
+        self._introspector: Introspector | None = None
+        self._issuers: dict[str, _Issuer] = {}
+        for settings in access.all_issuers:
+            reader = ClaimReader(settings, leeway_s=access.leeway_s)
+            source: KeySource | Introspector
+            if settings.introspection:
+                source = self._introspector = Introspector(settings, reader)
+            else:
+                source = open_source(settings, partial(report_stale, settings.issuer))
+            types = frozenset(map(_media_type, settings.token_types))
+            self._issuers[settings.issuer] = _Issuer(settings, source, reader, types)
 
     def has_keys(self) -> bool:
         """Whether tokens of one issuer at least can be verified now."""
         for issuer in self._issuers.values():
             with contextlib.suppress(KeysUnavailableError):
-                if issuer.keys.current():
+                # Whether one can be asked is seen when there is something to ask.
+                if isinstance(issuer.source, Introspector) or issuer.source.current():
                     return True
         return False
 
@@ -122,47 +136,67 @@ class Verifier:
         """Return the principal of a token.
 
         Args:
-            token: the compact JWS from an Authorization header; may be hostile.
+            token: from an Authorization header; may be hostile.
             now: seconds since the epoch.
 
         Raises:
             TokenError: any of the module's checks failed; the message says which, for
                 the log only. Of an unknown key it may hold the fetch to wait for.
             KeysUnavailableError: the issuer's keys are not there yet.
+            PendingError: the issuer is being asked about it; verify it again then.
+            IntrospectionError: the issuer cannot be asked.
             RevocationStoreError: whether it is revoked cannot be told.
         """
         if len(token) > self._max_bytes:
             raise TokenError("token is too long")
         name = hashlib.sha256(token.encode("utf-8", "replace")).digest()
         known = self._cache.get(name)
-        if known is not None and known.issuer.keys.current() is known.keys:
-            known.issuer.reader.check_time(known.principal, int(now))
+        if known is not None and known.source.current() is known.keys:
+            known.reader.check_time(known.principal, int(now))
             self._cache.move_to_end(name)
+            principal = known.principal
         else:
-            known = self._verify(token, int(now))
-            self._remember(name, known)
+            principal = self._verify(token, name, int(now))
         if self._revocations is not None:
-            self._revocations.check(known.principal)
-        return known.principal
+            self._revocations.check(principal)
+        return principal
+
+    def verify_waiting(self, token: str, *, now: float) -> Principal:
+        """As `verify`, but wait for an issuer that has to be asked: for commands."""
+        try:
+            return self.verify(token, now=now)
+        except PendingError as error:
+            concurrent.futures.wait([error.fetch], timeout=_MAX_WAIT_S)
+        return self.verify(token, now=now)
 
     def issuer_of(self, principal: Principal) -> IssuerSettings:
         """The settings of the issuer that a principal came from."""
         return self._issuers[principal.issuer].settings
 
-    def _verify(self, token: str, now: int) -> _Verified:
+    def _verify(self, token: str, name: bytes, now: int) -> Principal:
         """Checks 1 to 8."""
-        parsed = jws.parse(token, max_bytes=self._max_bytes)
-        claims = parsed.claims()
+        try:
+            parsed = jws.parse(token, max_bytes=self._max_bytes)
+            claims = parsed.claims()
+        except TokenError:
+            if self._introspector is None:
+                raise
+            return self._introspector.principal(token, name, now)
         issuer = self._issuer(claims)
+        source = issuer.source
+        if isinstance(source, Introspector):
+            return source.principal(token, name, now)
         _check_type(parsed.header, issuer)
-        keys = issuer.keys.current()
+        keys = source.current()
         try:
             jws.verify(parsed, keys)
         except jws.UnknownKidError as error:
-            error.fetch = issuer.keys.unknown()
+            error.fetch = source.unknown()
             raise
         digest = f"sha256:{hashlib.sha256(parsed.signed).hexdigest()}"
-        return _Verified(issuer.reader.read(claims, now, digest=digest), issuer, keys)
+        principal = issuer.reader.read(claims, now, digest=digest)
+        self._remember(name, _Verified(principal, issuer.reader, source, keys))
+        return principal
 
     def _issuer(self, claims: Mapping[str, Any]) -> _Issuer:
         """Whose a token is by its ``iss``, or else by what its subject begins with."""

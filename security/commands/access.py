@@ -125,7 +125,12 @@ def _explain(args: argparse.Namespace) -> int:
     question = Question(args.model, args.model_version, args.action)
     token = _token(args.token)
     steps = explain(
-        settings.access, token, question, revoked=_read_list(settings), now=time.time()
+        settings.access,
+        token,
+        question,
+        revoked=_read_list(settings),
+        certificates=settings.tls.client_certificates != "off",
+        now=time.time(),
     )
     for step in steps:
         print(f"{'ok  ' if step.passed else 'no  '}  {step.text}")
@@ -232,7 +237,9 @@ def _target(args: argparse.Namespace, settings: Settings, now: int) -> list[Revo
         issuer, identifier = args.issuer, args.token_id
     else:
         # Only a token of an issuer of ours: a mistake is seen now, not in an attack.
-        principal = Verifier(settings.access).verify(_token(args.token), now=now)
+        principal = Verifier(settings.access).verify_waiting(
+            _token(args.token), now=now
+        )
         issuer, identifier = principal.issuer, principal.token_id
     line = Revocation(
         "token", identifier, issuer, expires_at=expires_at, revoked_at=now

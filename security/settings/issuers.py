@@ -31,7 +31,14 @@ ALGORITHMS = ("EdDSA", "Ed25519", "ES256", "ES384", "PS256", "RS256")
 SHARED_SECRET = "HS256"  # noqa: S105  (an algorithm's name)
 DPOP_MODES = ("off", "optional", "required")
 MAX_ISSUERS = 32
-_POSITIVE = ("jwks_refresh_s", "jwks_retry_s", "jwks_max_stale_s", "max_lifetime_s")
+_POSITIVE = (
+    "jwks_refresh_s",
+    "jwks_retry_s",
+    "jwks_max_stale_s",
+    "introspection_cache_s",
+    "introspection_per_s",
+    "max_lifetime_s",
+)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 # A claim of the token's top level, or a JSON pointer (RFC 6901) to one inside another.
@@ -62,6 +69,14 @@ class IssuerSettings:
         jwks_max_stale_s: for how long the last good set is used while the file or the
             URL gives none; then the issuer's tokens are answered 503.
         key_uses: values of ``use`` that mark its keys, beside "sig".
+        introspection: https URL that is asked about each token (RFC 7662), in place of
+            keys: the issuer's tokens are opaque. Of one issuer at most, since a token
+            that names nobody may be shown to nobody else. ``jwks_ca`` is for it, too.
+        introspection_client: who asks there.
+        introspection_secret: file of that client's secret.
+        introspection_cache_s: for how long an answer is believed.
+        introspection_per_s: about how many tokens that are not known to be active it is
+            asked per second, by each worker.
         secret: file of the key that HS256 is verified with, at least 32 bytes; then no
             other algorithm is.
         algorithms: accepted ones; each key is bound to one of them.
@@ -80,6 +95,8 @@ class IssuerSettings:
         scope_claims: what it grants: texts of scopes with spaces, or arrays of scopes.
         group_claims: arrays of groups or roles, or single ones.
         dpop: whether tokens may or must be bound to a key (RFC 9449).
+        certificate_bound: refuse tokens that are not bound to a client's certificate
+            (RFC 8705). Those that are need theirs whatever stands here.
     """
 
     issuer: str = ""
@@ -91,6 +108,11 @@ class IssuerSettings:
     jwks_retry_s: int = 30
     jwks_max_stale_s: int = 86_400
     key_uses: tuple[str, ...] = ()
+    introspection: str = ""
+    introspection_client: str = ""
+    introspection_secret: Path | None = None
+    introspection_cache_s: int = 30
+    introspection_per_s: int = 20
     secret: Path | None = None
     algorithms: tuple[str, ...] = ALGORITHMS
     token_types: tuple[str, ...] = ("at+jwt",)
@@ -106,6 +128,7 @@ class IssuerSettings:
     scope_claims: tuple[str, ...] = ("scope",)
     group_claims: tuple[str, ...] = ()
     dpop: str = "off"
+    certificate_bound: bool = False
 
 
 def check_issuers(issuers: Sequence[IssuerSettings]) -> None:
@@ -116,6 +139,8 @@ def check_issuers(issuers: Sequence[IssuerSettings]) -> None:
     """
     if len(issuers) > MAX_ISSUERS:
         raise SettingsError(f"access.issuers: at most {MAX_ISSUERS}")
+    if sum(bool(issuer.introspection) for issuer in issuers) > 1:
+        raise SettingsError("access.issuers: introspection: of one issuer at most")
     names = [issuer.issuer for issuer in issuers]
     for issuer in issuers:
         where = f"access: issuer {issuer.issuer!r}"
@@ -128,6 +153,7 @@ def check_issuers(issuers: Sequence[IssuerSettings]) -> None:
             raise SettingsError(f"{where}: audience must be set, without blanks")
         _check_relaxed(issuer, where)
         _check_algorithms(issuer, where)
+        _check_introspection(issuer, where)
         _check_claims(issuer, where)
         for name in _POSITIVE:
             if getattr(issuer, name) <= 0:
@@ -166,6 +192,19 @@ def _check_algorithms(issuer: IssuerSettings, where: str) -> None:
     elif issuer.algorithms != (SHARED_SECRET,):
         # Never beside public keys: what one side calls a key, another calls a secret.
         raise SettingsError(f'{where}: secret needs algorithms = ["{SHARED_SECRET}"]')
+
+
+def _check_introspection(issuer: IssuerSettings, where: str) -> None:
+    client, secret = issuer.introspection_client, issuer.introspection_secret
+    if issuer.introspection:
+        https_url(issuer.introspection, f"{where}: introspection")
+        if issuer.secret is not None or isinstance(issuer.jwks, str):
+            raise SettingsError(f"{where}: introspection stands in place of keys")
+        if not _IDENTIFIER.fullmatch(client) or secret is None:
+            names = "introspection_client and introspection_secret"
+            raise SettingsError(f"{where}: introspection needs {names}")
+    elif client or secret is not None:
+        raise SettingsError(f"{where}: introspection is not set")
 
 
 def _check_claims(issuer: IssuerSettings, where: str) -> None:

@@ -116,6 +116,10 @@ def _checked(settings: Settings) -> Settings:
     check_quotas(settings.quotas)
     check_audit(settings.audit)
     check_tls(settings.tls)
+    if settings.tls.client_certificates == "off" and any(
+        issuer.certificate_bound for issuer in settings.access.all_issuers
+    ):
+        raise SettingsError("access: certificate_bound needs tls.client_certificates")
     check_observability(settings.observability)
     return settings
 

@@ -10,6 +10,9 @@ from security.errors import SettingsError
 __all__ = ["TlsSettings", "check_tls"]
 
 
+_MODES = ("off", "optional", "required")
+
+
 @dataclass(frozen=True)
 class TlsSettings:
     """TLS of the listening socket; at least 1.2, with forward secrecy.
@@ -19,15 +22,18 @@ class TlsSettings:
         certificate: PEM file, the server's certificate first, then its chain. It and
             the key are read again when they change.
         key: PEM file of its private key, readable by its owner only.
-        client_ca: PEM file of the authorities that issue clients' certificates.
-        require_client_certificate: refuse connections without one of theirs.
+        client_ca: PEM file of the authorities that issue clients' certificates; read at
+            the start. A self-signed certificate in it stands for itself.
+        client_certificates: "off" asks for none; "optional" takes one of theirs, for
+            tokens that are bound to it (RFC 8705); "required" refuses connections
+            without one.
     """
 
     enabled: bool = False
     certificate: Path = Path("tls/certificate.pem")
     key: Path = Path("tls/key.pem")
     client_ca: Path = Path("tls/clients.pem")
-    require_client_certificate: bool = False
+    client_certificates: str = "off"
 
 
 def check_tls(tls: TlsSettings) -> None:
@@ -36,5 +42,7 @@ def check_tls(tls: TlsSettings) -> None:
     Raises:
         SettingsError: names the key.
     """
-    if tls.require_client_certificate and not tls.enabled:
-        raise SettingsError("tls.require_client_certificate: needs tls.enabled")
+    if tls.client_certificates not in _MODES:
+        raise SettingsError(f"tls.client_certificates: one of {', '.join(_MODES)}")
+    if tls.client_certificates != "off" and not tls.enabled:
+        raise SettingsError("tls.client_certificates: needs tls.enabled")

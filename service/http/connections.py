@@ -44,7 +44,7 @@ from service.http.ending import refusing
 from service.http.exchange import Answerer, Exchange, last_message
 from service.http.framing import FIELDS, HEAD_END, Framing
 from service.http.intake import Allowance
-from service.http.tls import harden, server_context
+from service.http.tls import client_thumbprint, harden, server_context
 from service.problems import Problem, problem_response
 from service.telemetry.metrics import Metrics
 
@@ -146,6 +146,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._certificate = client_thumbprint(transport)
         # Until when a head must end or begin; 0 while a request is read or answered.
         self.until = self.loop.time() + self.bounds.head_timeout_s
         self._in_head = True
@@ -437,7 +438,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         head = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = head
-        self._rest = DirectBody()
+        self._rest = DirectBody(certificate=self._certificate)
         self.scope["headers"] = self.headers
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         try:
@@ -480,7 +481,8 @@ class _BoundedProtocol(HttpToolsProtocol):
                     path,
                     headers,
                     body[0] if len(body) == 1 else b"".join(body),
-                )
+                ),
+                self._certificate,
             ),
             keep_alive=self.parser.should_keep_alive(),
             default_headers=self.server_state.default_headers,

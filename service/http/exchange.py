@@ -69,8 +69,15 @@ class Reply:
 class Answerer(Protocol):
     """Answers whole requests; `service.guard.Guard` does."""
 
-    def answer(self, request: Request) -> Coroutine[Any, Any, Reply]:
-        """Answer one; it is cancelled when the client leaves."""
+    def answer(
+        self, request: Request, certificate: str | None = None
+    ) -> Coroutine[Any, Any, Reply]:
+        """Answer one; it is cancelled when the client leaves.
+
+        Args:
+            request: from anyone.
+            certificate: thumbprint of the client's, as `service.http.tls` knows it.
+        """
 
 
 class Connection(Protocol):

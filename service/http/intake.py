@@ -107,15 +107,17 @@ class Visit:
         received: bytes of its body so far.
         stranger: nobody has proved who asks.
         held: bytes that it is accounted for.
+        certificate: thumbprint of its client's, as `service.http.tls` knows it.
     """
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Intake, certificate: str | None = None) -> None:
         """Take a place among the requests in work.
 
         Raises:
             Problem: there is none.
         """
         self._intake = intake
+        self.certificate = certificate
         self._working = False
         self.held = 0
         self._timeout: asyncio.Timeout | None = None

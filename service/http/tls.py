@@ -2,14 +2,20 @@
 
 BentoML's defaults allow TLS 1.0 and ask nobody for a certificate. Here every choice is
 made: TLS 1.2 with forward secrecy and an AEAD, or TLS 1.3 (RFC 9325, section 4).
+
+Which certificate a client has is known by its handshake with this process and nothing
+else: what a header says of one, whoever wrote it, is never looked at.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
 import os
 import ssl
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +23,7 @@ from security.errors import SettingsError
 from security.key_files import passphrase_file, read_passphrase, read_secret
 from security.settings.tls import TlsSettings
 
-__all__ = ["harden", "server_context"]
+__all__ = ["client_thumbprint", "harden", "server_context"]
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
@@ -36,6 +42,18 @@ def harden(context: ssl.SSLContext) -> None:
         | ssl.OP_SINGLE_ECDH_USE
     )
     context.set_alpn_protocols(["http/1.1"])
+
+
+def client_thumbprint(transport: asyncio.BaseTransport) -> str | None:
+    """``x5t#S256`` of the certificate that a client proved to have (RFC 8705, 3.1).
+
+    None without TLS, or where the client has shown none.
+    """
+    tls = transport.get_extra_info("ssl_object")
+    der = None if tls is None else tls.getpeercert(binary_form=True)
+    if der is None:
+        return None
+    return urlsafe_b64encode(hashlib.sha256(der).digest()).rstrip(b"=").decode()
 
 
 def server_context(
@@ -102,12 +120,13 @@ def _context(settings: TlsSettings) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     harden(context)
     _load(context, settings)
-    if settings.require_client_certificate:
+    if settings.client_certificates != "off":
         try:
             context.load_verify_locations(settings.client_ca)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"tls.client_ca: {_reason(error)}") from None
-        context.verify_mode = ssl.CERT_REQUIRED
+        required = settings.client_certificates == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
         context.verify_flags |= ssl.VERIFY_X509_STRICT
     return context
 

@@ -39,7 +39,7 @@ def calling(host: Host) -> Iterator[Callers]:
         jwks_retry_s=1,
     )
     verifier = Verifier(access)
-    source: Any = verifier._issuers["https://issuer"].keys
+    source: Any = verifier._issuers["https://issuer"].source
     with closing(source):
         source._last_attempt = float("-inf")  # the interval since the start is over
         yield Callers(verifier, access)

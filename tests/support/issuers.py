@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import jwt
 from cryptography import x509
@@ -100,6 +101,8 @@ class Host:
     Attributes:
         answer: gives status, headers and body; may be replaced at any time.
         asked: the paths that were asked for.
+        tokens: what is said of which token; of any other, that it is not active.
+        questions: the tokens that were asked about, and who asked.
         authority: file of the certificate to trust.
     """
 
@@ -107,6 +110,16 @@ class Host:
     authority: Path
     url: str = ""
     asked: list[str] = field(default_factory=list)
+    tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
+    questions: list[tuple[str, str]] = field(default_factory=list)
+
+    def asked_about(self, token: str) -> int:
+        return [text for text, _ in self.questions].count(token)
+
+    def introspect(self, token: str) -> tuple[int, Mapping[str, str], bytes]:
+        """As RFC 7662 has it; may be replaced."""
+        body = json.dumps(self.tokens.get(token, {"active": False})).encode()
+        return 200, {"content-type": "application/json"}, body
 
     def serve(self, *entries: Mapping[str, Any]) -> None:
         """Answer with a set of keys from now on."""
@@ -123,7 +136,16 @@ def https_host(folder: Path, *entries: Mapping[str, Any]) -> Iterator[Host]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host.asked.append(self.path)
-            status, headers, body = host.answer()
+            self.say(*host.answer())
+
+        def do_POST(self) -> None:
+            length = int(self.headers["content-length"])
+            form = parse_qs(self.rfile.read(length).decode())
+            (token,) = form["token"]
+            host.questions.append((token, self.headers["authorization"]))
+            self.say(*host.introspect(token))
+
+        def say(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

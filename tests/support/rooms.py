@@ -143,7 +143,7 @@ def wire(
         ),
         require_sealed=require_sealed,
         permissions=permissions,
-        documents=documents(access, jwks=None),
+        documents=documents(access, certificates=False, jwks=None),
         max_body_bytes=max_body_bytes,
         clock=clock,
     )

@@ -496,7 +496,18 @@ def test_a_type_in_its_spellings(verifier: Verifier, bits: str) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, {}, {"jkt": 1}, {"jkt": ""}, {"x5t#S256": "x"}, {"jkt": "a", "jwk": {}}, []],
+    [
+        None,
+        [],
+        {},
+        {"jkt": 1},
+        {"jkt": ""},
+        {"jkt": "a", "jwk": {}},
+        {"x5t": "a"},
+        {"x5t#S256": None},
+        {"x5t#S256": ""},
+        {"x5t#S256": "a", "kid": "b"},
+    ],
 )
 def test_a_binding_that_is_not_understood(verifier: Verifier, value: object) -> None:
     with pytest.raises(TokenError, match="cnf is not understood"):
@@ -543,8 +554,8 @@ def remembering(tmp_path: Path) -> Verifier:
 def with_source(verifier: Verifier) -> Counting:
     """Put a source in the verifier's issuer that the test can turn."""
     issuer = verifier._issuers[ISSUER]
-    source = Counting(issuer.keys.current())
-    verifier._issuers[ISSUER] = replace(issuer, keys=source)
+    source = Counting(issuer.source.current())
+    verifier._issuers[ISSUER] = replace(issuer, source=source)
     return source
 
 

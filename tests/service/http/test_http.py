@@ -308,7 +308,7 @@ def secure(deployment: Path, pki: Path) -> Iterator[Server]:
         "SEALGATE_TLS_CERTIFICATE": str(pki / "server.pem"),
         "SEALGATE_TLS_KEY": str(pki / "server.key"),
         "SEALGATE_TLS_CLIENT_CA": str(pki / "authority.pem"),
-        "SEALGATE_TLS_REQUIRE_CLIENT_CERTIFICATE": "true",
+        "SEALGATE_TLS_CLIENT_CERTIFICATES": "required",
     }
     ready = client_context(pki)
     with serve("service.app:Sealgate", deployment, extra=extra, tls=ready) as server:
@@ -417,7 +417,7 @@ def test_files_that_do_not_fit(pki: Path, changes: dict, message: str) -> None:
     names = {"certificate": "server.pem", "key": "server.key"}
     names |= {"client_ca": "authority.pem"} | changes
     paths = {key: pki / name for key, name in names.items()}
-    settings = TlsSettings(enabled=True, require_client_certificate=True, **paths)
+    settings = TlsSettings(enabled=True, client_certificates="required", **paths)
     with pytest.raises(SettingsError, match=message):
         server_context(settings)
 
