@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sealgate import AsyncClient
+from sealgate import AsyncClient, Options
 from sealgate.peers import is_ours
 from sealgate.proxy import Proxy, ProxyLimits
 
@@ -21,6 +21,7 @@ def proxy(
     hosts: bool = True,
     lend: Callable[[socket.socket], bool] = is_ours,
     limits: ProxyLimits = ProxyLimits(),
+    options: Options = Options(),
 ) -> Iterator[int]:
     """The port on 127.0.0.1 of a proxy to ``url``, until the block ends."""
     endpoint = socket.create_server(("127.0.0.1", 0))
@@ -33,7 +34,9 @@ def proxy(
     served = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
     async def main() -> None:
-        async with AsyncClient(url, token=token, timeout_s=60) as client:
+        async with AsyncClient(
+            url, token=token, options=options, timeout_s=60
+        ) as client:
             allowed = served if hosts else None
             server = Proxy(client, hosts=allowed, lend=lend, limits=limits)
             await server.serve(endpoint, stop=stop, started=ready.set)

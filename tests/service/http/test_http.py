@@ -10,8 +10,6 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,17 +18,14 @@ import numpy as np
 import psutil
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from sealgate.client import Client
 from security.errors import SettingsError
-from security.key_files import write_private
 from security.settings.tls import TlsSettings
 from service.http.tls import server_context
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import NAME
+from tests.support.certificates import certificate
 from tests.support.servers import Server, serve
 
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -228,67 +223,6 @@ def test_the_end_does_not_wait_for_ever(deployment: Path) -> None:
 
 
 # TLS
-
-
-def certificate(
-    folder: Path, name: str, *, issuer: str | None = None, authority: bool = False
-) -> None:
-    """Write NAME.pem and NAME.key, signed by ISSUER or by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    signer, issuer_name = key, subject
-    if issuer is not None:
-        loaded = x509.load_pem_x509_certificate((folder / f"{issuer}.pem").read_bytes())
-        issuer_name = loaded.subject
-        signer = _keys[folder / issuer]
-    now = datetime.now(UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer_name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), True)
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]),
-            False,
-        )
-        .add_extension(
-            x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False
-        )
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
-            False,
-        )
-    )
-    if authority:
-        usage = dict.fromkeys(
-            (
-                "digital_signature",
-                "content_commitment",
-                "key_encipherment",
-                "data_encipherment",
-                "key_agreement",
-                "encipher_only",
-                "decipher_only",
-            ),
-            False,
-        )
-        builder = builder.add_extension(
-            x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True
-        )
-    _keys[folder / name] = key
-    made = builder.sign(signer, hashes.SHA256())
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    (folder / f"{name}.pem").write_bytes(made.public_bytes(Encoding.PEM))
-    (folder / f"{name}.key").unlink(missing_ok=True)
-    write_private(folder / f"{name}.key", key)
-
-
-_keys: dict[Path, ec.EllipticCurvePrivateKey] = {}
 
 
 @pytest.fixture(scope="module")
