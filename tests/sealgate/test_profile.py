@@ -117,7 +117,7 @@ def test_repr_shows_no_secret(path):
     assert "hush" not in repr(profile)
     assert repr(profile) == (
         "Profile(url='https://models.example', model='toy', require_passport=False, "
-        "relay_url=None)"
+        "relay_url=None, client_certificate=None, client_key=None)"
     )
 
 
