@@ -20,7 +20,7 @@ from sealgate.protocol import strict_json
 from security.access.jwks import JwkSet, find_key
 from security.errors import TokenError
 
-__all__ = ["Jws", "UnknownKidError", "parse", "verify"]
+__all__ = ["Jws", "UnknownKidError", "has_header", "parse", "verify"]
 
 MAX_DEPTH = 8
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -88,6 +88,19 @@ def parse(text: str, *, max_bytes: int) -> Jws:
         text.rpartition(".")[0].encode("ascii"),
         _decode(signature),
     )
+
+
+def has_header(text: str) -> bool:
+    """Whether a text begins as JWS and JWE do, whatever is wrong with it here.
+
+    It may be a good token to somebody who reads less strictly.
+    """
+    head, dot, _ = text.partition(".")
+    try:
+        data = base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)).strip()
+    except ValueError:  # binascii.Error is one
+        return False
+    return bool(dot) and data.startswith(b"{") and data.endswith(b"}")
 
 
 def verify(jws: Jws, keys: JwkSet) -> None:

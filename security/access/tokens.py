@@ -19,7 +19,7 @@ The checks of `Verifier.verify`, in order:
 Which of these an issuer's settings relax, and to what effect, says
 `security.settings.profiles`.
 
-Of one issuer the tokens may be opaque. It is asked about what is no JWS, or names it
+Of one issuer the tokens may be opaque. It is asked about what has no header or names it
 (`security.access.introspection`), and 6 to 9 hold its answer to the same rules.
 
 Skipped: whether the caller has the key or certificate that a token is bound to, since
@@ -179,7 +179,7 @@ class Verifier:
             parsed = jws.parse(token, max_bytes=self._max_bytes)
             claims = parsed.claims()
         except TokenError:
-            if self._introspector is None:
+            if self._introspector is None or jws.has_header(token):
                 raise
             return self._introspector.principal(token, name, now)
         issuer = self._issuer(claims)

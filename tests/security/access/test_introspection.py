@@ -10,12 +10,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from security.access import introspection as module
+from security.access.explain import Question, Step, explain
 from security.access.introspection import Introspector
 from security.access.revocation import Revocation, Revocations
 from security.access.tokens import Principal, Verifier
@@ -29,7 +31,7 @@ from security.key_files import write_secret
 from security.settings.access import AccessSettings, check_access
 from security.settings.issuers import IssuerSettings
 from service.callers import Callers
-from tests.support.issuers import ED_KEY, Host, https_host, jwk, token
+from tests.support.issuers import ED_KEY, Host, b64, https_host, jwk, token
 from tests.support.rooms import request
 
 ISSUER = "https://opaque.example"
@@ -220,6 +222,29 @@ def test_a_jwt_of_another_issuer_is_never_shown(host: Host, verifier: Verifier) 
     assert verify(verifier, signed()).issuer == OTHER
     refused(verifier, signed(aud="them"), "aud does not contain")
     refused(verifier, signed(iss="https://nobody.example"), "iss is not a configured")
+    assert not host.questions
+
+
+def test_what_may_be_a_jwt_to_somebody_else(host: Host, verifier: Verifier) -> None:
+    """Malformed here, it may be good elsewhere: nobody else is to see it."""
+    good = signed()
+    header, payload, signature = good.split(".")
+    spaced = b64(b' {"alg":"EdDSA", "kid":"ed", "typ":"at+jwt"} ')
+    encrypted = b64(b'{"alg":"dir","enc":"A128GCM"}')
+    critical = b64(b'{"alg":"EdDSA","crit":["x"]}')
+    twice = b64(b'{"iss":"a","iss":"b"}')
+    for text in (
+        good + "=",
+        good + ".",
+        f"{header}.{payload}",
+        f"{header}==.{payload}.{signature}",
+        f"{spaced}.{payload}.{signature}.",
+        f"{encrypted}..iv.text.tag",
+        f"{critical}.{payload}.{signature}",
+        f"{header}.{twice}.{signature}",
+    ):
+        with pytest.raises(TokenError):
+            verify(verifier, text)
     assert not host.questions
 
 
@@ -449,6 +474,35 @@ def test_a_token_is_seen_nowhere(
     gc.collect()
     kept = [one for one in gc.get_objects() if isinstance(one, dict)]
     assert not any(secret in one for one in kept if one is not host.tokens)
+
+
+def test_explain_asks(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "access.toml").write_text('scopes = "sufficient"\n')
+    access = replace(settings(host, tmp_path), permissions=tmp_path / "access.toml")
+
+    def explained(text: str) -> list[Step]:
+        return explain(
+            access,
+            text,
+            Question("toy", None, "infer"),
+            revoked=Revocations(key=b"k" * 32),
+            certificates=True,
+            now=time.time(),
+        )
+
+    steps = explained(TOKEN)
+    assert all(step.passed for step in steps)
+    said = "\n".join(step.text for step in steps)
+    assert f"introspection: {host.url} was asked" in said
+    assert "believed for 30 s" in said
+    assert TOKEN not in said
+    steps = explained("invented")
+    assert [(step.passed, step.text) for step in steps] == [
+        (False, "token: the issuer says that the token is not active")
+    ]
+    host.introspect = say(500)  # type: ignore[method-assign]
+    (step,) = explained("another")
+    assert "could not be asked" in step.text
 
 
 # Settings.
