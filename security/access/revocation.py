@@ -229,8 +229,9 @@ class LocalStore:
         """As `RevocationStore.start`; a file that was emptied is no list."""
         if self._file.path.exists():
             self.entries()
-        else:
-            self._file.make()
+        elif self._file.was_made:
+            raise RevocationStoreError(f"{self._file.path}: is gone; {_NO_LIST}")
+        self._file.make()
 
     def new_list(self) -> None:
         """As `RevocationStore.new_list`; a file that is broken must go first."""

@@ -84,13 +84,28 @@ class SqliteFile:
     def make(self) -> None:
         """Make the folder, the file and what is in it, unless they are there.
 
+        That it was made is noted beside the folder, where the file's loss leaves it.
+
         Raises:
             Exception: the refusal.
         """
+        self.close()
         try:
             self._open(make=True)
         except (sqlite3.Error, OSError) as error:
             raise self._failed(error) from None
+        with contextlib.suppress(OSError):  # not everybody may write there
+            self._note.touch(mode=0o600)
+
+    @property
+    def was_made(self) -> bool:
+        """Whether `make` has noted that it made the file, be it there or gone."""
+        return self._note.exists()
+
+    @property
+    def _note(self) -> Path:
+        folder = self.path.absolute().parent
+        return folder.with_name(f"{folder.name}.made")
 
     def version(self) -> tuple[int, int]:
         """What differs whenever another connection has changed this very file."""

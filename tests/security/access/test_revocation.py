@@ -472,6 +472,37 @@ def test_a_thread_that_does_not_look_any_more(tmp_path: Path) -> None:
             watched.check(ALICE)
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_local_list_that_is_gone_is_not_made_by_the_next_start(
+    tmp_path: Path, what: str
+) -> None:
+    access = AccessSettings(revocation_directory=tmp_path / "list")
+    with closing(open_store(access)) as store:
+        store.start()
+        store.add(Revocation("token", "t1", revoked_at=1))
+        store.start()
+    for path in (tmp_path / "list").iterdir():
+        path.unlink()
+    if what == "folder":
+        (tmp_path / "list").rmdir()
+    with closing(open_store(access)) as store:
+        for attempt in (store.start, store.entries):
+            with pytest.raises(RevocationStoreError, match="revoke --new-list"):
+                attempt()
+        store.new_list()
+        store.start()
+        assert store.entries() == []
+
+
+def test_a_list_of_before_is_noted_too(tmp_path: Path) -> None:
+    access = AccessSettings(revocation_directory=tmp_path / "list")
+    with closing(open_store(access)) as store:
+        store.start()
+        (tmp_path / "list.made").unlink()
+        store.start()
+    assert (tmp_path / "list.made").exists()
+
+
 def test_an_emptied_local_list_stays_lost_at_the_next_start(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.start()
