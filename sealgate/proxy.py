@@ -164,11 +164,17 @@ class Proxy:
             if not self._stopping:
                 raise
         finally:
-            self._tasks.discard(task)
             self._busy.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
+            await self._close(writer)
+            self._tasks.discard(task)
+
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
+        """Close, and wait no longer for what was written to be read than before."""
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(self._limits.body_timeout_s):
                 await writer.wait_closed()
+        writer.transport.abort()
 
     async def _one(
         self,

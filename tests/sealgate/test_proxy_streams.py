@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import httpx
+import psutil
 import pytest
 
 from sealgate.proxy import ProxyLimits
@@ -242,3 +243,23 @@ def test_the_real_server(server, token) -> None:
         too_large = client.post(url, content=b" " * (17 << 20))
         assert too_large.status_code in (413, 502)
         assert client.get(f"http://127.0.0.1:{port}/v2").status_code == 200
+
+
+def test_a_client_that_reads_nothing_is_let_go() -> None:
+    """Closing waits for what was written to be read: for ever, if nobody reads."""
+    limits = ProxyLimits(body_timeout_s=0.5)
+    peer = Peer(lambda _: [CONTENT])
+
+    def ends(port: int) -> list[tuple[int, str]]:
+        """The proxy's ends of its connections."""
+        every = psutil.Process().net_connections("tcp")
+        return [one.status for one in every if one.laddr.port == port and one.raddr]
+
+    with serving(peer), proxy(peer.url, token="mine", limits=limits) as port:
+        connections = [connect(port) for _ in range(3)]
+        for connection in connections:
+            connection.sendall(head(port, "Content-Length: 0"))
+        until(lambda: len(ends(port)) == 3)
+        until(lambda: not ends(port), timeout_s=15)
+        for connection in connections:
+            connection.close()
