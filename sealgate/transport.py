@@ -48,7 +48,8 @@ P = TypeVar("P", httpcore.ConnectionPool, httpcore.AsyncConnectionPool)
 class Pools(Generic[P]):
     """Connections to the hosts that a client talks to, through a proxy if need be.
 
-    Proxies are those of the environment (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY).
+    Proxies are those of the environment (HTTPS_PROXY, ALL_PROXY, NO_PROXY). Plain http
+    is for this machine, where nobody is in between: it never goes through one.
     """
 
     def __init__(
@@ -163,6 +164,8 @@ def _certified(certificate: Path, key: Path | None) -> ssl.SSLContext:
 
 def _proxy_of(url: str) -> str:
     parts = urlsplit(url)
+    if parts.scheme == "http":
+        return ""
     proxies = getproxies()
     address = proxies.get(parts.scheme) or proxies.get("all") or ""
     if not address or proxy_bypass(parts.netloc):

@@ -116,6 +116,9 @@ def kept(**options):
         ({"https_proxy": "http://u:p%40@127.0.0.1:8"}, "https://models.example", True),
         ({"all_proxy": "127.0.0.1:8"}, "https://models.example", True),
         ({"http_proxy": "http://127.0.0.1:8"}, "https://models.example", False),
+        # Whoever is in between could answer with keys of their own.
+        ({"http_proxy": "http://proxy.example:8"}, "http://127.0.0.1:3000", False),
+        ({"all_proxy": "http://proxy.example:8"}, "http://localhost:3000", False),
         (
             {"https_proxy": "http://127.0.0.1:8", "no_proxy": "models.example"},
             "https://models.example",
