@@ -34,10 +34,12 @@ def listening(host: str, port: int, path: Path | None) -> Iterator[socket.socket
         endpoint = _tcp(host, port) if path is None else _unix(path)
     except OSError as error:
         raise ProfileError(f"{where}: {error.strerror or error}") from None
-    with endpoint:
-        yield endpoint
-    if path is not None:
-        path.unlink(missing_ok=True)
+    try:
+        with endpoint:
+            yield endpoint
+    finally:
+        if path is not None:
+            path.unlink(missing_ok=True)
 
 
 def answers_to(endpoint: socket.socket, host: str) -> tuple[str, set[bytes] | None]:
@@ -48,6 +50,7 @@ def answers_to(endpoint: socket.socket, host: str) -> tuple[str, set[bytes] | No
     if endpoint.family == socket.AF_UNIX:
         return f"unix:{endpoint.getsockname()}", None
     port = endpoint.getsockname()[1]
+    host = f"[{host}]" if ":" in host else host.lower()
     names = {"127.0.0.1", "localhost", "[::1]", host}
     return f"http://{host}:{port}", {f"{name}:{port}".encode() for name in names}
 

@@ -17,6 +17,8 @@ __all__ = ["is_ours", "peer_uid"]
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred
 _TABLES = {socket.AF_INET: "tcp", socket.AF_INET6: "tcp6"}
+# TCP_SYN_SENT in the kernel's tables.
+_SYN_SENT = "02"
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
@@ -56,12 +58,15 @@ def peer_uid(connection: socket.socket) -> int | None:
 def _owners(lines: Iterator[str], local: str, remote: str) -> Iterator[int]:
     """Owners of the connection with these ends, seen from their side.
 
-    Without an inode no process has it any more, and its owner is given as 0.
+    Without an inode no process has it any more, and its owner is given as 0. One that
+    is only being made is not ours, which was accepted: it took the port of one that has
+    left.
     """
     for line in lines:
         fields = line.split(maxsplit=10)
-        if fields[1:3] == [local, remote] and fields[9] != "0":
-            yield int(fields[7])
+        ends, state, uid, inode = fields[1:3], fields[3], fields[7], fields[9]
+        if ends == [local, remote] and state != _SYN_SENT and inode != "0":
+            yield int(uid)
 
 
 def _spelt(host: str, port: int) -> str:

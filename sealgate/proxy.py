@@ -59,7 +59,8 @@ class ProxyLimits:
         max_body_bytes: of a request.
         kept_body_bytes: of a request, so that it can be sent again.
         max_connections: beyond them, new ones are answered 503.
-        max_requests: in work at once; others wait for their turn.
+        max_requests: in work at once; others wait for their turn. As many again of
+            those for whom the client lends nothing, so that they hold up nobody else.
         head_timeout_s: for a head to arrive, and for an idle connection to stay.
         body_timeout_s: for the next part of a body to arrive, and for a part of an
             answer to be read.
@@ -100,7 +101,9 @@ class Proxy:
         self._hosts = hosts
         self._lend = lend
         self._limits = limits
-        self._slots = asyncio.Semaphore(limits.max_requests)
+        self._slots = {
+            lends: asyncio.Semaphore(limits.max_requests) for lends in (True, False)
+        }
         self._lent: WeakKeyDictionary[asyncio.StreamWriter, bool] = WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: set[asyncio.Task[None]] = set()
@@ -191,7 +194,7 @@ class Proxy:
                 writer.write(_CONTINUE)
             upload = _Upload(head, reader, self._limits)
             body = await upload.begin()
-            async with self._slots:
+            async with self._slots[self._lends(writer)]:
                 return await self._forward(head, upload, body, writer)
         except ClientError as error:
             await self._write_whole(writer, head, response_of(error), close=True)

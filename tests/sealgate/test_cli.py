@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from sealgate.endpoints import answers_to, listening
 from sealgate.keys import parse_configs
 from sealgate.profile import Profile
 from sealgate.protocol.hpke import KEM_X25519, PrivateKey
@@ -306,6 +307,30 @@ def test_a_proxy_replaces_a_dead_socket_and_nothing_else(profile_path, tmp_path)
     result = sealgate("proxy", "--profile", profile_path, "--socket", file)
     failed(result, 2, "there is something else")
     assert file.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("host", "where", "name"),
+    [
+        ("::1", "http://[::1]:", "[::1]:"),
+        ("LocalHost", "http://localhost:", "localhost:"),
+    ],
+)
+def test_where_a_proxy_listens(host, where, name):
+    with listening(host, 0, None) as endpoint:
+        port = endpoint.getsockname()[1]
+        called, hosts = answers_to(endpoint, host)
+    assert called == f"{where}{port}"
+    assert f"{name}{port}".encode() in hosts
+    assert hosts == {one.lower() for one in hosts}
+
+
+def test_a_socket_goes_with_its_proxy_however_that_ends(tmp_path):
+    path = tmp_path / "proxy.sock"
+    with pytest.raises(RuntimeError), listening("", 0, path):
+        assert path.is_socket()
+        raise RuntimeError
+    assert not path.exists()
 
 
 def test_a_proxy_that_lends_nobody_its_token(server, profile_path):

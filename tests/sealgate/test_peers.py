@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sealgate.peers import is_ours, peer_uid
+from sealgate.peers import _owners, is_ours, peer_uid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's tables")
 SOMEBODY = 54_321
@@ -45,6 +45,21 @@ def test_who_has_left_is_nobody():
         client.close()
         assert peer_uid(server) is None
         assert not is_ours(server)
+
+
+def test_a_connection_that_is_only_being_made_is_not_this_one():
+    """Its port was that of an account that has left."""
+    ours, theirs = "0100007F:1F90", "0100007F:C350"
+    rest, end = "00000000:00000000 00:00000000 00000000", "1 x 20 4 30 10 -1"
+
+    def line(state: str, uid: int, inode: int) -> str:
+        return f"   1: {theirs} {ours} {state} {rest} {uid:5} 0 {inode} {end}\n"
+
+    being_made, there = line("02", 1000, 777), line("01", 1000, 777)
+    half_closed, left = line("05", 1001, 778), line("04", 0, 0)
+    assert list(_owners(iter([being_made, left]), theirs, ours)) == []
+    assert list(_owners(iter([left, there]), theirs, ours)) == [1000]
+    assert list(_owners(iter([half_closed]), theirs, ours)) == [1001]
 
 
 def test_another_system_knows_nobody(monkeypatch):

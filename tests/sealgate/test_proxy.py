@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 
 import httpx
 import pytest
@@ -384,6 +385,30 @@ def test_too_many_connections():
             first.sendall(b"GET")
             answer = raw(port, get(port))
         assert status_of(answer) == 503
+
+
+def test_strangers_do_not_hold_up_whom_it_lends_to():
+    """Another account's requests can be as slow as it likes."""
+    release, ours = threading.Event(), []
+
+    def slow(method, body):
+        if method == "POST" and not ours:
+            release.wait(30)
+        return (200, KEYS_TYPE, KEYS) if method == "GET" else answer(method, body)
+
+    answer = sealed_answer(Response(200), [])
+    limits = ProxyLimits(max_requests=1)
+    with (
+        junk(slow) as url,
+        proxy(url, token="t", lend=lambda peer: bool(ours), limits=limits) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as stranger,
+    ):
+        stranger.sendall(get(port, "/v2"))
+        time.sleep(0.5)
+        ours.append(True)
+        assert status_of(raw(port, get(port, "/v2"), wait=20)) == 200
+        release.set()
+        assert status_of(stranger.recv(1 << 16)) == 200
 
 
 def test_requests_in_work_are_bounded_and_finished():
