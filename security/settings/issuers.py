@@ -112,7 +112,7 @@ class IssuerSettings:
     introspection_client: str = ""
     introspection_secret: Path | None = None
     introspection_cache_s: int = 30
-    introspection_per_s: int = 20
+    introspection_per_s: int = 50
     secret: Path | None = None
     algorithms: tuple[str, ...] = ALGORITHMS
     token_types: tuple[str, ...] = ("at+jwt",)

@@ -40,7 +40,7 @@ from sealgate.protocol.bhttp import Request
 from security.settings.loading import Settings
 from security.settings.service import ServiceSettings
 from service.http.direct import DIRECT_BODY, DirectBody
-from service.http.ending import refusing
+from service.http.ending import Ending, refusing
 from service.http.exchange import Answerer, Exchange, last_message
 from service.http.framing import FIELDS, HEAD_END, Framing
 from service.http.intake import Allowance
@@ -119,18 +119,6 @@ class _Flow(FlowControl):
     def resume_reading(self) -> None:
         if not self.held:
             super().resume_reading()
-
-
-class _Ending:
-    """What uvicorn writes an answer to; closing it lets the client read that answer."""
-
-    def __init__(self, connection: _BoundedProtocol) -> None:
-        self._connection = connection
-        self.write = connection.transport.write
-        self.is_closing = connection.transport.is_closing
-
-    def close(self) -> None:
-        self._connection.end()
 
 
 class _BoundedProtocol(HttpToolsProtocol):
@@ -445,7 +433,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             super().on_headers_complete()
         except (HttpParserError, ValueError):
             raise Problem("malformed-http", "the target is not one") from None
-        self.cycle.transport = _Ending(self)  # type: ignore[assignment]
+        self.cycle.transport = Ending(self.transport, self.end)  # type: ignore[assignment]
         if early:
             super().on_body(b"".join(early))
 

@@ -1,4 +1,8 @@
-"""The end of a server: whoever connects meanwhile is told to go elsewhere."""
+"""The end of a server, and of an answer.
+
+Whoever connects while a server ends is told to go elsewhere; whoever is answered before
+it has sent all gets to read that.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from uvicorn.server import Server
 from service.http.exchange import last_message
 from service.problems import Problem, problem_response
 
-__all__ = ["refusing"]
+__all__ = ["Ending", "refusing"]
 
 _Sockets = list[socket.socket] | None
 _Shutdown = Callable[[Server, _Sockets], Coroutine[Any, Any, None]]
@@ -24,6 +28,15 @@ _GOODBYE_S = 0.2
 _FULL = last_message(
     problem_response(Problem("overloaded", headers=((b"retry-after", b"1"),)))
 )
+
+
+class Ending:
+    """What uvicorn writes an answer to; closing it lets the client read that answer."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 def refusing(shutdown: _Shutdown) -> _Shutdown:

@@ -449,6 +449,7 @@ def test_explain_and_the_page_say_what_is_relaxed(tmp_path: Path, name: str) -> 
         issue(provider),
         Question("toy", None, "infer"),
         revoked=Revocations(key=b"k"),
+        certificates=False,
         now=NOW,
     )
     said = [step.text for step in steps if step.text.startswith("relaxed: ")]
@@ -474,6 +475,7 @@ def test_explain_says_that_there_is_no_list(tmp_path: Path) -> None:
         issue(PROVIDERS["rfc9068"]),
         Question("toy", None, "infer"),
         revoked=RevocationStoreError("there is no list"),
+        certificates=False,
         now=NOW,
     )
     (failed,) = (step for step in steps if not step.passed)
