@@ -4,6 +4,7 @@ errors          what a bundle, manifest or report can do wrong
 files           bounded reads and atomic writes
 manifest        manifest.json: names, tensors, limits
 report          evidence/<kind>.json: what was measured, on what, under which conditions
+metrics         the names of metrics, and what measures them          (offline)
 bundle          the folder: read whole, hashed, bounded
 sessions        the only place that makes an onnxruntime session
 data            the one typed table: readers, schema, rows, splits     (offline)

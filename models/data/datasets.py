@@ -236,7 +236,7 @@ def without(dataset: _Data, other: AnyDataset) -> _Data:
     return dataset.take(np.array([name not in known for name in _owners(dataset)]))
 
 
-def digest(features: NDArray[Any], labels: NDArray[np.int64]) -> str:
+def digest(features: NDArray[Any], labels: NDArray[Any]) -> str:
     """Hex SHA-256 of rows in their order: the shape, the features, then the labels.
 
     >>> digest(np.zeros((1, 2)), np.zeros(1, dtype=np.int64))[:16]
@@ -245,7 +245,9 @@ def digest(features: NDArray[Any], labels: NDArray[np.int64]) -> str:
     state = hashlib.sha256("x".join(map(str, features.shape)).encode() + b"\n")
     kind = "u1" if features.dtype == np.uint8 else "<f8"
     state.update(np.ascontiguousarray(features, dtype=kind).tobytes())
-    state.update(np.ascontiguousarray(labels, dtype="<i8").tobytes())
+    # Classes are whole numbers; what a regression predicts may have fractions.
+    truth = "<f8" if labels.dtype.kind == "f" else "<i8"
+    state.update(np.ascontiguousarray(labels, dtype=truth).tobytes())
     return state.hexdigest()
 
 

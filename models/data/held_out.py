@@ -2,12 +2,13 @@
 
 A matrix of features and an array of classes, under one of the usual pairs of names; or
 columns: one with the class, and features, found by name where the model, or whoever
-asks, names them.
+asks, names them. Where a model predicts a number, the number stands for the class.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +48,8 @@ class Holdout:
     Attributes:
         name: of the file or data set.
         features: ``(n, …)``, numbers; NaN where a value is missing.
-        labels: ``(n,)``, whole numbers or text.
+        labels: ``(n,)``, the truth: classes, as whole numbers or text; or float64
+            where one has a fraction, which no class has.
         columns: names of the features of tables, otherwise none.
         classes: names in the order of the labels where the source says so.
         groups: by sensitive column: each row's value, as text ``(n,)``.
@@ -320,8 +322,10 @@ def _label_column(
 def _labels(table: Table, name: str) -> NDArray[Any]:
     """Classes: numbers where every cell is one, else texts as they are written.
 
+    Whole numbers as int64; float64 where one has a fraction.
+
     Raises:
-        DatasetError: a row has none, or one that is a fraction.
+        DatasetError: a row has none.
     """
     if table.arrays[name].ndim != 1:
         shape = table.arrays[name].shape
@@ -334,11 +338,12 @@ def _labels(table: Table, name: str) -> NDArray[Any]:
     _refuse_cells(table, name, listed, {None, ""} & set(distinct), "is no class")
     if not all(map(cells.is_plain_number, distinct)):
         return np.array([str(cell) for cell in listed], dtype=np.str_)
-    known = {cell: _whole(cell) for cell in distinct}
-    broken = {cell for cell, value in known.items() if value is None}
-    reason = "as a class is not a whole number"
-    _refuse_cells(table, name, listed, broken, reason)
-    return np.array([known[cell] for cell in listed], dtype=np.int64)
+    known = {cell: cells.number(cell) for cell in distinct}
+    broken = {c for c, item in known.items() if item is None or not math.isfinite(item)}
+    _refuse_cells(table, name, listed, broken, "is no number")
+    whole = all(_is_whole(item) for item in known.values())
+    kind = np.int64 if whole else np.float64
+    return np.array([known[cell] for cell in listed], dtype=kind)
 
 
 def _refuse_cells(
@@ -349,12 +354,9 @@ def _refuse_cells(
         table.refuse(name, marks, reason)
 
 
-def _whole(cell: Any) -> int | None:
-    """A class that is written as a number; None for fractions and huge ones."""
-    value = cells.number(cell)
-    if value is None or not value.is_integer() or abs(value) >= 1 << 53:
-        return None
-    return int(value)
+def _is_whole(value: float | None) -> bool:
+    """Whether a number can be a class: no fraction, and none that lost its end."""
+    return value is not None and value.is_integer() and abs(value) < 1 << 53
 
 
 def _check(holdout: Holdout) -> None:

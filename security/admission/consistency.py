@@ -60,6 +60,9 @@ _SEARCH: Mapping[str, Any] = {
     "search_released": "best_try_alone",
     "search_score": "units_right_in_training_rows",
 }
+# What measures a model on rows says what it predicts: one thing.
+_NORMS = ("", "_linf", "_l2")
+_OF_ROWS = ("quality", "fairness", "robustness", "membership")
 _LISTS = (
     *("centre", "clipping", "ema", "expected_batch", "hidden", "learning_rate"),
     *("max_grad_norm", "momentum", "schedule"),
@@ -115,6 +118,7 @@ def _contradictions(
 ) -> Found:
     privacy, provenance = reports.get("privacy"), reports.get("provenance")
     yield from _one_set_of_rows(reports)
+    yield from _predicted(bundle, reports)
     if "structure" in reports and not bundle.sealed:
         stated = reports["structure"].metrics.get("model_bytes")
         if stated is not None and stated.value != len(bundle.files[MODEL_FILE]):
@@ -139,6 +143,38 @@ def _one_set_of_rows(reports: Mapping[str, Report]) -> Found:
                 first, rows = seen.setdefault(item.name, (kind, item))
                 if rows != item:
                     yield f"{kind}: other training rows than the {first} report's"
+
+
+def _predicted(bundle: Bundle, reports: Mapping[str, Report]) -> Found:
+    """A model predicts a number or decides among classes; figures fit each other."""
+    told = {
+        kind: reports[kind].conditions.get("predicts") == "number"
+        for kind in _OF_ROWS
+        if kind in reports
+    }
+    first = next(iter(told), "")
+    for kind, number in told.items():
+        if number is not told[first]:
+            yield f"{kind}: what the model predicts is not what the {first} report says"
+        if number and any(item.labels for item in bundle.manifest.outputs):
+            yield f"{kind}: the model predicts a number, and its manifest names classes"
+        if number:
+            yield from _ordered(kind, reports[kind])
+
+
+def _ordered(kind: str, report: Report) -> Found:
+    """Of each two figures the first cannot be above the second."""
+    values = {name: item.value for name, item in report.metrics.items()}
+    pairs = (
+        *(("mae", "rmse"), ("clean_mae", "attacked_mae")),
+        *((f"mean_largest_change{end}", f"largest_change{end}") for end in _NORMS),
+    )
+    for small, large in pairs:
+        low, high = values.get(small), values.get(large)
+        if low is not None and high is not None and not low <= high * (1 + 1e-9):
+            yield f"{kind}: {small} is above {large}, which it cannot be"
+    if not values.get("r2", 1.0) <= 1:
+        yield f"{kind}: r2 is above 1, which it cannot be"
 
 
 def _declared_public(privacy: Report, requirement: Requirement) -> Found:

@@ -6,16 +6,19 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from models import metrics
 from security.admission.comparison import compare
 from security.admission.policy import (
     Policy,
     Requirement,
     Threshold,
     load_policy,
+    parse_policy,
     policy_mistakes,
     read_policy_bytes,
 )
 from security.commands.options import Subparsers
+from security.config_reader import hint
 from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "explain"]
@@ -141,10 +144,25 @@ def _days(days: int) -> str:
 def _check(args: argparse.Namespace) -> int:
     failed = False
     for path in args.file:
-        mistakes = policy_mistakes(read_policy_bytes(path), name=str(path))
+        data = read_policy_bytes(path)
+        mistakes = policy_mistakes(data, name=str(path))
         failed = failed or bool(mistakes)
         print("\n".join(mistakes) or f"{path}: ok")
+        if not mistakes:
+            for line in _unknown(parse_policy(data, name=str(path))):
+                print(f"{path}: note: {line}")
     return int(failed)
+
+
+def _unknown(policy: Policy) -> Iterator[str]:
+    """Metrics that nothing here measures: others may, or the name is misspelt."""
+    models = (item for rules in policy.models for item in rules.requirements)
+    for item in (*policy.requirements, *models):
+        for threshold in item.thresholds:
+            name, kind = threshold.metric, item.kind
+            if not metrics.known(kind, name):
+                close = hint(name.partition("/")[0], metrics.names_of(kind))
+                yield f"{kind}: nothing here measures {name!r}{close}"
 
 
 def _explain(args: argparse.Namespace) -> int:

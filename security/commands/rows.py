@@ -32,8 +32,8 @@ def add_data_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decision",
         metavar="HOW",
-        help="what decides where outputs do not say: label, scores, or for two "
-        "classes 'probability>T' or 'score>T'",
+        help="what decides where outputs do not say: label, scores, for two classes "
+        "'probability>T' or 'score>T', or number: nothing, it predicts one",
     )
     parser.add_argument(
         "--train-data",

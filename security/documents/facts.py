@@ -88,10 +88,10 @@ class Use:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Robust accuracy at one radius."""
+    """Robust accuracy at one radius; of a number the share of answers that stay."""
 
     radius: float
-    robust_accuracy: float
+    share: float
     n: int
 
 
@@ -138,10 +138,14 @@ class Facts:
 
     @property
     def task(self) -> str:
-        """What the manifest shows the model to do, as model hubs call it, or ""."""
+        """What manifest and quality show the model to do, as hubs call it, or ""."""
         tabular = any(tensor.columns for tensor in self.manifest.inputs)
+        if not tabular:
+            return ""
+        if self.condition("quality", "predicts") == "number":
+            return "tabular-regression"
         classifies = any(tensor.labels for tensor in self.manifest.outputs)
-        return "tabular-classification" if tabular and classifies else ""
+        return "tabular-classification" if classifies else ""
 
     @property
     def curve(self) -> tuple[CurvePoint, ...]:
@@ -277,10 +281,11 @@ def _detail(report: Report | None, name: str) -> Any:
 def _point(item: Any) -> CurvePoint | None:
     if not isinstance(item, dict) or type(item.get("n")) is not int:
         return None
-    radius, accuracy = _number(item, "radius"), _number(item, "robust_accuracy")
-    if radius is None or accuracy is None:
+    name = "stable_share" if "stable_share" in item else "robust_accuracy"
+    radius, share = _number(item, "radius"), _number(item, name)
+    if radius is None or share is None:
         return None
-    return CurvePoint(radius, accuracy, item["n"])
+    return CurvePoint(radius, share, item["n"])
 
 
 def _number(item: Mapping[str, Any], name: str) -> float | None:

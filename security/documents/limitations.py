@@ -174,13 +174,15 @@ def _robustness(facts: Facts) -> Iterator[str]:
     norm, units = stated.get("norm", "unnamed"), stated.get("units", "unnamed units")
     radius = report.metrics.get("radius")
     within = "the radii tried" if radius is None else f"radius {number(radius.value)}"
+    of_number = stated.get("predicts") == "number"
+    what = "What is said of changes" if of_number else "Robust accuracy"
     yield (
-        f"Robust accuracy holds within {within} in the {norm} norm on {units}; other "
+        f"{what} holds within {within} in the {norm} norm on {units}; other "
         "kinds of change were not tried."
     )
     yield (
-        "An attack that finds nothing proves nothing: a stronger one can only lower "
-        "robust accuracy."
+        "An attack that finds nothing proves nothing: a stronger one can only "
+        + ("move answers further." if of_number else "lower robust accuracy.")
     )
     if stated.get("immutable_columns") == "none":
         yield (

@@ -30,10 +30,17 @@ __all__ = ["model_card"]
 # Title, kind and metric of the first table, and the conditions it is true under.
 _GLANCE = (
     ("Accuracy", "quality", "accuracy"),
+    ("Mean absolute error", "quality", "mae"),
+    ("R squared", "quality", "r2"),
     ("Privacy (epsilon)", "privacy", "epsilon"),
     ("Accuracy under attack", "robustness", "robust_accuracy"),
+    ("Answers that stay under attack", "robustness", "stable_share"),
     ("Membership attack (AUC)", "membership", "auc"),
 )
+_TASKS = {
+    "tabular-classification": " that classifies rows of a table",
+    "tabular-regression": " that predicts a number from a row of a table",
+}
 _GLANCE_CONDITIONS = {
     "quality": ("split",),
     "privacy": ("delta", "neighbouring", "unit", "sampling", "accountant"),
@@ -83,7 +90,7 @@ def model_card(bundle: Bundle) -> bytes:
 def _summary(facts: Facts) -> Iterator[str]:
     architecture = facts.condition("provenance", "architecture")
     kind = f"{code(architecture)} model" if isinstance(architecture, str) else "model"
-    task = " that classifies rows of a table" if facts.task else ""
+    task = _TASKS.get(facts.task, "")
     private = facts.condition("provenance", "differentially_private") is True
     trained = ", trained with differential privacy" if private else ""
     yield (
@@ -259,12 +266,17 @@ def _robustness(facts: Facts) -> Iterator[str]:
         )
         yield f"Security curve, norm {norm}, in {units}:"
         yield table(
-            ("Radius", "Robust accuracy", "n"),
+            ("Radius", _curve_title(facts), "n"),
             (
-                (number(item.radius), number(item.robust_accuracy, "down"), str(item.n))
+                (number(item.radius), number(item.share, "down"), str(item.n))
                 for item in facts.curve
             ),
         )
+
+
+def _curve_title(facts: Facts) -> str:
+    of_number = facts.condition("robustness", "predicts") == "number"
+    return "Answers within the tolerance" if of_number else "Robust accuracy"
 
 
 def _fairness(facts: Facts) -> Iterator[str]:

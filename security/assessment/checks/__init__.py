@@ -7,9 +7,11 @@ slices        quality by class, group and band of a column
 quality       these three as a check, and unusual rows
 rates         rates by group of people, and how far apart
 fairness      the same as a check
+corruption    what worn data cost, without an attacker
 explanations  what answers rest on, by SHAP
 evasion       attacks on the input, and what they prove
 privacy       who was in the training data, and what a copy costs
 poisoning     rows and triggers that somebody planted
+numbers       the same questions of a model that predicts a number
 estimators    ART's classifiers around what is attacked
 """

@@ -13,7 +13,7 @@ from security.assessment.plan.context import Context
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 
-__all__ = ["AnswersCheck"]
+__all__ = ["AnswersCheck", "not_finite", "random_answers"]
 
 _REPEATS = 3
 _REPEATED_ROWS = 64
@@ -75,7 +75,7 @@ class AnswersCheck:
             "clean_accuracy": intervals.proportion(int(right.sum()), len(labels)),
             "rows_answered": Metric(float(known.sum()), n=len(labels)),
         }
-        findings = [*_not_finite(known), *_constant(context)]
+        findings = [*not_finite(known), *_constant(context)]
         findings += [
             ScanFinding("answer-reading", n) for n in context.job.reading.notes
         ]
@@ -87,7 +87,7 @@ class AnswersCheck:
         if outcomes:
             (outcome,) = outcomes.values()
             details["repeated"] = dict(outcome.values)
-            findings += _random(outcome.values)
+            findings += random_answers(outcome.values)
         return CheckResult(
             self.name,
             status="done" if outcomes else "partial",
@@ -99,7 +99,8 @@ class AnswersCheck:
         )
 
 
-def _not_finite(known: Any) -> list[ScanFinding]:
+def not_finite(known: Any) -> list[ScanFinding]:
+    """Says how many rows get no answer."""
     bad = int((~known).sum())
     if not bad:
         return []
@@ -120,7 +121,8 @@ def _constant(context: Context) -> list[ScanFinding]:
     return [ScanFinding("answer-constant", message)]
 
 
-def _random(values: Mapping[str, Any]) -> list[ScanFinding]:
+def random_answers(values: Mapping[str, Any]) -> list[ScanFinding]:
+    """Says how many rows get other scores when they are asked about again."""
     if not values["differing"]:
         return []
     share = intervals.proportion(values["differing"], values["rows"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -16,7 +16,14 @@ from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results.result import CheckResult, ScanFinding
 
-__all__ = ["FairnessCheck"]
+__all__ = [
+    "FairnessCheck",
+    "crossings",
+    "figures",
+    "named",
+    "rates_table",
+    "small_groups",
+]
 
 _GAP = 0.1
 _FOUR_FIFTHS = 0.8
@@ -54,25 +61,9 @@ class FairnessCheck:
         self, context: Context, outcomes: Mapping[str, Outcome]
     ) -> CheckResult:
         """Findings where a gap is larger than chance would make it."""
-        measured = [_measured(context, parts) for parts in _crossings(context)]
+        measured = [_measured(context, parts) for parts in crossings(context)]
         results = [item for item, _ in measured]
         positive = _positive(context)
-        metrics: dict[str, Metric] = {}
-        for item in results:
-            metrics |= {
-                f"{rate}_difference/{item.attribute}": metric
-                for rate, metric in item.differences.items()
-            }
-            metrics |= {
-                f"{rate}_ratio/{item.attribute}": metric
-                for rate, metric in item.ratios.items()
-            }
-            for group in item.groups:
-                metrics |= {
-                    f"{rate}/{group.name}": metric
-                    for rate, metric in group.rates.items()
-                    if group.enough(rate)
-                }
         return CheckResult(
             self.name,
             kind="fairness",
@@ -85,14 +76,14 @@ class FairnessCheck:
                 "ratio_interval": "donner_zou",
                 "several_groups": "bonferroni over pairs",
             },
-            metrics=metrics,
+            metrics=figures(results),
             findings=tuple(found for item in results for found in _findings(item)),
             details={
                 "tables": [
                     table
                     for item, counts in measured
                     for table in (
-                        _table(item),
+                        rates_table(item, rates.RATES),
                         _confusion_table(
                             item.attribute,
                             context.job.reading.classes[positive or 0],
@@ -102,6 +93,27 @@ class FairnessCheck:
                 ]
             },
         )
+
+
+def figures(results: Sequence[Fairness]) -> dict[str, Metric]:
+    """Differences, ratios and the groups' own rates, by name."""
+    metrics: dict[str, Metric] = {}
+    for item in results:
+        metrics |= {
+            f"{rate}_difference/{item.attribute}": metric
+            for rate, metric in item.differences.items()
+        }
+        metrics |= {
+            f"{rate}_ratio/{item.attribute}": metric
+            for rate, metric in item.ratios.items()
+        }
+        for group in item.groups:
+            metrics |= {
+                f"{rate}/{group.name}": metric
+                for rate, metric in group.rates.items()
+                if group.enough(rate)
+            }
+    return metrics
 
 
 def _measured(
@@ -117,7 +129,7 @@ def _measured(
     scores = None
     if job.reading.form == "probabilities":
         scores = job.clean.scores[known][:, positive]
-    result = rates.measure(attribute, truth, given, scores)
+    result = rates.measure(attribute, rates.of_classes(truth, given, scores))
     return result, _confusion(attribute.values, truth, given)
 
 
@@ -153,7 +165,7 @@ def _positive(context: Context) -> int | None:
     return 1 if len(classes) == 2 else None
 
 
-def _crossings(context: Context) -> list[tuple[str, ...]]:
+def crossings(context: Context) -> list[tuple[str, ...]]:
     """Each attribute, every two of them, and all together."""
     names = sorted(context.job.groups)
     together: list[tuple[str, ...]] = list(combinations(names, 2))
@@ -163,14 +175,14 @@ def _crossings(context: Context) -> list[tuple[str, ...]]:
 
 
 def _findings(item: Fairness) -> Iterator[ScanFinding]:
-    yield from _small(item)
+    yield from small_groups(item)
     ratio = item.ratios.get("selection_rate")
     if ratio is not None and ratio.high is not None and ratio.high < _FOUR_FIFTHS:
         least, most = item.extremes["selection_rate"]
         yield ScanFinding(
             "fairness-selection",
-            f"{_named(least)} gets the positive class {ratio.value:.2f} times as often "
-            f"as {_named(most)}",
+            f"{named(least)} gets the positive class {ratio.value:.2f} times as often "
+            f"as {named(most)}",
             item.attribute,
             ratio,
         )
@@ -180,23 +192,25 @@ def _findings(item: Fairness) -> Iterator[ScanFinding]:
             least, most = item.extremes[rate]
             yield ScanFinding(
                 "fairness-gap",
-                f"{rate} of {_named(least)} is {gap.value:.2f} below that of "
-                f"{_named(most)}",
+                f"{rate} of {named(least)} is {gap.value:.2f} below that of "
+                f"{named(most)}",
                 f"{item.attribute}/{rate}",
                 gap,
             )
 
 
-def _small(item: Fairness) -> Iterator[ScanFinding]:
-    """Which groups have too few rows, or too few positives or negatives."""
+def small_groups(item: Fairness) -> Iterator[ScanFinding]:
+    """Says which groups have too few rows, or too few positives or negatives."""
     few = [
-        f"{_named(group.name)} ({group.rows} rows)"
+        f"{named(group.name)} ({group.rows} rows)"
         for group in item.groups
         if group.rows < MIN_GROUP
     ]
-    for rate, kind in (("tpr", "positives"), ("fpr", "negatives")):
+    classes = any("selection_rate" in group.rates for group in item.groups)
+    kinds = (("tpr", "positives"), ("fpr", "negatives")) if classes else ()
+    for rate, kind in kinds:
         few += [
-            f"{_named(group.name)} ({_count(group, rate)} {kind})"
+            f"{named(group.name)} ({_count(group, rate)} {kind})"
             for group in item.groups
             if group.rows >= MIN_GROUP and not group.enough(rate)
         ]
@@ -214,13 +228,14 @@ def _count(group: Group, rate: str) -> int:
     return 0 if metric is None else metric.n or 0
 
 
-def _named(group: str) -> str:
+def named(group: str) -> str:
     """A group's name for a message: its values are whatever the data holds."""
     return repr(group[:60])
 
 
-def _table(item: Fairness) -> dict[str, Any]:
-    known = [r for r in rates.RATES if any(r in g.rates for g in item.groups)]
+def rates_table(item: Fairness, names: Sequence[str]) -> dict[str, Any]:
+    """The rates of each group, as far as they are known."""
+    known = [r for r in names if any(r in g.rates for g in item.groups)]
     rows = [
         [group.name, group.rows, *(_text(group, rate) for rate in known)]
         for group in item.groups[:_MAX_GROUPS]
@@ -238,4 +253,6 @@ def _text(group: Group, rate: str) -> str:
         return "none"
     if not group.enough(rate):
         return f"too few ({metric.n})"
+    if metric.low is None:
+        return f"{metric.value:.4g}, n={metric.n}"
     return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}], n={metric.n}"

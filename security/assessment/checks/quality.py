@@ -21,7 +21,7 @@ from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 from security.errors import AssessmentError
 
-__all__ = ["QualityCheck"]
+__all__ = ["QualityCheck", "unusual_rows"]
 
 _PROBED_ROWS = 40
 _PROBED_COLUMNS = 40
@@ -52,20 +52,11 @@ class QualityCheck:
         Raises:
             BudgetError: an endpoint's queries are spent.
         """
-        job = context.job
-        random = context.random(unit.key)
-        columns = job.rows.shape[1]
-        chosen = np.sort(random.permutation(columns)[:_PROBED_COLUMNS])
-        places = np.sort(random.permutation(len(job.rows))[:_PROBED_ROWS])
-        if job.remote:
-            chosen, places = chosen[:5], places[:8]
+        places, chosen, kinds = unusual_rows(unit, context)
         values = {}
-        for kind, values_of in _unusual(context, len(places)):
-            rows = [
-                _with(job.rows[places], column, values_of(column)) for column in chosen
-            ]
-            answers = context.target.ask(np.concatenate(rows))
-            usual = np.tile(job.clean.labels[places], len(chosen))
+        for kind, rows in kinds:
+            answers = context.target.ask(rows)
+            usual = np.tile(context.job.clean.labels[places], len(chosen))
             shape = len(chosen), len(places)
             failed = ((~answers.finite) | (answers.labels < 0)).reshape(shape)
             changed = (answers.labels != usual).reshape(shape)
@@ -133,6 +124,26 @@ class QualityCheck:
                 }
             },
         )
+
+
+def unusual_rows(
+    unit: Unit, context: Context
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[str, NDArray[Any]]]]:
+    """Places of some rows, some columns, and per kind copies of the rows.
+
+    The copies have one unusual value each: first all rows with the first column
+    changed, then all with the second one, and so on.
+    """
+    job, random = context.job, context.random(unit.key)
+    chosen = np.sort(random.permutation(job.rows.shape[1])[:_PROBED_COLUMNS])
+    places = np.sort(random.permutation(len(job.rows))[:_PROBED_ROWS])
+    if job.remote:
+        chosen, places = chosen[:5], places[:8]
+    kinds = []
+    for kind, values_of in _unusual(context, len(places)):
+        rows = [_with(job.rows[places], place, values_of(place)) for place in chosen]
+        kinds.append((kind, np.concatenate(rows)))
+    return places, chosen, kinds
 
 
 def _metrics(

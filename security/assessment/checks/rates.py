@@ -27,15 +27,18 @@ __all__ = [
     "Attribute",
     "Fairness",
     "Group",
+    "Sample",
     "attribute_name",
     "measure",
+    "of_classes",
+    "of_errors",
 ]
 
 MIN_GROUP = 30
 RATES = ("selection_rate", "tpr", "fpr", "accuracy", "calibration")
 """Of the positive class: how often it is given; to those who have it (`tpr`) and those
 who have not (`fpr`); accuracy; and mean score minus base rate (`calibration`)."""
-RATIOS = ("selection_rate", "tpr", "fpr")
+RATIOS = ("selection_rate", "tpr", "fpr", "mae")
 """Those whose smallest is divided by the largest."""
 
 Floats = NDArray[np.float64]
@@ -118,21 +121,13 @@ def attribute_name(parts: Sequence[str], columns: Container[str]) -> str:
     return name
 
 
-def measure(
-    attribute: Attribute,
-    truth: Mask,
-    given: Mask,
-    scores: Floats | None,
-) -> Fairness:
+def measure(attribute: Attribute, samples: Mapping[str, Sample]) -> Fairness:
     """Measure one attribute.
 
     Args:
         attribute: the groups.
-        truth: ``(n,)``, whether the row is of the positive class.
-        given: ``(n,)``, whether the model says so.
-        scores: ``(n,)``, its probability of that, or None.
+        samples: by name of the rate, what it is the mean of.
     """
-    samples = _samples(truth, given, scores)
     members = {
         attribute.titles[str(value)]: attribute.values == value
         for value in np.unique(attribute.values)
@@ -148,6 +143,8 @@ def measure(
             continue
         level = intervals.confidence_of_pairs(len(own))
         parts = [sample.metric(members[name], level) for name in own]
+        if any(part.low is None for part in parts):
+            continue  # a group whose rows are all alike says nothing of its spread
         differences[rate] = intervals.largest_difference(parts)
         order = np.argsort([part.value for part in parts], kind="stable")
         extremes[rate] = (own[order[0]], own[order[-1]])
@@ -157,42 +154,67 @@ def measure(
 
 
 @dataclass(frozen=True, eq=False)
-class _Sample:
+class Sample:
     """What a rate is the mean of.
 
     Attributes:
-        values: ``(n,)``, of each row: 0 or 1 of a share, else from -1 to 1.
+        values: ``(n,)``, of each row.
         among: ``(n,)``, the rows that it is of.
-        share: whether it is a share.
+        kind: "share" of 0 and 1, "bounded" from -1 to 1, "length" of no sign, or "any".
     """
 
     values: Floats | Mask
     among: Mask
-    share: bool = True
+    kind: str = "share"
 
     def metric(self, own: Mask, confidence: float = intervals.CONFIDENCE) -> Metric:
         """The rate of some rows, of which one at least is among those."""
         values = self.values[own & self.among]
-        if self.share:
+        if self.kind == "share":
             return intervals.proportion(int(values.sum()), len(values), confidence)
         floats = values.astype(np.float64)
-        return intervals.bounded_mean(floats, -1.0, 1.0, confidence)
+        if self.kind == "bounded":
+            return intervals.bounded_mean(floats, -1.0, 1.0, confidence)
+        if len(floats) < 2:
+            return Metric(float(floats[0]), n=1)
+        method = intervals.positive_mean if self.kind == "length" else intervals.mean
+        return method(floats, confidence)
 
 
-def _samples(truth: Mask, given: Mask, scores: Floats | None) -> dict[str, _Sample]:
+def of_classes(truth: Mask, given: Mask, scores: Floats | None) -> dict[str, Sample]:
+    """What a classifier is compared by.
+
+    Args:
+        truth: ``(n,)``, whether the row is of the positive class.
+        given: ``(n,)``, whether the model says so.
+        scores: ``(n,)``, its probability of that, or None.
+    """
     everyone = np.ones(len(truth), dtype=bool)
     samples = {
-        "selection_rate": _Sample(given, everyone),
-        "tpr": _Sample(given, truth),
-        "fpr": _Sample(given, ~truth),
-        "accuracy": _Sample(given == truth, everyone),
+        "selection_rate": Sample(given, everyone),
+        "tpr": Sample(given, truth),
+        "fpr": Sample(given, ~truth),
+        "accuracy": Sample(given == truth, everyone),
     }
     if scores is not None:
-        samples["calibration"] = _Sample(scores - truth, everyone, share=False)
+        samples["calibration"] = Sample(scores - truth, everyone, "bounded")
     return samples
 
 
-def _rates(samples: Mapping[str, _Sample], own: Mask) -> dict[str, Metric]:
+def of_errors(errors: Floats) -> dict[str, Sample]:
+    """What a model that predicts a number is compared by.
+
+    Args:
+        errors: ``(n,)``, answer minus truth.
+    """
+    everyone = np.ones(len(errors), dtype=bool)
+    return {
+        "mae": Sample(np.abs(errors), everyone, "length"),
+        "mean_error": Sample(errors, everyone, "any"),
+    }
+
+
+def _rates(samples: Mapping[str, Sample], own: Mask) -> dict[str, Metric]:
     # A group without positives has no true positive rate.
     return {
         rate: sample.metric(own)

@@ -14,7 +14,7 @@ from security.assessment.checks import measures
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
 
-__all__ = ["class_aucs", "slice_metrics", "worst_bands"]
+__all__ = ["bands", "class_aucs", "slice_metrics", "worst_bands"]
 
 Mask = NDArray[np.bool_]
 
@@ -67,7 +67,7 @@ def worst_bands(context: Context) -> dict[str, Any] | None:
     right = job.clean.labels == job.labels
     found = [
         (name, _share(right, own))
-        for name, own in _bands(context)
+        for name, own in bands(context)
         if own.sum() >= measures.MIN_ROWS
     ]
     found.sort(key=lambda pair: (pair[1].high or 0.0, pair[0]))
@@ -104,7 +104,8 @@ def _auc(scores: NDArray[np.float64], positive: Mask) -> Metric | None:
     return intervals.auc(scores[positive], scores[~positive])
 
 
-def _bands(context: Context) -> Iterator[tuple[str, Mask]]:
+def bands(context: Context) -> Iterator[tuple[str, Mask]]:
+    """Slices of each column of a table: where it is missing, its values or bands."""
     rows = context.job.rows.astype(np.float64)
     for column, name in enumerate(context.job.column_names[:_MAX_COLUMNS]):
         values = rows[:, column]

@@ -298,9 +298,18 @@ def _structure_line(report: Report) -> str:
     return f"{nodes.value:.0f} nodes, {rules} rules, {found:.0f} findings"
 
 
+def _quality_line(report: Report) -> str:
+    if report.conditions.get("predicts") == "number":
+        return _show("mean absolute error", report.metrics["mae"])
+    return _show("accuracy", report.metrics["accuracy"])
+
+
 def _robustness_line(report: Report) -> str:
     failed = [check.id for check in report.checks if not check.passed]
     doubt = f"; NOT RELIABLE: {', '.join(failed)}" if failed else ""
+    if report.conditions.get("predicts") == "number":
+        stable = _show("answers that stay", report.metrics["stable_share"])
+        return f"{stable} at Linf {report.metrics['radius'].value:g}{doubt}"
     line = _show("robust accuracy", report.metrics["robust_accuracy"])
     attacks = str(report.conditions["attacks"]).count(",") + 1
     radius = report.metrics["radius"].value
@@ -313,6 +322,11 @@ def _membership_line(report: Report) -> str:
 
 
 def _fairness_line(report: Report) -> str:
+    errors = [n for n in report.metrics if n.startswith("mae_difference/")]
+    if errors:
+        name = max(errors, key=lambda item: report.metrics[item].value)
+        title = f"error differs by {name.partition('/')[2]} by"
+        return _show(title, report.metrics[name])
     gaps = [n for n in report.metrics if n.startswith("selection_rate_difference/")]
     if not gaps:
         return "no two groups are large enough to compare"
@@ -322,6 +336,8 @@ def _fairness_line(report: Report) -> str:
 
 
 def _show(name: str, metric: Metric) -> str:
+    if metric.low is None:
+        return f"{name} {metric.value:.3f}, n={metric.n}"
     return (
         f"{name} {metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}], n={metric.n}"
     )
@@ -329,7 +345,7 @@ def _show(name: str, metric: Metric) -> str:
 
 _LINES: Mapping[str, Callable[[Report], str]] = {
     "structure": _structure_line,
-    "quality": lambda report: _show("accuracy", report.metrics["accuracy"]),
+    "quality": _quality_line,
     "fairness": _fairness_line,
     "robustness": _robustness_line,
     "membership": _membership_line,

@@ -30,7 +30,13 @@ from models.files import write_atomic
 from models.report import Report, Subject, format_time
 from sealgate.profile import Profile
 from security.assessment.checks.structure import structure_result
-from security.assessment.engine.registry import NAMES, WITHOUT_MODEL, check_of
+from security.assessment.engine.registry import (
+    NAMES,
+    NO_NUMBER,
+    WITHOUT_MODEL,
+    check_of,
+    check_of_number,
+)
 from security.assessment.engine.runner import Progress, run_units
 from security.assessment.engine.store import RunStore
 from security.assessment.plan.checks import Outcome, ScanCheck, Unit
@@ -148,11 +154,11 @@ def _attacked(
 ) -> tuple[ScanReport, RunStore, bool]:
     """Steps 3 to 5: the report without its times, the work, and whether it is whole."""
     job = context.job
-    checks = _chosen(request.options)
-    skipped, active = _plan(context, checks)
+    factory = check_of_number if job.reading.number else check_of
+    skipped, active = _plan(context, _chosen(request.options), factory)
     units = [unit for check in active for unit in check.units(context)]
     store = RunStore(_work(request), _identity(job, units))
-    outcomes = run_units(context, units, store, check_of, on_progress, ray=request.ray)
+    outcomes = run_units(context, units, store, factory, on_progress, ray=request.ray)
     results = (
         *_structure(inspection, request.source),
         *(_conclude(check, context, units, outcomes) for check in active),
@@ -169,27 +175,34 @@ def _work(request: ScanRequest) -> Path | None:
     return None if request.out is None else request.out / _WORK
 
 
-def _chosen(options: Options) -> Sequence[ScanCheck]:
+def _chosen(options: Options) -> Sequence[str]:
     for name in options.checks:
         if name not in NAMES:
             raise AssessmentError(f"no check {name!r}; there are: {', '.join(NAMES)}")
     wanted = options.checks or NAMES
-    return [check_of(name) for name in NAMES if name in wanted]
+    return [name for name in NAMES if name in wanted]
 
 
 def _plan(
-    context: Context, checks: Sequence[ScanCheck]
+    context: Context, names: Sequence[str], factory: Callable[[str], ScanCheck]
 ) -> tuple[list[CheckResult], list[ScanCheck]]:
     skipped, active = [], []
-    for check in checks:
-        reason = check.missing(context)
-        if context.job.answered and check.name not in WITHOUT_MODEL:
-            reason = "there are predictions, and no model to ask"
+    for name in names:
+        reason = _why_not(context, name)
         if reason is None:
-            active.append(check)
+            reason = factory(name).missing(context)
+        if reason is None:
+            active.append(factory(name))
         else:
-            skipped.append(CheckResult(check.name, status="skipped", reason=reason))
+            skipped.append(CheckResult(name, status="skipped", reason=reason))
     return skipped, active
+
+
+def _why_not(context: Context, name: str) -> str | None:
+    """Why a check does not apply to a kind of target, whatever the rows are."""
+    if context.job.answered and name not in WITHOUT_MODEL:
+        return "there are predictions, and no model to ask"
+    return NO_NUMBER.get(name) if context.job.reading.number else None
 
 
 def _identity(job: Job, units: Sequence[Unit]) -> dict[str, Any]:
@@ -270,9 +283,7 @@ def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
             "sha256": job.dataset.sha256,
             "rows": job.dataset.rows,
             "rows_used": len(job.rows),
-            "rows_by_class": np.bincount(
-                job.labels, minlength=len(job.reading.classes)
-            ).tolist(),
+            **_truth(job),
             "kind": "table" if space.table else "array",
             "ranges_from": space.ranges_from,
             "units": space.units,
@@ -281,6 +292,17 @@ def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
         tools=_tools(),
         results=results,
     )
+
+
+def _truth(job: Job) -> dict[str, Any]:
+    """What the rows' truth is: how many of each class, or where the numbers lie."""
+    if job.reading.number:
+        names = ("low", "median", "high")
+        return {
+            "truth": dict(zip(names, np.quantile(job.labels, [0, 0.5, 1]).tolist()))
+        }
+    count = np.bincount(job.labels, minlength=len(job.reading.classes))
+    return {"rows_by_class": count.tolist()}
 
 
 def _write(

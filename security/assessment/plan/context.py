@@ -36,10 +36,13 @@ from security.assessment.targets.space import Space, build_space
 from security.assessment.targets.target import InputSpec, OnnxTarget, Target, fit_rows
 from security.errors import AssessmentError, BudgetError
 
-__all__ = ["Context", "Job", "TargetSource", "class_indices", "prepare"]
+__all__ = ["Context", "Job", "TargetSource", "class_indices", "prepare", "truth_of"]
 
 # What may be given anew to a scan that goes on: it changes how far it gets.
 _FREE = ("jobs", "max_minutes", "max_queries")
+
+# With more values of the truth than this, a sample is not drawn value by value.
+_MAX_CLASSES = 1000
 
 Rows = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -113,7 +116,8 @@ class Job:
         spec, shape, reading: as found when the target was first asked.
         space: that attacks move in.
         rows: ``(n, d)`` in the model's type: the rows that the scan uses.
-        labels: ``(n,)``, their classes.
+        labels: ``(n,)``, their truth: classes, int64; or numbers, float64, where the
+            model predicts one (`Reading.number`).
         places: ``(n,)``, where each row stands in the file.
         clean: answers about the rows.
         others: names of the data's classes that the model does not know; empty.
@@ -134,7 +138,7 @@ class Job:
     reading: Reading
     space: Space
     rows: Rows
-    labels: Labels
+    labels: NDArray[Any]
     places: NDArray[np.int64]
     clean: Answers
     dataset: Dataset
@@ -313,12 +317,13 @@ def _fitted(
     sample = np.ascontiguousarray(rows[chosen])
     stated = Stated(
         source.classes or config.classes or holdout.classes,
-        tuple({class_text(item) for item in holdout.labels.tolist()}),
+        _data_classes(holdout),
         options.output or source.output,
         options.decision,
+        fractions=holdout.labels.dtype.kind == "f",
     )
     clean = target.calibrate(sample, stated)
-    labels = class_indices(holdout, target.reading.classes, target.reading.index)
+    labels = truth_of(holdout, target.reading)
     digest = datasets.digest(holdout.features, labels)
     return Job(
         source=source,
@@ -355,12 +360,15 @@ def _answered(
     Raises:
         AssessmentError: the predictions do not have the classes, or as many scores.
     """
-    reading = predicted_reading(given, config)
+    reading = predicted_reading(given, config, options.decision)
     labels, decided = (
-        class_indices(replace(given, labels=values), reading.classes)
+        truth_of(replace(given, labels=values), reading)
         for values in (given.labels, given.decided)
     )
-    scores = predicted_scores(given, decided, reading, config.positive)
+    if reading.number:
+        scores, decided = decided[:, None], np.zeros(len(given), np.int64)
+    else:
+        scores = predicted_scores(given, decided, reading, config.positive)
     chosen = _sample(given, options.max_rows or len(given), options.seed)
     return Job(
         source=source,
@@ -387,25 +395,53 @@ def _check_enough(holdout: Holdout) -> None:
             f"fewer than {MIN_ROWS}"
         )
     if len(np.unique(holdout.labels.astype(str))) < 2:
+        what = "number" if holdout.labels.dtype.kind == "f" else "class"
         raise AssessmentError(
-            f"{holdout.name} has one class only; nothing can be concluded from it"
+            f"{holdout.name} has one {what} only; nothing can be concluded from it"
         )
 
 
 def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
-    """Places of the rows to use, ascending: all, or some of each class."""
+    """Places of the rows to use, ascending: all, or some of each class.
+
+    Of more values than classes have, any rows.
+    """
     total = len(holdout)
     if total <= wanted:
         return np.arange(total)
     random = np.random.default_rng(seed)
     order = random.permutation(total)
     names, classes = np.unique(holdout.labels.astype(str), return_inverse=True)
+    if len(names) > _MAX_CLASSES:
+        return np.sort(order[:wanted])
     # Round robin within proportion: each row's rank in its class, as a share of it.
     share = np.empty(total)
     for index in range(len(names)):
         own = order[classes[order] == index]
         share[own] = (np.arange(len(own)) + 0.5) / len(own)
     return np.sort(np.argsort(share, kind="stable")[:wanted])
+
+
+def _data_classes(holdout: Holdout) -> tuple[str, ...]:
+    """The classes of the data, as text; none where the truth has fractions."""
+    if holdout.labels.dtype.kind == "f":
+        return ()
+    return tuple({class_text(item) for item in holdout.labels.tolist()})
+
+
+def truth_of(holdout: Holdout, reading: Reading) -> NDArray[Any]:
+    """The rows' truth as the model counts it: classes, int64; or numbers, float64.
+
+    Raises:
+        AssessmentError: a class that the model does not have, or a text for a number.
+    """
+    if not reading.number:
+        return class_indices(holdout, reading.classes, reading.index)
+    if holdout.labels.dtype.kind not in "biuf":
+        raise AssessmentError(
+            f"{holdout.name}: the truth is text, and the model predicts a number"
+        )
+    return holdout.labels.astype(np.float64)
 
 
 def class_indices(
@@ -421,6 +457,12 @@ def class_indices(
     Raises:
         AssessmentError: a class that the model does not have.
     """
+    if holdout.labels.dtype.kind == "f":
+        broken = int(np.argmax(holdout.labels % 1 != 0))
+        raise AssessmentError(
+            f"{holdout.name}: {holdout.labels[broken]:g} (row {broken}) as a class is "
+            "not a whole number"
+        )
     values = [class_text(item) for item in holdout.labels.tolist()]
     places = {str(name): place for place, name in enumerate(classes)}
     counted = holdout.labels.dtype.kind in "iu" and bool(holdout.classes)
@@ -435,6 +477,7 @@ def class_indices(
     if strange:
         raise AssessmentError(
             f"{holdout.name}: class {strange[0][:40]!r} is none of the model's "
-            f"{len(classes)}: {', '.join(classes)[:100]}"
+            f"{len(classes)}: {', '.join(classes)[:100]}; where it predicts a number, "
+            "state --decision number"
         )
     return np.array([places[value] for value in values], np.int64)

@@ -27,8 +27,13 @@ LEVEL = 0.05
 _LESS = (
     *("auc", "tpr_at", "epsilon", "calibration", "difference", "success"),
     *("advantage", "errors", "warnings", "stolen", "agreement", "inverted"),
+    *("mae", "rmse", "median_absolute_error"),
+    *("largest_change", "relative_change"),
 )
-_MORE = ("accuracy", "robust", "certified", "ratio", "cost", "median_distance")
+_MORE = (
+    *("accuracy", "robust", "certified", "ratio", "cost", "median_distance"),
+    *("stable_share", "r2"),
+)
 # An AUC is an attack's only in these checks; elsewhere it is the model's.
 _ATTACKS = ("membership", "privacy", "attribute", "poisoning")
 _SAME = 1e-6
@@ -39,7 +44,7 @@ _OF_INTERVALS = {
         f"{name}_interval"
         for name in (
             *("accuracy", "advantage", "auc", "calibration", "difference"),
-            *("log_loss", "ratio", "tpr"),
+            *("log_loss", "mae", "mean_error", "median", "r2", "ratio", "rmse", "tpr"),
         )
     ),
 }
@@ -225,7 +230,7 @@ def _corrected(changes: Sequence[Change]) -> list[Change]:
 
 def _direction(change: Change) -> str:
     name = change.metric.partition("/")[0]
-    less = any(part in name for part in _LESS)
+    less = "ratio" not in name and any(part in name for part in _LESS)
     if "auc" in name and not change.check.startswith(_ATTACKS):
         less = False
     elif not less and not any(part in name for part in (*_MORE, "auc")):

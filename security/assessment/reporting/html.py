@@ -29,6 +29,7 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _TITLES = {
     "answers": "Answers",
     "attributes": "Attribute inference: guessing a secret column",
+    "corruption": "Natural corruption: worn data, no attacker",
     "canaries": "Canaries: does the training keep its epsilon",
     "evasion": "Evasion: changed inputs",
     "evasion-cost": "Evasion: what turning a row costs",
@@ -47,17 +48,21 @@ _TITLES = {
 # called there, with values of the check's conditions.
 _KEY_FIGURES = (
     ("quality", "accuracy", "accuracy"),
+    ("quality", "mae", "mean absolute error"),
+    ("quality", "r2", "R\N{SUPERSCRIPT TWO}"),
+    ("evasion", "stable_share_linf", "answers that stay, L\N{INFINITY} {radius}"),
     ("evasion", "robust_accuracy_linf", "robust accuracy, L\N{INFINITY} {radius}"),
     ("evasion", "robust_accuracy_l2", "robust accuracy, L2 {radius_l2}"),
     ("evasion-cost", "robust_accuracy_cost", "robust accuracy, cost {max_cost}"),
     ("membership", "tpr_at_fpr_1pct", "members found, 1% of others accused"),
     ("fairness", "selection_rate_ratio/", "selection rate ratio"),
+    ("fairness", "mae_ratio/", "ratio of errors"),
     ("quality", "auc", "AUC"),
     ("extraction", "agreement/", "agreement of a copy with the model"),
     ("poisoning", "suspicious_rows", "training rows under suspicion"),
     ("inversion", "recognised", "classes recognised in pictures from the model"),
 )
-_NO_KEY_FIGURE = ("answers", "explanations", "structure", "trigger")
+_NO_KEY_FIGURE = ("answers", "corruption", "explanations", "structure", "trigger")
 _KINDS = {
     "onnx": "ONNX file",
     "bundle": "bundle",

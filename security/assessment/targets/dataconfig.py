@@ -17,6 +17,7 @@ A TOML file. Everything in it is optional::
     low = 0.0                          # range of every column without its own
     high = 1.0
     max_cost = 3.0                     # what an attacker spends per row, at most
+    tolerance = 5.0                    # a predicted number may move by this, at most
 
     [[columns]]
     name = "income"
@@ -100,6 +101,7 @@ class DataConfig:
         units: "range" or "raw": what a radius of 1 means.
         low, high: the range of columns without one of their own, or None.
         max_cost: what an attacker spends per row, or None.
+        tolerance: by how much a predicted number may move, in its unit, or None.
         columns: their rules.
     """
 
@@ -118,6 +120,7 @@ class DataConfig:
     low: float | None = None
     high: float | None = None
     max_cost: float | None = None
+    tolerance: float | None = None
     columns: tuple[ColumnRules, ...] = ()
 
     @property
@@ -168,6 +171,8 @@ def _rules(config: DataConfig) -> Iterable[tuple[bool, str, str]]:
     """Every rule on values: whether it holds, of which key, and what to say if not."""
     yield config.units in UNITS, "units", f"expected one of {', '.join(UNITS)}"
     yield config.max_cost is None or config.max_cost > 0, "max_cost", "must be positive"
+    near = config.tolerance is None or config.tolerance > 0
+    yield near, "tolerance", "must be positive"
     for passed, message in _range_rules(config.low, config.high):
         yield passed, "low", message
     once = not (config.scores and config.probabilities)

@@ -7,7 +7,10 @@ and are then said to; they never choose one:
 1. a label output decides, whatever the scores say;
 2. without one, the largest of several scores does;
 3. one score per row decides where the graph says that it is a probability (above 0.5)
-   or a sum of products (above 0). Otherwise ``--decision`` has to say it.
+   or a sum of products (above 0). Otherwise ``--decision`` has to say it;
+4. nothing is decided where the graph ends in a regressor, where the rows' own truth has
+   fractions, which no class is, or where ``--decision number`` says so: the answer is a
+   number.
 
 Classes are those that the graph lists; else those that are named; else, of a label
 output alone, the values themselves.
@@ -35,7 +38,7 @@ from security.errors import AssessmentError
 __all__ = ["Decision", "Stated", "parse_decision", "settle"]
 
 _GRAMMAR = re.compile(
-    r"(label|scores)|(probability|score)>(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
+    r"(label|number|scores)|(probability|score)>(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
 )
 _CLOSE = 1e-6
 _NAME_CLASSES = "name them as `classes` in the data configuration, in the scores' order"
@@ -46,7 +49,7 @@ class Decision:
     """What ``--decision`` says.
 
     Attributes:
-        by: "label", "scores", "probability" or "score".
+        by: "label", "number", "scores", "probability" or "score".
         threshold: of the last two: the second class is decided above it.
     """
 
@@ -63,16 +66,18 @@ class Stated:
         data: the classes of the data, as `class_text` writes them.
         output: the output to read, or None to find it.
         decision: as ``--decision``, or None.
+        fractions: the truth of the data has fractions.
     """
 
     classes: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     output: str | None = None
     decision: str | None = None
+    fractions: bool = False
 
 
 def parse_decision(text: str) -> Decision:
-    """What decides: ``label``, ``scores``, ``probability>0.3`` or ``score>-1``.
+    """What decides: ``label``, ``scores``, ``probability>T``, ``score>T``, ``number``.
 
     Raises:
         AssessmentError: something else, or a probability that is none.
@@ -83,8 +88,8 @@ def parse_decision(text: str) -> Decision:
     found = _GRAMMAR.fullmatch(text)
     if found is None:
         raise AssessmentError(
-            "--decision is 'label', 'scores', 'probability>T' or 'score>T' with a "
-            f"number T, not {text[:40]!r}"
+            "--decision is 'label', 'scores', 'number', 'probability>T' or 'score>T' "
+            f"with a number T, not {text[:40]!r}"
         )
     if found[1]:
         return Decision(found[1])
@@ -112,6 +117,8 @@ def settle(
     """
     decision = parse_decision(stated.decision) if stated.decision else None
     found = _Found.of(outputs, stated, declared or {})
+    if found.is_number(decision):
+        return found.by_number(outputs)
     if decision is not None and decision.by != "label":
         found = replace(found, label=None)
     if decision is not None and decision.by == "label" and found.label is None:
@@ -155,6 +162,34 @@ class _Found:
         count = len(stated.data)
         best = max(scores, key=lambda n: _rank(n, outputs[n], count), default=None)
         return cls(outputs, stated, known, best, labels[0] if labels else None)
+
+    def is_number(self, decision: Decision | None) -> bool:
+        """Whether there are no classes, and the answer is a number."""
+        if decision is not None:
+            return decision.by == "number"
+        known = self.declared.get(self.scores or "", Declared())
+        plain = self.label is None and not self.stated.classes
+        return self.stated.fractions or (known.form == "number" and plain)
+
+    def by_number(self, outputs: Mapping[str, Any]) -> Reading:
+        """The answer itself.
+
+        Raises:
+            AssessmentError: it is none, or several for each row.
+        """
+        name = self.scores or self.label or ""
+        value = outputs[name]
+        if isinstance(value, list) or np.asarray(value).dtype.kind not in "biuf":
+            raise AssessmentError(f"output {name!r} holds no numbers to predict")
+        width = columns_of(value).reshape(len(value), -1).shape[1]
+        if width != 1:
+            why = ""
+            if self.stated.fractions:
+                why = "the truth has fractions, so it is no class; "
+            raise AssessmentError(
+                f"{why}output {name!r} has {width} numbers per row, a scan is of one"
+            )
+        return Reading(name, None, "number", ())
 
     def by_labels(self) -> Reading:
         """Labels alone: each class is what it is called."""

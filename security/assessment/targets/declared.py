@@ -39,7 +39,8 @@ class Declared:
 
     Attributes:
         classes: as `class_text` writes them, in the order of the scores; or none.
-        form: "probabilities", "scores" (no probabilities), or "" for not known.
+        form: "probabilities", "scores" (no probabilities), "number" (of a regressor),
+            or "" for not known.
         swapped: of two classes, the first score is the second class's: onnxruntime's
             SVMClassifier without probabilities.
         columns: the stated size of the second axis, or None.
@@ -117,6 +118,8 @@ class _Trace:
         match node.op_type:
             case "LinearClassifier" | "SVMClassifier" | "TreeEnsembleClassifier":
                 return _of_classifier(node, scores=value != node.output[0])
+            case "LinearRegressor" | "SVMRegressor" | "TreeEnsembleRegressor":
+                return _of_regressor(node)
             case "ZipMap":
                 return replace(self.of(node.input[0]), classes=_class_list(node))
             case "ArrayFeatureExtractor" | "Gather":
@@ -168,7 +171,7 @@ class _Trace:
         """A stored offset on something else: as linear as that is."""
         inputs = self._computed(node)
         form = self.of(inputs[0]).form if len(inputs) == 1 else ""
-        return Declared(form=form if form == "scores" else "")
+        return Declared(form=form if form in ("number", "scores") else "")
 
 
 def _of_classifier(node: NodeProto, *, scores: bool) -> Declared:
@@ -181,6 +184,13 @@ def _of_classifier(node: NodeProto, *, scores: bool) -> Declared:
     plain = "" if node.op_type == "TreeEnsembleClassifier" else "scores"
     swapped = machine and len(classes) == 2 and not likely
     return Declared(classes, "probabilities" if likely else plain, swapped)
+
+
+def _of_regressor(node: NodeProto) -> Declared:
+    """A number, unless it is squashed to a probability or tells outliers apart."""
+    given = _attributes(node)
+    plain = given.get("post_transform", b"NONE") == b"NONE"
+    return Declared(form="number" if plain and not given.get("one_class") else "")
 
 
 def _class_list(node: NodeProto) -> tuple[str, ...]:

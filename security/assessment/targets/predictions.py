@@ -67,16 +67,22 @@ class NoTarget:
         """Nothing is open."""
 
 
-def predicted_reading(given: Predictions, config: DataConfig) -> Reading:
+def predicted_reading(
+    given: Predictions, config: DataConfig, decision: str | None = None
+) -> Reading:
     """How predictions are read: as stated, nothing from the values of scores.
 
-    The classes are those of the configuration, else those of truth and predictions,
-    numbers in their order.
+    They are numbers where ``--decision number`` says so, or one has a fraction. The
+    classes are those of the configuration, else those of truth and predictions, numbers
+    in their order.
 
     Raises:
         AssessmentError: there are not as many scores as classes, nor one for two; or
             the positive class is none of them.
     """
+    fractions = "f" in (given.labels.dtype.kind, given.decided.dtype.kind)
+    if decision == "number" or (decision is None and fractions):
+        return Reading(config.prediction, None, "number", ())
     found = {*given.labels.tolist(), *given.decided.tolist()}
     number = all(isinstance(item, int) for item in found)
     names = sorted(found) if number else sorted(map(str, found))

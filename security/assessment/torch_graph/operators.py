@@ -424,10 +424,20 @@ def _linear_classifier(inputs: Sequence[Any], attributes: _Attributes) -> Any:
     return None, scores
 
 
+def _linear_regressor(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
+    if attributes.get("post_transform", b"NONE") != b"NONE":
+        raise AssessmentError("a LinearRegressor with post_transform is not supported")
+    source: Tensor = inputs[0].to(attributes["_dtype"])
+    weights = source.new_tensor(attributes["coefficients"])
+    bias = source.new_tensor(attributes.get("intercepts", [0.0]))
+    return source @ weights.reshape(-1, source.shape[1]).T + bias
+
+
 # Of the domain ai.onnx.ml: what linear models and networks of scikit-learn become.
 ML_OPERATORS: Mapping[str, _Operator] = {
     "Imputer": _imputer,
     "LinearClassifier": _linear_classifier,
+    "LinearRegressor": _linear_regressor,
     "Normalizer": _normalizer,
     "Scaler": _scaler,
     "ZipMap": _unary(lambda value: value),

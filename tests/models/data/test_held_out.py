@@ -118,9 +118,15 @@ def test_classes(tmp_path, kind):
 
 
 @pytest.mark.parametrize("cell", ["0.5", "1e300"])
-def test_classes_that_are_none(tmp_path, cell):
-    with pytest.raises(DatasetError, match="a class is not a whole number"):
-        load(tmp_path, f"a,label\n1,1\n2,{cell}\n", Roles())
+def test_a_truth_that_is_no_class_stays_a_number(tmp_path, cell):
+    labels = load(tmp_path, f"a,label\n1,1\n2,{cell}\n", Roles()).labels
+    assert labels.dtype == np.float64
+    assert labels.tolist() == [1.0, float(cell)]
+
+
+def test_a_number_beyond_all_is_none(tmp_path):
+    with pytest.raises(DatasetError, match="'1e400' is no number"):
+        load(tmp_path, "a,label\n1,1\n2,1e400\n", Roles())
 
 
 def test_groups_by_value(tmp_path):

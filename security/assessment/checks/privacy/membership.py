@@ -26,7 +26,7 @@ from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results.result import CheckResult, ScanFinding
 
-__all__ = ["MembershipCheck"]
+__all__ = ["MembershipCheck", "exposure_findings", "known_of", "roc_chart"]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -59,7 +59,7 @@ class MembershipCheck:
 
     def units(self, context: Context) -> list[Unit]:
         """The target's own answers, then shadows, some at a time."""
-        known = _known(context)
+        known = known_of(context)
         units = [Unit(self.name, "membership/target", {"part": "target"}, weight=0.3)]
         if context.job.options.profile in _BOUNDARY and not context.job.remote:
             units.append(
@@ -79,7 +79,7 @@ class MembershipCheck:
         Raises:
             BudgetError: an endpoint's queries are spent.
         """
-        known = _known(context)
+        known = known_of(context)
         part = unit.params.get("part")
         if part == "target":
             return _asked(known, context, context.seed(unit.key))
@@ -106,7 +106,7 @@ class MembershipCheck:
         self, context: Context, outcomes: Mapping[str, Outcome]
     ) -> CheckResult:
         """The rates of each attack; the worst are the stated ones."""
-        known = _known(context)
+        known = known_of(context)
         if "membership/target" not in outcomes:
             return CheckResult(
                 self.name, status="skipped", reason="no budget was left for the target"
@@ -137,9 +137,9 @@ class MembershipCheck:
             },
             metrics=metrics,
             checks=(_finite(scores),),
-            findings=_findings(metrics, known),
+            findings=exposure_findings(metrics, known),
             details={
-                "charts": [_chart(series)],
+                "charts": [roc_chart(series)],
                 "untested": _untested(known),
             },
             public={
@@ -152,7 +152,8 @@ class MembershipCheck:
         )
 
 
-def _known(context: Context) -> KnownRows:
+def known_of(context: Context) -> KnownRows:
+    """The rows whose membership is known, of a check that was planned."""
     known = known_rows(context)
     if known is None:
         raise TypeError("not planned without training rows")
@@ -273,9 +274,10 @@ def _scores(
     return result
 
 
-def _findings(
+def exposure_findings(
     metrics: Mapping[str, Metric], known: KnownRows
 ) -> tuple[ScanFinding, ...]:
+    """Where members are recognised more often than is claimed, or than is good."""
     rate, auc = metrics["tpr_at_fpr_1pct"], metrics["auc"]
     findings = []
     bound = _bound(known)
@@ -327,7 +329,8 @@ def _bound(known: KnownRows) -> float:
     return float(min(1.0, first, second))
 
 
-def _chart(series: list[dict[str, Any]]) -> dict[str, Any]:
+def roc_chart(series: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many members each attack finds, by how many others it accuses."""
     return {
         "title": "Membership attacks, both axes logarithmic; dashed: guessing",
         "x": "others accused (false positive rate)",

@@ -17,7 +17,7 @@ from models.data import datasets
 from models.data.held_out import Holdout
 from models.report import Dataset
 from security.assessment.checks.privacy.shadows import ShadowRecipe
-from security.assessment.plan.context import Context, class_indices
+from security.assessment.plan.context import Context, truth_of
 from security.assessment.targets.target import fit_rows
 
 __all__ = ["KnownRows", "TrainingRows", "known_rows", "row_digest", "training_rows"]
@@ -61,14 +61,14 @@ class KnownRows:
 
     Attributes:
         rows: ``(n, d)`` in the model's type.
-        labels: ``(n,)``, as the model counts classes.
+        labels: ``(n,)``, as `Job.labels`.
         member: ``(n,)``, whether the row was trained on.
         datasets: that they are of.
         training: what else is known of the training, or None.
     """
 
     rows: NDArray[Any] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
     member: NDArray[np.bool_] = field(repr=False)
     datasets: tuple[Dataset, ...]
     training: TrainingRows | None = None
@@ -131,7 +131,7 @@ def _fitted(given: Holdout, context: Context) -> KnownRows:
     job = context.job
     given = given.arranged(job.column_names)
     rows, _ = fit_rows(job.spec, given.features)
-    labels = class_indices(given, job.reading.classes, job.reading.index)
+    labels = truth_of(given, job.reading)
     used = Dataset(
         given.name, "train", len(given), datasets.digest(given.features, labels)
     )

@@ -151,7 +151,7 @@ def test_the_values_are_fairlearns():
     n = 500
     truth, given = rng.random((2, n)) < 0.4
     values = rng.choice(["a", "b", "c"], n)
-    found = rates.measure(by_x(values), truth, given, None)
+    found = rates.measure(by_x(values), rates.of_classes(truth, given, None))
     kept = {"sensitive_features": values}
     for rate, function in (
         ("selection_rate", metrics.demographic_parity_difference),
@@ -170,7 +170,9 @@ def test_the_values_are_fairlearns():
 def test_rates_of_nought_and_one_are_no_certainty():
     # Forty women, all refused; forty men, all granted: each rightly.
     truth = np.arange(80) >= 40
-    found = rates.measure(by_x(np.where(truth, "m", "f")), truth, truth, None)
+    found = rates.measure(
+        by_x(np.where(truth, "m", "f")), rates.of_classes(truth, truth, None)
+    )
     for group in found.groups:
         for metric in group.rates.values():
             assert metric.n == 40
@@ -189,7 +191,7 @@ def test_true_positive_rates_rest_on_positives_alone():
     # "b" has 100 rows, of which 10 are positives: nothing is said of its TPR.
     values = np.repeat(["a", "b", "c"], 100)
     truth = np.arange(300) % 100 < np.repeat([60, 10, 40], 100)
-    found = rates.measure(by_x(values), truth, truth, None)
+    found = rates.measure(by_x(values), rates.of_classes(truth, truth, None))
     counts = {g.name: (g.rates["tpr"].n, g.rates["fpr"].n) for g in found.groups}
     assert counts == {"x=a": (60, 40), "x=b": (10, 90), "x=c": (40, 60)}
     assert found.differences["tpr"].n == 100
@@ -201,7 +203,9 @@ def test_true_positive_rates_rest_on_positives_alone():
 def test_a_calibration_that_never_differs_is_no_certainty():
     truth = np.arange(120) % 2 == 0
     values = np.repeat(["a", "b"], 60)
-    found = rates.measure(by_x(values), truth, truth, truth.astype(float))
+    found = rates.measure(
+        by_x(values), rates.of_classes(truth, truth, truth.astype(float))
+    )
     for metric in (*(g.rates["calibration"] for g in found.groups),):
         assert metric.value == 0
         assert -0.1 < metric.low < -0.03 < 0.03 < metric.high < 0.1
@@ -211,7 +215,7 @@ def test_a_calibration_that_never_differs_is_no_certainty():
 def test_a_group_without_positives_has_no_true_positive_rate():
     truth = np.arange(80) >= 40
     values = np.where(truth, "a", "b")
-    found = rates.measure(by_x(values), truth, truth, None)
+    found = rates.measure(by_x(values), rates.of_classes(truth, truth, None))
     known = {group.name: set(group.rates) for group in found.groups}
     assert "tpr" not in known["x=b"]
     assert "fpr" not in known["x=a"]

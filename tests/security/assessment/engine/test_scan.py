@@ -106,7 +106,7 @@ def test_a_small_model(files, capsys):
         (np.zeros((40, 4)), [0, 1] * 20, "rows of 4 values, input 'x' takes 3"),
         (np.zeros((40, 3)), [0, 1] * 10, "40 rows of features, 20 classes"),
         (np.zeros((40, 3)), [0, 7] * 20, "class '7' is none of the model's 2: 0, 1"),
-        (np.zeros((40, 3)), [0.5, 1] * 20, "a class is not a whole number"),
+        (np.zeros((40, 3)), [0.5, 1] * 20, "the truth has fractions, so it is no"),
         (np.zeros(40), [0, 1] * 20, "rows of 1 values, input 'x' takes 3"),
         (np.zeros((0, 3)), [], "there are no rows"),
         (np.full((40, 3), "a"), [0, 1] * 20, "not rows of numbers"),

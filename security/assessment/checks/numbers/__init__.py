@@ -1,0 +1,11 @@
+"""The same questions of a model that predicts a number.
+
+measures    errors, and how they are compared by group
+answers     NaN, randomness, one answer for everything
+quality     errors, by slice, and on rows that are not as usual
+fairness    errors by group of people
+change      how far the answer moves within a radius
+found       the chunks of one norm put together
+search      the highest and the lowest answer of each ball
+membership  who was in the training data, by residuals
+"""
