@@ -10,7 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 
-__all__ = ["METRICS", "check_of", "known", "names_of"]
+__all__ = ["METRICS", "check_of", "kind_of", "known", "names_of"]
 
 _BOTH_NORMS = ("robust_accuracy", "radius")
 _CHANGES = (
@@ -88,6 +88,18 @@ def check_of(kind: str, metric: str) -> str | None:
     for check, names in METRICS.get(kind, {}).items():
         if _in(name, names):
             return check or None
+    return None
+
+
+def kind_of(check: str) -> str | None:
+    """The kind of evidence that a check's metrics belong to; None where to none.
+
+    >>> kind_of("smoothing"), kind_of("extraction")
+    ('robustness', None)
+    """
+    for kind, checks in METRICS.items():
+        if check in checks:
+            return kind
     return None
 
 

@@ -12,7 +12,7 @@ report, compare                        what was found, in other formats and betw
 sign, waive, admit, policy, verify     evidence, its signatures, the verdict
 documents, seal, store, history        what is done with a bundle, and versions of it
 models, config, audit                  a running server, its settings, its log
-options, signing, stages               what several of these share
+options, signing, stages, wanted       what several of these share
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.bundle import read_bundle
+from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
@@ -15,6 +16,7 @@ from security.commands.rows import (
     data_config,
     file_rows,
 )
+from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="R",
         help="of the stated robust accuracy (default: 0.02 of each range)",
     )
+    add_policy(parser, "the deployment's, if it has one")
     parser.set_defaults(run=run)
 
 
@@ -90,10 +93,13 @@ def _request(args: argparse.Namespace) -> AssessRequest:
     )
     from security.assessment.plan.context import TargetSource  # noqa: PLC0415
 
+    bundle = read_bundle(args.bundle)
+    policy = deployed_policy() if args.policy is None else load_policy(args.policy)
     options = replace(
         OPTIONS,
         radius_linf=args.radius_linf or OPTIONS.radius_linf,
         decision=args.decision,
+        **wanted(policy, bundle.manifest.name),
     )
     config = data_config(args)
     more = {"config": config, "options": options, "beside": args.beside}
@@ -102,8 +108,13 @@ def _request(args: argparse.Namespace) -> AssessRequest:
         if args.train_data is not None:
             raise AssessmentError("--train-data is for rows of a file")
         train, holdout = configured_rows(source, args.bundle)
-        return AssessRequest(args.bundle, holdout, train, **more)
-    columns = TargetSource.of(read_bundle(args.bundle)).columns
+        extras = {}
+        if "canaries" in options.wanted:
+            from security.commands import scan_training  # noqa: PLC0415  (as above)
+
+            extras["mechanism"] = scan_training.load_mechanism(source, args.bundle)
+        return AssessRequest(args.bundle, holdout, train, extras=extras, **more)
+    columns = TargetSource.of(bundle).columns
     given = None
     if args.train_data is not None:
         given = file_rows(args.train_data, config, columns)

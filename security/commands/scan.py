@@ -19,6 +19,7 @@ from models.bundle import (
 )
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
+from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
@@ -27,6 +28,7 @@ from security.commands.rows import (
     file_predictions,
     file_rows,
 )
+from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ _SEVERITIES = ("error", "warning", "note")
 # Arguments that are about a model.
 _OF_MODELS = (
     *("target", "data", "train_data", "training", "client_profile", "output"),
-    *("evidence", "ray"),
+    *("evidence", "policy", "ray"),
 )
 
 
@@ -127,6 +129,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="NAME", help="the model's output with scores or labels"
     )
+    add_policy(parser, "with --evidence the deployment's, if it has one")
     parser.add_argument(
         "--root",
         type=Path,
@@ -189,6 +192,7 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         decision=args.decision,
     )
     config = data_config(args)
+    options = replace(options, **_wanted(args))
     if args.predictions is not None:
         return _predicted(args, options, config)
     if args.target is None or args.data is None:
@@ -206,8 +210,23 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         out=args.out or Path(f"{Path(source.name).stem}-scan"),
         subject=subject,
         ray=args.ray,
-        extras=_extras(args, config, source),
+        extras=_extras(args, config, source, options),
     )
+
+
+def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+    """What evidence for a policy needs: of --policy, or for --evidence the deployed."""
+    policy = None if args.policy is None else load_policy(args.policy)
+    if args.policy is None and args.evidence:
+        policy = deployed_policy()
+    if policy is None:
+        return {}
+    bundle = None if args.target is None else _bundle(args)
+    if bundle is None:
+        raise AssessmentError("--policy is for bundles, whose evidence it is about")
+    needed = wanted(policy, read_bundle(bundle).manifest.name)
+    # A scan has both norms anyway.
+    return {"wanted": needed["wanted"]}
 
 
 def _predicted(
@@ -232,7 +251,10 @@ def _predicted(
 
 
 def _extras(
-    args: argparse.Namespace, config: DataConfig, source: TargetSource
+    args: argparse.Namespace,
+    config: DataConfig,
+    source: TargetSource,
+    options: Options,
 ) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if args.train_data is not None:
@@ -245,7 +267,8 @@ def _extras(
 
     extras["training"] = scan_training.load_training(args.training, bundle)
     # Only where it is asked for: its curve takes a moment.
-    if args.profile == "thorough" or "canaries" in args.check:
+    named = {*options.checks, *options.wanted}
+    if args.profile == "thorough" or "canaries" in named:
         extras["mechanism"] = scan_training.load_mechanism(args.training, bundle)
     return extras
 

@@ -12,9 +12,10 @@ is no membership report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,7 @@ class AssessRequest:
         options: how hard to try.
         beside: another bundle that was trained on the same rows, to show what one
             gained and lost against the other.
+        extras: for checks that need more than rows, by name.
     """
 
     bundle: Path
@@ -70,6 +72,7 @@ class AssessRequest:
     config: DataConfig = field(default_factory=DataConfig)
     options: Options = OPTIONS
     beside: Path | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,7 @@ class Assessed:
 
     Attributes:
         reports: as written.
-        missing: why there is no report, by kind.
+        missing: why there is no report, by kind; or no figure, by check.
     """
 
     reports: tuple[Report, ...]
@@ -113,11 +116,24 @@ def assess_bundle(
         progress(report.kind, 1.0, _LINES[report.kind](report))
     if line:
         progress("trade-off", 1.0, line)
-    missing = {"robustness": results["evasion"]} if "evasion" in results else {}
-    return Assessed(
-        written,
-        {kind: item.reason for kind, item in missing.items() if kind not in reports},
-    )
+    missing = {name: results[name].reason for name in _unmeasured(request, results)}
+    if "robustness" not in reports and "evasion" in results:
+        missing["robustness"] = results["evasion"].reason
+    return Assessed(written, missing)
+
+
+def _unmeasured(
+    request: AssessRequest, results: Mapping[str, CheckResult]
+) -> Iterator[str]:
+    """Checks that evidence needs beside the usual ones, and that do not apply."""
+    for name in _more(request):
+        if results[name].status != "done":
+            yield name
+
+
+def _more(request: AssessRequest) -> list[str]:
+    """Checks that evidence needs beside the usual ones."""
+    return [name for name in request.options.wanted if name not in OPTIONS.checks]
 
 
 def _scanned(
@@ -128,17 +144,24 @@ def _scanned(
     Structure is told first: whatever else is wrong, a hostile file is that.
     """
     source = TargetSource.of(bundle)
-    extras = {}
+    extras = {**request.extras}
     if request.train is not None:
         extras["training data"] = _plain(request.train)
-    chosen = [name for name in checks if extras or name != "membership"]
+    trained = request.train is not None
+    chosen = [name for name in checks if trained or name != "membership"]
     scan = ScanRequest(
         source=source,
         holdout=_plain(request.holdout),
-        options=replace(request.options, checks=tuple(chosen)),
+        options=replace(
+            request.options,
+            checks=tuple(chosen),
+            # Of the usual ones it is known already which apply; of a model beside it
+            # nothing more is needed than what it is compared by.
+            wanted=tuple(_more(request)) if checks == request.options.checks else (),
+        ),
         config=request.config,
         subject=bundle.subject,
-        compared=bool(extras),
+        compared=trained,
         extras=extras,
         before=lambda: _check_rows(bundle, request),
     )

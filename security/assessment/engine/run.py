@@ -179,7 +179,7 @@ def _chosen(options: Options) -> Sequence[str]:
     for name in options.checks:
         if name not in NAMES:
             raise AssessmentError(f"no check {name!r}; there are: {', '.join(NAMES)}")
-    wanted = options.checks or NAMES
+    wanted = {*(options.checks or NAMES), *options.wanted}
     return [name for name in NAMES if name in wanted]
 
 
@@ -267,7 +267,7 @@ def _target(source: TargetSource) -> dict[str, Any]:
 
 def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
     space, options = job.space, {**vars(job.options)}
-    for name in ("jobs", "max_minutes", "checks"):
+    for name in ("jobs", "max_minutes", "checks", "wanted", "norms"):
         del options[name]
     return ScanReport(
         target={

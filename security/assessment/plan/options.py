@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from security.assessment.targets.decision import parse_decision
 from security.errors import AssessmentError
@@ -154,6 +154,9 @@ class Options:
         radius_linf, radius_l2: of the stated robust accuracy, in units of the space
             that is attacked; None is the default for the kind of data.
         checks: names of the checks to run; empty is all that apply.
+        wanted: checks that run beside them, as evidence needs them, also where the
+            profile leaves them out.
+        norms: of evasion; none are the profile's.
         output: name of the model's output with scores or labels; None finds it.
         decision: what decides, as `parse_decision` reads it; None where it is known.
     """
@@ -167,6 +170,8 @@ class Options:
     radius_linf: float | None = None
     radius_l2: float | None = None
     checks: tuple[str, ...] = ()
+    wanted: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
     output: str | None = None
     decision: str | None = None
 
@@ -196,5 +201,15 @@ class Options:
 
     @property
     def effort(self) -> Profile:
-        """The profile's numbers."""
-        return PROFILES[self.profile]
+        """The profile's numbers; the standard ones of what it leaves out."""
+        profile, more = PROFILES[self.profile], PROFILES["standard"]
+        named = {*self.checks, *self.wanted}
+        if self.norms:
+            profile = replace(profile, norms=self.norms)
+        if "smoothing" in named and not profile.smoothing_rows:
+            profile = replace(
+                profile,
+                smoothing_rows=more.smoothing_rows,
+                smoothing_draws=more.smoothing_draws,
+            )
+        return profile

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from models.errors import ReportError
+from models.metrics import kind_of
 from models.report import Dataset, Metric, Report, Subject
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
@@ -88,14 +89,31 @@ class ScanReport:
                 subject=subject,
                 tools=self.tools,
                 datasets=(rows,) if result.datasets is None else result.datasets,
-                conditions=result.conditions,
-                metrics=result.metrics,
+                conditions={
+                    **self._beside(result.kind, "conditions"),
+                    **result.conditions,
+                },
+                metrics={**self._beside(result.kind, "metrics"), **result.metrics},
                 checks=result.checks,
                 details=result.public,
             )
             for result in self.results
             if result.kind is not None and result.status == "done"
         )
+
+    def _beside(self, kind: str, what: str) -> dict[str, Any]:
+        """What checks without evidence of their own add to that of a kind.
+
+        Conditions are told apart by the check's name.
+        """
+        found: dict[str, Any] = {}
+        for result in self.results:
+            own = result.kind is None and result.status == "done"
+            if own and kind_of(result.name) == kind:
+                first = "" if what == "metrics" else f"{result.name.replace('-', '_')}_"
+                given = getattr(result, what)
+                found |= {first + name: value for name, value in given.items()}
+        return found
 
     @classmethod
     def parse(cls, data: bytes) -> Mapping[str, Any]:

@@ -505,3 +505,51 @@ def test_two_regressions_are_compared(tmp_path, capsys):
     assert "worse" in out
     assert "mae" in out
     assert main(["compare", *reversed(both)]) == 0
+
+
+# Checks that only the policy asks for.
+
+
+def test_what_a_policy_bounds_is_measured_without_being_named(bundle, home, capsys):
+    more = POLICY.replace(
+        b"relative_change = {",
+        b'"corruption_rise/noise=0.05" = { max = 50 }\n'
+        b"stable_share_l2 = { min = 0.1 }\nrelative_change = {",
+    )
+    (home / "more.toml").write_bytes(more)
+    assert "corruption_rise/noise=0.05" not in evidence(bundle, "robustness")["metrics"]
+    given = [item.replace(str(home / "bundle"), str(bundle)) for item in assess(home)]
+    assert main([*given, "--policy", str(home / "more.toml")]) == 0
+    report = evidence(bundle, "robustness")
+    assert {"corruption_rise/noise=0.05", "stable_share_l2"} <= report["metrics"].keys()
+    assert report["conditions"]["corruption_interval"] == "student, paired"
+    assert main(["sign", str(bundle), "--role", "assessor"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEALGATE_ADMISSION_POLICY", str(home / "more.toml"))
+        assert main(["admit", str(bundle)]) == 0
+
+
+def test_what_a_policy_needs_and_cannot_be_measured_is_said(bundle, home, capsys):
+    more = POLICY.replace(
+        b"relative_change = {",
+        b"robust_accuracy_cost = { min = 0.1 }\nrelative_change = {",
+    )
+    (home / "cost.toml").write_bytes(more)
+    given = [item.replace(str(home / "bundle"), str(bundle)) for item in assess(home)]
+    assert main([*given, "--policy", str(home / "cost.toml")]) == 1
+    out = capsys.readouterr().out
+    assert "evasion-cost was not measured: the model predicts a number" in out
+
+
+def test_policy_check_knows_the_names(tmp_path, capsys):
+    (tmp_path / "good.toml").write_bytes(POLICY)
+    (tmp_path / "bad.toml").write_bytes(
+        POLICY.replace(b"stable_share", b"stabel_share")
+    )
+    assert main(["policy", "check", str(tmp_path / "good.toml")]) == 0
+    assert "note" not in capsys.readouterr().out
+    assert main(["policy", "check", str(tmp_path / "bad.toml")]) == 0
+    line = (
+        "robustness: nothing here measures 'stabel_share'; did you mean 'stable_share'?"
+    )
+    assert line in capsys.readouterr().out
