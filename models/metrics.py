@@ -47,6 +47,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *("beside_clean_accuracy", "beside_robust_accuracy"),
         ),
         "evasion-cost": ("robust_accuracy_cost", "max_cost"),
+        "edits": ("robust_accuracy_edits", "edits"),
         "smoothing": ("certified_accuracy", "smoothed_accuracy"),
         "corruption": ("corruption_drop", "corruption_rise"),
     },

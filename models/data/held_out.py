@@ -53,6 +53,7 @@ class Holdout:
         columns: names of the features of tables, otherwise none.
         classes: names in the order of the labels where the source says so.
         groups: by sensitive column: each row's value, as text ``(n,)``.
+        texts: by column of texts: its distinct ones, whose places the features hold.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Holdout:
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +76,8 @@ class Holdout:
         state.update(np.ascontiguousarray(self.features).tobytes())
         for values in (self.labels, *self.groups.values()):
             state.update("\n".join(map(str, values.tolist())).encode())
+        for name, texts in self.texts.items():
+            state.update(repr((name, texts)).encode())
         return state.hexdigest()
 
     def arranged(self, names: Sequence[str]) -> Holdout:
@@ -139,6 +143,7 @@ class Roles:
         kept: sensitive columns that the model reads all the same.
         columns: the features, as the model's manifest has them; none if it has none.
         features: their names, where only those are known; none for all other columns.
+        text: features that are texts; numbers are all others.
         drop: columns that are not used.
         missing: cells that mean a missing value.
         prediction: of a file of predictions, the class that the model gave.
@@ -151,6 +156,7 @@ class Roles:
     kept: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
     features: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
     prediction: str = "prediction"
@@ -270,15 +276,36 @@ def _columns(table: Table, roles: Roles) -> Holdout:
     if not (names and table.rows):
         raise DatasetError(f"{table.where}: there are no rows")
     missing = frozenset(roles.missing)
+    texts = {name: _distinct(table, name) for name in names if name in roles.text}
+    values = [
+        _places(table, name, texts[name])
+        if name in texts
+        else _feature(table, name, known.get(name), missing)
+        for name in names
+    ]
     return Holdout(
         table.where,
-        np.stack(
-            [_feature(table, name, known.get(name), missing) for name in names], 1
-        ),
+        np.stack(values, 1),
         _labels(table, label),
         columns=tuple(names),
         groups=_groups(table, roles),
+        texts=texts,
     )
+
+
+def _distinct(table: Table, name: str) -> tuple[str, ...]:
+    """A column's texts, each once; what is missing is an empty one."""
+    return tuple(sorted(set(_texts(table, name))))
+
+
+def _places(table: Table, name: str, known: tuple[str, ...]) -> NDArray[np.float64]:
+    places = {text: place for place, text in enumerate(known)}
+    return np.array([places[text] for text in _texts(table, name)], np.float64)
+
+
+def _texts(table: Table, name: str) -> list[str]:
+    found = cells.cells_of(table.column(name))
+    return ["" if cells.is_null(cell) else str(cell) for cell in found]
 
 
 def _feature(

@@ -114,8 +114,9 @@ def _request(args: argparse.Namespace) -> AssessRequest:
 
             extras["mechanism"] = scan_training.load_mechanism(source, args.bundle)
         return AssessRequest(args.bundle, holdout, train, extras=extras, **more)
-    columns = TargetSource.of(bundle).columns
+    model = TargetSource.of(bundle)
     given = None
     if args.train_data is not None:
-        given = file_rows(args.train_data, config, columns)
-    return AssessRequest(args.bundle, file_rows(source, config, columns), given, **more)
+        given = file_rows(args.train_data, config, model.columns, model.text)
+    rows = file_rows(source, config, model.columns, model.text)
+    return AssessRequest(args.bundle, rows, given, **more)

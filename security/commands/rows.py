@@ -72,20 +72,26 @@ def configured_rows(path: Path, bundle: Path | None) -> tuple[AnyDataset, AnyDat
     return load_split(read_config(path, bundle))
 
 
-def file_rows(path: Path, config: DataConfig, columns: tuple[Column, ...]) -> Holdout:
+def file_rows(
+    path: Path,
+    config: DataConfig,
+    columns: tuple[Column, ...],
+    text: tuple[str, ...] = (),
+) -> Holdout:
     """Rows of a file.
 
     Args:
         path: of the file.
         config: says what its columns are for.
         columns: of the model, found by name; none where it has none.
+        text: those of its inputs that are texts, as far as it is known.
 
     Raises:
         DatasetError: unreadable, or no rows with classes.
     """
     from models.data.held_out import load_holdout  # noqa: PLC0415  (as above)
 
-    return load_holdout(path, _roles(config, columns))
+    return load_holdout(path, _roles(config, columns, text))
 
 
 def file_predictions(path: Path, config: DataConfig) -> Predictions:
@@ -99,7 +105,9 @@ def file_predictions(path: Path, config: DataConfig) -> Predictions:
     return load_predictions(path, _roles(config, ()))
 
 
-def _roles(config: DataConfig, columns: tuple[Column, ...]) -> Roles:
+def _roles(
+    config: DataConfig, columns: tuple[Column, ...], text: tuple[str, ...] = ()
+) -> Roles:
     from models.data.held_out import Roles  # noqa: PLC0415  (as above)
 
     return Roles(
@@ -108,6 +116,7 @@ def _roles(config: DataConfig, columns: tuple[Column, ...]) -> Roles:
         kept=tuple(config.rules),
         columns=columns,
         features=config.features,
+        text=(*config.text, *text),
         drop=config.drop,
         missing=config.missing,
         prediction=config.prediction,

@@ -332,7 +332,7 @@ def _rows(
 ) -> Holdout:
     """Rows of a file; of a training configuration, held-out ones or its own."""
     if path.suffix != ".toml":
-        return file_rows(path, config, source.columns)
+        return file_rows(path, config, source.columns, source.text)
     from models.data.held_out import holdout_of  # noqa: PLC0415  (as above)
 
     trained, held_out = configured_rows(path, _bundle(args))

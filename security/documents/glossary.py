@@ -103,6 +103,7 @@ METRICS: Mapping[str, str] = {
     "radius": "how far each input may be moved",
     "relative_change": "the mean largest change, in standard deviations of the truth",
     "residual_auc": "of an attack that calls who is predicted closely a member",
+    "robust_accuracy_edits": "share that stays right while the text is edited",
     "rmse": "root of the mean squared error",
     "robust_accuracy": "share that stays right under attack",
     "rule_auc": "of an attack that calls who is classified rightly a member",

@@ -214,10 +214,15 @@ def _without_values(
     empty = np.nan if _takes_nan(context, rows) else 0.0
     for share in _MISSING:
         gone = (random.random(rows.shape) < share) & usable
+        if np.isnan(empty):
+            gone[:, ~np.isin(np.arange(rows.shape[1]), context.job.fractions)] = False
         changed = np.where(gone, empty, rows.astype(np.float64))
         yield _Damage(f"missing={share:g}", -1, _cast(context, changed))
     if table:
-        columns = np.sort(random.permutation(np.flatnonzero(usable))[:_COLUMNS])
+        able = np.flatnonzero(usable)
+        if np.isnan(empty):
+            able = np.intersect1d(able, context.job.fractions)
+        columns = np.sort(random.permutation(able)[:_COLUMNS])
         for column in columns.tolist():
             changed = rows.astype(np.float64)
             changed[:, column] = empty
@@ -226,10 +231,11 @@ def _without_values(
 
 def _takes_nan(context: Context, rows: Rows) -> bool:
     """Whether rows of a table without a value get an answer."""
-    if not context.job.space.table or rows.dtype.kind != "f":
+    able = np.intersect1d(np.flatnonzero(_numbers(context)), context.job.fractions)
+    if not (context.job.space.table and len(able)):
         return False
     probe = rows[:_MIN_ROWS].copy()
-    probe[:, np.flatnonzero(_numbers(context))[0]] = np.nan
+    probe[:, able[0]] = np.nan
     return bool((context.target.ask(probe).labels >= 0).mean() > 0.5)
 
 
@@ -260,8 +266,9 @@ def _cast(context: Context, values: Floats) -> Rows:
     if kind.kind in "iu":
         ends = np.iinfo(kind)
         return np.clip(np.round(values), ends.min, ends.max).astype(kind)
+    whole = context.job.space.integer & np.isfinite(values)
     with np.errstate(over="ignore"):
-        return values.astype(kind)
+        return np.where(whole, np.round(values), values).astype(kind)
 
 
 def _results(context: Context, outcome: Outcome) -> list[_Cost]:
@@ -312,8 +319,12 @@ def _findings(context: Context, results: Sequence[_Cost]) -> Iterator[ScanFindin
         first = [item for item in own if item.name == own[0].name]
         worst = max(first, key=lambda item: item.cost.value)
         mild = worst.name in _MILD[context.job.space.table]
-        others = len({item.column for item in own}) - 1
-        more = f" (and in {others} more columns)" if others else ""
+        others = len({item.column for item in own} - {worst.column, -1})
+        more = (
+            f" (and in {others} more column{'s' if others > 1 else ''})"
+            if others
+            else ""
+        )
         yield ScanFinding(
             "corruption-mild" if mild else "corruption",
             f"{_named(context, worst)} {_said(context, worst)}{more}",

@@ -135,12 +135,12 @@ def unusual_rows(
     changed, then all with the second one, and so on.
     """
     job, random = context.job, context.random(unit.key)
-    chosen = np.sort(random.permutation(job.rows.shape[1])[:_PROBED_COLUMNS])
+    chosen = np.sort(random.permutation(job.fractions)[:_PROBED_COLUMNS])
     places = np.sort(random.permutation(len(job.rows))[:_PROBED_ROWS])
     if job.remote:
         chosen, places = chosen[:5], places[:8]
     kinds = []
-    for kind, values_of in _unusual(context, len(places)):
+    for kind, values_of in _unusual(context, len(places)) if len(chosen) else ():
         rows = [_with(job.rows[places], place, values_of(place)) for place in chosen]
         kinds.append((kind, np.concatenate(rows)))
     return places, chosen, kinds

@@ -11,13 +11,21 @@ from importlib import import_module
 
 from security.assessment.plan.checks import ScanCheck
 
-__all__ = ["NAMES", "NO_NUMBER", "WITHOUT_MODEL", "check_of", "check_of_number"]
+__all__ = [
+    "NAMES",
+    "NO_NUMBER",
+    "NO_PARTS",
+    "WITHOUT_MODEL",
+    "check_of",
+    "check_of_number",
+]
 
 _ROOM = "security.assessment.checks"
 _CHECKS = {
     "answers": "answers:AnswersCheck",
     "evasion": "evasion.check:EvasionCheck",
     "evasion-cost": "evasion.cost:CostCheck",
+    "edits": "edits:EditsCheck",
     "smoothing": "evasion.smoothing:SmoothingCheck",
     "corruption": "corruption:CorruptionCheck",
     "quality": "quality:QualityCheck",
@@ -42,6 +50,7 @@ _OF_NUMBERS = {
 _CLASS = "the model predicts a number, and this is about classes: "
 NO_NUMBER: Mapping[str, str] = {
     "evasion-cost": _CLASS + "what turning a row into another one costs",
+    "edits": _CLASS + "how few edits of a text turn it",
     "smoothing": _CLASS + "a certificate that the class stays",
     "attributes": _CLASS + "guesses of a secret column from the given class",
     "inversion": _CLASS + "pictures of a class",
@@ -50,6 +59,15 @@ NO_NUMBER: Mapping[str, str] = {
     "trigger": _CLASS + "a pattern that sends every row to one",
 }
 """Why a check does not apply to a model that predicts a number."""
+_ONE = "for models of one input of numbers: "
+NO_PARTS: Mapping[str, str] = {
+    "smoothing": _ONE + "noise means nothing elsewhere",
+    "inversion": _ONE + "it follows the gradient",
+    "extraction": _ONE + "it asks about rows drawn from ranges",
+    "poisoning": _ONE + "it looks at what the last layer reads",
+    "trigger": _ONE + "it searches values of one table",
+}
+"""Why a check does not apply to a model of several inputs, or of texts."""
 NAMES = tuple(_CHECKS)
 WITHOUT_MODEL = ("quality", "fairness")
 """What can be concluded from predictions alone."""

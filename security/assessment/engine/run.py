@@ -33,6 +33,7 @@ from security.assessment.checks.structure import structure_result
 from security.assessment.engine.registry import (
     NAMES,
     NO_NUMBER,
+    NO_PARTS,
     WITHOUT_MODEL,
     check_of,
     check_of_number,
@@ -202,6 +203,8 @@ def _why_not(context: Context, name: str) -> str | None:
     """Why a check does not apply to a kind of target, whatever the rows are."""
     if context.job.answered and name not in WITHOUT_MODEL:
         return "there are predictions, and no model to ask"
+    if context.job.spec.parts and name in NO_PARTS:
+        return NO_PARTS[name]
     return NO_NUMBER.get(name) if context.job.reading.number else None
 
 
@@ -272,7 +275,7 @@ def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
     return ScanReport(
         target={
             **_target(job.source),
-            "input": {**vars(job.spec), "row_shape": list(job.shape)},
+            "input": _input(job),
             "output": job.reading.output,
             "answers": job.reading.form,
             "decision": str(job.reading),
@@ -292,6 +295,13 @@ def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:
         tools=_tools(),
         results=results,
     )
+
+
+def _input(job: Job) -> dict[str, Any]:
+    """What the model takes; of several inputs each one."""
+    told = {**vars(job.spec), "row_shape": list(job.shape)}
+    parts = [vars(part) | {"parts": []} for part in told.pop("parts")]
+    return told | ({"parts": parts} if parts else {})
 
 
 def _truth(job: Job) -> dict[str, Any]:

@@ -34,9 +34,18 @@ from security.assessment.targets.predictions import (
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.assessment.targets.space import Space, build_space
 from security.assessment.targets.target import InputSpec, OnnxTarget, Target, fit_rows
+from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError, BudgetError
 
-__all__ = ["Context", "Job", "TargetSource", "class_indices", "prepare", "truth_of"]
+__all__ = [
+    "Context",
+    "Job",
+    "TargetSource",
+    "arranged",
+    "class_indices",
+    "prepare",
+    "truth_of",
+]
 
 # What may be given anew to a scan that goes on: it changes how far it gets.
 _FREE = ("jobs", "max_minutes", "max_queries")
@@ -62,6 +71,7 @@ class TargetSource:
         classes: names of the classes where the manifest says.
         output: the manifest's output with class scores, or None.
         path: of the file, below the folder that reports are relative to; or "".
+        text: names of the bundle's inputs that are texts.
     """
 
     kind: str
@@ -74,6 +84,7 @@ class TargetSource:
     classes: tuple[str, ...] = ()
     output: str | None = None
     path: str = ""
+    text: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:
@@ -85,10 +96,14 @@ class TargetSource:
             "bundle",
             bundle.manifest.name,
             bundle.model,
-            columns=inputs[0].columns if len(inputs) == 1 else (),
+            # Of several inputs side by side, as `InputSpec` puts them.
+            columns=tuple(column for item in inputs for column in item.columns)
+            if all(item.columns for item in inputs)
+            else (),
             bounds=inputs[0].bounds if len(inputs) == 1 else None,
             classes=score.labels if score else (),
             output=score.spec.name if score else None,
+            text=tuple(i.spec.name for i in inputs if i.spec.datatype == "BYTES"),
         )
 
     def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
@@ -126,6 +141,7 @@ class Job:
         compared: whether its rows are known to be none that was trained on.
         column_names: of tables, otherwise none.
         groups: by sensitive column: each row's value ``(n,)``.
+        texts: that the rows hold the places of, where a column means texts.
         extras: for checks that need more data, by name.
         deadline: `time.monotonic` that no work starts after, or None.
     """
@@ -146,6 +162,7 @@ class Job:
     compared: bool = False
     column_names: tuple[str, ...] = ()
     groups: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
     extras: dict[str, Any] = field(default_factory=dict)
     deadline: float | None = None
 
@@ -164,6 +181,19 @@ class Job:
         """Bounds on an endpoint."""
         budget = self.options.max_queries or self.options.effort.remote_queries
         return RemoteLimits(max_queries=budget)
+
+    def cell(self, column: int, value: float) -> float | str:
+        """What a value of a row means: itself, or the text whose place it is."""
+        if self.spec.types(self.rows.shape[1])[column] != "str":
+            return float(value)
+        return self.texts[round(float(value))]
+
+    @property
+    def fractions(self) -> NDArray[np.int64]:
+        """Places of the columns that may hold a fraction, or NaN."""
+        types = self.spec.types(self.rows.shape[1])
+        held = [kind.startswith("float") for kind in types.tolist()]
+        return np.flatnonzero(held)
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on, as JSON: an interrupted scan goes on with it."""
@@ -200,6 +230,7 @@ class Context:
         self.job = job
         self.target = target or job.source.open(job.limits)
         self.target.shape, self.target.reading = job.shape, job.reading
+        self.target.texts = Texts(job.texts)
         self.cache: dict[str, Any] = {}
 
     def random(self, key: str) -> np.random.Generator:
@@ -308,8 +339,9 @@ def _fitted(
     """Steps 2 to 4 of `prepare`."""
     effort = options.effort
     columns = source.columns or getattr(target, "columns", ())
-    holdout = holdout.arranged([column.name for column in columns])
-    rows, shape = fit_rows(target.spec, holdout.features)
+    holdout = arranged(holdout, target.spec, [column.name for column in columns])
+    features = target.texts.placed(holdout)
+    rows, shape = fit_rows(target.spec, features)
     target.shape = shape
     remote = source.kind == "remote"
     wanted = options.max_rows or (effort.remote_rows if remote else effort.rows)
@@ -324,7 +356,9 @@ def _fitted(
     )
     clean = target.calibrate(sample, stated)
     labels = truth_of(holdout, target.reading)
-    digest = datasets.digest(holdout.features, labels)
+    digest = datasets.digest(features, labels)
+    if holdout.texts:  # places say nothing of the texts themselves
+        digest = holdout.sha256
     return Job(
         source=source,
         options=options,
@@ -338,8 +372,10 @@ def _fitted(
             table=bool(columns or holdout.columns) or len(shape) == 1,
             columns=columns,
             bounds=source.bounds,
-            names=holdout.columns,
+            names=holdout.columns or target.spec.columns,
             config=config,
+            types=target.spec.types(rows.shape[1]),
+            texts=target.texts,
         ),
         rows=sample,
         labels=labels[chosen],
@@ -347,7 +383,8 @@ def _fitted(
         clean=clean,
         dataset=Dataset(holdout.name, "holdout", len(holdout), digest),
         data_key=holdout.sha256,
-        column_names=holdout.columns,
+        column_names=holdout.columns or target.spec.columns,
+        texts=tuple(target.texts.texts),
         groups={name: values[chosen] for name, values in holdout.groups.items()},
     )
 
@@ -420,6 +457,31 @@ def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
         own = order[classes[order] == index]
         share[own] = (np.arange(len(own)) + 0.5) / len(own)
     return np.sort(np.argsort(share, kind="stable")[:wanted])
+
+
+def arranged(holdout: Holdout, spec: InputSpec, names: Sequence[str]) -> Holdout:
+    """Rows with the model's columns in its order, and of its kinds.
+
+    Args:
+        holdout: the rows.
+        spec: of the input, or inputs: their columns are found by name.
+        names: of the columns, where a manifest or an endpoint says; or none.
+
+    Raises:
+        AssessmentError: texts for numbers, or numbers for texts.
+        DatasetError: other columns than the model's.
+    """
+    one = len(spec.columns) == 1 and len(holdout.columns) == 1
+    holdout = holdout.arranged(names or ([] if one else spec.columns))
+    known = holdout.columns or spec.columns
+    for name, kind in zip(known, spec.types(len(known))):
+        if (kind == "str") != (name in holdout.texts):
+            what = "texts" if kind == "str" else "numbers"
+            raise AssessmentError(
+                f"{holdout.name}: column {name!r} is not {what}, which the model takes "
+                "there; `text` in the data configuration names the columns of texts"
+            )
+    return holdout
 
 
 def _data_classes(holdout: Holdout) -> tuple[str, ...]:

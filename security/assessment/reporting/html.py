@@ -31,6 +31,7 @@ _TITLES = {
     "attributes": "Attribute inference: guessing a secret column",
     "corruption": "Natural corruption: worn data, no attacker",
     "canaries": "Canaries: does the training keep its epsilon",
+    "edits": "Evasion: edits of text",
     "evasion": "Evasion: changed inputs",
     "evasion-cost": "Evasion: what turning a row costs",
     "explanations": "Explanations: which columns decide",

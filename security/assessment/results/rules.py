@@ -94,6 +94,14 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "State `tolerance` in the data configuration, and scan again.",
         **_EVASION,
     ),
+    "evasion-edits": ScanRule(
+        "warning",
+        "a few edits of a text keep its class",
+        "Whoever writes the text gets the answer that suits them by a misspelling.",
+        "Normalise and correct texts before the model reads them; train with such "
+        "edits; scan again. State `edits` in the data configuration.",
+        **_EVASION,
+    ),
     "evasion-cost": ScanRule(
         "error",
         "changing a row's class costs more than an attacker would spend",

@@ -6,6 +6,7 @@ A TOML file. Everything in it is optional::
     classes = ["rejected", "granted"]  # in the order of the model's scores
     positive = "granted"               # the class that people want, for fairness
     features = ["age", "income"]       # the model's columns, in its own order
+    text = ["review"]                  # features that are texts
     drop = ["id"]                      # columns that are not used
     missing = ["", "NA"]               # cells without a value; without this: empty ones
     sensitive = ["sex"]                # groups; features only where in columns
@@ -18,6 +19,7 @@ A TOML file. Everything in it is optional::
     high = 1.0
     max_cost = 3.0                     # what an attacker spends per row, at most
     tolerance = 5.0                    # a predicted number may move by this, at most
+    edits = 3                          # characters of a text that an attacker changes
 
     [[columns]]
     name = "income"
@@ -32,6 +34,10 @@ A TOML file. Everything in it is optional::
     kind = "category"
     values = [0, 1, 2]
     cost = 0.5                         # for any change
+
+    [[columns]]
+    name = "city"
+    texts = ["Bonn", "Ulm"]            # of a column of texts: what it may become
 
     [[columns]]
     name = "colour=red"                # one-hot: of a group, exactly one column is 1
@@ -57,6 +63,7 @@ MAX_CONFIG_BYTES = 4 << 20  # one-hot tables have thousands of columns
 KINDS = ("number", "integer", "category")
 CHANGES = ("both", "up", "down", "never")
 UNITS = ("range", "raw")
+_MAX_EDITS = 50
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class ColumnRules:
         change: "both", "up", "down" or "never".
         cost: of crossing the whole range, or of any change of a category. Not negative.
         values: a category's values; empty for other kinds.
+        texts: of a column of texts: those that it may become, if they are few.
         group: of one-hot columns that change together, or None.
     """
 
@@ -80,6 +88,7 @@ class ColumnRules:
     change: str = "both"
     cost: float = 1.0
     values: tuple[float, ...] = ()
+    texts: tuple[str, ...] = ()
     group: str | None = None
 
 
@@ -93,6 +102,7 @@ class DataConfig:
         positive: the class that fairness is about, or None.
         sensitive: columns that make groups; features only where ``columns`` has them.
         features: names of the model's columns in its order, where no manifest has them.
+        text: features that are texts, where no manifest says so.
         drop: columns of the data that are not used.
         missing: cells that mean a missing value.
         infer: features that attribute inference guesses, beside the sensitive ones.
@@ -102,6 +112,7 @@ class DataConfig:
         low, high: the range of columns without one of their own, or None.
         max_cost: what an attacker spends per row, or None.
         tolerance: by how much a predicted number may move, in its unit, or None.
+        edits: how many characters of a text an attacker changes, or None.
         columns: their rules.
     """
 
@@ -110,6 +121,7 @@ class DataConfig:
     positive: str | None = None
     sensitive: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
     infer: tuple[str, ...] = ()
@@ -121,6 +133,7 @@ class DataConfig:
     high: float | None = None
     max_cost: float | None = None
     tolerance: float | None = None
+    edits: int | None = None
     columns: tuple[ColumnRules, ...] = ()
 
     @property
@@ -173,11 +186,13 @@ def _rules(config: DataConfig) -> Iterable[tuple[bool, str, str]]:
     yield config.max_cost is None or config.max_cost > 0, "max_cost", "must be positive"
     near = config.tolerance is None or config.tolerance > 0
     yield near, "tolerance", "must be positive"
+    few = config.edits is None or 0 < config.edits <= _MAX_EDITS
+    yield few, "edits", f"must be from 1 to {_MAX_EDITS}"
     for passed, message in _range_rules(config.low, config.high):
         yield passed, "low", message
     once = not (config.scores and config.probabilities)
     yield once, "scores", "they are probabilities, or are not: name one kind"
-    for key in ("classes", "sensitive", "features", "drop", "infer"):
+    for key in ("classes", "sensitive", "features", "text", "drop", "infer"):
         yield "" not in getattr(config, key), key, "an empty name"
     known = [column.name for column in config.columns]
     yield len(set(known)) == len(known), "columns", "a column is configured twice"

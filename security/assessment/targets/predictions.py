@@ -14,6 +14,7 @@ from security.assessment.targets.dataconfig import DataConfig
 from security.assessment.targets.decision import Stated
 from security.assessment.targets.space import Space
 from security.assessment.targets.target import InputSpec
+from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError
 
 __all__ = ["NO_SPACE", "NoTarget", "predicted_reading", "predicted_scores"]
@@ -44,6 +45,7 @@ class NoTarget:
     queries: int = 0
     spec: InputSpec = field(default=InputSpec("none", "float64", ()))
     shape: tuple[int, ...] = ()
+    texts: Texts = field(default_factory=Texts)
     reading: Reading = field(init=False)
 
     def calibrate(self, rows: NDArray[Any], stated: Stated) -> Answers:

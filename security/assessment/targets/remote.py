@@ -29,7 +29,14 @@ from sealgate.retry import RetryPolicy
 from security.assessment.targets.answers import Answers, Reading, read_answers
 from security.assessment.targets.decision import Stated, settle
 from security.assessment.targets.journal import Journal
-from security.assessment.targets.target import InputSpec, Rows, dtype_of
+from security.assessment.targets.target import (
+    InputSpec,
+    Rows,
+    dtype_of,
+    input_of,
+    side_by_side,
+)
+from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError, BudgetError
 
 __all__ = ["RemoteLimits", "RemoteTarget"]
@@ -110,6 +117,7 @@ class RemoteTarget:
         self.closed = ""
         self._size = limits.batch_rows
         self.shape: tuple[int, ...] = ()
+        self.texts = Texts()
         self.reading: Reading
         try:
             metadata = self._patiently(lambda: self._client.metadata(self._model))
@@ -193,8 +201,7 @@ class RemoteTarget:
     def _infer(self, rows: Rows) -> dict[str, Any]:
         missing = (self.spec.batch or len(rows)) - len(rows)
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
-        shaped = filled.reshape(len(filled), *self.shape)
-        inputs = {self.spec.name: shaped}
+        inputs = self.spec.feeds(filled, self.shape, self.texts)
         outputs = self._patiently(lambda: self._client.infer(self._model, inputs))
         return {name: _texts(value[: len(rows)]) for name, value in outputs.items()}
 
@@ -226,20 +233,18 @@ def _texts(value: Any) -> Any:
 
 
 def _input_spec(metadata: dict[str, Any]) -> InputSpec:
-    inputs = metadata["inputs"]
-    if len(inputs) != 1:
-        raise AssessmentError(
-            f"the model has {len(inputs)} inputs; a scan takes models of one"
-        )
-    name, datatype = str(inputs[0]["name"]), str(inputs[0]["datatype"])
+    return side_by_side([_one_input(item) for item in metadata["inputs"]])
+
+
+def _one_input(stated: dict[str, Any]) -> InputSpec:
+    name, datatype = str(stated["name"]), str(stated["datatype"])
     dtype = dtype_of(datatype)
     if dtype is None:
         raise AssessmentError(f"input {name[:40]!r} is {datatype[:20]!r}, no numbers")
-    stated = inputs[0].get("shape")
-    if not (isinstance(stated, list) and stated and all(_is_size(n) for n in stated)):
+    shape = stated.get("shape")
+    if not (isinstance(shape, list) and shape and all(_is_size(n) for n in shape)):
         raise AssessmentError(f"input {name[:40]!r} states no usable shape")
-    sizes = [size if size >= 0 else None for size in stated]
-    return InputSpec(name, dtype, tuple(sizes[1:]), sizes[0])
+    return input_of(name, dtype, [size if size >= 0 else None for size in shape])
 
 
 def _is_size(value: Any) -> bool:
@@ -248,7 +253,8 @@ def _is_size(value: Any) -> bool:
 
 def _columns(metadata: dict[str, Any]) -> tuple[Column, ...]:
     """Names and ranges of the input's columns, where the endpoint states them."""
-    columns = metadata["inputs"][0].get("parameters", {}).get("columns", ())
+    listed = [item.get("parameters", {}).get("columns") for item in metadata["inputs"]]
+    columns = [item for own in listed for item in own or ()] if all(listed) else ()
     try:
         return tuple(
             Column(str(item["name"]), float(item["low"]), float(item["high"]))

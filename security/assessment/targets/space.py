@@ -9,7 +9,7 @@ rule, measured on the very numbers that are sent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.manifest import Column
 from security.assessment.targets.dataconfig import ColumnRules, DataConfig
+from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError
 
 __all__ = ["Space", "build_space"]
@@ -43,6 +44,8 @@ class Space:
         units: "range" or "raw".
         table: whether columns are features of a table, not pixels.
         max_cost: as in the data configuration.
+        single: ``(d,)``, columns that the model takes in single precision where the
+            rows are in double; None for none.
     """
 
     low: Floats
@@ -55,6 +58,7 @@ class Space:
     units: str
     table: bool
     max_cost: float | None = None
+    single: Mask | None = None
 
     @property
     def held(self) -> Mask:
@@ -190,7 +194,13 @@ class Space:
         exact = rows.astype(np.float64)
         outside = (exact < low) | (exact > high)
         inward = np.nextafter(rows, own.astype(self.dtype), dtype=self.dtype)
-        return np.asarray(np.where(outside, inward, rows), dtype=self.dtype)
+        rows = np.where(outside, inward, rows)
+        if self.single is not None:
+            near, home = rows.astype(np.float32), own.astype(np.float32)
+            outside = (near < low) | (near > high)
+            near = np.where(outside, np.nextafter(near, home), near)
+            rows = np.where(self.single, near, rows)
+        return np.asarray(rows, dtype=self.dtype)
 
 
 def build_space(
@@ -202,6 +212,8 @@ def build_space(
     bounds: tuple[float, float] | None = None,
     names: Sequence[str] = (),
     config: DataConfig = DataConfig(),
+    types: Sequence[str] | NDArray[np.str_] = (),
+    texts: Texts | None = None,
 ) -> Space:
     """The space of some rows.
 
@@ -216,6 +228,8 @@ def build_space(
         bounds: of every value, by the manifest, or None.
         names: of the data's columns, or none.
         config: the data configuration.
+        types: of each column, where several inputs lie side by side; or none.
+        texts: that columns of type "str" hold the places of.
 
     Raises:
         AssessmentError: the configuration names a column that is not there, or a row
@@ -231,11 +245,14 @@ def build_space(
         raise AssessmentError(f"the data configuration's {missing[0]!r} is no column")
     stated = config.rules
     rules = tuple(stated.get(name) or ColumnRules(name) for name in known)
+    rules = _text_rules(rows, rules, types, texts or Texts())
     low, high, source = _ranges(rows, rules, columns, bounds, config=config)
     kind = np.dtype(dtype)
     integer = np.array([rule.kind == "integer" for rule in rules])
     if kind.kind in "iu":
         integer = np.ones(width, dtype=bool)
+    if len(types):
+        integer |= np.array([np.dtype(item).kind in "iu" for item in types])
     space = Space(
         low=low,
         high=high,
@@ -247,9 +264,34 @@ def build_space(
         units=config.units,
         table=table,
         max_cost=config.max_cost,
+        single=np.isin(types, ["float32"])
+        if dtype == "float64" and len(types)
+        else None,
     )
     _check_rows(space, np.asarray(rows, np.float64))
     return space
+
+
+def _text_rules(
+    rows: Rows,
+    rules: tuple[ColumnRules, ...],
+    types: Sequence[str] | NDArray[np.str_],
+    texts: Texts,
+) -> tuple[ColumnRules, ...]:
+    """Columns of texts: categories that are declared, or texts that no radius moves."""
+    found = list(rules)
+    for place, kind in enumerate(types):
+        if kind != "str":
+            continue
+        seen = {float(value) for value in rows[:, place]}
+        declared = {float(texts.place(text)) for text in rules[place].texts}
+        found[place] = replace(
+            rules[place],
+            kind="category",
+            values=tuple(sorted(declared or seen)),
+            change=rules[place].change if declared else "never",
+        )
+    return tuple(found)
 
 
 def _ranges(

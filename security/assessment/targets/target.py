@@ -19,6 +19,7 @@ from sealgate.protocol.datatypes import DATATYPES
 from security.assessment.targets.answers import Answers, Reading, read_answers
 from security.assessment.targets.decision import Stated, settle
 from security.assessment.targets.declared import declared_outputs
+from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Target",
     "dtype_of",
     "fit_rows",
+    "input_of",
+    "side_by_side",
 ]
 
 BATCH_ROWS = 4096
@@ -37,19 +40,59 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The one input.
+    """The input, or several side by side.
 
     Attributes:
-        name: of the tensor.
-        dtype: numpy's name of its element type.
-        shape: without the first axis; None is a size that may vary.
+        name: of the tensor; of several all names.
+        dtype: numpy's name of its element type; "str" of texts.
+        shape: without the first axis; None is a size that may vary. Of several as many
+            columns as they have together.
         batch: the first axis where it is fixed, otherwise None.
+        parts: the inputs where there are several, or one of texts; otherwise none.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     batch: int | None = None
+    parts: tuple[InputSpec, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns, where no size is open."""
+        return int(np.prod([size or 0 for size in self.shape], dtype=np.int64))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of several inputs: theirs, or with a place behind."""
+        return tuple(
+            part.name if part.width == 1 else f"{part.name}[{place}]"
+            for part in self.parts
+            for place in range(part.width)
+        )
+
+    def types(self, width: int) -> NDArray[np.str_]:
+        """The element type of each of the columns ``(width,)``."""
+        if not self.parts:
+            return np.full(width, self.dtype)
+        return np.repeat(
+            [part.dtype for part in self.parts], [part.width for part in self.parts]
+        )
+
+    def feeds(
+        self, rows: Rows, shape: tuple[int, ...], texts: Texts
+    ) -> dict[str, NDArray[Any]]:
+        """Rows ``(n, d)`` as the model takes them, by input."""
+        if not self.parts:
+            return {self.name: rows.reshape(len(rows), *shape)}
+        found, first = {}, 0
+        for part in self.parts:
+            own = rows[:, first : first + part.width]
+            first += part.width
+            sizes = [size or 0 for size in part.shape]
+            made = texts.of(own) if part.dtype == "str" else own.astype(part.dtype)
+            found[part.name] = made.reshape(len(rows), *sizes)
+        return found
 
 
 class Target(Protocol):
@@ -62,6 +105,7 @@ class Target(Protocol):
         spec: the input.
         shape: of one row, once `fit_rows` has seen the data.
         reading: how answers are read, once `calibrate` has seen some.
+        texts: that rows hold the places of.
     """
 
     name: str
@@ -70,6 +114,7 @@ class Target(Protocol):
     spec: InputSpec
     shape: tuple[int, ...]
     reading: Reading
+    texts: Texts
 
     @property
     def queries(self) -> int:
@@ -101,12 +146,13 @@ class OnnxTarget:
         """Load the model.
 
         Raises:
-            AssessmentError: it has not one numeric input.
+            AssessmentError: it has an input that is neither numbers nor texts.
             SessionError: onnxruntime refuses it.
         """
         self.sha256: str | None = hashlib.sha256(self.model).hexdigest()
         self._asked = 0
         self.shape: tuple[int, ...] = ()
+        self.texts = Texts()
         self._session = make_session(self.model)
         self.spec = _input_spec(self._session.get_inputs())
         self.output_names = tuple(item.name for item in self._session.get_outputs())
@@ -159,12 +205,13 @@ class OnnxTarget:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def _run(self, rows: Rows, names: list[str]) -> dict[str, Any]:
-        shaped = rows.reshape(len(rows), *self.shape)
         missing = (self.spec.batch or len(rows)) - len(rows)
+        filled = rows
         if missing:
-            shaped = np.concatenate([shaped, np.repeat(shaped[-1:], missing, axis=0)])
+            filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+        feeds = self.spec.feeds(filled, self.shape, self.texts)
         try:
-            values = self._session.run(names, {self.spec.name: shaped})
+            values = self._session.run(names, feeds)
         except Exception as error:  # noqa: BLE001  (its exceptions share no other base)
             raise AssessmentError(
                 f"onnxruntime cannot run the model: {_first_line(error)}"
@@ -237,19 +284,53 @@ def _check_integers(flat: Rows, dtype: np.dtype[Any], name: str) -> None:
 
 
 def _input_spec(inputs: Sequence[Any]) -> InputSpec:
-    if len(inputs) != 1:
-        names = ", ".join(repr(item.name[:40]) for item in inputs[:5])
-        raise AssessmentError(
-            f"the model has {len(inputs)} inputs ({names}); a scan takes models of one"
-        )
-    (item,) = inputs
-    dtype = dtype_of(TYPES.get(item.type, ""))
-    if dtype is None:
-        raise AssessmentError(f"input {item.name[:40]!r} is a {item.type}, no numbers")
-    sizes = [size if isinstance(size, int) else None for size in item.shape]
+    found = []
+    for item in inputs:
+        kind = TYPES.get(item.type, "")
+        dtype = "str" if kind == "BYTES" else dtype_of(kind)
+        if dtype is None:
+            raise AssessmentError(
+                f"input {item.name[:40]!r} is a {item.type}, no numbers and no texts"
+            )
+        sizes = [size if isinstance(size, int) else None for size in item.shape]
+        found.append(input_of(item.name, dtype, sizes))
+    return side_by_side(found)
+
+
+def input_of(name: str, dtype: str, sizes: Sequence[int | None]) -> InputSpec:
+    """One input, with its axis for rows first.
+
+    Raises:
+        AssessmentError: it has none.
+    """
     if not sizes:
-        raise AssessmentError(f"input {item.name[:40]!r} has no axis for rows")
-    return InputSpec(item.name, dtype, tuple(sizes[1:]), sizes[0])
+        raise AssessmentError(f"input {name[:40]!r} has no axis for rows")
+    return InputSpec(name, dtype, tuple(sizes[1:]), sizes[0])
+
+
+def side_by_side(parts: Sequence[InputSpec]) -> InputSpec:
+    """One input of numbers as it is; several, or texts, as columns of one table.
+
+    Raises:
+        AssessmentError: one of several has an axis of open length, or they have fixed
+            batches of different sizes.
+    """
+    if len(parts) == 1 and parts[0].dtype != "str":
+        return parts[0]
+    for part in parts:
+        if None in part.shape:
+            raise AssessmentError(
+                f"input {part.name[:40]!r} has an axis of open length: how many "
+                "columns it has cannot be known"
+            )
+    batches = {part.batch for part in parts}
+    if len(batches) != 1:
+        raise AssessmentError("the inputs have batches of different sizes")
+    kinds = {part.dtype for part in parts}
+    dtype = kinds.pop() if len(kinds) == 1 and "str" not in kinds else "float64"
+    names = ",".join(part.name for part in parts)
+    width = sum(part.width for part in parts)
+    return InputSpec(names, dtype, (width,), batches.pop(), tuple(parts))
 
 
 def _head(value: Any, rows: int) -> Any:

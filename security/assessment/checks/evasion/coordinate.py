@@ -74,6 +74,8 @@ def thresholds(model: bytes, columns: int) -> list[Floats]:
     stored = {item.name for item in graph.initializer}
     inputs = {item.name for item in graph.input} - stored
     found: list[set[float]] = [set() for _ in range(columns)]
+    if len(inputs) != 1:  # whose columns are counted from each input's own start
+        return [np.empty(0) for _ in found]
     for node in graph.node:
         if not node.op_type.startswith("TreeEnsemble") or node.input[0] not in inputs:
             continue

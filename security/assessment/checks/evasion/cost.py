@@ -359,8 +359,8 @@ def _rows(context: Context, joined: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "changes": [
                     {
                         "column": job.space.rules[column].name,
-                        "before": float(before[column]),
-                        "after": float(after[column]),
+                        "before": job.cell(column, before[column]),
+                        "after": job.cell(column, after[column]),
                     }
                     for column in np.flatnonzero(after != before)
                     if np.isfinite(float(before[column]))

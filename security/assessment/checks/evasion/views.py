@@ -84,7 +84,7 @@ def change_rows(
     share = np.nan_to_num(moved / (job.space.high - job.space.low))
     order = np.argsort(-share, kind="stable")[: int((share > 0).sum())]
     rows: list[list[float | str]] = [
-        [job.space.rules[c].name, float(before[c]), float(after[c])]
+        [job.space.rules[c].name, job.cell(c, before[c]), job.cell(c, after[c])]
         for c in order[:_CHANGES]
     ]
     if len(order) > _CHANGES:

@@ -80,6 +80,8 @@ def open_white_box(context: Context) -> WhiteBox:
     """
     if context.job.remote:
         raise AssessmentError("an endpoint gives no gradients")
+    if context.job.spec.parts:
+        raise AssessmentError("several inputs, or texts, are not followed by gradient")
     if context.job.reading.form == "labels":
         raise AssessmentError("labels have no gradient")
     model = context.job.source.model

@@ -61,7 +61,8 @@ class MembershipCheck:
         """The target's own answers, then shadows, some at a time."""
         known = known_of(context)
         units = [Unit(self.name, "membership/target", {"part": "target"}, weight=0.3)]
-        if context.job.options.profile in _BOUNDARY and not context.job.remote:
+        asked = not (context.job.remote or context.job.texts)
+        if context.job.options.profile in _BOUNDARY and asked:
             units.append(
                 Unit(self.name, f"membership/{_LABEL_ONLY}", {"part": _LABEL_ONLY})
             )

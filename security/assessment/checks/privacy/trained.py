@@ -17,7 +17,7 @@ from models.data import datasets
 from models.data.held_out import Holdout
 from models.report import Dataset
 from security.assessment.checks.privacy.shadows import ShadowRecipe
-from security.assessment.plan.context import Context, truth_of
+from security.assessment.plan.context import Context, arranged, truth_of
 from security.assessment.targets.target import fit_rows
 
 __all__ = ["KnownRows", "TrainingRows", "known_rows", "row_digest", "training_rows"]
@@ -129,8 +129,8 @@ def _beside_held_out(context: Context) -> KnownRows | None:
 
 def _fitted(given: Holdout, context: Context) -> KnownRows:
     job = context.job
-    given = given.arranged(job.column_names)
-    rows, _ = fit_rows(job.spec, given.features)
+    given = arranged(given, job.spec, job.column_names)
+    rows, _ = fit_rows(job.spec, context.target.texts.placed(given))
     labels = truth_of(given, job.reading)
     used = Dataset(
         given.name, "train", len(given), datasets.digest(given.features, labels)

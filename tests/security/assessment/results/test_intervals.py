@@ -163,3 +163,49 @@ def test_a_calibration_error_holds_the_truth(overconfidence):
         metric = intervals.mean_gap(hits, totals, expected)
         inside += metric.low <= truth.mean() <= metric.high
     assert inside >= 272
+
+
+@pytest.mark.parametrize("rows", [30, 100])
+def test_intervals_of_errors_cover(rows):
+    random = np.random.default_rng(0)
+    names = ("mae", "rmse", "median", "left")
+    true = {"mae": np.sqrt(2 / np.pi), "rmse": 1.0, "median": 0.6745, "left": 0.2}
+    hits = dict.fromkeys(names, 0)
+    for _ in range(600):
+        errors, cause = random.normal(size=rows), random.normal(size=rows) * 2
+        made = {
+            "mae": intervals.positive_mean(np.abs(errors)),
+            "rmse": intervals.root(intervals.positive_mean(errors**2)),
+            "median": intervals.median(np.abs(errors)),
+            "left": intervals.unexplained(errors, cause + errors),
+        }
+        for name, metric in made.items():
+            assert metric.low < metric.value < metric.high
+            hits[name] += metric.low <= true[name] <= metric.high
+    # Of squares in 30 rows a little too little, which docs/assessment.md says.
+    for name, least in zip(names, (0.93, 0.9, 0.93, 0.89)):
+        assert hits[name] / 600 >= least, (name, hits[name] / 600)
+
+
+def test_errors_that_are_all_alike_have_no_interval():
+    same = np.full(50, 2.0)
+    for metric in (
+        intervals.positive_mean(same),
+        intervals.root(intervals.positive_mean(same**2)),
+        intervals.median(same),
+    ):
+        assert metric.value == 2.0
+        assert metric.low is None
+
+
+def test_groups_whose_errors_differ_are_told_apart():
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        parts = [
+            intervals.positive_mean(np.abs(scale * random.normal(size=60)))
+            for scale in (1.0, 2.0)
+        ]
+        metric = intervals.largest_difference(parts)
+        covered += metric.low <= np.sqrt(2 / np.pi) <= metric.high
+    assert covered / 300 > 0.92
