@@ -182,7 +182,7 @@ class Job:
         budget = self.options.max_queries or self.options.effort.remote_queries
         return RemoteLimits(max_queries=budget)
 
-    def cell(self, column: int, value: float) -> float | str:
+    def cell(self, column: int | np.integer[Any], value: float) -> float | str:
         """What a value of a row means: itself, or the text whose place it is."""
         if self.spec.types(self.rows.shape[1])[column] != "str":
             return float(value)

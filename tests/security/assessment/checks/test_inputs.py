@@ -14,11 +14,14 @@ from models.sessions import make_session
 from security.assessment.checks.edits import edited
 from security.assessment.plan.options import PROFILES
 from security.commands import main
-from tests.conftest import toy_settings
+from tests.conftest import check_security, toy_settings
+from tests.support import zoo
+from tests.support.servers import serve
 
 FLOAT, INT64, STRING = TensorProto.FLOAT, TensorProto.INT64, TensorProto.STRING
 CITIES = ("Bonn", "Kiel", "Ulm")
 GOOD, BAD = ("good", "lovely", "superb"), ("bad", "awful", "poor")
+PAIR = ["pair[1]", "count", "pair[0]", "label"]
 WORDS = ("the", "film", "was", "a", "story", "with", "music")
 
 
@@ -328,6 +331,64 @@ def test_an_imported_bundle_knows_which_inputs_are_texts(tmp_path, monkeypatch):
     report = json.loads((bundle / "evidence" / "quality.json").read_text())
     assert report["metrics"]["accuracy"]["value"] == 1.0
     assert (bundle / "evidence" / "robustness.json").exists()
+
+
+def sum_model(*, number=False) -> bytes:
+    """Two inputs of numbers, of different types and widths."""
+    signs = np.float32([1.0, 1.0, -1.0])
+    columns = signs[:, None] if number else np.stack([-signs, signs], 1)
+    nodes = [
+        helper.make_node("Cast", ["count"], ["c"], to=FLOAT),
+        helper.make_node("Concat", ["c", "pair"], ["all"], axis=1),
+        helper.make_node("MatMul", ["all", "w"], ["scores"]),
+    ]
+    inputs = {"count": (INT64, [1]), "pair": (FLOAT, [2])}
+    return built(nodes, {"w": columns}, inputs, 1 if number else 2)
+
+
+@pytest.mark.slow
+def test_an_endpoint_with_several_inputs_is_scanned(tmp_path):
+    home = tmp_path / "home"
+    models = {"classes": sum_model(), "numbers": sum_model(number=True)}
+    said = zoo.admit_all(home, models)
+    assert {code for code, _ in said.values()} == {0}, said
+    random = np.random.default_rng(0)
+    rows = [
+        {"pair[1]": b, "count": c, "pair[0]": a, "v": c + a - b}
+        for c, a, b in zip(
+            random.integers(-3, 4, 60), random.normal(size=60), random.normal(size=60)
+        )
+    ]
+    write(tmp_path / "c.csv", [{**r, "label": int(r["v"] > 0)} for r in rows], PAIR)
+    write(tmp_path / "n.csv", [{**r, "label": r["v"] + 0.5} for r in rows], PAIR)
+    extra = zoo.settings(home, models)
+    with serve("service.app:Sealgate", home, extra=extra) as server:
+        for name, file, metric in (
+            ("classes", "c", "accuracy"),
+            ("numbers", "n", "mae"),
+        ):
+            profile = tmp_path / f"{name}.json"
+            check_security(
+                home,
+                *("profile", "--url", server.url, "--model", name),
+                *("--out", str(profile), "--lifetime", "600"),
+                **extra,
+            )
+            given = [
+                *("scan", server.url, "--client-profile", str(profile)),
+                *("--data", str(tmp_path / f"{file}.csv"), "--max-rows", "30"),
+                *("--out", str(tmp_path / name), "--max-queries", "3000"),
+                *("--decision", "number" if name == "numbers" else "scores"),
+                *("--check", "quality", "--check", "evasion"),
+            ]
+            assert main(given) == 0
+            report = json.loads((tmp_path / name / "scan.json").read_text())
+            results = {item["check"]: item for item in report["results"]}
+            wanted = 1.0 if metric == "accuracy" else 0.5
+            found = results["quality"]["metrics"][metric]["value"]
+            assert found == pytest.approx(wanted, abs=1e-5)
+            assert results["evasion"]["status"] in ("done", "partial")
+            assert report["times"]["queries"] <= 3000
 
 
 def test_every_edit_is_one_edit():
