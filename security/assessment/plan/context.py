@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +19,10 @@ from models.manifest import Column
 from models.report import Dataset
 from sealgate.profile import Profile
 from security.assessment.plan.options import MIN_ROWS, Options
+from security.assessment.plan.rows import arranged, data_classes, truth_of
 from security.assessment.targets.answers import Answers, Reading
 from security.assessment.targets.dataconfig import DataConfig
 from security.assessment.targets.decision import Stated
-from security.assessment.targets.declared import class_text, is_number
 from security.assessment.targets.journal import Journal
 from security.assessment.targets.predictions import (
     NO_SPACE,
@@ -37,15 +36,7 @@ from security.assessment.targets.target import InputSpec, OnnxTarget, Target, fi
 from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError, BudgetError
 
-__all__ = [
-    "Context",
-    "Job",
-    "TargetSource",
-    "arranged",
-    "class_indices",
-    "prepare",
-    "truth_of",
-]
+__all__ = ["Context", "Job", "TargetSource", "prepare"]
 
 # What may be given anew to a scan that goes on: it changes how far it gets.
 _FREE = ("jobs", "max_minutes", "max_queries")
@@ -54,7 +45,6 @@ _FREE = ("jobs", "max_minutes", "max_queries")
 _MAX_CLASSES = 1000
 
 Rows = NDArray[Any]
-Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -349,7 +339,7 @@ def _fitted(
     sample = np.ascontiguousarray(rows[chosen])
     stated = Stated(
         source.classes or config.classes or holdout.classes,
-        _data_classes(holdout),
+        data_classes(holdout),
         options.output or source.output,
         options.decision,
         fractions=holdout.labels.dtype.kind == "f",
@@ -457,89 +447,3 @@ def _sample(holdout: Holdout, wanted: int, seed: int) -> NDArray[np.int64]:
         own = order[classes[order] == index]
         share[own] = (np.arange(len(own)) + 0.5) / len(own)
     return np.sort(np.argsort(share, kind="stable")[:wanted])
-
-
-def arranged(holdout: Holdout, spec: InputSpec, names: Sequence[str]) -> Holdout:
-    """Rows with the model's columns in its order, and of its kinds.
-
-    Args:
-        holdout: the rows.
-        spec: of the input, or inputs: their columns are found by name.
-        names: of the columns, where a manifest or an endpoint says; or none.
-
-    Raises:
-        AssessmentError: texts for numbers, or numbers for texts.
-        DatasetError: other columns than the model's.
-    """
-    one = len(spec.columns) == 1 and len(holdout.columns) == 1
-    holdout = holdout.arranged(names or ([] if one else spec.columns))
-    known = holdout.columns or spec.columns
-    for name, kind in zip(known, spec.types(len(known))):
-        if (kind == "str") != (name in holdout.texts):
-            what = "texts" if kind == "str" else "numbers"
-            raise AssessmentError(
-                f"{holdout.name}: column {name!r} is not {what}, which the model takes "
-                "there; `text` in the data configuration names the columns of texts"
-            )
-    return holdout
-
-
-def _data_classes(holdout: Holdout) -> tuple[str, ...]:
-    """The classes of the data, as text; none where the truth has fractions."""
-    if holdout.labels.dtype.kind == "f":
-        return ()
-    return tuple({class_text(item) for item in holdout.labels.tolist()})
-
-
-def truth_of(holdout: Holdout, reading: Reading) -> NDArray[Any]:
-    """The rows' truth as the model counts it: classes, int64; or numbers, float64.
-
-    Raises:
-        AssessmentError: a class that the model does not have, or a text for a number.
-    """
-    if not reading.number:
-        return class_indices(holdout, reading.classes, reading.index)
-    if holdout.labels.dtype.kind not in "biuf":
-        raise AssessmentError(
-            f"{holdout.name}: the truth is text, and the model predicts a number"
-        )
-    return holdout.labels.astype(np.float64)
-
-
-def class_indices(
-    holdout: Holdout, classes: Sequence[str], called: Mapping[str, int] | None = None
-) -> Labels:
-    """The data's classes as the model counts them.
-
-    Args:
-        holdout: whose classes are names, or whole numbers.
-        classes: names, in the order of the model's scores.
-        called: their places by what else the model calls them.
-
-    Raises:
-        AssessmentError: a class that the model does not have.
-    """
-    if holdout.labels.dtype.kind == "f":
-        broken = int(np.argmax(holdout.labels % 1 != 0))
-        raise AssessmentError(
-            f"{holdout.name}: {holdout.labels[broken]:g} (row {broken}) as a class is "
-            "not a whole number"
-        )
-    values = [class_text(item) for item in holdout.labels.tolist()]
-    places = {str(name): place for place, name in enumerate(classes)}
-    counted = holdout.labels.dtype.kind in "iu" and bool(holdout.classes)
-    if counted and {*holdout.classes} <= {*places}:
-        # A data set whose classes have names counts them in its own order.
-        places = {str(i): places[name] for i, name in enumerate(holdout.classes)}
-    elif not {*values} <= {*places}:
-        places = {**places, **(called or {})}
-    if not {*values} <= {*places} and (counted or not any(map(is_number, places))):
-        places |= {str(place): place for place in range(len(classes))}
-    strange = [value for value in values if value not in places]
-    if strange:
-        raise AssessmentError(
-            f"{holdout.name}: class {strange[0][:40]!r} is none of the model's "
-            f"{len(classes)}: {', '.join(classes)[:100]}; where it predicts a number, "
-            "state --decision number"
-        )
-    return np.array([places[value] for value in values], np.int64)
