@@ -32,7 +32,6 @@ _SIGNS = (1.0, -1.0)
 # Beyond this many columns a sweep asks too much.
 _MAX_COLUMNS = 256
 _SWEEPS, _VALUES = 2, 8
-_INSIDE = 1 - 1e-5
 # Square stops where a margin is negative: no answer is so many times what is usual.
 _UNREACHED = 1e9
 
@@ -65,9 +64,7 @@ class Extremes:
         self.context.check_time()
         space, start = self.context.job.space, self.start[rows]
         self.finite &= bool(np.isfinite(z).all())
-        # A hair inside: a row that the model's type rounds out of the ball is lost.
-        reach = radius * _INSIDE if self.norm == "l2" else radius
-        made = space.repair(z, start, self.norm, reach)
+        made = space.repair(z, start, self.norm, radius)
         inside = space.distance(made, start, self.norm) <= radius
         inside &= space.allowed(made, start)
         numbers = self.context.target.ask(made).numbers
