@@ -222,6 +222,8 @@ def _wanted(args: argparse.Namespace) -> dict[str, Any]:
     if policy is None:
         return {}
     bundle = None if args.target is None else _bundle(args)
+    if bundle is None and args.policy is None:
+        return {}  # what is wrong with --evidence is said where it is used
     if bundle is None:
         raise AssessmentError("--policy is for bundles, whose evidence it is about")
     needed = wanted(policy, read_bundle(bundle).manifest.name)
