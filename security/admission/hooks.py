@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from sealgate.protocol import strict_json
 from security.admission.confidential import open_admission
 from security.admission.gate import Admission
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
-from security.admission.store import verify_stored
+from security.admission.store import stored_tags, verify_stored
 from security.errors import AdmissionRefused
 from security.settings.loading import Settings, load_settings
 
@@ -110,7 +111,13 @@ class AdmittedModel(BentoModel):
     def to_info(self, alias: str | None = None) -> Any:
         """Called by `bentoml build`: the first door."""
         settings = load_settings()
-        _refusing(_named(self.tag, settings.service.models), settings)
+        try:
+            _refusing(_named(self.tag, settings.service.models), settings)
+        except BentoMLException as error:
+            unnamed = _unnamed(settings)
+            raise BentoMLException(
+                f"{error}; {unnamed}" if unnamed else error
+            ) from None
         return super().to_info(alias)
 
     def resolve(self, *args: Any, **kwargs: Any) -> Any:
@@ -146,6 +153,8 @@ class AdmittedImage(Image):
         if not admissions:
             raise BentoMLException("refused: service.models names no model to package")
         write_atomic(source / LOCK_FILE, _lock(admissions))
+        if unnamed := _unnamed(settings):
+            print(f"notice: {unnamed}", file=sys.stderr)
         return self.environment(bento_fs, *args, **kwargs)
 
     def environment(self, bento_fs: Path, *args: Any, **kwargs: Any) -> Any:
@@ -157,6 +166,21 @@ class AdmittedImage(Image):
             requirements.encode(),
         )
         return attrs.evolve(info, python_requirements=requirements)
+
+
+def _unnamed(settings: Settings) -> str:
+    """What a build leaves out, and someone may have meant; empty if nothing."""
+    named = settings.service.models
+    left = [tag for tag in stored_tags() if tag not in named]
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return (
+        left
+        and (
+            f"service.models does not name {', '.join(left[:3])}{more} of the model store "
+            f"(SEALGATE_SERVICE_MODELS={left[0]} would)"
+        )
+        or ""
+    )
 
 
 def check_sources(source: Path, *, beside: tuple[str, ...] = ()) -> None:

@@ -11,6 +11,7 @@ assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
 sign, waive, admit, policy, verify     evidence, its signatures, the verdict
 documents, seal, store, history        what is done with a bundle, and versions of it
+package                                all that is left from an assessed bundle to a Bento
 models, config, audit                  a running server, its settings, its log
 options, signing, stages               what several of these share
 """
@@ -48,6 +49,7 @@ _COMMANDS = {
     "sign": "sign",
     "waive": "waive",
     "admit": "admit",
+    "package": "package",
     "verify": "verify",
     "policy": "policy",
     "documents": "documents",

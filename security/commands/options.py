@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from security.settings.admission import AdmissionSettings
-from security.settings.loading import load_settings
+from security.settings.loading import Settings, load_settings
 
-__all__ = ["Subparsers", "add_admission", "admission_settings"]
+__all__ = ["Subparsers", "add_admission", "admission_settings", "variables"]
 
 # argparse's own name for what add_subparsers returns is private.
 Subparsers = argparse._SubParsersAction  # noqa: SLF001
@@ -39,3 +40,14 @@ def admission_settings(args: argparse.Namespace) -> AdmissionSettings:
         trust=args.trust or settings.trust,
         policy=args.policy or settings.policy,
     )
+
+
+def variables(settings: Settings, admission: AdmissionSettings) -> dict[str, str]:
+    """What another process in another folder finds the same settings by."""
+    config = os.environ.get("SEALGATE_CONFIG")
+    return {
+        "SEALGATE_HOME": str(settings.home),
+        "SEALGATE_ADMISSION_TRUST": str(admission.trust),
+        "SEALGATE_ADMISSION_POLICY": str(admission.policy),
+        **({"SEALGATE_CONFIG": str(Path(config).absolute())} if config else {}),
+    }
