@@ -1,5 +1,6 @@
 """The BentoML service: the only place that knows HTTP and the environment.
 
+__main__      `python -m service`: one process, or several
 app           wiring, and the service that bentofile.yaml names
 guard         the outermost ASGI layer: every request meets it first
 gateway       opens sealed requests, seals the answers (RFC 9458)

@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     _, stored = store_bundle(args.bundle)
     _say("stored", tag if stored else f"{tag} already, with these contents")
     _say("names", f"{tag} for the service: SEALGATE_SERVICE_MODELS={tag}")
-    _say("built", _build(tag, settings, admission))
+    bento = _build(tag, settings, admission)
+    _say("built", f"{bento}; next: python -m security serve {bento}")
     return 0
 
 
@@ -130,9 +131,10 @@ def _admit(
             yield "signed", f"{', '.join(kinds)} as {role}"
     judge = next((role for role in signers if role in policy.verdict_signers), None)
     if judge is None:
+        roles, where = " or ".join(policy.verdict_signers), settings.home / "keys"
         raise KeyFileError(
-            f"no key of {' or '.join(policy.verdict_signers)} is in "
-            f"{settings.home / 'keys'}: whoever has it runs `admit`, then run this again"
+            f"no key of {roles} is in {where}: whoever has it runs `admit`, then run "
+            "this again"
         )
     yield from _told(admit_bundle(folder, signers[judge], admission))
 
