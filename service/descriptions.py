@@ -44,6 +44,7 @@ def model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in manifest.outputs],
+        "parameters": {"max_rows": manifest.max_rows},
     }
 
 
