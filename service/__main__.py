@@ -22,6 +22,7 @@ import bentoml
 import uvicorn
 from bentoml.exceptions import BentoMLException
 
+from security.admission.hooks import SERVICE_NAME
 from security.settings.loading import Settings
 
 __all__ = ["main"]
@@ -88,9 +89,12 @@ def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> None:
         *(sys.executable, "-m", "bentoml", "serve", _target()),
         *("--working-dir", str(_SOURCE)),
         *("--host", args.host, "--port", str(args.port)),
-        *("--api-workers", str(args.workers)),
         *("--timeout-graceful-shutdown", str(grace_s)),
     ]
+    # BentoML's own option for this counts for services of its older kind only.
+    given = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
+    workers = f"{given} services.{SERVICE_NAME}.workers={args.workers}".strip()
+    os.environ["BENTOML_CONFIG_OPTIONS"] = workers
     os.execv(sys.executable, command)  # noqa: S606  (no shell is wanted)
 
 

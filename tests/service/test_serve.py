@@ -18,6 +18,7 @@ from security.admission.keys import ROLES, load_signing_key
 from tests.conftest import TAG, mint, run_security, toy_settings
 from tests.security.admission.test_sources import layout
 from tests.support.bundles import NAME, Keys, write_bundle
+from tests.support.live import wait_for
 from tests.support.servers import ROOT, environment, free_port, serve
 
 pytestmark = pytest.mark.slow
@@ -98,6 +99,16 @@ def test_a_bento_by_its_lock(home: Path) -> None:
         assert client.infer(NAME, ROWS)["label"].shape == (2,)
         code = Path(f"/proc/{server.pid}/cwd").resolve()
         assert code.is_relative_to(home / "bentoml" / "bentos")
+
+
+def test_several_workers(home: Path) -> None:
+    own = (*options(home), "--workers", "2")
+    with (
+        serve(str(home / "bundle"), home, own=own) as server,
+        Client.from_profile(home / "profile.json") as client,
+    ):
+        wait_for(lambda: len(children(server.pid)) == 2)
+        assert client.infer(NAME, ROWS)["label"].shape == (2,)
 
 
 def test_what_changes_on_disk_does_not_change_what_runs(home: Path) -> None:
