@@ -74,15 +74,33 @@ def read_served(tag: str, models: Sequence[str]) -> Bundle:
         found = _found(path_of(entry)) if is_path(entry) else {}
         if tag in found:
             folder = found[tag]
-            bundle = _read_image(folder) if _is_layout(folder) else read_bundle(folder)
+            bundle = _read_whole(folder)
             if bundle.manifest.tag != tag:
                 raise BundleError(f"{tag} in {folder} is now {bundle.manifest.tag}")
             return bundle
     return read_stored(tag)
 
 
+def _read_whole(folder: Path) -> Bundle:
+    try:
+        return _read_image(folder) if _is_layout(folder) else read_bundle(folder)
+    except OSError as error:  # it has gone since
+        raise BundleError(f"{folder}: {error.strerror}") from None
+
+
 def _found(folder: Path) -> dict[str, Path]:
-    """The bundles at a path, by tag; of a model the newest version first."""
+    """The bundles at a path, by tag; of a model the newest version first.
+
+    Raises:
+        BundleError: none, one that cannot be read, or a tag twice.
+    """
+    try:
+        return _tags_at(folder)
+    except OSError as error:
+        raise BundleError(f"{folder}: {error.strerror}") from None
+
+
+def _tags_at(folder: Path) -> dict[str, Path]:
     if _is_layout(folder):
         return {_image_tag(folder, _stamp(folder)): folder}
     folders = [folder] if _is_bundle(folder) else list(_below(folder))
@@ -118,11 +136,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def _refuse_links(folder: Path) -> None:
-    try:
-        status = os.lstat(folder)
-    except OSError as error:
-        raise BundleError(f"{folder}: {error.strerror}") from None
-    if not stat.S_ISDIR(status.st_mode):
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
         raise BundleError(f"{folder}: not a folder, or a link to one")
 
 

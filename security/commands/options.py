@@ -42,12 +42,17 @@ def admission_settings(args: argparse.Namespace) -> AdmissionSettings:
     )
 
 
-def variables(settings: Settings, admission: AdmissionSettings) -> dict[str, str]:
-    """What another process in another folder finds the same settings by."""
+def variables(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
+    """What another process in another folder finds the same settings by.
+
+    Policy and trust root only where --policy or --trust names them: a Bento has its own
+    policy.
+    """
     config = os.environ.get("SEALGATE_CONFIG")
-    return {
-        "SEALGATE_HOME": str(settings.home),
-        "SEALGATE_ADMISSION_TRUST": str(admission.trust),
-        "SEALGATE_ADMISSION_POLICY": str(admission.policy),
-        **({"SEALGATE_CONFIG": str(Path(config).absolute())} if config else {}),
+    named = {
+        "SEALGATE_HOME": settings.home,
+        "SEALGATE_CONFIG": Path(config) if config else None,
+        "SEALGATE_ADMISSION_TRUST": args.trust,
+        "SEALGATE_ADMISSION_POLICY": args.policy,
     }
+    return {name: str(path.absolute()) for name, path in named.items() if path}

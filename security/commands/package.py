@@ -6,8 +6,9 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.bundle import read_bundle
 from models.errors import BundleError
@@ -15,19 +16,19 @@ from sealgate.protocol.dsse import KeySigner
 from security.admission.doors import verify_bundle
 from security.admission.keys import ROLES, load_signing_key
 from security.admission.policy import load_policy
-from security.commands.admit import Admitted, admit_bundle
-from security.commands.keygen import make_keys
 from security.commands.options import (
     Subparsers,
     add_admission,
     admission_settings,
     variables,
 )
-from security.commands.sign import sign_reports
 from security.commands.signing import add_passphrase
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
+
+if TYPE_CHECKING:  # the module takes long to import
+    from security.commands.admit import Admitted
 
 __all__ = ["add_parser", "run"]
 
@@ -55,19 +56,20 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Package; returns the exit code."""
-    from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
-
     settings, admission = load_settings(), admission_settings(args)
     # Before anything is made for what is no bundle.
     tag = read_bundle(args.bundle).manifest.tag
     _say("keys", _keys(settings, args.passphrase_file))
     for step, text in _admit(args.bundle, settings, admission, args.passphrase_file):
         _say(step, text)
+    from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
+
     _, stored = store_bundle(args.bundle)
     _say("stored", tag if stored else f"{tag} already, with these contents")
     _say("names", f"{tag} for the service: SEALGATE_SERVICE_MODELS={tag}")
-    bento = _build(tag, settings, admission)
-    _say("built", f"{bento}; next: python -m security serve {bento}")
+    bento = _build(tag, variables(args, settings))
+    policy = f" --policy {args.policy}" if args.policy else ""
+    _say("built", f"{bento}; next: python -m security serve {bento}{policy}")
     return 0
 
 
@@ -81,6 +83,8 @@ def _keys(settings: Settings, passphrase: Path | None) -> str:
     Raises:
         SettingsError: in production, the keys of several roles are in one hand.
     """
+    from security.commands.keygen import make_keys  # noqa: PLC0415  (slow)
+
     if settings.service.environment != "production":
         made = [x for x in make_keys(settings, passphrase) if not x.startswith("kept")]
         where = settings.home / "keys"
@@ -112,6 +116,9 @@ def _admit(
         KeyFileError: a verdict is missing, and no key is here that may sign it.
         AdmissionRefused, BundleError: as the gate says.
     """
+    from security.commands.admit import admit_bundle  # noqa: PLC0415  (slow)
+    from security.commands.sign import sign_reports  # noqa: PLC0415
+
     bundle = read_bundle(folder)
     try:
         verified = verify_bundle(bundle, admission)
@@ -153,8 +160,12 @@ def _told(admitted: Admitted) -> Iterator[tuple[str, str]]:
     yield "documents", f"wrote {names}" if names else "kept"
 
 
-def _build(tag: str, settings: Settings, admission: AdmissionSettings) -> str:
+def _build(tag: str, named: Mapping[str, str]) -> str:
     """Build the Bento of one model; returns its tag.
+
+    Args:
+        tag: of the model.
+        named: variables that name the settings.
 
     Raises:
         BundleError: `bentoml build` refused it.
@@ -168,7 +179,7 @@ def _build(tag: str, settings: Settings, admission: AdmissionSettings) -> str:
         cwd=_ROOT,
         env={
             **os.environ,
-            **variables(settings, admission),
+            **named,
             "BENTOML_HOME": str(BentoMLContainer.bentoml_home.get()),
             "SEALGATE_SERVICE_MODELS": tag,
         },

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.manifest import is_tag
-from security.access.issuer import DEVELOPMENT_ISSUER
 from security.admission.plan import PlanFolder
 from security.commands.options import (
     Subparsers,
@@ -18,7 +17,6 @@ from security.commands.options import (
     admission_settings,
     variables,
 )
-from security.commands.profile import write_profile
 from security.errors import SettingsError
 from security.settings.loading import Settings, load_settings
 
@@ -57,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Become `python -m service`; returns only if it cannot."""
     settings = replace(load_settings(), admission=admission_settings(args))
     source, tags = _ROOT, _targets(args.targets, settings)
-    environment = {**os.environ, **variables(settings, settings.admission)}
+    environment = {**os.environ, **variables(args, settings)}
     if args.targets:
         _refuse_plan(settings)
         bento = _bento(args.targets)
@@ -109,28 +107,28 @@ def _bento(targets: Sequence[str]) -> Path | None:
     Raises:
         SettingsError: it is not there, or not named alone.
     """
-    from bentoml.exceptions import BentoMLException  # noqa: PLC0415  (slow)
-
-    from security.admission.hooks import SERVICE_NAME  # noqa: PLC0415
-
-    bentos = [
-        target
-        for target in targets
-        if (Path(target) / "bento.yaml").is_file()
-        or (target.partition(":")[0] == SERVICE_NAME and not Path(target).exists())
-    ]
+    bentos = [target for target in targets if _is_bento(target)]
     if not bentos:
         return None
     if len(targets) > 1:
         raise SettingsError("a Bento holds its own models: name it alone")
     if Path(bentos[0]).is_dir():
         return Path(bentos[0]).absolute()
-    import bentoml  # noqa: PLC0415
+    import bentoml  # noqa: PLC0415  (slow)
+    from bentoml.exceptions import BentoMLException  # noqa: PLC0415
 
     try:
         return Path(bentoml.bentos.get(bentos[0]).path)
     except BentoMLException as error:
         raise SettingsError(f"{bentos[0]}: {error}") from None
+
+
+def _is_bento(target: str) -> bool:
+    """Whether it is a Bento's folder, or a tag that no model's version can be."""
+    folder = Path(target)
+    if folder.exists():
+        return (folder / "bento.yaml").is_file()
+    return ":" in target and not is_tag(target)
 
 
 def _refuse_plan(settings: Settings) -> None:
@@ -156,8 +154,10 @@ def _write_profile(
     Raises:
         SettingsError, BundleError: what is to be served cannot be told.
     """
+    from security.access.issuer import DEVELOPMENT_ISSUER  # noqa: PLC0415  (slow)
     from security.admission.hooks import read_lock  # noqa: PLC0415  (bentoml)
     from security.admission.sources import served_tags  # noqa: PLC0415
+    from security.commands.profile import write_profile  # noqa: PLC0415  (slow)
 
     found = list(served_tags(tags) if source == _ROOT else read_lock(source))
     development = settings.service.environment == "development"

@@ -142,6 +142,9 @@ def test_layouts_that_are_refused(tmp_path: Path, bundle_folder: Path) -> None:
     other = layout(tmp_path / "other", bundle_folder, place="bundle")
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
         served_tags([f"path:{other}"])
+    (other / "index.json").unlink()
+    with pytest.raises(BundleError, match="other: No such file or directory"):
+        served_tags([f"path:{other}"])
     changed = layout(tmp_path / "changed", bundle_folder)
     blobs = sorted(
         (changed / "blobs" / "sha256").iterdir(), key=lambda p: p.stat().st_size
