@@ -165,6 +165,16 @@ def test_what_is_refused_before_a_port_is_open(home: Path, tmp_path: Path) -> No
     assert "a Bento holds its own models" in line
 
 
+@pytest.mark.parametrize("arguments", [("--help",), ("--port", "x")])
+def test_usage_of_the_server_itself(arguments: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == (0 if "--help" in arguments else 2)
+    assert "usage: python -m service" in result.stdout + result.stderr
+
+
 def test_a_port_that_is_taken(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
