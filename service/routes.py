@@ -120,7 +120,9 @@ class Routes:
         self._quotas = quotas
         self._require_sealed = require_sealed
         self._clock = clock
-        self._verified = self.metrics.histogram("sealgate_stage_seconds", "verify", "")
+        self._verified = self.metrics.histogram(
+            "sealgate_stage_seconds", "verify", "", ""
+        )
         # As many as there are series of `sealgate_requests`.
         self._counting: dict[tuple[object, ...], Callable[[float], None]] = {}
 
