@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.tensors import Array
 from sealgate.retry import Attempts
-from sealgate.steps import AskToken, Fetch, Steps, Wait
+from sealgate.steps import AskToken, Fetch, Message, Steps, Wait
 from sealgate.streams import StreamExchange
 
 __all__ = ["Core"]
@@ -231,7 +231,7 @@ class Core:
         """
         attempts = Attempts(self.options.retry)
         token = (yield from _token()) if own_token else None
-        message = _Message(method, path, token, headers, body, own_certificate)
+        message = Message(method, path, token, headers, body, own_certificate)
         return (yield from self._exchange(message, attempts))
 
     # One request as a stream: who holds the connection decides what is repeated
@@ -257,11 +257,11 @@ class Core:
         Raises:
             TransportError: the server offers no usable keys.
         """
-        message = _Message(method, path, token)
+        message = Message(method, path, token)
         if self._proves(message) and self._clock() - self._nonce_since > _NONCE_FRESH_S:
             # The content can be sent once: a nonce is asked for before that.
             attempts = Attempts(self.options.retry)
-            yield from self._exchange(_Message("GET", "/v2", token), attempts)
+            yield from self._exchange(Message("GET", "/v2", token), attempts)
         config = yield from self._choose_keys()
         request = build_request(
             method,
@@ -328,7 +328,7 @@ class Core:
         attempts = Attempts(self.options.retry)
         headers = self._traced(headers)
         path = "/v2" if model is None else model_path(model, action)
-        message = _Message(method, path, (yield from _token()), headers, body)
+        message = Message(method, path, (yield from _token()), headers, body)
         try:
             return (yield from self._answered(message, attempts))
         except ServerRefusedError as error:
@@ -339,7 +339,7 @@ class Core:
             error.args = (f"{about}{error}{expired}",)
             raise
 
-    def _answered(self, message: _Message, attempts: Attempts) -> Steps[Response]:
+    def _answered(self, message: Message, attempts: Attempts) -> Steps[Response]:
         while True:
             try:
                 response = yield from self._exchange(message, attempts)
@@ -364,7 +364,7 @@ class Core:
             return headers
         return (*headers, *trace_headers(current()))
 
-    def _exchange(self, message: _Message, attempts: Attempts) -> Steps[Response]:
+    def _exchange(self, message: Message, attempts: Attempts) -> Steps[Response]:
         """The inner response, after recovering from a stale key or a wrong clock."""
         while True:
             try:
@@ -386,7 +386,7 @@ class Core:
                 if not self.recover(error, attempts):
                     raise
 
-    def _attempt(self, message: _Message) -> Steps[Response]:
+    def _attempt(self, message: Message) -> Steps[Response]:
         config = yield from self._choose_keys()
         request = build_request(
             message.method,
@@ -417,10 +417,10 @@ class Core:
             return (yield from self._attempt(message))
         return exchange.finish(answer)
 
-    def _proves(self, message: _Message) -> bool:
+    def _proves(self, message: Message) -> bool:
         return self.options.proof_key is not None and message.token is not None
 
-    def _proof(self, message: _Message) -> str | None:
+    def _proof(self, message: Message) -> str | None:
         key = self.options.proof_key
         if key is None or message.token is None:
             return None
@@ -488,18 +488,6 @@ class Core:
                 extensions = []
             self._binary = binary_tensors.EXTENSION in extensions
         return self._binary
-
-
-@dataclass(frozen=True)
-class _Message:
-    """What is inside each attempt of a request."""
-
-    method: str
-    path: str
-    token: str | None = field(repr=False)
-    headers: Headers = field(default=(), repr=False)
-    body: Body = field(default=b"", repr=False)
-    certified: bool = True
 
 
 def _token() -> Steps[str]:
