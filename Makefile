@@ -28,10 +28,7 @@ quickstart: $(VENV)/.toolkit
 serve: $(VENV)/.toolkit
 	@test -e $(HOME_DIR)/profile.json || \
 	  { echo "error: nothing to serve yet; run 'make quickstart' first" >&2; exit 2; }
-	@$(PY) -m security profile --url http://127.0.0.1:$(PORT) \
-	  --model breast-cancer --lifetime 3600
-	@exec $(PY) -m bentoml serve sealgate:latest --host 127.0.0.1 --port $(PORT) \
-	  --timeout-graceful-shutdown 30
+	@exec $(PY) -m security serve sealgate:latest --port $(PORT)
 
 # A file's tests stay on one worker, so that they share the servers they start; each worker
 # has a core, so that a second thread of torch would only be in the way.

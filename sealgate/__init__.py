@@ -10,12 +10,14 @@ steps, answers        what is asked of who does the I/O; answers read as they co
 exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, retry           which key to seal to; when a request may be sent again
 transport             how bytes leave: connections, and a closed list of fields
-convert               arrays and data frames into what a model takes
+content               arrays as a request's content, and an answer's
+convert, cells        arrays, data frames and their cells into what a model takes
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
 endpoints, peers      where the proxy listens; which account connects to it
-cli, commands, tables the `sealgate` command, and the files it reads and writes
+cli, commands         the `sealgate` command
+tables, output        the files that it reads, and what it prints and writes
 protocol              bytes that two parties must agree on
 errors                the one error tree
 """

@@ -80,6 +80,8 @@ class AsyncClient:
             timeout_s,
             certificate=options.client_certificate,
             key=options.client_key,
+            authorities=options.authorities,
+            proxy=options.proxy,
         )
 
     def __repr__(self) -> str:
@@ -160,12 +162,19 @@ class AsyncClient:
         return await self._run(self._core.metadata(model))
 
     async def infer(
-        self, model: str, inputs: Any, *, traceparent: str | None = None
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        traceparent: str | None = None,
+        batched: bool = True,
+        progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """Run a model.
 
         Values are converted to the model's dtypes where none changes beyond float
-        rounding; the model's metadata is fetched once for that.
+        rounding; the model's metadata is fetched once for that. More rows than the
+        model takes in a request are sent in several, one after the other.
 
         Args:
             model: its name.
@@ -174,6 +183,10 @@ class AsyncClient:
                 sent.
             traceparent: the W3C trace that this request belongs to; sent inside the
                 seal. Without it, what `Options.traceparent` gives.
+            batched: send too many rows in several requests; each is charged to quotas,
+                and answered by whichever version answers then.
+            progress: told after each of several requests how many rows are answered,
+                and of how many.
 
         Returns:
             Arrays by output name.
@@ -186,7 +199,15 @@ class AsyncClient:
             PassportError: one is required, and does not verify.
             TransportError: no usable answer.
         """
-        return await self._run(self._core.infer(model, inputs, traceparent=traceparent))
+        return await self._run(
+            self._core.infer(
+                model,
+                inputs,
+                traceparent=traceparent,
+                batched=batched,
+                progress=progress,
+            )
+        )
 
     async def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them.

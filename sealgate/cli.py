@@ -7,13 +7,16 @@ An error is one line on standard error.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sealgate import commands
 from sealgate.errors import SealgateError, ServerRefusedError
+from sealgate.tables import KINDS
 
 __all__ = ["build_parser", "main"]
 
@@ -28,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "readable by the server alone.",
         epilog="Exit codes: 0 done; 1 the server refused; 2 wrong usage, or an error.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it and end")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, text, add in _COMMANDS:
         add(subparsers.add_parser(name, help=text))
@@ -53,6 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Version(argparse.Action):
+    """Looked up when it is asked for: that takes longer than the rest of the start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            version = importlib.metadata.version("sealgate")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"sealgate {version}")
+        parser.exit()
+
+
 def _add_profile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--profile",
@@ -73,6 +89,18 @@ def _add_profile(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="PEM file of its key, if that is not in the same file",
+    )
+    parser.add_argument(
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM file of the authorities that the server's certificate must come from",
+    )
+    parser.add_argument(
+        "--proxy",
+        metavar="URL",
+        help="connect by this proxy, or '' by none (default: as HTTPS_PROXY and "
+        "NO_PROXY say)",
     )
     parser.add_argument(
         "--timeout",
@@ -114,12 +142,28 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="FILE",
-        help=".json, .npz, .csv or .parquet; the answers to several files are joined",
+        help=".json, .npz, .csv or .parquet, or - for standard input; the answers to "
+        "several files are joined, and more rows than the model takes at once are sent "
+        "in several requests",
+    )
+    parser.add_argument(
+        "--input-format",
+        choices=KINDS,
+        help="instead of what the files' names say (default for -: csv)",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, not a table")
     form.add_argument(
-        "--output", type=Path, metavar="FILE", help="write .json or .npz, print nothing"
+        "--csv",
+        action="store_true",
+        help="print CSV: the input's columns, and the answer with the labels' names",
+    )
+    form.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write that as .csv or .parquet, or the answer as .json or .npz; print "
+        "nothing",
     )
     parser.set_defaults(run=commands.infer)
 

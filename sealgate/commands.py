@@ -9,17 +9,30 @@ import json
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sealgate.async_client import AsyncClient
 from sealgate.client import Client
 from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
 from sealgate.keys import fingerprint, parse_configs
-from sealgate.options import options_of
+from sealgate.options import Options, options_of
+from sealgate.output import (
+    Array,
+    format_csv,
+    format_json,
+    format_metadata,
+    format_table,
+    join_columns,
+    join_rows,
+    named_outputs,
+    write_outputs,
+)
 from sealgate.passport import Passport
 from sealgate.peers import is_ours
 from sealgate.profile import Profile
@@ -31,19 +44,15 @@ from sealgate.protocol.hpke import (
 )
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.proxy import Proxy
-from sealgate.tables import (
-    Array,
-    format_json,
-    format_metadata,
-    format_table,
-    join_rows,
-    read_inputs,
-    write_outputs,
-)
+from sealgate.retry import RetryPolicy
+from sealgate.tables import read_inputs
 
 __all__ = ["address", "health", "infer", "keys", "metadata", "passport", "proxy"]
 
 _MAX_PEM_BYTES = 64 << 10
+# Many rows reach quotas by the minute: a command can wait for the next one.
+_PATIENT = RetryPolicy(max_retries=100, max_wait_s=120.0)
+_TELL_S = 5.0
 _MAX_REASON_CHARACTERS = 60
 _KEMS = {KEM_X25519: "X25519", KEM_XWING: "MLKEM768-X25519"}
 _AEADS = {
@@ -54,17 +63,23 @@ _AEADS = {
 
 def infer(args: argparse.Namespace) -> int:
     """Run a model on the rows of files."""
-    client, model = _client(args)
+    client, model = _client(args, retry=_PATIENT)
     with client:
         description = client.metadata(model)
         answers: list[dict[str, Array]] = []
+        columns: list[Mapping[str, Sequence[Any]]] = []
         for path in _progress(args.input):
-            inputs = read_inputs(path, description)
-            with _naming(path, args.input):
-                answers.append(client.infer(model, inputs))
+            inputs = read_inputs(path, description, args.input_format or "")
+            columns.append(inputs.columns)
+            with _naming(path, args.input), _Rows() as rows:
+                answers.append(client.infer(model, inputs.arrays, progress=rows))
     outputs = join_rows(answers)
-    if args.output is not None:
-        write_outputs(args.output, outputs)
+    if args.output is not None or args.csv:
+        table = named_outputs(outputs, description, join_columns(columns))
+        if args.csv:
+            print(format_csv(table), end="")
+        else:
+            write_outputs(args.output, outputs, table)
     else:
         print(format_json(outputs) if args.json else format_table(outputs, description))
     return 0
@@ -81,7 +96,7 @@ def metadata(args: argparse.Namespace) -> int:
 
 def health(args: argparse.Namespace) -> int:
     """Say whether the server is ready."""
-    with Client.from_profile(_profile(args), timeout_s=args.timeout) as client:
+    with _open(_profile(args), args) as client:
         ready = client.health()
     print("ready" if ready else "not ready")
     return 0 if ready else 1
@@ -101,7 +116,7 @@ def keys(args: argparse.Namespace) -> int:
     profile = _profile(args)
     given = tuple(map(_read_pem, args.identity))
     profile = replace(profile, identity_keys=given or profile.identity_keys)
-    with Client.from_profile(profile, timeout_s=args.timeout) as client:
+    with _open(profile, args) as client:
         document = client.keys()
     for config in parse_configs(document):
         print(_describe(config))
@@ -157,7 +172,7 @@ async def _serve(
     client = AsyncClient(
         profile.url,
         token=profile.token,
-        options=options_of(profile),
+        options=_options(profile, args),
         timeout_s=args.timeout,
     )
     async with client:
@@ -215,6 +230,33 @@ def _naming(path: Path, paths: Sequence[Path]) -> Iterator[None]:
         if len(paths) > 1:
             error.args = (f"{path}: {error}",)
         raise
+
+
+class _Rows:
+    """Says on standard error how many rows are answered: often, or every few seconds.
+
+    Called after each of several requests; nothing is said of a single one.
+    """
+
+    def __init__(self) -> None:
+        self._rewrite = sys.stderr.isatty()
+        self._said = time.monotonic()
+        self._open = False
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, done: int, of: int) -> None:
+        if self._rewrite:
+            self._open = True
+            print(f"\r\x1b[K{done}/{of} rows", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._said >= _TELL_S:
+            self._said = time.monotonic()
+            print(f"{done}/{of} rows", file=sys.stderr, flush=True)
 
 
 def _passport_lines(found: Passport) -> Iterator[str]:
@@ -292,9 +334,24 @@ def _certified(profile: Profile, args: argparse.Namespace) -> Profile:
     )
 
 
-def _client(args: argparse.Namespace) -> tuple[Client, str]:
+def _options(profile: Profile, args: argparse.Namespace) -> Options:
+    return replace(options_of(profile), authorities=args.ca, proxy=args.proxy)
+
+
+def _open(
+    profile: Profile, args: argparse.Namespace, *, retry: RetryPolicy = RetryPolicy()
+) -> Client:
+    options = replace(_options(profile, args), retry=retry)
+    return Client(
+        profile.url, token=profile.token, options=options, timeout_s=args.timeout
+    )
+
+
+def _client(
+    args: argparse.Namespace, *, retry: RetryPolicy = RetryPolicy()
+) -> tuple[Client, str]:
     profile = _loaded(args)
     model = args.model or profile.model
     if not model:
         raise ProfileError("no model: name one, or let the profile name it")
-    return Client.from_profile(profile, timeout_s=args.timeout), model
+    return _open(profile, args, retry=retry), model

@@ -7,12 +7,14 @@ results back in; all decisions are made here, once.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from sealgate.content import decode_arrays, encode_arrays, max_rows_of, rows_of
 from sealgate.convert import to_arrays
 from sealgate.errors import (
     AuthenticationError,
@@ -25,7 +27,7 @@ from sealgate.errors import (
     PermissionDeniedError,
     ProfileError,
     ProofNonceError,
-    TensorError,
+    ServerRefusedError,
     TransportError,
 )
 from sealgate.exchange import (
@@ -36,6 +38,7 @@ from sealgate.exchange import (
     build_request,
     check_token,
     check_url,
+    expired_since,
     json_of,
     model_path,
     parse_metadata,
@@ -51,23 +54,24 @@ from sealgate.keys import (
 )
 from sealgate.options import Options
 from sealgate.passport import Passport, verify_passport
-from sealgate.protocol import binary_tensors, datatypes, keyconfig, signedkeys, tensors
+from sealgate.protocol import binary_tensors, keyconfig, signedkeys
 from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.tensors import Array
 from sealgate.retry import Attempts
-from sealgate.steps import AskToken, Fetch, Steps, Wait
+from sealgate.steps import AskToken, Fetch, Message, Steps, Wait
 from sealgate.streams import StreamExchange
 
 __all__ = ["Core"]
 
-_JSON = ((b"content-type", b"application/json"),)
-_BINARY = (b"content-type", b"application/octet-stream")
 _MAX_KEYS_BYTES = 1 << 20
 _OVERHEAD = 64 << 10
 # A nonce of a server is good for at least five minutes; of another one perhaps less.
 _NONCE_FRESH_S = 60.0
 _IN_TOUCH_S = 30.0
+_TOO_LARGE = 413
+# Told how many rows were answered, and of how many.
+Progress = Callable[[int, int], None]
 
 
 class Core:
@@ -114,14 +118,14 @@ class Core:
     def ready(self, model: str) -> Steps[bool]:
         """Whether a model is loaded, for a caller who may know."""
         try:
-            yield from self._call("GET", model_path(model, "/ready"))
+            yield from self._call("GET", model, "/ready")
         except (NotFoundError, OverloadedError):
             return False
         return True
 
     def server_metadata(self) -> Steps[dict[str, Any]]:
         """The server's name, version and extensions."""
-        value = json_of((yield from self._call("GET", "/v2")).body)
+        value = json_of((yield from self._call("GET")).body)
         if not isinstance(value, dict) or not isinstance(value.get("extensions"), list):
             raise TransportError("the server's metadata is malformed")
         return value
@@ -129,37 +133,68 @@ class Core:
     def metadata(self, model: str) -> Steps[dict[str, Any]]:
         """The model's v2 metadata."""
         yield from self._check_passport(model)
-        response = yield from self._call("GET", model_path(model))
+        response = yield from self._call("GET", model)
         value = parse_metadata(json_of(response.body))
         self._metadata[model] = value
         return value
 
     def infer(
-        self, model: str, inputs: Any, *, traceparent: str | None = None
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        traceparent: str | None = None,
+        batched: bool = True,
+        progress: Progress | None = None,
     ) -> Steps[dict[str, Array]]:
-        """Run a model."""
+        """Run a model, by as many requests as its rows take."""
         trace = trace_headers(traceparent)
         yield from self._check_passport(model)
         metadata = self._metadata.get(model)
         if metadata is None:
             metadata = yield from self.metadata(model)
         arrays = to_arrays(inputs, metadata)
-        headers, body = _encode(arrays, binary=(yield from self._speaks_binary()))
-        path = model_path(model, "/infer")
+        rows, most = rows_of(arrays, metadata), max_rows_of(metadata)
+        if not batched or rows <= most:
+            return (yield from self._infer(model, arrays, trace))
+        answers: list[dict[str, Array]] = []
+        start = 0
+        while start < rows:
+            part = {name: a[start : start + most] for name, a in arrays.items()}
+            try:
+                answers.append((yield from self._infer(model, part, trace)))
+            except InvalidInputError as error:
+                if error.status == _TOO_LARGE and most > 1:
+                    most //= 2
+                    continue
+                last = min(start + most, rows) - 1
+                error.args = (f"{error}; in rows {start} to {last}",)
+                raise
+            start += most
+            if progress is not None:
+                progress(min(start, rows), rows)
+        return {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+
+    def _infer(
+        self, model: str, arrays: Mapping[str, Array], trace: Headers
+    ) -> Steps[dict[str, Array]]:
+        headers, body = encode_arrays(arrays, binary=(yield from self._speaks_binary()))
         try:
-            response = yield from self._call("POST", path, (*headers, *trace), body)
+            response = yield from self._call(
+                "POST", model, "/infer", (*headers, *trace), body
+            )
         except InvalidInputError:
             # Perhaps the model is another one by now: ask again, next time.
             self._metadata.pop(model, None)
             raise
-        return _decode(response)
+        return decode_arrays(response)
 
     def passport(self, model: str) -> Steps[Passport]:
         """Fetch the model's verdict and evidence, and verify them."""
         trusted = self.options.trusted_keys
         if not trusted:
             raise PassportError("no trusted key: give trusted_keys to check a passport")
-        response = yield from self._call("GET", model_path(model, "/attestations"))
+        response = yield from self._call("GET", model, "/attestations")
         passport = verify_passport(
             json_of(response.body), model=model, trusted_keys=trusted
         )
@@ -196,7 +231,7 @@ class Core:
         """
         attempts = Attempts(self.options.retry)
         token = (yield from _token()) if own_token else None
-        message = _Message(method, path, token, headers, body, own_certificate)
+        message = Message(method, path, token, headers, body, own_certificate)
         return (yield from self._exchange(message, attempts))
 
     # One request as a stream: who holds the connection decides what is repeated
@@ -222,11 +257,11 @@ class Core:
         Raises:
             TransportError: the server offers no usable keys.
         """
-        message = _Message(method, path, token)
+        message = Message(method, path, token)
         if self._proves(message) and self._clock() - self._nonce_since > _NONCE_FRESH_S:
             # The content can be sent once: a nonce is asked for before that.
             attempts = Attempts(self.options.retry)
-            yield from self._exchange(_Message("GET", "/v2", token), attempts)
+            yield from self._exchange(Message("GET", "/v2", token), attempts)
         config = yield from self._choose_keys()
         request = build_request(
             method,
@@ -279,12 +314,32 @@ class Core:
     # One sealed request, and what may be repeated
 
     def _call(
-        self, method: str, path: str, headers: Headers = (), body: Body = b""
+        self,
+        method: str,
+        model: str | None = None,
+        action: str = "",
+        headers: Headers = (),
+        body: Body = b"",
     ) -> Steps[Response]:
-        """A successful answer, or the error it stands for."""
+        """A successful answer of a model or the server, or the error it stands for.
+
+        The error's text names the model, and since when the token is expired.
+        """
         attempts = Attempts(self.options.retry)
         headers = self._traced(headers)
-        message = _Message(method, path, (yield from _token()), headers, body)
+        path = "/v2" if model is None else model_path(model, action)
+        message = Message(method, path, (yield from _token()), headers, body)
+        try:
+            return (yield from self._answered(message, attempts))
+        except ServerRefusedError as error:
+            expired = ""
+            if isinstance(error, AuthenticationError):
+                expired = expired_since(message.token or "", now=self._now())
+            about = f"{model}: ".encode(errors="replace").decode() if model else ""
+            error.args = (f"{about}{error}{expired}",)
+            raise
+
+    def _answered(self, message: Message, attempts: Attempts) -> Steps[Response]:
         while True:
             try:
                 response = yield from self._exchange(message, attempts)
@@ -309,7 +364,7 @@ class Core:
             return headers
         return (*headers, *trace_headers(current()))
 
-    def _exchange(self, message: _Message, attempts: Attempts) -> Steps[Response]:
+    def _exchange(self, message: Message, attempts: Attempts) -> Steps[Response]:
         """The inner response, after recovering from a stale key or a wrong clock."""
         while True:
             try:
@@ -331,7 +386,7 @@ class Core:
                 if not self.recover(error, attempts):
                     raise
 
-    def _attempt(self, message: _Message) -> Steps[Response]:
+    def _attempt(self, message: Message) -> Steps[Response]:
         config = yield from self._choose_keys()
         request = build_request(
             message.method,
@@ -362,10 +417,10 @@ class Core:
             return (yield from self._attempt(message))
         return exchange.finish(answer)
 
-    def _proves(self, message: _Message) -> bool:
+    def _proves(self, message: Message) -> bool:
         return self.options.proof_key is not None and message.token is not None
 
-    def _proof(self, message: _Message) -> str | None:
+    def _proof(self, message: Message) -> str | None:
         key = self.options.proof_key
         if key is None or message.token is None:
             return None
@@ -435,49 +490,9 @@ class Core:
         return self._binary
 
 
-@dataclass(frozen=True)
-class _Message:
-    """What is inside each attempt of a request."""
-
-    method: str
-    path: str
-    token: str | None = field(repr=False)
-    headers: Headers = field(default=(), repr=False)
-    body: Body = field(default=b"", repr=False)
-    certified: bool = True
-
-
 def _token() -> Steps[str]:
     return check_token((yield AskToken()))
 
 
 def _age(answer: Answer) -> float:
     return max_age_s(answer.headers.get("cache-control", ""))
-
-
-def _encode(arrays: Mapping[str, Array], *, binary: bool) -> tuple[Headers, bytes]:
-    if not binary:
-        document = tensors.encode_request(arrays)
-        return _JSON, json.dumps(document, separators=(",", ":")).encode()
-    document, parts = binary_tensors.encode_request(arrays)
-    head = json.dumps(document, separators=(",", ":")).encode()
-    length = (binary_tensors.HEADER_LENGTH, str(len(head)).encode())
-    return (_BINARY, length), b"".join((head, *parts))
-
-
-def _decode(response: Response) -> dict[str, Array]:
-    lengths = [v for n, v in response.headers if n == binary_tensors.HEADER_LENGTH]
-    try:
-        head, tail = binary_tensors.split(response.body, lengths)
-        arrays = binary_tensors.decode_response(json_of(head), tail)
-    except TensorError as error:
-        raise TransportError(f"the answer is unusable: {error}") from None
-    # Callers own their arrays: a view could not be written to, and would keep all of
-    # the message alive.
-    return {name: _own(array) for name, array in arrays.items()}
-
-
-def _own(array: Array) -> Array:
-    # numpy has no BF16: callers get the same numbers as FP32.
-    array = datatypes.numbers(array)
-    return array if array.flags.writeable else array.copy()

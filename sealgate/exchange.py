@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import formatdate, parsedate_to_datetime
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
@@ -46,6 +47,7 @@ __all__ = [
     "build_request",
     "check_token",
     "check_url",
+    "expired_since",
     "json_of",
     "model_path",
     "parse_metadata",
@@ -287,6 +289,31 @@ def check_token(token: str) -> str:
     if not _TOKEN.fullmatch(str(token)):
         raise ProfileError("the access token is none: text of A-Z a-z 0-9 - . _ ~ + /")
     return token
+
+
+def expired_since(token: str, *, now: float) -> str:
+    """What to tell of a token that is over: ", expired since …"; empty otherwise.
+
+    Nothing is verified: it is the caller's own token.
+    """
+    try:
+        part = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        expires = float(claims["exp"])
+        if now < expires:
+            return ""
+        when = datetime.fromtimestamp(expires, UTC)
+    except (ValueError, LookupError, TypeError, OverflowError, OSError, RecursionError):
+        return ""
+    ago = _spoken(now - expires)
+    return f"; the token expired {ago} ago, at {when:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _spoken(seconds: float) -> str:
+    for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def model_path(model: str, action: str = "") -> str:

@@ -27,6 +27,10 @@ class Options:
         passport_max_age_s: verify a model's passport again after this time.
         relay_url: send sealed requests there, so that the server does not see where
             they come from (RFC 9458, section 2).
+        authorities: PEM file of those that the server's and the relay's TLS
+            certificates must come from; None for the usual ones.
+        proxy: URL of the proxy to connect by, empty for none; None for what the
+            environment names.
         proof_key: the key that the token is bound to (RFC 9449); each request proves
             that the client has it.
         client_certificate: PEM file of the certificate that the token is bound to (RFC
@@ -47,6 +51,8 @@ class Options:
     require_passport: bool = False
     passport_max_age_s: float = 3600.0
     relay_url: str | None = None
+    authorities: Path | None = None
+    proxy: str | None = None
     proof_key: ProofKey | None = None
     client_certificate: Path | None = None
     client_key: Path | None = None

@@ -1,4 +1,4 @@
-"""What a client asks of who does its I/O: its operations are generators of these."""
+"""What a client sends, and asks of who does its I/O: operations are generators."""
 
 from __future__ import annotations
 
@@ -7,8 +7,27 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sealgate.exchange import Content
+from sealgate.protocol.bhttp import Body, Headers
 
-__all__ = ["AskToken", "Fetch", "Steps", "Wait"]
+__all__ = ["AskToken", "Fetch", "Message", "Steps", "Wait"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is inside each attempt of a request.
+
+    Attributes:
+        method, path, headers, body: of the inner request; path with query.
+        token: to send; None where the headers have one.
+        certified: show the client's certificate, if it has one.
+    """
+
+    method: str
+    path: str
+    token: str | None = field(repr=False)
+    headers: Headers = field(default=(), repr=False)
+    body: Body = field(default=b"", repr=False)
+    certified: bool = True
 
 
 @dataclass(frozen=True)

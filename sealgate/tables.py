@@ -1,47 +1,30 @@
-"""Input files into arrays, and answers into a table, for the command line."""
+"""Input files into arrays, for the command line."""
 
 from __future__ import annotations
 
 import csv
 import importlib
 import io
-import json
-import math
-import re
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sealgate.cells import number
 from sealgate.convert import columns_of, to_arrays
 from sealgate.errors import JsonError, ProfileError, TensorError
 from sealgate.protocol import strict_json, tensors
 
-__all__ = [
-    "category",
-    "format_json",
-    "format_metadata",
-    "format_table",
-    "join_rows",
-    "number",
-    "read_inputs",
-    "write_outputs",
-]
+__all__ = ["KINDS", "Inputs", "read_inputs"]
 
 MAX_INPUT_BYTES = 256 << 20
 Array = npt.NDArray[Any]
-
-_NUMBER = re.compile(
-    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|inf|infinity)",
-    re.IGNORECASE,
-)
-_PLAIN = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
-_TRUTH = {"true": 1.0, "false": 0.0}
 
 # What the readers of these formats raise on files that are damaged or hostile.
 _UNREADABLE = (
@@ -60,196 +43,170 @@ _UNREADABLE = (
 )
 
 
-def read_inputs(path: Path, metadata: Mapping[str, Any]) -> dict[str, Array]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a file holds for a model.
+
+    Attributes:
+        arrays: by tensor name.
+        columns: of a table, as the file has them, by name; empty for other files.
+    """
+
+    arrays: Mapping[str, Array] = field(repr=False)
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict, repr=False)
+
+
+def read_inputs(path: Path, metadata: Mapping[str, Any], kind: str = "") -> Inputs:
     """Read arrays by tensor name from a .json, .npz, .csv or .parquet file.
 
     JSON: a v2 request, an object of arrays by tensor name, or, for a model with one
-    input, an array of rows. CSV: for a model with one tabular input; columns are
-    matched by the header where there is one. Parquet: columns are matched by name, to
-    the model's columns or to its inputs; pyarrow has to be installed.
+    input, an array of rows. Tables: columns are matched by the header's names to the
+    model's columns or to its inputs; a CSV file of numbers needs no header if the model
+    has one input. Parquet: pyarrow has to be installed.
 
     Args:
-        path: the file.
+        path: the file; ``-`` for standard input.
         metadata: the model's v2 metadata.
+        kind: of `KINDS`; by default what the file's name says, and of standard input
+            "csv".
 
     Raises:
         ProfileError: unreadable, of another kind, or it does not fit the model.
     """
-    reader = _READERS.get(path.suffix.lower())
+    kind = kind or ("csv" if str(path) == "-" else path.suffix.lower().lstrip("."))
+    reader = _READERS.get(kind)
     if reader is None:
         raise ProfileError(f"{path}: expected a .json, .npz, .csv or .parquet file")
+    where = "standard input" if str(path) == "-" else str(path)
     try:
-        if path.stat().st_size > MAX_INPUT_BYTES:
-            raise ProfileError(f"more than {MAX_INPUT_BYTES} bytes")
-        return reader(path.read_bytes(), metadata)
+        return reader(_read(path), metadata)
     except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}") from None
+        raise ProfileError(f"{where}: {error.strerror}") from None
     except _UNREADABLE as error:
-        raise ProfileError(f"{path}: {error}") from None
+        raise ProfileError(f"{where}: {error}") from None
 
 
-def format_table(outputs: Mapping[str, Array], metadata: Mapping[str, Any]) -> str:
-    """One line per row; class scores get a column per label."""
-    labels = {
-        tensor["name"]: tensor.get("parameters", {}).get("labels")
-        for tensor in metadata["outputs"]
-    }
-    columns: dict[str, list[str]] = {}
-    for name, array in outputs.items():
-        columns |= _columns(name, array, labels.get(name))
-    rows = max((len(cells) for cells in columns.values()), default=0)
-    index = [str(row) for row in range(rows)]
-    return _align({"row": index} | columns)
+def _read(path: Path) -> bytes:
+    if str(path) == "-":
+        data = sys.stdin.buffer.read(MAX_INPUT_BYTES + 1)
+        size = len(data)
+    else:
+        size = path.stat().st_size
+        data = b"" if size > MAX_INPUT_BYTES else path.read_bytes()
+    if size > MAX_INPUT_BYTES:
+        raise ProfileError(f"more than {MAX_INPUT_BYTES} bytes")
+    return data
 
 
-def format_json(outputs: Mapping[str, Array]) -> str:
-    """An object of nested arrays by output name."""
-    return json.dumps({name: array.tolist() for name, array in outputs.items()})
-
-
-def format_metadata(metadata: Mapping[str, Any]) -> str:
-    """A model's tensors, one per line, and the columns and labels they have."""
-    lines = [f"{metadata.get('name', '')}:{','.join(metadata.get('versions', []))}"]
-    for role in ("inputs", "outputs"):
-        for tensor in metadata[role]:
-            shape = ",".join(map(str, tensor.get("shape", [])))
-            kind = f"{tensor['datatype']}[{shape}]"
-            lines.append(f"  {role[:-1]:6}  {tensor['name']}  {kind}")
-            names = columns_of(tensor) or tensor.get("parameters", {}).get("labels", [])
-            lines += [f"            {', '.join(names)}"] if names else []
-    return "\n".join(lines)
-
-
-def join_rows(answers: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """The answers to several files as one: rows of the first file first.
-
-    Raises:
-        ProfileError: outputs without rows, or of different widths.
-    """
-    if len(answers) == 1:
-        return dict(answers[0])
-    try:
-        return {
-            name: np.concatenate([answer[name] for answer in answers])
-            for name in answers[0]
-        }
-    except (KeyError, ValueError):
-        raise ProfileError("the answers to these files cannot be joined") from None
-
-
-def write_outputs(path: Path, outputs: Mapping[str, Array]) -> None:
-    """Write the answer as .json or .npz, by the file's name.
-
-    Raises:
-        ProfileError: another kind of file, or it cannot be written.
-    """
-    kind = path.suffix.lower()
-    if kind not in (".json", ".npz"):
-        raise ProfileError(f"{path}: expected a .json or .npz file")
-    try:
-        if kind == ".json":
-            path.write_text(format_json(outputs) + "\n")
-            return
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, array in outputs.items():
-                buffer = io.BytesIO()
-                np.save(buffer, array, allow_pickle=False)
-                archive.writestr(f"{name}.npy", buffer.getbuffer())
-    except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror}") from None
-
-
-def _read_json(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
+def _read_json(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
     value = strict_json.loads(data, max_bytes=MAX_INPUT_BYTES)
     if isinstance(value, dict) and isinstance(value.get("inputs"), list):
-        return tensors.decode_response({"outputs": value["inputs"]})
+        return Inputs(tensors.decode_response({"outputs": value["inputs"]}))
     if isinstance(value, dict):
-        return {name: np.asarray(rows) for name, rows in value.items()}
-    return {_only_input(metadata)["name"]: np.asarray(value)}
+        return Inputs({name: np.asarray(rows) for name, rows in value.items()})
+    return Inputs({_only_input(metadata)["name"]: np.asarray(value)})
 
 
-def _read_npz(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
+def _read_npz(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
     del metadata
     arrays = np.load(io.BytesIO(data), allow_pickle=False)
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise ProfileError("not an .npz archive of named arrays")
     with arrays:
-        return {name: np.asarray(arrays[name]) for name in arrays.files}
+        return Inputs({name: np.asarray(arrays[name]) for name in arrays.files})
 
 
-def _read_csv(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
-    tensor = _only_input(metadata)
-    lines = io.StringIO(data.decode("utf-8-sig"), newline="")  # any end of lines
-    rows = [row for row in csv.reader(lines, skipinitialspace=True) if row]
-    if not rows:
+def _read_csv(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
+    text = io.StringIO(data.decode("utf-8-sig"), newline="")  # any end of lines
+    reader = csv.reader(text, skipinitialspace=True)
+    lines = [(reader.line_num, row) for row in reader if row]
+    if not lines:
         raise ProfileError("the file is empty")
-    if any(number(cell) is None for cell in rows[0]):
-        rows = _select(rows, columns_of(tensor))
-    if not rows:
-        raise ProfileError("there is a header, but no row")
-    if len({len(row) for row in rows}) > 1:
-        raise ProfileError("rows are not of one length")
-    columns = tensor.get("parameters", {}).get("columns", [])
-    kinds = [column.get("categories", ()) for column in columns]
-    kinds = kinds if len(kinds) == len(rows[0]) else [()] * len(rows[0])
-    values = [_values(cells, names) for cells, names in zip(zip(*rows), kinds)]
-    return {tensor["name"]: np.stack(values, axis=1)}
+    header = _header(lines[0][1])
+    if header is None:
+        header = _names_of_all(metadata, len(lines[0][1]))
+    else:
+        del lines[0]
+    frame = _Texts(header, lines)
+    _tell_ignored(frame.columns, metadata)
+    arrays = to_arrays(frame, metadata, row=frame.row)
+    return Inputs(arrays, {name: frame.raw(name) for name in frame.columns})
 
 
-def number(cell: str) -> float | None:
-    """A cell as a number, None if it is none: as training and assessment read it.
+class _Texts:
+    """Rows of texts with what `sealgate.convert` takes a data frame by."""
 
-    >>> number("6.5e1"), number("1_000"), number("true")
-    (65.0, None, 1.0)
-    """
-    text = cell.strip(" \t")
-    return float(text) if _NUMBER.fullmatch(text) else _TRUTH.get(text.lower())
+    def __init__(
+        self, header: list[str], lines: Sequence[tuple[int, list[str]]]
+    ) -> None:
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise ProfileError(f"column {twice[0]!r} occurs twice")
+        if not lines:
+            raise ProfileError("there is a header, but no row")
+        for place, row in lines:
+            if len(row) != len(header):
+                raise ProfileError(
+                    f"line {place} has {len(row)} cells, not {len(header)}"
+                )
+        self.columns = header
+        self._lines = lines
 
+    def row(self, index: int) -> str:
+        """Where a row ends in the file."""
+        return f"line {self._lines[index][0]}"
 
-def category(cell: str, names: Sequence[str]) -> int | None:
-    """The name that a cell is: spelled alike, or the only one of the same value.
+    def raw(self, name: str) -> list[str]:
+        """A column's texts."""
+        place = self.columns.index(name)
+        return [row[place] for _, row in self._lines]
 
-    >>> category("1.0", ["0", "1"]), category("01", ["0", "1"])
-    (1, None)
-    """
-    if cell in names:
-        return names.index(cell)
-    for key in _keys(cell):
-        same = [code for code, name in enumerate(names) if key in _keys(name)]
-        if len(same) == 1:
-            return same[0]
-    return None
+    def __getitem__(self, name: str) -> _Column:
+        return _Column(self.raw(name))
 
-
-def _keys(cell: str) -> tuple[str | float, ...]:
-    """What stands for a cell's value; numbers with leading zeros are texts."""
-    text = cell.strip(" \t")
-    if _PLAIN.fullmatch(text):
-        return (float(text),)
-    if text.lower() in _TRUTH:
-        return text.lower(), _TRUTH[text.lower()]
-    return () if text in ("", "nan", "NaN") else (text,)
-
-
-def _values(cells: Sequence[str], names: Sequence[str]) -> Array:
-    """A column as the model takes it: numbers, or the codes of categories.
-
-    Where no category looks like a number, codes may stand in the cells.
-    """
-    coded = all(number(name) is None for name in names)
-    known: dict[str, float] = {}
-    for cell in dict.fromkeys(cells):
-        value: float | None = category(cell, names)
-        if value is None and coded:
-            value = number(cell)
-        if value is None or (names and value not in range(len(names))):
-            what = "no category of the model" if names else "not a number"
-            raise ProfileError(f"{cell[:40]!r} is {what}")
-        known[cell] = value
-    return np.array([known[cell] for cell in cells], dtype=np.float64)
+    def to_numpy(self) -> Array:
+        return np.array([row for _, row in self._lines], dtype=object)
 
 
-def _read_parquet(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
+class _Column:
+    """Texts as an array of objects."""
+
+    def __init__(self, cells: Sequence[str]) -> None:
+        self._cells = cells
+
+    def to_numpy(self) -> Array:
+        result = np.empty(len(self._cells), dtype=object)
+        result[:] = self._cells
+        return result
+
+
+def _header(first: Sequence[str]) -> list[str] | None:
+    """The names in a first line; None if it is a row of numbers."""
+    cells = [cell for cell in first if cell.strip(" \t")]
+    if all(number(cell) is not None for cell in cells):
+        return None
+    return [name.strip() for name in first]
+
+
+def _names_of_all(metadata: Mapping[str, Any], width: int) -> list[str]:
+    """What columns without a header are: the model's own, if it names so many."""
+    names = columns_of(_only_input(metadata))
+    return names if len(names) == width else [f"{n}" for n in range(1, width + 1)]
+
+
+def _tell_ignored(header: Sequence[str], metadata: Mapping[str, Any]) -> None:
+    known: set[str] = set()
+    for tensor in metadata["inputs"]:
+        names = columns_of(tensor) or [tensor["name"]]
+        if names == [tensor["name"]] and tensor["name"] not in header:
+            return  # a model that names no columns takes all
+        known.update(names)
+    ignored = [name for name in header if name not in known]
+    if ignored:
+        print(f"ignored columns: {', '.join(ignored)}", file=sys.stderr)
+
+
+def _read_parquet(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
     try:
         arrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -257,7 +214,8 @@ def _read_parquet(data: bytes, metadata: Mapping[str, Any]) -> dict[str, Array]:
         raise ProfileError("reading .parquet needs pyarrow") from None
     try:
         table = parquet.read_table(arrow.BufferReader(data))
-        return to_arrays(_Frame(table), metadata)
+        arrays = to_arrays(_Frame(table), metadata)
+        return Inputs(arrays, {name: table[name] for name in table.column_names})
     except arrow.ArrowException as error:
         raise ProfileError(str(error).partition("\n")[0]) from None
 
@@ -270,29 +228,13 @@ class _Frame:
         self.columns: list[str] = table.column_names
 
     def __getitem__(self, name: str) -> Any:
-        return self._table[name]
+        column = self._table[name]
+        # A dictionary is how pandas' categories are kept; numpy has none.
+        kind = getattr(column.type, "value_type", None)
+        return column if kind is None else column.cast(kind)
 
     def to_numpy(self) -> Array:
         return np.stack([self[name].to_numpy() for name in self.columns], axis=1)
-
-
-def _select(rows: list[list[str]], names: Sequence[str]) -> list[list[str]]:
-    """The rows below a header, with the model's columns in the model's order."""
-    header = [name.strip() for name in rows[0]]
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise ProfileError(f"column {twice[0]!r} occurs twice")
-    missing = [name for name in names if name not in header]
-    if missing:
-        raise ProfileError(f"missing column {missing[0]!r}")
-    ignored = [name for name in header if name not in names]
-    if ignored and names:
-        print(f"ignored columns: {', '.join(ignored)}", file=sys.stderr)
-    order = [header.index(name) for name in names] or range(len(header))
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(header):
-            raise ProfileError(f"line {number} has {len(row)} cells, not {len(header)}")
-    return [[row[i] for i in order] for row in rows[1:]]
 
 
 def _only_input(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,38 +244,10 @@ def _only_input(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return inputs[0]
 
 
-def _columns(
-    name: str, array: Array, labels: Sequence[str] | None
-) -> dict[str, list[str]]:
-    width = math.prod(array.shape[1:])
-    rows = array.reshape(-1 if width else 0, width)
-    if labels is None or len(labels) != width:
-        labels = [name] if width == 1 else [f"{name}[{i}]" for i in range(width)]
-    return {
-        head: [_cell(value) for value in rows[:, i]] for i, head in enumerate(labels)
-    }
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, np.floating) else str(value)
-
-
-def _align(columns: Mapping[str, list[str]]) -> str:
-    widths = {
-        head: max(len(head), *map(len, cells)) if cells else len(head)
-        for head, cells in columns.items()
-    }
-    lines = ["  ".join(head.rjust(widths[head]) for head in columns)]
-    lines += [
-        "  ".join(cell.rjust(widths[head]) for head, cell in zip(columns, row))
-        for row in zip(*columns.values())
-    ]
-    return "\n".join(lines)
-
-
-_READERS: Mapping[str, Callable[[bytes, Mapping[str, Any]], dict[str, Array]]] = {
-    ".json": _read_json,
-    ".npz": _read_npz,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
+_READERS: Mapping[str, Callable[[bytes, Mapping[str, Any]], Inputs]] = {
+    "csv": _read_csv,
+    "json": _read_json,
+    "npz": _read_npz,
+    "parquet": _read_parquet,
 }
+KINDS = tuple(_READERS)

@@ -11,6 +11,7 @@ a proxy serves others too, shares none of them.
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -48,8 +49,9 @@ P = TypeVar("P", httpcore.ConnectionPool, httpcore.AsyncConnectionPool)
 class Pools(Generic[P]):
     """Connections to the hosts that a client talks to, through a proxy if need be.
 
-    Proxies are those of the environment (HTTPS_PROXY, ALL_PROXY, NO_PROXY). Plain http
-    is for this machine, where nobody is in between: it never goes through one.
+    Unless one is given, proxies are those of the environment (HTTPS_PROXY, ALL_PROXY,
+    NO_PROXY). Plain http is for this machine, where nobody is in between: it never goes
+    through one.
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class Pools(Generic[P]):
         *,
         certificate: Path | None = None,
         key: Path | None = None,
+        authorities: Path | None = None,
+        proxy: str | None = None,
     ) -> None:
         """Nothing is connected yet.
 
@@ -67,13 +71,18 @@ class Pools(Generic[P]):
             timeout_s: for connecting, and for each read and write.
             certificate: PEM file to show to servers that ask for one.
             key: PEM file of its key; None if that is in the same file.
+            authorities: PEM file of those that certificates must come from.
+            proxy: its URL, empty for none; None for the environment's.
 
         Raises:
-            ProfileError: they cannot be used.
+            ProfileError: a file cannot be used.
         """
         self._kind: Callable[..., P] = kind
+        self._authorities, self._proxy = authorities, proxy
         self._pools: dict[tuple[str, bool], P] = {}
-        self._own = None if certificate is None else _certified(certificate, key)
+        self._own = (
+            None if certificate is None else _certified(certificate, key, authorities)
+        )
         self._context: ssl.SSLContext | None = None
         names = ("connect", "read", "write", "pool")
         self.extensions = {"timeout": dict.fromkeys(names, timeout_s)}
@@ -86,9 +95,9 @@ class Pools(Generic[P]):
             certified: show the certificate, if there is one.
 
         Raises:
-            ProfileError: the environment names a proxy that is none.
+            ProfileError: the proxy is none, or the authorities cannot be read.
         """
-        address, own = _proxy_of(url), self._own if certified else None
+        address, own = _proxy_of(url, self._proxy), self._own if certified else None
         if (address, own is not None) not in self._pools:
             self._pools[address, own is not None] = self._make(address, own)
         return self._pools[address, own is not None]
@@ -99,7 +108,7 @@ class Pools(Generic[P]):
 
     def _make(self, address: str, own: ssl.SSLContext | None) -> P:
         if self._context is None:
-            self._context = _tls()
+            self._context = _tls(self._authorities)
         try:
             pool: P = self._kind(
                 ssl_context=own or self._context,
@@ -111,7 +120,8 @@ class Pools(Generic[P]):
             return pool
         except (ImportError, ValueError) as error:
             # Not the address: it may hold a password.
-            raise ProfileError(f"the environment's proxy: {error}") from None
+            which = "the environment's " if self._proxy is None else ""
+            raise ProfileError(f"{which}proxy: {error}") from None
 
 
 def sent_fields(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -137,20 +147,51 @@ def received_fields(response: httpcore.Response) -> dict[str, str]:
 
 def failed(url: str, error: Exception) -> TransportError:
     """What a failure of the connection is to the caller: the server, and why."""
+    return TransportError(f"{url} does not answer: {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    """In words where the cause is a usual one; a library's own name says little."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"TLS: {cause.verify_message}"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS: {cause.reason or cause}"
+        if isinstance(cause, socket.gaierror):
+            return f"its name is not known to DNS ({cause.strerror})"
+        if isinstance(cause, ConnectionRefusedError):
+            return "the connection was refused; does it run there?"
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, httpcore.TimeoutException):
+        stage = type(error).__name__.removesuffix("Timeout").lower()
+        return f"no {'connection' if stage == 'connect' else stage} in time"
     reason = str(error).strip()
-    why = type(error).__name__ + (f" ({reason})" if reason else "")
-    return TransportError(f"{url} does not answer: {why}")
+    return type(error).__name__ + (f" ({reason})" if reason else "")
 
 
-def _tls() -> ssl.SSLContext:
-    """The system's authorities where the environment names them, else certifi's."""
+def _tls(authorities: Path | None = None) -> ssl.SSLContext:
+    """The caller's authorities, or the environment's where it names some, or certifi's.
+
+    Raises:
+        ProfileError: the caller's cannot be read.
+    """
+    if authorities is not None:
+        try:
+            return ssl.create_default_context(cafile=authorities)
+        except OSError as error:  # ssl.SSLError is one
+            raise ProfileError(
+                f"authorities: {authorities}: {error.strerror or 'no certificate'}"
+            ) from None
     named = os.environ.keys() & {"SSL_CERT_FILE", "SSL_CERT_DIR"}
     return ssl.create_default_context(cafile=None if named else certifi.where())
 
 
-def _certified(certificate: Path, key: Path | None) -> ssl.SSLContext:
+def _certified(
+    certificate: Path, key: Path | None, authorities: Path | None
+) -> ssl.SSLContext:
     """One that shows a certificate, and only in TLS 1.3: 1.2 sends it in clear."""
-    context = _tls()
+    context = _tls(authorities)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     try:
         # Without a passphrase OpenSSL would ask on the terminal.
@@ -162,10 +203,12 @@ def _certified(certificate: Path, key: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _proxy_of(url: str) -> str:
+def _proxy_of(url: str, given: str | None) -> str:
     parts = urlsplit(url)
     if parts.scheme == "http":
         return ""
+    if given is not None:
+        return given
     proxies = getproxies()
     address = proxies.get(parts.scheme) or proxies.get("all") or ""
     if not address or proxy_bypass(parts.netloc):

@@ -14,7 +14,6 @@ import bentoml
 from _bentoml_sdk import Service
 from bentoml.exceptions import BentoMLException
 
-from models.manifest import store_tag
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import load_quota_counters
@@ -23,10 +22,9 @@ from security.admission.hooks import (
     SERVICE_NAME,
     SERVICE_OPTIONS,
     AdmittedImage,
-    AdmittedModel,
     admit_all,
-    locked_tags,
     observe_refusals,
+    stored_models,
 )
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
@@ -59,10 +57,10 @@ from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.telemetry.recorder import open_recorder, record_refusal
 
-__all__ = ["Sealgate"]
+__all__ = ["Sealgate", "open_doors", "read_settings"]
 
 
-def _settings() -> Settings:
+def read_settings() -> Settings:
     """The settings, or the one line that BentoML prints."""
     try:
         settings = load_settings()
@@ -89,13 +87,11 @@ class AdmittedService(Service):
     def __attrs_post_init__(self) -> None:
         """Name the models; the settings or the Bento's lock decide which."""
         super().__attrs_post_init__()
-        self.models.extend(
-            AdmittedModel(store_tag(tag)) for tag in locked_tags(_settings())
-        )
+        self.models.extend(stored_models(read_settings()))
 
     def to_asgi(self, is_main: bool = True) -> App:
         """Build one worker's application: the third door."""
-        settings = _settings()
+        settings = read_settings()
         end_with_parent(settings.service.shutdown_timeout_s + 5.0)
         leave_no_core(hidden=settings.service.environment == "production")
         try:
@@ -200,6 +196,39 @@ def _serve_metrics(settings: Settings) -> None:
         raise BentoMLException(str(error)) from None
 
 
+def open_doors(settings: Settings, *, load: bool) -> Path:
+    """What comes before the first worker: the gate, and what all workers share.
+
+    Args:
+        settings: of the deployment.
+        load: whether each model is loaded once, for what only workers would meet.
+
+    Returns:
+        The folder of the server's numbers and notes.
+
+    Raises:
+        BentoMLException: one line for what ends the start.
+    """
+    admissions = admit_all(settings)
+    try:
+        if load:
+            for admission in admissions:
+                LoadedModel(admission, settings.runtime)
+        _check_operable(settings)
+    except SealgateError as error:
+        raise BentoMLException(str(error)) from None
+    leave_no_core(hidden=settings.service.environment == "production")
+    folder = make_folder()
+    _serve_metrics(settings)
+    for admission in admissions:
+        print(
+            f"admitted {admission.bundle.manifest.tag}, "
+            f"verdict sha256:{admission.verdict_sha256}",
+            flush=True,
+        )
+    return folder
+
+
 @bentoml.service(
     name=SERVICE_NAME,
     service_class=AdmittedService,
@@ -213,21 +242,7 @@ class Sealgate:
     @staticmethod
     def admit() -> None:
         """Run the gate in the parent process: a refusal ends `bentoml serve`."""
-        settings = _settings()
-        admissions = admit_all(settings)
-        try:
-            for admission in admissions:
-                LoadedModel(admission, settings.runtime)
-            _check_operable(settings)
-        except SealgateError as error:
-            raise BentoMLException(str(error)) from None
-        leave_no_core(hidden=settings.service.environment == "production")
+        settings = read_settings()
+        folder = open_doors(settings, load=True)
         name_parent()
-        watch_workers(settings.audit, make_folder())
-        _serve_metrics(settings)
-        for admission in admissions:
-            print(
-                f"admitted {admission.bundle.manifest.tag}, "
-                f"verdict sha256:{admission.verdict_sha256}",
-                flush=True,
-            )
+        watch_workers(settings.audit, folder)

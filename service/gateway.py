@@ -83,7 +83,7 @@ class Gateway:
         self._clock = clock
         self._limits = BhttpLimits(max_body_bytes=max_body_bytes)
         self._opened, self._sealing = (
-            routes.metrics.histogram("sealgate_stage_seconds", stage, "")
+            routes.metrics.histogram("sealgate_stage_seconds", stage, "", "")
             for stage in ("open", "seal")
         )
 

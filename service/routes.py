@@ -27,7 +27,7 @@ from security.errors import HiddenError
 from security.sealing.freshness import Remember
 from service.callers import Callers
 from service.content import JSON, Content, decode_inputs, encode_answer
-from service.descriptions import model_metadata, passport, server_metadata
+from service.descriptions import model_config, model_metadata, passport
 from service.http.intake import VISIT
 from service.inference.batching import (
     InferenceFailedError,
@@ -43,6 +43,7 @@ from service.problems import (
     to_problem,
 )
 from service.readiness import Readiness
+from service.repository import SERVER_PATHS, Repository
 from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Decision, Recorder
@@ -60,11 +61,12 @@ _HEALTH = {
     b"/v2/health/live": _LIVE,
     b"/v2/health/ready": _READY,
 }
-_SERVER = frozenset({b"/v2", b"/v2/"})
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
-    rb"(?:/(?P<action>ready|infer|attestations))?"
+    rb"(?:/(?P<action>ready|infer|attestations|config|stats))?"
 )
+# Triton's; here it is the operator's command.
+_LOADING = re.compile(rb"/v2/repository/models/[^/]+/(?:load|unload)")
 
 
 class Routes:
@@ -112,12 +114,15 @@ class Routes:
         self._lineup = lineup
         self._callers = callers
         self._permissions = permissions
+        self._repository = Repository(lineup, permissions, self.metrics)
         self._documents = documents
         self._recorder = recorder
         self._quotas = quotas
         self._require_sealed = require_sealed
         self._clock = clock
-        self._verified = self.metrics.histogram("sealgate_stage_seconds", "verify", "")
+        self._verified = self.metrics.histogram(
+            "sealgate_stage_seconds", "verify", "", ""
+        )
         # As many as there are series of `sealgate_requests`.
         self._counting: dict[tuple[object, ...], Callable[[float], None]] = {}
 
@@ -239,10 +244,13 @@ class Routes:
         if self._require_sealed and not decision.sealed:
             raise Problem("sealed-required")
         path = request.path.partition(b"?")[0]
-        if path in _SERVER:
-            decision.action = "metadata"
-            _expect(request, b"GET", b"HEAD")
-            return _json(server_metadata())
+        if path in SERVER_PATHS:
+            decision.action, *methods = SERVER_PATHS[path]
+            _expect(request, *methods)
+            action, body = decision.action, bytes(request.body)
+            return _json(await self._repository.answer(action, principal, body))
+        if _LOADING.fullmatch(path):
+            raise Problem("not-found", "models are loaded by the operator's command")
         if path == OPENAPI_PATH and self._interface is not None:
             decision.action = "interface"
             _expect(request, b"GET", b"HEAD")
@@ -252,6 +260,10 @@ class Routes:
             raise Problem("not-found")
         decision.model = match["model"].decode()
         decision.action = (match["action"] or b"metadata").decode()
+        if decision.action == "stats":
+            _expect(request, b"GET", b"HEAD")
+            asked = match["model"], match["version"]
+            return _json(await self._repository.statistics(principal, *asked))
         state = self._find(principal, decision, match["version"])
         model = state.content
         _name_model(decision, model)
@@ -292,15 +304,6 @@ class Routes:
                 return chosen
         return model
 
-    def _versions(self, principal: Principal | None, name: str) -> list[str]:
-        """The versions that a caller may know of."""
-        return [
-            version
-            for version in self._lineup.versions(name)
-            if principal is not None
-            and self._permissions.allows(principal, name, version, "metadata")
-        ]
-
     async def _model_action(
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
@@ -312,7 +315,10 @@ class Routes:
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
             return _json(passport(model))
-        versions = self._versions(decision.principal, model.manifest.name)
+        if decision.action == "config":
+            return _json(model_config(model))
+        name = model.manifest.name
+        versions = self._repository.versions(decision.principal, name)
         return _json(model_metadata(model, versions))
 
     async def _infer(

@@ -17,6 +17,7 @@ verification     the same for other people's pipelines, from Python
 confidential     models that are sealed in the bundle and opened in memory
 model_signature  model.sig, for the OpenSSF's model signing
 store            bundles in BentoML's model store
+sources          where a served bundle is read: the store, or a mounted folder
 lineage          versions in the store: who signed what, and what still stands
 outside          a built Bento, or the folder of an image, checked from outside
 lifecycle        states of a served version, and what may follow what

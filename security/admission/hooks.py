@@ -1,7 +1,7 @@
 """The gate at two of its doors: `bentoml build`, and the start of `bentoml serve`.
 
-The third door, loading, is the runtime's: it runs `store.verify_stored` and hands the
-checked bytes to onnxruntime.
+The third door, loading, is the runtime's: it runs `open_tag` and hands the checked
+bytes to onnxruntime.
 
 What a build refuses: a model without a valid verdict, a file that is not on the
 allow-list, a link. What it adds: a lock file with the digests of exactly the admitted
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,14 @@ from models.manifest import store_tag
 from sealgate.errors import JsonError, SealgateError
 from sealgate.protocol import strict_json
 from security.admission.confidential import open_admission
+from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
-from security.admission.store import verify_stored
+from security.admission.sources import read_served, served_tags
+from security.admission.store import stored_tags
 from security.errors import AdmissionRefused
 from security.settings.loading import Settings, load_settings
+from security.settings.service import is_path
 
 __all__ = [
     "BASE_IMAGE",
@@ -51,6 +55,7 @@ __all__ = [
     "observe_refusals",
     "open_tag",
     "read_lock",
+    "stored_models",
 ]
 
 # What bento.yaml says of the service, and where it is checked from outside.
@@ -110,7 +115,13 @@ class AdmittedModel(BentoModel):
     def to_info(self, alias: str | None = None) -> Any:
         """Called by `bentoml build`: the first door."""
         settings = load_settings()
-        _refusing(_named(self.tag, settings.service.models), settings)
+        try:
+            _refusing(_named(self.tag, settings.service.models), settings)
+        except BentoMLException as error:
+            unnamed = _unnamed(settings)
+            raise BentoMLException(
+                f"{error}; {unnamed}" if unnamed else error
+            ) from None
         return super().to_info(alias)
 
     def resolve(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,10 +153,18 @@ class AdmittedImage(Image):
         source = Path(bento_fs) / "src"
         check_sources(source)
         settings = load_settings()
-        admissions = {tag: _refusing(tag, settings) for tag in settings.service.models}
+        models = settings.service.models
+        for entry in filter(is_path, models):
+            raise BentoMLException(
+                f"refused: service.models names {entry}, and a Bento packages what is "
+                "in the model store: `python -m security store` puts it there"
+            )
+        admissions = {tag: _refusing(tag, settings) for tag in models}
         if not admissions:
             raise BentoMLException("refused: service.models names no model to package")
         write_atomic(source / LOCK_FILE, _lock(admissions))
+        if unnamed := _unnamed(settings):
+            print(f"notice: {unnamed}", file=sys.stderr)
         return self.environment(bento_fs, *args, **kwargs)
 
     def environment(self, bento_fs: Path, *args: Any, **kwargs: Any) -> Any:
@@ -157,6 +176,18 @@ class AdmittedImage(Image):
             requirements.encode(),
         )
         return attrs.evolve(info, python_requirements=requirements)
+
+
+def _unnamed(settings: Settings) -> str:
+    """What a build leaves out, and someone may have meant; empty if nothing."""
+    left = [tag for tag in stored_tags() if tag not in settings.service.models]
+    if not left:
+        return ""
+    more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+    return (
+        f"service.models does not name {', '.join(left[:3])}{more} of the model "
+        f"store (SEALGATE_SERVICE_MODELS={left[0]} would)"
+    )
 
 
 def check_sources(source: Path, *, beside: tuple[str, ...] = ()) -> None:
@@ -211,29 +242,42 @@ def current_plan(settings: Settings) -> Plan:
 
 
 def open_tag(tag: str, settings: Settings) -> Admission:
-    """Verify a version in the store, now, and open it: whenever a worker loads one.
+    """Read and verify a version, now, and open it: whenever a worker loads one.
 
     Raises:
         SealgateError: why it is refused.
     """
-    admission = verify_stored(tag, settings.admission)
-    _check_lock(tag, admission)
-    return open_admission(admission, settings.admission.model_key)
+    return open_admission(_verified(tag, settings), settings.admission.model_key)
 
 
 def locked_tags(settings: Settings) -> tuple[str, ...]:
     """The models to serve: the lock's inside a Bento, the settings' outside.
 
     Raises:
-        BentoMLException: inside a Bento whose lock is missing or malformed.
+        BentoMLException: inside a Bento whose lock is missing or malformed, or outside
+            with a folder in which there is no bundle.
     """
+    models = settings.service.models
     try:
         lock = _read_lock()
-    except AdmissionRefused as error:
+        if lock is None:
+            return served_tags(models)
+    except SealgateError as error:
         raise BentoMLException(f"refused: {error}") from None
-    tags = settings.service.models
     # The lock has no order of its own; the first version of a model is its default.
-    return tags if lock is None else tuple(sorted(lock, key=_order_in(tags)))
+    return tuple(sorted(lock, key=_order_in(models)))
+
+
+def stored_models(settings: Settings) -> list[AdmittedModel]:
+    """Those of them that BentoML is to find in its store.
+
+    Raises:
+        BentoMLException: as `locked_tags`.
+    """
+    tags = locked_tags(settings)
+    if any(map(is_path, settings.service.models)):
+        tags = tuple(tag for tag in tags if tag in settings.service.models)
+    return [AdmittedModel(store_tag(tag)) for tag in tags]
 
 
 def _order_in(tags: tuple[str, ...]) -> Callable[[str], int]:
@@ -248,13 +292,11 @@ def observe_refusals(observe: Callable[[str, SealgateError], None]) -> None:
 def _refusing(tag: str, settings: Settings) -> Admission:
     """Verify, and turn any refusal into the one line that BentoML prints."""
     try:
-        admission = verify_stored(tag, settings.admission)
-        _check_lock(tag, admission)
+        return _verified(tag, settings)
     except SealgateError as error:
         for observe in _observers:
             observe(tag, error)
         raise BentoMLException(f"{tag} refused: {error}") from None
-    return admission
 
 
 def _opening(tag: str, settings: Settings) -> Admission:
@@ -267,13 +309,16 @@ def _opening(tag: str, settings: Settings) -> Admission:
         raise BentoMLException(f"{tag} refused: {error}") from None
 
 
-def _check_lock(tag: str, admission: Admission) -> None:
-    """Check 16: inside a Bento, the bytes are the ones that were packaged."""
+def _verified(tag: str, settings: Settings) -> Admission:
+    """Verify what is read now; inside a Bento only what the lock names, check 16."""
     lock = _read_lock()
+    models = settings.service.models if lock is None else ()
+    admission = verify_bundle(read_served(tag, models), settings.admission)
     if lock is not None and lock.get(tag) != lock_entry(admission):
         raise AdmissionRefused(
             16, "the model store holds other bytes than were packaged"
         )
+    return admission
 
 
 def _read_lock() -> Mapping[str, Any] | None:

@@ -21,16 +21,12 @@ from models.bundle import MANIFEST_FILE, Bundle, read_bundle
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from models.manifest import MAX_MANIFEST_BYTES, Manifest, names_that_clash, store_tag
-from security.admission.doors import verify_bundle
-from security.admission.gate import Admission
-from security.settings.admission import AdmissionSettings
 
 __all__ = [
     "STORE_FILES",
     "read_stored",
     "store_bundle",
     "stored_tags",
-    "verify_stored",
 ]
 
 # BentoML's own description of a stored model: anyone may edit it, nobody here reads it.
@@ -78,18 +74,6 @@ def read_stored(tag: str) -> Bundle:
     if bundle.manifest.tag != tag:
         raise BundleError(f"{tag} in the model store is really {bundle.manifest.tag}")
     return bundle
-
-
-def verify_stored(tag: str, settings: AdmissionSettings) -> Admission:
-    """Read a bundle from the model store and run the gate over those very bytes.
-
-    Raises:
-        BundleError: not there, or not a bundle.
-        KeyFileError: the trust root cannot be used.
-        SettingsError: the policy cannot be used.
-        AdmissionRefused: a check of the gate failed.
-    """
-    return verify_bundle(read_stored(tag), settings)
 
 
 @contextmanager

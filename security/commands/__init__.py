@@ -11,7 +11,8 @@ assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
 sign, waive, admit, policy, verify     evidence, its signatures, the verdict
 documents, seal, store, history        what is done with a bundle, and versions of it
-models, config, audit                  a running server, its settings, its log
+package                                all of these, from an assessed bundle to a Bento
+serve, models, config, audit           a server that runs, its settings, its log
 options, signing, stages, wanted       what several of these share
 """
 
@@ -34,6 +35,7 @@ __all__ = ["build_parser", "main"]
 _COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
+    "serve": "serve",
     "models": "models",
     "train": "train",
     "ledger": "ledger",
@@ -48,6 +50,7 @@ _COMMANDS = {
     "sign": "sign",
     "waive": "waive",
     "admit": "admit",
+    "package": "package",
     "verify": "verify",
     "policy": "policy",
     "documents": "documents",

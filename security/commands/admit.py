@@ -7,7 +7,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
 from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
+from sealgate.protocol.dsse import Signer
 from security.admission.attest import place, sign_verdict, signature_files
 from security.admission.consistency import CONTRADICTION_CHECK, initial_weights
 from security.admission.evaluation import (
@@ -31,12 +32,13 @@ from security.commands.options import Subparsers, add_admission, admission_setti
 from security.commands.signing import add_signing, signer
 from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
+from security.settings.admission import AdmissionSettings
 from security.settings.loading import load_settings
 
 if TYPE_CHECKING:  # the module imports torch
     from security.training.selection import Selection
 
-__all__ = ["add_parser", "print_refusals", "run"]
+__all__ = ["Admitted", "add_parser", "admit_bundle", "print_refusals", "run"]
 
 # While one of these fails, a file or report comes from nobody who may vouch for it.
 _UNSIGNED = frozenset({1, 2, 3, 4, 5, 20, 21})
@@ -72,23 +74,73 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and sign; returns the exit code."""
     admission = admission_settings(args)
-    scene = Scene(
-        read_bundle(args.bundle),
-        load_policy(admission.policy),
-        load_trust(admission.trust),
-        datetime.now(UTC),
-    )
     if args.all:
-        return print_refusals(_all_refusals(scene))
+        return print_refusals(_all_refusals(_scene(args.bundle, admission)))
+    admitted = admit_bundle(args.bundle, signer(args, args.role), admission)
+    for name, size in admitted.documents.items():
+        print(f"wrote {name}, {size} bytes")
+    print(
+        f"admitted {admitted.tag} under policy sha256:{admitted.policy_sha256}\n"
+        f"verdict sha256:{admitted.verdict_sha256}"
+    )
+    for waiver in admitted.waivers:
+        print(f"waiver: {waiver}")
+    if admitted.signed < admitted.signers:
+        print(f"signed by {admitted.signed} of {admitted.signers} signers")
+    return 0
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A verdict that was signed.
+
+    Attributes:
+        tag: of the model.
+        policy_sha256: of the policy's file.
+        verdict_sha256: of the verdict's.
+        documents: those that were written: name, and size in bytes.
+        waivers: what was waived.
+        signed: verdicts that there are now.
+        signers: that the policy asks for.
+    """
+
+    tag: str
+    policy_sha256: str
+    verdict_sha256: str
+    documents: Mapping[str, int]
+    waivers: Sequence[str]
+    signed: int
+    signers: int
+
+
+def admit_bundle(folder: Path, key: Signer, admission: AdmissionSettings) -> Admitted:
+    """Evaluate the policy over a bundle, write its documents, sign the verdict.
+
+    The decision is recorded in the audit log, either way.
+
+    Raises:
+        AdmissionRefused: a check failed; nothing was written.
+        BundleError: not a bundle, or documents that are there cannot be computed.
+        KeyFileError, SettingsError: the trust root or the policy cannot be used.
+    """
+    scene = _scene(folder, admission)
     try:
-        return _sign(args, scene)
+        return _sign(folder, scene, key)
     except AdmissionRefused as refusal:
         _record(scene.bundle, f"check-{refusal.check}")
         raise
 
 
-def _sign(args: argparse.Namespace, scene: Scene) -> int:
-    key = signer(args, args.role)
+def _scene(folder: Path, admission: AdmissionSettings) -> Scene:
+    return Scene(
+        read_bundle(folder),
+        load_policy(admission.policy),
+        load_trust(admission.trust),
+        datetime.now(UTC),
+    )
+
+
+def _sign(folder: Path, scene: Scene, key: Signer) -> Admitted:
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
@@ -96,25 +148,26 @@ def _sign(args: argparse.Namespace, scene: Scene) -> int:
     _check_ledger(bundle, privacy)
     _check_start(bundle, privacy)
     waivers = demand(evaluation_steps(scene, recomputed)).waivers
-    bundle = _with_documents(args.bundle, bundle)
+    bundle, written = _with_documents(folder, bundle)
     verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
     name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
-    write_atomic(args.bundle / name, verdict)
+    write_atomic(folder / name, verdict)
     _record(bundle, None)
-    print(
-        f"admitted {bundle.manifest.tag} under policy sha256:{policy.resource.sha256}\n"
-        f"verdict sha256:{hashlib.sha256(verdict).hexdigest()}"
+    return Admitted(
+        tag=bundle.manifest.tag,
+        policy_sha256=policy.resource.sha256,
+        verdict_sha256=hashlib.sha256(verdict).hexdigest(),
+        documents=written,
+        waivers=[str(waiver) for waiver in waivers.values()],
+        signed=len(signature_files({*bundle.files, name}, "verdict")),
+        signers=policy.verdict_min_signers,
     )
-    for waiver in waivers.values():
-        print(f"waiver: {waiver}")
-    signed = len(signature_files({*bundle.files, name}, "verdict"))
-    if signed < policy.verdict_min_signers:
-        print(f"signed by {signed} of {policy.verdict_min_signers} signers")
-    return 0
 
 
-def _with_documents(folder: Path, bundle: Bundle) -> Bundle:
+def _with_documents(folder: Path, bundle: Bundle) -> tuple[Bundle, dict[str, int]]:
     """The bundle with its model card and bill of materials as the evidence gives them.
+
+    Also what was written of them, with its size.
 
     Written before the verdict, which binds them: no server can compute them. Evidence
     that is waived as a whole may be unreadable: then there are none.
@@ -128,12 +181,13 @@ def _with_documents(folder: Path, bundle: Bundle) -> Bundle:
         if MODEL_CARD_FILE in bundle.files or BOM_FILE in bundle.files:
             raise
         print(f"notice: no documents: {error}", file=sys.stderr)
-        return bundle
+        return bundle, {}
+    written = {}
     for name, data in computed.items():
         if bundle.files.get(name) != data:
             write_atomic(folder / name, data)
-            print(f"wrote {name}, {len(data)} bytes")
-    return replace(bundle, files={**bundle.files, **computed})
+            written[name] = len(data)
+    return replace(bundle, files={**bundle.files, **computed}), written
 
 
 def _record(bundle: Bundle, refused: str | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from security.sealing.publish import generate_identity, load_identity
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
-__all__ = ["add_parser", "load_issuer_key", "run"]
+__all__ = ["add_parser", "load_issuer_key", "make_keys", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -60,25 +60,42 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate; returns the exit code."""
-    settings = load_settings()
+    for line in make_keys(load_settings(), args.passphrase_file):
+        print(line, flush=True)
+    return 0
+
+
+def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
+    """Generate the keys and public documents that are missing, while lines are taken.
+
+    Args:
+        settings: where they are.
+        source: file with the passphrase of the signing keys; by default what the
+            environment names.
+
+    Yields:
+        For each a line: "generated", "wrote", or "kept", and its path.
+
+    Raises:
+        KeyFileError: one that is there cannot be used.
+    """
     keys = settings.home / "keys"
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    source = args.passphrase_file or passphrase_file()
+    source = source or passphrase_file()
     passphrase = read_passphrase(source) if source else None
     for role in ROLES:
         path = keys / f"{role}.pem"
-        _ensure(path, partial(generate_signing_key, path, passphrase=passphrase))
+        yield _ensure(path, partial(generate_signing_key, path, passphrase=passphrase))
     issuer = keys / "issuer.pem"
-    _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
-    _ensure_sealing(settings.sealing)
+    yield _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
+    yield from _ensure_sealing(settings.sealing)
     model_key = settings.admission.model_key
-    _ensure(model_key, partial(generate_model_key, model_key))
+    yield _ensure(model_key, partial(generate_model_key, model_key))
     for path in (settings.audit.pseudonym_key, settings.access.dpop_key):
-        _ensure(path, partial(_write_secret, path))
+        yield _ensure(path, partial(_write_secret, path))
     checkpoints = settings.audit.checkpoint_key
-    _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
-    _write_public(settings, source)
-    return 0
+    yield _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
+    yield from _write_public(settings, source)
 
 
 def load_issuer_key(settings: Settings) -> Ed25519PrivateKey:
@@ -96,18 +113,18 @@ def load_issuer_key(settings: Settings) -> Ed25519PrivateKey:
 
 def _ensure(
     path: Path, generate: Callable[[], object], note: Callable[[], str] = str
-) -> None:
+) -> str:
     kept = path.exists()
     if not kept:
         generate()
-    print(f"{'kept     ' if kept else 'generated'} {path}{note()}")
+    return f"{'kept     ' if kept else 'generated'} {path}{note()}"
 
 
 def _write_secret(path: Path) -> None:
     write_secret(path, secrets.token_bytes(32))
 
 
-def _ensure_sealing(sealing: SealingSettings) -> None:
+def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
     """The HPKE keys and the identity key.
 
     A server starts unattended: their passphrase is the one that the environment names.
@@ -116,18 +133,18 @@ def _ensure_sealing(sealing: SealingSettings) -> None:
     passphrase = read_passphrase(source) if source else None
     folder, identity = sealing.keys, sealing.identity
     if folder.is_dir() and any(folder.iterdir()):
-        print(f"kept      {folder}  {load_keyring(folder)!r}")
+        yield f"kept      {folder}  {load_keyring(folder)!r}"
     else:
         for path in rotation.generate(folder, now=time.time(), passphrase=passphrase):
-            print(f"generated {path}")
-    _ensure(
+            yield f"generated {path}"
+    yield _ensure(
         identity,
         partial(generate_identity, identity, passphrase=passphrase),
         lambda: f"  sha256:{key_hint(load_identity(identity).public_key())}",
     )
 
 
-def _write_public(settings: Settings, passphrase: Path | None) -> None:
+def _write_public(settings: Settings, passphrase: Path | None) -> Iterator[str]:
     documents = {settings.admission.trust: partial(_trust, settings, passphrase)}
     if isinstance(settings.access.jwks, Path):
         documents[settings.access.jwks] = partial(_jwks, settings)
@@ -135,10 +152,10 @@ def _write_public(settings: Settings, passphrase: Path | None) -> None:
     for path, document in documents.items():
         # An existing document may name more keys than these: it is the operator's.
         if path.exists():
-            print(f"kept      {path}")
+            yield f"kept      {path}"
         else:
             write_atomic(path, document())
-            print(f"wrote     {path}")
+            yield f"wrote     {path}"
 
 
 def _trust(settings: Settings, passphrase: Path | None) -> bytes:

@@ -15,11 +15,12 @@ from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.admission import changes
 from security.admission.lifecycle import Canary, Live, Shadow, Warm
-from security.admission.plan import Plan, PlanFolder
+from security.admission.plan import Plan, PlanFolder, plan_of_tags
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers
 from security.errors import PlanError
 from security.settings.loading import Settings, load_settings
+from security.settings.service import is_path
 
 __all__ = ["add_parser", "run"]
 
@@ -65,7 +66,7 @@ def _wait(parser: argparse.ArgumentParser) -> None:
 
 
 def _tag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tag", help="full tag, name:version, in the model store")
+    parser.add_argument("tag", help="full tag, name:version")
     _wait(parser)
 
 
@@ -102,12 +103,9 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
 
 def run(args: argparse.Namespace) -> int:
     """Change or list; returns the exit code."""
-    from security.admission.hooks import locked_tags  # noqa: PLC0415  (bentoml)
-    from security.admission.plan import plan_of_tags  # noqa: PLC0415
-
     settings = load_settings()
     folder = PlanFolder(settings.deployment.directory)
-    first = plan_of_tags(locked_tags(settings))
+    first = _first(folder, settings)
     if args.action == "list":
         return _list(folder, folder.read() or first)
     if args.action == "history":
@@ -119,6 +117,23 @@ def run(args: argparse.Namespace) -> int:
     record_operation(settings.audit, [{"action": "deployment", "model": name}])
     print(f"generation {plan.generation}: {plan.change}")
     return _follow(folder, plan, args.wait)
+
+
+def _first(folder: PlanFolder, settings: Settings) -> Plan:
+    """What is served as long as there is no plan.
+
+    A mounted folder may hold more by now than when the server started.
+    """
+    from security.admission.hooks import locked_tags  # noqa: PLC0415  (bentoml)
+
+    workers = _workers(folder) if any(map(is_path, settings.service.models)) else []
+    if not workers:
+        return plan_of_tags(locked_tags(settings))
+    return plan_of_tags(
+        f"{name}:{version}"
+        for name, entry in workers[0].report["serving"].items()
+        for version in dict.fromkeys([entry["default"], *entry["versions"]])
+    )
 
 
 def _note(args: argparse.Namespace) -> str:

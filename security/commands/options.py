@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from security.settings.admission import AdmissionSettings
-from security.settings.loading import load_settings
+from security.settings.loading import Settings, load_settings
 
-__all__ = ["Subparsers", "add_admission", "admission_settings"]
+__all__ = ["Subparsers", "add_admission", "admission_settings", "variables"]
 
 # argparse's own name for what add_subparsers returns is private.
 Subparsers = argparse._SubParsersAction  # noqa: SLF001
@@ -39,3 +40,19 @@ def admission_settings(args: argparse.Namespace) -> AdmissionSettings:
         trust=args.trust or settings.trust,
         policy=args.policy or settings.policy,
     )
+
+
+def variables(args: argparse.Namespace, settings: Settings) -> dict[str, str]:
+    """What another process in another folder finds the same settings by.
+
+    Policy and trust root only where --policy or --trust names them: a Bento has its own
+    policy.
+    """
+    config = os.environ.get("SEALGATE_CONFIG")
+    named = {
+        "SEALGATE_HOME": settings.home,
+        "SEALGATE_CONFIG": Path(config) if config else None,
+        "SEALGATE_ADMISSION_TRUST": args.trust,
+        "SEALGATE_ADMISSION_POLICY": args.policy,
+    }
+    return {name: str(path.absolute()) for name, path in named.items() if path}

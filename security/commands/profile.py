@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from models.files import write_atomic
 from sealgate.profile import Profile
+from sealgate.proofs import ProofKey
 from security.access.permissions import model_scope
 from security.admission.keys import load_trust, public_pem
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
 from security.sealing.publish import load_identity
-from security.settings.loading import load_settings
+from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "write_profile"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -57,27 +59,62 @@ def _pins(sealing: SealingSettings) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Write the profile; returns the exit code."""
-    settings = load_settings()
-    bound = None if args.proof_key is None else proof_key(args.proof_key)
+    path = write_profile(
+        load_settings(),
+        url=args.url,
+        models=[args.model],
+        lifetime_s=args.lifetime,
+        out=args.out,
+        bound=None if args.proof_key is None else proof_key(args.proof_key),
+    )
+    print(f"wrote {path}, token valid for {args.lifetime} s")
+    return 0
+
+
+def write_profile(
+    settings: Settings,
+    *,
+    url: str,
+    models: Sequence[str],
+    lifetime_s: int,
+    out: Path | None = None,
+    bound: ProofKey | None = None,
+) -> Path:
+    """Write a profile with a fresh development token, for its owner alone.
+
+    Args:
+        settings: of the server's deployment.
+        url: of the server.
+        models: that the token lets infer; the first is the profile's own.
+        lifetime_s: of the token.
+        out: where; by default profile.json in SEALGATE_HOME.
+        bound: the key that the token is bound to, if any.
+
+    Returns:
+        The file.
+
+    Raises:
+        SettingsError: as `mint_from_settings`.
+        KeyFileError: a key that it takes cannot be used.
+    """
     token = mint_from_settings(
         settings,
-        scopes=[model_scope(args.model)],
+        scopes=[model_scope(model) for model in models],
         subject="developer",
-        lifetime_s=args.lifetime,
+        lifetime_s=lifetime_s,
         confirmation=None if bound is None else bound.thumbprint,
     )
     trust = load_trust(settings.admission.trust)
     profile = Profile(
-        url=args.url,
+        url=url,
         token=token,
-        model=args.model,
+        model=models[0],
         **_pins(settings.sealing),
         proof_key=None if bound is None else bound.to_pem(),
         trusted_keys=tuple(
             public_pem(key) for key in trust.keys(("release",)).values()
         ),
     )
-    path = args.out or settings.home / "profile.json"
+    path = out or settings.home / "profile.json"
     write_atomic(path, profile.to_json(), mode=0o600)
-    print(f"wrote {path}, token valid for {args.lifetime} s")
-    return 0
+    return path

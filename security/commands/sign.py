@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
@@ -12,13 +13,13 @@ from sealgate.protocol.dsse import Signer
 from security.admission.attest import place, sign_report
 from security.admission.keys import ROLES
 from security.admission.model_signature import sign_model
-from security.admission.policy import load_policy
+from security.admission.policy import Policy, load_policy
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.errors import SettingsError
 from security.settings.loading import load_settings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "sign_reports"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -56,23 +57,45 @@ def run(args: argparse.Namespace) -> int:
     key = signer(args, args.role)
     if args.model_signature:
         return _sign_model(args, key)
-    settings = load_settings()
-    policy = load_policy(args.policy or settings.admission.policy)
-    bundle = read_bundle(args.bundle)
-    required = {item.kind: item for item in policy.required(bundle.manifest.name)}
-    allowed = [kind for kind, item in required.items() if args.role in item.signers]
-    kinds = args.kind or allowed
+    policy = load_policy(args.policy or load_settings().admission.policy)
+    kinds = sign_reports(args.bundle, args.role, key, policy, kinds=args.kind or ())
     if not kinds:
         raise SettingsError(f"the policy lets {args.role} sign no report; use --kind")
+    for kind in kinds:
+        print(f"signed {kind} as {args.role}")
+    return 0
+
+
+def sign_reports(
+    folder: Path, role: str, key: Signer, policy: Policy, *, kinds: Sequence[str] = ()
+) -> Sequence[str]:
+    """Vouch for reports of a bundle, in its folder; nothing is written if one fails.
+
+    Args:
+        folder: of the bundle.
+        role: whose key it is.
+        key: of the role.
+        policy: says which reports the role may sign.
+        kinds: of the reports; all that the policy lets the role sign if empty.
+
+    Returns:
+        The kinds that were signed; none if the policy lets the role sign none.
+
+    Raises:
+        BundleError: not a bundle, or a report is missing or malformed.
+        AdmissionRefused: a report is about another model.
+    """
+    bundle = read_bundle(folder)
+    required = {item.kind: item for item in policy.required(bundle.manifest.name)}
+    kinds = kinds or [kind for kind, it in required.items() if role in it.signers]
     signed = {}
     for kind in kinds:
         data = sign_report(bundle, kind, key)
         signers = required[kind].min_signers if kind in required else 1
         signed[place(bundle, kind, data, signers=signers)] = data
-    for (name, data), kind in zip(signed.items(), kinds):
-        write_atomic(args.bundle / name, data)
-        print(f"signed {kind} as {args.role}")
-    return 0
+    for name, data in signed.items():
+        write_atomic(folder / name, data)
+    return kinds
 
 
 def _sign_model(args: argparse.Namespace, key: Signer) -> int:

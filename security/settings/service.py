@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from models.manifest import is_tag, names_that_clash
 from security.errors import SettingsError
 from security.settings.checks import check_positive
 
-__all__ = ["ServiceSettings", "check_service"]
+__all__ = ["ServiceSettings", "check_service", "is_path", "path_of"]
 
+_PATH = "path:"
 
 ENVIRONMENTS = ("development", "production")
 # Bounds that at zero would bound nothing or let nothing through.
@@ -36,8 +38,9 @@ class ServiceSettings:
     Attributes:
         environment: "development" or "production"; the latter refuses the development
             issuer.
-        models: full BentoML tags, ``name:version``; "latest" is refused. Of several
-            versions of a model the first one answers requests that name none.
+        models: full BentoML tags, ``name:version``; "latest" is refused. Or ``path:``
+            and an absolute path, see `security.admission.sources`. Of several versions
+            of a model the first one answers requests that name none.
         max_head_bytes: of a request's line and headers, counted while reading.
         head_timeout_s: to read them.
         max_body_bytes: of a request, counted while reading.
@@ -69,6 +72,20 @@ class ServiceSettings:
     shutdown_timeout_s: float = 30.0
 
 
+def is_path(entry: str) -> bool:
+    """Whether an entry of ``service.models`` names a folder.
+
+    >>> is_path("path:/bundles/credit"), is_path("credit:1.0.0")
+    (True, False)
+    """
+    return entry.startswith(_PATH)
+
+
+def path_of(entry: str) -> Path:
+    """The folder that such an entry names."""
+    return Path(entry.removeprefix(_PATH))
+
+
 def check_service(service: ServiceSettings) -> None:
     """Refuse values that mean nothing.
 
@@ -78,13 +95,17 @@ def check_service(service: ServiceSettings) -> None:
     if service.environment not in ENVIRONMENTS:
         raise SettingsError(f"service.environment: one of {', '.join(ENVIRONMENTS)}")
     for tag in service.models:
-        if not is_tag(tag):  # nothing that a store could complete
+        if is_path(tag):
+            if not path_of(tag).is_absolute():
+                raise SettingsError(f"service.models: {tag!r}: expected path:/…")
+        elif not is_tag(tag):  # nothing that a store could complete
             raise SettingsError(
                 f"service.models: {tag!r} is not a full tag like name:1.0.0"
             )
         if service.models.count(tag) > 1:
             raise SettingsError(f"service.models: {tag!r} is named twice")
-    clash = names_that_clash(tag.partition(":")[0] for tag in service.models)
+    tags = [entry for entry in service.models if not is_path(entry)]
+    clash = names_that_clash(tag.partition(":")[0] for tag in tags)
     if clash is not None:
         raise SettingsError(f"service.models: {clash} are equal but for case")
     if service.max_body_memory_bytes < service.max_body_bytes:

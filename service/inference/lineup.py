@@ -384,7 +384,7 @@ class Lineup:
             for what in ("requests", "rows")
         )
         add_waited, add_ran = (
-            histogram("sealgate_stage_seconds", stage, name)
+            histogram("sealgate_stage_seconds", stage, name, manifest.version)
             for stage in ("queue", "run")
         )
 

@@ -81,8 +81,8 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "sealgate_stage_seconds": Family(
         "histogram",
-        "One stage of a request; open and seal have no model.",
-        ("stage", "model"),
+        "One stage of a request; open, verify and seal have no model.",
+        ("stage", "model", "version"),
         _SECONDS,
     ),
     "sealgate_batch_rows": Family(
@@ -207,6 +207,10 @@ class Metrics:
             ",".join(sorted(admission.waivers)),
             value=float(served),
         )
+
+    def totals(self) -> dict[Key, list[float]]:
+        """The numbers of all workers: of a histogram its sum, then its buckets."""
+        return _add_up(self._counters.read())
 
     def text(self) -> bytes:
         """The numbers of all workers in Prometheus' text format."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from models.sessions import make_session
+from tests.conftest import mint
 from tests.support.bundles import NAME, onnx_model
 from tests.support.proxies import proxy
 
@@ -141,9 +142,40 @@ def test_errors_say_what_is_wrong(client):
 
 def test_what_is_not_there(client):
     with pytest.raises(utils.InferenceServerException) as caught:
-        client.get_model_config(NAME)
+        client.get_model_config("other")
     assert caught.value.status() == "404"
     assert not client.is_model_ready("other")
+    with pytest.raises(utils.InferenceServerException, match="operator's command"):
+        client.load_model(NAME)
+
+
+def test_configuration_and_index(client):
+    config = client.get_model_config(NAME)
+    assert client.get_model_config(NAME, "1.0.0") == config
+    assert config["max_batch_size"] == 64
+    assert config["input"][0]["data_type"] == "TYPE_FP32"
+    metadata = client.get_model_metadata(NAME)
+    for tensor, described in zip(config["input"], metadata["inputs"], strict=True):
+        assert [-1, *tensor["dims"]] == described["shape"]
+    index = client.get_model_repository_index()
+    assert index == [{"name": NAME, "version": "1.0.0", "state": "READY", "reason": ""}]
+
+
+def test_statistics_take_the_right_to_metrics(client, deployment):
+    with pytest.raises(utils.InferenceServerException) as caught:
+        client.get_inference_statistics(NAME)
+    assert caught.value.status() == "403"
+
+    headers = {"Authorization": f"Bearer {mint(deployment, 'metrics')}"}
+    (before,) = client.get_inference_statistics(NAME, headers=headers)["model_stats"]
+    inputs, _ = request(http, sent=True, wanted=True)
+    client.infer(NAME, inputs)
+    (after,) = client.get_inference_statistics(NAME, "1.0.0", headers=headers)[
+        "model_stats"
+    ]
+    assert after["inference_count"] == before["inference_count"] + len(ROWS)
+    assert after["inference_stats"]["compute_infer"]["ns"] > 0
+    assert client.get_inference_statistics(headers=headers)["model_stats"] == [after]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])

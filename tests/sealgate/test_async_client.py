@@ -79,7 +79,7 @@ def test_errors(server, token):
         run(server.url, "a.b.c", lambda client: client.metadata(NAME))
     with pytest.raises(ServerRefusedError, match='input "features": expected FP32'):
         run(server.url, token, lambda client: client.infer(NAME, {"features": [[1]]}))
-    with pytest.raises(TransportError, match="does not answer: ConnectError"):
+    with pytest.raises(TransportError, match="the connection was refused"):
         run("http://127.0.0.1:9", token, lambda client: client.metadata(NAME))
 
 
@@ -118,7 +118,7 @@ def test_large_requests_in_chunks_or_whole(open_server, token):
 
     async def work(client):
         with pytest.raises(ServerRefusedError, match="5000 rows, at most 64 allowed"):
-            await client.infer(NAME, {"features": rows})
+            await client.infer(NAME, {"features": rows}, batched=False)
 
     run(open_server.url, token, work, options=Options(chunked_above_bytes=1000))
     with (
@@ -127,7 +127,21 @@ def test_large_requests_in_chunks_or_whole(open_server, token):
         ) as client,
         pytest.raises(ServerRefusedError, match="5000 rows, at most 64 allowed"),
     ):
-        client.infer(NAME, {"features": rows})
+        client.infer(NAME, {"features": rows}, batched=False)
+
+
+def test_rows_beyond_the_models_limit(server, token):
+    rows = np.random.default_rng(1).normal(size=(130, 3)).astype(np.float32)
+    told = []
+
+    async def work(client):
+        return await client.infer(
+            NAME, {"features": rows}, progress=lambda *item: told.append(item)
+        )
+
+    answer = run(server.url, token, work)
+    assert answer["label"].shape == (130,)
+    assert told == [(64, 130), (128, 130), (130, 130)]
 
 
 def test_waiting_does_not_block_others():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import csv
 import json
 import os
 import re
@@ -144,6 +145,68 @@ def test_outputs_may_be_written(profile_path, rows, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["label"] == [1, 1]
 
 
+@pytest.fixture
+def table(tmp_path):
+    """6,000 rows with a class that is known and a text that is nobody's."""
+    path = tmp_path / "big.csv"
+    lines = [f"{i % 7},{i % 5},{i % 3 - 1},r{i},yes\n" for i in range(6000)]
+    path.write_text("a,b,c,id,label\n" + "".join(lines))
+    return path
+
+
+def test_many_rows_as_csv_with_the_inputs_columns(profile_path, table, tmp_path):
+    out = tmp_path / "out.csv"
+    result = sealgate(
+        "infer", "--profile", profile_path, "--input", table, "--output", out
+    )
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6000
+    assert list(rows[0]) == [
+        *("a", "b", "c", "id", "label"), "no", "yes", "predicted_label",
+    ]  # fmt: skip
+    assert [row["id"] for row in rows] == [f"r{i}" for i in range(6000)]
+    for row in rows[:50]:
+        said = "yes" if float(row["yes"]) > float(row["no"]) else "no"
+        assert (row["predicted_label"], row["label"]) == (said, "yes")
+
+
+def test_parquet_out(profile_path, table, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = tmp_path / "out.parquet"
+    result = sealgate(
+        "infer", "--profile", profile_path, "--input", table, "--output", out
+    )
+    assert result.returncode == 0, result.stderr
+    read = parquet.read_table(out)
+    assert read.num_rows == 6000
+    assert set(read["predicted_label"].to_pylist()) <= {"no", "yes"}
+    assert read["yes"].type == "float"
+
+
+def test_standard_input_and_csv_out(profile_path, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "sealgate", "infer", "--profile", profile_path,
+         "--input", "-", "--csv"],
+        cwd=ROOT, input="c,a,b\n3,1,2\n,1,2\n",
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    head, first, second = result.stdout.splitlines()
+    assert head == "c,a,b,no,yes,label"
+    assert first.startswith("3,1,2,7.48")
+    assert first.endswith(",yes")
+    # An empty cell is a missing value: this model has no answer to it.
+    assert second.startswith(",1,2,nan,nan,")
+
+
+def test_version():
+    result = sealgate("--version")
+    assert result.returncode == 0
+    assert re.fullmatch(r"sealgate [0-9.]+\n", result.stdout)
+
+
 def test_several_files_are_one_answer(profile_path, rows, tmp_path):
     more = tmp_path / "more.json"
     more.write_text("[[1, 0, 0]]")
@@ -161,7 +224,7 @@ def test_which_of_several_files_was_refused(profile_path, rows, tmp_path):
     result = sealgate("infer", "--profile", profile_path, "--input", rows, bad)
     assert result.returncode == 1
     assert result.stdout == ""
-    assert result.stderr.splitlines()[-1].startswith(f"refused: {bad}: 400 ")
+    assert result.stderr.splitlines()[-1].startswith(f"refused: {bad}: toy: 400 ")
 
 
 def test_parquet(profile_path, tmp_path):
@@ -181,8 +244,11 @@ def test_metadata(profile_path):
     result = sealgate("metadata", "--profile", profile_path)
     assert result.stdout.splitlines() == [
         "toy:1.0.0",
+        "  at most 64 rows in a request",
         "  input   features  FP32[-1,3]",
-        "            a, b, c",
+        "            a  -10 to 10",
+        "            b  -10 to 10",
+        "            c  -10 to 10",
         "  output  probabilities  FP32[-1,2]",
         "            no, yes",
         "  output  label  INT64[-1]",
@@ -414,12 +480,12 @@ def edit(profile_path, tmp_path, **changes):
 def test_refused_token(profile_path, rows, tmp_path):
     path = edit(profile_path, tmp_path, token="a.b.c")
     result = sealgate("infer", "--profile", path, "--input", rows)
-    failed(result, 1, "refused: 401 A valid access token is needed")
+    failed(result, 1, "refused: toy: 401 A valid access token is needed")
 
 
 def test_refused_model(profile_path, rows):
     result = sealgate("infer", "other", "--profile", profile_path, "--input", rows)
-    failed(result, 1, "refused: 404 Not found")
+    failed(result, 1, "refused: other: 404 Not found")
 
 
 def test_refused_rows(profile_path, tmp_path):
@@ -438,7 +504,7 @@ def test_a_model_name_that_is_no_text(profile_path, rows):
         text=True,
         check=False,
     )
-    failed(result, 1, "refused: 404 Not found")
+    failed(result, 1, "refused: ?: 404 Not found")
 
 
 # 2: an error on this side
@@ -471,7 +537,11 @@ def test_no_model(profile_path, rows, tmp_path):
 def test_no_server(profile_path, rows, tmp_path):
     path = edit(profile_path, tmp_path, url="http://127.0.0.1:9")
     result = sealgate("infer", "--profile", path, "--input", rows)
-    failed(result, 2, "error: http://127.0.0.1:9 does not answer: ConnectError")
+    failed(
+        result,
+        2,
+        "error: http://127.0.0.1:9 does not answer: the connection was refused",
+    )
 
 
 def test_no_input(profile_path, tmp_path):
@@ -484,14 +554,18 @@ def test_unusable_input(profile_path, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a,b\n1,2\n")
     result = sealgate("infer", "--profile", profile_path, "--input", path)
-    failed(result, 2, f"error: {path}: missing column 'c'")
+    failed(result, 2, f'error: {path}: input "features": column "c" is missing')
 
 
 def test_values_that_cannot_be_sent(profile_path, tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(HEADER + "1,2,1e300\n")
     result = sealgate("infer", "--profile", profile_path, "--input", path)
-    failed(result, 2, 'error: input "features": a value is out of range for FP32')
+    failed(
+        result,
+        2,
+        'rows.csv: input "features", column "c", line 2: a value is out of range for',
+    )
 
 
 def test_passport_of_a_key_the_client_does_not_trust(profile_path, tmp_path):

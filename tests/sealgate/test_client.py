@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import sealgate.convert
 import sealgate.keys
 from models.sessions import make_session
 from sealgate import (
+    AuthenticationError,
     Client,
     Options,
     PassportError,
@@ -31,9 +33,13 @@ from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.bhttp import Response
 from sealgate.protocol.hpke import KEM_X25519, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
+from security.access import issuer
 from security.admission.keys import load_signing_key, public_pem
-from tests.conftest import mint
+from security.commands.keygen import load_issuer_key
+from security.settings.loading import load_settings
+from tests.conftest import mint, toy_settings
 from tests.support.bundles import KINDS, NAME, Keys, onnx_model
+from tests.support.servers import serve
 
 ROWS = np.array([[1, 2, 3], [-4, 5.5, 0.125], [0, 0, 0]], dtype=np.float32)
 
@@ -124,9 +130,66 @@ def test_missing_input(client):
         client.infer(NAME, {})
 
 
-def test_too_many_rows(client):
+def test_too_many_rows_in_one_request(client):
     with pytest.raises(ServerRefusedError, match="65 rows, at most 64 allowed"):
-        client.infer(NAME, {"features": np.zeros((65, 3))})
+        client.infer(NAME, {"features": np.zeros((65, 3))}, batched=False)
+
+
+def test_too_many_rows_go_in_several_requests(client):
+    rows = np.random.default_rng(1).normal(size=(200, 3)).astype(np.float32)
+    told = []
+    answer = client.infer(
+        NAME, {"features": rows}, progress=lambda *item: told.append(item)
+    )
+    assert told == [(64, 200), (128, 200), (192, 200), (200, 200)]
+    parts = [client.infer(NAME, {"features": part}) for part in np.split(rows, 4)]
+    for name, array in answer.items():
+        assert array.dtype == parts[0][name].dtype
+        whole = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(array, whole, rtol=1e-6)
+
+
+def test_a_request_that_is_too_long_goes_in_shorter_ones(deployment, token):
+    extra = toy_settings(deployment) | {"SEALGATE_SERVICE_MAX_BODY_BYTES": "2500"}
+    with (
+        serve("service.app:Sealgate", deployment, extra=extra) as server,
+        Client(server.url, token=token) as client,
+    ):
+        told = []
+        rows = np.ones((100, 3), dtype=np.float32)
+        answer = client.infer(
+            NAME, {"features": rows}, progress=lambda *item: told.append(item)
+        )
+        assert len(answer["label"]) == 100
+        assert len(told) > 2
+
+
+def test_an_error_says_which_model_and_which_rows(client):
+    with pytest.raises(ServerRefusedError, match=r"^other: 40[34] "):
+        client.metadata("other")
+    with pytest.raises(ServerRefusedError, match=r"^toy: 400 .*: expected FP32"):
+        client.infer(NAME, {"features": [[1, 2]]})
+    wide = {"features": np.zeros((100, 2), dtype=np.float32)}
+    with pytest.raises(ServerRefusedError, match="in rows 0 to 63"):
+        client.infer(NAME, wide)
+
+
+def test_an_expired_token_says_since_when(server, deployment):
+    settings = load_settings({"SEALGATE_HOME": str(deployment)})
+    token = issuer.mint(
+        load_issuer_key(settings),
+        audience=settings.access.audience,
+        subject="s",
+        client_id="c",
+        scopes=["infer:toy"],
+        lifetime_s=60,
+        now=int(time.time()) - 3 * 3600,
+    )
+    with (
+        Client(server.url, token=token) as client,
+        pytest.raises(AuthenticationError, match="the token expired 2 hours ago, at 2"),
+    ):
+        client.metadata(NAME)
 
 
 @pytest.mark.parametrize("model", ["other", "no such", "a/b", "\udcff", "", ".."])
@@ -558,7 +621,7 @@ def test_redirects_are_not_followed():
 def test_nobody_listens():
     with (
         Client("http://127.0.0.1:9", token="t") as client,
-        pytest.raises(TransportError, match="does not answer: ConnectError"),
+        pytest.raises(TransportError, match="the connection was refused"),
     ):
         client.metadata(NAME)
 
@@ -571,6 +634,6 @@ def test_a_server_that_never_answers():
         return 200, "", b""
 
     with junk(answer) as url, Client(url, token="t", timeout_s=0.2) as client:
-        with pytest.raises(TransportError, match="does not answer: ReadTimeout"):
+        with pytest.raises(TransportError, match="does not answer: no read in time"):
             client.metadata(NAME)
         release.set()

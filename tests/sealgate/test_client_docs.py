@@ -1,4 +1,4 @@
-"""docs/client.md: each example is run, and says what the page says."""
+"""Pages for clients: each example is run, and says what the page says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from tests.conftest import check_security, toy_settings
 from tests.support.bundles import NAME
 from tests.support.servers import ROOT
 
-PAGE = (ROOT / "docs" / "client.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
-CONSOLE = re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
+PAGES = {
+    name: (ROOT / "docs" / name).read_text() for name in ("client.md", "from-url.md")
+}
+EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
+PYTHON = [item for page in PAGES.values() for item in EXAMPLE.findall(page)]
+CONSOLE = [
+    block
+    for page in PAGES.values()
+    for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +54,9 @@ def run(folder, *command: str) -> str:
 
 
 def test_there_are_examples():
-    assert len(PYTHON) == PAGE.count("```python") >= 6
-    assert len(CONSOLE) == 1
+    written = sum(page.count("```python") for page in PAGES.values())
+    assert len(PYTHON) == written >= 8
+    assert len(CONSOLE) == 3
 
 
 @pytest.mark.parametrize(("code", "output"), PYTHON, ids=range(len(PYTHON)))

@@ -67,11 +67,11 @@ def test_no_rows():
         ),
         (
             frame(a=[1], b=["x"]),
-            'input "features" column "b": object cannot be sent as FP32',
+            'input "features", column "b", row 0: \'x\' is not a number',
         ),
         (
             frame(a=[1], b=[1e300]),
-            'input "features" column "b": a value is out of range for FP32',
+            'input "features", column "b", row 0: a value is out of range for FP32',
         ),
     ],
 )
@@ -127,3 +127,94 @@ def test_numbers_become_bf16():
     for value in ([3.4e38], [1e39], ["a"]):
         with pytest.raises(TensorError, match='input "x"'):
             to_arrays({"x": value}, HALVES)
+
+
+def column(datatype: str, **parameters):
+    tensor = {"name": "x", "datatype": datatype, "shape": [-1, 1]}
+    columns = [{"name": "a", **parameters}]
+    return {"inputs": [tensor | {"parameters": {"columns": columns}}]}
+
+
+NAMES = {"categories": ["no", "yes"]}
+NUMBERED = {"categories": ["2", "4"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "metadata", "wanted"),
+    [
+        (pandas.array([1, 2], dtype="Int64"), column("INT32"), [1, 2]),
+        (pandas.array([2**62 + 1], dtype="Int64"), column("INT64"), [2**62 + 1]),
+        (pandas.array([1, None], dtype="Int64"), column("FP32"), [1, None]),
+        ([3.0, 4.0], column("INT8"), [3, 4]),
+        (pandas.array([1.5, None], dtype="Float64"), column("FP32"), [1.5, None]),
+        (pandas.array([True, False], dtype="boolean"), column("BOOL"), [True, False]),
+        (pandas.array([True, False], dtype="boolean"), column("INT8"), [1, 0]),
+        (pandas.array(["no", "yes"], dtype="str"), column("FP32", **NAMES), [0, 1]),
+        (pandas.array(["yes"], dtype="string"), column("INT64", **NAMES), [1]),
+        (pandas.array(["yes", None], dtype="str"), column("FP32", **NAMES), [1, None]),
+        (pandas.Categorical(["yes", "no"]), column("FP32", **NAMES), [1, 0]),
+        # By value, as a file's cells are: not as codes.
+        ([4, 2], column("FP32", **NUMBERED), [1, 0]),
+        ([4.0, 2.0], column("FP32", **NUMBERED), [1, 0]),
+        (pandas.Categorical([4, 2]), column("INT64", **NUMBERED), [1, 0]),
+        (pandas.array(["a", "é"], dtype="str"), column("BYTES"), ["a", "é"]),
+        (pandas.Categorical(["a", "b"]), column("BYTES"), ["a", "b"]),
+    ],
+)
+def test_columns_of_every_kind(values, metadata, wanted):
+    rows = pandas.DataFrame({"a": values})
+    array = to_arrays(rows, metadata)["x"]
+    got = [None if pandas.isna(value) else value for value in array[:, 0].tolist()]
+    assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "datatype"),
+    [
+        ([1, 2, None], "int64[pyarrow]", "FP32"),
+        (["1.5", "2", None], "string[pyarrow]", "FP64"),
+        ([True, False, True], "bool[pyarrow]", "BOOL"),
+    ],
+)
+def test_arrow_backed_columns(values, kind, datatype):
+    pytest.importorskip("pyarrow")
+    rows = pandas.DataFrame({"a": pandas.array(values, dtype=kind)})
+    array = to_arrays(rows, column(datatype))["x"]
+    assert [float(v) for v in array[:2, 0]] == [float(v) for v in values[:2]]
+
+
+MIDNIGHT = pandas.Timestamp("2026-11-30")
+
+
+@pytest.mark.parametrize(
+    ("values", "datatype", "message"),
+    [
+        ([MIDNIGHT], "FP32", "points in time cannot be sent; send numbers"),
+        ([MIDNIGHT.tz_localize("UTC")], "INT64", "points in time cannot be sent"),
+        ([MIDNIGHT.date()], "BYTES", "points in time cannot be sent"),
+        ([MIDNIGHT - MIDNIGHT], "FP32", "points in time cannot be sent"),
+        (
+            pandas.array([1, None], dtype="Int64"),
+            "INT64",
+            "row 1: an empty cell is not",
+        ),
+        (pandas.array([True, None], dtype="boolean"), "BOOL", "row 1: an empty cell"),
+        (pandas.array(["a", None], dtype="str"), "BYTES", "row 1: an empty cell is no"),
+        ([1, 300], "INT8", "row 1: a value is out of range for INT8"),
+        (["1", "300"], "INT8", "row 1: '300' is out of range, -128 to 127"),
+        (["1", "1.5"], "INT8", "row 1: '1.5' is not a whole number"),
+        (["true", "2"], "BOOL", "row 1: '2' is neither true nor false"),
+    ],
+)
+def test_cells_that_cannot_be_sent(values, datatype, message):
+    with pytest.raises(TensorError) as caught:
+        to_arrays(pandas.DataFrame({"a": values}), column(datatype))
+    assert 'input "x", column "a"' in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_picture_in_columns():
+    metadata = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 1, 2, 2]}]}
+    rows = frame(**{f"p{i}": [i, i + 10] for i in range(4)})
+    array = to_arrays(rows, metadata)["x"]
+    assert array.tolist() == [[[[0, 1], [2, 3]]], [[[10, 11], [12, 13]]]]

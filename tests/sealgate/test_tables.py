@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import ProfileError
-from sealgate.tables import MAX_INPUT_BYTES, format_json, format_table, read_inputs
+from sealgate.output import format_json, format_table
+from sealgate.tables import MAX_INPUT_BYTES
+from sealgate.tables import read_inputs as read_whole
 
 METADATA = {
     "inputs": [
@@ -35,6 +37,10 @@ METADATA = {
 }
 PLAIN = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}], "outputs": []}
 TWO = {"inputs": [METADATA["inputs"][0], PLAIN["inputs"][0]], "outputs": []}
+
+
+def read_inputs(path, metadata):
+    return read_whole(path, metadata).arrays
 
 
 @pytest.fixture
@@ -183,12 +189,22 @@ FAULTS = {
     "empty csv": ("x.csv", "", METADATA, "the file is empty"),
     "blank csv": ("x.csv", "\n\n", METADATA, "the file is empty"),
     "header only": ("x.csv", "a,b\n", METADATA, "there is a header, but no row"),
-    "missing column": ("x.csv", "a,c\n1,2\n", METADATA, "missing column 'b'"),
+    "missing column": (
+        "x.csv",
+        "a,c\n1,2\n",
+        METADATA,
+        'input "features": column "b" is missing',
+    ),
     "short row": ("x.csv", "a,b\n1,2\n3\n", METADATA, "line 3 has 1 cells, not 2"),
     "long row": ("x.csv", "a,b\n1,2,3\n", METADATA, "line 2 has 3 cells, not 2"),
-    "text cell": ("x.csv", "a,b\n1,x\n", METADATA, "'x' is not a number"),
+    "text cell": (
+        "x.csv",
+        "a,b\n1,2\n1,x\n",
+        METADATA,
+        "column \"b\", line 3: 'x' is not a number",
+    ),
     "column twice": ("x.csv", "a,b,a\n1,2,3\n", METADATA, "column 'a' occurs twice"),
-    "ragged csv": ("x.csv", "1,2\n3\n", METADATA, "rows are not of one length"),
+    "ragged csv": ("x.csv", "1,2\n3\n", METADATA, "line 2 has 1 cells, not 2"),
     "csv for two inputs": ("x.csv", "1,2\n", TWO, "the model has several inputs"),
     "not UTF-8": ("x.csv", b"\xff\xfe1,2", METADATA, "can't decode byte 0xff"),
     "long cell": ("x.csv", "1," + "2" * 200_000, METADATA, "field larger than"),
@@ -250,7 +266,9 @@ def test_damaged_archives_only_raise_profile_error(tmp_path_factory, at, byte, c
         return
 
 
-CELLS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-1000, 1000)
+CELLS = st.floats(allow_nan=False, allow_infinity=False, width=32) | st.integers(
+    -1000, 1000
+)
 
 
 @given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5), st.booleans())

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
-from sealgate import AsyncClient
+from sealgate import AsyncClient, Client, Options
 from sealgate.errors import ProfileError, TransportError
 from sealgate.transport import Pools, sent_fields
+from tests.support.issuers import https_host
 from tests.support.servers import ROOT
 
 CLEAR = {
@@ -151,5 +152,75 @@ def test_a_connection_that_fails_says_why():
         async with AsyncClient("http://127.0.0.1:9", token="t") as client:
             await client.metadata("m")
 
-    with pytest.raises(TransportError, match=r"ConnectError \(.*failed"):
+    with pytest.raises(
+        TransportError, match="the connection was refused; does it run there"
+    ):
         asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://no-such-host.invalid", "its name is not known to DNS"),
+        ("http://127.0.0.1:9", "the connection was refused"),
+    ],
+)
+def test_both_clients_say_why(url, why):
+    with Client(url, token="t") as client, pytest.raises(TransportError, match=why):
+        client.metadata("m")
+
+
+@pytest.fixture
+def tls_server(tmp_path):
+    """An https server whose certificate is its own authority, which it gives too."""
+    with https_host(tmp_path) as host:
+        yield host.url.removesuffix("/keys"), host.authority
+
+
+def test_a_certificate_that_nobody_knows_is_named(tls_server):
+    url, _ = tls_server
+    with (
+        Client(url, token="t") as client,
+        pytest.raises(TransportError, match="TLS: self-signed certificate"),
+    ):
+        client.metadata("m")
+
+
+def test_an_authority_of_ones_own(tls_server, tmp_path):
+    url, public = tls_server
+    with Client(url, token="t", options=Options(authorities=public)) as client:
+        assert client.health()
+    (tmp_path / "none.pem").write_text("none")
+    for path in (tmp_path / "none.pem", tmp_path / "missing.pem"):
+        with (
+            Client(url, token="t", options=Options(authorities=path)) as client,
+            pytest.raises(ProfileError, match="authorities"),
+        ):
+            client.metadata("m")
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [("http://127.0.0.1:9", "the connection was refused"), ("", None)],
+)
+def test_a_proxy_of_ones_own_counts_before_the_environments(
+    tls_server, monkeypatch, setting, why
+):
+    url, public = tls_server
+    if not setting:  # none at all, whatever the environment says
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    options = Options(authorities=public, proxy=setting)
+    with Client(url, token="t", options=options) as client:
+        if why is None:
+            assert client.health()
+        else:
+            with pytest.raises(TransportError, match=why):
+                client.metadata("m")
+
+
+def test_a_proxy_setting_that_is_none():
+    with (
+        Client("https://x.example", token="t", options=Options(proxy="ftp://p")) as c,
+        pytest.raises(ProfileError, match="proxy: its scheme must be one of"),
+    ):
+        c.metadata("m")

@@ -259,8 +259,8 @@ def test_metrics_need_their_scope(rooms: Rooms) -> None:
     [
         "/",
         "/v1/models/toy",
-        "/v2/models",
         "/v2/models/",
+        "/v2/repository",
         "/v2/models/toy/",
         "/v2/models/TOY",
         "/v2/models/to_y",

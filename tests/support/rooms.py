@@ -43,6 +43,7 @@ from service.gateway import Gateway
 from service.guard import App, Guard
 from service.inference.lineup import Entry, Lineup, Served
 from service.routes import Routes
+from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Recorder
 from tests.support.bundles import Keys, policy, write_bundle
 
@@ -127,8 +128,9 @@ def wire(
     )
     all_admissions = list(admissions) or [admitted(folder / "bundle")]
     log = AuditLog(folder / "audit", writer="worker", limits=LogLimits(sync=False))
+    metrics = Metrics()
     routes = Routes(
-        serving(all_admissions, timeout_s=timeout_s),
+        serving(all_admissions, timeout_s=timeout_s, metrics=metrics),
         Callers(
             Verifier(access, revocations=revocations),
             access,
@@ -143,6 +145,7 @@ def wire(
         ),
         require_sealed=require_sealed,
         permissions=permissions,
+        metrics=metrics,
         documents=documents(access, certificates=False, jwks=None),
         max_body_bytes=max_body_bytes,
         clock=clock,

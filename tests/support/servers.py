@@ -9,7 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,21 +72,20 @@ def serve(
     port: int | None = None,
     graceful_s: int = 5,
     wait_for: str = "ready",
+    own: Sequence[str] | None = None,
 ) -> Iterator[Server]:
-    """Run `bentoml serve TARGET` until the block ends, once it is ready, or live."""
+    """Run `bentoml serve TARGET` until the block ends, once it is ready, or live.
+
+    With ``own`` arguments, `python -m security serve TARGET` and those instead.
+    """
     port = port or free_port()
     log = home / f"server-{port}.log"
-    command = bentoml(
-        "serve",
-        target,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--timeout-graceful-shutdown",
-        str(graceful_s),
-        python=python,
-    )
+    address = ("--host", "127.0.0.1", "--port", str(port))
+    grace = ("--timeout-graceful-shutdown", str(graceful_s))
+    if own is None:
+        command = bentoml("serve", target, *address, *grace, python=python)
+    else:
+        command = [python, "-m", "security", "serve", target, *address, *own]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

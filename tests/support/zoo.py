@@ -106,11 +106,11 @@ def _model(nodes, inputs, outputs, *, domains=(("", 17),), initializers=()) -> b
     ).SerializeToString()
 
 
-def echo_model(kinds: Iterable[str]) -> bytes:
+def echo_model(kinds: Iterable[str], *, width: int = 2) -> bytes:
     """One input and one output of every datatype; each output is its input."""
     infos = {
         side: [
-            helper.make_tensor_value_info(f"{side}{name}", KINDS[name], ["n", 2])
+            helper.make_tensor_value_info(f"{side}{name}", KINDS[name], ["n", width])
             for name in kinds
         ]
         for side in "io"

@@ -72,13 +72,20 @@ class SavedImage:
                     raise refused(f"more than {MAX_ENTRIES} files")
         return table
 
-    def unpack(self, prefix: str, table: Mapping[str, int], to: Path) -> None:
+    def unpack(
+        self,
+        prefix: str,
+        table: Mapping[str, int],
+        to: Path,
+        *,
+        max_bytes: int = MAX_LAYER_BYTES,
+    ) -> None:
         """Write one folder of the image; links become empty links, which are refused.
 
         Raises:
-            AdmissionRefused: as `entries`.
+            AdmissionRefused: as `entries`, or its files are larger than that.
         """
-        digests = _diff_ids(self.config)
+        digests, left = _diff_ids(self.config), max_bytes
         for number, (path, digest) in enumerate(zip(self.layers, digests), start=1):
             for item in _members(path, digest):
                 name = _name(item.info.name)
@@ -91,6 +98,9 @@ class SavedImage:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
+                left -= item.info.size
+                if left < 0:
+                    raise refused(f"{prefix}: more than {max_bytes} bytes")
                 if item.info.isreg():
                     target.write_bytes(item.content())
                 else:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.data import cells
-from sealgate import tables
+from sealgate import cells as client_cells
 from tests.support.cells import CATEGORIES, NUMBERS
 
 
-@pytest.mark.parametrize("read", [cells.number, tables.number])
+@pytest.mark.parametrize("read", [cells.number, client_cells.number])
 @pytest.mark.parametrize("cell", NUMBERS)
 def test_a_cell_of_numbers(read, cell):
     found, wanted = read(cell), NUMBERS[cell]
@@ -28,12 +28,12 @@ def test_a_cell_of_numbers(read, cell):
 def test_a_cell_of_categories(cell, names, wanted):
     known = {name: code for code, name in enumerate(names)}
     assert cells.lookup(known, [cell]).get(cell) == wanted
-    assert tables.category(cell, names) == wanted
+    assert client_cells.category(cell, names) == wanted
 
 
 @given(st.text(st.sampled_from("0123456789+-.eE_ natrufslif,"), max_size=8))
 def test_the_client_reads_no_other_numbers(cell):
-    mine, theirs = cells.number(cell), tables.number(cell)
+    mine, theirs = cells.number(cell), client_cells.number(cell)
     assert (mine is None) == (theirs is None)
     assert mine is None or mine == theirs or (math.isnan(mine) and math.isnan(theirs))
 
@@ -70,7 +70,7 @@ def test_other_values_stay_others():
 def test_a_digest_that_looks_like_a_power_is_a_text(cell):
     assert cells.canonical(cell) == cell
     assert cells.lookup({cell: 1}, [cell]) == {cell: 1}
-    assert tables.category(cell, [cell, "12"]) == 0
+    assert client_cells.category(cell, [cell, "12"]) == 0
 
 
 def test_huge_exponents_are_not_written_out():

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gzip
-import hashlib
-import io
 import json
 import os
-import tarfile
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,6 +17,8 @@ import pytest
 
 from models.files import write_atomic
 from security.errors import AdmissionRefused
+from tests.support import images
+from tests.support.images import Layer, tar
 
 with warnings.catch_warnings():
     # What BentoML imports warns about how BentoML uses it.
@@ -180,64 +180,7 @@ def test_an_image_as_bentoml_makes_it(start: Any) -> None:
 
 # Saved images: an OCI layout, and what `docker save` writes.
 
-Layer = list[tuple[str, Any]]
-
-
-def tar(layer: Layer) -> bytes:
-    """Entries: bytes are a file, None a folder, a text what a link points at."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, what in layer:
-            info = tarfile.TarInfo(name)
-            if isinstance(what, bytes):
-                info.size = len(what)
-                archive.addfile(info, io.BytesIO(what))
-            else:
-                info.type = tarfile.DIRTYPE if what is None else tarfile.SYMTYPE
-                info.linkname = what or ""
-                archive.addfile(info)
-    return stream.getvalue()
-
-
-def save(
-    folder: Path,
-    *layers: Layer,
-    config: dict[str, Any] = CONFIG,
-    packed: bool = True,
-    docker: bool = True,
-    oci: bool = True,
-) -> Path:
-    """An image's folder, as both formats in one, as docker writes it since 25."""
-
-    def blob(data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        write_atomic(folder / "blobs" / "sha256" / digest, data)
-        return digest
-
-    tars = [tar(layer) for layer in layers]
-    digests = [f"sha256:{hashlib.sha256(data).hexdigest()}" for data in tars]
-    whole = config | {"rootfs": {"type": "layers", "diff_ids": digests}}
-    config_digest = blob(json.dumps(whole).encode())
-    stored = [blob(gzip.compress(data) if packed else data) for data in tars]
-    if oci:
-        manifest = {
-            "config": {"digest": f"sha256:{config_digest}"},
-            "layers": [{"digest": f"sha256:{digest}"} for digest in stored],
-        }
-        entry = {"digest": f"sha256:{blob(json.dumps(manifest).encode())}"}
-        note = {"digest": "x", "annotations": {"vnd.docker.reference.type": "a"}}
-        index = {"manifests": [entry, note]}
-        write_atomic(folder / "index.json", json.dumps(index).encode())
-        write_atomic(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-    if docker:
-        image = {
-            "Config": f"blobs/sha256/{config_digest}",
-            "Layers": [f"blobs/sha256/{digest}" for digest in stored],
-        }
-        write_atomic(folder / "manifest.json", json.dumps([image]).encode())
-    return folder
-
-
+save = functools.partial(images.save, config=CONFIG)
 LAYER: Layer = [("home", None), *BENTO.items()]
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.errors import BundleError
+from security.admission.doors import verify_bundle
+from security.admission.gate import Admission
 from security.admission.keys import public_pem, trust_document
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
@@ -31,7 +33,6 @@ with warnings.catch_warnings():
         read_stored,
         store_bundle,
         stored_tags,
-        verify_stored,
     )
 
 # It imports more of itself at the first use.
@@ -61,6 +62,11 @@ def admission(tmp_path: Path, keys: Keys) -> AdmissionSettings:
     (tmp_path / "trust.json").write_bytes(trust_document(roles))
     (tmp_path / "policy.toml").write_bytes(POLICY)
     return AdmissionSettings(tmp_path / "trust.json", tmp_path / "policy.toml")
+
+
+def verify_stored(tag: str, settings: AdmissionSettings) -> Admission:
+    """What a door does with a version in the store."""
+    return verify_bundle(read_stored(tag), settings)
 
 
 def test_what_is_stored_is_what_was_in_the_folder(bundle_folder: Path) -> None:

@@ -66,8 +66,8 @@ def test_a_sealed_inference_is_counted_in_every_stage(
     after = numbers()
     grown = {key for key in after if after[key] > before.get(key, 0)}
     for stage in ("open", "verify", "seal"):
-        assert f'model="",stage="{stage}"' in grown
-    assert f'model="{NAME}",stage="run"' in grown
+        assert f'model="",stage="{stage}",version=""' in grown
+    assert f'model="{NAME}",stage="run",version="{VERSION}"' in grown
     labels = f'model="{NAME}",version="{VERSION}"'
     assert f'action="infer",model="{NAME}",status="200",version="{VERSION}"' in grown
     assert after[labels] - before.get(labels, 0) == 5

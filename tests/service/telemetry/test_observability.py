@@ -105,7 +105,9 @@ def test_what_is_no_trace_is_not_sent(value: str) -> None:
 
 
 def count(text: str, stage: str) -> float:
-    pattern = rf'sealgate_stage_seconds_count\{{model="",stage="{stage}"\}} (\S+)'
+    pattern = (
+        rf'sealgate_stage_seconds_count\{{model="",stage="{stage}",version=""\}} (\S+)'
+    )
     found = re.search(pattern, text)
     return float(found[1]) if found else 0.0
 

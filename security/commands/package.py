@@ -1,0 +1,193 @@
+"""`package`: from an assessed bundle to a Bento that serves it, by one command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.bundle import read_bundle
+from models.errors import BundleError
+from sealgate.protocol.dsse import KeySigner
+from security.admission.doors import verify_bundle
+from security.admission.keys import ROLES, load_signing_key
+from security.admission.policy import load_policy
+from security.commands.options import (
+    Subparsers,
+    add_admission,
+    admission_settings,
+    variables,
+)
+from security.commands.signing import add_passphrase
+from security.errors import AdmissionRefused, KeyFileError, SettingsError
+from security.settings.admission import AdmissionSettings
+from security.settings.loading import Settings, load_settings
+
+if TYPE_CHECKING:  # the module takes long to import
+    from security.commands.admit import Admitted
+
+__all__ = ["add_parser", "run"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "package",
+        help="sign, admit, store and build: from an assessed bundle to a Bento",
+        description="Take a bundle through all that is left to do, one line per step: "
+        "sign its reports with the role keys that are here, evaluate the policy and "
+        "sign the verdict, write its documents, store it, and build the Bento that "
+        "serves it. What is admitted already is not signed again. In development, "
+        "keys that are missing are made. In production no key is made, and the keys of "
+        "several roles in one place are refused: then each role runs `sign` or "
+        "`admit`, and this builds.",
+    )
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    add_passphrase(parser)
+    add_admission(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Package; returns the exit code."""
+    settings, admission = load_settings(), admission_settings(args)
+    # Before anything is made for what is no bundle.
+    tag = read_bundle(args.bundle).manifest.tag
+    _say("keys", _keys(settings, args.passphrase_file))
+    for step, text in _admit(args.bundle, settings, admission, args.passphrase_file):
+        _say(step, text)
+    from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
+
+    _, stored = store_bundle(args.bundle)
+    _say("stored", tag if stored else f"{tag} already, with these contents")
+    _say("names", f"{tag} for the service: SEALGATE_SERVICE_MODELS={tag}")
+    bento = _build(tag, variables(args, settings))
+    policy = f" --policy {args.policy}" if args.policy else ""
+    _say("built", f"{bento}; next: python -m security serve {bento}{policy}")
+    return 0
+
+
+def _say(step: str, text: str) -> None:
+    print(f"{step:<10}{text}", flush=True)
+
+
+def _keys(settings: Settings, passphrase: Path | None) -> str:
+    """Make what is missing in development; refuse several roles' keys in production.
+
+    Raises:
+        SettingsError: in production, the keys of several roles are in one hand.
+    """
+    from security.commands.keygen import make_keys  # noqa: PLC0415  (slow)
+
+    if settings.service.environment != "production":
+        made = [x for x in make_keys(settings, passphrase) if not x.startswith("kept")]
+        where = settings.home / "keys"
+        return f"made {len(made)} that were missing in {where}" if made else "kept"
+    roles = list(_role_keys(settings))
+    if len(roles) > 1:
+        raise SettingsError(
+            f"production: the keys of {', '.join(roles)} are in one hand, "
+            f"{settings.home / 'keys'}; each role runs `sign` or `admit` with its own"
+        )
+    return f"of {roles[0]}" if roles else "none, so that nothing is signed"
+
+
+def _role_keys(settings: Settings) -> dict[str, Path]:
+    """The roles whose signing keys are here, with the keys' files."""
+    files = {role: settings.home / "keys" / f"{role}.pem" for role in ROLES}
+    return {role: path for role, path in files.items() if path.exists()}
+
+
+def _admit(
+    folder: Path,
+    settings: Settings,
+    admission: AdmissionSettings,
+    passphrase: Path | None,
+) -> Iterator[tuple[str, str]]:
+    """Sign what the keys may and admit, unless the bundle is admitted already.
+
+    Raises:
+        KeyFileError: a verdict is missing, and no key is here that may sign it.
+        AdmissionRefused, BundleError: as the gate says.
+    """
+    from security.commands.admit import admit_bundle  # noqa: PLC0415  (slow)
+    from security.commands.sign import sign_reports  # noqa: PLC0415
+
+    bundle = read_bundle(folder)
+    try:
+        verified = verify_bundle(bundle, admission)
+        yield "admitted", f"{bundle.manifest.tag} already"
+        yield "verdict", f"sha256:{verified.verdict_sha256}"
+        return
+    except AdmissionRefused:
+        pass  # what is missing follows, or the same refusal by `admit`
+    policy, keys = load_policy(admission.policy), _role_keys(settings)
+    signers = {
+        role: KeySigner(load_signing_key(path, passphrase=passphrase))
+        for role, path in keys.items()
+    }
+    for role, key in signers.items():
+        kinds = sign_reports(folder, role, key, policy)
+        if kinds:
+            yield "signed", f"{', '.join(kinds)} as {role}"
+    judge = next((role for role in signers if role in policy.verdict_signers), None)
+    if judge is None:
+        roles, where = " or ".join(policy.verdict_signers), settings.home / "keys"
+        raise KeyFileError(
+            f"no key of {roles} is in {where}: whoever has it runs `admit`, then run "
+            "this again"
+        )
+    yield from _told(admit_bundle(folder, signers[judge], admission))
+
+
+def _told(admitted: Admitted) -> Iterator[tuple[str, str]]:
+    for waiver in admitted.waivers:
+        yield "waiver", waiver
+    yield "admitted", f"{admitted.tag} under policy sha256:{admitted.policy_sha256}"
+    yield "verdict", f"sha256:{admitted.verdict_sha256}"
+    if admitted.signed < admitted.signers:
+        raise KeyFileError(
+            f"the verdict has {admitted.signed} of {admitted.signers} signers: the "
+            "others run `admit`, then run this again"
+        )
+    names = ", ".join(admitted.documents)
+    yield "documents", f"wrote {names}" if names else "kept"
+
+
+def _build(tag: str, named: Mapping[str, str]) -> str:
+    """Build the Bento of one model; returns its tag.
+
+    Args:
+        tag: of the model.
+        named: variables that name the settings.
+
+    Raises:
+        BundleError: `bentoml build` refused it.
+    """
+    from bentoml._internal.configuration.containers import (  # noqa: PLC0415  (slow)
+        BentoMLContainer,
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-m", "bentoml", "build", "--output", "tag"],
+        cwd=_ROOT,
+        env={
+            **os.environ,
+            **named,
+            "BENTOML_HOME": str(BentoMLContainer.bentoml_home.get()),
+            "SEALGATE_SERVICE_MODELS": tag,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["it says nothing"]
+        raise BundleError(f"bentoml build: {lines[-1].removeprefix('Error: ')}")
+    return result.stdout.strip().rpartition("__tag__:")[2]

@@ -1,0 +1,116 @@
+"""`python -m service`: the server as one process, or as several by BentoML.
+
+Exit codes: 0 stopped in an orderly way; 1 a model was refused; 2 wrong usage, or
+something else that keeps it from starting. No port is open before every model that
+would be served has been admitted and loaded.
+
+Inside a Bento it serves that Bento; elsewhere what ``service.models`` names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import bentoml
+import uvicorn
+from bentoml.exceptions import BentoMLException
+
+from security.admission.hooks import SERVICE_NAME
+from security.settings.loading import Settings
+
+__all__ = ["main"]
+
+_SOURCE = Path(__file__).resolve().parents[1]
+_BACKLOG = 2048
+
+
+def main() -> int:
+    """Serve until a signal; returns the exit code."""
+    args = _parser().parse_args()
+    try:
+        # Importing it reads the settings, and may refuse them.
+        from service.app import open_doors, read_settings  # noqa: PLC0415
+
+        settings = read_settings()
+        if args.workers > 1:
+            _serve_by_bentoml(args, settings)
+        service = bentoml.load(_target(), working_dir=str(_SOURCE))
+        # Loading follows at once, in this very process.
+        open_doors(settings, load=False)
+        return _listen(args, settings, service.to_asgi())
+    except BentoMLException as error:
+        # A refusal of the gate says so itself.
+        text = " ".join(str(error).split())
+        print(text if "refused:" in text else f"error: {text}", file=sys.stderr)
+        return 1 if "refused:" in text else 2
+    except OSError as error:
+        # Python adds to what the system says where it tried.
+        reason = os.strerror(error.errno) if error.errno else error
+        print(f"error: {args.host}:{args.port}: {reason}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serve the admitted models that service.toml, the operator's plan "
+        "or the Bento around this code names.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that answer, under a parent of BentoML's that starts them "
+        "again; 1 is this process alone (default)",
+    )
+    return parser
+
+
+def _target() -> str:
+    """What BentoML serves: the Bento around this code, or this code."""
+    bento = _SOURCE.parent
+    return str(bento) if (bento / "bento.yaml").exists() else "service.app:Sealgate"
+
+
+def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> None:
+    """Become `bentoml serve`, whose parent runs the gate before it starts workers."""
+    grace_s = math.ceil(settings.service.shutdown_timeout_s)
+    command = [
+        *(sys.executable, "-m", "bentoml", "serve", _target()),
+        *("--working-dir", str(_SOURCE)),
+        *("--host", args.host, "--port", str(args.port)),
+        *("--timeout-graceful-shutdown", str(grace_s)),
+    ]
+    # BentoML's own option for this counts for services of its older kind only.
+    given = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
+    workers = f"{given} services.{SERVICE_NAME}.workers={args.workers}".strip()
+    os.environ["BENTOML_CONFIG_OPTIONS"] = workers
+    os.execv(sys.executable, command)  # noqa: S606  (no shell is wanted)
+
+
+def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    address = (args.host, args.port)
+    listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+    scheme = "https" if settings.tls.enabled else "http"
+    host = f"[{args.host}]" if family is socket.AF_INET6 else args.host
+    print(f"listening on {scheme}://{host}:{args.port}", flush=True)
+    # uvicorn raises the signal that it was stopped by once more, after it has stopped.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

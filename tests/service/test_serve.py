@@ -1,0 +1,208 @@
+"""`python -m security serve`: one process, one gate, bytes from anywhere."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from models.files import write_atomic
+from sealgate import Client
+from security.admission.keys import ROLES, load_signing_key
+from tests.conftest import TAG, mint, run_security, toy_settings
+from tests.security.admission.test_sources import layout
+from tests.support.bundles import NAME, Keys, write_bundle
+from tests.support.live import wait_for
+from tests.support.servers import ROOT, environment, free_port, serve
+
+pytestmark = pytest.mark.slow
+
+ROWS = {"features": np.ones((2, 3), dtype=np.float32)}
+
+
+@pytest.fixture
+def home(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of the deployment, with an empty model store."""
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    shutil.rmtree(home / "bentoml" / "models")
+    return home
+
+
+def options(home: Path) -> tuple[str, ...]:
+    return ("--policy", str(home / "policy.toml"))
+
+
+def keys(home: Path) -> Keys:
+    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+
+
+def refused(home: Path, *targets: str, code: int = 1, **extra: str) -> str:
+    """The one line that it ends with; nothing listens."""
+    port = free_port()
+    result = run_security(
+        home, "serve", *targets, "--port", str(port), *options(home), **extra
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+    return result.stderr
+
+
+def children(pid: int) -> list[str]:
+    result = subprocess.run(
+        ["ps", "--ppid", str(pid), "-o", "pid="],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return result.stdout.split()
+
+
+def test_a_folder_of_bundles_by_one_process(home: Path, tmp_path: Path) -> None:
+    bundles = tmp_path / "bundles"
+    shutil.copytree(home / "bundle", bundles / "toy")
+    write_bundle(bundles / "second", keys(home), name="second")
+    with serve(str(bundles), home, own=options(home)) as server:
+        assert children(server.pid) == []
+        log = server.log.read_text()
+        assert log.index(f"admitted {TAG}") < log.index(f"listening on {server.url}")
+        # The profile was written for it: token, pinned keys, the first model's name.
+        with Client.from_profile(home / "profile.json") as client:
+            assert client.url == server.url
+            for name in (NAME, "second"):
+                assert client.infer(name, ROWS)["label"].shape == (2,)
+                assert client.passport(name).model == f"{name}:1.0.0"
+
+
+def test_an_oci_layout(home: Path, tmp_path: Path) -> None:
+    image = layout(tmp_path / "image", home / "bundle")
+    with (
+        serve(str(image), home, own=options(home)),
+        Client.from_profile(home / "profile.json") as client,
+    ):
+        assert client.infer(NAME, ROWS)["label"].shape == (2,)
+
+
+def test_a_bento_by_its_lock(home: Path) -> None:
+    """Built by `package`; its own code serves it."""
+    packaged = run_security(home, "package", str(home / "bundle"), *options(home))
+    assert packaged.returncode == 0, packaged.stderr
+    with (
+        serve("sealgate:latest", home, own=options(home), cwd=home) as server,
+        Client.from_profile(home / "profile.json") as client,
+    ):
+        assert client.infer(NAME, ROWS)["label"].shape == (2,)
+        code = Path(f"/proc/{server.pid}/cwd").resolve()
+        assert code.is_relative_to(home / "bentoml" / "bentos")
+
+
+def test_several_workers(home: Path) -> None:
+    own = (*options(home), "--workers", "2")
+    with (
+        serve(str(home / "bundle"), home, own=own) as server,
+        Client.from_profile(home / "profile.json") as client,
+    ):
+        wait_for(lambda: len(children(server.pid)) == 2)
+        assert client.infer(NAME, ROWS)["label"].shape == (2,)
+
+
+def test_what_changes_on_disk_does_not_change_what_runs(home: Path) -> None:
+    """The bytes that were verified run on; what is there now is not what they are."""
+    bundle = home / "bundle"
+    extra = {"SEALGATE_DEPLOYMENT_POLL_S": "0.1"}
+    with (
+        serve(str(bundle), home, own=options(home), extra=extra),
+        Client.from_profile(home / "profile.json") as client,
+    ):
+        before = client.infer(NAME, ROWS)["probabilities"]
+        shutil.rmtree(bundle)
+        other = np.array([[-9, 9], [-9, 9], [9, -9]], dtype=np.float32)
+        write_bundle(bundle, Keys.generate(), weights=other)
+        after = client.infer(NAME, ROWS)["probabilities"]
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_operators_command_loads_from_the_folder(
+    home: Path, tmp_path: Path
+) -> None:
+    bundles = tmp_path / "bundles"
+    shutil.copytree(home / "bundle", bundles / "1")
+    extra = toy_settings(home) | {
+        "SEALGATE_SERVICE_MODELS": f"path:{bundles}",
+        "SEALGATE_DEPLOYMENT_POLL_S": "0.1",
+        "SEALGATE_SEALING_REQUIRE_SEALED": "false",
+    }
+    headers = {"authorization": f"Bearer {mint(home, 'infer:toy')}"}
+    with serve(str(bundles), home, own=options(home), extra=extra) as server:
+        write_bundle(bundles / "2", keys(home), version="2.0.0")
+        changed = run_security(home, "models", "load", "toy:2.0.0", **extra)
+        assert changed.returncode == 0, changed.stdout + changed.stderr
+        answer = httpx.get(f"{server.url}/v2/models/toy", headers=headers).json()
+        assert sorted(answer["versions"]) == ["1.0.0", "2.0.0"]
+        listed = run_security(home, "models", "list", **extra).stdout
+        assert "default 1.0.0; also 2.0.0" in listed
+    # From then on the plan decides, and says so to whoever names something else.
+    line = refused(home, str(bundles), code=2, **extra)
+    assert "plan.json decides what is served (load toy:2.0.0)" in line
+
+
+def test_what_is_refused_before_a_port_is_open(home: Path, tmp_path: Path) -> None:
+    bundle = home / "bundle"
+    (bundle / "evidence" / "quality.json").unlink()
+    assert f"{TAG} refused: quality report is missing" in refused(home, str(bundle))
+    (tmp_path / "empty").mkdir()
+    line = refused(home, str(tmp_path / "empty"))
+    assert "empty: no bundle is there" in line
+    assert "toy:9.9.9 is not in the model store" in refused(home, "toy:9.9.9")
+    assert "is no folder, and no full tag" in refused(home, "toy", code=2)
+    assert "sealgate:none" in refused(home, "sealgate:none", code=2)
+    line = refused(home, "sealgate:none", "toy:1.0.0", code=2)
+    assert "a Bento holds its own models" in line
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--port", "x")])
+def test_usage_of_the_server_itself(arguments: tuple[str, ...]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == (0 if "--help" in arguments else 2)
+    assert "usage: python -m service" in result.stdout + result.stderr
+
+
+def test_a_port_that_is_taken(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_security(
+            home, "serve", str(home / "bundle"), "--port", str(port), *options(home)
+        )
+    assert result.returncode == 2
+    line = result.stderr.strip().splitlines()[-1]
+    assert line == f"error: 127.0.0.1:{port}: Address already in use"
+
+
+def test_in_production_no_profile_is_written(home: Path) -> None:
+    extra = {
+        "SEALGATE_SERVICE_ENVIRONMENT": "production",
+        "SEALGATE_ACCESS_ISSUER": "https://issuer.example",
+        "SEALGATE_ACCESS_RESOURCE": "https://models.example",
+    }
+    with serve(str(home / "bundle"), home, own=options(home), extra=extra):
+        assert not (home / "profile.json").exists()
+
+
+def test_a_folder_cannot_be_packaged(home: Path) -> None:
+    write_atomic(home / "x", b"")
+    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": f"path:{home}/bundle"}
+    result = subprocess.run(
+        [sys.executable, "-m", "bentoml", "build"],
+        cwd=ROOT, env=environment(home, extra),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert "a Bento packages what is in the model store" in result.stderr
