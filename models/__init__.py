@@ -5,6 +5,7 @@ files           bounded reads and atomic writes
 manifest        manifest.json: names, tensors, limits
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 bundle          the folder: read whole, hashed, bounded
+networks        names of architectures and feature maps
 sessions        the only place that makes an onnxruntime session
 data            the one typed table: readers, schema, rows, splits     (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)

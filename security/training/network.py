@@ -28,7 +28,7 @@ from models.architectures import (
 )
 from models.data.datasets import AnyDataset, TabularDataset
 from models.export import recorded
-from models.features import FEATURES, feature_shape
+from models.features import FEATURE_MAPS, feature_shape
 from security.errors import TrainingError
 from security.training.config_rules import MODULE, PUBLIC
 from security.training.config_sections import TrainingConfig
@@ -191,7 +191,7 @@ def _built(
             logs=[item.name for item in config.data.columns if item.scale == "log"],
         )
         return table, rules
-    features = FEATURES[config.model.features]() if config.model.features else None
+    features = FEATURE_MAPS[config.model.features]() if config.model.features else None
     images = ImageClassifier(
         train.bounds, mean=train.mean, std=train.std, body=body, features=features
     )
