@@ -110,6 +110,11 @@ class Manifest:
     max_rows: int
 
     @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of its only input; none where it has several, or says nothing of them."""
+        return self.inputs[0].columns if len(self.inputs) == 1 else ()
+
+    @property
     def tag(self) -> str:
         """``name:version``; BentoML's own is in lower case, see `store_tag`."""
         return f"{self.name}:{self.version}"

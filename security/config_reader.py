@@ -17,7 +17,16 @@ from typing import Any, TypeVar
 from sealgate.errors import SealgateError
 from security.admission.toml_lines import Notes, syntax_line
 
-__all__ = ["Found", "Rules", "hint", "read_object", "read_sections", "sections_of"]
+__all__ = [
+    "TODO",
+    "Found",
+    "Rules",
+    "hint",
+    "placed",
+    "read_object",
+    "read_sections",
+    "sections_of",
+]
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_ITEMS = 20_000
@@ -107,10 +116,15 @@ def sections_of(
     else:
         for name in parts.keys() & given.keys():
             found += parts[name](given[name])
+    return root, placed(found, text, where=where)
+
+
+def placed(found: Rules, text: str, *, where: str) -> list[str]:
+    """Mistakes in a document as ``where:line: what``, in the order of their lines."""
     notes = Notes()
     for path, message in dict.fromkeys(found):
         notes.add(path, message)
-    return root, [f"{where}:{line}: {message}" for line, message in notes.by_line(text)]
+    return [f"{where}:{line}: {message}" for line, message in notes.by_line(text)]
 
 
 def read_object(

@@ -5,7 +5,8 @@ line on standard error, without a traceback.
 
 keygen, keys, sealing_keys             keys that sign, keys that open requests
 token, profile, access, access_issuer  who calls, and what they may
-train, retrain, ledger, canaries       training, and what it spends
+check, train, retrain                  training
+ledger, canaries                       what it spends, and whether that holds
 import_model, inspect                  models from elsewhere
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
@@ -18,6 +19,7 @@ options, signing, stages               what several of these share
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -27,14 +29,15 @@ from models.errors import BundleError
 from sealgate.errors import SealgateError
 from security.errors import AdmissionRefused, HostileModel
 
-__all__ = ["build_parser", "main"]
+__all__ = ["COMMANDS", "build_parser", "main"]
 
 # Name of each subcommand, in the order of the help, and its module. Only the one that
 # is asked for is imported: most start in a third of the time that all of them take.
-_COMMANDS = {
+COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
     "models": "models",
+    "check": "check",
     "train": "train",
     "ledger": "ledger",
     "import": "import_model",
@@ -70,8 +73,8 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
         epilog="Exit codes: 0 done; 1 refused, or findings; 2 usage or error.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in _COMMANDS.items():
-        if only not in _COMMANDS or name == only:
+    for name, module in COMMANDS.items():
+        if only not in COMMANDS or name == only:
             import_module(f"security.commands.{module}").add_parser(subparsers)
     return parser
 
@@ -79,6 +82,8 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
+        return _unknown(arguments[0])
     args = build_parser(*arguments[:1]).parse_args(arguments)
     try:
         return int(args.run(args))
@@ -94,6 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("error", error, 2)
     except KeyboardInterrupt:
         return _fail("error", "interrupted", 130)
+
+
+def _unknown(name: str) -> int:
+    """Refuse what is no command, without importing those that there are."""
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(COMMANDS)}"
+    return _fail("error", f"no command {name!r}; {hint}", 2)
 
 
 def _fail(prefix: str, error: object, code: int) -> int:

@@ -18,7 +18,8 @@ from security.commands.rows import (
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
-    from security.assessment.engine.assess import AssessRequest
+    from security.assessment.engine.assess import AssessRequest, Rows
+    from security.assessment.targets.dataconfig import DataConfig
 
 __all__ = ["add_parser", "run"]
 
@@ -67,12 +68,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Assess; returns the exit code."""
-    # Torch takes seconds to import; `--help` and other commands go without.
+    config = data_config(args)
+    rows = _rows(args, config)
+    # Torch takes seconds to import; what cannot be assessed is refused without.
     from security.assessment.engine.assess import assess_bundle  # noqa: PLC0415
     from security.commands.stages import Stages  # noqa: PLC0415
 
     with Stages() as stages:
-        made = assess_bundle(_request(args), stages)
+        made = assess_bundle(_request(args, config, *rows), stages)
     failed = [
         check for report in made.reports for check in report.checks if not check.passed
     ]
@@ -83,28 +86,39 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed or made.missing else 0
 
 
-def _request(args: argparse.Namespace) -> AssessRequest:
+def _rows(args: argparse.Namespace, config: DataConfig) -> tuple[Rows, Rows | None]:
+    """The held-out rows, and those that it was trained on, where they are given."""
+    source = args.config or args.data
+    if args.config is not None or source.suffix == ".toml":
+        if args.train_data is not None:
+            raise AssessmentError("--train-data is for rows of a file")
+        train, holdout = configured_rows(source, args.bundle)
+        return holdout, train
+    columns = read_bundle(args.bundle).manifest.columns
+    given = None
+    if args.train_data is not None:
+        given = file_rows(args.train_data, config, columns)
+    return file_rows(source, config, columns), given
+
+
+def _request(
+    args: argparse.Namespace, config: DataConfig, holdout: Rows, train: Rows | None
+) -> AssessRequest:
     from security.assessment.engine.assess import (  # noqa: PLC0415  (as above)
         OPTIONS,
         AssessRequest,
     )
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
 
     options = replace(
         OPTIONS,
         radius_linf=args.radius_linf or OPTIONS.radius_linf,
         decision=args.decision,
     )
-    config = data_config(args)
-    more = {"config": config, "options": options, "beside": args.beside}
-    source = args.config or args.data
-    if args.config is not None or source.suffix == ".toml":
-        if args.train_data is not None:
-            raise AssessmentError("--train-data is for rows of a file")
-        train, holdout = configured_rows(source, args.bundle)
-        return AssessRequest(args.bundle, holdout, train, **more)
-    columns = TargetSource.of(read_bundle(args.bundle)).columns
-    given = None
-    if args.train_data is not None:
-        given = file_rows(args.train_data, config, columns)
-    return AssessRequest(args.bundle, file_rows(source, config, columns), given, **more)
+    return AssessRequest(
+        args.bundle,
+        holdout,
+        train,
+        config=config,
+        options=options,
+        beside=args.beside,
+    )

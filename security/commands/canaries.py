@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sealgate.protocol import strict_json
 from security.commands.options import Subparsers
 from security.errors import AssessmentError
+from security.training.config import load_config
 
 if TYPE_CHECKING:
     from security.assessment.checks.privacy.canaries import AuditedMechanism, Verdict
@@ -44,7 +45,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit; returns the exit code."""
-    from security.assessment.checks.privacy.canaries import (  # noqa: PLC0415  (seconds)
+    load_config(args.config)  # before torch, which takes seconds to import
+    from security.assessment.checks.privacy.canaries import (  # noqa: PLC0415  (as above)
         KINDS,
         MIN_TRAININGS,
     )

@@ -42,6 +42,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show or set; returns the exit code."""
+    if args.action == "cap":
+        _check_cap(args)
     from security.training.ledger import Ledger  # noqa: PLC0415  (imports torch)
 
     ledger = Ledger(load_settings().home / "ledger")
@@ -61,11 +63,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cap(ledger: Ledger, args: argparse.Namespace) -> int:
+def _check_cap(args: argparse.Namespace) -> None:
     if not 0 < args.epsilon < math.inf:
         raise LedgerError("--epsilon must be positive and finite")
     if args.delta is not None and not 0 < args.delta < 1:
         raise LedgerError("--delta must be between 0 and 1")
+
+
+def _cap(ledger: Ledger, args: argparse.Namespace) -> int:
     ledger.set_cap(args.name, args.epsilon, args.delta)
     print(f"{args.name}: epsilon at most {args.epsilon:g}")
     return 0

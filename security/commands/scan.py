@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from models.bundle import (
     MANIFEST_FILE,
     MODEL_FILE,
+    Bundle,
     BundleLimits,
     read_bundle,
     report_file,
@@ -28,10 +29,11 @@ from security.commands.rows import (
     file_rows,
 )
 from security.errors import AssessmentError
+from security.training.config import load_config
 
 if TYPE_CHECKING:
     from models.data.held_out import Holdout
-    from models.report import Subject
+    from models.manifest import Column
     from security.assessment.engine.run import Scan, ScanRequest
     from security.assessment.engine.runner import Progress
     from security.assessment.plan.context import TargetSource
@@ -149,12 +151,12 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan; returns the exit code."""
+    request = _request(args)
     from security.assessment.engine.run import run_scan  # noqa: PLC0415
     from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
         write_documents,
     )
 
-    request = _request(args)
     out = request.out or Path()
     try:
         with _Line() as line:
@@ -172,10 +174,46 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> ScanRequest:
-    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415
+    # What cannot be scanned is refused before torch is imported, which takes seconds.
+    if args.training is not None:
+        load_config(args.training)
+    config = data_config(args)
+    if args.predictions is not None:
+        return _predicted(args, config)
+    if args.target is None or args.data is None:
+        raise AssessmentError("give TARGET and --data, or --predictions")
+    found = _read(args)
+    if args.ray and found is None:
+        raise AssessmentError("--ray is for files: one process asks an endpoint")
+    bundle = found if isinstance(found, Bundle) else None
+    if args.evidence and bundle is None:
+        raise AssessmentError("--evidence is for bundles")
+    columns = () if bundle is None else bundle.manifest.columns
+    holdout = _rows(args, args.data, config, columns)
+    extras: dict[str, Any] = {}
+    if args.train_data is not None:
+        given = _rows(args, args.train_data, config, columns, train=True)
+        extras["training data"] = given
+    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415  (as above)
+
+    options = _options(args)
+    source = _source(args, found)
+    return ScanRequest(
+        source=source,
+        holdout=holdout,
+        options=options,
+        config=config,
+        out=args.out or Path(f"{Path(source.name).stem}-scan"),
+        subject=None if bundle is None else bundle.subject,
+        ray=args.ray,
+        extras=extras | _training(args),
+    )
+
+
+def _options(args: argparse.Namespace) -> Options:
     from security.assessment.plan.options import Options  # noqa: PLC0415  (as above)
 
-    options = Options(
+    return Options(
         profile=args.profile,
         seed=args.seed,
         jobs=_processors() if args.jobs is None else args.jobs,
@@ -188,91 +226,73 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         output=args.output,
         decision=args.decision,
     )
-    config = data_config(args)
-    if args.predictions is not None:
-        return _predicted(args, options, config)
-    if args.target is None or args.data is None:
-        raise AssessmentError("give TARGET and --data, or --predictions")
-    source, subject = _source(args)
-    if args.ray and source.kind == "remote":
-        raise AssessmentError("--ray is for files: one process asks an endpoint")
-    if args.evidence and subject is None:
-        raise AssessmentError("--evidence is for bundles")
-    return ScanRequest(
-        source=source,
-        holdout=_rows(args, args.data, config, source),
-        options=options,
-        config=config,
-        out=args.out or Path(f"{Path(source.name).stem}-scan"),
-        subject=subject,
-        ray=args.ray,
-        extras=_extras(args, config, source),
-    )
 
 
-def _predicted(
-    args: argparse.Namespace, options: Options, config: DataConfig
-) -> ScanRequest:
+def _predicted(args: argparse.Namespace, config: DataConfig) -> ScanRequest:
     """What is asked for where there is no model."""
-    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
-
     for name in _OF_MODELS:
         if getattr(args, name) not in (None, False):
             shown = "TARGET" if name == "target" else f"--{name.replace('_', '-')}"
             raise AssessmentError(f"{shown}: with --predictions there is no model")
     path: Path = args.predictions
+    holdout = file_predictions(path, config)
+    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415  (as above)
+    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+
     return ScanRequest(
         source=TargetSource("predictions", path.name),
-        holdout=file_predictions(path, config),
-        options=options,
+        holdout=holdout,
+        options=_options(args),
         config=config,
         out=args.out or Path(f"{path.stem}-scan"),
     )
 
 
-def _extras(
-    args: argparse.Namespace, config: DataConfig, source: TargetSource
-) -> dict[str, Any]:
-    extras: dict[str, Any] = {}
-    if args.train_data is not None:
-        given = _rows(args, args.train_data, config, source, train=True)
-        extras["training data"] = given
+def _training(args: argparse.Namespace) -> dict[str, Any]:
+    """For checks that train: the recipe and the mechanism of --training."""
     if args.training is None:
-        return extras
+        return {}
     bundle = _bundle(args)
     from security.commands import scan_training  # noqa: PLC0415  (torch)
 
-    extras["training"] = scan_training.load_training(args.training, bundle)
+    extras = {"training": scan_training.load_training(args.training, bundle)}
     # Only where it is asked for: its curve takes a moment.
     if args.profile == "thorough" or "canaries" in args.check:
-        extras["mechanism"] = scan_training.load_mechanism(args.training, bundle)
+        return extras | {
+            "mechanism": scan_training.load_mechanism(args.training, bundle)
+        }
     return extras
 
 
-def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
-
+def _read(args: argparse.Namespace) -> Bundle | bytes | None:
+    """The target, read within bounds: a bundle, or a model file; None for a URL."""
     if args.target.startswith(("http://", "https://")):
-        source = TargetSource(
-            "remote", "endpoint", url=args.target, profile=args.client_profile
-        )
-        return source, None
+        return None
     if args.client_profile is not None:
         raise AssessmentError("--client-profile is for URLs")
     path = Path(args.target)
     if path.is_dir() or (path / MANIFEST_FILE).exists():
-        bundle = read_bundle(path)
-        place = _below_root(args, path / MODEL_FILE)
-        return replace(TargetSource.of(bundle), path=place), bundle.subject
+        return read_bundle(path)
     try:
         limit = BundleLimits().max_model_bytes
-        model = read_regular(path, max_bytes=limit, follow_links=True)
+        return read_regular(path, max_bytes=limit, follow_links=True)
     except BundleError as error:
         # Nothing was scanned: that is no finding.
         raise AssessmentError(str(error)) from None
-    place = _below_root(args, path)
-    return TargetSource("onnx", path.name, model, path=place), None
+
+
+def _source(args: argparse.Namespace, found: Bundle | bytes | None) -> TargetSource:
+    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+
+    if found is None:
+        return TargetSource(
+            "remote", "endpoint", url=args.target, profile=args.client_profile
+        )
+    path = Path(args.target)
+    if isinstance(found, Bundle):
+        place = _below_root(args, path / MODEL_FILE)
+        return replace(TargetSource.of(found), path=place)
+    return TargetSource("onnx", path.name, found, path=_below_root(args, path))
 
 
 def _below_root(args: argparse.Namespace, path: Path) -> str:
@@ -303,13 +323,13 @@ def _rows(
     args: argparse.Namespace,
     path: Path,
     config: DataConfig,
-    source: TargetSource,
+    columns: tuple[Column, ...],
     *,
     train: bool = False,
 ) -> Holdout:
     """Rows of a file; of a training configuration, held-out ones or its own."""
     if path.suffix != ".toml":
-        return file_rows(path, config, source.columns)
+        return file_rows(path, config, columns)
     from models.data.held_out import holdout_of  # noqa: PLC0415  (as above)
 
     trained, held_out = configured_rows(path, _bundle(args))

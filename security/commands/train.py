@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,9 @@ from pathlib import Path
 from security.commands.options import Subparsers
 from security.errors import StoppedElsewhereError
 from security.settings.loading import load_settings
+from security.training.config import check_config, load_config
 
-__all__ = ["add_parser", "run", "stopped_by_ctrl_c"]
+__all__ = ["add_parser", "check", "run", "stopped_by_ctrl_c"]
 
 
 @contextlib.contextmanager
@@ -46,8 +49,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "several processes train together.",
     )
     parser.add_argument("config", metavar="CONFIG.toml", type=Path)
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder"
+    ways = parser.add_mutually_exclusive_group(required=True)
+    ways.add_argument("--out", metavar="DIR", type=Path, help="the new bundle's folder")
+    ways.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="as `check CONFIG.toml`: say what it would be, and train nothing",
     )
     parser.add_argument(
         "--resume",
@@ -59,6 +66,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
+    if args.dry_run:
+        return check(args.config)
+    if "RANK" not in os.environ:  # of several processes, one alone says what is wrong
+        load_config(args.config)
     # Torch takes seconds to import; `--help` and every other command go without.
     from security.training.distributed import joined, leads  # noqa: PLC0415
 
@@ -72,10 +83,34 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def check(path: Path) -> int:
+    """Say what is wrong with a configuration and its data, or what it would give.
+
+    Returns:
+        The exit code.
+    """
+    from security.training.data import data_faults  # noqa: PLC0415  (not for --help)
+
+    mistakes = check_config(path, data_faults)
+    for mistake in mistakes:
+        print(f"error: {mistake}", file=sys.stderr)
+    if mistakes:
+        return 2
+    from security.commands.stages import Stages  # noqa: PLC0415  (torch, as below)
+    from security.training.ledger import Ledger  # noqa: PLC0415
+    from security.training.rehearsal import rehearse  # noqa: PLC0415
+
+    config = load_config(path)
+    ledger = Ledger(load_settings().home / "ledger")
+    with Stages() as stages:
+        stages("config", 1.0, f"{path.name} has no mistake")
+        rehearse(config, stages, ledger=ledger)
+    return 0
+
+
 def _train(args: argparse.Namespace, *, alone: bool) -> None:
     """Train; only the first process of several shows anything."""
     from security.commands.stages import Stages  # noqa: PLC0415  (as above)
-    from security.training.config import load_config  # noqa: PLC0415
     from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE, Bundle, read_bundle
+from models.errors import BundleError
 from models.report import format_time
 from security.admission.gate import Admission
 from security.admission.verification import all_refusals, verify
@@ -93,6 +95,8 @@ def _run_outside(
 def _read(name: str) -> Bundle:
     if Path(name).is_dir():
         return read_bundle(Path(name))
+    if os.sep in name:  # no tag, so the store, which takes seconds, need not be asked
+        raise BundleError(f"{name}: no such folder")
     from security.admission.store import read_stored  # noqa: PLC0415  (bentoml)
 
     return read_stored(name)

@@ -35,5 +35,6 @@ search          the choice itself, private as a whole
 keeper          between trainer and ledger: books steps, keeps checkpoints
 checkpoint      where a training stands, in plain arrays
 run             data to bundle
+rehearsal       the same without rows and steps: what it would be
 retrain         the next version, compared with the current one
 """

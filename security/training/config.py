@@ -6,13 +6,15 @@ rows: a clipping norm or a batch size tuned on them would spend budget nobody co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from security.config_reader import (
     MAX_CONFIG_BYTES,
+    Found,
+    placed,
     read_object,
     read_sections,
     sections_of,
@@ -34,8 +36,14 @@ def load_config(path: Path) -> TrainingConfig:
     return replace(config, _base=path.resolve().parent)
 
 
-def check_config(path: Path) -> tuple[TrainingConfig | None, list[str]]:
-    """As `load_config`, with every mistake as ``file:line: key: what``.
+def check_config(
+    path: Path, more: Callable[[TrainingConfig], Iterable[Found]] = lambda _: ()
+) -> list[str]:
+    """Every mistake as ``file:line: key: what``; none if there is nothing to refuse.
+
+    Args:
+        path: of the configuration.
+        more: what else is wrong with one that can be read.
 
     Raises:
         TrainingError: unreadable.
@@ -43,9 +51,10 @@ def check_config(path: Path) -> tuple[TrainingConfig | None, list[str]]:
     data = _read(path)
     found = sections_of(data, TrainingConfig, broken, where=path.name, parts=PARTS)
     config, mistakes = found
-    if config is None:
-        return None, mistakes
-    return replace(config, _base=path.resolve().parent), mistakes
+    if config is None or mistakes:
+        return mistakes
+    config = replace(config, _base=path.resolve().parent)
+    return placed(more(config), data.decode(), where=path.name)
 
 
 def _read(path: Path) -> bytes:

@@ -38,7 +38,7 @@ from security.training.session import (
     run_public,
 )
 
-__all__ = ["train_bundle"]
+__all__ = ["prepared", "randomness_of", "train_bundle"]
 
 
 def train_bundle(
@@ -77,12 +77,12 @@ def train_bundle(
     """
     torch.set_num_threads(config.compute.threads)
     job = everyone(
-        lambda: _job(
+        lambda: prepared(
             config,
             out,
             progress,
             ledger=ledger,
-            randomness=randomness or _randomness(config),
+            randomness=randomness or randomness_of(config),
             going_on=going_on,
             stop=stop or threading.Event(),
         )
@@ -100,8 +100,14 @@ def train_bundle(
     return out
 
 
-def _job(config: TrainingConfig, out: Path, progress: Progress, **given: Any) -> Job:
-    """Everything that can be refused before a row is trained on."""
+def prepared(
+    config: TrainingConfig, out: Path, progress: Progress, **given: Any
+) -> Job:
+    """Everything that can be refused before a row is trained on.
+
+    Raises:
+        TrainingError, LedgerError, DatasetError, BundleError: as `train_bundle`.
+    """
     if out.exists():
         raise BundleError(f"{out} exists already")
     if given["going_on"]:
@@ -147,5 +153,6 @@ def _write(job: Job, private: Private | None) -> None:
     shutil.rmtree(work_folder(job.out), ignore_errors=True)
 
 
-def _randomness(config: TrainingConfig) -> Randomness:
+def randomness_of(config: TrainingConfig) -> Randomness:
+    """What a configuration draws its noise from."""
     return SystemRandomness() if config.privacy.secure else FastRandomness()

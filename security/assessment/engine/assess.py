@@ -33,7 +33,7 @@ from security.assessment.results.result import CheckResult
 from security.assessment.targets.dataconfig import DataConfig
 from security.errors import AssessmentError, HostileModel
 
-__all__ = ["OPTIONS", "AssessRequest", "Assessed", "Progress", "assess_bundle"]
+__all__ = ["OPTIONS", "AssessRequest", "Assessed", "Progress", "Rows", "assess_bundle"]
 
 # Called with a stage's name, the share of it that is done, and its result at the end.
 Progress = Callable[[str, float, str], None]

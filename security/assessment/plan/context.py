@@ -82,7 +82,7 @@ class TargetSource:
             "bundle",
             bundle.manifest.name,
             bundle.model,
-            columns=inputs[0].columns if len(inputs) == 1 else (),
+            columns=bundle.manifest.columns,
             bounds=inputs[0].bounds if len(inputs) == 1 else None,
             classes=score.labels if score else (),
             output=score.spec.name if score else None,
