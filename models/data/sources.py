@@ -156,21 +156,21 @@ def _checks(
     table: Table, schema: Schema
 ) -> Iterator[tuple[tuple[str | int, ...], str, Callable[[], Any]]]:
     """What `load_source` demands of each column: where that is said, and which."""
-    missing = frozenset(schema.missing)
+    missing, check = frozenset(schema.missing), partial[Any]
     yield ("label",), schema.label, lambda: _labels(table, schema)
     if schema.image is not None:
-        yield ("image",), "images", partial(_pixels, table, schema.image)
+        yield ("image",), "images", check(_pixels, table, schema.image)
     for index, column in enumerate(schema.columns):
-        check = partial(_feature, table, column, missing)
-        yield ("columns", index), column.name, check
+        step = check(_feature, table, column, missing)
+        yield ("columns", index), column.name, step
     if schema.identifier:
-        check = partial(_check_unique, table, schema.identifier)
-        yield ("identifier",), schema.identifier, check
+        step = check(_check_unique, table, schema.identifier)
+        yield ("identifier",), schema.identifier, step
     if schema.unit:
-        check = partial(identity.owners, table, schema.unit, missing)
-        yield ("unit",), schema.unit, check
+        step = check(identity.owners, table, schema.unit, missing)
+        yield ("unit",), schema.unit, step
     for name in schema.sensitive:
-        yield ("sensitive",), name, partial(groups, table, name, missing)
+        yield ("sensitive",), name, check(groups, table, name, missing)
     for name in schema.drop:
         yield ("drop",), name, lambda: None
 
