@@ -164,11 +164,11 @@ def _checks(
         step = check(_feature, table, column, missing)
         yield ("columns", index), column.name, step
     if schema.identifier:
-        step = check(_check_unique, table, schema.identifier)
-        yield ("identifier",), schema.identifier, step
+        unique = check(_check_unique, table, schema.identifier)
+        yield ("identifier",), schema.identifier, unique
     if schema.unit:
-        step = check(identity.owners, table, schema.unit, missing)
-        yield ("unit",), schema.unit, step
+        owned = check(identity.owners, table, schema.unit, missing)
+        yield ("unit",), schema.unit, owned
     for name in schema.sensitive:
         yield ("sensitive",), name, check(groups, table, name, missing)
     for name in schema.drop:

@@ -5,6 +5,7 @@ line on standard error, without a traceback.
 
 keygen, keys, sealing_keys             keys that sign, keys that open requests
 token, profile, access, access_issuer  who calls, and what they may
+init, init_model                       a first configuration
 check, train, retrain                  training
 ledger, canaries                       what it spends, and whether that holds
 import_model, inspect                  models from elsewhere
@@ -37,6 +38,7 @@ COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
     "models": "models",
+    "init": "init",
     "check": "check",
     "train": "train",
     "ledger": "ledger",

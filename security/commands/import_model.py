@@ -42,8 +42,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--columns",
         type=Path,
         metavar="FILE",
-        help="names and public ranges of a tabular input's columns: JSON, an array of "
-        "name, low, high; or CSV with that header",
+        help="names and public ranges of a tabular input's columns: what `init "
+        "--model` wrote; JSON, an array of name, low, high; or CSV with that header",
     )
     parser.set_defaults(run=run)
 

@@ -49,7 +49,13 @@ from models.files import read_regular
 from security.config_reader import Rules, read_sections
 from security.errors import AssessmentError
 
-__all__ = ["ColumnRules", "DataConfig", "load_data_config", "parse_data_config"]
+__all__ = [
+    "ColumnRules",
+    "DataConfig",
+    "broken",
+    "load_data_config",
+    "parse_data_config",
+]
 
 MAX_CONFIG_BYTES = 4 << 20  # one-hot tables have thousands of columns
 
@@ -151,14 +157,15 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
     return read_sections(
         data,
         DataConfig,
-        _broken,
+        broken,
         where=name,
         error=AssessmentError,
         max_bytes=MAX_CONFIG_BYTES,
     )
 
 
-def _broken(config: DataConfig) -> Rules:
+def broken(config: DataConfig) -> Rules:
+    """The rules that values break."""
     for passed, key, message in _rules(config):
         if not passed:
             yield (key,), f"{key}: {message}"
