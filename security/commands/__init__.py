@@ -11,7 +11,8 @@ ledger, canaries                       what it spends, and whether that holds
 import_model, inspect                  models from elsewhere
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
-sign, waive, admit, policy, verify     evidence, its signatures, the verdict
+sign, waive, admit, verify             evidence, its signatures, the verdict
+policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 models, config, audit                  a running server, its settings, its log
 options, signing, stages               what several of these share

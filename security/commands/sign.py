@@ -32,9 +32,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument(
         "--role",
+        action="append",
         required=True,
         choices=ROLES,
-        help="sign every report that the policy lets this role sign",
+        help="sign every report that the policy lets this role sign; repeatable where "
+        "one person holds several keys",
     )
     parser.add_argument(
         "--kind", action="append", choices=KINDS, help="sign only this kind; repeatable"
@@ -53,17 +55,27 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sign; returns the exit code."""
-    key = signer(args, args.role)
+    if len(args.role) > 1 and args.key:
+        raise SettingsError("--key is for one --role")
+    keys = {role: signer(args, role) for role in args.role}
     if args.model_signature:
-        return _sign_model(args, key)
+        for role, key in keys.items():
+            _sign_model(args.bundle, role, key)
+        return 0
+    for role, key in keys.items():
+        _sign_reports(args, role, key)
+    return 0
+
+
+def _sign_reports(args: argparse.Namespace, role: str, key: Signer) -> None:
     settings = load_settings()
     policy = load_policy(args.policy or settings.admission.policy)
     bundle = read_bundle(args.bundle)
     required = {item.kind: item for item in policy.required(bundle.manifest.name)}
-    allowed = [kind for kind, item in required.items() if args.role in item.signers]
+    allowed = [kind for kind, item in required.items() if role in item.signers]
     kinds = args.kind or allowed
     if not kinds:
-        raise SettingsError(f"the policy lets {args.role} sign no report; use --kind")
+        raise SettingsError(f"the policy lets {role} sign no report; use --kind")
     signed = {}
     for kind in kinds:
         data = sign_report(bundle, kind, key)
@@ -71,12 +83,10 @@ def run(args: argparse.Namespace) -> int:
         signed[place(bundle, kind, data, signers=signers)] = data
     for (name, data), kind in zip(signed.items(), kinds):
         write_atomic(args.bundle / name, data)
-        print(f"signed {kind} as {args.role}")
-    return 0
+        print(f"signed {kind} as {role}")
 
 
-def _sign_model(args: argparse.Namespace, key: Signer) -> int:
-    bundle = read_bundle(args.bundle)
-    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
-    print(f"signed {MODEL_SIGNATURE_FILE} as {args.role}")
-    return 0
+def _sign_model(folder: Path, role: str, key: Signer) -> None:
+    bundle = read_bundle(folder)
+    write_atomic(folder / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
+    print(f"signed {MODEL_SIGNATURE_FILE} as {role}")
