@@ -15,7 +15,7 @@ sign, waive, admit, verify             evidence, its signatures, the verdict
 policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 models, config, audit                  a running server, its settings, its log
-options, signing, stages               what several of these share
+options, signing, stages, standing     what several of these share
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from security.commands.rows import (
     data_config,
     file_rows,
 )
+from security.commands.stages import Stages
+from security.commands.standing import standing
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Inspect a bundle's model, measure it on held-out rows, attack it, "
         "and write the reports into the bundle: structure, quality, robustness; "
         "fairness where groups are named; membership where the rows it was trained on "
-        "are given. The bundle may have been trained here or imported. Exit code 1: "
+        "are given. The bundle may have been trained here or imported. What the policy "
+        "demands is shown beside each figure; `admit` applies it. Exit code 1: "
         "written, and a check in them failed, or robustness could not be measured.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
@@ -63,6 +66,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="R",
         help="of the stated robust accuracy (default: 0.02 of each range)",
     )
+    parser.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="shown beside each figure (default: admission.policy of the settings)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -70,15 +79,16 @@ def run(args: argparse.Namespace) -> int:
     """Assess; returns the exit code."""
     config = data_config(args)
     rows = _rows(args, config)
-    # Torch takes seconds to import; what cannot be assessed is refused without.
-    from security.assessment.engine.assess import assess_bundle  # noqa: PLC0415
-    from security.commands.stages import Stages  # noqa: PLC0415
-
     with Stages() as stages:
+        # Torch takes seconds to import; what cannot be assessed is refused without.
+        from security.assessment.engine.assess import assess_bundle  # noqa: PLC0415
+
         made = assess_bundle(_request(args, config, *rows), stages)
     failed = [
         check for report in made.reports for check in report.checks if not check.passed
     ]
+    for line in standing(args.bundle, made.reports, args.policy):
+        print(line)
     for kind, reason in made.missing.items():
         print(f"{'finding':<12}{kind} was not measured: {reason}")
     for check in failed:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from models.bundle import read_bundle
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.commands.train import stopped_by_ctrl_c
 from security.settings.loading import load_settings
 
@@ -38,13 +39,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Retrain; returns the exit code."""
     read_bundle(args.bundle)
-    # Torch takes seconds to import; `--help` and every other command go without.
-    from security.commands.stages import Stages  # noqa: PLC0415
-    from security.training.ledger import Ledger  # noqa: PLC0415
-    from security.training.retrain import retrain  # noqa: PLC0415
-
-    ledger = Ledger(load_settings().home / "ledger")
     with Stages() as stages, stopped_by_ctrl_c() as stop:
+        # Torch takes seconds to import; `--help` and every other command go without.
+        from security.training.ledger import Ledger  # noqa: PLC0415
+        from security.training.retrain import retrain  # noqa: PLC0415
+
+        ledger = Ledger(load_settings().home / "ledger")
         retrain(
             args.bundle,
             args.data,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from security.commands.rows import (
     file_predictions,
     file_rows,
 )
+from security.commands.stages import Stages
 from security.errors import AssessmentError
 from security.training.config import load_config
 
@@ -151,19 +152,20 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan; returns the exit code."""
-    request = _request(args)
-    from security.assessment.engine.run import run_scan  # noqa: PLC0415
+    try:
+        with Stages() as stages:
+            request = _request(args)
+            from security.assessment.engine.run import run_scan  # noqa: PLC0415
+
+            scan = run_scan(request, _told(stages))
+    except KeyboardInterrupt:
+        print("finished work is kept: the same command goes on", file=sys.stderr)
+        raise
     from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
         write_documents,
     )
 
     out = request.out or Path()
-    try:
-        with _Line() as line:
-            scan = run_scan(request, line)
-    except KeyboardInterrupt:
-        print("finished work is kept: the same command goes on", file=sys.stderr)
-        raise
     document = scan.report.to_json()
     write_documents(out, document, fail_on=args.fail_on or "error")
     _print(scan, out)
@@ -375,32 +377,13 @@ def _print(scan: Scan, out: Path) -> None:
     print(f"{'wrote':<12}{out}: scan.json, scan.html, scan.sarif, scan.junit.xml")
 
 
-class _Line:
-    """Progress on standard error: what runs, what was found, how long it will take."""
+def _told(stages: Stages) -> Callable[[Progress], None]:
+    """A scan's progress, as stages are shown."""
 
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._last = 0.0
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._tty:
-            sys.stderr.write("\r\x1b[K")
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        # A log file gets a line now and then; a terminal, one that changes.
-        if not self._tty and now - self._last < 5 and progress.done < progress.total:
-            return
-        self._last = now
-        left = (
-            "" if progress.left_s is None else f", about {progress.left_s:.0f} s left"
-        )
+    def tell(progress: Progress) -> None:
         found = progress.latest.values.get("found", "") if progress.latest else ""
-        text = f"{progress.done}/{progress.total} {progress.running}{left}" + (
-            f"; {found}" if found else ""
-        )
-        sys.stderr.write(f"\r\x1b[K{text[:100]}" if self._tty else text + "\n")
-        sys.stderr.flush()
+        done, total = progress.done, progress.total
+        note = f"{done} of {total}: {progress.running} {found}".strip()
+        stages("scan", done / max(1, total), "", note, progress.left_s)
+
+    return tell

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import StoppedElsewhereError
 from security.settings.loading import load_settings
 from security.training.config import check_config, load_config
@@ -96,32 +97,31 @@ def check(path: Path) -> int:
         print(f"error: {mistake}", file=sys.stderr)
     if mistakes:
         return 2
-    from security.commands.stages import Stages  # noqa: PLC0415  (torch, as below)
-    from security.training.ledger import Ledger  # noqa: PLC0415
-    from security.training.rehearsal import rehearse  # noqa: PLC0415
-
-    config = load_config(path)
-    ledger = Ledger(load_settings().home / "ledger")
     with Stages() as stages:
         stages("config", 1.0, f"{path.name} has no mistake")
+        from security.training.ledger import Ledger  # noqa: PLC0415  (torch, as below)
+        from security.training.rehearsal import rehearse  # noqa: PLC0415
+
+        config = load_config(path)
+        ledger = Ledger(load_settings().home / "ledger")
         rehearse(config, stages, ledger=ledger)
     return 0
 
 
 def _train(args: argparse.Namespace, *, alone: bool) -> None:
     """Train; only the first process of several shows anything."""
-    from security.commands.stages import Stages  # noqa: PLC0415  (as above)
     from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
 
     config = everyone(lambda: load_config(args.config))
     ledger = Ledger(load_settings().home / "ledger")
-    with Stages() as stages, stopped_by_ctrl_c() as stop:
+    shown = Stages() if alone else contextlib.nullcontext(_unseen)
+    with shown as stages, stopped_by_ctrl_c() as stop:
         train_bundle(
             config,
             args.out,
-            stages if alone else _unseen,
+            stages,
             ledger=ledger,
             going_on=args.resume,
             stop=stop,
