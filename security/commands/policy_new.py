@@ -74,5 +74,5 @@ def _check(made: Policy, before: Policy, model: str) -> None:
             f"the policy has an entry for {first.match!r}, which matches {model!r}"
         )
     rules = made.rules_for(model)
-    if rules is None or rules.match != model:
-        raise SettingsError(f"{model!r} is no name that an entry can have")
+    if rules is None or rules.match != model:  # a name that is a pattern
+        raise SettingsError(f"{model!r} is no model's name")

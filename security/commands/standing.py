@@ -37,6 +37,7 @@ _REMEDIES = {
     ("privacy", "epsilon"): "set privacy.epsilon, and train again",
     ("quality", "accuracy"): "train with more rows, features or steps; or set a bound "
     "that the use allows",
+    ("quality", "r2"): "train with more rows or features; 0 is what the mean gives",
     ("robustness", "radius"): "assess with --radius-linf",
     ("robustness", "robust_accuracy"): "train against attacks ([adversarial] in the "
     "configuration), or have it waived",
@@ -85,7 +86,7 @@ def _report(bundle: Bundle, kind: str) -> Report | None:
 
 
 def said_of(item: Requirement, report: Report | None) -> Iterator[tuple[bool, str]]:
-    """What a requirement demands of a report, or of none: whether it is met, and why."""
+    """What a requirement demands of a report, or of none: whether it is met, why."""
     if report is None:
         remedy = _WRITTEN_BY.get(item.kind, "")
         yield False, f"the report: there is none; {remedy}"
