@@ -26,12 +26,15 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from models.errors import BundleError
 from sealgate.errors import SealgateError
 from security.errors import AdmissionRefused, HostileModel
 
 __all__ = ["COMMANDS", "build_parser", "main"]
+
+_PROG = "python -m security"
 
 # Name of each subcommand, in the order of the help, and its module. Only the one that
 # is asked for is imported: most start in a third of the time that all of them take.
@@ -57,6 +60,7 @@ COMMANDS = {
     "verify": "verify",
     "policy": "policy",
     "documents": "documents",
+    "sbom": "documents",
     "seal": "seal",
     "store": "store",
     "history": "history",
@@ -71,14 +75,14 @@ COMMANDS = {
 def build_parser(only: str = "") -> argparse.ArgumentParser:
     """The parser of the whole command, or of it with one subcommand."""
     parser = argparse.ArgumentParser(
-        prog="python -m security",
+        prog=_PROG,
         description="Train, assess, sign and admit models; manage keys and tokens.",
         epilog="Exit codes: 0 done; 1 refused, or findings; 2 usage or error.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
-        if only not in COMMANDS or name == only:
-            import_module(f"security.commands.{module}").add_parser(subparsers)
+    modules = [COMMANDS[only]] if only in COMMANDS else [*COMMANDS.values()]
+    for module in dict.fromkeys(modules):
+        import_module(f"security.commands.{module}").add_parser(subparsers)
     return parser
 
 
@@ -86,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
-        return _unknown(arguments[0])
+        _refuse(arguments[0])
     args = build_parser(*arguments[:1]).parse_args(arguments)
     try:
         return int(args.run(args))
@@ -104,11 +108,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("error", "interrupted", 130)
 
 
-def _unknown(name: str) -> int:
-    """Refuse what is no command, without importing those that there are."""
+def _refuse(name: str) -> NoReturn:
+    """What is no command, without importing those that there are."""
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(COMMANDS)}"
-    return _fail("error", f"no command {name!r}; {hint}", 2)
+    parser = argparse.ArgumentParser(_PROG, usage=f"{_PROG} [-h] COMMAND ...")
+    parser.error(f"no command {name!r}; {hint}")
 
 
 def _fail(prefix: str, error: object, code: int) -> int:

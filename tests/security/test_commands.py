@@ -26,7 +26,7 @@ COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
-    "models", "retrain", "canaries",
+    "models", "retrain", "canaries", "init", "check",
 )  # fmt: skip
 
 
