@@ -105,10 +105,11 @@ def _lines(
         names = [f"column {place + 1}" for place in range(max(1, width))]
     elif 0 < width != len(names):
         yield f"# It takes {width} columns; the file has {len(names)} beside the class."
-        why = f"names of {len(names) - width} columns that it does not take; remove"
-        yield f"drop = [{quoted(f'{TODO}{why} their entries below')}]"
+        why = "the columns that it does not take; remove their entries below"
+        yield f"drop = [{quoted(f'{TODO}{why}')}]"
     yield ""
-    yield "# Its columns in its own order, which nothing here can know: check it."
+    yield "# Its columns in its own order, which nothing here can know: check it. By these"
+    yield "# names they are found in files and requests."
     for name in names:
         yield "[[columns]]"
         yield f"name = {quoted(name)}"

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import LedgerError
 from security.settings.loading import load_settings
 
@@ -44,16 +45,17 @@ def run(args: argparse.Namespace) -> int:
     """Show or set; returns the exit code."""
     if args.action == "cap":
         _check_cap(args)
-    from security.training.ledger import Ledger  # noqa: PLC0415  (imports torch)
+    with Stages():
+        from security.training.ledger import Ledger  # noqa: PLC0415  (imports torch)
 
-    ledger = Ledger(load_settings().home / "ledger")
-    if args.action == "cap":
-        return _cap(ledger, args)
-    accounts = [
-        account
-        for account in ledger.accounts()
-        if args.name is None or args.name in account.names
-    ]
+        ledger = Ledger(load_settings().home / "ledger")
+        if args.action == "cap":
+            return _cap(ledger, args)
+        accounts = [
+            account
+            for account in ledger.accounts()
+            if args.name is None or args.name in account.names
+        ]
     if args.name is not None and not accounts:
         raise LedgerError(f"the ledger has no data set {args.name!r}")
     for account in accounts:

@@ -158,21 +158,26 @@ def run(args: argparse.Namespace) -> int:
             from security.assessment.engine.run import run_scan  # noqa: PLC0415
 
             scan = run_scan(request, _told(stages))
+            stages("documents", 0.0)
+            out = _documents(request, scan, args.fail_on)
     except KeyboardInterrupt:
         print("finished work is kept: the same command goes on", file=sys.stderr)
         raise
-    from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
-        write_documents,
-    )
-
-    out = request.out or Path()
-    document = scan.report.to_json()
-    write_documents(out, document, fail_on=args.fail_on or "error")
     _print(scan, out)
     if args.evidence:
         for item in scan.evidence:
             write_atomic(Path(args.target) / report_file(item.kind), item.to_json())
     return _exit_code(scan, args.fail_on)
+
+
+def _documents(request: ScanRequest, scan: Scan, fail_on: str | None) -> Path:
+    from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
+        write_documents,
+    )
+
+    out = request.out or Path()
+    write_documents(out, scan.report.to_json(), fail_on=fail_on or "error")
+    return out
 
 
 def _request(args: argparse.Namespace) -> ScanRequest:

@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from models.errors import BundleError
 from security.commands.options import Subparsers
 from security.commands.stages import Stages
 from security.errors import StoppedElsewhereError
 from security.settings.loading import load_settings
 from security.training.config import check_config, load_config
 
-__all__ = ["add_parser", "check", "run", "stopped_by_ctrl_c"]
+__all__ = ["add_parser", "check", "refuse_existing", "run", "stopped_by_ctrl_c"]
 
 
 @contextlib.contextmanager
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return check(args.config)
     if "RANK" not in os.environ:  # of several processes, one alone says what is wrong
         load_config(args.config)
+        refuse_existing(args.out)
     # Torch takes seconds to import; `--help` and every other command go without.
     from security.training.distributed import joined, leads  # noqa: PLC0415
 
@@ -82,6 +84,16 @@ def run(args: argparse.Namespace) -> int:
                 raise
             return 2
     return 0
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a bundle's folder that is there, before torch takes seconds to import.
+
+    Raises:
+        BundleError: it is.
+    """
+    if out.exists():
+        raise BundleError(f"{out} exists already")
 
 
 def check(path: Path) -> int:

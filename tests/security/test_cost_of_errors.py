@@ -14,6 +14,7 @@ import sys
 import pytest
 
 from security.commands import COMMANDS
+from tests.support.trained import EXAMPLE
 
 pytestmark = pytest.mark.slow  # a hundred processes
 
@@ -26,6 +27,7 @@ MISUSED = {name: [name, "--no-such-option"] for name in COMMANDS}
 WRONG = {
     "no command": ["trian"],
     "train": ["train", "bad.toml", "--out", "out"],
+    "train out": ["train", "good.toml", "--out", "."],
     "check": ["check", "bad.toml"],
     "canaries": ["canaries", "bad.toml"],
     "assess": ["assess", "none", "--config", "bad.toml"],
@@ -73,6 +75,7 @@ WRONG = {
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("errors")
     (path / "bad.toml").write_text(BAD)
+    (path / "good.toml").write_bytes(EXAMPLE.read_bytes())
     (path / "rows.csv").write_text("a,label\n1,x\n2,y\n")
     (path / "a.onnx").write_bytes(b"no model")
     (path / "service.toml").write_text("[service]\nno_such_key = 1\n")
