@@ -108,8 +108,8 @@ def _lines(
         why = "the columns that it does not take; remove their entries below"
         yield f"drop = [{quoted(f'{TODO}{why}')}]"
     yield ""
-    yield "# Its columns in its own order, which nothing here can know: check it. By these"
-    yield "# names they are found in files and requests."
+    yield "# Its columns in its own order, which nothing here can know: check it. Files"
+    yield "# are read by these names."
     for name in names:
         yield "[[columns]]"
         yield f"name = {quoted(name)}"

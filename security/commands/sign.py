@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
@@ -12,13 +13,13 @@ from sealgate.protocol.dsse import Signer
 from security.admission.attest import place, sign_report
 from security.admission.keys import ROLES
 from security.admission.model_signature import sign_model
-from security.admission.policy import load_policy
+from security.admission.policy import Policy, load_policy
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.errors import SettingsError
 from security.settings.loading import load_settings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "run", "sign_reports"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -55,38 +56,55 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sign; returns the exit code."""
-    if len(args.role) > 1 and args.key:
-        raise SettingsError("--key is for one --role")
+    if len(args.role) > 1 and (args.key or args.model_signature):
+        raise SettingsError("--key and --model-signature are for one --role")
     keys = {role: signer(args, role) for role in args.role}
     if args.model_signature:
-        for role, key in keys.items():
-            _sign_model(args.bundle, role, key)
-        return 0
+        return _sign_model(args, *keys.values())
+    policy = load_policy(args.policy or load_settings().admission.policy)
     for role, key in keys.items():
-        _sign_reports(args, role, key)
+        kinds = sign_reports(args.bundle, role, key, policy, kinds=args.kind or ())
+        if not kinds:
+            raise SettingsError(f"the policy lets {role} sign no report; use --kind")
+        for kind in kinds:
+            print(f"signed {kind} as {role}")
     return 0
 
 
-def _sign_reports(args: argparse.Namespace, role: str, key: Signer) -> None:
-    settings = load_settings()
-    policy = load_policy(args.policy or settings.admission.policy)
-    bundle = read_bundle(args.bundle)
+def sign_reports(
+    folder: Path, role: str, key: Signer, policy: Policy, *, kinds: Sequence[str] = ()
+) -> Sequence[str]:
+    """Vouch for reports of a bundle, in its folder; nothing is written if one fails.
+
+    Args:
+        folder: of the bundle.
+        role: whose key it is.
+        key: of the role.
+        policy: says which reports the role may sign.
+        kinds: of the reports; all that the policy lets the role sign if empty.
+
+    Returns:
+        The kinds that were signed; none if the policy lets the role sign none.
+
+    Raises:
+        BundleError: not a bundle, or a report is missing or malformed.
+        AdmissionRefused: a report is about another model.
+    """
+    bundle = read_bundle(folder)
     required = {item.kind: item for item in policy.required(bundle.manifest.name)}
-    allowed = [kind for kind, item in required.items() if role in item.signers]
-    kinds = args.kind or allowed
-    if not kinds:
-        raise SettingsError(f"the policy lets {role} sign no report; use --kind")
+    kinds = kinds or [kind for kind, it in required.items() if role in it.signers]
     signed = {}
     for kind in kinds:
         data = sign_report(bundle, kind, key)
         signers = required[kind].min_signers if kind in required else 1
         signed[place(bundle, kind, data, signers=signers)] = data
-    for (name, data), kind in zip(signed.items(), kinds):
-        write_atomic(args.bundle / name, data)
-        print(f"signed {kind} as {role}")
+    for name, data in signed.items():
+        write_atomic(folder / name, data)
+    return kinds
 
 
-def _sign_model(folder: Path, role: str, key: Signer) -> None:
-    bundle = read_bundle(folder)
-    write_atomic(folder / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
-    print(f"signed {MODEL_SIGNATURE_FILE} as {role}")
+def _sign_model(args: argparse.Namespace, key: Signer) -> int:
+    bundle = read_bundle(args.bundle)
+    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
+    print(f"signed {MODEL_SIGNATURE_FILE} as {args.role[0]}")
+    return 0
