@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.errors import BundleError
 from security.commands.options import Subparsers
@@ -17,6 +18,9 @@ from security.commands.stages import Stages
 from security.errors import StoppedElsewhereError
 from security.settings.loading import load_settings
 from security.training.config import check_config, load_config
+
+if TYPE_CHECKING:
+    from models.data.datasets import AnyDataset
 
 __all__ = ["add_parser", "check", "refuse_existing", "run", "stopped_by_ctrl_c"]
 
@@ -70,20 +74,31 @@ def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
     if args.dry_run:
         return check(args.config)
-    if "RANK" not in os.environ:  # of several processes, one alone says what is wrong
-        load_config(args.config)
-        refuse_existing(args.out)
-    # Torch takes seconds to import; `--help` and every other command go without.
-    from security.training.distributed import joined, leads  # noqa: PLC0415
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
+    with Stages() if first else contextlib.nullcontext(_unseen) as stages:
+        rows = None if "RANK" in os.environ else _refused_early(args)
+        # Torch takes seconds to import; `--help` and every other command go without.
+        from security.training.distributed import joined, leads  # noqa: PLC0415
 
-    with joined():
-        try:
-            _train(args, alone=leads())
-        except StoppedElsewhereError:
-            if leads():  # whoever stopped it may be too dead to say so
-                raise
-            return 2
+        with joined():
+            try:
+                _train(args, stages, rows)
+            except StoppedElsewhereError:
+                if leads():  # whoever stopped it may be too dead to say so
+                    raise
+                return 2
+    if first:
+        print(f"{'bundle':<12}{args.out}")
     return 0
+
+
+def _refused_early(args: argparse.Namespace) -> tuple[AnyDataset, AnyDataset]:
+    """The rows, once all is refused that can be without torch."""
+    from security.training.data import load_split  # noqa: PLC0415  (not for --help)
+
+    config = load_config(args.config)
+    refuse_existing(args.out)
+    return load_split(config)
 
 
 def refuse_existing(out: Path) -> None:
@@ -120,16 +135,18 @@ def check(path: Path) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, *, alone: bool) -> None:
-    """Train; only the first process of several shows anything."""
+def _train(
+    args: argparse.Namespace,
+    stages: Callable[..., None],
+    rows: tuple[AnyDataset, AnyDataset] | None,
+) -> None:
     from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
 
     config = everyone(lambda: load_config(args.config))
     ledger = Ledger(load_settings().home / "ledger")
-    shown = Stages() if alone else contextlib.nullcontext(_unseen)
-    with shown as stages, stopped_by_ctrl_c() as stop:
+    with stopped_by_ctrl_c() as stop:
         train_bundle(
             config,
             args.out,
@@ -137,9 +154,8 @@ def _train(args: argparse.Namespace, *, alone: bool) -> None:
             ledger=ledger,
             going_on=args.resume,
             stop=stop,
+            rows=rows,
         )
-    if alone:
-        print(f"{'bundle':<12}{args.out}")
 
 
 def _unseen(*_: object) -> None:
