@@ -146,7 +146,7 @@ def _scanned(
     found = run_scan(
         scan,
         lambda now: progress(
-            "measuring", now.done / now.total, "", note=now.running, left_s=now.left_s
+            "measuring", now.done / now.total, "", now.running, now.left_s
         ),
     )
     if found.refused:
