@@ -14,6 +14,7 @@ from models.files import new_directory, read_regular, write_atomic
 from models.manifest import Manifest
 from models.report import Condition, Report
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import SettingsError
 
 __all__ = ["add_parser", "run"]
@@ -73,10 +74,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         path = Path(args.source)
         model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
-    model, findings = imported.inspected(model, folder)
-    manifest = imported.describe(
-        model, name=args.name, version=args.version, columns=columns
-    )
+    with Stages() as stages:
+        stages("inspection", 0.0)
+        model, findings = imported.inspected(model, folder)
+        manifest = imported.describe(
+            model, name=args.name, version=args.version, columns=columns
+        )
     source = "torch factory" if factory else "ONNX file"
     _write(args.out, model, manifest, _conditions(source, told))
     for finding in findings:

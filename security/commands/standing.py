@@ -77,12 +77,14 @@ def standing(
 
 
 def _report(bundle: Bundle, kind: str) -> Report | None:
+    """The report that is there, if it is of this very model."""
     if report_file(kind) not in bundle.files:
         return None
     try:
-        return bundle.report(kind)
+        report = bundle.report(kind)
     except BundleError:
         return None
+    return report if report.subject == bundle.subject else None
 
 
 def said_of(item: Requirement, report: Report | None) -> Iterator[tuple[bool, str]]:

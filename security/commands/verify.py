@@ -14,6 +14,7 @@ from security.admission.gate import Admission
 from security.admission.verification import all_refusals, verify
 from security.commands.admit import print_refusals
 from security.commands.options import Subparsers, add_admission, admission_settings
+from security.commands.stages import Stages
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["add_parser", "run"]
@@ -83,9 +84,12 @@ def _run_outside(
 ) -> int:
     from security.admission.outside.bento import verify_bento  # noqa: PLC0415  (bentoml)
 
-    for item in verify_bento(
-        folder, settings, release=args.release, image_config=args.image_config
-    ):
+    with Stages() as stages:
+        stages("verification", 0.0)
+        found = verify_bento(
+            folder, settings, release=args.release, image_config=args.image_config
+        )
+    for item in found:
         _print(item)
     if args.release is None:
         print("notice: not compared with a release: --release", file=sys.stderr)
