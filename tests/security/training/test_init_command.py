@@ -10,6 +10,7 @@ import pytest
 
 from security.commands import main
 from security.training.config import load_config
+from tests.support.bundles import onnx_model
 
 ROWS = [
     ("ida", 17.25, "north", 31415, "no"),
@@ -140,3 +141,51 @@ def test_the_source_is_found_from_the_file(folder):
     config = tomllib.loads((folder / "below/c.toml").read_text())
     assert config["data"]["source"] == "../people.csv"
     assert config["data"]["holdout"] == 0.5  # fewer than a policy asks for, otherwise
+
+
+@pytest.fixture
+def onnx(folder):
+    (folder / "theirs.onnx").write_bytes(onnx_model())
+    return folder
+
+
+def test_a_model_without_rows(onnx, capsys):
+    assert init("--model", "theirs.onnx") == 0
+    text = (onnx / "theirs.toml").read_text()
+    assert "# input   features: FP32 [-1, 3]" in text
+    assert [item["name"] for item in tomllib.loads(text)["columns"]] == [
+        "column 1",
+        "column 2",
+        "column 3",
+    ]
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "wrote theirs.toml"
+    assert out[1].startswith("theirs.toml:")
+    assert "columns[1].low: TODO: the least that requests may hold" in out[1]
+    assert len(out) == 1 + 2 * 3
+
+
+def test_rows_with_more_columns_than_the_model_takes(onnx, capsys):
+    (onnx / "rows.csv").write_text("a,b,c,d,target\n1,2,3,4,0\n5,6,7,8,1\n")
+    arguments = ("--model", "theirs.onnx", "--data", "rows.csv", "--public")
+    assert init(*arguments) == 0
+    text = (onnx / "theirs.toml").read_text()
+    assert "# It takes 3 columns; the file has 4 beside the class." in text
+    (left,) = capsys.readouterr().out.splitlines()[1:]
+    assert "drop[1]: TODO: the columns that it does not take" in left
+    config = tomllib.loads(text)
+    assert config["label"] == "target"
+    assert config["columns"][3] == {"name": "d", "low": 4, "high": 8}
+
+
+def test_what_is_no_model_of_a_table(onnx, capsys):
+    (onnx / "rows.csv").write_text("a,b,c\n1,2,3\n")
+    assert init("--model", "theirs.onnx", "--data", "rows.csv") == 2
+    message = "no column label or target or class or y with the class"
+    assert message in capsys.readouterr().err
+    assert init("--model", "none.onnx") == 2
+    (onnx / "bad.onnx").write_bytes(b"\x08\x07no model")
+    assert init("--model", "bad.onnx") == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("refused: ")
+    assert init("--model", "theirs.onnx", "--person", "a") == 2
+    assert not (onnx / "theirs.toml").exists()
