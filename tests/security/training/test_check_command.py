@@ -170,4 +170,4 @@ def test_the_estimate_is_of_the_steps_that_would_be_taken(config):
         lambda stage, share, result, note="": told.update({stage: result}),
         ledger=Ledger(config.parent / "ledger"),
     )
-    assert "as 50 on rows of zeros took" in told["time"]
+    assert re.search(r"as \d+ on rows of zeros took", told["time"])
