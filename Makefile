@@ -1,12 +1,16 @@
 # Everything a person does here. Each target does its own set-up, from a bare machine
 # with Python 3.11 or newer and make.
 #
+#   make help         this list
 #   make quickstart   train, assess, sign, admit, build, serve, and one sealed request
-#   make test         the whole test suite          make test-fast   without slow tests
+#   make test         the whole test suite; ARGS="tests/security -x" for a part
+#   make test-fast    without slow tests
 #   make serve        serve what quickstart built   PORT=3000
 #   make lint         ruff, mypy --strict, import contracts
 #   make bench        the benchmarks
+#   make format       what ruff can fix
 #   make lock         compile requirements/*.in
+#   make clean        remove the environment and the quickstart's state
 
 PYTHON ?= python3
 PORT ?= 3000
@@ -19,8 +23,12 @@ export SEALGATE_HOME := $(CURDIR)/$(HOME_DIR)
 export BENTOML_HOME := $(CURDIR)/$(HOME_DIR)/bentoml
 export BENTOML_DO_NOT_TRACK := True
 
-.PHONY: quickstart serve test test-fast lint format bench lock clean
+.PHONY: help quickstart serve test test-fast lint format bench lock clean
 .DELETE_ON_ERROR:
+
+# The list at the top of this file.
+help:
+	@sed -n 's/^#   make/make/p' Makefile
 
 quickstart: $(VENV)/.toolkit
 	@$(PY) examples/quickstart.py

@@ -6,6 +6,7 @@ manifest        manifest.json: names, tensors, limits
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 metrics         the names of metrics, and what measures them          (offline)
 bundle          the folder: read whole, hashed, bounded
+networks        names of architectures and feature maps
 sessions        the only place that makes an onnxruntime session
 data            the one typed table: readers, schema, rows, splits     (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)

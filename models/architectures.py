@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from models.manifest import Column
+from models.networks import ARCHITECTURES
 
 __all__ = [
-    "ARCHITECTURES",
     "ImageClassifier",
     "NetworkSpec",
     "TabularClassifier",
@@ -233,7 +233,7 @@ def tabular_width(columns: Sequence[Column], *, missing_flags: bool = False) -> 
 
 
 def build_network(architecture: str, spec: NetworkSpec) -> nn.Module:
-    """The network of an architecture, by its name in `ARCHITECTURES`.
+    """The network of an architecture, by its name in `models.networks.ARCHITECTURES`.
 
     Its last layer starts at zero: with few noisy steps, no budget is spent on undoing a
     random start, and a linear model starts the same way everywhere.
@@ -242,7 +242,7 @@ def build_network(architecture: str, spec: NetworkSpec) -> nn.Module:
     >>> sum(p.numel() for p in network.parameters())
     10
     """
-    return ARCHITECTURES[architecture](spec)
+    return _BUILDERS[architecture](spec)
 
 
 def _perceptron(spec: NetworkSpec) -> nn.Module:
@@ -304,9 +304,6 @@ def _codes(column: Column) -> int:
     return len(column.categories)
 
 
-ARCHITECTURES: Mapping[str, Callable[[NetworkSpec], nn.Module]] = {
-    "linear": _perceptron,
-    "mlp": _perceptron,
-    "resnet": _resnet,
-    "cnn": _cnn,
-}
+_BUILDERS: Mapping[str, Callable[[NetworkSpec], nn.Module]] = dict(
+    zip(ARCHITECTURES, (_perceptron, _perceptron, _resnet, _cnn), strict=True)
+)

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["FEATURES", "Scattering", "feature_shape"]
+from models.networks import FEATURES
+
+__all__ = ["FEATURE_MAPS", "Scattering", "feature_shape"]
 
 _ANGLES = 8
 _CHANNELS = 1 + 2 * _ANGLES + _ANGLES**2
@@ -67,7 +69,9 @@ class Scattering(nn.Module):
         return normal * _SCALE
 
 
-FEATURES: Mapping[str, Callable[[], nn.Module]] = {"scattering": Scattering}
+FEATURE_MAPS: Mapping[str, Callable[[], nn.Module]] = dict(
+    zip(FEATURES, (Scattering,), strict=True)
+)
 
 
 def feature_shape(name: str, image: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -110,6 +110,19 @@ class Manifest:
     max_rows: int
 
     @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of its inputs side by side; none where it says nothing of one of them."""
+        if not all(item.columns for item in self.inputs):
+            return ()
+        return tuple(column for item in self.inputs for column in item.columns)
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """Names of its inputs that are texts."""
+        found = (item.spec for item in self.inputs)
+        return tuple(spec.name for spec in found if spec.datatype == "BYTES")
+
+    @property
     def tag(self) -> str:
         """``name:version``; BentoML's own is in lower case, see `store_tag`."""
         return f"{self.name}:{self.version}"

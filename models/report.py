@@ -23,6 +23,7 @@ __all__ = [
     "KINDS",
     "REPORT_SCHEMA",
     "Check",
+    "Condition",
     "Dataset",
     "Metric",
     "Report",

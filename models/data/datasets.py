@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer
 
 from models.errors import DatasetError
 from models.manifest import Column
@@ -161,6 +160,8 @@ _NUCLEUS_RANGES: Mapping[str, _Range] = {
 
 
 def _breast_cancer() -> TabularDataset:
+    from sklearn.datasets import load_breast_cancer  # noqa: PLC0415  (a second)
+
     source = load_breast_cancer()
     return TabularDataset(
         name="breast-cancer",

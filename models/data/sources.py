@@ -7,8 +7,9 @@ budget is spent. A source is read within bounds, and never unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from models.data.readers import CsvFormat, read_table
 from models.errors import DatasetError
 from models.manifest import Column
 
-__all__ = ["ImageSchema", "Schema", "feature_values", "groups", "load_source"]
+__all__ = [
+    "ImageSchema",
+    "Schema",
+    "feature_values",
+    "groups",
+    "load_source",
+    "source_faults",
+]
 
 # What a sensitive column's empty cells are called; one that no cell says.
 _UNKNOWN = ("missing", "missing (no value)", "missing (an empty cell)")
@@ -115,6 +123,58 @@ def load_source(source: str, schema: Schema, base: Path) -> AnyDataset:
     return _bounded(dataset, schema.max_rows_per_unit)
 
 
+def source_faults(
+    source: str, schema: Schema, base: Path
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Everything for which `load_source` would refuse a source, not only the first.
+
+    Yields:
+        Where in the schema the reason is, by its attributes, and the message.
+    """
+    try:
+        table = read_table(source, base=base, layout=schema.csv)
+        _spread(table, schema)
+    except DatasetError as error:
+        yield ("source",), str(error)
+        return
+    roles = list(_checks(table, schema))
+    steps = [(path, partial(_one, table, name, check)) for path, name, check in roles]
+    steps.append((("source",), partial(table.require, (), also=schema.roles)))
+    for path, step in steps:
+        try:
+            step()
+        except DatasetError as error:
+            yield path, str(error)
+
+
+def _one(table: Table, name: str, check: Callable[[], Any]) -> None:
+    table.require([name], also=table.arrays)
+    check()
+
+
+def _checks(
+    table: Table, schema: Schema
+) -> Iterator[tuple[tuple[str | int, ...], str, Callable[[], Any]]]:
+    """What `load_source` demands of each column: where that is said, and which."""
+    missing, check = frozenset(schema.missing), partial[Any]
+    yield ("label",), schema.label, lambda: _labels(table, schema)
+    if schema.image is not None:
+        yield ("image",), "images", check(_pixels, table, schema.image)
+    for index, column in enumerate(schema.columns):
+        step = check(_feature, table, column, missing)
+        yield ("columns", index), column.name, step
+    if schema.identifier:
+        unique = check(_check_unique, table, schema.identifier)
+        yield ("identifier",), schema.identifier, unique
+    if schema.unit:
+        owned = check(identity.owners, table, schema.unit, missing)
+        yield ("unit",), schema.unit, owned
+    for name in schema.sensitive:
+        yield ("sensitive",), name, check(groups, table, name, missing)
+    for name in schema.drop:
+        yield ("drop",), name, lambda: None
+
+
 def _dataset(
     table: Table, schema: Schema, features: NDArray[Any], labels: NDArray[np.int64]
 ) -> AnyDataset:
@@ -162,12 +222,17 @@ def groups(table: Table, name: str, missing: frozenset[str]) -> NDArray[np.str_]
 
 def _check_columns(table: Table, schema: Schema) -> None:
     """Every column has a role, and every role its column."""
-    named = "features" in table.arrays and "features" not in schema.roles
-    if named and schema.columns:
-        table.spread("features", [column.name for column in schema.columns])
+    _spread(table, schema)
     table.require(schema.roles)
     if table.rows == 0:
         raise DatasetError(f"{table.where}: no rows")
+
+
+def _spread(table: Table, schema: Schema) -> None:
+    """A matrix of features becomes their columns."""
+    named = "features" in table.arrays and "features" not in schema.roles
+    if named and schema.columns:
+        table.spread("features", [column.name for column in schema.columns])
 
 
 def _labels(table: Table, schema: Schema) -> NDArray[np.int64]:
@@ -182,12 +247,17 @@ def _labels(table: Table, schema: Schema) -> NDArray[np.int64]:
 def _features(table: Table, schema: Schema) -> NDArray[Any]:
     if schema.image is not None:
         return _pixels(table, schema.image)
-    result = []
-    for column in schema.columns:
-        values = feature_values(table, column, frozenset(schema.missing))
-        _check_varies(table, column.name, values)
-        result.append(values)
-    return np.stack(result, axis=1)
+    missing = frozenset(schema.missing)
+    found = [_feature(table, column, missing) for column in schema.columns]
+    return np.stack(found, axis=1)
+
+
+def _feature(
+    table: Table, column: Column, missing: frozenset[str]
+) -> NDArray[np.float64]:
+    values = feature_values(table, column, missing)
+    _check_varies(table, column.name, values)
+    return values
 
 
 def feature_values(

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -20,10 +21,31 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 
 from sealgate.protocol import strict_json
 from security.access.jwks import JwkSet
+from security.errors import KeyFileError
+from security.key_files import read_private
 
-__all__ = ["DEVELOPMENT_ISSUER", "development_jwks", "jwks_document", "mint"]
+__all__ = [
+    "DEVELOPMENT_ISSUER",
+    "development_jwks",
+    "jwks_document",
+    "load_issuer_key",
+    "mint",
+]
 
 DEVELOPMENT_ISSUER = "urn:sealgate:development-issuer"
+
+
+def load_issuer_key(home: Path) -> Ed25519PrivateKey:
+    """The development issuer's key.
+
+    Raises:
+        KeyFileError: missing, or not an Ed25519 key.
+    """
+    path = home / "keys" / "issuer.pem"
+    key = read_private(path)
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{path}: not an Ed25519 key")
+    return key
 
 
 def mint(

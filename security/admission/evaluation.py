@@ -254,12 +254,11 @@ def _threshold_steps(
         yield AdmissionRefused(
             9, f"{name} rests on {metric.n or 0} samples, needs {threshold.min_n}"
         )
-    low, high = metric.value, metric.value
-    if threshold.bound == "interval":
-        if metric.low is None or metric.high is None:
-            yield AdmissionRefused(9, f"{name} has no interval")
-            return
-        low, high = metric.low, metric.high
+    ends = threshold.ends(metric)
+    if ends is None:
+        yield AdmissionRefused(9, f"{name} has no interval")
+        return
+    low, high = ends
     if threshold.low is not None and low < threshold.low:
         yield AdmissionRefused(
             9, f"{name} is {low:.4g}, needs at least {threshold.low}"

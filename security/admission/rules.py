@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from models.report import Metric
 from sealgate.protocol.statement import Resource
 
 __all__ = [
@@ -43,6 +44,14 @@ class Threshold:
     high: float | None = None
     min_n: int = 0
     bound: str = "value"
+
+    def ends(self, metric: Metric) -> tuple[float, float] | None:
+        """What is held against the lower and the upper bound; None if there is none."""
+        if self.bound != "interval":
+            return metric.value, metric.value
+        if metric.low is None or metric.high is None:
+            return None
+        return metric.low, metric.high
 
 
 @dataclass(frozen=True)

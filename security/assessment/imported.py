@@ -25,6 +25,7 @@ from models.sessions import MAPS, SEQUENCE, TYPES, make_session, shape_of
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
+from security.assessment.targets.dataconfig import load_data_config
 from security.errors import AssessmentError, HostileModel
 from security.inspection import structure
 from security.inspection.calls import show
@@ -155,11 +156,14 @@ def describe(
 
 
 def read_columns(path: Path) -> tuple[Column, ...]:
-    """Read names and public ranges from JSON, or from a table by its file name.
+    """Read names and public ranges from JSON, a table, or a data configuration.
 
     Raises:
         BundleError: another form.
+        AssessmentError: the data configuration is malformed.
     """
+    if path.suffix.lower() == ".toml":
+        return _columns_of_config(path)
     table = path.suffix.lower() in (".csv", ".gz", ".parquet")
     try:
         rows = _columns_of_table(path) if table else _columns_of_json(path)
@@ -171,6 +175,15 @@ def read_columns(path: Path) -> tuple[Column, ...]:
     except (JsonError, ValueError, TypeError, KeyError, OverflowError):
         reason = ""
     raise BundleError(f"{path.name}: expected name, low and high of columns{reason}")
+
+
+def _columns_of_config(path: Path) -> tuple[Column, ...]:
+    columns = []
+    for item in load_data_config(path).columns:
+        if item.low is None or item.high is None:
+            raise BundleError(f"{path.name}: column {item.name!r} has no low and high")
+        columns.append(Column(item.name, item.low, item.high))
+    return tuple(columns)
 
 
 def _columns_of_table(path: Path) -> Iterable[tuple[Any, ...]]:

@@ -5,38 +5,47 @@ line on standard error, without a traceback.
 
 keygen, keys, sealing_keys             keys that sign, keys that open requests
 token, profile, access, access_issuer  who calls, and what they may
-train, retrain, ledger, canaries       training, and what it spends
+init, init_model                       a first configuration
+check, train, retrain                  training
+ledger, canaries                       what it spends, and whether that holds
 import_model, inspect                  models from elsewhere
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
-sign, waive, admit, policy, verify     evidence, its signatures, the verdict
+sign, waive, admit, verify             evidence, its signatures, the verdict
+policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 package                                all of these, from an assessed bundle to a Bento
 serve, models, config, audit           a server that runs, its settings, its log
-options, signing, stages, wanted       what several of these share
+options, signing, stages, standing, wanted  what several of these share
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from models.errors import BundleError
 from sealgate.errors import SealgateError
 from security.errors import AdmissionRefused, HostileModel
 
-__all__ = ["build_parser", "main"]
+__all__ = ["COMMANDS", "build_parser", "main"]
+
+_PROG = "python -m security"
 
 # Name of each subcommand, in the order of the help, and its module. Only the one that
 # is asked for is imported: most start in a third of the time that all of them take.
-_COMMANDS = {
+COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
     "serve": "serve",
     "models": "models",
+    "init": "init",
+    "check": "check",
     "train": "train",
     "ledger": "ledger",
     "import": "import_model",
@@ -54,6 +63,7 @@ _COMMANDS = {
     "verify": "verify",
     "policy": "policy",
     "documents": "documents",
+    "sbom": "documents",
     "seal": "seal",
     "store": "store",
     "history": "history",
@@ -68,20 +78,22 @@ _COMMANDS = {
 def build_parser(only: str = "") -> argparse.ArgumentParser:
     """The parser of the whole command, or of it with one subcommand."""
     parser = argparse.ArgumentParser(
-        prog="python -m security",
+        prog=_PROG,
         description="Train, assess, sign and admit models; manage keys and tokens.",
         epilog="Exit codes: 0 done; 1 refused, or findings; 2 usage or error.",
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in _COMMANDS.items():
-        if only not in _COMMANDS or name == only:
-            import_module(f"security.commands.{module}").add_parser(subparsers)
+    modules = [COMMANDS[only]] if only in COMMANDS else [*COMMANDS.values()]
+    for module in dict.fromkeys(modules):
+        import_module(f"security.commands.{module}").add_parser(subparsers)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
+        _refuse(arguments[0])
     args = build_parser(*arguments[:1]).parse_args(arguments)
     try:
         return int(args.run(args))
@@ -97,6 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("error", error, 2)
     except KeyboardInterrupt:
         return _fail("error", "interrupted", 130)
+
+
+def _refuse(name: str) -> NoReturn:
+    """What is no command, without importing those that there are."""
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(COMMANDS)}"
+    parser = argparse.ArgumentParser(_PROG, usage=f"{_PROG} [-h] COMMAND ...")
+    parser.error(f"no command {name!r}; {hint}")
 
 
 def _fail(prefix: str, error: object, code: int) -> int:

@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from security.access.explain import Question, explain
 from security.access.permissions import ACTIONS, MODEL_ACTIONS
 from security.access.revocation import (
     Revocation,
@@ -18,7 +17,6 @@ from security.access.revocation import (
     open_store,
     subject_name,
 )
-from security.access.tokens import Verifier
 from security.audit.journal import record_operation
 from security.audit.records import token_hash
 from security.commands import access_issuer
@@ -122,6 +120,11 @@ def _explain(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.action in MODEL_ACTIONS and args.model is None:
         raise SettingsError(f"--action {args.action} is about a --model")
+    from security.access.explain import (  # noqa: PLC0415  (not for --help)
+        Question,
+        explain,
+    )
+
     question = Question(args.model, args.model_version, args.action)
     token = _token(args.token)
     steps = explain(
@@ -237,6 +240,8 @@ def _target(args: argparse.Namespace, settings: Settings, now: int) -> list[Revo
         issuer, identifier = args.issuer, args.token_id
     else:
         # Only a token of an issuer of ours: a mistake is seen now, not in an attack.
+        from security.access.tokens import Verifier  # noqa: PLC0415  (as above)
+
         principal = Verifier(settings.access).verify_waiting(
             _token(args.token), now=now
         )

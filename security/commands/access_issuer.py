@@ -7,8 +7,7 @@ import ssl
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document
-from security.commands.keygen import load_issuer_key
+from security.access.issuer import DEVELOPMENT_ISSUER, jwks_document, load_issuer_key
 from security.commands.options import Subparsers
 from security.errors import KeyFileError, SettingsError
 from security.settings.loading import Settings, load_settings
@@ -81,7 +80,7 @@ def make_server(
         raise SettingsError("the development issuer is refused in production")
     if (certificate is None) != (private_key is None):
         raise SettingsError("--certificate and --private-key go together")
-    document = jwks_document(load_issuer_key(settings).public_key())
+    document = jwks_document(load_issuer_key(settings.home).public_key())
     context: ssl.SSLContext | None = None
     if certificate is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -30,6 +30,7 @@ from security.admission.steps import Scene, demand, drain
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signer
+from security.commands.stages import Stages
 from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
 from security.settings.admission import AdmissionSettings
@@ -144,7 +145,8 @@ def _sign(folder: Path, scene: Scene, key: Signer) -> Admitted:
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
-    recomputed = _recompute(bundle, privacy)
+    with Stages():
+        recomputed = _recompute(bundle, privacy)
     _check_ledger(bundle, privacy)
     _check_start(bundle, privacy)
     waivers = demand(evaluation_steps(scene, recomputed)).waivers

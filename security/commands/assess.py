@@ -16,11 +16,14 @@ from security.commands.rows import (
     data_config,
     file_rows,
 )
+from security.commands.stages import Stages
+from security.commands.standing import standing
 from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
-    from security.assessment.engine.assess import AssessRequest
+    from security.assessment.engine.assess import AssessRequest, Rows
+    from security.assessment.targets.dataconfig import DataConfig
 
 __all__ = ["add_parser", "run"]
 
@@ -33,7 +36,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Inspect a bundle's model, measure it on held-out rows, attack it, "
         "and write the reports into the bundle: structure, quality, robustness; "
         "fairness where groups are named; membership where the rows it was trained on "
-        "are given. The bundle may have been trained here or imported. Exit code 1: "
+        "are given. The bundle may have been trained here or imported. What the policy "
+        "demands is shown beside each figure; `admit` applies it. Exit code 1: "
         "written, and a check in them failed, or robustness could not be measured.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
@@ -70,15 +74,18 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Assess; returns the exit code."""
-    # Torch takes seconds to import; `--help` and other commands go without.
-    from security.assessment.engine.assess import assess_bundle  # noqa: PLC0415
-    from security.commands.stages import Stages  # noqa: PLC0415
-
+    config = data_config(args)
+    rows = _rows(args, config)
     with Stages() as stages:
-        made = assess_bundle(_request(args), stages)
+        # Torch takes seconds to import; what cannot be assessed is refused without.
+        from security.assessment.engine.assess import assess_bundle  # noqa: PLC0415
+
+        made = assess_bundle(_request(args, config, *rows), stages)
     failed = [
         check for report in made.reports for check in report.checks if not check.passed
     ]
+    for line in standing(args.bundle, made.reports, args.policy):
+        print(line)
     for kind, reason in made.missing.items():
         print(f"{'finding':<12}{kind} was not measured: {reason}")
     for check in failed:
@@ -86,12 +93,28 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed or made.missing else 0
 
 
-def _request(args: argparse.Namespace) -> AssessRequest:
+def _rows(args: argparse.Namespace, config: DataConfig) -> tuple[Rows, Rows | None]:
+    """The held-out rows, and those that it was trained on, where they are given."""
+    source = args.config or args.data
+    if args.config is not None or source.suffix == ".toml":
+        if args.train_data is not None:
+            raise AssessmentError("--train-data is for rows of a file")
+        train, holdout = configured_rows(source, args.bundle)
+        return holdout, train
+    model = read_bundle(args.bundle).manifest
+    given = None
+    if args.train_data is not None:
+        given = file_rows(args.train_data, config, model.columns, model.text)
+    return file_rows(source, config, model.columns, model.text), given
+
+
+def _request(
+    args: argparse.Namespace, config: DataConfig, holdout: Rows, train: Rows | None
+) -> AssessRequest:
     from security.assessment.engine.assess import (  # noqa: PLC0415  (as above)
         OPTIONS,
         AssessRequest,
     )
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
 
     bundle = read_bundle(args.bundle)
     policy = deployed_policy() if args.policy is None else load_policy(args.policy)
@@ -101,22 +124,17 @@ def _request(args: argparse.Namespace) -> AssessRequest:
         decision=args.decision,
         **wanted(policy, bundle.manifest.name),
     )
-    config = data_config(args)
-    more = {"config": config, "options": options, "beside": args.beside}
-    source = args.config or args.data
-    if args.config is not None or source.suffix == ".toml":
-        if args.train_data is not None:
-            raise AssessmentError("--train-data is for rows of a file")
-        train, holdout = configured_rows(source, args.bundle)
-        extras = {}
-        if "canaries" in options.wanted:
-            from security.commands import scan_training  # noqa: PLC0415  (as above)
+    extras = {}
+    if args.config is not None and "canaries" in options.wanted:
+        from security.commands import scan_training  # noqa: PLC0415  (as above)
 
-            extras["mechanism"] = scan_training.load_mechanism(source, args.bundle)
-        return AssessRequest(args.bundle, holdout, train, extras=extras, **more)
-    model = TargetSource.of(bundle)
-    given = None
-    if args.train_data is not None:
-        given = file_rows(args.train_data, config, model.columns, model.text)
-    rows = file_rows(source, config, model.columns, model.text)
-    return AssessRequest(args.bundle, rows, given, **more)
+        extras["mechanism"] = scan_training.load_mechanism(args.config, args.bundle)
+    return AssessRequest(
+        args.bundle,
+        holdout,
+        train,
+        config=config,
+        options=options,
+        beside=args.beside,
+        extras=extras,
+    )

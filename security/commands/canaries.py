@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealgate.protocol import strict_json
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import AssessmentError
+from security.training.config import load_config
 
 if TYPE_CHECKING:
     from security.assessment.checks.privacy.canaries import AuditedMechanism, Verdict
@@ -44,7 +45,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit; returns the exit code."""
-    from security.assessment.checks.privacy.canaries import (  # noqa: PLC0415  (seconds)
+    load_config(args.config)  # before torch, which takes seconds to import
+    from security.assessment.checks.privacy.canaries import (  # noqa: PLC0415  (as above)
         KINDS,
         MIN_TRAININGS,
     )
@@ -57,18 +59,21 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.seed < 0:
         raise AssessmentError("--seed must not be negative")
-    audited = load_mechanism(args.config, None)
-    if audited is None:
-        raise AssessmentError(f"{args.config.name}: the training claims no epsilon")
-    verdicts = [
-        _judged(audited, kind, args.trainings, args.seed + place)
-        for place, kind in enumerate(KINDS)
-    ]
+    with Stages() as stages:
+        audited = load_mechanism(args.config, None)
+        if audited is None:
+            raise AssessmentError(f"{args.config.name}: the training claims no epsilon")
+        verdicts = [
+            _judged(audited, kind, args.trainings, args.seed + place, stages)
+            for place, kind in enumerate(KINDS)
+        ]
     print(_json(audited, verdicts) if args.json else _text(audited, verdicts))
     return int(any(verdict.reasons for verdict in verdicts))
 
 
-def _judged(audited: AuditedMechanism, kind: str, trainings: int, seed: int) -> Verdict:
+def _judged(
+    audited: AuditedMechanism, kind: str, trainings: int, seed: int, stages: Stages
+) -> Verdict:
     import numpy as np  # noqa: PLC0415  (not for --help)
 
     from security.assessment.checks.privacy.canaries import judge_kind  # noqa: PLC0415
@@ -80,10 +85,7 @@ def _judged(audited: AuditedMechanism, kind: str, trainings: int, seed: int) -> 
         watched = audited.trainings.several(kind, count, own)
         scores.append(watched.scores)
         planted.append(watched.planted)
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r\x1b[K{kind}: {first + count} of {trainings}")
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
+        stages(kind, (first + count) / trainings, "", f"{first + count} of {trainings}")
     return judge_kind(audited, kind, np.concatenate(scores), np.concatenate(planted))
 
 

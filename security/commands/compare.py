@@ -39,9 +39,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; returns the exit code."""
+    before, after = _read(args.before), _read(args.after)
     from security.assessment.reporting.comparison import compare  # noqa: PLC0415  (scipy)
 
-    result = compare(_read(args.before), _read(args.after))
+    result = compare(before, after)
     if args.json:
         print(json.dumps(_document(result), indent=1))
     else:

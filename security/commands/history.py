@@ -32,10 +32,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List; returns the exit code."""
-    from security.admission.lineage import history  # noqa: PLC0415  (bentoml)
-
     settings = admission_settings(args)
     trust = load_trust(settings.trust)
+    from security.admission.lineage import history  # noqa: PLC0415  (bentoml)
+
     versions = history(args.model, settings)
     for version in versions:
         _print_version(version, trust)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, report_file
 from models.files import new_directory, read_regular, write_atomic
 from models.manifest import Manifest
-from models.report import Report
+from models.report import Condition, Report
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
+from security.errors import SettingsError
 
 __all__ = ["add_parser", "run"]
 
+MAX_STATEMENT_CHARACTERS = 1000
 MAX_MODEL_BYTES = 512 << 20  # what the structural inspection takes
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -42,14 +46,25 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--columns",
         type=Path,
         metavar="FILE",
-        help="names and public ranges of a tabular input's columns: JSON, an array of "
-        "name, low, high; or CSV with that header",
+        help="names and public ranges of a tabular input's columns: what `init "
+        "--model` wrote; JSON, an array of name, low, high; or CSV with that header",
+    )
+    parser.add_argument(
+        "--public-data",
+        metavar="STATEMENT",
+        help="what it was trained on, where that is public or about nobody: written as "
+        "the privacy report, for whoever answers for it to sign",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Import; returns the exit code."""
+    told = args.public_data
+    if told is not None and not 1 <= len(told.strip()) <= MAX_STATEMENT_CHARACTERS:
+        raise SettingsError(
+            f"--public-data: 1 to {MAX_STATEMENT_CHARACTERS} characters are needed"
+        )
     from security.assessment import imported  # noqa: PLC0415  (onnxruntime, torch)
 
     columns = imported.read_columns(args.columns) if args.columns else ()
@@ -59,34 +74,57 @@ def run(args: argparse.Namespace) -> int:
     else:
         path = Path(args.source)
         model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
-    model, findings = imported.inspected(model, folder)
-    manifest = imported.describe(
-        model, name=args.name, version=args.version, columns=columns
-    )
-    _write(args.out, model, manifest, "torch factory" if factory else "ONNX file")
+    with Stages() as stages:
+        stages("inspection", 0.0)
+        model, findings = imported.inspected(model, folder)
+        manifest = imported.describe(
+            model, name=args.name, version=args.version, columns=columns
+        )
+    source = "torch factory" if factory else "ONNX file"
+    _write(args.out, model, manifest, _conditions(source, told))
     for finding in findings:
         print(f"{'finding':<10}{finding.rule}: {finding.message}")
     print(f"imported  {manifest.tag}  sha256:{hashlib.sha256(model).hexdigest()}")
     return 0
 
 
-def _write(out: Path, model: bytes, manifest: Manifest, source: str) -> None:
+def _conditions(source: str, told: str | None) -> dict[str, dict[str, Condition]]:
+    """What each report states, by its kind."""
+    provenance: dict[str, Condition] = {
+        "imported": True,
+        "source": source,
+        "training_known": False,
+    }
+    if told is None:
+        return {"provenance": provenance}
+    # Nothing can be computed from a statement: what holds it up is who signs it.
+    privacy: dict[str, Condition] = {
+        "basis": "statement",
+        "mechanism": "none",
+        "personal_data": False,
+        "statement": told.strip(),
+    }
+    return {"provenance": provenance, "privacy": privacy}
+
+
+def _write(
+    out: Path,
+    model: bytes,
+    manifest: Manifest,
+    conditions: Mapping[str, Mapping[str, Condition]],
+) -> None:
     from security.assessment import imported  # noqa: PLC0415  (as above)
 
     with new_directory(out) as folder:
         write_atomic(folder / MODEL_FILE, model)
         write_atomic(folder / MANIFEST_FILE, manifest.to_json())
         subject = read_bundle(folder).subject
-        report = Report(
-            kind="provenance",
-            created_at=datetime.now(UTC).replace(microsecond=0),
-            subject=subject,
-            tools=imported.tools(),
-            conditions={
-                "imported": True,
-                "source": source,
-                "file_sha256": subject.onnx_sha256,
-                "training_known": False,
-            },
-        )
-        write_atomic(folder / report_file("provenance"), report.to_json())
+        for kind, stated in conditions.items():
+            report = Report(
+                kind=kind,
+                created_at=datetime.now(UTC).replace(microsecond=0),
+                subject=subject,
+                tools=imported.tools(),
+                conditions={**stated, "file_sha256": subject.onnx_sha256},
+            )
+            write_atomic(folder / report_file(kind), report.to_json())

@@ -11,6 +11,7 @@ from models.bundle import MODEL_FILE, BundleLimits
 from models.errors import BundleError
 from models.files import read_regular
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import AssessmentError
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from security.inspection.structure import examine  # noqa: PLC0415  (subprocess)
 
     path = args.model / MODEL_FILE if args.model.is_dir() else args.model
-    inspection = examine(_read(path))
+    with Stages() as stages:
+        stages("inspection", 0.0)
+        inspection = examine(_read(path))
     print(_as_json(inspection) if args.json else _as_text(inspection))
     fatal = {"error", "warning"} if args.strict else {"error"}
     return int(any(item.severity in fatal for item in inspection.findings))

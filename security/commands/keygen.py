@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models.files import write_atomic
 from sealgate.protocol.dsse import key_hint
-from security.access.issuer import jwks_document
-from security.admission.confidential import generate_model_key
+from security.access.issuer import jwks_document, load_issuer_key
 from security.admission.keys import (
     ROLES,
     generate_signing_key,
@@ -25,11 +24,9 @@ from security.admission.keys import (
 from security.audit.journal import generate_checkpoint_key, load_signer
 from security.commands.options import Subparsers
 from security.commands.signing import add_passphrase
-from security.errors import KeyFileError
 from security.key_files import (
     passphrase_file,
     read_passphrase,
-    read_private,
     write_private,
     write_secret,
 )
@@ -39,7 +36,7 @@ from security.sealing.publish import generate_identity, load_identity
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
-__all__ = ["add_parser", "load_issuer_key", "make_keys", "run"]
+__all__ = ["add_parser", "make_keys", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -79,6 +76,10 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     Raises:
         KeyFileError: one that is there cannot be used.
     """
+    from security.admission.confidential import (  # noqa: PLC0415  (not for --help)
+        generate_model_key,
+    )
+
     keys = settings.home / "keys"
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     source = source or passphrase_file()
@@ -96,19 +97,6 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     checkpoints = settings.audit.checkpoint_key
     yield _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
     yield from _write_public(settings, source)
-
-
-def load_issuer_key(settings: Settings) -> Ed25519PrivateKey:
-    """The development issuer's key.
-
-    Raises:
-        KeyFileError: missing, or not an Ed25519 key.
-    """
-    path = settings.home / "keys" / "issuer.pem"
-    key = read_private(path)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise KeyFileError(f"{path}: not an Ed25519 key")
-    return key
 
 
 def _ensure(
@@ -172,4 +160,4 @@ def _verifier(settings: Settings) -> bytes:
 
 
 def _jwks(settings: Settings) -> bytes:
-    return jwks_document(load_issuer_key(settings).public_key())
+    return jwks_document(load_issuer_key(settings.home).public_key())

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import LedgerError
 from security.settings.loading import load_settings
 
@@ -42,16 +43,19 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show or set; returns the exit code."""
-    from security.training.ledger import Ledger  # noqa: PLC0415  (imports torch)
-
-    ledger = Ledger(load_settings().home / "ledger")
     if args.action == "cap":
-        return _cap(ledger, args)
-    accounts = [
-        account
-        for account in ledger.accounts()
-        if args.name is None or args.name in account.names
-    ]
+        _check_cap(args)
+    with Stages():
+        from security.training.ledger import Ledger  # noqa: PLC0415  (imports torch)
+
+        ledger = Ledger(load_settings().home / "ledger")
+        if args.action == "cap":
+            return _cap(ledger, args)
+        accounts = [
+            account
+            for account in ledger.accounts()
+            if args.name is None or args.name in account.names
+        ]
     if args.name is not None and not accounts:
         raise LedgerError(f"the ledger has no data set {args.name!r}")
     for account in accounts:
@@ -61,11 +65,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cap(ledger: Ledger, args: argparse.Namespace) -> int:
+def _check_cap(args: argparse.Namespace) -> None:
     if not 0 < args.epsilon < math.inf:
         raise LedgerError("--epsilon must be positive and finite")
     if args.delta is not None and not 0 < args.delta < 1:
         raise LedgerError("--delta must be between 0 and 1")
+
+
+def _cap(ledger: Ledger, args: argparse.Namespace) -> int:
     ledger.set_cap(args.name, args.epsilon, args.delta)
     print(f"{args.name}: epsilon at most {args.epsilon:g}")
     return 0

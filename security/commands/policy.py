@@ -1,4 +1,4 @@
-"""`policy`: check a policy, say in words what it demands, compare two."""
+"""`policy`: check one, say in words what it demands, compare two, add to one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from security.admission.policy import (
     read_policy_bytes,
 )
 from security.commands.options import Subparsers
+from security.commands.policy_new import extended, profile_names
 from security.config_reader import hint
+from security.errors import SettingsError
 from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "explain"]
@@ -64,6 +66,27 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     diff.add_argument("old", type=Path)
     diff.add_argument("new", type=Path)
     diff.set_defaults(run=_diff)
+    new = actions.add_parser(
+        "new",
+        help="add an entry for a model, from a profile of deploy/policies",
+        description="Print the policy with an entry after it that asks of one model "
+        "what a profile does, with the profile's comments. Verdict and waivers stay "
+        "the policy's. Exits 2 if an entry matches the model already.",
+    )
+    new.add_argument(
+        "--from", dest="profile", required=True, choices=profile_names(), help="profile"
+    )
+    new.add_argument("--model", required=True, metavar="NAME", help="the model's name")
+    new.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE",
+        help="what the entry is added to (default: admission.policy of the settings)",
+    )
+    new.add_argument(
+        "--out", type=Path, metavar="FILE", help="a new file, in place of printing"
+    )
+    new.set_defaults(run=_new)
 
 
 def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
@@ -163,6 +186,20 @@ def _unknown(policy: Policy) -> Iterator[str]:
             if not metrics.known(kind, name):
                 close = hint(name.partition("/")[0], metrics.names_of(kind))
                 yield f"{kind}: nothing here measures {name!r}{close}"
+
+
+def _new(args: argparse.Namespace) -> int:
+    base = args.policy or load_settings().admission.policy
+    text = extended(base, args.profile, args.model)
+    if args.out is None:
+        print(text, end="")
+        return 0
+    if args.out.exists():
+        raise SettingsError(f"{args.out} exists already")
+    with args.out.open("x", encoding="utf-8") as file:
+        file.write(text)
+    print(f"wrote {args.out}")
+    return 0
 
 
 def _explain(args: argparse.Namespace) -> int:

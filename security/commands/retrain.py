@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from models.bundle import read_bundle
 from security.commands.options import Subparsers
-from security.commands.train import stopped_by_ctrl_c
+from security.commands.stages import Stages
+from security.commands.train import refuse_existing, stopped_by_ctrl_c
 from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
@@ -36,13 +38,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Retrain; returns the exit code."""
-    # Torch takes seconds to import; `--help` and every other command go without.
-    from security.commands.stages import Stages  # noqa: PLC0415
-    from security.training.ledger import Ledger  # noqa: PLC0415
-    from security.training.retrain import retrain  # noqa: PLC0415
-
-    ledger = Ledger(load_settings().home / "ledger")
+    read_bundle(args.bundle)
+    refuse_existing(args.out)
     with Stages() as stages, stopped_by_ctrl_c() as stop:
+        # Torch takes seconds to import; `--help` and every other command go without.
+        from security.training.ledger import Ledger  # noqa: PLC0415
+        from security.training.retrain import retrain  # noqa: PLC0415
+
+        ledger = Ledger(load_settings().home / "ledger")
         retrain(
             args.bundle,
             args.data,

@@ -49,7 +49,7 @@ def data_config(args: argparse.Namespace) -> DataConfig:
     Raises:
         AssessmentError: the file is malformed.
     """
-    from security.assessment.targets import dataconfig  # noqa: PLC0415  (seconds)
+    from security.assessment.targets import dataconfig  # noqa: PLC0415  (as below)
 
     if args.data_config is None:
         return dataconfig.DataConfig()
@@ -67,7 +67,7 @@ def configured_rows(path: Path, bundle: Path | None) -> tuple[AnyDataset, AnyDat
         TrainingError: the configuration is malformed.
         DatasetError: its data cannot be read.
     """
-    from security.training.data import load_split, read_config  # noqa: PLC0415  (torch)
+    from security.training.data import load_split, read_config  # noqa: PLC0415  (numpy)
 
     return load_split(read_config(path, bundle))
 

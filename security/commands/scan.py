@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from models.bundle import (
     MANIFEST_FILE,
     MODEL_FILE,
+    Bundle,
     BundleLimits,
     read_bundle,
     report_file,
@@ -28,12 +29,14 @@ from security.commands.rows import (
     file_predictions,
     file_rows,
 )
+from security.commands.stages import Stages
 from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
+from security.training.config import load_config
 
 if TYPE_CHECKING:
     from models.data.held_out import Holdout
-    from models.report import Subject
+    from models.manifest import Column
     from security.assessment.engine.run import Scan, ScanRequest
     from security.assessment.engine.runner import Progress
     from security.assessment.plan.context import TargetSource
@@ -152,21 +155,17 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan; returns the exit code."""
-    from security.assessment.engine.run import run_scan  # noqa: PLC0415
-    from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
-        write_documents,
-    )
-
-    request = _request(args)
-    out = request.out or Path()
     try:
-        with _Line() as line:
-            scan = run_scan(request, line)
+        with Stages() as stages:
+            request = _request(args)
+            from security.assessment.engine.run import run_scan  # noqa: PLC0415
+
+            scan = run_scan(request, _told(stages))
+            stages("documents", 0.0)
+            out = _documents(request, scan, args.fail_on)
     except KeyboardInterrupt:
         print("finished work is kept: the same command goes on", file=sys.stderr)
         raise
-    document = scan.report.to_json()
-    write_documents(out, document, fail_on=args.fail_on or "error")
     _print(scan, out)
     if args.evidence:
         for item in scan.evidence:
@@ -174,11 +173,59 @@ def run(args: argparse.Namespace) -> int:
     return _exit_code(scan, args.fail_on)
 
 
+def _documents(request: ScanRequest, scan: Scan, fail_on: str | None) -> Path:
+    from security.assessment.reporting.documents import (  # noqa: PLC0415  (seconds)
+        write_documents,
+    )
+
+    out = request.out or Path()
+    write_documents(out, scan.report.to_json(), fail_on=fail_on or "error")
+    return out
+
+
 def _request(args: argparse.Namespace) -> ScanRequest:
-    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415
+    # What cannot be scanned is refused before torch is imported, which takes seconds.
+    if args.training is not None:
+        load_config(args.training)
+    config = data_config(args)
+    if args.predictions is not None:
+        return _predicted(args, config)
+    if args.target is None or args.data is None:
+        raise AssessmentError("give TARGET and --data, or --predictions")
+    found = _read(args)
+    if args.ray and found is None:
+        raise AssessmentError("--ray is for files: one process asks an endpoint")
+    bundle = found if isinstance(found, Bundle) else None
+    if args.evidence and bundle is None:
+        raise AssessmentError("--evidence is for bundles")
+    needed = _wanted(args, bundle)
+    model = None if bundle is None else bundle.manifest
+    columns = ((), ()) if model is None else (model.columns, model.text)
+    holdout = _rows(args, args.data, config, columns)
+    extras: dict[str, Any] = {}
+    if args.train_data is not None:
+        given = _rows(args, args.train_data, config, columns, train=True)
+        extras["training data"] = given
+    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415  (as above)
+
+    options = replace(_options(args), **needed)
+    source = _source(args, found)
+    return ScanRequest(
+        source=source,
+        holdout=holdout,
+        options=options,
+        config=config,
+        out=args.out or Path(f"{Path(source.name).stem}-scan"),
+        subject=None if bundle is None else bundle.subject,
+        ray=args.ray,
+        extras=extras | _training(args, options),
+    )
+
+
+def _options(args: argparse.Namespace) -> Options:
     from security.assessment.plan.options import Options  # noqa: PLC0415  (as above)
 
-    options = Options(
+    return Options(
         profile=args.profile,
         seed=args.seed,
         jobs=_processors() if args.jobs is None else args.jobs,
@@ -191,113 +238,86 @@ def _request(args: argparse.Namespace) -> ScanRequest:
         output=args.output,
         decision=args.decision,
     )
-    config = data_config(args)
-    options = replace(options, **_wanted(args))
-    if args.predictions is not None:
-        return _predicted(args, options, config)
-    if args.target is None or args.data is None:
-        raise AssessmentError("give TARGET and --data, or --predictions")
-    source, subject = _source(args)
-    if args.ray and source.kind == "remote":
-        raise AssessmentError("--ray is for files: one process asks an endpoint")
-    if args.evidence and subject is None:
-        raise AssessmentError("--evidence is for bundles")
-    return ScanRequest(
-        source=source,
-        holdout=_rows(args, args.data, config, source),
-        options=options,
-        config=config,
-        out=args.out or Path(f"{Path(source.name).stem}-scan"),
-        subject=subject,
-        ray=args.ray,
-        extras=_extras(args, config, source, options),
-    )
 
 
-def _wanted(args: argparse.Namespace) -> dict[str, Any]:
+def _wanted(args: argparse.Namespace, bundle: Bundle | None) -> dict[str, Any]:
     """What evidence for a policy needs: of --policy, or for --evidence the deployed."""
     policy = None if args.policy is None else load_policy(args.policy)
     if args.policy is None and args.evidence:
         policy = deployed_policy()
     if policy is None:
         return {}
-    bundle = None if args.target is None else _bundle(args)
-    if bundle is None and args.policy is None:
-        return {}  # what is wrong with --evidence is said where it is used
     if bundle is None:
         raise AssessmentError("--policy is for bundles, whose evidence it is about")
-    needed = wanted(policy, read_bundle(bundle).manifest.name)
     # A scan has both norms anyway.
-    return {"wanted": needed["wanted"]}
+    return {"wanted": wanted(policy, bundle.manifest.name)["wanted"]}
 
 
-def _predicted(
-    args: argparse.Namespace, options: Options, config: DataConfig
-) -> ScanRequest:
+def _predicted(args: argparse.Namespace, config: DataConfig) -> ScanRequest:
     """What is asked for where there is no model."""
-    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
-
     for name in _OF_MODELS:
         if getattr(args, name) not in (None, False):
             shown = "TARGET" if name == "target" else f"--{name.replace('_', '-')}"
             raise AssessmentError(f"{shown}: with --predictions there is no model")
     path: Path = args.predictions
+    holdout = file_predictions(path, config)
+    from security.assessment.engine.run import ScanRequest  # noqa: PLC0415  (as above)
+    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+
     return ScanRequest(
         source=TargetSource("predictions", path.name),
-        holdout=file_predictions(path, config),
-        options=options,
+        holdout=holdout,
+        options=_options(args),
         config=config,
         out=args.out or Path(f"{path.stem}-scan"),
     )
 
 
-def _extras(
-    args: argparse.Namespace,
-    config: DataConfig,
-    source: TargetSource,
-    options: Options,
-) -> dict[str, Any]:
-    extras: dict[str, Any] = {}
-    if args.train_data is not None:
-        given = _rows(args, args.train_data, config, source, train=True)
-        extras["training data"] = given
+def _training(args: argparse.Namespace, options: Options) -> dict[str, Any]:
+    """For checks that train: the recipe and the mechanism of --training."""
     if args.training is None:
-        return extras
+        return {}
     bundle = _bundle(args)
     from security.commands import scan_training  # noqa: PLC0415  (torch)
 
-    extras["training"] = scan_training.load_training(args.training, bundle)
+    extras = {"training": scan_training.load_training(args.training, bundle)}
     # Only where it is asked for: its curve takes a moment.
-    named = {*options.checks, *options.wanted}
-    if args.profile == "thorough" or "canaries" in named:
-        extras["mechanism"] = scan_training.load_mechanism(args.training, bundle)
+    if args.profile == "thorough" or "canaries" in {*options.checks, *options.wanted}:
+        return extras | {
+            "mechanism": scan_training.load_mechanism(args.training, bundle)
+        }
     return extras
 
 
-def _source(args: argparse.Namespace) -> tuple[TargetSource, Subject | None]:
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
-
+def _read(args: argparse.Namespace) -> Bundle | bytes | None:
+    """The target, read within bounds: a bundle, or a model file; None for a URL."""
     if args.target.startswith(("http://", "https://")):
-        source = TargetSource(
-            "remote", "endpoint", url=args.target, profile=args.client_profile
-        )
-        return source, None
+        return None
     if args.client_profile is not None:
         raise AssessmentError("--client-profile is for URLs")
     path = Path(args.target)
     if path.is_dir() or (path / MANIFEST_FILE).exists():
-        bundle = read_bundle(path)
-        place = _below_root(args, path / MODEL_FILE)
-        return replace(TargetSource.of(bundle), path=place), bundle.subject
+        return read_bundle(path)
     try:
         limit = BundleLimits().max_model_bytes
-        model = read_regular(path, max_bytes=limit, follow_links=True)
+        return read_regular(path, max_bytes=limit, follow_links=True)
     except BundleError as error:
         # Nothing was scanned: that is no finding.
         raise AssessmentError(str(error)) from None
-    place = _below_root(args, path)
-    return TargetSource("onnx", path.name, model, path=place), None
+
+
+def _source(args: argparse.Namespace, found: Bundle | bytes | None) -> TargetSource:
+    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+
+    if found is None:
+        return TargetSource(
+            "remote", "endpoint", url=args.target, profile=args.client_profile
+        )
+    path = Path(args.target)
+    if isinstance(found, Bundle):
+        place = _below_root(args, path / MODEL_FILE)
+        return replace(TargetSource.of(found), path=place)
+    return TargetSource("onnx", path.name, found, path=_below_root(args, path))
 
 
 def _below_root(args: argparse.Namespace, path: Path) -> str:
@@ -328,13 +348,13 @@ def _rows(
     args: argparse.Namespace,
     path: Path,
     config: DataConfig,
-    source: TargetSource,
+    columns: tuple[tuple[Column, ...], tuple[str, ...]],
     *,
     train: bool = False,
 ) -> Holdout:
     """Rows of a file; of a training configuration, held-out ones or its own."""
     if path.suffix != ".toml":
-        return file_rows(path, config, source.columns, source.text)
+        return file_rows(path, config, *columns)
     from models.data.held_out import holdout_of  # noqa: PLC0415  (as above)
 
     trained, held_out = configured_rows(path, _bundle(args))
@@ -380,32 +400,13 @@ def _print(scan: Scan, out: Path) -> None:
     print(f"{'wrote':<12}{out}: scan.json, scan.html, scan.sarif, scan.junit.xml")
 
 
-class _Line:
-    """Progress on standard error: what runs, what was found, how long it will take."""
+def _told(stages: Stages) -> Callable[[Progress], None]:
+    """A scan's progress, as stages are shown."""
 
-    def __init__(self) -> None:
-        self._tty = sys.stderr.isatty()
-        self._last = 0.0
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._tty:
-            sys.stderr.write("\r\x1b[K")
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        # A log file gets a line now and then; a terminal, one that changes.
-        if not self._tty and now - self._last < 5 and progress.done < progress.total:
-            return
-        self._last = now
-        left = (
-            "" if progress.left_s is None else f", about {progress.left_s:.0f} s left"
-        )
+    def tell(progress: Progress) -> None:
         found = progress.latest.values.get("found", "") if progress.latest else ""
-        text = f"{progress.done}/{progress.total} {progress.running}{left}" + (
-            f"; {found}" if found else ""
-        )
-        sys.stderr.write(f"\r\x1b[K{text[:100]}" if self._tty else text + "\n")
-        sys.stderr.flush()
+        done, total = progress.done, progress.total
+        note = f"{done} of {total}: {progress.running} {found}".strip()
+        stages("scan", done / max(1, total), "", note, progress.left_s)
+
+    return tell

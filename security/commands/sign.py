@@ -33,9 +33,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument(
         "--role",
+        action="append",
         required=True,
         choices=ROLES,
-        help="sign every report that the policy lets this role sign",
+        help="sign every report that the policy lets this role sign; repeatable where "
+        "one person holds several keys",
     )
     parser.add_argument(
         "--kind", action="append", choices=KINDS, help="sign only this kind; repeatable"
@@ -54,15 +56,18 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sign; returns the exit code."""
-    key = signer(args, args.role)
+    if len(args.role) > 1 and (args.key or args.model_signature):
+        raise SettingsError("--key and --model-signature are for one --role")
+    keys = {role: signer(args, role) for role in args.role}
     if args.model_signature:
-        return _sign_model(args, key)
+        return _sign_model(args, *keys.values())
     policy = load_policy(args.policy or load_settings().admission.policy)
-    kinds = sign_reports(args.bundle, args.role, key, policy, kinds=args.kind or ())
-    if not kinds:
-        raise SettingsError(f"the policy lets {args.role} sign no report; use --kind")
-    for kind in kinds:
-        print(f"signed {kind} as {args.role}")
+    for role, key in keys.items():
+        kinds = sign_reports(args.bundle, role, key, policy, kinds=args.kind or ())
+        if not kinds:
+            raise SettingsError(f"the policy lets {role} sign no report; use --kind")
+        for kind in kinds:
+            print(f"signed {kind} as {role}")
     return 0
 
 
@@ -101,5 +106,5 @@ def sign_reports(
 def _sign_model(args: argparse.Namespace, key: Signer) -> int:
     bundle = read_bundle(args.bundle)
     write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
-    print(f"signed {MODEL_SIGNATURE_FILE} as {args.role}")
+    print(f"signed {MODEL_SIGNATURE_FILE} as {args.role[0]}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from models.bundle import read_bundle
 from security.commands.options import Subparsers
 
 __all__ = ["add_parser", "run"]
@@ -24,6 +25,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Store; returns the exit code."""
+    read_bundle(args.bundle)  # what is none is refused without BentoML, in no time
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
 
     tag, stored = store_bundle(args.bundle)

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 from sealgate.proofs import ProofKey
-from security.access.issuer import DEVELOPMENT_ISSUER, mint
-from security.commands.keygen import load_issuer_key
+from security.access.issuer import DEVELOPMENT_ISSUER, load_issuer_key, mint
 from security.commands.options import Subparsers
 from security.errors import SettingsError
 from security.key_files import read_secret, write_secret
@@ -102,7 +101,7 @@ def mint_from_settings(
     if any(not scope or " " in scope for scope in scopes):
         raise SettingsError("a scope is one word")
     return mint(
-        load_issuer_key(settings),
+        load_issuer_key(settings.home),
         audience=access.audience,
         subject=subject,
         client_id="sealgate-development",

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from models.errors import BundleError
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import StoppedElsewhereError
 from security.settings.loading import load_settings
+from security.training.config import check_config, load_config
 
-__all__ = ["add_parser", "run", "stopped_by_ctrl_c"]
+if TYPE_CHECKING:
+    from models.data.datasets import AnyDataset
+
+__all__ = ["add_parser", "check", "refuse_existing", "run", "stopped_by_ctrl_c"]
 
 
 @contextlib.contextmanager
@@ -46,8 +55,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "several processes train together.",
     )
     parser.add_argument("config", metavar="CONFIG.toml", type=Path)
-    parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder"
+    ways = parser.add_mutually_exclusive_group(required=True)
+    ways.add_argument("--out", metavar="DIR", type=Path, help="the new bundle's folder")
+    ways.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="as `check CONFIG.toml`: say what it would be, and train nothing",
     )
     parser.add_argument(
         "--resume",
@@ -59,40 +72,90 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
-    # Torch takes seconds to import; `--help` and every other command go without.
-    from security.training.distributed import joined, leads  # noqa: PLC0415
+    if args.dry_run:
+        return check(args.config)
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
+    with Stages() if first else contextlib.nullcontext(_unseen) as stages:
+        rows = None if "RANK" in os.environ else _refused_early(args)
+        # Torch takes seconds to import; `--help` and every other command go without.
+        from security.training.distributed import joined, leads  # noqa: PLC0415
 
-    with joined():
-        try:
-            _train(args, alone=leads())
-        except StoppedElsewhereError:
-            if leads():  # whoever stopped it may be too dead to say so
-                raise
-            return 2
+        with joined():
+            try:
+                _train(args, stages, rows)
+            except StoppedElsewhereError:
+                if leads():  # whoever stopped it may be too dead to say so
+                    raise
+                return 2
+    if first:
+        print(f"{'bundle':<12}{args.out}")
     return 0
 
 
-def _train(args: argparse.Namespace, *, alone: bool) -> None:
-    """Train; only the first process of several shows anything."""
-    from security.commands.stages import Stages  # noqa: PLC0415  (as above)
-    from security.training.config import load_config  # noqa: PLC0415
+def _refused_early(args: argparse.Namespace) -> tuple[AnyDataset, AnyDataset]:
+    """The rows, once all is refused that can be without torch."""
+    from security.training.data import load_split  # noqa: PLC0415  (not for --help)
+
+    config = load_config(args.config)
+    refuse_existing(args.out)
+    return load_split(config)
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a bundle's folder that is there, before torch takes seconds to import.
+
+    Raises:
+        BundleError: it is.
+    """
+    if out.exists():
+        raise BundleError(f"{out} exists already")
+
+
+def check(path: Path) -> int:
+    """Say what is wrong with a configuration and its data, or what it would give.
+
+    Returns:
+        The exit code.
+    """
+    from security.training.data import data_faults  # noqa: PLC0415  (not for --help)
+
+    mistakes = check_config(path, data_faults)
+    for mistake in mistakes:
+        print(f"error: {mistake}", file=sys.stderr)
+    if mistakes:
+        return 2
+    with Stages() as stages:
+        stages("config", 1.0, f"{path.name} has no mistake")
+        from security.training.ledger import Ledger  # noqa: PLC0415  (torch, as below)
+        from security.training.rehearsal import rehearse  # noqa: PLC0415
+
+        config = load_config(path)
+        ledger = Ledger(load_settings().home / "ledger")
+        rehearse(config, stages, ledger=ledger)
+    return 0
+
+
+def _train(
+    args: argparse.Namespace,
+    stages: Callable[..., None],
+    rows: tuple[AnyDataset, AnyDataset] | None,
+) -> None:
     from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
 
     config = everyone(lambda: load_config(args.config))
     ledger = Ledger(load_settings().home / "ledger")
-    with Stages() as stages, stopped_by_ctrl_c() as stop:
+    with stopped_by_ctrl_c() as stop:
         train_bundle(
             config,
             args.out,
-            stages if alone else _unseen,
+            stages,
             ledger=ledger,
             going_on=args.resume,
             stop=stop,
+            rows=rows,
         )
-    if alone:
-        print(f"{'bundle':<12}{args.out}")
 
 
 def _unseen(*_: object) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE, Bundle, read_bundle
+from models.errors import BundleError
 from models.report import format_time
 from security.admission.gate import Admission
 from security.admission.verification import all_refusals, verify
 from security.commands.admit import print_refusals
 from security.commands.options import Subparsers, add_admission, admission_settings
+from security.commands.stages import Stages
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["add_parser", "run"]
@@ -81,9 +84,12 @@ def _run_outside(
 ) -> int:
     from security.admission.outside.bento import verify_bento  # noqa: PLC0415  (bentoml)
 
-    for item in verify_bento(
-        folder, settings, release=args.release, image_config=args.image_config
-    ):
+    with Stages() as stages:
+        stages("verification", 0.0)
+        found = verify_bento(
+            folder, settings, release=args.release, image_config=args.image_config
+        )
+    for item in found:
         _print(item)
     if args.release is None:
         print("notice: not compared with a release: --release", file=sys.stderr)
@@ -93,6 +99,8 @@ def _run_outside(
 def _read(name: str) -> Bundle:
     if Path(name).is_dir():
         return read_bundle(Path(name))
+    if os.sep in name:  # no tag, so the store, which takes seconds, need not be asked
+        raise BundleError(f"{name}: no such folder")
     from security.admission.store import read_stored  # noqa: PLC0415  (bentoml)
 
     return read_stored(name)

@@ -3,6 +3,7 @@
 config          the training configuration, one TOML file
 config_sections what each of its sections holds
 config_rules    which values it may hold
+draft           a first configuration of a table
 data            the rows a configuration names: read, checked, split
 modules         a user's network, refused where it cannot be private
 initial         first weights, drawn here from rules that the evidence states
@@ -35,5 +36,6 @@ search          the choice itself, private as a whole
 keeper          between trainer and ledger: books steps, keeps checkpoints
 checkpoint      where a training stands, in plain arrays
 run             data to bundle
+rehearsal       the same without rows and steps: what it would be
 retrain         the next version, compared with the current one
 """

@@ -6,17 +6,24 @@ rows: a clipping norm or a batch size tuned on them would spend budget nobody co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from security.config_reader import MAX_CONFIG_BYTES, read_object, read_sections
+from security.config_reader import (
+    MAX_CONFIG_BYTES,
+    Found,
+    placed,
+    read_object,
+    read_sections,
+    sections_of,
+)
 from security.errors import TrainingError
-from security.training.config_rules import check
+from security.training.config_rules import PARTS, broken
 from security.training.config_sections import TrainingConfig
 
-__all__ = ["load_config", "parse_config", "parse_object"]
+__all__ = ["check_config", "load_config", "parse_config", "parse_object"]
 
 
 def load_config(path: Path) -> TrainingConfig:
@@ -25,13 +32,37 @@ def load_config(path: Path) -> TrainingConfig:
     Raises:
         TrainingError: unreadable, too large, or as `parse_config`.
     """
+    config = parse_config(_read(path), where=path.name)
+    return replace(config, _base=path.resolve().parent)
+
+
+def check_config(
+    path: Path, more: Callable[[TrainingConfig], Iterable[Found]] = lambda _: ()
+) -> list[str]:
+    """Every mistake as ``file:line: key: what``; none if there is nothing to refuse.
+
+    Args:
+        path: of the configuration.
+        more: what else is wrong with one that can be read.
+
+    Raises:
+        TrainingError: unreadable.
+    """
+    data = _read(path)
+    found = sections_of(data, TrainingConfig, broken, where=path.name, parts=PARTS)
+    config, mistakes = found
+    if config is None or mistakes:
+        return mistakes
+    config = replace(config, _base=path.resolve().parent)
+    return placed(more(config), data.decode(), where=path.name)
+
+
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
+            return file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise TrainingError(f"{path}: {error.strerror}") from None
-    config = parse_config(data, where=path.name)
-    return replace(config, _base=path.resolve().parent)
 
 
 def parse_config(data: bytes, *, where: str = "configuration") -> TrainingConfig:
@@ -51,7 +82,7 @@ def parse_config(data: bytes, *, where: str = "configuration") -> TrainingConfig
     security.errors.TrainingError: configuration:1: unknown key 'modle'; did you mean \
 'model'?
     """
-    return read_sections(data, TrainingConfig, check, where=where, error=TrainingError)
+    return read_sections(data, TrainingConfig, broken, where=where, error=TrainingError)
 
 
 def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
@@ -63,4 +94,4 @@ def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
     data = value.get("data")
     if isinstance(data, dict) and data.get("source"):
         value = {**value, "data": {"row_identity": 1, **data}}
-    return read_object(value, TrainingConfig, check, where=where, error=TrainingError)
+    return read_object(value, TrainingConfig, broken, where=where, error=TrainingError)

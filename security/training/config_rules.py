@@ -7,15 +7,15 @@ ranges, names, and what goes with what.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
-from models.architectures import ARCHITECTURES
 from models.data.datasets import NAMES
 from models.data.identity import VERSIONS
-from models.features import FEATURES
 from models.manifest import NAME, VERSION
-from security.config_reader import Mistake, hint
+from models.networks import ARCHITECTURES, FEATURES
+from security.config_reader import Found, hint
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
 from security.training.config_sections import (
     AdversarialConfig,
@@ -30,7 +30,7 @@ from security.training.config_sections import (
 )
 from security.training.selection import DISTRIBUTIONS, MAX_TRIES
 
-__all__ = ["MODULE", "PUBLIC", "check"]
+__all__ = ["MODULE", "PARTS", "PUBLIC", "broken"]
 
 # Beyond this, the bound on what anyone learns about a row (e^epsilon) is no bound.
 MAX_EPSILON = 50.0
@@ -55,23 +55,25 @@ _BY_NAME = ("name", "split_key", "holdout")
 Rules = Iterable[tuple[bool, str, str]]
 
 
-def check(config: TrainingConfig) -> None:
-    """Refuse the first value that breaks a rule.
+def broken(config: TrainingConfig) -> Iterator[Found]:
+    """The rules that values break."""
+    yield from _broken(_rules(config))
 
-    Raises:
-        Mistake: with the path of the value.
-    """
-    for passed, key, message in _rules(config):
+
+def _broken(rules: Rules) -> Iterator[Found]:
+    """Of rules, those that do not hold: the path of the value, and what to say."""
+    for passed, key, message in rules:
         if not passed:
-            raise Mistake(tuple(key.split(".")), f"{key}: {message}")
+            parts = key.split(".")
+            named = ".".join(part for part in parts if not part.isdigit())
+            path = tuple(int(part) if part.isdigit() else part for part in parts)
+            yield path, f"{named}: {message}"
 
 
 def _rules(config: TrainingConfig) -> Rules:
     """Every rule on values: whether it holds, of which key, and what to say if not."""
     yield from _model_rules(config.model)
     yield from _data_rules(config.data)
-    if config.data.source:
-        yield from _source_rules(config.data)
     yield from _privacy_rules(config.privacy)
     if config.private:
         yield from _guarantee_rules(config.privacy)
@@ -149,6 +151,8 @@ def _data_rules(data: DataConfig) -> Rules:
     )
     yield bool(data.split_key), "data.split_key", "must not be empty"
     yield 0 < data.holdout < 1, "data.holdout", "must be between 0 and 1"
+    if data.source:
+        yield from _source_rules(data)
 
 
 def _source_rules(data: DataConfig) -> Rules:
@@ -166,7 +170,8 @@ def _source_rules(data: DataConfig) -> Rules:
     yield from _role_rules(data)
     for index, column in enumerate(data.columns):
         for passed, message in _column_rules(column):
-            yield passed, "data.columns", f"{index + 1}, {column.name!r}: {message}"
+            key = f"data.columns.{index}"
+            yield passed, key, f"{index + 1}, {column.name!r}: {message}"
     if data.image is not None:
         sizes = len(data.image.shape) in (2, 3) and all(
             1 <= size <= 4096 for size in data.image.shape
@@ -277,7 +282,7 @@ def _search_rules(config: TrainingConfig, search: SearchConfig) -> Rules:
     count = math.prod(len(values) for values in lists.values())
     few = count <= MAX_CANDIDATES
     yield few, "search", f"{count} candidates, at most {MAX_CANDIDATES}"
-    for candidate in candidates(config):
+    for candidate in candidates(config) if few else ():
         for passed, key, message in _candidate_rules(candidate):
             yield passed, "search", f"a candidate's {key}: {message}"
 
@@ -307,3 +312,18 @@ def _compute_rules(compute: ComputeConfig) -> Rules:
     yield 1 <= compute.threads <= 256, "compute.threads", "must be 1 to 256"
     steps = compute.checkpoint_steps >= 0
     yield steps, "compute.checkpoint_steps", "must not be negative"
+
+
+def _part(rules: Callable[[Any], Rules]) -> Callable[[Any], Iterator[Found]]:
+    return lambda section: _broken(rules(section))
+
+
+# The rules of each section by itself, for files of which another cannot be read.
+PARTS: Mapping[str, Callable[[Any], Iterator[Found]]] = {
+    "model": _part(_model_rules),
+    "data": _part(_data_rules),
+    "privacy": _part(_privacy_rules),
+    "optimizer": _part(_optimizer_rules),
+    "compute": _part(_compute_rules),
+    "adversarial": _part(lambda item: _adversarial_rules(item) if item else ()),
+}

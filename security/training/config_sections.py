@@ -34,13 +34,13 @@ class ModelConfig:
 
     Attributes:
         name, version: of the bundle, as in its manifest.
-        architecture: one of `models.architectures.ARCHITECTURES`, or "module".
+        architecture: one of `models.networks.ARCHITECTURES`, or "module".
         hidden: widths of the hidden layers; empty for "linear".
         blocks: residual blocks of "resnet".
         module: for "module", ``package.module:function``, which returns an `nn.Module`.
         missing_flags: whether the network sees which values were missing.
         centre: of tables, the share of each public range that the network sees as 0.
-        features: of images, a fixed map of `models.features.FEATURES` before the
+        features: of images, a fixed map of `models.networks.FEATURES` before the
             network; empty for none.
         seed: of the initial weights, which are public.
         initial_weights: "public" where `module` returns weights, or other tensors, that

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from models.bundle import read_bundle, report_file
 from models.data import datasets
 from models.data.datasets import AnyDataset
 from models.data.identity import CURRENT
 from models.data.readers import CsvFormat
-from models.data.sources import ImageSchema, Schema, load_source
+from models.data.sources import ImageSchema, Schema, load_source, source_faults
 from models.errors import DatasetError
 from models.manifest import Column
+from security.config_reader import Found
 from security.training.config import load_config
 from security.training.config_sections import ColumnConfig, DataConfig, TrainingConfig
 
-__all__ = ["earlier_split", "load_split", "read_config", "unit_numbers"]
+__all__ = ["data_faults", "earlier_split", "load_split", "read_config"]
 
 
 def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
@@ -94,12 +93,26 @@ def read_config(path: Path, folder: Path | None) -> TrainingConfig:
     return replace(config, data=replace(config.data, row_identity=version))
 
 
-def unit_numbers(dataset: AnyDataset) -> torch.Tensor | None:
-    """Whose each row is, as numbers from 0 without gaps; None without units."""
-    if dataset.units is None:
-        return None
-    _, numbers = np.unique(dataset.units, return_inverse=True)
-    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64))
+def data_faults(config: TrainingConfig) -> Iterator[Found]:
+    """Everything for which `load_split` would refuse the rows, not only the first.
+
+    Yields:
+        Where in the configuration the reason is, and the message.
+    """
+    data = config.data
+    schema = _schema(data)
+    sources = {"source": data.source, "holdout_source": data.holdout_source}
+    clean = True
+    for key, source in sources.items():
+        if source:
+            for path, message in source_faults(source, schema, config.base):
+                clean = False
+                yield ("data", *((key,) if path == ("source",) else path)), message
+    if clean:
+        try:
+            load_split(config)
+        except DatasetError as error:
+            yield ("data", "source"), str(error)
 
 
 def _schema(data: DataConfig) -> Schema:

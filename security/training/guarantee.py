@@ -21,6 +21,7 @@ __all__ = [
     "Plan",
     "Verdicts",
     "check_verdicts",
+    "claims",
     "make_plan",
     "privacy_curve",
     "selection_of",
@@ -188,18 +189,10 @@ def state_guarantee(plan: Plan, outcome: Outcome) -> Guarantee:
         TrainingError: the accountants disagree, the target is missed, or the mechanism
             was not what was planned. The model is then not to be released.
     """
-    inner, mechanism = plan.mechanism_delta, plan.mechanism
-    second = accounting.recompute_epsilon(
-        mechanism.sample_rate,
-        mechanism.noise_multiplier,
-        mechanism.steps,
-        inner,
-        group=plan.group,
-        selection=plan.selection,
-    )
+    claim, second = claims(plan)
     guarantee = Guarantee(
         delta=plan.delta,
-        claim=_claim(plan, second),
+        claim=claim,
         rdp=_renyi(plan),
         second=second,
         group=plan.group,
@@ -209,6 +202,20 @@ def state_guarantee(plan: Plan, outcome: Outcome) -> Guarantee:
     )
     _check(guarantee, plan.target)
     return guarantee
+
+
+def claims(plan: Plan) -> tuple[float, float]:
+    """Epsilon of a plan that is carried out, by both accountants."""
+    mechanism = plan.mechanism
+    second = accounting.recompute_epsilon(
+        mechanism.sample_rate,
+        mechanism.noise_multiplier,
+        mechanism.steps,
+        plan.mechanism_delta,
+        group=plan.group,
+        selection=plan.selection,
+    )
+    return _claim(plan, second), second
 
 
 def _claim(plan: Plan, second: float) -> float:

@@ -17,7 +17,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,15 @@ from security.training.entries import (
 from security.training.overlap import sketch
 from security.training.selection import Selection
 
-__all__ = ["DEFAULT_CAP", "Account", "Entry", "Ledger", "Request", "Reservation"]
+__all__ = [
+    "DEFAULT_CAP",
+    "Account",
+    "Entry",
+    "Forecast",
+    "Ledger",
+    "Request",
+    "Reservation",
+]
 
 # Of a data set for which nobody set one.
 DEFAULT_CAP = 10.0
@@ -71,6 +79,24 @@ _ADDED = {
 }
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """A data set's account with one more training.
+
+    Attributes:
+        names: under which it was declared.
+        cap: on epsilon.
+        delta: at which epsilon is stated.
+        before, after: epsilon that is taken, without the training and with it.
+    """
+
+    names: tuple[str, ...]
+    cap: float
+    delta: float
+    before: float
+    after: float
+
+
 class Ledger:
     """An SQLite file, and one lock per running training, in a folder."""
 
@@ -94,6 +120,24 @@ class Ledger:
                 raise LedgerError(f"training {identity} is running already")
             _insert(database, new)
         return Reservation(self, identity, request.steps, 0, lock)
+
+    def forecast(self, request: Request) -> Forecast:
+        """What would be spent with a training, of which nothing is booked.
+
+        Raises:
+            LedgerError: it does not fit under the cap, it protects another unit than
+                earlier trainings on the data, or the ledger cannot be read.
+        """
+        with self._transaction() as database:
+            entries = self._entries(database)
+            new = Entry("", request, "running", 0, _now())
+            self._check(database, entries, new)
+            return self._forecast(database, entries, new)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever booked, and there is no file."""
+        return not (self._folder / "ledger.sqlite").exists()
 
     def resume(self, identity: str, *, token: str, successor: str) -> Reservation:
         """Take up an interrupted training, once per checkpoint.
@@ -164,7 +208,7 @@ class Ledger:
         Raises:
             LedgerError: it is in the ledger, or the ledger cannot be read.
         """
-        if not (self._folder / "ledger.sqlite").exists():
+        if self.is_new:
             return
         digest, *former = digests
         asked = Request(name, digest, "", "", 1.0, 1.0, 1, 0, 1.0)
@@ -227,6 +271,18 @@ class Ledger:
         self, database: sqlite3.Connection, entries: Sequence[Entry], new: Entry
     ) -> None:
         """Refuse what would pass the cap."""
+        found = self._forecast(database, entries, new)
+        if found.after > found.cap:
+            raise LedgerError(
+                f"data {', '.join(found.names)}: epsilon {found.before:.2f} of "
+                f"{found.cap:g} is taken at delta {found.delta:.1e}, and with this "
+                f"training it would be {found.after:.2f}; see 'python -m security "
+                "ledger show'"
+            )
+
+    def _forecast(
+        self, database: sqlite3.Connection, entries: Sequence[Entry], new: Entry
+    ) -> Forecast:
         earlier = linked(entries, new.request)
         units = {item.request.unit for item in earlier} - {new.request.unit}
         if units:
@@ -237,14 +293,8 @@ class Ledger:
         names = names_of([*earlier, new])
         cap, delta, _ = self._cap(database, names, [*earlier, new])
         before = [item.cost(item.held) for item in earlier]
-        held = compose(before, delta)
-        total = compose([*before, new.cost(new.held)], delta)
-        if total > cap:
-            raise LedgerError(
-                f"data {', '.join(names)}: epsilon {held:.2f} of {cap:g} is taken at "
-                f"delta {delta:.1e}, and with this training it would be {total:.2f}; "
-                "see 'python -m security ledger show'"
-            )
+        after = compose([*before, new.cost(new.held)], delta)
+        return Forecast(names, cap, delta, compose(before, delta), after)
 
     def _account(
         self, database: sqlite3.Connection, entries: Sequence[Entry]

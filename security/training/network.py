@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -28,11 +29,10 @@ from models.architectures import (
 )
 from models.data.datasets import AnyDataset, TabularDataset
 from models.export import recorded
-from models.features import FEATURES, feature_shape
+from models.features import FEATURE_MAPS, feature_shape
 from security.errors import TrainingError
 from security.training.config_rules import MODULE, PUBLIC
 from security.training.config_sections import TrainingConfig
-from security.training.data import unit_numbers
 from security.training.examples import Examples
 from security.training.initial import Rule, draw, is_filled, recompute, tensors_digest
 from security.training.loop import trained
@@ -191,7 +191,7 @@ def _built(
             logs=[item.name for item in config.data.columns if item.scale == "log"],
         )
         return table, rules
-    features = FEATURES[config.model.features]() if config.model.features else None
+    features = FEATURE_MAPS[config.model.features]() if config.model.features else None
     images = ImageClassifier(
         train.bounds, mean=train.mean, std=train.std, body=body, features=features
     )
@@ -241,8 +241,16 @@ def examples_of(
         pieces = torch.split(torch.as_tensor(train.features), _PIECE)
         inputs = torch.cat([module.network_input(piece.float()) for piece in pieces])
     grouped = config.privacy.unit_bound == "group"
-    units = None if grouped else unit_numbers(train)
+    units = None if grouped else _unit_numbers(train)
     return Examples(inputs, torch.as_tensor(train.labels), units)
+
+
+def _unit_numbers(dataset: AnyDataset) -> Tensor | None:
+    """Whose each row is, as numbers from 0 without gaps; None without units."""
+    if dataset.units is None:
+        return None
+    _, numbers = np.unique(dataset.units, return_inverse=True)
+    return torch.from_numpy(np.ascontiguousarray(numbers, dtype=np.int64))
 
 
 def _found(module: nn.Module, name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from models.architectures import NetworkSpec
+from models.data.datasets import AnyDataset
 from models.errors import BundleError
 from security.errors import TrainingError
 from security.training import bundle
@@ -38,7 +39,7 @@ from security.training.session import (
     run_public,
 )
 
-__all__ = ["train_bundle"]
+__all__ = ["prepared", "randomness_of", "train_bundle"]
 
 
 def train_bundle(
@@ -50,6 +51,7 @@ def train_bundle(
     randomness: Randomness | None = None,
     going_on: bool = False,
     stop: threading.Event | None = None,
+    rows: tuple[AnyDataset, AnyDataset] | None = None,
 ) -> Path:
     """Train a model and write it as a new bundle, whole or not at all.
 
@@ -62,6 +64,7 @@ def train_bundle(
         randomness: what the configuration says if absent; tests pass a seeded one.
         going_on: whether to take up the interrupted training of this bundle.
         stop: once set, the training ends after the step it is in.
+        rows: what `load_split` gave for the configuration, if it was asked already.
 
     Several processes, as `torchrun` starts them, train together; the first one alone
     books, keeps and writes, and what the others do ends with the training.
@@ -77,14 +80,15 @@ def train_bundle(
     """
     torch.set_num_threads(config.compute.threads)
     job = everyone(
-        lambda: _job(
+        lambda: prepared(
             config,
             out,
             progress,
             ledger=ledger,
-            randomness=randomness or _randomness(config),
+            randomness=randomness or randomness_of(config),
             going_on=going_on,
             stop=stop or threading.Event(),
+            rows=rows,
         )
     )
     config, network, private = job.config, job.network, None
@@ -100,13 +104,28 @@ def train_bundle(
     return out
 
 
-def _job(config: TrainingConfig, out: Path, progress: Progress, **given: Any) -> Job:
-    """Everything that can be refused before a row is trained on."""
+def prepared(
+    config: TrainingConfig,
+    out: Path,
+    progress: Progress,
+    *,
+    rows: tuple[AnyDataset, AnyDataset] | None = None,
+    **given: Any,
+) -> Job:
+    """Everything that can be refused before a row is trained on.
+
+    Raises:
+        TrainingError, LedgerError, DatasetError, BundleError: as `train_bundle`.
+    """
     if out.exists():
         raise BundleError(f"{out} exists already")
+    asked = config
     if given["going_on"]:
         config = begun_with(config, out)
-    train, holdout = load_split(config)
+    # An earlier release may have told other rows apart.
+    if rows is None or config is not asked:
+        rows = load_split(config)
+    train, holdout = rows
     progress("data", 1.0, f"{len(train)} rows to train on, {len(holdout)} held out")
     network = fresh_network(config, train)
     examples = examples_of(config, network.module, train)
@@ -147,5 +166,6 @@ def _write(job: Job, private: Private | None) -> None:
     shutil.rmtree(work_folder(job.out), ignore_errors=True)
 
 
-def _randomness(config: TrainingConfig) -> Randomness:
+def randomness_of(config: TrainingConfig) -> Randomness:
+    """What a configuration draws its noise from."""
     return SystemRandomness() if config.privacy.secure else FastRandomness()

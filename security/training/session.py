@@ -42,6 +42,7 @@ __all__ = [
     "begun_with",
     "check_declared",
     "group_of",
+    "plain_request",
     "recipe_of",
     "request_of",
     "run_private",
@@ -277,6 +278,11 @@ def _fresh(job: Job) -> State:
 
 def request_of(job: Job, plan: Plan) -> Request:
     """What a training is about to spend."""
+    return replace(plain_request(job, plan), sketch=job.ledger.sketch(_owners(job)))
+
+
+def plain_request(job: Job, plan: Plan) -> Request:
+    """As `request_of`, without the marks of owners, for which a ledger has a key."""
     config, owned = job.config, job.train.units is not None
     return Request(
         name=config.data.name,
@@ -290,7 +296,6 @@ def request_of(job: Job, plan: Plan) -> Request:
         steps=plan.mechanism.steps,
         delta=plan.delta,
         selection=plan.selection,
-        sketch=job.ledger.sketch(_owners(job)),
     )
 
 

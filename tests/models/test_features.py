@@ -13,7 +13,7 @@ import torch
 from models.architectures import ImageClassifier, TabularClassifier
 from models.data.datasets import ImageDataset
 from models.export import IMAGES, exported, recorded, run_onnx
-from models.features import FEATURES, Scattering, feature_shape
+from models.features import FEATURE_MAPS, Scattering, feature_shape
 from models.manifest import Column
 from security.errors import TrainingError
 from security.training import bundle
@@ -80,7 +80,11 @@ def test_refused(name, shape, message):
 def test_features_export_with_the_model():
     body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(81 * 9, 3))
     module = ImageClassifier(
-        (0.0, 255.0), mean=0.0, std=1.0, body=body, features=FEATURES["scattering"]()
+        (0.0, 255.0),
+        mean=0.0,
+        std=1.0,
+        body=body,
+        features=FEATURE_MAPS["scattering"](),
     )
     pixels = (images(5, 12) * 255).numpy()
     model = exported(recorded(module, (1, 12, 12)), IMAGES)

@@ -26,7 +26,7 @@ COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
-    "models", "retrain", "canaries", "package", "serve",
+    "models", "retrain", "canaries", "init", "check", "package", "serve",
 )  # fmt: skip
 
 
@@ -272,3 +272,16 @@ def test_a_policy_that_is_none(home: Path) -> None:
     (home / "policy.toml").write_bytes(POLICY.replace(b"max = 0", b"maxx = 0"))
     result = run(home, "verify", str(home / "bundle"))
     failed(result, 2, "unknown key 'maxx'; did you mean 'max'")
+
+
+def test_one_person_signs_for_several_roles(home: Path) -> None:
+    bundle = home / "bundle"
+    for path in (bundle / "attestations").iterdir():
+        path.unlink()
+    signed = run(home, "sign", str(bundle), "--role", "assessor", "--role", "trainer")
+    assert signed.returncode == 0, signed.stderr
+    roles = {line.split()[-1] for line in signed.stdout.splitlines()}
+    assert roles == {"assessor", "trainer"}
+    key = str(home / "keys" / "trainer.pem")
+    both = ("sign", str(bundle), "--role", "assessor", "--role", "trainer")
+    failed(run(home, *both, "--key", key), 2, "are for one --role")

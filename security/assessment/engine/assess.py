@@ -35,10 +35,11 @@ from security.assessment.results.result import CheckResult
 from security.assessment.targets.dataconfig import DataConfig
 from security.errors import AssessmentError, HostileModel
 
-__all__ = ["OPTIONS", "AssessRequest", "Assessed", "Progress", "assess_bundle"]
+__all__ = ["OPTIONS", "AssessRequest", "Assessed", "Progress", "Rows", "assess_bundle"]
 
-# Called with a stage's name, the share of it that is done, and its result at the end.
-Progress = Callable[[str, float, str], None]
+# Called with a stage's name, the share of it that is done, its result at the end, and
+# while it runs perhaps a note and how many seconds it still takes.
+Progress = Callable[..., None]
 Rows = AnyDataset | Holdout
 
 OPTIONS = Options(
@@ -167,7 +168,10 @@ def _scanned(
         before=lambda: _check_rows(bundle, request),
     )
     found = run_scan(
-        scan, lambda done: progress(done.running, done.done / done.total, "")
+        scan,
+        lambda now: progress(
+            "measuring", now.done / now.total, "", now.running, now.left_s
+        ),
     )
     if found.refused:
         first = found.report.findings[0]

@@ -86,14 +86,11 @@ class TargetSource:
             "bundle",
             bundle.manifest.name,
             bundle.model,
-            # Of several inputs side by side, as `InputSpec` puts them.
-            columns=tuple(column for item in inputs for column in item.columns)
-            if all(item.columns for item in inputs)
-            else (),
+            columns=bundle.manifest.columns,
             bounds=inputs[0].bounds if len(inputs) == 1 else None,
             classes=score.labels if score else (),
             output=score.spec.name if score else None,
-            text=tuple(i.spec.name for i in inputs if i.spec.datatype == "BYTES"),
+            text=bundle.manifest.text,
         )
 
     def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:

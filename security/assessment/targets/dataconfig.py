@@ -53,10 +53,16 @@ from pathlib import Path
 
 from models.errors import BundleError
 from models.files import read_regular
-from security.config_reader import Mistake, read_sections
+from security.config_reader import Rules, read_sections
 from security.errors import AssessmentError
 
-__all__ = ["ColumnRules", "DataConfig", "load_data_config", "parse_data_config"]
+__all__ = [
+    "ColumnRules",
+    "DataConfig",
+    "broken",
+    "load_data_config",
+    "parse_data_config",
+]
 
 MAX_CONFIG_BYTES = 4 << 20  # one-hot tables have thousands of columns
 
@@ -167,17 +173,18 @@ def parse_data_config(data: bytes, name: str = "data configuration") -> DataConf
     return read_sections(
         data,
         DataConfig,
-        _check,
+        broken,
         where=name,
         error=AssessmentError,
         max_bytes=MAX_CONFIG_BYTES,
     )
 
 
-def _check(config: DataConfig) -> None:
+def broken(config: DataConfig) -> Rules:
+    """The rules that values break."""
     for passed, key, message in _rules(config):
         if not passed:
-            raise Mistake((key,), f"{key}: {message}")
+            yield (key,), f"{key}: {message}"
 
 
 def _rules(config: DataConfig) -> Iterable[tuple[bool, str, str]]:

@@ -25,10 +25,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from security.access.dpop import Nonces
-from security.access.issuer import DEVELOPMENT_ISSUER
-from security.commands.keygen import load_issuer_key
+from security.access.issuer import DEVELOPMENT_ISSUER, load_issuer_key
 from security.errors import NonceError
-from security.settings.loading import load_settings
 from tests.conftest import toy_settings
 from tests.support.issuers import ED_KEY, b64, jwk
 from tests.support.rooms import INPUT
@@ -41,7 +39,7 @@ YEAR_9999 = 253_370_764_800
 
 @pytest.fixture(scope="module")
 def issuer(deployment: Path) -> Ed25519PrivateKey:
-    return load_issuer_key(load_settings({"SEALGATE_HOME": str(deployment)}))
+    return load_issuer_key(deployment)
 
 
 @pytest.fixture(scope="module")

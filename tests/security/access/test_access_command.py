@@ -13,11 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from security.access.issuer import DEVELOPMENT_ISSUER
+from security.access.issuer import DEVELOPMENT_ISSUER, load_issuer_key
 from security.access.key_sources import UrlKeys
 from security.commands import main
 from security.commands.access_issuer import JWKS_PATH, make_server
-from security.commands.keygen import load_issuer_key
 from security.commands.token import mint_from_settings, proof_key
 from security.errors import KeyFileError, SettingsError
 from security.key_files import write_private
@@ -67,7 +66,7 @@ def test_a_server_fetches_them_over_https(settings: Settings, tmp_path: Path) ->
         source = UrlKeys(url, IssuerSettings(jwks=url, jwks_ca=public))
         source.refresh()
         (key,) = source.current().values()
-        assert key.jwk.key == load_issuer_key(settings).public_key()
+        assert key.jwk.key == load_issuer_key(settings.home).public_key()
         # Whoever does not shake hands holds up nobody.
         idle = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         idle.connect()

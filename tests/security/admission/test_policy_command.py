@@ -197,3 +197,60 @@ def test_the_examples_in_the_documentation() -> None:
     keys = set(re.findall(r"(\w+) =", whole))
     every = {"version", "signers", "min_signers", "max_age_days", "min_n", "min", "max"}
     assert every | {"bound", "match", "without", "max_days", "kinds"} <= keys
+
+
+PROFILES = sorted((ROOT / "deploy/policies").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_profiles_are_policies_with_reasons(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["policy", "check", str(path)]) == 0
+    text = path.read_text()
+    policy = parse_policy(text.encode(), name=path.name)
+    kinds = {item.kind for item in policy.requirements}
+    assert {"provenance", "privacy", "structure", "quality", "robustness"} <= kinds
+    others = {other.stem for other in PROFILES if other != path}
+    assert {name for name in others if name in text} == others
+    assert "privacy" not in policy.waivers.kinds
+
+
+def test_new_adds_an_entry_for_one_model(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new.toml"
+    asked = ["policy", "new", "--from", "imported", "--policy", str(file)]
+    assert main([*asked, "--model", "credit", "--out", str(out)]) == 0
+    assert out.read_text().startswith(file.read_text().rstrip())
+    assert "# No epsilon can be computed" in out.read_text()
+    made = parse_policy(out.read_bytes(), name="new.toml")
+    profile = ROOT / "deploy/policies/imported.toml"
+    wanted = parse_policy(profile.read_bytes(), name="imported.toml")
+    assert {item.kind: item for item in made.required("credit")} == {
+        item.kind: item for item in wanted.requirements
+    }
+    before = parse_policy(file.read_bytes(), name="policy.toml")
+    assert made.required("other") == before.required("other")
+    assert made.required("fraud-1") == before.required("fraud-1")
+    assert made.waivers == before.waivers
+    capsys.readouterr()
+    assert main([*asked, "--model", "credit"]) == 0
+    assert capsys.readouterr().out == out.read_text()
+
+
+def test_new_refuses_what_would_not_hold(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*arguments: str) -> str:
+        command = ["policy", "new", "--policy", str(file), *arguments]
+        assert main(command) == 2
+        return capsys.readouterr().err
+
+    matched = refused("--from", "imported", "--model", "fraud-7")
+    assert "has an entry for 'fraud-*', which matches 'fraud-7'" in matched
+    assert "must be a model's name" in refused("--from", "imported", "--model", "[a]")
+    kept = refused("--from", "imported", "--model", "a", "--out", str(file))
+    assert "exists already" in kept
+    with pytest.raises(SystemExit):
+        main(["policy", "new", "--from", "importet", "--model", "a"])

@@ -389,3 +389,22 @@ def test_an_imported_model_can_be_signed_and_stored(
     )
     assert signed.returncode == 0, signed.stderr
     assert "provenance" in signed.stdout
+
+
+def test_a_statement_stands_for_the_privacy_of_its_data(
+    source: Path, tmp_path: Path
+) -> None:
+    made = ["import", str(source), "--name", "a", "--version", "1.0.0"]
+    out = tmp_path / "told"
+    told = "  Pictures of bridges, published by a museum.\n"
+    check_security(tmp_path, *made, "--out", str(out), "--public-data", told)
+    privacy = read_bundle(out).report("privacy")
+    assert privacy.conditions["statement"] == told.strip()
+    assert privacy.conditions["basis"] == "statement"
+    assert privacy.conditions["personal_data"] is False
+    assert not privacy.metrics
+    for wrong in (" ", "x" * 1001):
+        again = ["--out", str(tmp_path / "none"), "--public-data", wrong]
+        done = run_security(tmp_path, *made, *again)
+        assert done.returncode == 2
+        assert "1 to 1000 characters" in done.stderr

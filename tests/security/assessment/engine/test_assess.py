@@ -199,7 +199,7 @@ def test_command_errors(security, tmp_path):
     result = security("train", str(tmp_path / "c.toml"), "--out", str(tmp_path / "b"))
     assert result.returncode == 2
     assert result.stderr == (
-        "error: c.toml:1: unknown key 'modle'; did you mean 'model'?\n"
+        "error: c.toml:1: unknown key 'modle'; did you mean 'model'? (and 3 more)\n"
     )
     assert not (tmp_path / "b").exists()
 
@@ -289,7 +289,9 @@ def imported(tmp_path, capsys):
 def test_an_imported_model_is_assessed_on_rows_of_a_file(imported, tmp_path, capsys):
     assert imported() == 0
     told = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in told] == ["structure", "quality", "robustness"]
+    kinds = [line.split()[0] for line in told]
+    assert kinds[:4] == ["structure", "quality", "robustness", "policy"]
+    assert "privacy     MISSES the report: there is none" in "\n".join(told)
     bundle = read_bundle(tmp_path / "bundle")
     assert written(tmp_path / "bundle") == {"structure", "quality", "robustness"}
     quality, robustness = (bundle.report(kind) for kind in ("quality", "robustness"))
