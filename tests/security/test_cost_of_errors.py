@@ -18,7 +18,9 @@ from tests.support.trained import EXAMPLE
 
 pytestmark = pytest.mark.slow  # a hundred processes
 
+# On a machine that imports this in a fifth of a second; elsewhere in proportion.
 MOST_S = 0.5
+UNIT, UNIT_S = "import argparse, asyncio, ssl, numpy", 0.2
 # Beside other work on the same cores, a process needs up to twice its CPU time.
 TRIES = 5
 
@@ -68,6 +70,8 @@ WRONG = {
     "policy": ["policy", "explain", "bad.toml"],
     "init": ["init", "none.csv", "--label", "label"],
     "settings": ["config"],
+    "package": ["package", "none"],
+    "serve": ["serve", "none"],
 }
 
 
@@ -82,7 +86,21 @@ def folder(tmp_path_factory):
     return path
 
 
-def cpu_seconds(folder, arguments):
+def cpu_of(command, **how):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **how)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return spent, done
+
+
+@pytest.fixture(scope="module")
+def most_s():
+    unit_s = min(cpu_of([sys.executable, "-c", UNIT])[0] for _ in range(3))
+    return MOST_S * max(1.0, unit_s / UNIT_S)
+
+
+def cpu_seconds(folder, arguments, most_s):
     """Of a process that must refuse, as little as it took in a few tries."""
     environment = os.environ | {
         "PYTHONPATH": os.getcwd(),
@@ -94,26 +112,21 @@ def cpu_seconds(folder, arguments):
         del environment["SEALGATE_CONFIG"]
     least = float("inf")
     for _ in range(TRIES):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(
-            [sys.executable, "-m", "security", *arguments],
-            cwd=folder, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "security", *arguments]
+        spent, done = cpu_of(command, cwd=folder, env=environment)
         assert done.returncode in (1, 2), done
         assert "Traceback" not in done.stderr
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         least = min(least, spent)
-        if least <= MOST_S:
+        if least <= most_s:
             break
     return least
 
 
 @pytest.mark.parametrize("name", MISUSED)
-def test_misuse(folder, name):
-    assert cpu_seconds(folder, MISUSED[name]) <= MOST_S
+def test_misuse(folder, name, most_s):
+    assert cpu_seconds(folder, MISUSED[name], most_s) <= most_s
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_done(folder, name):
-    assert cpu_seconds(folder, WRONG[name]) <= MOST_S
+def test_what_cannot_be_done(folder, name, most_s):
+    assert cpu_seconds(folder, WRONG[name], most_s) <= most_s
