@@ -54,6 +54,7 @@ class Holdout:
         classes: names in the order of the labels where the source says so.
         groups: by sensitive column: each row's value, as text ``(n,)``.
         texts: by column of texts: its distinct ones, whose places the features hold.
+        beside: further columns that were asked for, by name: numbers ``(n,)``.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Holdout:
     classes: tuple[str, ...] = ()
     groups: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    beside: Mapping[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -129,6 +129,7 @@ class Job:
         column_names: of tables, otherwise none.
         groups: by sensitive column: each row's value ``(n,)``.
         texts: that the rows hold the places of, where a column means texts.
+        radii: by norm, each row's own ``(n,)``, where the data has them.
         extras: for checks that need more data, by name.
         deadline: `time.monotonic` that no work starts after, or None.
     """
@@ -150,6 +151,7 @@ class Job:
     column_names: tuple[str, ...] = ()
     groups: dict[str, NDArray[np.str_]] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
+    radii: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
     deadline: float | None = None
 
@@ -282,7 +284,7 @@ def prepare(
     Raises:
         AssessmentError: says what does not fit.
     """
-    _check_enough(holdout)
+    _check_enough(holdout, options)
     if isinstance(holdout, Predictions):
         job = _answered(source, holdout, options, config)
         return job, source.open(job.limits)
@@ -373,7 +375,32 @@ def _fitted(
         column_names=holdout.columns or target.spec.columns,
         texts=tuple(target.texts.texts),
         groups={name: values[chosen] for name, values in holdout.groups.items()},
+        radii=_radii(holdout, options, chosen),
     )
+
+
+def _radii(
+    holdout: Holdout, options: Options, chosen: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """Each row's own radii, by norm, where a column of the data has them.
+
+    Raises:
+        AssessmentError: there is no such column, or a row has no radius.
+    """
+    found = {}
+    for norm in ("linf", "l2"):
+        name = options.radius_column(norm)
+        if name is None:
+            continue
+        if name not in holdout.beside:
+            raise AssessmentError(f"{holdout.name}: no column {name[:40]!r} of radii")
+        own = holdout.beside[name]
+        if not (np.isfinite(own) & (own > 0)).all():
+            raise AssessmentError(
+                f"{holdout.name}: {name[:40]!r}: a radius is positive and finite"
+            )
+        found[norm] = own[chosen]
+    return found
 
 
 def _answered(
@@ -412,11 +439,13 @@ def _answered(
     )
 
 
-def _check_enough(holdout: Holdout) -> None:
+def _check_enough(holdout: Holdout, options: Options) -> None:
+    if options.checks == ("evasion",):
+        return  # what breaks is said row by row, of a single one too
     if len(holdout) < MIN_ROWS:
         raise AssessmentError(
             f"{holdout.name} has {len(holdout)} rows; nothing can be concluded from "
-            f"fewer than {MIN_ROWS}"
+            f"fewer than {MIN_ROWS}, but for --check evasion alone"
         )
     if len(np.unique(holdout.labels.astype(str))) < 2:
         what = "number" if holdout.labels.dtype.kind == "f" else "class"

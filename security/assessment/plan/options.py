@@ -8,10 +8,15 @@ from dataclasses import dataclass, replace
 from security.assessment.targets.decision import parse_decision
 from security.errors import AssessmentError
 
-__all__ = ["MIN_ROWS", "PROFILES", "Options", "Profile"]
+__all__ = ["MIN_ROWS", "PROFILES", "Options", "Profile", "Radii"]
+
+Radii = float | tuple[float, ...] | str | None
+"""One radius, several, the column that has each row's own, or the default."""
 
 # Below this an interval spans more than a third of the scale: nothing is concluded.
 MIN_ROWS = 30
+# Each stated radius is attacked as hard as one alone.
+_MAX_RADII = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Profile:
             per unit, so that the number of processes changes nothing.
         iterations: of gradient attacks at the stated radius.
         curve_iterations: of gradient attacks at the other radii of a curve.
-        restarts: of gradient attacks.
+        climbs: gradient attacks, of losses and starts that differ in kind.
+        looked: starts of each kind that are looked at, per row.
         targets: classes that targeted attacks aim at, the likeliest first.
         square_queries: of the random search, per row, at the stated radius.
         checked_rows: rows that the random search is tried on where gradient attacks
@@ -44,7 +50,8 @@ class Profile:
     chunk: int
     iterations: int
     curve_iterations: int
-    restarts: int
+    climbs: int
+    looked: int
     targets: int
     square_queries: int
     checked_rows: int
@@ -64,9 +71,10 @@ PROFILES: Mapping[str, Profile] = {
         attacked=500,
         attacked_images=500,
         chunk=250,
-        iterations=40,
+        iterations=30,
         curve_iterations=20,
-        restarts=1,
+        climbs=4,
+        looked=32,
         targets=3,
         square_queries=400,
         checked_rows=100,
@@ -85,7 +93,8 @@ PROFILES: Mapping[str, Profile] = {
         chunk=125,
         iterations=60,
         curve_iterations=30,
-        restarts=1,
+        climbs=6,
+        looked=128,
         targets=5,
         square_queries=1000,
         checked_rows=250,
@@ -104,7 +113,8 @@ PROFILES: Mapping[str, Profile] = {
         chunk=125,
         iterations=80,
         curve_iterations=40,
-        restarts=1,
+        climbs=6,
+        looked=256,
         targets=9,
         square_queries=2500,
         checked_rows=2000,
@@ -125,7 +135,8 @@ PROFILES: Mapping[str, Profile] = {
         chunk=500,
         iterations=40,
         curve_iterations=20,
-        restarts=1,
+        climbs=4,
+        looked=32,
         targets=3,
         square_queries=100,
         checked_rows=30,
@@ -152,7 +163,7 @@ class Options:
         max_queries: rows that a remote endpoint may be asked; None is the profile's.
         max_rows: of the held-out rows; None is the profile's.
         radius_linf, radius_l2: of the stated robust accuracy, in units of the space
-            that is attacked; None is the default for the kind of data.
+            that is attacked; of several, the first is what policies read.
         checks: names of the checks to run; empty is all that apply.
         wanted: checks that run beside them, as evidence needs them, also where the
             profile leaves them out.
@@ -167,8 +178,8 @@ class Options:
     max_minutes: float | None = None
     max_queries: int | None = None
     max_rows: int | None = None
-    radius_linf: float | None = None
-    radius_l2: float | None = None
+    radius_linf: Radii = None
+    radius_l2: Radii = None
     checks: tuple[str, ...] = ()
     wanted: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
@@ -189,15 +200,30 @@ class Options:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise AssessmentError(f"--{name.replace('_', '-')} must be positive")
-        for name in ("radius_linf", "radius_l2"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                option = name.replace("_", "-")
-                raise AssessmentError(f"--{option} must be positive and finite")
+        for norm in ("linf", "l2"):
+            radii = self.radii(norm)
+            if any(not 0 < value < float("inf") for value in radii):
+                raise AssessmentError(f"--radius-{norm} must be positive and finite")
+            if len(set(radii)) != len(radii) or len(radii) > _MAX_RADII:
+                raise AssessmentError(
+                    f"--radius-{norm}: up to {_MAX_RADII} radii, each once"
+                )
         if self.decision is not None:
             parse_decision(self.decision)
         if self.seed < 0:
             raise AssessmentError("--seed must not be negative")
+
+    def radii(self, norm: str) -> tuple[float, ...]:
+        """The stated radii of a norm, as they were given; none for the default."""
+        given: Radii = getattr(self, f"radius_{norm}")
+        if isinstance(given, tuple):
+            return given
+        return (given,) if isinstance(given, int | float) else ()
+
+    def radius_column(self, norm: str) -> str | None:
+        """The column of the data that has each row's own radius, if one has."""
+        given: Radii = getattr(self, f"radius_{norm}")
+        return given if isinstance(given, str) else None
 
     @property
     def effort(self) -> Profile:

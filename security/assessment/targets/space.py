@@ -25,6 +25,7 @@ __all__ = ["Space", "build_space"]
 Floats = NDArray[np.float64]
 Rows = NDArray[Any]
 Mask = NDArray[np.bool_]
+Radius = float | Floats
 
 # Float columns with fewer distinct values than this in all rows look like categories.
 _L2_SHRINK = 1 - 1e-7
@@ -83,15 +84,16 @@ class Space:
         """Attack coordinates to raw values, in float64."""
         return np.asarray(self.low + np.asarray(z, np.float64) * self.scale)
 
-    def limits(self, start: Rows, radius: float = np.inf) -> tuple[Floats, Floats]:
+    def limits(self, start: Rows, radius: Radius = np.inf) -> tuple[Floats, Floats]:
         """Raw bounds ``(n, d)`` of what each column may become within a radius.
 
         A row's own value is always allowed, even where it lies outside the range.
+        The radius is one for all rows, or one for each ``(n,)``.
         """
         own = np.asarray(start, dtype=np.float64)
         known = np.isfinite(own)
         own = np.where(known, own, self.low)
-        reach = radius * self.scale
+        reach = np.reshape(radius, (-1, 1)) * self.scale
         low = np.minimum(own, np.maximum(self.low, own - reach))
         high = np.maximum(own, np.minimum(self.high, own + reach))
         up = np.array([rule.change == "up" for rule in self.rules])
@@ -104,21 +106,21 @@ class Space:
         high = np.where(whole, np.floor(high), high)
         return low, high
 
-    def repair(self, z: Floats, start: Rows, norm: str, radius: float) -> Rows:
+    def repair(self, z: Floats, start: Rows, norm: str, radius: Radius) -> Rows:
         """The closest rows that may be sent, in the model's own type.
 
         Args:
             z: candidates ``(n, d)``; not-a-number becomes the row's own value.
             start: the rows they come from, in the model's type.
             norm: "linf" or "l2".
-            radius: of the ball; infinity is the whole range.
+            radius: of the ball, or of each row's ``(n,)``; infinity is the whole range.
         """
         own = np.asarray(start, dtype=np.float64)
         low, high = self.limits(start, radius)
         raw = self.to_raw(z)
         raw = np.where(np.isfinite(raw), raw, np.where(np.isfinite(own), own, low))
         raw = np.clip(raw, low, high)
-        if norm == "l2" and np.isfinite(radius):
+        if norm == "l2" and np.isfinite(radius).all():
             raw = self._into_l2(raw, own, radius)
         raw = np.where(self.integer, self._whole(raw, own), raw)
         raw = np.clip(raw, low, high)
@@ -184,10 +186,11 @@ class Space:
         near = np.round(raw)
         return np.where(np.isfinite(own) & (near == np.round(own)), away, near)
 
-    def _into_l2(self, raw: Floats, own: Floats, radius: float) -> Floats:
+    def _into_l2(self, raw: Floats, own: Floats, radius: Radius) -> Floats:
         moved = np.where(np.isfinite(own), raw - own, 0.0)
         length = np.sqrt(((moved / self.scale) ** 2).sum(axis=1, keepdims=True))
-        share = np.minimum(1.0, radius * _L2_SHRINK / np.maximum(length, 1e-300))
+        reach = np.reshape(radius, (-1, 1)) * _L2_SHRINK
+        share = np.minimum(1.0, reach / np.maximum(length, 1e-300))
         return np.where(np.isfinite(own), own + moved * share, own)
 
     def _drawn_in(self, made: Rows, raw: Floats, own: Floats, radius: float) -> Rows:

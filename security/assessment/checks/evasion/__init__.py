@@ -2,6 +2,7 @@
 
 whitebox     the graph in torch, in attack coordinates
 losses       what gradient attacks climb
+starts       points of several kinds that attacks begin at
 gradient     Auto-PGD
 fab          the fast adaptive boundary attack
 square       random search on scores

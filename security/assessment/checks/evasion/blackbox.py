@@ -59,12 +59,13 @@ class BlackBox:
         ledger, plan = self.ledger, self.plan
         if self.labels_only:
             self._boundary()
-        self.at(plan.radius, plan.queries, ledger.standing(plan.radius))
-        above = [item for item in plan.curve if item > plan.radius]
-        below = [item for item in plan.curve if item < plan.radius]
-        self._descend(ledger.standing(plan.radius), above)
-        broken = ledger.correct & (ledger.distance <= plan.radius)
-        self._descend(np.flatnonzero(broken), below)
+        for radius in plan.stated:
+            self.at(radius, plan.queries, ledger.standing(radius))
+        largest = plan.stated[-1]
+        above = [item for item in plan.curve if item > largest]
+        self._descend(ledger.standing(largest), above)
+        broken = ledger.within(np.flatnonzero(ledger.correct), largest)
+        self._descend(broken, [item for item in plan.curve if item <= largest])
         if not self.context.job.remote:
             ledger.tighten(np.flatnonzero(ledger.correct))
 
@@ -80,24 +81,27 @@ class BlackBox:
 
     def _descend(self, rows: Places, radii: list[float]) -> None:
         for radius in sorted(radii, reverse=True):
-            self.at(radius, self.plan.curve_queries, self.ledger.beyond(rows, radius))
+            if radius not in self.plan.stated:
+                left = self.ledger.beyond(rows, radius)
+                self.at(radius, self.plan.curve_queries, left)
             rows = self.ledger.within(rows, radius)
 
     def _square(self, rows: Places, radius: float, queries: int) -> None:
         space, start = self.context.job.space, self.ledger.start[rows]
         norm, labels = self.plan.norm, self.ledger.labels[rows]
-        reach = radius if norm == "linf" else np.inf
-        low, high = (space.to_z(item) for item in space.limits(start, reach))
+        reach = self.ledger.reach(rows, radius)
+        bound = reach if norm == "linf" else np.inf
+        low, high = (space.to_z(item) for item in space.limits(start, bound))
 
         def evaluate(points: Floats, places: Places) -> Floats:
-            made = space.repair(points, start[places], norm, radius)
+            made = space.repair(points, start[places], norm, reach[places])
             return self._margins(made, labels[places])
 
         search = Search(
             centre=space.to_z(start),
             low=low,
             high=high,
-            radius=np.full(len(rows), radius),
+            radius=reach,
             norm=norm,
             shape=self.plan.image,
             queries=queries,
@@ -119,11 +123,12 @@ class BlackBox:
         ):
             return
         start, labels = self.ledger.start[rows], self.ledger.labels[rows]
-        low, high = space.limits(start, radius)
+        reach = self.ledger.reach(rows, radius)
+        low, high = space.limits(start, reach)
 
         def evaluate(points: Floats, places: Places) -> Floats:
             z = (points - space.low) / space.scale
-            made = space.repair(z, start[places], norm, radius)
+            made = space.repair(z, start[places], norm, reach[places])
             return self._margins(made, labels[places])
 
         search = CoordinateSearch(

@@ -1,9 +1,13 @@
 """The ensemble on one chunk of rows, in one norm: each attack on what still stands.
 
 1. FAB: small changes, for every radius at once;
-2. at the stated radius: Auto-PGD by cross-entropy and towards classes, then the
-   black-box search on what they left, and single-step and library attacks as a check;
+2. at each stated radius, the smallest first: many points looked at, Auto-PGD by
+   several losses from starts of several kinds, then the black-box search on what they
+   left, and single-step and library attacks as a check;
 3. at the other radii, from the largest down, until a row stands.
+
+One example counts at every radius that reaches it: what breaks never stands further
+out, and a row's distance is one, whatever radii are asked for.
 
 Every success is confirmed by the ledger. Where there is no gradient, the random and the
 coordinate search do it all; where there are no scores, the boundary attack does.
@@ -11,6 +15,7 @@ coordinate search do it all; where there are no scores, the boundary attack does
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +29,7 @@ from security.assessment.checks.evasion.gradient import Ball
 from security.assessment.checks.evasion.ledger import Ledger
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.checks.evasion.reliability import tolerated
+from security.assessment.checks.evasion.starts import KINDS, look
 from security.assessment.checks.evasion.whitebox import WhiteBox, open_white_box
 from security.assessment.plan.context import Context
 from security.errors import AssessmentError
@@ -37,6 +43,16 @@ _SHORT = {
     "DeepFool": "deepfool",
     "ProjectedGradientDescentPyTorch": "pgd",
 }
+# Losses, and the kind of point each starts from: what one finds another misses.
+_CLIMBS = (
+    ("apgd-margin", "near"),
+    ("apgd-ce", "surface"),
+    ("apgd-t", "near"),
+    ("apgd-margin", "best"),
+    ("apgd-dlr", "inside"),
+    ("apgd-t", "rows"),
+)
+_NEIGHBOURS = 3
 LIBRARY_ATTACKS = frozenset((*_SHORT.values(), "hop-skip-jump"))
 """Those that are ART's own, by the names that reports give them."""
 
@@ -64,7 +80,7 @@ class Cascade:
         self, context: Context, places: Places, plan: EvasionPlan, key: str
     ) -> None:
         self.context, self.plan, self.key = context, plan, key
-        self.ledger = Ledger(context, places, plan.norm)
+        self.ledger = Ledger(context, places, plan)
         self.white, _ = white_box_of(context)
         self.black = BlackBox(self.ledger, plan, key)
         self.effort = context.job.options.effort
@@ -89,32 +105,72 @@ class Cascade:
         if self.white is None:
             self.black.run()
             return
-        self._stated()
-        self._curve()
-
-    # 1 and 2. the stated radius
-
-    def _stated(self) -> None:
-        radius, effort = self.plan.radius, self.effort
         self.notes["zero_gradients"] = self._zero_gradients()
         self._fab()
-        for restart in range(effort.restarts):
-            self._attack(f"apgd-ce/{restart}", radius, steps=effort.iterations)
-        self._attack("apgd-t", radius, steps=effort.iterations)
-        if effort.art_rows:
-            self._attack("apgd-margin", radius, steps=effort.iterations)
-        self.notes["after_white_box"] = len(self.ledger.standing(radius))
-        self.notes["single_step_only"] = self._single_step()
-        self._without_gradient()
-        self._library()
+        for radius in self.plan.stated:
+            self._stated(radius)
+        self._curve()
 
-    def _attack(self, name: str, radius: float, steps: int) -> None:
-        """One of ours on what stands within a radius."""
+    # 1 and 2. a stated radius
+
+    def _stated(self, radius: float) -> None:
+        looked = self._look(radius)
+        for name, kind in _CLIMBS[: self.effort.climbs]:
+            self._climb(name, kind, radius, looked)
+        self._single_step(radius)
+        self._without_gradient(radius)
+        self._library(radius)
+
+    def _look(self, radius: float) -> Mapping[str, Floats]:
+        """Starts ``(rows of the ledger, d)`` by kind, after offering all of them."""
+        self.context.check_time()
+        rows = self.ledger.standing(radius)
+        begin = self.ledger.z(np.arange(len(self.ledger)))
+        found = {kind: begin.copy() for kind in (*KINDS, "best")}
+        if not len(rows):
+            return found
+        looked = look(
+            self._white.model,
+            self._ball(rows, radius),
+            torch.as_tensor(self.ledger.labels[rows]),
+            self._white.tensor(self.ledger.of_other_classes(rows, _NEIGHBOURS)),
+            count=self.effort.looked,
+            seed=self.context.seed(f"{self.key}/look/{radius}"),
+        )
+        found["best"][rows] = looked.best.numpy()
+        for kind in KINDS:
+            found[kind][rows] = looked.points[kind].numpy()
+            broken = rows[looked.broken(kind)]
+            if len(broken):
+                self.ledger.offer(f"start-{kind}", broken, found[kind][broken], radius)
+        return found
+
+    def _climb(
+        self, name: str, kind: str, radius: float, looked: Mapping[str, Floats]
+    ) -> None:
+        """One of ours on what stands within a radius, from starts of a kind."""
         self.context.check_time()
         rows = self.ledger.standing(radius)
         if len(rows):
-            made = self._generate(name, rows, radius, steps=steps)
-            self.ledger.offer(name.split("/", maxsplit=1)[0], rows, made, radius)
+            start = looked[kind][rows] if kind in looked else None
+            # Towards several classes one after the other: each gets a share.
+            share = 2 / 3 if name == "apgd-t" else 1
+            steps = int(self.effort.iterations * share)
+            key = f"{name}/{kind}"
+            made = self._generate(key, rows, radius, start=start, steps=steps)
+            self.ledger.offer(name, rows, made, radius)
+
+    def _ball(self, rows: Places, radius: float) -> Ball:
+        white, space = self._white, self.context.job.space
+        limits = space.limits(self.ledger.start[rows])
+        low, high = ((edge - space.low) / space.scale for edge in limits)
+        reach = np.minimum(self.ledger.reach(rows, radius), _whole(space))
+        return Ball.of(
+            white.tensor(self.ledger.z(rows)),
+            (white.tensor(low), white.tensor(high)),
+            white.tensor(reach[:, None]),
+            self.plan.norm,
+        )
 
     def _generate(
         self,
@@ -125,24 +181,15 @@ class Cascade:
         *,
         steps: int = 1,
     ) -> Floats:
-        white, space = self._white, self.context.job.space
-        limits = space.limits(self.ledger.start[rows])
-        low, high = ((edge - space.low) / space.scale for edge in limits)
-        ball = Ball.of(
-            white.tensor(self.ledger.z(rows)),
-            (white.tensor(low), white.tensor(high)),
-            min(radius, _whole(space)),
-            self.plan.norm,
-        )
         made = propose(
             name.split("/", maxsplit=1)[0],
-            white.model,
-            ball,
+            self._white.model,
+            self._ball(rows, radius),
             torch.as_tensor(self.ledger.labels[rows]),
             steps=steps,
             targets=self.effort.targets,
             seed=self.context.seed(f"{self.key}/{name}/{radius}"),
-            start=None if start is None else white.tensor(start),
+            start=None if start is None else self._white.tensor(start),
         )
         return made.numpy().astype(np.float64)
 
@@ -159,30 +206,39 @@ class Cascade:
     def _fab_steps(self) -> int:
         return max(10, self.effort.iterations // 4)
 
-    def _single_step(self) -> int:
+    def _single_step(self, radius: float) -> None:
         """FGSM on what stands: an iterated attack must not be weaker."""
-        rows, radius = self.ledger.standing(self.plan.radius), self.plan.radius
-        if not len(rows):
-            return 0
-        made = self._generate("fgsm", rows, radius)
-        return self.ledger.offer("fgsm", rows, made, radius)
+        rows, found = self.ledger.standing(radius), 0
+        if len(rows):
+            made = self._generate("fgsm", rows, radius)
+            found = self.ledger.offer("fgsm", rows, made, radius)
+        self._count("single_step_only", found)
 
-    def _without_gradient(self) -> None:
+    def _count(self, name: str, found: int) -> None:
+        """Of several stated radii the worst count."""
+        self.notes[name] = max(self.notes.get(name, 0), found)
+
+    def _without_gradient(self, radius: float) -> None:
         """The search on some of what stands; on all, if it breaks more than chance."""
-        rows = self.ledger.standing(self.plan.radius)
+        rows = self.ledger.standing(radius)
         order = self.context.random(f"{self.key}/checked").permutation(rows)
         some, rest = np.split(order, [self.effort.checked_rows])
-        found = self.black.at(self.plan.radius, self.plan.queries, np.sort(some))
+        queries = self.plan.queries // 2
+        found = self.black.at(radius, queries, np.sort(some))
         if found > tolerated(len(some)) and len(rest):
-            found += self.black.at(self.plan.radius, self.plan.queries, np.sort(rest))
+            found += self.black.at(radius, queries, np.sort(rest))
             some = rows
-        self.notes |= {"black_box_only": found, "black_box_tried": len(some)}
+        self._count("black_box_only", found)
+        self._count("black_box_tried", len(some))
 
-    def _library(self) -> None:
-        """ART's own slower attacks, as they are, on some of what stands."""
+    def _library(self, radius: float) -> None:
+        """ART's own slower attacks, as they are, on some of what stands.
+
+        They know one radius for all rows: not where each row has its own.
+        """
         share = min(self.effort.art_rows, len(self.ledger))
-        rows = self.ledger.standing(self.plan.radius)[:share]
-        if not len(rows):
+        rows = self.ledger.standing(radius)[:share]
+        if not len(rows) or self.plan.own is not None:
             return
         width = self.ledger.start.shape[1]
         estimator = estimator_of(self._white.model, width, self._classes)
@@ -191,22 +247,21 @@ class Cascade:
         )
         for name in names:
             self.context.check_time()
-            left = np.intersect1d(rows, self.ledger.standing(self.plan.radius))
+            left = np.intersect1d(rows, self.ledger.standing(radius))
             if len(left):
                 made = library_attack(
                     estimator,
                     name,
                     self.ledger.z(left),
                     self.ledger.labels[left],
-                    **self._library_options(name),
+                    **self._library_options(name, radius),
                 )
-                self.ledger.offer(_SHORT[name], left, made, self.plan.radius)
+                self.ledger.offer(_SHORT[name], left, made, radius)
 
-    def _library_options(self, name: str) -> dict[str, Any]:
+    def _library_options(self, name: str, radius: float) -> dict[str, Any]:
         seed = self.context.seed(f"{self.key}/{name}")
         options: dict[str, Any] = {"seed": seed, "batch_size": 256, "verbose": False}
         if name == "ProjectedGradientDescentPyTorch":
-            radius = self.plan.radius
             return options | {"eps": radius, "eps_step": radius / 10, "max_iter": 40}
         if name == "CarliniL2Method":
             return options | {"max_iter": 10, "binary_search_steps": 5}
@@ -228,14 +283,12 @@ class Cascade:
     # 3. the other radii
 
     def _curve(self) -> None:
-        ledger, radius = self.ledger, self.plan.radius
-        above = [item for item in self.plan.curve if item > radius]
-        below = [item for item in self.plan.curve if item < radius]
+        ledger, radius = self.ledger, self.plan.stated[-1]
         rows = ledger.standing(radius)
-        self._descend(rows, above)
+        self._descend(rows, [item for item in self.plan.curve if item > radius])
         self.notes["unbounded_left"] = int((~np.isfinite(ledger.distance[rows])).sum())
-        broken = ledger.correct & (ledger.distance <= radius)
-        self._descend(np.flatnonzero(broken), below)
+        broken = ledger.within(np.flatnonzero(ledger.correct), radius)
+        self._descend(broken, [item for item in self.plan.curve if item <= radius])
         ledger.tighten(np.flatnonzero(ledger.correct))
 
     def _descend(self, rows: Places, radii: list[float]) -> None:
@@ -243,7 +296,7 @@ class Cascade:
         for radius in sorted(radii, reverse=True):
             self.context.check_time()
             attempt = self.ledger.beyond(rows, radius)
-            if len(attempt):
+            if len(attempt) and radius not in self.plan.stated:
                 self._at(attempt, radius)
             rows = self.ledger.within(rows, radius)
 
@@ -261,10 +314,10 @@ class Cascade:
         """Towards the example that is known, as far as the radius; else the row."""
         z = self.ledger.z(rows)
         known = self.context.job.space.to_z(self.ledger.examples[rows])
-        far = self.ledger.distance[rows][:, None]
-        share = np.zeros_like(far)
+        far, reach = self.ledger.distance[rows], self.ledger.reach(rows, radius)
+        share = np.zeros_like(z[:, :1])
         near = np.isfinite(far) & (far > 0)
-        share[near] = np.minimum(1.0, radius / far[near])
+        share[near, 0] = np.minimum(1.0, reach[near] / far[near])
         return z + (known - z) * share
 
 

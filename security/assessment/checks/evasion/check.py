@@ -47,7 +47,8 @@ class EvasionCheck:
         right = context.job.clean.labels == context.job.labels
         if not right.any():
             return "the model has no row right: there is nothing to break"
-        if len(np.unique(context.job.clean.labels)) < 2:
+        several = len(np.unique(context.job.labels)) > 1
+        if several and len(np.unique(context.job.clean.labels)) < 2:
             return "the model gives every row one class: there is nothing to break"
         if context.job.space.held.all():
             return "no column may change within a radius"
@@ -144,7 +145,8 @@ def _is_random(context: Context) -> bool:
 
 def _outcome(cascade: Cascade, places: NDArray[np.int64], plan: EvasionPlan) -> Outcome:
     ledger = cascade.ledger
-    broken = int((ledger.correct & (ledger.distance <= plan.radius)).sum())
+    right = np.flatnonzero(ledger.correct)
+    broken = len(ledger.within(right, plan.radius))
     return Outcome(
         {
             "found": f"{broken} of {len(ledger)} broken",
@@ -156,6 +158,7 @@ def _outcome(cascade: Cascade, places: NDArray[np.int64], plan: EvasionPlan) -> 
         },
         {
             "places": places,
+            "own": ledger.own,
             "correct": ledger.correct,
             "distance": ledger.distance,
             "attack": ledger.attack,
@@ -206,7 +209,7 @@ def _conditions(
         if white is None
         else f"onnx_graph_in_{white.dtype}".replace(".", "_"),
         "iterations": effort.iterations,
-        "restarts": effort.restarts,
+        "restarts": effort.climbs,
         "counted": "rechecked_on_endpoint"
         if job.remote
         else "rechecked_on_onnxruntime",

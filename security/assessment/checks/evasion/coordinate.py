@@ -7,7 +7,7 @@ the ends of what is allowed, and a few values between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,8 @@ def coordinate_search(
     """The best raw rows found ``(n, d)`` and their margins ``(n,)``."""
     best = search.centre.copy()
     value = evaluate(best, np.arange(len(best)))
+    left = np.flatnonzero(~(value < 0))
+    moves = {int(row): _moves(search, int(row)) for row in left}
     for start in range(search.starts):
         left = np.flatnonzero(~(value < 0))
         if not len(left):
@@ -59,7 +61,7 @@ def coordinate_search(
             share = random.random(points.shape)
             point = search.low[left] + share * (search.high - search.low)[left]
             points = np.where(random.random(points.shape) < 0.5, point, points)
-        found, margin = _climb(search, points, left, evaluate)
+        found, margin = _climb(search.steps, points, left, evaluate, moves)
         better = ~(margin >= value[left])
         best[left[better]], value[left[better]] = found[better], margin[better]
     return best, value
@@ -89,49 +91,77 @@ def thresholds(model: bytes, columns: int) -> list[Floats]:
 
 
 def _climb(
-    search: CoordinateSearch, points: Floats, rows: Places, evaluate: Evaluate
+    steps: int,
+    points: Floats,
+    rows: Places,
+    evaluate: Evaluate,
+    moves: Mapping[int, _Moves],
 ) -> tuple[Floats, Floats]:
     """Greedy steps from where each row stands."""
     value = evaluate(points, rows)
     active = np.flatnonzero(~(value < 0))
-    for _ in range(search.steps):
+    for _ in range(steps):
+        active = active[[len(moves[int(row)].values) > 0 for row in rows[active]]]
         if not len(active):
             break
-        still = []
-        for place in active:
-            moves = _moves(search, points[place], int(rows[place]))
-            margins = _evaluate(evaluate, moves, int(rows[place]))
-            choice = int(np.nanargmin(margins)) if len(margins) else -1
-            if choice < 0 or not margins[choice] < value[place]:
-                continue
-            points[place], value[place] = moves[choice], margins[choice]
-            if margins[choice] >= 0:
-                still.append(place)
-        active = np.array(still, dtype=np.int64)
+        own = [moves[int(row)] for row in rows[active]]
+        column, moved, margin = _best_moves(points[active], rows[active], own, evaluate)
+        better = margin < value[active]
+        active = active[better]
+        points[active, column[better]] = moved[better]
+        value[active] = margin[better]
+        active = active[value[active] >= 0]
     return points, value
 
 
-def _evaluate(evaluate: Evaluate, moves: Floats, row: int) -> Floats:
-    parts = [
-        evaluate(
-            moves[start : start + _BATCH],
-            np.full(min(_BATCH, len(moves) - start), row, dtype=np.int64),
+@dataclass(frozen=True, eq=False)
+class _Moves:
+    """Every change of one column of a row: which, and to what."""
+
+    columns: Places
+    values: Floats
+
+
+def _best_moves(
+    points: Floats, rows: Places, moves: Sequence[_Moves], evaluate: Evaluate
+) -> tuple[Places, Floats, Floats]:
+    """Of each row the best move: its column, its value, the margin after it."""
+    sizes = np.array([len(own.values) for own in moves])
+    column, value, margin = np.empty(len(rows), int), *np.empty((2, len(rows)))
+    first = 0
+    while first < len(rows):
+        count = max(1, int((np.cumsum(sizes[first:]) <= _BATCH).sum()))
+        part = slice(first, first + count)
+        columns = np.concatenate([own.columns for own in moves[part]])
+        values = np.concatenate([own.values for own in moves[part]])
+        made = np.repeat(points[part], sizes[part], axis=0)
+        made[np.arange(len(made)), columns] = values
+        found = evaluate(made, np.repeat(rows[part], sizes[part]))
+        found = np.where(np.isnan(found), np.inf, found)
+        ends = np.cumsum(sizes[part])
+        best = np.array(
+            [
+                end - size + found[end - size : end].argmin()
+                for end, size in zip(ends, sizes[part])
+            ]
         )
-        for start in range(0, len(moves), _BATCH)
-    ]
-    margins = np.concatenate(parts) if parts else np.empty(0)
-    return np.where(np.isnan(margins), np.inf, margins)
+        column[part], value[part], margin[part] = (
+            columns[best],
+            values[best],
+            found[best],
+        )
+        first += count
+    return column, value, margin
 
 
-def _moves(search: CoordinateSearch, point: Floats, row: int) -> Floats:
-    """All rows that differ from a point in one column."""
-    made = []
-    for column in np.flatnonzero(search.high[row] > search.low[row]):
-        values = _values(search, int(column), row)
-        rows = np.repeat(point[None], len(values), axis=0)
-        rows[:, column] = values
-        made.append(rows)
-    return np.concatenate(made) if made else np.empty((0, len(point)))
+def _moves(search: CoordinateSearch, row: int) -> _Moves:
+    """All that may be tried of one row, whatever it stands at."""
+    columns = np.flatnonzero(search.high[row] > search.low[row])
+    values = [_values(search, int(column), row) for column in columns]
+    sizes = [len(item) for item in values]
+    return _Moves(
+        np.repeat(columns, sizes), np.concatenate(values) if values else np.empty(0)
+    )
 
 
 def _values(search: CoordinateSearch, column: int, row: int) -> Floats:

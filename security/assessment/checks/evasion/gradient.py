@@ -46,16 +46,20 @@ class Ball:
         cls,
         centre: Tensor,
         box: tuple[Tensor, Tensor],
-        radius: float,
+        radius: float | Tensor,
         norm: str,
     ) -> Ball:
-        """Balls of one radius, in boxes; a row outside its box may stay there."""
+        """Balls of one radius, or of each row's ``(n, 1)``, in boxes.
+
+        A row outside its box may stay there.
+        """
         low, high = box
         if norm == "linf":
             low = torch.maximum(low, centre - radius)
             high = torch.minimum(high, centre + radius)
         low, high = torch.minimum(low, centre), torch.maximum(high, centre)
-        return cls(centre, low, high, torch.full_like(centre[:, :1], radius), norm)
+        own = torch.ones_like(centre[:, :1]) * radius
+        return cls(centre, low, high, own, norm)
 
     def take(self, chosen: Tensor) -> Ball:
         """The same for some rows."""

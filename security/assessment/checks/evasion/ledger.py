@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.plan.context import Context
 
 __all__ = ["Ledger"]
@@ -30,6 +31,7 @@ class Ledger:
 
     Attributes:
         start, labels: the rows, as sent, and their classes.
+        own: ``(n,)``: what a radius of 1 is to each row.
         correct: rows that the model has right to begin with.
         distance: ``(n,)`` of the closest example; infinite for none.
         attack: ``(n,)``, its name's place in `names`; -1 for none.
@@ -39,9 +41,10 @@ class Ledger:
         strange: rows whose proposals got no usable answer.
     """
 
-    def __init__(self, context: Context, places: Places, norm: str) -> None:
+    def __init__(self, context: Context, places: Places, plan: EvasionPlan) -> None:
         job = context.job
-        self.context, self.norm = context, norm
+        self.context, self.norm = context, plan.norm
+        self.own = np.ones(len(places)) if plan.own is None else plan.own[places]
         self.start, self.labels = job.rows[places], job.labels[places]
         self.correct = ~(job.clean.labels[places] != self.labels)
         self.distance = np.full(len(places), np.inf)
@@ -61,6 +64,10 @@ class Ledger:
         """Attack coordinates of some rows."""
         return self.context.job.space.to_z(self.start[rows])
 
+    def reach(self, rows: Places, radius: float) -> Floats:
+        """How far some rows may go within a radius ``(n,)``."""
+        return np.asarray(radius * self.own[rows])
+
     def standing(self, radius: float) -> Places:
         """Rows that are right, and unbroken within a radius."""
         every = np.arange(len(self))
@@ -69,7 +76,25 @@ class Ledger:
     def beyond(self, rows: Places, radius: float) -> Places:
         """Of some rows those without an example within a radius; it may be infinite."""
         own = self.distance[rows]
-        return rows[~(np.isfinite(own) & (own <= radius))]
+        return rows[~(np.isfinite(own) & (own <= self.reach(rows, radius)))]
+
+    def of_other_classes(self, rows: Places, count: int) -> Floats:
+        """The nearest known rows of other classes, ``(count or fewer, n, d)``.
+
+        In attack coordinates, and only the model's word counts; none where it has one
+        class only.
+        """
+        job = self.context.job
+        pool, given = job.space.to_z(job.rows), job.clean.labels
+        begin = self.z(rows)
+        near = []
+        for z, own in zip(begin, self.labels[rows]):
+            others = pool[(given >= 0) & (given != own)]
+            gaps = np.abs(others - z).max(axis=1, initial=0)
+            near.append(others[np.argsort(gaps, kind="stable")[:count]])
+        least = min((len(item) for item in near), default=0)
+        made = [item[:least] for item in near]
+        return np.stack(made, axis=1) if made else np.empty((0, *begin.shape))
 
     def within(self, rows: Places, radius: float) -> Places:
         """The others."""
@@ -85,7 +110,8 @@ class Ledger:
         """Proposals in attack coordinates, for some rows; how many count."""
         space = self.context.job.space
         self.finite &= bool(np.isfinite(proposals).all())
-        made = space.repair(proposals, self.start[rows], self.norm, radius)
+        reach = self.reach(rows, radius)
+        made = space.repair(proposals, self.start[rows], self.norm, reach)
         return self.offer_rows(name, rows, made, radius)
 
     def offer_rows(
@@ -101,7 +127,7 @@ class Ledger:
         start = self.start[rows]
         space = self.context.job.space
         distance = space.distance(made, start, self.norm)
-        good = (distance <= radius) & space.allowed(made, start)
+        good = (distance <= self.reach(rows, radius)) & space.allowed(made, start)
         good &= distance < self.distance[rows]
         good[good] = self._wrong(made[good], self.labels[rows[good]])
         self._write(name, rows[good], made[good], distance[good])

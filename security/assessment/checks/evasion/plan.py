@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from security.assessment.plan.context import Job
 
@@ -16,14 +17,17 @@ _CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
 _REMOTE_SHARE = 0.4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EvasionPlan:
     """What is tried in one norm.
 
     Attributes:
         norm: "linf" or "l2".
-        radius: of the stated robust accuracy.
+        radius: of the stated robust accuracy: the first of several.
+        stated: all of them, ascending: each is attacked as hard as one alone.
         curve: all radii, ascending; the last is infinite: the whole range.
+        own: of each row of the job, where rows have radii of their own: then `radius`
+            is 1, and the curve's are shares of it.
         queries: of the random search at the stated radius, per row.
         curve_queries: of the random search at other radii, where there is no gradient.
         image: channels, height, width; None for tables.
@@ -31,16 +35,26 @@ class EvasionPlan:
 
     norm: str
     radius: float
+    stated: tuple[float, ...]
     curve: tuple[float, ...]
     queries: int
     curve_queries: int
     image: tuple[int, ...] | None
+    own: NDArray[np.float64] | None = None
+
+    @property
+    def smallest(self) -> float:
+        """What is claimed of every row: the radius, or the least of the rows' own."""
+        return self.radius if self.own is None else float(self.own.min())
 
 
 def plan_for(job: Job, norm: str) -> EvasionPlan:
     """The plan of a job in one norm."""
-    chosen = job.options.radius_linf if norm == "linf" else job.options.radius_l2
-    radius = chosen or default_radius(job, norm)
+    own = job.radii.get(norm)
+    given = job.options.radii(norm) or (default_radius(job, norm),)
+    stated = (1.0,) if own is not None else given
+    radius = stated[0]
+    shares = {float(f"{radius * share:.6g}") for share in _CURVE}
     queries = job.options.effort.square_queries
     if job.remote:
         total = job.limits.max_queries * _REMOTE_SHARE
@@ -50,7 +64,9 @@ def plan_for(job: Job, norm: str) -> EvasionPlan:
     return EvasionPlan(
         norm=norm,
         radius=radius,
-        curve=(*(float(f"{radius * share:.6g}") for share in _CURVE), np.inf),
+        stated=tuple(sorted(stated)),
+        curve=(*sorted(shares | {*stated}), np.inf),
+        own=own,
         queries=queries,
         curve_queries=max(5, queries // 5),
         image=image_shape(job),

@@ -23,6 +23,7 @@ class NormResult:
     Attributes:
         plan: radii and effort.
         places: ``(n,)``, rows of the job.
+        own: ``(n,)``: what a radius of 1 is to each row.
         correct: ``(n,)``, right to begin with.
         distance: ``(n,)`` of the closest confirmed example; infinite for none.
         attack: ``(n,)``, its attack's place in `names`, -1 for none.
@@ -36,6 +37,7 @@ class NormResult:
 
     plan: EvasionPlan
     places: NDArray[np.int64]
+    own: NDArray[np.float64]
     correct: NDArray[np.bool_]
     distance: NDArray[np.float64]
     attack: NDArray[np.int64]
@@ -55,7 +57,7 @@ class NormResult:
         """Rows that are right and unbroken within a radius."""
         if np.isinf(radius):
             return np.asarray(self.correct & np.isinf(self.distance))
-        return np.asarray(self.correct & ~(self.distance <= radius))
+        return np.asarray(self.correct & ~(self.distance <= radius * self.own))
 
     def robust(self, radius: float) -> int:
         """How many of them."""
@@ -114,7 +116,7 @@ def merge(plan: EvasionPlan, outcomes: Sequence[Outcome]) -> NormResult:
         codes.append(table[item.arrays["attack"]])
     arrays = {
         name: np.concatenate([item.arrays[name] for item in outcomes])
-        for name in ("places", "correct", "distance", "examples")
+        for name in ("places", "own", "correct", "distance", "examples")
     }
     return NormResult(
         plan=plan,
