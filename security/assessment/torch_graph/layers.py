@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from security.assessment.torch_graph.steps import soft, stepped
 from security.errors import AssessmentError
 
-__all__ = ["LAYERS"]
+__all__ = ["LAYERS", "QUANTISED"]
+
+QUANTISED = frozenset(
+    (
+        *("ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger"),
+        *("QLinearConv", "QLinearMatMul", "QuantizeLinear"),
+    )
+)
+"""Operators whose whole numbers onnxruntime's kernels may round otherwise than torch."""
 
 _Attributes = Mapping[str, Any]
 _CONV = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
@@ -201,14 +209,91 @@ def _along(scale: Tensor, source: Tensor, axis: int) -> Tensor:
 def _quantize(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
     source, scale = inputs[0], inputs[1]
     zero = inputs[2] if len(inputs) > 2 else torch.zeros((), dtype=torch.uint8)
-    bounds = torch.iinfo(zero.dtype)
     axis = attributes.get("axis", 1)
-    steps = torch.round(source / _along(scale, source, axis))
-    shifted = steps + _along(zero.to(steps.dtype), source, axis)
-    result = torch.clamp(shifted, bounds.min, bounds.max)
-    if soft(source, attributes):
-        return stepped(source / _along(scale, source, axis), result)
+    steps = source / _along(scale, source, axis)
+    return _to_steps(steps, _along(zero, source, axis), attributes)
+
+
+def _to_steps(steps: Tensor, zero: Tensor, attributes: _Attributes) -> Tensor:
+    """Whole steps from a zero point, as far as its type reaches, in floats.
+
+    The gradient goes straight through the rounding, and ends where the type does:
+    there a quantised network has its ReLU.
+    """
+    bounds = torch.iinfo(zero.dtype)
+    shift = zero.to(steps.dtype)
+    result = torch.clamp(torch.round(steps) + shift, bounds.min, bounds.max)
+    if soft(steps, attributes):
+        return stepped(torch.clamp(steps + shift, bounds.min, bounds.max), result)
     return result
+
+
+def _dynamic_quantize(
+    inputs: Sequence[Any], attributes: _Attributes
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Steps, scale and zero point, of each row as if it were alone in its batch."""
+    source: Tensor = inputs[0].to(attributes["_dtype"])
+    axes = list(range(1, source.dim()))
+    low = source.amin(axes, keepdim=True).clamp_max(0.0)
+    high = source.amax(axes, keepdim=True).clamp_min(0.0)
+    scale = ((high - low) / 255).clamp_min(torch.finfo(source.dtype).tiny).detach()
+    zero = torch.round(-low / scale).clamp(0, 255).detach()
+    steps = source / scale + zero
+    result = torch.clamp(torch.round(source / scale) + zero, 0, 255)
+    if soft(source, attributes):
+        result = stepped(torch.clamp(steps, 0, 255), result)
+    return result, scale, zero
+
+
+def _from_zero(inputs: Sequence[Any], place: int, zero: int, dtype: Any) -> Tensor:
+    """One input, counted from its zero point; of weights, one per output channel."""
+    source: Tensor = inputs[place].to(dtype)
+    given = inputs[zero] if len(inputs) > zero else None
+    if given is None:
+        return source
+    shift = given.to(dtype)
+    if place and shift.numel() > 1 and shift.dim() == 1:
+        shift = _channels(shift, source)
+    return source - shift
+
+
+def _channels(scale: Tensor, weight: Tensor) -> Tensor:
+    """A scale per output channel of a kernel, or per column of a matrix."""
+    if scale.numel() == 1:
+        return scale.reshape(())
+    if weight.dim() == 2:
+        return scale
+    return scale.reshape(-1, *[1] * (weight.dim() - 1))
+
+
+def _conv_integer(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
+    dtype = attributes["_dtype"]
+    source = _from_zero(inputs, 0, 2, dtype)
+    return _conv([source, _from_zero(inputs, 1, 3, dtype)], attributes)
+
+
+def _matmul_integer(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
+    dtype = attributes["_dtype"]
+    source = _from_zero(inputs, 0, 2, dtype)
+    return source @ _from_zero(inputs, 1, 3, dtype)
+
+
+def _qlinear_conv(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
+    dtype, weight = attributes["_dtype"], inputs[3]
+    bias = inputs[8].to(dtype) if len(inputs) > 8 else None
+    whole = _conv(
+        [_from_zero(inputs, 0, 2, dtype), _from_zero(inputs, 3, 5, dtype), bias],
+        attributes,
+    )
+    scale = inputs[1] * inputs[4] / inputs[6]
+    return _to_steps(whole * _along(scale, whole, 1), inputs[7], attributes)
+
+
+def _qlinear_matmul(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
+    dtype = attributes["_dtype"]
+    whole = _from_zero(inputs, 0, 2, dtype) @ _from_zero(inputs, 3, 5, dtype)
+    scale = inputs[1] * inputs[4] / inputs[6]
+    return _to_steps(whole * scale, inputs[7], attributes)
 
 
 def _dequantize(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
@@ -224,13 +309,18 @@ LAYERS: Mapping[str, Callable[[Sequence[Any], _Attributes], Any]] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
     "Conv": _conv,
+    "ConvInteger": _conv_integer,
     "DequantizeLinear": _dequantize,
+    "DynamicQuantizeLinear": _dynamic_quantize,
     "GlobalAveragePool": _global(torch.mean),
     "GlobalMaxPool": _global(torch.amax),
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
+    "MatMulInteger": _matmul_integer,
     "MaxPool": _max_pool,
     "Pad": _pad,
+    "QLinearConv": _qlinear_conv,
+    "QLinearMatMul": _qlinear_matmul,
     "QuantizeLinear": _quantize,
 }

@@ -24,7 +24,7 @@ __all__ = ["OPERATORS", "Node", "OnnxModule", "needed_nodes", "read_nodes"]
 
 _OPSETS = range(7, 26)
 _DOMAINS: Mapping[str, Mapping[str, Any]] = {"": OPERATORS, "ai.onnx.ml": ML_OPERATORS}
-_MANY_OUTPUTS = frozenset(("Split", "LinearClassifier"))
+_MANY_OUTPUTS = frozenset(("DynamicQuantizeLinear", "LinearClassifier", "Split"))
 # Their first output is the layer's; the others are for training.
 _FIRST_OUTPUT = frozenset(("BatchNormalization", "Dropout", "MaxPool"))
 

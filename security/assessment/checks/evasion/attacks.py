@@ -88,7 +88,8 @@ def _towards(
         )
         result[left] = made
         with torch.no_grad():
-            left = left[losses.margins(model(made), labels[left]) >= 0]
+            wrong = losses.broken(model, made, model(made), labels[left])
+            left = left[~wrong]
         if not len(left):
             break
     return result

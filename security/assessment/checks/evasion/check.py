@@ -23,6 +23,7 @@ from security.assessment.checks.evasion.plan import (
 from security.assessment.checks.evasion.reliability import attack_checks
 from security.assessment.checks.evasion.results import NormResult, merge
 from security.assessment.checks.evasion.views import evasion_views
+from security.assessment.checks.evasion.whitebox import is_quantised
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
@@ -95,7 +96,11 @@ class EvasionCheck:
         checks = [
             check
             for result in results.values()
-            for check in attack_checks(result, white=white is not None)
+            for check in attack_checks(
+                result,
+                white=white is not None,
+                quantised=is_quantised(context.job.source.model),
+            )
         ]
         reliable = all(check.passed for check in checks)
         findings = [*_notes(context, white is None, reason)]
@@ -207,7 +212,9 @@ def _conditions(
         "access": "white_box" if white is not None else "black_box",
         "gradient": "none"
         if white is None
-        else f"onnx_graph_in_{white.dtype}".replace(".", "_"),
+        else f"{'twin' if white.twin else 'onnx_graph'}_in_{white.dtype}".replace(
+            ".", "_"
+        ),
         "iterations": effort.iterations,
         "restarts": effort.climbs,
         "counted": "rechecked_on_endpoint"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from security.assessment.checks.evasion.losses import margins
+from security.assessment.checks.evasion.losses import broken
 
 __all__ = ["fab", "to_plane"]
 
@@ -55,13 +55,13 @@ def fab(
         points = (1 - share) * ahead + share * back
         points = torch.minimum(torch.maximum(points, low), high)
         with torch.no_grad():
-            broken = margins(model(points), labels) < 0
+            wrong = broken(model, points, model(points), labels)
         distance = _length(points - centre, norm)
-        better = broken & (distance < closest)
+        better = wrong & (distance < closest)
         best = torch.where(better[:, None], points, best)
         closest = torch.where(better, distance, closest)
         returned = centre + _BACK * (points - centre)
-        points = torch.where(broken[:, None], returned, points)
+        points = torch.where(wrong[:, None], returned, points)
     return best, closest
 
 

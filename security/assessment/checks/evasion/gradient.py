@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from security.assessment.checks.evasion.losses import Loss, margins
+from security.assessment.checks.evasion.losses import Loss, broken
 
 __all__ = ["Ball", "Model", "apgd", "single_step"]
 
@@ -248,5 +248,5 @@ def _look(
     scores = model(points)
     value = loss(scores, labels, place)
     (gradient,) = torch.autograd.grad(value.sum(), points)
-    broken = margins(scores.detach(), labels) < 0
-    return value.detach(), torch.nan_to_num(gradient), broken
+    wrong = broken(model, points.detach(), scores.detach(), labels)
+    return value.detach(), torch.nan_to_num(gradient), wrong

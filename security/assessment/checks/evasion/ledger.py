@@ -101,7 +101,11 @@ class Ledger:
         return np.setdiff1d(rows, self.beyond(rows, radius))
 
     def confirm_often(self) -> None:
-        """Ask several times about every example: the model answers at random."""
+        """Ask several times about every example: the model answers at random.
+
+        Or by what else is in the batch, as one that is quantised as it runs: then an
+        example counts that holds alone, as it will be sent.
+        """
         self.repeats = _REPEATS
 
     def offer(
@@ -160,12 +164,13 @@ class Ledger:
 
     def _wrong(self, made: Rows, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         wrong = np.ones(len(made), dtype=bool)
-        for _ in range(self.repeats):
+        for number in range(self.repeats):
             left = np.flatnonzero(wrong)
-            if len(left):
-                answers = self.context.target.ask(made[left])
+            alone = number and not self.context.job.remote
+            for part in left[:, None] if alone else [left] if len(left) else ():
+                answers = self.context.target.ask(made[part])
                 self.strange += int((~answers.finite).sum())
-                wrong[left] = answers.wrong(labels[left])
+                wrong[part] = answers.wrong(labels[part])
         return wrong
 
     def _write(self, name: str, rows: Places, made: Rows, distance: Floats) -> None:

@@ -11,12 +11,14 @@ rows leave it as they are broken.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
     "Loss",
+    "broken",
     "cross_entropy",
     "dlr",
     "margin",
@@ -36,6 +38,19 @@ def margins(scores: Tensor, labels: Tensor) -> Tensor:
     own = scores.gather(1, labels[:, None])[:, 0]
     others = scores.scatter(1, labels[:, None], float("-inf"))
     return own - others.amax(dim=1)
+
+
+def broken(model: Any, points: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Rows whose class has changed ``(n,)``.
+
+    A model that only resembles what is served has a ``confirm``, whose word it is:
+    else an attack would stop at a point that is none.
+    """
+    wrong = margins(scores, labels) < 0
+    confirm = getattr(model, "confirm", None)
+    if confirm is not None and bool(wrong.any()):
+        wrong[wrong.clone()] = confirm(points[wrong], labels[wrong])
+    return wrong
 
 
 def margin(scores: Tensor, labels: Tensor, _: Tensor) -> Tensor:

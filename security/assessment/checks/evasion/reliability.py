@@ -18,9 +18,13 @@ _MAX_UNBOUNDED = 0.1
 _MAX_ZERO = 0.1
 
 
-def attack_checks(result: NormResult, *, white: bool) -> list[Check]:
+def attack_checks(
+    result: NormResult, *, white: bool, quantised: bool = False
+) -> list[Check]:
     """The checks of one norm, their ids beginning with its name."""
     made = [_finite(result), _unbounded(result, white=white)]
+    if quantised:
+        made.append(_followed(result, white=white))
     if white:
         made += [
             _zero_gradients(result),
@@ -48,6 +52,18 @@ def _unbounded(result: NormResult, *, white: bool) -> Check:
         f"{result.plan.norm}-unbounded-radius-breaks",
         left <= _MAX_UNBOUNDED * right,
         f"{left} of {right} rows stand where every column may be anything in its range",
+    )
+
+
+def _followed(result: NormResult, *, white: bool) -> Check:
+    """Searches that only ask find too little on a network that rounds inside."""
+    return Check(
+        f"{result.plan.norm}-quantised-twin",
+        white,
+        "the quantised graph has a differentiable twin that attacks follow"
+        if white
+        else "the quantised graph has no differentiable twin: what only asks it finds "
+        "too little",
     )
 
 
