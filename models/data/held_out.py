@@ -76,7 +76,7 @@ class Holdout:
         head = f"{self.features.shape} {self.features.dtype.str} {self.columns}\n"
         state.update(head.encode())
         state.update(np.ascontiguousarray(self.features).tobytes())
-        for values in (self.labels, *self.groups.values()):
+        for values in (self.labels, *self.groups.values(), *self.beside.values()):
             state.update("\n".join(map(str, values.tolist())).encode())
         for name, texts in self.texts.items():
             state.update(repr((name, texts)).encode())
@@ -147,6 +147,7 @@ class Roles:
         features: their names, where only those are known; none for all other columns.
         text: features that are texts; numbers are all others.
         drop: columns that are not used.
+        beside: columns of numbers that are read, and are no features.
         missing: cells that mean a missing value.
         prediction: of a file of predictions, the class that the model gave.
         scores: its scores, that are no probabilities.
@@ -160,6 +161,7 @@ class Roles:
     features: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
     prediction: str = "prediction"
     scores: tuple[str, ...] = ()
@@ -264,17 +266,24 @@ def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
             f"expected features as 'x' and classes as {wanted[0]!r}"
         )
     rows, labels = table.arrays[name], _labels(table, label)
-    return Holdout(table.where, rows, labels, groups=_groups(table, roles))
+    return Holdout(
+        table.where,
+        rows,
+        labels,
+        groups=_groups(table, roles),
+        beside=_beside(table, roles),
+    )
 
 
 def _columns(table: Table, roles: Roles) -> Holdout:
     label = _label_column(table, roles.label)
     known = {column.name: column for column in roles.columns}
-    beside = {label, *roles.drop, *(set(roles.sensitive) - set(roles.kept))}
+    beside = {label, *roles.drop, *roles.beside}
+    beside |= set(roles.sensitive) - set(roles.kept)
     names = list(known) or list(roles.features)
     if not names:
         names = [name for name in table.arrays if name not in beside]
-    table.require([*names, label], also=[*roles.sensitive, *roles.drop])
+    table.require([*names, label], also=[*roles.sensitive, *roles.drop, *roles.beside])
     if not (names and table.rows):
         raise DatasetError(f"{table.where}: there are no rows")
     missing = frozenset(roles.missing)
@@ -292,6 +301,7 @@ def _columns(table: Table, roles: Roles) -> Holdout:
         columns=tuple(names),
         groups=_groups(table, roles),
         texts=texts,
+        beside=_beside(table, roles),
     )
 
 
@@ -308,6 +318,13 @@ def _places(table: Table, name: str, known: tuple[str, ...]) -> NDArray[np.float
 def _texts(table: Table, name: str) -> list[str]:
     found = cells.cells_of(table.column(name))
     return ["" if cells.is_null(cell) else str(cell) for cell in found]
+
+
+def _beside(table: Table, roles: Roles) -> dict[str, NDArray[np.float64]]:
+    missing = [name for name in roles.beside if name not in table.arrays]
+    if missing:
+        raise DatasetError(f"{table.where}: there is no column {missing[0]!r}")
+    return {name: numbers(table, name) for name in roles.beside}
 
 
 def _feature(

@@ -15,6 +15,7 @@ from security.commands.rows import (
     configured_rows,
     data_config,
     file_rows,
+    radii,
 )
 from security.commands.stages import Stages
 from security.commands.standing import standing
@@ -64,9 +65,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--radius-linf",
-        type=float,
+        nargs="+",
         metavar="R",
-        help="of the stated robust accuracy (default: 0.02 of each range)",
+        help="of the stated robust accuracy; policies read the first of several "
+        "(default: 0.02 of each range)",
     )
     add_policy(parser, "the deployment's, if it has one")
     parser.set_defaults(run=run)
@@ -118,9 +120,12 @@ def _request(
 
     bundle = read_bundle(args.bundle)
     policy = deployed_policy() if args.policy is None else load_policy(args.policy)
+    radius = radii(args, "linf") or OPTIONS.radius_linf
+    if isinstance(radius, str):
+        raise AssessmentError("--radius-linf: `scan` alone reads radii from a column")
     options = replace(
         OPTIONS,
-        radius_linf=args.radius_linf or OPTIONS.radius_linf,
+        radius_linf=radius,
         decision=args.decision,
         **wanted(policy, bundle.manifest.name),
     )

@@ -6,18 +6,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from security.errors import AssessmentError
+
 if TYPE_CHECKING:
     from models.data.datasets import AnyDataset
     from models.data.held_out import Holdout, Predictions, Roles
     from models.manifest import Column
+    from security.assessment.plan.options import Radii
     from security.assessment.targets.dataconfig import DataConfig
 
 __all__ = [
     "add_data_config",
+    "add_radius",
     "configured_rows",
     "data_config",
     "file_predictions",
     "file_rows",
+    "radii",
 ]
 
 
@@ -72,11 +77,37 @@ def configured_rows(path: Path, bundle: Path | None) -> tuple[AnyDataset, AnyDat
     return load_split(read_config(path, bundle))
 
 
+def add_radius(parser: argparse.ArgumentParser, norm: str, more: str) -> None:
+    """Add --radius-NORM."""
+    parser.add_argument(
+        f"--radius-{norm}", nargs="+", metavar="R", help=f"{more} (TARGET goes first)"
+    )
+
+
+def radii(args: argparse.Namespace, norm: str) -> Radii:
+    """What --radius-NORM says: one radius, several, or a column that has each row's.
+
+    Raises:
+        AssessmentError: several words, of which one is no number.
+    """
+    given = getattr(args, f"radius_{norm}", None) or []
+    try:
+        found = tuple(float(item) for item in given)
+    except ValueError:
+        if len(given) == 1:
+            return str(given[0])
+        raise AssessmentError(
+            f"--radius-{norm}: numbers, or the name of one column of the data"
+        ) from None
+    return found if len(found) > 1 else next(iter(found), None)
+
+
 def file_rows(
     path: Path,
     config: DataConfig,
     columns: tuple[Column, ...],
     text: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
 ) -> Holdout:
     """Rows of a file.
 
@@ -85,13 +116,14 @@ def file_rows(
         config: says what its columns are for.
         columns: of the model, found by name; none where it has none.
         text: those of its inputs that are texts, as far as it is known.
+        beside: columns of numbers that are no features.
 
     Raises:
         DatasetError: unreadable, or no rows with classes.
     """
     from models.data.held_out import load_holdout  # noqa: PLC0415  (as above)
 
-    return load_holdout(path, _roles(config, columns, text))
+    return load_holdout(path, _roles(config, columns, text, beside))
 
 
 def file_predictions(path: Path, config: DataConfig) -> Predictions:
@@ -106,7 +138,10 @@ def file_predictions(path: Path, config: DataConfig) -> Predictions:
 
 
 def _roles(
-    config: DataConfig, columns: tuple[Column, ...], text: tuple[str, ...] = ()
+    config: DataConfig,
+    columns: tuple[Column, ...],
+    text: tuple[str, ...] = (),
+    beside: tuple[str, ...] = (),
 ) -> Roles:
     from models.data.held_out import Roles  # noqa: PLC0415  (as above)
 
@@ -118,6 +153,7 @@ def _roles(
         features=config.features,
         text=(*config.text, *text),
         drop=config.drop,
+        beside=beside,
         missing=config.missing,
         prediction=config.prediction,
         scores=config.scores,

@@ -24,10 +24,12 @@ from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
+    add_radius,
     configured_rows,
     data_config,
     file_predictions,
     file_rows,
+    radii,
 )
 from security.commands.stages import Stages
 from security.commands.wanted import add_policy, deployed_policy, wanted
@@ -122,10 +124,13 @@ def _add_budgets(parser: argparse.ArgumentParser) -> None:
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="%(default)s")
-    parser.add_argument(
-        "--radius-linf", type=float, metavar="R", help="of the stated robust accuracy"
+    add_radius(
+        parser,
+        "linf",
+        "of the stated robust accuracy; several, each stated (policies read the "
+        "first); or the column of the data that has each row's own",
     )
-    parser.add_argument("--radius-l2", type=float, metavar="R", help="the same, for L2")
+    add_radius(parser, "l2", "the same, for L2")
     parser.add_argument(
         "--check", action="append", default=[], metavar="NAME", help="run only this one"
     )
@@ -201,7 +206,9 @@ def _request(args: argparse.Namespace) -> ScanRequest:
     needed = _wanted(args, bundle)
     model = None if bundle is None else bundle.manifest
     columns = ((), ()) if model is None else (model.columns, model.text)
-    holdout = _rows(args, args.data, config, columns)
+    own = [radii(args, norm) for norm in ("linf", "l2")]
+    beside = tuple(dict.fromkeys(item for item in own if isinstance(item, str)))
+    holdout = _rows(args, args.data, config, columns, beside=beside)
     extras: dict[str, Any] = {}
     if args.train_data is not None:
         given = _rows(args, args.train_data, config, columns, train=True)
@@ -232,8 +239,8 @@ def _options(args: argparse.Namespace) -> Options:
         max_minutes=args.max_minutes,
         max_queries=args.max_queries,
         max_rows=args.max_rows,
-        radius_linf=args.radius_linf,
-        radius_l2=args.radius_l2,
+        radius_linf=radii(args, "linf"),
+        radius_l2=radii(args, "l2"),
         checks=tuple(args.check),
         output=args.output,
         decision=args.decision,
@@ -351,10 +358,13 @@ def _rows(
     columns: tuple[tuple[Column, ...], tuple[str, ...]],
     *,
     train: bool = False,
+    beside: tuple[str, ...] = (),
 ) -> Holdout:
     """Rows of a file; of a training configuration, held-out ones or its own."""
     if path.suffix != ".toml":
-        return file_rows(path, config, *columns)
+        return file_rows(path, config, *columns, beside)
+    if beside:
+        raise AssessmentError("a column of radii is for rows of a file")
     from models.data.held_out import holdout_of  # noqa: PLC0415  (as above)
 
     trained, held_out = configured_rows(path, _bundle(args))

@@ -62,11 +62,13 @@ def _found(details: Mapping[str, Any], metric: str) -> dict[int, bool]:
             return {int(place): place not in wrong for place in details["asked_rows"]}
         if metric == "robust_accuracy_cost":
             return _standing(details["rows"], "cost", details["max_cost"])
+        metric, _, at = metric.partition("/")  # one of several radii
         norm = details["norms"]["l2" if metric.endswith("_l2") else "linf"]
         if metric == "clean_accuracy":
             return {int(row["row"]): row["correct"] is True for row in norm["rows"]}
         if metric.startswith("robust_accuracy"):
-            return _standing(norm["rows"], "distance", norm["radius"])
+            bound = float(at) if at else norm["radius"]
+            return _standing(norm["rows"], "distance", bound)
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
     return {}
@@ -75,6 +77,6 @@ def _found(details: Mapping[str, Any], metric: str) -> dict[int, bool]:
 def _standing(rows: Any, measure: str, bound: float) -> dict[int, bool]:
     return {
         int(row["row"]): row["correct"] is True
-        and (row[measure] is None or row[measure] > bound)
+        and (row[measure] is None or row[measure] > row.get("radius", bound))
         for row in rows
     }

@@ -19,7 +19,7 @@ QUANTISED = frozenset(
         *("QLinearConv", "QLinearMatMul", "QuantizeLinear"),
     )
 )
-"""Operators whose whole numbers onnxruntime's kernels may round otherwise than torch."""
+"""Operators whose whole numbers onnxruntime may round otherwise than torch."""
 
 _Attributes = Mapping[str, Any]
 _CONV = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)
@@ -279,7 +279,7 @@ def _matmul_integer(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
 
 
 def _qlinear_conv(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
-    dtype, weight = attributes["_dtype"], inputs[3]
+    dtype = attributes["_dtype"]
     bias = inputs[8].to(dtype) if len(inputs) > 8 else None
     whole = _conv(
         [_from_zero(inputs, 0, 2, dtype), _from_zero(inputs, 3, 5, dtype), bias],

@@ -25,7 +25,7 @@ from security.assessment.checks.evasion.results import NormResult, merge
 from security.assessment.checks.evasion.views import evasion_views
 from security.assessment.checks.evasion.whitebox import is_quantised
 from security.assessment.plan.checks import Outcome, Unit
-from security.assessment.plan.context import Context
+from security.assessment.plan.context import Context, Job
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 
@@ -105,7 +105,9 @@ class EvasionCheck:
         reliable = all(check.passed for check in checks)
         findings = [*_notes(context, white is None, reason)]
         for result in results.values():
-            findings += _findings(context, result, checks)
+            findings += _unreliable(result, checks)
+            for radius in result.plan.stated:
+                findings += _findings(context, result, radius)
         return CheckResult(
             self.name,
             reliable=reliable,
@@ -137,11 +139,12 @@ def _attacked(context: Context) -> NDArray[np.int64]:
 
 
 def _is_random(context: Context) -> bool:
-    """Whether the model answers the same rows differently; asked once."""
+    """Whether the model answers the same rows differently, or alone; asked once."""
     if "random" not in context.cache:
         rows = context.job.rows[:_RANDOM_ROWS]
         with context.aside("evasion/random"):
-            again = context.target.ask(rows).scores
+            parts = [rows] if context.job.remote else rows[:, None]
+            again = np.concatenate([context.target.ask(part).scores for part in parts])
         first = context.job.clean.scores[: len(rows)]
         close = np.isclose(again, first, rtol=1e-5, atol=1e-6, equal_nan=True)
         context.cache["random"] = not close.all()
@@ -177,10 +180,13 @@ def _metrics(white: Any, results: Mapping[str, NormResult]) -> dict[str, Metric]
     for norm, result in results.items():
         robust = intervals.proportion(result.robust(result.plan.radius), result.rows)
         metrics[f"robust_accuracy_{norm}"] = robust
-        metrics[f"radius_{norm}"] = Metric(result.plan.radius)
+        metrics[f"radius_{norm}"] = Metric(result.plan.smallest)
+        for radius in {*result.plan.stated} - {result.plan.radius}:
+            further = intervals.proportion(result.robust(radius), result.rows)
+            metrics[f"robust_accuracy_{norm}/{radius:g}"] = further
         if norm == "linf":  # what a policy reads
             metrics["robust_accuracy"] = robust
-            metrics["radius"] = Metric(result.plan.radius)
+            metrics["radius"] = Metric(result.plan.smallest)
             metrics["clean_accuracy"] = intervals.proportion(
                 int(result.correct.sum()), result.rows
             )
@@ -199,8 +205,8 @@ def _conditions(
     held = [rule.name for rule, held in zip(job.space.rules, job.space.held) if held]
     return {
         "norm": "Linf",
-        "radius": plan_for(job, "linf").radius,
-        **({"radius_l2": results["l2"].plan.radius} if "l2" in results else {}),
+        "radius": _stated(job, "linf"),
+        **({"radius_l2": _stated(job, "l2")} if "l2" in results else {}),
         "units": units,
         "attack": "ensemble",
         "attacks": ",".join(names),
@@ -231,6 +237,12 @@ def _conditions(
     }
 
 
+def _stated(job: Job, norm: str) -> Condition:
+    """The radius that the figure is of, or the column that has each row's."""
+    column = job.options.radius_column(norm)
+    return plan_for(job, norm).radius if column is None else f"column {column}"
+
+
 def _notes(context: Context, black: bool, reason: str) -> list[ScanFinding]:
     found = []
     if black and not context.job.remote:
@@ -240,37 +252,42 @@ def _notes(context: Context, black: bool, reason: str) -> list[ScanFinding]:
     return found
 
 
-def _findings(
-    context: Context, result: NormResult, checks: Sequence[Check]
-) -> list[ScanFinding]:
+def _unreliable(result: NormResult, checks: Sequence[Check]) -> list[ScanFinding]:
     norm, radius = result.plan.norm, result.plan.radius
-    right, robust = int(result.correct.sum()), result.robust(radius)
-    where = f"{norm} {radius:g}"
     failed = [c for c in checks if not c.passed and c.id.startswith(norm)]
+    where = f"{norm} {result.plan.say(radius)}"
     found = [
         ScanFinding("evasion-unreliable", f"{check.id}: {check.message}", where)
         for check in failed
     ]
-    share = robust / right
-    rule = "evasion-broken" if share < _BROKEN_BELOW else "evasion-weak"
-    if share < _WEAK_BELOW:
-        message = (
-            f"{right - robust} of {right} rows that are right are turned within "
-            f"{norm} {radius:g}; robust accuracy {robust / result.rows:.3f}"
-        )
-        metric = intervals.proportion(robust, result.rows)
-        evidence = {"worst": result.closest(_EXAMPLES, context.job.places)}
-        found.append(ScanFinding(rule, message, where, metric, evidence=evidence))
     if result.strange:
         message = f"{result.strange} rows made by attacks get no usable answer"
         found.append(ScanFinding("answer-not-finite", message, where))
     return found
 
 
+def _findings(context: Context, result: NormResult, radius: float) -> list[ScanFinding]:
+    """What one stated radius shows."""
+    right, robust = int(result.correct.sum()), result.robust(radius)
+    where = f"{result.plan.norm} {result.plan.say(radius)}"
+    found = []
+    share = robust / right
+    rule = "evasion-broken" if share < _BROKEN_BELOW else "evasion-weak"
+    if share < _WEAK_BELOW:
+        message = (
+            f"{right - robust} of {right} rows that are right are turned within "
+            f"{where}; robust accuracy {robust / result.rows:.3f}"
+        )
+        metric = intervals.proportion(robust, result.rows)
+        evidence = {"worst": result.closest(_EXAMPLES, context.job.places)}
+        found.append(ScanFinding(rule, message, where, metric, evidence=evidence))
+    return found
+
+
 def _curve(context: Context, results: Mapping[str, NormResult]) -> list[dict[str, Any]]:
     """The L-infinity curve, as a model card shows it."""
     result = results.get("linf")
-    if result is None:
+    if result is None or result.plan.own is not None:
         return []
     whole = 1.0 if context.job.space.units == "range" else np.inf
     points = ((min(radius, whole), radius) for radius in result.plan.curve)
@@ -296,6 +313,7 @@ def _norm_details(context: Context, result: NormResult) -> dict[str, Any]:
     ]
     return {
         "radius": result.plan.radius,
+        "radii": list(result.plan.stated),
         "curve": curve,
         "attacks": result.attacks,
         "notes": result.notes,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.plan.context import Context
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "parts"]
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -24,6 +24,16 @@ Rows = NDArray[Any]
 
 # An endpoint that answers at random must give the wrong class this often in a row.
 _REPEATS = 3
+
+
+def parts(context: Context, rows: Places, *, alone: bool) -> list[Places]:
+    """Rows as they are asked about: all at once, or each alone; none for none.
+
+    An endpoint makes its own batches.
+    """
+    if alone and not context.job.remote:
+        return [*rows[:, None]]
+    return [rows] if len(rows) else []
 
 
 class Ledger:
@@ -164,10 +174,9 @@ class Ledger:
 
     def _wrong(self, made: Rows, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         wrong = np.ones(len(made), dtype=bool)
-        for number in range(self.repeats):
+        for _ in range(self.repeats):
             left = np.flatnonzero(wrong)
-            alone = number and not self.context.job.remote
-            for part in left[:, None] if alone else [left] if len(left) else ():
+            for part in parts(self.context, left, alone=self.repeats > 1):
                 answers = self.context.target.ask(made[part])
                 self.strange += int((~answers.finite).sum())
                 wrong[part] = answers.wrong(labels[part])

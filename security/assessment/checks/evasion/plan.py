@@ -42,6 +42,15 @@ class EvasionPlan:
     image: tuple[int, ...] | None
     own: NDArray[np.float64] | None = None
 
+    def say(self, radius: float) -> str:
+        """A radius, for people."""
+        if np.isinf(radius):
+            return "the whole range"
+        if self.own is None:
+            return f"{radius:g}"
+        share = "" if radius == 1 else f"{radius:g} of "
+        return f"{share}each row's own radius"
+
     @property
     def smallest(self) -> float:
         """What is claimed of every row: the radius, or the least of the rows' own."""
@@ -57,10 +66,9 @@ def plan_for(job: Job, norm: str) -> EvasionPlan:
     shares = {float(f"{radius * share:.6g}") for share in _CURVE}
     queries = job.options.effort.square_queries
     if job.remote:
+        times = len(job.rows) * len(job.options.effort.norms) * len(stated)
         total = job.limits.max_queries * _REMOTE_SHARE
-        queries = max(
-            10, min(queries, int(total / len(job.rows) / len(job.options.effort.norms)))
-        )
+        queries = max(10, min(queries, int(total / times)))
     return EvasionPlan(
         norm=norm,
         radius=radius,

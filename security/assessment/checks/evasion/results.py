@@ -95,6 +95,7 @@ class NormResult:
                 "correct": bool(self.correct[place]),
                 "distance": _finite(self.distance[place]),
                 "attack": self.attack_name(place),
+                **({} if self.plan.own is None else {"radius": self.own[place].item()}),
             }
             for place in range(self.rows)
         ]

@@ -151,4 +151,4 @@ def _certified(radii: Floats, right: NDArray[np.bool_], radius: float) -> Metric
 
 def _sigma(context: Context) -> float:
     """Noise as wide as the stated L2 radius."""
-    return plan_for(context.job, "l2").radius
+    return plan_for(context.job, "l2").smallest

@@ -37,7 +37,9 @@ def evasion_views(
         "charts": [
             curve_chart(
                 f"Security curve, {_NORM_NAMES[norm]}: worst case over all attacks",
-                f"radius ({units})",
+                "share of each row's own radius"
+                if result.plan.own is not None
+                else f"radius ({units})",
                 [(r, _robust(result, r)) for r in (0.0, *result.plan.curve)],
             )
             for norm, result in results.items()
@@ -105,7 +107,7 @@ def _by_radius(results: Mapping[str, NormResult]) -> dict[str, Any]:
     rows = [
         [
             _NORM_NAMES[norm],
-            f"{radius:g}" if np.isfinite(radius) else "the whole range",
+            result.plan.say(radius),
             measured(_robust(result, radius)),
             result.rows,
         ]
@@ -134,7 +136,7 @@ def _by_attack(results: Mapping[str, NormResult]) -> dict[str, Any]:
 
 def _by_class(job: Job, results: Mapping[str, NormResult]) -> dict[str, Any]:
     columns = [
-        f"{_NORM_NAMES[norm]} {result.plan.radius:g}"
+        f"{_NORM_NAMES[norm]} {result.plan.say(result.plan.radius)}"
         for norm, result in results.items()
     ]
     rows = []

@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from security.assessment.checks.evasion.ledger import parts
 from security.assessment.plan.context import Context
 from security.assessment.targets.answers import Reading
 from security.assessment.torch_graph.layers import QUANTISED
@@ -266,8 +267,11 @@ class _Twin(_Scores):
         raw = space.to_raw(points.detach().double().numpy())
         rows = np.clip(raw, space.low, space.high)
         rows = np.where(space.integer, np.round(rows), rows).astype(space.dtype)
-        answers = self._context.target.ask(rows)
-        return torch.as_tensor(answers.wrong(labels.numpy()))
+        own, wrong = labels.numpy(), np.zeros(len(rows), dtype=bool)
+        alone = bool(self._context.cache.get("random"))
+        for part in parts(self._context, np.arange(len(rows)), alone=alone):
+            wrong[part] = self._context.target.ask(rows[part]).wrong(own[part])
+        return torch.as_tensor(wrong)
 
 
 def _centred(scores: Any, reading: Reading) -> Any:
