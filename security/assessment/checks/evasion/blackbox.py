@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from security.assessment.art_library import art, repeatable
 from security.assessment.checks.estimators import asking_estimator
@@ -17,6 +19,12 @@ from security.assessment.checks.evasion.coordinate import (
 from security.assessment.checks.evasion.ledger import Ledger
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.checks.evasion.square import Search, square
+from security.assessment.checks.evasion.starts import (
+    KINDS,
+    NEIGHBOURS,
+    ball_of,
+    look,
+)
 
 __all__ = ["BlackBox"]
 
@@ -34,6 +42,8 @@ class BlackBox:
     def __init__(self, ledger: Ledger, plan: EvasionPlan, key: str) -> None:
         self.ledger, self.plan, self.key = ledger, plan, key
         self.context = ledger.context
+        # Points that were looked at and are nearest to another class.
+        self.begin = ledger.z(np.arange(len(ledger)))
         self.labels_only = self.context.job.reading.form == "labels"
         if "thresholds" not in self.context.cache:
             job = self.context.job
@@ -60,6 +70,7 @@ class BlackBox:
         if self.labels_only:
             self._boundary()
         for radius in plan.stated:
+            self._look(radius)
             self.at(radius, plan.queries, ledger.standing(radius))
         largest = plan.stated[-1]
         above = [item for item in plan.curve if item > largest]
@@ -78,6 +89,38 @@ class BlackBox:
             if len(left):
                 attack(left, radius, queries)
         return len(rows) - len(self.ledger.beyond(left, radius))
+
+    def _look(self, radius: float) -> None:
+        """Points of every kind, asked about; an endpoint's questions are too dear."""
+        self.context.check_time()
+        ledger, space = self.ledger, self.context.job.space
+        rows = ledger.standing(radius)
+        if self.context.job.remote or not len(rows):
+            return
+        start, labels = ledger.start[rows], ledger.labels[rows]
+        reach = ledger.reach(rows, radius)
+
+        def evaluate(made: Tensor) -> Tensor:
+            part = len(made)
+            flat = made.reshape(-1, made.shape[2]).numpy()
+            repeated = np.tile(start, (part, 1))
+            sent = space.repair(flat, repeated, self.plan.norm, np.tile(reach, part))
+            found = self._margins(sent, np.tile(labels, part))
+            return torch.as_tensor(found.reshape(part, -1))
+
+        looked = look(
+            evaluate,
+            ball_of(ledger, rows, radius, torch.float64),
+            torch.as_tensor(ledger.of_other_classes(rows, NEIGHBOURS)),
+            count=self.context.job.options.effort.looked,
+            seed=self.context.seed(f"{self.key}/look/{radius}"),
+        )
+        self.begin[rows] = looked.best.numpy()
+        for kind in KINDS:
+            broken = looked.broken(kind)
+            points = looked.points[kind].numpy()[broken]
+            if len(points):
+                ledger.offer(f"start-{kind}", rows[broken], points, radius)
 
     def _descend(self, rows: Places, radii: list[float]) -> None:
         for radius in sorted(radii, reverse=True):
@@ -133,6 +176,7 @@ class BlackBox:
 
         search = CoordinateSearch(
             centre=start.astype(np.float64),
+            begin=np.clip(space.to_raw(self.begin[rows]), low, high),
             low=low,
             high=high,
             thresholds=self.thresholds,

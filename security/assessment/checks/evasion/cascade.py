@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from security.assessment.checks.estimators import estimator_of, library_attack
 from security.assessment.checks.evasion.attacks import propose
 from security.assessment.checks.evasion.blackbox import BlackBox
-from security.assessment.checks.evasion.gradient import Ball
 from security.assessment.checks.evasion.ledger import Ledger
+from security.assessment.checks.evasion.losses import margins
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.checks.evasion.reliability import tolerated
-from security.assessment.checks.evasion.starts import KINDS, look
+from security.assessment.checks.evasion.starts import KINDS, NEIGHBOURS, ball_of, look
 from security.assessment.checks.evasion.whitebox import WhiteBox, open_white_box
 from security.assessment.plan.context import Context
 from security.errors import AssessmentError
@@ -52,7 +53,6 @@ _CLIMBS = (
     ("apgd-dlr", "inside"),
     ("apgd-t", "rows"),
 )
-_NEIGHBOURS = 3
 LIBRARY_ATTACKS = frozenset((*_SHORT.values(), "hop-skip-jump"))
 """Those that are ART's own, by the names that reports give them."""
 
@@ -115,6 +115,7 @@ class Cascade:
 
     def _stated(self, radius: float) -> None:
         looked = self._look(radius)
+        self.black.begin = looked["best"]
         for name, kind in _CLIMBS[: self.effort.climbs]:
             self._climb(name, kind, radius, looked)
         self._single_step(radius)
@@ -129,11 +130,18 @@ class Cascade:
         found = {kind: begin.copy() for kind in (*KINDS, "best")}
         if not len(rows):
             return found
+        ball = ball_of(self.ledger, rows, radius, self._white.dtype)
+        labels = torch.as_tensor(self.ledger.labels[rows])
+
+        def evaluate(made: Tensor) -> Tensor:
+            with torch.no_grad():
+                scores = self._white.model(made.reshape(-1, made.shape[2]))
+            return margins(scores, labels.repeat(len(made))).reshape(len(made), -1)
+
         looked = look(
-            self._white.model,
-            self._ball(rows, radius),
-            torch.as_tensor(self.ledger.labels[rows]),
-            self._white.tensor(self.ledger.of_other_classes(rows, _NEIGHBOURS)),
+            evaluate,
+            ball,
+            self._white.tensor(self.ledger.of_other_classes(rows, NEIGHBOURS)),
             count=self.effort.looked,
             seed=self.context.seed(f"{self.key}/look/{radius}"),
         )
@@ -160,18 +168,6 @@ class Cascade:
             made = self._generate(key, rows, radius, start=start, steps=steps)
             self.ledger.offer(name, rows, made, radius)
 
-    def _ball(self, rows: Places, radius: float) -> Ball:
-        white, space = self._white, self.context.job.space
-        limits = space.limits(self.ledger.start[rows])
-        low, high = ((edge - space.low) / space.scale for edge in limits)
-        reach = np.minimum(self.ledger.reach(rows, radius), _whole(space))
-        return Ball.of(
-            white.tensor(self.ledger.z(rows)),
-            (white.tensor(low), white.tensor(high)),
-            white.tensor(reach[:, None]),
-            self.plan.norm,
-        )
-
     def _generate(
         self,
         name: str,
@@ -184,7 +180,7 @@ class Cascade:
         made = propose(
             name.split("/", maxsplit=1)[0],
             self._white.model,
-            self._ball(rows, radius),
+            ball_of(self.ledger, rows, radius, self._white.dtype),
             torch.as_tensor(self.ledger.labels[rows]),
             steps=steps,
             targets=self.effort.targets,
@@ -319,9 +315,3 @@ class Cascade:
         near = np.isfinite(far) & (far > 0)
         share[near, 0] = np.minimum(1.0, reach[near] / far[near])
         return z + (known - z) * share
-
-
-def _whole(space: Any) -> float:
-    """A radius that reaches everything."""
-    span = (space.high - space.low) / space.scale
-    return float(np.sqrt((span**2).sum()) + 1.0)

@@ -31,12 +31,14 @@ class CoordinateSearch:
 
     Attributes:
         centre, low, high: ``(n, d)``, raw values.
+        begin: ``(n, d)``, where the second start is.
         thresholds: ascending, per column; empty where none are known.
         steps: columns changed, at most, per start.
-        starts: the row itself, then random points of its box.
+        starts: the row itself, then `begin`, then random points of its box.
     """
 
     centre: Floats
+    begin: Floats
     low: Floats
     high: Floats
     thresholds: Sequence[Floats]
@@ -56,8 +58,8 @@ def coordinate_search(
         left = np.flatnonzero(~(value < 0))
         if not len(left):
             break
-        points = search.centre[left]
-        if start:
+        points = search.begin[left] if start == 1 else search.centre[left]
+        if start > 1:
             share = random.random(points.shape)
             point = search.low[left] + share * (search.high - search.low)[left]
             points = np.where(random.random(points.shape) < 0.5, point, points)

@@ -11,7 +11,7 @@ rows     towards the nearest known rows of other classes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from security.assessment.checks.evasion.gradient import Ball, Model
-from security.assessment.checks.evasion.losses import margins
+from security.assessment.checks.evasion.gradient import Ball
+from security.assessment.checks.evasion.ledger import Ledger
 
-__all__ = ["KINDS", "Looked", "look"]
+__all__ = ["KINDS", "NEIGHBOURS", "Looked", "ball_of", "look"]
+
+Places = NDArray[np.int64]
+Evaluate = Callable[[Tensor], Tensor]
 
 KINDS = ("near", "inside", "corner", "rows")
+# Of the known rows of other classes.
+NEIGHBOURS = 3
 _NEAR = (0.02, 0.1, 0.3)
 # Of a box with this many free columns every corner is looked at.
 _MAX_FREE = 8
@@ -60,15 +65,28 @@ class Looked:
         return points[found, torch.arange(len(found))]
 
 
+def ball_of(ledger: Ledger, rows: Places, radius: float, dtype: torch.dtype) -> Ball:
+    """Where some rows of a ledger may go within a radius."""
+    space = ledger.context.job.space
+    limits = space.limits(ledger.start[rows])
+    span = (space.high - space.low) / space.scale
+    whole = float(np.sqrt((span**2).sum()) + 1.0)  # reaches everything
+    reach = np.minimum(ledger.reach(rows, radius), whole)[:, None]
+    low, high, centre, own = (
+        torch.as_tensor(values, dtype=dtype)
+        for values in (*map(space.to_z, limits), ledger.z(rows), reach)
+    )
+    return Ball.of(centre, (low, high), own, ledger.norm)
+
+
 def look(
-    model: Model, ball: Ball, labels: Tensor, others: Tensor, *, count: int, seed: int
+    evaluate: Evaluate, ball: Ball, others: Tensor, *, count: int, seed: int
 ) -> Looked:
     """Look at points of every kind.
 
     Args:
-        model: to scores.
+        evaluate: margins ``(k, n)`` of points ``(k, n, d)``.
         ball: of each row.
-        labels: ``(n,)``, the classes to leave.
         others: rows of other classes ``(k, n, d)``, the nearest first.
         count: points of a kind per row: more where there are few columns, of which a
             point says little; all corners where they are few.
@@ -80,15 +98,10 @@ def look(
         best = ball.centre
         value = torch.full_like(ball.centre[:, 0], float("inf"))
         for made in _made(kind, ball, others, count, generator):
-            part = len(made)
-            with torch.no_grad():
-                scores = model(made.reshape(-1, made.shape[2]))
-            own = torch.nan_to_num(
-                margins(scores, labels.repeat(part)), nan=float("inf")
-            )
-            least, place = own.reshape(part, -1).min(dim=0)
+            own = torch.nan_to_num(evaluate(made), nan=float("inf"))
+            least, place = own.min(dim=0)
             better = least < value
-            chosen = made[place, torch.arange(len(labels))]
+            chosen = made[place, torch.arange(made.shape[1])]
             best = torch.where(better[:, None], chosen, best)
             value = torch.where(better, least, value)
         points[kind], found[kind] = best, value

@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
 from models.data.held_out import Holdout
@@ -21,7 +22,7 @@ from security.assessment.checks.evasion.check import EvasionCheck
 from security.assessment.plan.context import Context, TargetSource, prepare
 from security.assessment.plan.options import Options
 from security.assessment.targets.dataconfig import DataConfig
-from tests.support.exact import ReluNet, distance
+from tests.support.exact import Forest, ReluNet, distance
 from tests.support.scanned import digits, fit
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +40,7 @@ SOLVED = 1e-4
 class Case:
     """Rows of one network, and how far another class is from each."""
 
-    net: ReluNet
+    net: ReluNet | Forest
     x: np.ndarray
     labels: np.ndarray
     distances: np.ndarray
@@ -148,6 +149,19 @@ def trained() -> tuple[Case, ...]:
     )
 
 
+@cache
+def trees() -> tuple[Case, ...]:
+    """No gradient at all: small forests, of few columns and of more."""
+    random = np.random.default_rng(3)
+    found = []
+    for width, depth in ((4, 4), (10, 4)):
+        x = random.random((300, width)).astype(np.float32)
+        y = (x[:, 0] * x[:, 1] + 0.5 * x[:, -1] > 0.45).astype(int)
+        model = RandomForestClassifier(5, max_depth=depth, random_state=0).fit(x, y)
+        found.append(Case.of(Forest.of(model), x[:24], reach=0.3))
+    return tuple(found)
+
+
 def attack(case: Case, radii, seed, **options):
     """Distances that the scan found, each row within its own radius."""
     source = TargetSource("onnx", "model.onnx", case.net.onnx())
@@ -172,6 +186,7 @@ KINDS = {
     "sloped": lambda: made(sloped),
     "other rows": of_other_rows,
     "trained": trained,
+    "trees": trees,
 }
 
 
@@ -194,7 +209,7 @@ def test_what_is_breakable_is_broken(kind, seed):
         known = np.isfinite(case.distances)
         assert known.any()
         # Spots are the size that they are: the ball is the whole of it.
-        tight = kind == "trained"
+        tight = kind in ("trained", "trees")
         radii = np.where(known & tight, case.distances * ABOVE, RADIUS)
         found = attack(case, radii, seed)
         assert (found >= case.distances - SOLVED).all()

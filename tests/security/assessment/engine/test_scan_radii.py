@@ -10,7 +10,7 @@ import pytest
 from security.commands import main
 from tests.support.scanned import linear_onnx, save_npz
 
-# Class 1 where the columns sum to more than 1.5: the L-infinity distance is the gap / 3.
+# Class 1 where the columns sum to more than 1.5: L-infinity distances are gaps / 3.
 WEIGHTS = np.array([[0.0, 1.0]] * 3)
 BIAS = [0.0, -1.5]
 X = (0.25 + 0.5 * np.random.default_rng(4).random((60, 3))).astype(np.float32)
