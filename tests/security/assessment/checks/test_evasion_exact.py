@@ -38,19 +38,20 @@ SOLVED = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Rows of one network, and how far another class is from each."""
+    """Rows of one model, and how far another class is from each, up to a reach."""
 
     net: ReluNet | Forest
     x: np.ndarray
     labels: np.ndarray
     distances: np.ndarray
+    reach: float
 
     @classmethod
     def of(cls, net, x, reach=RADIUS) -> Case:
         x = np.asarray(x, np.float32)
         labels = net.scores(x).argmax(axis=1)
         found = [distance(net, row, own, reach) for row, own in zip(x, labels)]
-        return cls(net, x, labels, np.array(found))
+        return cls(net, x, labels, np.array(found), reach)
 
 
 def spots(centres, widths, heights, slope=0.0, floor=-0.02):
@@ -144,8 +145,8 @@ def trained() -> tuple[Case, ...]:
     )
     fit(wide, images, names, epochs=30, rate=3e-3)
     return (
-        Case.of(ReluNet.of(small), x[:16], reach=0.3),
-        Case.of(ReluNet.of(wide), images[:8], reach=0.2),
+        Case.of(ReluNet.of(small), x[:12], reach=0.3),
+        Case.of(ReluNet.of(wide), images[:6], reach=0.15),
     )
 
 
@@ -212,7 +213,7 @@ def test_what_is_breakable_is_broken(kind, seed):
         tight = kind in ("trained", "trees")
         radii = np.where(known & tight, case.distances * ABOVE, RADIUS)
         found = attack(case, radii, seed)
-        assert (found >= case.distances - SOLVED).all()
+        assert (found >= np.minimum(case.distances, case.reach) - SOLVED).all()
         assert (found[known] <= radii[known]).all(), (found / radii)[known]
 
 
