@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from models.sessions import make_session
 from security.assessment.torch_graph.layers import LAYERS
@@ -26,6 +26,37 @@ def image(name, *more, opset=20, **attributes):
     stored = {f"c{index}": item for index, item in enumerate(more)}
     made = node(name, ["x", *stored], "scores", **attributes)
     return onnx_model([made], stored, shape=[3, 7, 8], rank=4, opset=opset)
+
+
+WHOLE = RANDOM.integers(-100, 100, size=(6, 3, 3, 3)).astype(np.int8)
+SCALES = (0.01 + 0.02 * RANDOM.random(6)).astype(f32)
+
+
+def quantised(layer, *more, **attributes):
+    """A layer of whole numbers, between steps to them and back."""
+    name, weight, *rest = layer
+    stored = {f"c{index}": item for index, item in enumerate((weight, *rest, *more))}
+    stored |= {"s": f32(0.05), "z": np.uint8(120)}
+    places = [*stored][:-2]
+    ends = places[3:5]
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], "q"),
+        node(name, ["q", "s", "z", *places], "y", **attributes),
+        node("DequantizeLinear", ["y", *ends], "scores"),
+    ]
+    return onnx_model(nodes, stored, shape=[3, 7, 8], rank=4)
+
+
+def integer(name, weight, **attributes):
+    """A layer on whole numbers whose scale is each row's own."""
+    stored = {"w": weight, "zero": np.int8(2)}
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node(name, ["q", "w", "z", "zero"], "y", **attributes),
+        node("Cast", ["y"], "f", to=TensorProto.FLOAT),
+        node("Mul", ["f", "s"], "scores"),
+    ]
+    return onnx_model(nodes, stored, shape=[3, 7, 8], rank=4)
 
 
 POOL = {"kernel_shape": [3, 2], "strides": [2, 2]}
@@ -71,6 +102,19 @@ CASES = {
         shape=[3, 7, 8],
         rank=4,
     ),
+    "QLinearConv": quantised(
+        ["QLinearConv", WHOLE, SCALES, np.zeros(6, np.int8), f32(3.0), np.uint8(120)],
+        RANDOM.integers(-900, 900, size=6).astype(np.int32),
+        pads=[1, 1, 1, 1],
+    ),
+    "QLinearMatMul": quantised(
+        ["QLinearMatMul", WHOLE[:4, 0].reshape(-1, 9)[:, :8].T, f32(0.0213)],
+        *(np.int8(3), f32(0.4), np.uint8(90)),
+    ),
+    "DynamicQuantizeLinear ConvInteger": integer("ConvInteger", WHOLE, strides=[2, 1]),
+    "DynamicQuantizeLinear MatMulInteger": integer(
+        "MatMulInteger", WHOLE[0, 0, 0, :1].repeat(8)[:, None]
+    ),
 }
 
 
@@ -78,7 +122,8 @@ CASES = {
 def test_layers(case):
     x = np.random.default_rng(1).normal(size=(5, 3, 7, 8)).astype(f32)
     session = make_session(CASES[case])
-    (wanted,) = session.run(None, {"x": x})
+    # One by one: what is quantised as it runs has one scale for a whole batch.
+    wanted = np.concatenate([session.run(None, {"x": row[None]})[0] for row in x])
     got = OnnxModule(CASES[case])(torch.from_numpy(x))["scores"].numpy()
     assert got.shape == wanted.shape
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
