@@ -20,10 +20,10 @@ from security.assessment.checks.evasion.ledger import Ledger
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.checks.evasion.square import Search, square
 from security.assessment.checks.evasion.starts import (
-    KINDS,
     NEIGHBOURS,
     ball_of,
     look,
+    offer,
 )
 
 __all__ = ["BlackBox"]
@@ -116,11 +116,7 @@ class BlackBox:
             seed=self.context.seed(f"{self.key}/look/{radius}"),
         )
         self.begin[rows] = looked.best.numpy()
-        for kind in KINDS:
-            broken = looked.broken(kind)
-            points = looked.points[kind].numpy()[broken]
-            if len(points):
-                ledger.offer(f"start-{kind}", rows[broken], points, radius)
+        offer(ledger, rows, looked, radius)
 
     def _descend(self, rows: Places, radii: list[float]) -> None:
         for radius in sorted(radii, reverse=True):

@@ -30,7 +30,13 @@ from security.assessment.checks.evasion.ledger import Ledger
 from security.assessment.checks.evasion.losses import margins
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.checks.evasion.reliability import tolerated
-from security.assessment.checks.evasion.starts import KINDS, NEIGHBOURS, ball_of, look
+from security.assessment.checks.evasion.starts import (
+    KINDS,
+    NEIGHBOURS,
+    ball_of,
+    look,
+    offer,
+)
 from security.assessment.checks.evasion.whitebox import WhiteBox, open_white_box
 from security.assessment.plan.context import Context
 from security.errors import AssessmentError
@@ -145,12 +151,9 @@ class Cascade:
             count=self.effort.looked,
             seed=self.context.seed(f"{self.key}/look/{radius}"),
         )
-        found["best"][rows] = looked.best.numpy()
-        for kind in KINDS:
-            found[kind][rows] = looked.points[kind].numpy()
-            broken = rows[looked.broken(kind)]
-            if len(broken):
-                self.ledger.offer(f"start-{kind}", broken, found[kind][broken], radius)
+        offer(self.ledger, rows, looked, radius)
+        for kind, points in (*looked.points.items(), ("best", looked.best)):
+            found[kind][rows] = points.numpy()
         return found
 
     def _climb(

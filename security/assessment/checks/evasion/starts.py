@@ -22,12 +22,14 @@ from torch import Tensor
 from security.assessment.checks.evasion.gradient import Ball
 from security.assessment.checks.evasion.ledger import Ledger
 
-__all__ = ["KINDS", "NEIGHBOURS", "Looked", "ball_of", "look"]
+__all__ = ["KINDS", "NEIGHBOURS", "Looked", "ball_of", "look", "offer"]
 
 Places = NDArray[np.int64]
 Evaluate = Callable[[Tensor], Tensor]
 
 KINDS = ("near", "inside", "corner", "rows")
+# What reports call all of it.
+_NAME = "starts"
 # Of the known rows of other classes.
 NEIGHBOURS = 3
 _NEAR = (0.02, 0.1, 0.3)
@@ -77,6 +79,16 @@ def ball_of(ledger: Ledger, rows: Places, radius: float, dtype: torch.dtype) -> 
         for values in (*map(space.to_z, limits), ledger.z(rows), reach)
     )
     return Ball.of(centre, (low, high), own, ledger.norm)
+
+
+def offer(ledger: Ledger, rows: Places, looked: Looked, radius: float) -> None:
+    """Offer what was looked at and seems broken; every row counts as tried."""
+    tried = ledger.tried.get(_NAME, 0)
+    for kind in KINDS:
+        broken = looked.broken(kind)
+        points = looked.points[kind].numpy()[broken].astype(np.float64)
+        ledger.offer(_NAME, rows[broken], points, radius)
+    ledger.tried[_NAME] = tried + len(rows)
 
 
 def look(

@@ -165,7 +165,11 @@ def test_trees_by_black_box_and_the_reason_for_it(tmp_path):
     report, results = scan(tmp_path, tree_model(), x, y, "--check", "evasion")
     evasion = results["evasion"]
     assert evasion["conditions"]["access"] == BLACK
-    assert set(evasion["conditions"]["attacks"].split(",")) == {"coordinates", "square"}
+    assert set(evasion["conditions"]["attacks"].split(",")) == {
+        "coordinates",
+        "square",
+        "starts",
+    }
     (note,) = [f for f in report["findings"] if f["rule"] == "no-gradient"]
     assert "TreeEnsembleClassifier" in note["message"]
 
