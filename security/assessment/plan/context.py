@@ -392,6 +392,8 @@ def _radii(
         name = options.radius_column(norm)
         if name is None:
             continue
+        if holdout.labels.dtype.kind == "f":
+            raise AssessmentError("radii of rows are for models that decide a class")
         if name not in holdout.beside:
             raise AssessmentError(f"{holdout.name}: no column {name[:40]!r} of radii")
         own = holdout.beside[name]

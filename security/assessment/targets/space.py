@@ -126,9 +126,11 @@ class Space:
         raw = np.clip(raw, low, high)
         raw = np.where(np.isfinite(own), raw, own)
         made = self._cast(raw, own, low, high)
-        if np.isfinite(radius) and self.dtype.kind == "f":
-            out = self.distance(made, start, norm) > radius
-            made[out] = self._drawn_in(made[out], raw[out], own[out], radius)
+        if np.isfinite(radius).all() and self.dtype.kind == "f":
+            reach = np.broadcast_to(radius, len(made))
+            out = self.distance(made, start, norm) > reach
+            near = reach[out][:, None]
+            made[out] = self._drawn_in(made[out], raw[out], own[out], near)
         return made
 
     def distance(self, rows: Rows, start: Rows, norm: str) -> Floats:
@@ -193,7 +195,7 @@ class Space:
         share = np.minimum(1.0, reach / np.maximum(length, 1e-300))
         return np.where(np.isfinite(own), own + moved * share, own)
 
-    def _drawn_in(self, made: Rows, raw: Floats, own: Floats, radius: float) -> Rows:
+    def _drawn_in(self, made: Rows, raw: Floats, own: Floats, radius: Floats) -> Rows:
         """Rows that rounding put out of their ball: back by one step of their type.
 
         Without it corners of double precision, and a third of the surface in L2, would
