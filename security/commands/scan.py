@@ -24,6 +24,7 @@ from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
+    add_train_data,
     configured_rows,
     data_config,
     file_predictions,
@@ -81,6 +82,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "prediction, perhaps probability or score, and the groups of --data-config",
     )
     add_data_config(parser)
+    add_train_data(parser)
     parser.add_argument(
         "--profile", choices=("quick", "standard", "thorough"), default="quick"
     )
