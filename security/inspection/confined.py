@@ -144,5 +144,9 @@ def _environment() -> dict[str, str]:
     kept = {
         name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ
     }
-    # One thread: the child may not start a second.
-    return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    told = {
+        "PYTHONPATH": str(_ROOT),
+        "OPENBLAS_NUM_THREADS": "1",  # the child may not start a second thread
+        "ORT_DISABLE_TELEMETRY": "1",  # as in models/__init__.py
+    }
+    return kept | told
