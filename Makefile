@@ -68,7 +68,7 @@ bench: $(VENV)/.dev
 
 # RECORD=1 keeps what was measured, as results.json and as the table of docs/exporters.md.
 interop: $(VENV)/.dev $(INTEROP)/.made
-	OMP_NUM_THREADS=1 SEALGATE_INTEROP=$(CURDIR)/$(INTEROP) RECORD=$(RECORD) \
+	OMP_NUM_THREADS=1 EXPORTERS=$(CURDIR)/$(INTEROP) RECORD=$(RECORD) \
 	  $(PY) -m pytest tests/interop/exporters $(ARGS)
 
 # The lock files name no package index, and torch no particular build of it.

@@ -104,10 +104,10 @@ def test_a_few_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    "SEALGATE_INTEROP" not in os.environ, reason="exporters: run make interop"
+    "EXPORTERS" not in os.environ, reason="exporters: run make interop"
 )
 def test_all_again(tmp_path: Path) -> None:
-    results = run.everything(Path(os.environ["SEALGATE_INTEROP"]), tmp_path)
+    results = run.everything(Path(os.environ["EXPORTERS"]), tmp_path)
     if os.environ.get("RECORD"):
         table.RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
         table.PAGE.write_text(table.page(results, table.PAGE.read_text()))
