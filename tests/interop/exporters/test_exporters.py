@@ -103,9 +103,7 @@ def test_a_few_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "EXPORTERS" not in os.environ, reason="exporters: run make interop"
-)
+@pytest.mark.skipif("EXPORTERS" not in os.environ, reason="exporters: run make interop")
 def test_all_again(tmp_path: Path) -> None:
     results = run.everything(Path(os.environ["EXPORTERS"]), tmp_path)
     if os.environ.get("RECORD"):
