@@ -10,7 +10,7 @@
 #   make bench        the benchmarks
 #   make format       what ruff can fix
 #   make interop      export models with everybody's exporters and measure what becomes
-#                     of them: 3 GB of libraries, about 40 minutes; not in CI
+#                     of them: 3 GB of libraries, about half an hour; not in CI
 #   make lock         compile requirements/*.in
 #   make clean        remove the environment and the quickstart's state
 

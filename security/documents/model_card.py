@@ -289,8 +289,6 @@ def _structure(facts: Facts) -> Iterator[str]:
 
 def _parity(facts: Facts) -> Iterator[str]:
     yield from _section(facts, "parity", "Parity with the trained model")
-    if "parity" not in facts.reports:
-        yield "Parity is unknown."
 
 
 def _section(facts: Facts, kind: str, title: str) -> Iterator[str]:
