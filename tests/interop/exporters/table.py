@@ -110,7 +110,22 @@ def _same_accuracy(scan: Mapping[str, Any]) -> bool | None:
 
 def markdown(results: Results) -> str:
     """All tables, one for each exporter, and what is changed."""
-    return "\n".join([*_tables(results), *_changes(results)]) + "\n"
+    parts = [_counts(results), *_tables(results), *_changes(results)]
+    return "\n".join(parts) + "\n"
+
+
+def _counts(results: Results) -> str:
+    def having(name: str) -> int:
+        return sum(name in item for item in results.values())
+
+    served = sum(item.get("served") == "same" for item in results.values())
+    apart = sum(differing(item) > 0 for item in results.values())
+    return (
+        f"{len(results)} models were fitted. Of {having('not_exported')} there is no "
+        f"export, {having('refused')} are refused; {served} are served as onnxruntime "
+        f"runs them. {having('parity')} were compared with their originals: {apart} "
+        f"answer otherwise. {having('scan')} were scanned.\n"
+    )
 
 
 def _tables(results: Results) -> Iterator[str]:
