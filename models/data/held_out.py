@@ -330,7 +330,9 @@ def feature_columns(
     """Columns of a table as features ``(n, d)``, under what roles say of them.
 
     Args:
-        table, names, roles: what is read, of which columns, and what they are for.
+        table: what is read.
+        names: of the columns, in this order.
+        roles: what they are for.
         texts: of columns of texts, each text once: their values are places in that.
 
     Raises:

@@ -99,7 +99,6 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
         "differs": differing(result) > 0,
         "compared": sorted(parity),
         "accuracy is the original's": _same_accuracy(scan),
-        "checks": scan.get("checks"),
     }
 
 
