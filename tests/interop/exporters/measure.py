@@ -235,7 +235,7 @@ def _plain(text: str, case: Case) -> str:
     text = text.replace(f"{case.name}-rows.npz", "rows.npz")
     for place in (case.folder, case.home):
         text = text.replace(f"{place}/", "")
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text.splitlines()[-1])
     return re.sub(r"\s+", " ", text)[:300]
 
 
