@@ -9,12 +9,15 @@
 #   make lint         ruff, mypy --strict, import contracts
 #   make bench        the benchmarks
 #   make format       what ruff can fix
+#   make interop      export models with everybody's exporters and measure what becomes
+#                     of them: 3 GB of libraries, about half an hour; not in CI
 #   make lock         compile requirements/*.in
 #   make clean        remove the environment and the quickstart's state
 
 PYTHON ?= python3
 PORT ?= 3000
 VENV := .venv
+INTEROP := .venv-interop
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 HOME_DIR := .sealgate
@@ -22,8 +25,10 @@ HOME_DIR := .sealgate
 export SEALGATE_HOME := $(CURDIR)/$(HOME_DIR)
 export BENTOML_HOME := $(CURDIR)/$(HOME_DIR)/bentoml
 export BENTOML_DO_NOT_TRACK := True
+# uv reads none of pip's settings.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help quickstart serve test test-fast lint format bench lock clean
+.PHONY: help quickstart serve test test-fast lint format bench interop lock clean
 .DELETE_ON_ERROR:
 
 # The list at the top of this file.
@@ -61,6 +66,11 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
 
+# RECORD=1 keeps what was measured, as results.json and as the table of docs/exporters.md.
+interop: $(VENV)/.dev $(INTEROP)/.made
+	OMP_NUM_THREADS=1 EXPORTERS=$(CURDIR)/$(INTEROP) RECORD=$(RECORD) \
+	  $(PY) -m pytest tests/interop/exporters $(ARGS)
+
 # The lock files name no package index, and torch no particular build of it.
 PIP_COMPILE := $(VENV)/bin/pip-compile --quiet --allow-unsafe --strip-extras \
   --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
@@ -71,10 +81,13 @@ lock: $(VENV)/.dev
 	  --no-annotate --no-header --quiet
 	$(PIP_COMPILE) requirements/toolkit.in -o requirements/toolkit.txt
 	$(PIP_COMPILE) requirements/dev.in -o requirements/dev.txt
-	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements/toolkit.txt
+	$(VENV)/bin/uv pip compile requirements/interop.in -o requirements/interop.txt \
+	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
+	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements/toolkit.txt \
+	  requirements/interop.txt
 
 clean:
-	rm -rf $(VENV) $(HOME_DIR) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	rm -rf $(VENV) $(INTEROP) $(HOME_DIR) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	  .import_linter_cache
 
 # Each stamp is one layer of the environment, made anew when its lock file changes.
@@ -99,4 +112,10 @@ $(VENV)/.toolkit: requirements/toolkit.txt pyproject.toml $(VENV)/.serve
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.toolkit
 	@echo "installing the test and lint tools"
 	@$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+$(INTEROP)/.made: requirements/interop.txt $(VENV)/.dev
+	@echo "making $(INTEROP)"
+	@$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(INTEROP)
+	@$(VENV)/bin/uv pip install --quiet --python $(INTEROP) -r requirements/interop.txt
 	@touch $@

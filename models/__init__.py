@@ -14,3 +14,9 @@ features        fixed feature maps of images: scattering              (offline)
 messages        every message within an ONNX file                       (offline)
 export          torch to ONNX, with parity against the original        (offline)
 """
+
+import os
+
+# onnxruntime's wheels report to their maker over the network from the moment they are
+# imported, and keep an identifier of the machine; only this, set before, prevents it.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"

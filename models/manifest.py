@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from models.errors import ManifestError
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from sealgate.protocol.tensors import DATATYPES, TensorSpec
+from sealgate.protocol.tensors import DATATYPES, Array, TensorSpec
 
 __all__ = [
     "FORMS",
@@ -89,6 +91,31 @@ class Tensor:
     labels: tuple[str, ...] = ()
     bounds: tuple[float, float] | None = None
     form: str = "tensor"
+
+    def made_up(self, rows: int, random: np.random.Generator) -> Array:
+        """Values that an input may take, within its public ranges where it has any.
+
+        Args:
+            rows: where the first axis is dynamic; other dynamic axes are 1.
+            random: where numbers come from.
+        """
+        shape = [1 if size == -1 else size for size in self.spec.shape]
+        if self.spec.shape[:1] == (-1,):
+            shape[0] = rows
+        dtype = DATATYPES.get(self.spec.datatype, np.dtype(object))
+        ends = [(item.low, item.high) for item in self.columns] or self.bounds
+        if ends is not None and dtype.kind in "iuf":
+            low, high = np.transpose(ends)
+            values = low + (high - low) * random.random(shape)
+            codes = [bool(item.categories) for item in self.columns] or False
+            made: Array = np.where(codes, np.rint(values), values).astype(dtype)
+            return made
+        if dtype.kind == "f":
+            return random.standard_normal(shape).astype(dtype)
+        # Small enough to be an index of whatever there is.
+        whole = random.integers(0, 2, shape)
+        texts = dtype.kind == "O"
+        return whole.astype(str).astype(object) if texts else whole.astype(dtype)
 
 
 @dataclass(frozen=True)

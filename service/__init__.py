@@ -16,3 +16,5 @@ http          connections, TLS, and the bounds on what arrives
 inference     the lineup of admitted models, batching, sessions
 telemetry     metrics, records, logs, traces
 """
+
+import models  # noqa: F401  (before onnxruntime: it switches off what that would send)

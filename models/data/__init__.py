@@ -1,5 +1,6 @@
 """Rows and what they mean: read, typed, identified, split. Offline.
 
+expected   what the author of a model says that it answers, and about which rows
 held_out   rows to assess a model on, under what it says of itself
 sources    rows to data sets, under a public schema
 datasets   data sets with public column ranges, splits that never change

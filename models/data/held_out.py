@@ -26,19 +26,23 @@ from models.errors import DatasetError
 from models.manifest import Column
 
 __all__ = [
+    "LABEL_COLUMNS",
     "Holdout",
     "Predictions",
     "Roles",
+    "class_column",
+    "feature_columns",
     "holdout_of",
     "load_holdout",
     "load_predictions",
+    "matrix_of",
 ]
 
 _MAX_GROUPS = 50
 _FEATURES = ("x", "X", "x_test", "X_test", "features", "images", "data")
 _LABELS = ("y", "Y", "y_test", "Y_test", "labels", "label", "target", "targets")
-_LABEL_COLUMNS = ("label", "target", "class", "y")
-_TRUTH_COLUMNS = ("truth", *_LABEL_COLUMNS)
+LABEL_COLUMNS = ("label", "target", "class", "y")
+_TRUTH_COLUMNS = ("truth", *LABEL_COLUMNS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +188,8 @@ def load_holdout(
     """
     table = read_table(str(source), base=base)
     _check_sensitive(table, roles)
-    given = [item for item in _FEATURES if item in table.arrays]
-    many = [item for item in given if table.arrays[item].ndim > 1]
-    holdout = _matrix(table, roles, many[0]) if many else _columns(table, roles)
+    name = _matrix_name(table)
+    holdout = _columns(table, roles) if name is None else _matrix(table, roles, name)
     _check(holdout)
     return holdout
 
@@ -221,10 +224,10 @@ def load_predictions(
     predictions = Predictions(
         table.where,
         np.stack(scores, 1) if scores else np.empty((table.rows, 0)),
-        _labels(table, label),
+        class_column(table, label),
         columns=names,
         groups=_groups(table, roles),
-        decided=_labels(table, roles.prediction),
+        decided=class_column(table, roles.prediction),
         probabilities=sure,
     )
     _check_groups(predictions)
@@ -254,6 +257,26 @@ def _check_sensitive(table: Table, roles: Roles) -> None:
             raise DatasetError(f"{table.where}: there is no sensitive column {name!r}")
 
 
+def matrix_of(table: Table) -> NDArray[Any] | None:
+    """Features of an archive as they lie there, or None where columns are.
+
+    Raises:
+        DatasetError: they are no numbers.
+    """
+    name = _matrix_name(table)
+    if name is None:
+        return None
+    features = np.asarray(table.arrays[name])
+    _check_numbers(table.where, features)
+    return features
+
+
+def _matrix_name(table: Table) -> str | None:
+    given = [item for item in _FEATURES if item in table.arrays]
+    many = [item for item in given if table.arrays[item].ndim > 1]
+    return many[0] if many else None
+
+
 def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
     # An archive may hold two pairs: classes of test rows go with test rows.
     test = name.endswith("_test")
@@ -265,7 +288,7 @@ def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
             f"{table.where}: holds {', '.join(table.arrays)[:100]}; "
             f"expected features as 'x' and classes as {wanted[0]!r}"
         )
-    rows, labels = table.arrays[name], _labels(table, label)
+    rows, labels = table.arrays[name], class_column(table, label)
     return Holdout(
         table.where,
         rows,
@@ -277,27 +300,17 @@ def _matrix(table: Table, roles: Roles, name: str) -> Holdout:
 
 def _columns(table: Table, roles: Roles) -> Holdout:
     label = _label_column(table, roles.label)
-    known = {column.name: column for column in roles.columns}
     beside = {label, *roles.drop, *roles.beside}
     beside |= set(roles.sensitive) - set(roles.kept)
-    names = list(known) or list(roles.features)
+    names = [column.name for column in roles.columns] or list(roles.features)
     if not names:
         names = [name for name in table.arrays if name not in beside]
     table.require([*names, label], also=[*roles.sensitive, *roles.drop, *roles.beside])
-    if not (names and table.rows):
-        raise DatasetError(f"{table.where}: there are no rows")
-    missing = frozenset(roles.missing)
     texts = {name: _distinct(table, name) for name in names if name in roles.text}
-    values = [
-        _places(table, name, texts[name])
-        if name in texts
-        else _feature(table, name, known.get(name), missing)
-        for name in names
-    ]
     return Holdout(
         table.where,
-        np.stack(values, 1),
-        _labels(table, label),
+        feature_columns(table, names, roles, texts),
+        class_column(table, label),
         columns=tuple(names),
         groups=_groups(table, roles),
         texts=texts,
@@ -327,6 +340,36 @@ def _beside(table: Table, roles: Roles) -> dict[str, NDArray[np.float64]]:
     return {name: numbers(table, name) for name in roles.beside}
 
 
+def feature_columns(
+    table: Table,
+    names: Sequence[str],
+    roles: Roles,
+    texts: Mapping[str, tuple[str, ...]] | None = None,
+) -> NDArray[np.float64]:
+    """Columns of a table as features ``(n, d)``, under what roles say of them.
+
+    Args:
+        table: what is read.
+        names: of the columns, in this order.
+        roles: what they are for.
+        texts: of columns of texts, each text once: their values are places in that.
+
+    Raises:
+        DatasetError: there are no rows, or a cell is no value of its column.
+    """
+    if not (names and table.rows):
+        raise DatasetError(f"{table.where}: there are no rows")
+    known = {column.name: column for column in roles.columns}
+    missing, texts = frozenset(roles.missing), texts or {}
+    values = [
+        _places(table, name, texts[name])
+        if name in texts
+        else _feature(table, name, known.get(name), missing)
+        for name in names
+    ]
+    return np.stack(values, 1)
+
+
 def _feature(
     table: Table, name: str, column: Column | None, missing: frozenset[str]
 ) -> NDArray[np.float64]:
@@ -353,7 +396,7 @@ def _groups(table: Table, roles: Roles) -> dict[str, NDArray[np.str_]]:
 
 
 def _label_column(
-    table: Table, label: str | None, usual: tuple[str, ...] = _LABEL_COLUMNS
+    table: Table, label: str | None, usual: tuple[str, ...] = LABEL_COLUMNS
 ) -> str:
     wanted = (label,) if label is not None else usual
     for name in wanted:
@@ -365,7 +408,7 @@ def _label_column(
     )
 
 
-def _labels(table: Table, name: str) -> NDArray[Any]:
+def class_column(table: Table, name: str) -> NDArray[Any]:
     """Classes: numbers where every cell is one, else texts as they are written.
 
     Whole numbers as int64; float64 where one has a fraction.
@@ -407,8 +450,7 @@ def _is_whole(value: float | None) -> bool:
 
 def _check(holdout: Holdout) -> None:
     features, labels, name = holdout.features, holdout.labels, holdout.name
-    if features.dtype.kind not in "biuf":
-        raise DatasetError(f"{name}: features are not rows of numbers")
+    _check_numbers(name, features)
     if len(features) != len(labels):
         raise DatasetError(
             f"{name}: {len(features)} rows of features, {len(labels)} classes"
@@ -416,6 +458,11 @@ def _check(holdout: Holdout) -> None:
     _check_groups(holdout)
     if 0 in features.shape:
         raise DatasetError(f"{name}: there are no rows")
+
+
+def _check_numbers(name: str, features: NDArray[Any]) -> None:
+    if features.dtype.kind not in "biuf":
+        raise DatasetError(f"{name}: features are not rows of numbers")
 
 
 def _check_groups(holdout: Holdout) -> None:

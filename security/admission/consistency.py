@@ -128,6 +128,8 @@ def _contradictions(
         yield from _numbers(privacy)
     if provenance is not None:
         yield from _provenance(bundle, provenance)
+    if "parity" in reports and provenance is not None:
+        yield from _original(reports["parity"], provenance)
     if privacy is not None and provenance is not None:
         yield from _side_by_side(privacy, provenance)
     if privacy is not None and "config" in privacy.details:
@@ -244,6 +246,20 @@ def _provenance(bundle: Bundle, provenance: Report) -> Found:
         (data.get("name"), "train")
     ]:
         yield "provenance: the training rows are not those of the configuration"
+
+
+def _original(parity: Report, provenance: Report) -> Found:
+    """A module that was trained here, or answers of a model that came from elsewhere.
+
+    The latter were all compared on the rows that the report names.
+    """
+    imported = provenance.conditions.get("imported") is True
+    given = parity.conditions.get("reference") == "answers_of_the_original"
+    if imported is not given:
+        yield "parity: provenance says otherwise about where the model comes from"
+    rows = {item.rows for item in parity.datasets}
+    if given and {metric.n for metric in parity.metrics.values()} - rows:
+        yield "parity: not measured on the rows that it names"
 
 
 def _schema(bundle: Bundle, details: Mapping[str, Any]) -> Found:

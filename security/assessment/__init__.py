@@ -12,4 +12,6 @@ reporting    SARIF, JUnit, HTML, and what changed between two reports
 torch_graph  an ONNX graph as a torch module, for gradients
 art_library  importing ART without its side effects
 imported     models from elsewhere: inspected, then described
+parity       whether they answer what their author says
+trial        their first run, confined: which shapes really come
 """

@@ -1,7 +1,8 @@
 """Models from elsewhere: inspected before anything else parses them, then described.
 
-The manifest is what onnxruntime says that the model takes and gives. Nothing more is
-known of it, and nothing is claimed: no labels, no ranges that were not given.
+The manifest is what onnxruntime says that the model takes and gives, with the shapes of
+outputs that a first run gave. Nothing more is known of it, and nothing is claimed: no
+labels, no ranges that were not given.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,14 @@ from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
 from security.assessment.targets.dataconfig import load_data_config
+from security.assessment.trial import shapes_that_come
 from security.errors import AssessmentError, HostileModel
 from security.inspection import structure
 from security.inspection.calls import show
 from security.inspection.findings import Finding, StructureLimits
 
 __all__ = [
+    "corrected",
     "describe",
     "embedded",
     "export_factory",
@@ -153,6 +157,38 @@ def describe(
     outputs = tuple(_output(node, graph) for node in session.get_outputs())
     manifest = Manifest(name, version, inputs, outputs, max_rows=MAX_ROWS)
     return Manifest.from_json(manifest.to_json())
+
+
+def corrected(model: bytes, manifest: Manifest) -> tuple[Manifest, tuple[str, ...]]:
+    """The manifest with the shapes that outputs really have, and what was changed.
+
+    Args:
+        model: the file's bytes.
+        manifest: as `describe` made it.
+    """
+    came = shapes_that_come(model, manifest)
+    if came is None:
+        return manifest, (
+            "the model did not run on made-up rows: outputs have the shapes that it "
+            "declares",
+        )
+    outputs, notes = [], []
+    for tensor in manifest.outputs:
+        spec, shape = tensor.spec, came.get(tensor.spec.name)
+        if shape is None or _declares(spec.shape, shape):
+            outputs.append(tensor)
+            continue
+        notes.append(
+            f"output {spec.name!r} is declared {list(spec.shape)}, {list(shape)} comes"
+        )
+        outputs.append(replace(tensor, spec=replace(spec, shape=shape)))
+    changed = replace(manifest, outputs=tuple(outputs))
+    return Manifest.from_json(changed.to_json()), tuple(notes)
+
+
+def _declares(declared: tuple[int, ...], came: tuple[int, ...]) -> bool:
+    same_rank = len(declared) == len(came)
+    return same_rank and all(d in (-1, c) for d, c in zip(declared, came))
 
 
 def read_columns(path: Path) -> tuple[Column, ...]:

@@ -12,6 +12,7 @@ from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
+    add_train_data,
     configured_rows,
     data_config,
     file_rows,
@@ -56,6 +57,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="rows the model never saw, with classes: .npz, .csv or .parquet",
     )
     add_data_config(parser)
+    add_train_data(parser)
     parser.add_argument(
         "--beside",
         metavar="BUNDLE",

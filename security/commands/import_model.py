@@ -6,23 +6,40 @@ import argparse
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, report_file
 from models.files import new_directory, read_regular, write_atomic
-from models.manifest import Manifest
+from models.manifest import Column, Manifest
 from models.report import Condition, Report
 from security.commands.options import Subparsers
+from security.commands.rows import add_data_config, answered_rows, data_config
 from security.commands.stages import Stages
-from security.errors import SettingsError
+from security.errors import AssessmentError, SettingsError
+
+if TYPE_CHECKING:
+    from security.assessment.parity import Comparison
 
 __all__ = ["add_parser", "run"]
 
 MAX_STATEMENT_CHARACTERS = 1000
 MAX_MODEL_BYTES = 512 << 20  # what the structural inspection takes
 
+_SHOWN = 10
+
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What is known of an import beside model and manifest."""
+
+    conditions: Mapping[str, Mapping[str, Condition]]
+    notes: tuple[str, ...]
+    compared: Comparison | None
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -34,7 +51,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "inputs and outputs, and a provenance report that says it was imported. "
         "Weights in a file beside it, as torch.onnx.export writes them, are embedded. "
         "It needs evidence and admission like any other. A torch module is exported "
-        "first; its factory is code, and runs.",
+        "first; its factory is code, and runs. With --expect the model's answers are "
+        "compared with its author's, which makes its parity report.",
     )
     parser.add_argument("source", metavar="FILE.onnx|pkg.module:factory")
     parser.add_argument("--name", required=True, help="name of the model")
@@ -55,6 +73,22 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="what it was trained on, where that is public or about nobody: written as "
         "the privacy report, for whoever answers for it to sign",
     )
+    expect = parser.add_argument_group("what the original answers")
+    expect.add_argument(
+        "--expect",
+        type=Path,
+        metavar="FILE",
+        help="its answers, as columns prediction, probability or score (or "
+        "probability:CLASS of each), or value: .csv, .parquet or .npz",
+    )
+    expect.add_argument(
+        "--data", type=Path, metavar="FILE", help="the rows that they are about"
+    )
+    expect.add_argument(
+        "--key", metavar="COLUMN", help="says which row is which (default: the order)"
+    )
+    expect.add_argument("--output", metavar="NAME", help="the output to compare")
+    add_data_config(parser)
     parser.set_defaults(run=run)
 
 
@@ -80,10 +114,17 @@ def run(args: argparse.Namespace) -> int:
         manifest = imported.describe(
             model, name=args.name, version=args.version, columns=columns
         )
+        manifest, notes = imported.corrected(model, manifest)
+    compared = _compared(args, model, columns)
     source = "torch factory" if factory else "ONNX file"
-    _write(args.out, model, manifest, _conditions(source, told))
+    said = _Said(_conditions(source, told), notes, compared)
+    _write(args.out, model, manifest, said)
     for finding in findings:
         print(f"{'finding':<10}{finding.rule}: {finding.message}")
+    for note in notes:
+        print(f"{'note':<10}{note}")
+    if compared is not None:
+        _print_differences(compared)
     print(f"imported  {manifest.tag}  sha256:{hashlib.sha256(model).hexdigest()}")
     return 0
 
@@ -107,24 +148,57 @@ def _conditions(source: str, told: str | None) -> dict[str, dict[str, Condition]
     return {"provenance": provenance, "privacy": privacy}
 
 
-def _write(
-    out: Path,
-    model: bytes,
-    manifest: Manifest,
-    conditions: Mapping[str, Mapping[str, Condition]],
-) -> None:
+def _compared(
+    args: argparse.Namespace, model: bytes, columns: tuple[Column, ...]
+) -> Comparison | None:
+    """The model beside its author's answers, if there are any."""
+    if args.expect is None or args.data is None:
+        given = (args.expect, args.data, args.key, args.output, args.data_config)
+        if any(item is not None for item in (*given, args.decision)):
+            raise AssessmentError(
+                "give --expect and --data together; --key, --output, --decision and "
+                "--data-config are about them"
+            )
+        return None
+    from security.assessment import parity  # noqa: PLC0415  (as above)
+    from security.assessment.targets.decision import Stated  # noqa: PLC0415
+
+    config = data_config(args)
+    answered = answered_rows(args.expect, args.data, config, columns, args.key)
+    stated = Stated(config.classes, output=args.output, decision=args.decision)
+    return parity.compare(model, answered, stated)
+
+
+def _print_differences(compared: Comparison) -> None:
+    print(f"{'parity':<10}{compared.line()}")
+    for item in compared.differences[:_SHOWN]:
+        place = compared.answered.places[item.row]
+        print(
+            f"{'differs':<10}{place}: {item.column} is {item.expected[:40]}, the file "
+            f"gives {item.got[:40]}"
+        )
+    if len(compared.differences) > _SHOWN:
+        print(f"{'differs':<10}… and {len(compared.differences) - _SHOWN} more answers")
+
+
+def _write(out: Path, model: bytes, manifest: Manifest, said: _Said) -> None:
     from security.assessment import imported  # noqa: PLC0415  (as above)
 
     with new_directory(out) as folder:
         write_atomic(folder / MODEL_FILE, model)
         write_atomic(folder / MANIFEST_FILE, manifest.to_json())
         subject = read_bundle(folder).subject
-        for kind, stated in conditions.items():
+        for kind, stated in said.conditions.items():
+            noted = kind == "provenance" and said.notes
             report = Report(
                 kind=kind,
                 created_at=datetime.now(UTC).replace(microsecond=0),
                 subject=subject,
                 tools=imported.tools(),
                 conditions={**stated, "file_sha256": subject.onnx_sha256},
+                details={"notes": list(said.notes)} if noted else {},
             )
             write_atomic(folder / report_file(kind), report.to_json())
+        if said.compared is not None:
+            found = said.compared.report(subject, imported.tools())
+            write_atomic(folder / report_file("parity"), found.to_json())

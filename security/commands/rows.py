@@ -10,6 +10,7 @@ from security.errors import AssessmentError
 
 if TYPE_CHECKING:
     from models.data.datasets import AnyDataset
+    from models.data.expected import Answered
     from models.data.held_out import Holdout, Predictions, Roles
     from models.manifest import Column
     from security.assessment.plan.options import Radii
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "add_data_config",
     "add_radius",
+    "add_train_data",
+    "answered_rows",
     "configured_rows",
     "data_config",
     "file_predictions",
@@ -27,7 +30,7 @@ __all__ = [
 
 
 def add_data_config(parser: argparse.ArgumentParser) -> None:
-    """Add --data-config, --decision and --train-data."""
+    """Add --data-config and --decision."""
     parser.add_argument(
         "--data-config",
         type=Path,
@@ -40,6 +43,10 @@ def add_data_config(parser: argparse.ArgumentParser) -> None:
         help="what decides where outputs do not say: label, scores, for two classes "
         "'probability>T' or 'score>T', or number: nothing, it predicts one",
     )
+
+
+def add_train_data(parser: argparse.ArgumentParser) -> None:
+    """Add --train-data."""
     parser.add_argument(
         "--train-data",
         type=Path,
@@ -135,6 +142,31 @@ def file_predictions(path: Path, config: DataConfig) -> Predictions:
     from models.data.held_out import load_predictions  # noqa: PLC0415  (as above)
 
     return load_predictions(path, _roles(config, ()))
+
+
+def answered_rows(
+    path: Path,
+    rows: Path,
+    config: DataConfig,
+    columns: tuple[Column, ...],
+    key: str | None,
+) -> Answered:
+    """What the author of a model says that it answers, and the rows.
+
+    Args:
+        path: of the answers.
+        rows: of the rows.
+        config: says what columns are for.
+        columns: of the model, found by name; none where it has none.
+        key: a column of both files that says which row is which, or None.
+
+    Raises:
+        DatasetError: unreadable, or rows and answers that do not fit each other.
+    """
+    from models.data.expected import load_answered  # noqa: PLC0415  (as above)
+
+    roles = _roles(config, columns)
+    return load_answered(path, rows, roles, classes=config.classes, key=key)
 
 
 def _roles(

@@ -25,6 +25,7 @@ from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
     add_radius,
+    add_train_data,
     configured_rows,
     data_config,
     file_predictions,
@@ -83,6 +84,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "prediction, perhaps probability or score, and the groups of --data-config",
     )
     add_data_config(parser)
+    add_train_data(parser)
     parser.add_argument(
         "--profile", choices=("quick", "standard", "thorough"), default="quick"
     )

@@ -66,6 +66,8 @@ VALUES: Mapping[tuple[str, str], str] = {
     ("neighbouring", "add_or_remove_one"): "data sets that differ by one row, "
     "added or removed",
     ("neighbouring", "replace_one"): "data sets of one size that differ in one row",
+    ("reference", "answers_of_the_original"): "compared with what the importer says "
+    "that the original answers",
     ("sampling", "poisson"): "each row by its own coin toss, in every step",
 }
 
@@ -93,6 +95,7 @@ METRICS: Mapping[str, str] = {
     "mae_difference": "largest minus smallest error of the groups",
     "mae_ratio": "smallest by largest error of the groups; 1 is equal",
     "max_abs_difference": "largest difference",
+    "max_relative_difference": "the same, as a share of the largest number expected",
     "mean_error": "answer minus truth: how much too high on average",
     "mean_error_difference": "largest minus smallest of the groups",
     "mean_largest_change": "the mean, over rows, of the largest change in the radius",
@@ -106,6 +109,7 @@ METRICS: Mapping[str, str] = {
     "robust_accuracy_edits": "share that stays right while the text is edited",
     "rmse": "root of the mean squared error",
     "robust_accuracy": "share that stays right under attack",
+    "rows_that_differ": "rows with another answer than the original's",
     "rule_auc": "of an attack that calls who is classified rightly a member",
     "stable_share": "share of answers that move by no more than the tolerance",
     "tolerance": "how far an answer may move",

@@ -3,6 +3,7 @@
 findings            rules of structural inspection: ids, severities, limits
 structure           inspection of an untrusted ONNX file, in a bounded child process
 child               that process: `python -m security.inspection.child`
+confined            that process's start, limits and end; `import` has one like it
 engine              what the pinned onnxruntime loads, as constants
 wire                the bytes against what was parsed: unknown fields, fields twice
 rules               what it checks before ONNX's own checker runs

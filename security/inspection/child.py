@@ -7,34 +7,28 @@ Once its libraries are loaded it can open nothing: no file, no socket, no proces
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from security.inspection.confined import close_everything, confine
 from security.inspection.engine import ORT_FORMAT
 from security.inspection.findings import Finding, StructureLimits
 
 __all__: list[str] = []
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
-_SIGKILL = 9
 # What shape inference needs the numbers of (shapes, axes, repeats) is small.
 _MAX_KEPT_ELEMENTS = 1024
 
 
 def _main() -> int:
-    limits = StructureLimits(**json.loads(sys.argv[1]))
-    size = int(sys.argv[2])
-    _confine(limits, size)
+    limits, _ = confine(sys.argv[1])
     tools = _tools()
-    # 0, 1 and 2 are open. From here on nothing else can be, a socket neither.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    close_everything()
     findings, counts = _inspect(tools, limits, sys.stdin.buffer)
     answer = {"findings": [asdict(item) for item in findings], "counts": counts}
     sys.stdout.write(json.dumps(answer))
@@ -51,22 +45,6 @@ def _tools() -> Any:
     return SimpleNamespace(
         onnx=onnx, backdoor=backdoor, order=order, rules=rules, wire=wire
     )
-
-
-def _confine(limits: StructureLimits, size: int) -> None:
-    for kind, value in (
-        (resource.RLIMIT_AS, limits.memory_bytes + 6 * size),
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NPROC, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-        libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
 
 
 def _inspect(

@@ -8,20 +8,13 @@ wall clock: it may crash or hang, and that is one more finding.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-import tempfile
-import threading
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.errors import AssessmentError
+from security.inspection.confined import run_confined
 from security.inspection.findings import RULES, Finding, StructureLimits
 
 __all__ = ["Inspection", "examine", "inspect"]
@@ -29,7 +22,6 @@ __all__ = ["Inspection", "examine", "inspect"]
 _CHILD = "security.inspection.child"
 _MAX_ANSWER_BYTES = 1 << 20
 _FIELDS = ("rule", "message", "where", "explanation")
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -74,77 +66,15 @@ def examine(model: bytes, limits: StructureLimits = StructureLimits()) -> Inspec
     if len(model) > limits.max_model_bytes:
         message = f"{len(model)} bytes, at most {limits.max_model_bytes} allowed"
         return Inspection((Finding("file-size", message),))
-    with tempfile.TemporaryDirectory(prefix="sealgate-inspect-") as folder:
-        try:
-            with _start(folder, len(model), limits) as child:
-                answer = _exchange(child, model, limits.wall_s)
-        except OSError as error:
-            raise AssessmentError(f"inspection cannot start: {error}") from None
+    try:
+        answer, code = run_confined(_CHILD, [model], limits, _MAX_ANSWER_BYTES)
+    except OSError as error:
+        raise AssessmentError(f"inspection cannot start: {error}") from None
     if answer is None:
         return _exceeded(f"not finished after {limits.wall_s:g} s")
-    if child.returncode != 0 or len(answer) > _MAX_ANSWER_BYTES:
-        return _exceeded(f"the process ended with code {child.returncode}")
+    if code != 0 or len(answer) > _MAX_ANSWER_BYTES:
+        return _exceeded(f"the process ended with code {code}")
     return _parse(answer)
-
-
-def _start(folder: str, size: int, limits: StructureLimits) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-P", "-B", "-m", _CHILD),
-            *(json.dumps(asdict(limits)), str(size)),
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=folder,  # empty: no relative path in the file leads anywhere
-        env=_environment(),
-        start_new_session=True,  # no terminal, and not the caller's signals
-    )
-
-
-def _exchange(
-    child: subprocess.Popen[bytes], model: bytes, wall_s: float
-) -> bytes | None:
-    """Feed the model and read the answer, bounded; None after the deadline.
-
-    A child that has been taken over may write without end, or neither read nor write.
-    """
-    late = threading.Event()
-
-    def stop() -> None:
-        late.set()
-        child.kill()
-
-    deadline = threading.Timer(wall_s, stop)
-    feeder = threading.Thread(target=_feed, args=(child, model), daemon=True)
-    deadline.start()
-    feeder.start()
-    try:
-        answer = child.stdout.read(_MAX_ANSWER_BYTES + 1) if child.stdout else b""
-        if len(answer) > _MAX_ANSWER_BYTES:
-            child.kill()
-        child.wait()
-        feeder.join()
-    finally:
-        deadline.cancel()
-        child.kill()
-    return None if late.is_set() else answer
-
-
-def _feed(child: subprocess.Popen[bytes], model: bytes) -> None:
-    # A pipe takes slices of the one copy; the child may end before it has read all.
-    with contextlib.suppress(OSError), child.stdin or contextlib.nullcontext() as pipe:
-        if pipe is not None:
-            pipe.write(model)
-
-
-def _environment() -> dict[str, str]:
-    # Nothing of the caller's but what the interpreter needs to find its libraries.
-    kept = {
-        name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ
-    }
-    # One thread: the child may not start a second.
-    return {**kept, "PYTHONPATH": str(_ROOT), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _exceeded(message: str) -> Inspection:

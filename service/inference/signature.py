@@ -43,8 +43,9 @@ class Signature:
             AdmissionRefused: it takes or gives other tensors.
         """
         self._session = session
-        _check(session.get_inputs(), manifest.inputs)
-        _check(session.get_outputs(), manifest.outputs)
+        _check(session.get_inputs(), manifest.inputs, shapes=True)
+        # What comes is held to the manifest; what is declared, exporters guess.
+        _check(session.get_outputs(), manifest.outputs, shapes=False)
         types = {node.name: node.type for node in session.get_outputs()}
         self._present = {
             tensor.spec.name: _presenter(tensor, types[tensor.spec.name])
@@ -107,16 +108,14 @@ def _shaped(name: str, array: Array, expected: tuple[int, ...]) -> Array:
     """An output in the shape that the manifest says.
 
     Of no rows onnxruntime's operators give empty arrays of several shapes: of those
-    only the manifest's is given. Exporters of scikit-learn and LightGBM declare one
-    label where one for each row comes: a first dimension of 1 is not held.
+    only the manifest's is given.
 
     Raises:
         ShapeError: it has values, in another shape.
     """
     actual = array.shape
     same_rank = len(actual) == len(expected)
-    held = (-1, *expected[1:]) if expected[:1] == (1,) else expected
-    if same_rank and all(e in (-1, a) for a, e in zip(actual, held)):
+    if same_rank and all(e in (-1, a) for a, e in zip(actual, expected)):
         return array
     if not array.size and expected[:1] == (-1,) and -1 not in expected[1:]:
         return array.reshape(0, *expected[1:])
@@ -125,13 +124,15 @@ def _shaped(name: str, array: Array, expected: tuple[int, ...]) -> Array:
     )
 
 
-def _check(nodes: Sequence[NodeArg], tensors: Sequence[Tensor]) -> None:
+def _check(
+    nodes: Sequence[NodeArg], tensors: Sequence[Tensor], *, shapes: bool
+) -> None:
     actual = {node.name: node for node in nodes}
     if actual.keys() != {tensor.spec.name for tensor in tensors}:
         raise AdmissionRefused(17, "the model's tensors are not the manifest's")
     for tensor in tensors:
         node = actual[tensor.spec.name]
-        if not _agrees(tensor, node):
+        if not _agrees(tensor, node, shapes=shapes):
             raise AdmissionRefused(
                 17,
                 f"tensor {tensor.spec.name!r} is {node.type}{list(shape_of(node))}, "
@@ -139,7 +140,7 @@ def _check(nodes: Sequence[NodeArg], tensors: Sequence[Tensor]) -> None:
             )
 
 
-def _agrees(tensor: Tensor, node: NodeArg) -> bool:
+def _agrees(tensor: Tensor, node: NodeArg, *, shapes: bool) -> bool:
     wanted = tensor.spec.datatype
     if tensor.form == "maps":
         maps = MAPS.fullmatch(node.type)
@@ -151,7 +152,8 @@ def _agrees(tensor: Tensor, node: NodeArg) -> bool:
     if tensor.form == "sequence":
         sequence = SEQUENCE.fullmatch(node.type)
         return sequence is not None and TYPES.get(sequence[1]) == wanted
-    return TYPES.get(node.type) == wanted and shape_of(node) == tensor.spec.shape
+    same = not shapes or shape_of(node) == tensor.spec.shape
+    return TYPES.get(node.type) == wanted and same
 
 
 def _keys(tensor: Tensor, kind: str) -> tuple[int, ...] | tuple[str, ...]:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from models.manifest import Tensor
-from sealgate.protocol.tensors import DATATYPES, Array
+from sealgate.protocol.tensors import Array
 from service.inference.batching import InferenceFailedError
 from service.inference.memory import give_back
 from service.inference.runtime import LoadedModel
@@ -113,9 +112,7 @@ class _Probe:
 
     def sample(self, rows: int, *, seed: int) -> dict[str, Array]:
         random = np.random.default_rng(seed)
-        return {
-            tensor.spec.name: _values(tensor, rows, random) for tensor in self._inputs
-        }
+        return {item.spec.name: item.made_up(rows, random) for item in self._inputs}
 
     def rows_apart(self) -> bool:
         """Whether every tensor has a first axis of rows, and they do not mix.
@@ -173,20 +170,6 @@ class _Probe:
             seconds.append(time.perf_counter() - began)
         # The least: what comes on top is the machine's other work.
         return min(seconds)
-
-
-def _values(tensor: Tensor, rows: int, random: np.random.Generator) -> Array:
-    shape = [1 if size == -1 else size for size in tensor.spec.shape]
-    if tensor.spec.shape[:1] == (-1,):
-        shape[0] = rows
-    dtype = DATATYPES.get(tensor.spec.datatype, np.dtype(object))
-    if dtype.kind == "f":
-        return random.standard_normal(shape).astype(dtype)
-    # Small enough to be an index of whatever there is.
-    whole = random.integers(0, 2, shape)
-    return (
-        whole.astype(str).astype(object) if dtype.kind == "O" else whole.astype(dtype)
-    )
 
 
 def _same(left: Sequence[Array], right: Sequence[Array]) -> bool:

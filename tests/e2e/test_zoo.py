@@ -51,6 +51,7 @@ OWN = {
     "echo": zoo.echo_model(PLAIN),
     "echo-bf16": zoo.echo_model(["BF16", "FP16", "FP32", "INT64", "BOOL"]),
     "maps": zoo.maps_model(),
+    "misdeclared": zoo.misdeclared_model(),
     "sequence": zoo.sequence_model(),
 }
 
@@ -178,6 +179,16 @@ def test_classes_are_columns_with_labels(served: Zoo) -> None:
         assert client.infer("maps", {"x": rows[:0]})["scores"].shape == (0, 3)
         outputs = client.metadata("iris-logreg-sklearn")["outputs"]
         assert outputs[1]["parameters"]["labels"] == ["0", "1", "2"]
+
+
+def test_what_comes_is_served_whatever_was_declared(served: Zoo) -> None:
+    rows = np.array([[0.5, 2.0], [-3.0, 1.0], [0.0, 0.0]], np.float32)
+    with sealgate.Client(served.server.url, token=served.token) as client:
+        outputs = client.metadata("misdeclared")["outputs"]
+        assert [item["shape"] for item in outputs] == [[-1], [-1, 1]]
+        answer = client.infer("misdeclared", {"x": rows})
+        assert answer["label"].shape == (3,)
+        same(answer["scores"], rows[:, :1] - rows[:, 1:] + np.float32(0.5))
 
 
 def test_a_sequence_is_stacked(served: Zoo) -> None:

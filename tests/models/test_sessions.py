@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -15,8 +17,10 @@ from models.sessions import make_session
 from tests.conftest import working_directory
 from tests.support.bundles import WEIGHTS, onnx_model
 from tests.support.polyglots import in_ort_format
+from tests.support.servers import ROOT
 
 ROWS = np.array([[1.0, 2.0, 3.0]], dtype=np.float32)
+NOWHERE = "http://127.0.0.1:9"
 
 
 def with_metadata(key: str, value: str) -> bytes:
@@ -100,3 +104,29 @@ def test_importing_it_loads_no_engine():
 
     code = "import sys, models.sessions; sys.exit('onnxruntime' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "reports"),
+    [
+        ("import os", True),
+        ("import models", False),
+        ("import service.inference.batching", False),
+    ],
+)
+def test_onnxruntime_reports_to_nobody(
+    tmp_path: Path, first: str, reports: bool
+) -> None:
+    """By the file that it keeps its reports in until it has sent them."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{first}; import onnxruntime"],
+        # Little of the environment: it also looks whether this is a build.
+        env={"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "HTTPS_PROXY": NOWHERE},
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert any(tmp_path.rglob("onnxruntime.db")) is reports

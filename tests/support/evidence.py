@@ -190,7 +190,10 @@ METRICS = {
         "true_positive_rate_difference": _interval(0.0358, -0.06, 0.13, 134),
     },
     "membership": {"auc": _interval(0.5260167054, 0.44520534, 0.60682806, 285)},
-    "parity": {"max_abs_difference": Metric(4.172325134277344e-07, n=1006)},
+    "parity": {
+        "label_agreement": Metric(1.0, n=1006),
+        "max_abs_difference": Metric(4.172325134277344e-07, n=1006),
+    },
     "privacy": {"epsilon": Metric(2.9982706425655317), "delta": Metric(0.0012)},
     "quality": {
         "accuracy": _interval(0.9701492537, 0.9257619685, 0.9883316653, 134),

@@ -149,6 +149,36 @@ def sequence_model() -> bytes:
     )
 
 
+def misdeclared_model() -> bytes:
+    """One label and two scores are declared; as many labels as rows, one score come."""
+    classifier = helper.make_node(
+        "LinearClassifier",
+        ["x"],
+        ["label", "unread"],
+        domain="ai.onnx.ml",
+        classlabels_ints=[1, 2],
+        coefficients=[1.0, 2.0, -1.0, 0.5],
+        intercepts=[0.0, 0.5],
+    )
+    scores = helper.make_node(
+        "LinearRegressor",
+        ["x"],
+        ["scores"],
+        domain="ai.onnx.ml",
+        coefficients=[1.0, -1.0],
+        intercepts=[0.5],
+    )
+    return _model(
+        [classifier, scores],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, [1]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 2]),
+        ],
+        domains=(("", 17), ("ai.onnx.ml", 3)),
+    )
+
+
 def example(node: object, rng: np.random.Generator, *, rows: int = 2) -> np.ndarray:
     """Values that an input of an onnxruntime session takes."""
     shape = [size if isinstance(size, int) else rows for size in node.shape]

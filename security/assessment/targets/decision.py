@@ -103,6 +103,8 @@ def settle(
     outputs: Mapping[str, Any],
     stated: Stated,
     declared: Mapping[str, Declared] | None = None,
+    *,
+    compared: bool = True,
 ) -> Reading:
     """Decide how outputs are read.
 
@@ -110,6 +112,8 @@ def settle(
         outputs: by name, as onnxruntime or the endpoint gave them, about real rows.
         stated: what is known of data and model.
         declared: by name, what the graph says; nothing of an endpoint.
+        compared: whether labels are held to classes and scores: not where just that is
+            in question.
 
     Raises:
         AssessmentError: no output looks like scores or labels of a classifier, or how
@@ -123,9 +127,9 @@ def settle(
         found = replace(found, label=None)
     if decision is not None and decision.by == "label" and found.label is None:
         raise AssessmentError("--decision label: the model has no label output")
-    if found.scores is None:
-        return _checked(found.by_labels(), outputs)
-    return _checked(found.by_scores(decision), outputs)
+    labels = found.scores is None
+    reading = found.by_labels() if labels else found.by_scores(decision)
+    return _checked(reading, outputs) if compared else reading
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,7 +164,7 @@ class OnnxTarget:
         Raises:
             AssessmentError: the model cannot run the rows, or is no classifier.
         """
-        outputs = self._run_all(rows)
+        outputs = self.outputs(rows)
         self.reading = settle(outputs, stated, declared_outputs(self.model))
         names = {self.reading.output, self.reading.label_output} - {None}
         self._wanted = [name for name in self.output_names if name in names]
@@ -176,7 +176,7 @@ class OnnxTarget:
         Raises:
             AssessmentError: the model cannot run the rows.
         """
-        return read_answers(self._run_all(rows), self.reading, len(rows))
+        return read_answers(self.outputs(rows), self.reading, len(rows))
 
     def values(self, rows: Rows, name: str) -> NDArray[Any]:
         """One output about rows ``(n, d)``, as it comes.
@@ -184,7 +184,7 @@ class OnnxTarget:
         Raises:
             AssessmentError: the model cannot run the rows.
         """
-        return np.asarray(self._run_all(rows, [name])[name])
+        return np.asarray(self.outputs(rows, [name])[name])
 
     @property
     def queries(self) -> int:
@@ -194,7 +194,12 @@ class OnnxTarget:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _run_all(self, rows: Rows, wanted: list[str] | None = None) -> dict[str, Any]:
+    def outputs(self, rows: Rows, wanted: list[str] | None = None) -> dict[str, Any]:
+        """What onnxruntime gives about rows ``(n, d)``, by output, as it comes.
+
+        Raises:
+            AssessmentError: the model cannot run the rows.
+        """
         self._asked += len(rows)
         size = self.spec.batch or BATCH_ROWS
         names = wanted or self._wanted or list(self.output_names)

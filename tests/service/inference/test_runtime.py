@@ -198,6 +198,16 @@ def test_no_rows_have_the_shape_that_the_manifest_says(tmp_path: Path) -> None:
     assert [array.shape for array in outputs] == [(0,), (0, 2)]
 
 
+def test_the_manifest_says_the_shapes_that_come(tmp_path: Path) -> None:
+    # Declared is [-1, 2]; whoever signs another shape is held to it, as to any.
+    other = _with("outputs", replace(PROBABILITIES, shape=(-1, 5)), LABEL)
+    runtime = serving([unverified(tmp_path, onnx_model(), other)], timeout_s=10)
+    with pytest.raises(ShapeError):
+        infer(runtime, "toy", {"features": ROWS}, ["probabilities"])
+    (label,) = infer(runtime, "toy", {"features": ROWS}, ["label"])
+    assert label.shape == (2,)
+
+
 def test_a_model_that_gives_other_shapes_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
