@@ -382,6 +382,16 @@ def centring_model(folder: Path) -> Admission:
     return unverified(folder, _model(nodes), manifest((X,), (Y,)))
 
 
+def quantising_model(folder: Path) -> Admission:
+    """y = x in 8 bits of a scale over all rows, as quantize_dynamic writes it."""
+    quantised = ["q", "scale", "zero"]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], quantised),
+        helper.make_node("DequantizeLinear", quantised, ["y"]),
+    ]
+    return unverified(folder, _model(nodes), manifest((X,), (Y,)))
+
+
 def bomb_model(folder: Path) -> Admission:
     """y = x, and on the way a tensor of as many gigabytes as the largest in x."""
     nodes = [

@@ -30,6 +30,7 @@ from tests.support.rooms import (
     endless_model,
     log_model,
     lookup_model,
+    quantising_model,
     reshape_model,
     serving,
 )
@@ -291,6 +292,7 @@ def test_waiting_for_others_to_share_a_run(tmp_path: Path) -> None:
         (log_model, True),
         (counting_model, True),
         (centring_model, False),  # it would mix callers
+        (quantising_model, False),
         (reshape_model, False),
         (admitted, True),
     ],
