@@ -35,7 +35,6 @@ from sealgate.protocol.hpke import KEM_X25519, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
 from security.access import issuer
 from security.admission.keys import load_signing_key, public_pem
-from security.commands.keygen import load_issuer_key
 from security.settings.loading import load_settings
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import KINDS, NAME, Keys, onnx_model
@@ -177,7 +176,7 @@ def test_an_error_says_which_model_and_which_rows(client):
 def test_an_expired_token_says_since_when(server, deployment):
     settings = load_settings({"SEALGATE_HOME": str(deployment)})
     token = issuer.mint(
-        load_issuer_key(settings),
+        issuer.load_issuer_key(settings.home),
         audience=settings.access.audience,
         subject="s",
         client_id="c",

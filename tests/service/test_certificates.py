@@ -380,7 +380,7 @@ def test_the_command_and_a_profile(
     path.write_text(json.dumps(profile))
     command = ["metadata", "--profile", str(path)]
     assert main(command) == 1
-    assert "refused: 401" in capsys.readouterr().err
+    assert "refused: toy: 401" in capsys.readouterr().err
     flags = [
         "--client-certificate", str(tmp_path / "alice.pem"),
         "--client-key", str(tmp_path / "alice.key"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from security.inspection import structure
+from security.inspection import confined, structure
 from security.inspection.findings import RULES, SEVERITIES, Finding, StructureLimits
 from security.inspection.structure import inspect
 from tests.security.inspection import test_backdoor
@@ -287,7 +287,7 @@ def child(monkeypatch, tmp_path, code):
     package = tmp_path / "taken_over.py"
     package.write_text(code)
     monkeypatch.setattr(structure, "_CHILD", "taken_over")
-    monkeypatch.setattr(structure, "_ROOT", tmp_path)
+    monkeypatch.setattr(confined, "_ROOT", tmp_path)
 
 
 def test_an_answer_without_end(monkeypatch, tmp_path):

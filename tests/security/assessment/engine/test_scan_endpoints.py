@@ -157,7 +157,7 @@ def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     with serve("service.app:Sealgate", home, extra=extra, port=port) as server:
         assert remote((server.url, profile), tmp_path, rows) == 0
     text = capsys.readouterr().out
-    assert "the endpoint takes no more queries now: 429" in text
+    assert "the endpoint takes no more queries now: toy: 429" in text
     assert "ended first" in text
     document = report(tmp_path, "out")
     # The second run went on until the day's quota ended. What the killed server had

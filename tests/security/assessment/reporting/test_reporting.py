@@ -152,7 +152,9 @@ def test_two_models_of_one_name_are_told_apart(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert scanned_places(folders[0])[0] == "repo/a/model.onnx"
     capsys.readouterr()
-    arguments = ("scan", str(folders[0] / "model.onnx"), "--data", "x.npz")
+    rows = str(tmp_path / "rows.npz")
+    np.savez(rows, x=np.zeros((2, 30), np.float32), y=[0, 1])
+    arguments = ("scan", str(folders[0] / "model.onnx"), "--data", rows)
     assert main([*arguments, "--root", str(folders[1])]) == 2
     assert "--root: model.onnx is not below it" in capsys.readouterr().err
 

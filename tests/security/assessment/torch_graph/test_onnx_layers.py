@@ -158,6 +158,15 @@ ML = {
         f"Normalizer {norm}": ml(mlnode("Normalizer", "x", "scores", norm=norm))
         for norm in ("L1", "L2")
     },
+    "LinearRegressor": ml(
+        mlnode(
+            "LinearRegressor",
+            "x",
+            "scores",
+            coefficients=[0.5, -1.0, 2.0, 0.25],
+            intercepts=[0.1],
+        )
+    ),
     **{
         f"LinearClassifier {kind}": onnx_model(
             [
