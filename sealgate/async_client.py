@@ -75,14 +75,7 @@ class AsyncClient:
         """
         self._core = Core(url, options)
         self._token = token
-        self._pools = Pools(
-            httpcore.AsyncConnectionPool,
-            timeout_s,
-            certificate=options.client_certificate,
-            key=options.client_key,
-            authorities=options.authorities,
-            proxy=options.proxy,
-        )
+        self._pools = Pools(httpcore.AsyncConnectionPool, timeout_s, options)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._core.url}>"

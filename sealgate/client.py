@@ -61,14 +61,7 @@ class Client:
         """
         self._core = Core(url, options)
         self._token = token
-        self._pools = Pools(
-            httpcore.ConnectionPool,
-            timeout_s,
-            certificate=options.client_certificate,
-            key=options.client_key,
-            authorities=options.authorities,
-            proxy=options.proxy,
-        )
+        self._pools = Pools(httpcore.ConnectionPool, timeout_s, options)
 
     def __repr__(self) -> str:
         return f"<Client {self._core.url}>"

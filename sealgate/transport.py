@@ -23,6 +23,7 @@ import certifi
 import httpcore
 
 from sealgate.errors import ProfileError, TransportError
+from sealgate.options import Options
 
 __all__ = ["FAILURES", "Pools", "failed", "received_fields", "sent_fields"]
 
@@ -58,30 +59,27 @@ class Pools(Generic[P]):
         self,
         kind: Callable[..., P],
         timeout_s: float,
-        *,
-        certificate: Path | None = None,
-        key: Path | None = None,
-        authorities: Path | None = None,
-        proxy: str | None = None,
+        options: Options = Options(),
     ) -> None:
         """Nothing is connected yet.
 
         Args:
             kind: httpcore's pool to make.
             timeout_s: for connecting, and for each read and write.
-            certificate: PEM file to show to servers that ask for one.
-            key: PEM file of its key; None if that is in the same file.
-            authorities: PEM file of those that certificates must come from.
-            proxy: its URL, empty for none; None for the environment's.
+            options: a certificate to show, authorities to trust, a proxy.
 
         Raises:
             ProfileError: a file cannot be used.
         """
         self._kind: Callable[..., P] = kind
-        self._authorities, self._proxy = authorities, proxy
+        self._authorities, self._proxy = options.authorities, options.proxy
         self._pools: dict[tuple[str, bool], P] = {}
         self._own = (
-            None if certificate is None else _certified(certificate, key, authorities)
+            None
+            if options.client_certificate is None
+            else _certified(
+                options.client_certificate, options.client_key, options.authorities
+            )
         )
         self._context: ssl.SSLContext | None = None
         names = ("connect", "read", "write", "pool")

@@ -136,7 +136,7 @@ def test_the_deadline_stops_a_model_that_never_ends(tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_gives_its_memory_back(tmp_path: Path) -> None:
-    runtime = serving([gathering_model(tmp_path)], timeout_s=1.2)
+    runtime = serving([gathering_model(tmp_path)], timeout_s=3.0)
     served = runtime.find("odd")
     assert served is not None
     process = psutil.Process()
@@ -154,7 +154,7 @@ def test_a_stopped_run_gives_its_memory_back(tmp_path: Path) -> None:
         return most - before, process.memory_info().rss - before
 
     taken, left = asyncio.run(stopped())
-    assert taken > 6 << 20
+    assert taken > 20 << 20
     assert left < taken / 2
 
 

@@ -17,8 +17,11 @@ from security.assessment.checks.evasion.cascade import (
 )
 from security.assessment.checks.evasion.plan import (
     EvasionPlan,
-    image_shape,
+    bearable,
+    of_norm,
+    part_of,
     plan_for,
+    units_of,
 )
 from security.assessment.checks.evasion.reliability import attack_checks
 from security.assessment.checks.evasion.results import NormResult, merge
@@ -57,13 +60,7 @@ class EvasionCheck:
 
     def units(self, context: Context) -> list[Unit]:
         """One per norm and chunk of rows."""
-        effort = context.job.options.effort
-        chunks = range(-(-len(_attacked(context)) // effort.chunk))
-        return [
-            Unit(self.name, f"evasion/{norm}/{index:04}", {"norm": norm, "at": index})
-            for norm in effort.norms
-            for index in chunks
-        ]
+        return units_of(context, _attacked(context))
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Attack one chunk.
@@ -72,9 +69,7 @@ class EvasionCheck:
             BudgetError: queries or time ran out.
         """
         torch.set_num_threads(1)  # repeatable sums; processes share the work
-        size = context.job.options.effort.chunk
-        first = int(unit.params["at"]) * size
-        places = _attacked(context)[first : first + size]
+        places = part_of(unit, context, _attacked(context))
         plan = plan_for(context.job, str(unit.params["norm"]))
         cascade = Cascade(context, places, plan, unit.key)
         if _is_random(context):
@@ -89,7 +84,7 @@ class EvasionCheck:
         white, reason = white_box_of(context)
         results = {}
         for norm in context.job.options.effort.norms:
-            own = [out for key, out in sorted(outcomes.items()) if f"/{norm}/" in key]
+            own = of_norm(outcomes, norm)
             if own:
                 plan = plan_for(context.job, norm)
                 results[norm] = merge(plan, own)
@@ -129,13 +124,7 @@ class EvasionCheck:
 
 def _attacked(context: Context) -> NDArray[np.int64]:
     """The rows to turn: all that are used, or as many as take a bearable time."""
-    job, effort = context.job, context.job.options.effort
-    image = image_shape(job) is not None
-    most = effort.attacked_images if image else effort.attacked
-    order = np.arange(len(job.rows))
-    if len(order) > most:
-        order = context.random("evasion/rows").permutation(order)[:most]
-    return np.sort(order)
+    return bearable(context, np.arange(len(context.job.rows)))
 
 
 def _is_random(context: Context) -> bool:

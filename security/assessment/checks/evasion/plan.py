@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from security.assessment.plan.context import Job
+from security.assessment.plan.checks import Outcome, Unit
+from security.assessment.plan.context import Context, Job
 
-__all__ = ["EvasionPlan", "default_radius", "image_shape", "plan_for"]
+__all__ = [
+    "EvasionPlan",
+    "bearable",
+    "default_radius",
+    "image_shape",
+    "of_norm",
+    "part_of",
+    "plan_for",
+    "units_of",
+]
 
 # Of the stated radius; and everything that the ranges allow.
 _CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -55,6 +66,40 @@ class EvasionPlan:
     def smallest(self) -> float:
         """What is claimed of every row: the radius, or the least of the rows' own."""
         return self.radius if self.own is None else float(self.own.min())
+
+
+def bearable(context: Context, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rows to attack: those places, or as many as take a bearable time."""
+    effort = context.job.options.effort
+    image = image_shape(context.job) is not None
+    most = effort.attacked_images if image else effort.attacked
+    if len(places) > most:
+        places = context.random("evasion/rows").permutation(places)[:most]
+    return np.sort(places)
+
+
+def units_of(context: Context, places: NDArray[np.int64]) -> list[Unit]:
+    """One per norm and chunk of those rows."""
+    effort = context.job.options.effort
+    return [
+        Unit("evasion", f"evasion/{norm}/{index:04}", {"norm": norm, "at": index})
+        for norm in effort.norms
+        for index in range(-(-len(places) // effort.chunk))
+    ]
+
+
+def part_of(
+    unit: Unit, context: Context, places: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The chunk of those rows that a unit of `units_of` is about."""
+    size = context.job.options.effort.chunk
+    first = int(unit.params["at"]) * size
+    return places[first : first + size]
+
+
+def of_norm(outcomes: Mapping[str, Outcome], norm: str) -> list[Outcome]:
+    """What came of the units of a norm, in their order."""
+    return [out for key, out in sorted(outcomes.items()) if f"/{norm}/" in key]
 
 
 def plan_for(job: Job, norm: str) -> EvasionPlan:

@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from models.report import Condition, Metric
 from security.assessment.checks.evasion.cascade import white_box_of
-from security.assessment.checks.evasion.plan import EvasionPlan, image_shape, plan_for
+from security.assessment.checks.evasion.plan import (
+    EvasionPlan,
+    bearable,
+    of_norm,
+    part_of,
+    plan_for,
+    units_of,
+)
 from security.assessment.checks.numbers.found import (
     NORM_NAMES,
     Found,
@@ -54,13 +61,7 @@ class ChangeCheck:
 
     def units(self, context: Context) -> list[Unit]:
         """One per norm and chunk of rows."""
-        effort = context.job.options.effort
-        chunks = range(-(-len(_attacked(context)) // effort.chunk))
-        return [
-            Unit(self.name, f"evasion/{norm}/{index:04}", {"norm": norm, "at": index})
-            for norm in effort.norms
-            for index in chunks
-        ]
+        return units_of(context, _attacked(context))
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Search one chunk.
@@ -69,9 +70,7 @@ class ChangeCheck:
             BudgetError: queries or time ran out.
         """
         torch.set_num_threads(1)  # repeatable sums; processes share the work
-        size = context.job.options.effort.chunk
-        first = int(unit.params["at"]) * size
-        places = _attacked(context)[first : first + size]
+        places = part_of(unit, context, _attacked(context))
         plan = _plan(context, str(unit.params["norm"]))
         found, levels, notes = search(context, places, plan, radii_of(plan), unit.key)
         names = sorted(found.tried)
@@ -96,7 +95,7 @@ class ChangeCheck:
         white, reason = white_box_of(context)
         results = {}
         for norm in context.job.options.effort.norms:
-            own = [out for key, out in sorted(outcomes.items()) if f"/{norm}/" in key]
+            own = of_norm(outcomes, norm)
             if own:
                 results[norm] = Found.of(context, _plan(context, norm), own)
         checks = [check for item in results.values() for check in item.checks()]
@@ -127,13 +126,7 @@ class ChangeCheck:
 
 def _attacked(context: Context) -> NDArray[np.int64]:
     """Rows that have an answer, or as many as take a bearable time."""
-    job, effort = context.job, context.job.options.effort
-    image = image_shape(job) is not None
-    most = effort.attacked_images if image else effort.attacked
-    known = np.flatnonzero(np.isfinite(job.clean.numbers))
-    if len(known) > most:
-        known = context.random("evasion/rows").permutation(known)[:most]
-    return np.sort(known)
+    return bearable(context, np.flatnonzero(np.isfinite(context.job.clean.numbers)))
 
 
 def _plan(context: Context, norm: str) -> EvasionPlan:
