@@ -1,0 +1,68 @@
+"""Giving a bundle another output policy, before anybody has signed anything.
+
+The policy is in the manifest, which the root digest covers: whatever was said of the
+bundle has to be said again. What its training says still holds, and cannot be had
+again. What was measured can, and whoever signs it shall have measured it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from models.bundle import (
+    BOM_FILE,
+    MANIFEST_FILE,
+    MODEL_CARD_FILE,
+    MODEL_SIGNATURE_FILE,
+    Bundle,
+    read_bundle,
+    report_file,
+)
+from models.errors import BundleError
+from models.files import write_atomic
+from models.manifest import Manifest
+from models.output_policy import OutputPolicy
+from models.report import KINDS
+
+__all__ = ["restrict"]
+
+_MEASURED = ("fairness", "membership", "quality", "robustness", "structure")
+
+
+def restrict(folder: Path, policy: OutputPolicy) -> Bundle:
+    """Give a bundle another output policy.
+
+    The reports of its training are bound to the new manifest, and wait for signatures.
+    Every signature, the documents, and what an assessment measured are removed.
+
+    Returns:
+        The bundle as it is now; as it was, if it had this policy.
+
+    Raises:
+        BundleError: it cannot be read or written, its model is sealed, or a report is
+            about another model.
+        ManifestError: the policy is not one for its outputs.
+    """
+    before = read_bundle(folder)
+    if before.manifest.output_policy == policy:
+        return before
+    if before.sealed:
+        raise BundleError("the model is sealed: its reports are about sealed bytes")
+    changed = replace(before.manifest, output_policy=policy).to_json()
+    Manifest.from_json(changed)
+    gone = {MODEL_CARD_FILE, BOM_FILE, MODEL_SIGNATURE_FILE}
+    gone |= {report_file(kind) for kind in _MEASURED}
+    kept = [k for k in KINDS if k not in _MEASURED and report_file(k) in before.files]
+    for kind in kept:
+        if before.report(kind).subject != before.subject:
+            raise BundleError(f"{kind} report is about another model")
+    for name in sorted(before.files):
+        if name in gone or name.startswith("attestations/"):
+            (folder / name).unlink()
+    write_atomic(folder / MANIFEST_FILE, changed)
+    subject = read_bundle(folder).subject
+    for kind in kept:
+        report = replace(before.report(kind), subject=subject)
+        write_atomic(folder / report_file(kind), report.to_json())
+    return read_bundle(folder)
