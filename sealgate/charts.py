@@ -202,7 +202,8 @@ def _ends(shown: Sequence[Bar]) -> tuple[float, float]:
     if low >= 0 and 0.3 < high <= 1:
         return 0.0, 1.0
     step = _step(high - low or 1.0)
-    down, up = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    # A hair beyond a round number is drawn at it.
+    down, up = math.floor(low / step + 0.02), math.ceil(high / step - 0.02)
     return round(step * down, 10), round(step * (up or not down), 10)
 
 

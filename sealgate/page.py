@@ -134,7 +134,7 @@ def number(value: float) -> str:
         return f"{int(value):,}"
     if 1e4 <= abs(value) < 1e9:
         return f"{value:,.1f}"
-    return f"{value:.3f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+    return f"{value:,.3f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def _is_number(value: Any) -> bool:

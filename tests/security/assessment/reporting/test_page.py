@@ -294,6 +294,22 @@ def test_a_bar_and_its_interval_lie_on_the_axis():
     assert "whisker" not in interval_bar(0.5)
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([0.2, 0.9], ("0", "1")),
+        ([0.2, 0.1], ("0", "0.200")),
+        ([-0.5, 170_000.0], ("0", "200,000")),
+        ([-3.0, 5.0], ("-4", "6")),
+        ([-3.0, -1.0], ("-3", "0")),
+        ([0.0, 0.0], ("0", "0.200")),
+    ],
+)
+def test_an_axis_has_round_ends_and_zero(values, ends):
+    made = bars([("", [Bar("a", value) for value in values])], first="")
+    assert tuple(re.findall(r"<span>([^<]*)</span>", made)) == ends
+
+
 def _channels(colour: str) -> list[float]:
     digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
     return [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
