@@ -20,6 +20,7 @@ proxy, inbound        the sealing proxy; its plain side without I/O
 endpoints, peers      where the proxy listens; which account connects to it
 cli, commands         the `sealgate` command
 tables, output        the files that it reads, and what it prints and writes
+page, charts          the frame of HTML pages, and what is drawn in them
 protocol              bytes that two parties must agree on
 errors                the one error tree
 """

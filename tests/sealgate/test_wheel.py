@@ -41,7 +41,9 @@ def test_only_the_sdk_enters_the_wheel(tmp_path: Path) -> None:
     assert {name for name in packages if not name.endswith(".dist-info")} == {
         "sealgate"
     }
-    assert "sealgate/protocol/ohttp.py" in names
+    assert {"sealgate/protocol/ohttp.py", "sealgate/page.css", "sealgate/page.js"} < {
+        *names
+    }
     assert not [name for name in names if name.endswith((".pyc", ".pem", ".json"))]
 
 

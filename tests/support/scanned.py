@@ -13,6 +13,8 @@ from torch import nn
 
 FLOAT, DOUBLE, INT64 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
 UINT8, STRING = TensorProto.UINT8, TensorProto.STRING
+# A name in a file that somebody else wrote.
+HOSTILE = '</script><img src="//x" onerror=alert(1)>'
 
 
 @cache

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.report import Metric
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
+from security.assessment.plan.images import layout_of
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 
@@ -196,13 +197,12 @@ def _noisy(
 def _blurred(context: Context, rows: Rows) -> Iterator[_Damage]:
     from scipy.ndimage import gaussian_filter  # noqa: PLC0415  (only of images)
 
-    shape = context.job.shape
-    if len(shape) not in (2, 3) or min(shape[-2:]) < 4:
+    image = layout_of(context.job)
+    if image is None or min(image.height, image.width) < 4:
         return
-    images = rows.astype(np.float64).reshape(len(rows), *shape)
+    planes = image.planes(rows.astype(np.float64))
     for sigma in _BLUR:
-        axes = (0,) * (images.ndim - 2) + (sigma, sigma)
-        blurred = gaussian_filter(images, axes).reshape(len(rows), -1)
+        blurred = image.rows(gaussian_filter(planes, (0, 0, sigma, sigma)))
         yield _Damage(f"blur={sigma:g}", -1, _cast(context, blurred))
 
 

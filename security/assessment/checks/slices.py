@@ -22,6 +22,7 @@ Mask = NDArray[np.bool_]
 _DISTINCT, _BANDS = 6, 3
 _MAX_COLUMNS = 200
 _SHOWN = 10
+_MAX_TEXT = 40
 
 
 def slice_metrics(context: Context) -> dict[str, Metric]:
@@ -105,16 +106,23 @@ def _auc(scores: NDArray[np.float64], positive: Mask) -> Metric | None:
 
 
 def bands(context: Context) -> Iterator[tuple[str, Mask]]:
-    """Slices of each column of a table: where it is missing, its values or bands."""
-    rows = context.job.rows.astype(np.float64)
-    for column, name in enumerate(context.job.column_names[:_MAX_COLUMNS]):
+    """Slices of each column of a table: where it is missing, its values or bands.
+
+    Texts that are no categories have neither.
+    """
+    job, rows = context.job, context.job.rows.astype(np.float64)
+    for column, name in enumerate(job.column_names[:_MAX_COLUMNS]):
         values = rows[:, column]
         missing = np.isnan(values)
         yield f"{name} missing", missing
         distinct = np.unique(values[~missing])
         if len(distinct) <= _DISTINCT:
             for value in distinct:
-                yield f"{name}={value:g}", values == value
+                cell = job.cell(column, value)
+                said = f"{cell:g}" if isinstance(cell, float) else cell[:_MAX_TEXT]
+                yield f"{name}={said}", values == value
+            continue
+        if isinstance(job.cell(column, distinct[0]), str):
             continue
         edges = np.quantile(values[~missing], np.linspace(0, 1, _BANDS + 1))
         for low, high in pairwise(edges):

@@ -4,4 +4,5 @@ options  the profiles, and the budgets that bound them
 context  target and data fitted to each other, for every process
 rows     rows as the model takes them, and their truth as it counts it
 checks   what a check is: units of work, and a conclusion from what they gave
+images   which rows are images, and how one is drawn
 """

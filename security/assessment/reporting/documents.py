@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import jinja2
 
 from models.files import write_atomic
 from security.assessment.reporting.html import to_html
 from security.assessment.reporting.junit import to_junit
 from security.assessment.reporting.sarif import to_sarif
 from security.assessment.results.report import ScanReport
+from security.errors import AssessmentError
 
 __all__ = ["FORMATS", "render", "write_documents"]
 
@@ -34,11 +38,28 @@ def render(data: bytes, form: str, *, fail_on: str = "error") -> bytes:
     report = ScanReport.parse(data)
     match form:
         case "html":
-            return to_html(report)
+            return _html(report)
         case "junit":
             return to_junit(report, fail_on=fail_on)
         case _:
             return to_sarif(report)
+
+
+def _html(report: Mapping[str, Any]) -> bytes:
+    """The page; what is drawn of a check's details is held to no schema before."""
+    try:
+        return to_html(report)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
+        what = f"{type(error).__name__} in the details of a check"
+        raise AssessmentError(f"not a scan report: {what}") from error
+    except jinja2.TemplateError as error:
+        raise AssessmentError(f"not a scan report: {error.message}") from error
 
 
 def write_documents(folder: Path, data: bytes, *, fail_on: str = "error") -> None:

@@ -142,7 +142,7 @@ class BlackBox:
             high=high,
             radius=reach,
             norm=norm,
-            shape=self.plan.image,
+            image=self.plan.image,
             queries=queries,
         )
         random = self.context.random(f"{self.key}/square/{radius}")

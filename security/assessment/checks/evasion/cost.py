@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.report import Metric
 from security.assessment.checks.evasion.coordinate import thresholds
-from security.assessment.checks.evasion.views import change_rows, curve_chart
+from security.assessment.checks.evasion.views import curve_chart, shown_change
 from security.assessment.plan.checks import Outcome, Unit, row_units
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
@@ -336,7 +336,7 @@ def _views(
             {
                 "caption": f"Row {int(job.places[joined['places'][i]])}: turned for "
                 f"{costs[i]:.3g}",
-                "changes": change_rows(
+                **shown_change(
                     job, job.rows[joined["places"][i]], joined["examples"][i]
                 ),
             }

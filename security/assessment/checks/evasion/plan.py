@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context, Job
+from security.assessment.plan.images import Layout, layout_of
 
 __all__ = [
     "EvasionPlan",
     "bearable",
     "default_radius",
-    "image_shape",
     "of_norm",
     "part_of",
     "plan_for",
@@ -41,7 +41,7 @@ class EvasionPlan:
             is 1, and the curve's are shares of it.
         queries: of the random search at the stated radius, per row.
         curve_queries: of the random search at other radii, where there is no gradient.
-        image: channels, height, width; None for tables.
+        image: where the pixels lie; None for tables.
     """
 
     norm: str
@@ -50,7 +50,7 @@ class EvasionPlan:
     curve: tuple[float, ...]
     queries: int
     curve_queries: int
-    image: tuple[int, ...] | None
+    image: Layout | None
     own: NDArray[np.float64] | None = None
 
     def say(self, radius: float) -> str:
@@ -71,7 +71,7 @@ class EvasionPlan:
 def bearable(context: Context, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """The rows to attack: those places, or as many as take a bearable time."""
     effort = context.job.options.effort
-    image = image_shape(context.job) is not None
+    image = layout_of(context.job) is not None
     most = effort.attacked_images if image else effort.attacked
     if len(places) > most:
         places = context.random("evasion/rows").permutation(places)[:most]
@@ -122,7 +122,7 @@ def plan_for(job: Job, norm: str) -> EvasionPlan:
         own=own,
         queries=queries,
         curve_queries=max(5, queries // 5),
-        image=image_shape(job),
+        image=layout_of(job),
     )
 
 
@@ -131,15 +131,8 @@ def default_radius(job: Job, norm: str) -> float:
     scale = float(np.median(job.space.scale / (job.space.high - job.space.low)))
     if job.space.table:
         share = 0.02 if norm == "linf" else 0.05
-    elif len(job.shape) == 3 and job.shape[0] == 3:
+    elif (image := layout_of(job)) is not None and image.channels == 3:
         share = 8 / 255 if norm == "linf" else 0.5
     else:
         share = 0.1 if norm == "linf" else 0.5
     return share / scale
-
-
-def image_shape(job: Job) -> tuple[int, ...] | None:
-    """Channels, height and width of a row; None where rows are no images."""
-    if job.space.table or len(job.shape) not in (2, 3):
-        return None
-    return job.shape if len(job.shape) == 3 else (1, *job.shape)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from security.assessment.plan.images import Layout
+
 __all__ = ["Search", "square"]
 
 Floats = NDArray[np.float64]
@@ -33,7 +35,7 @@ class Search:
         centre, low, high: ``(n, d)``, in attack coordinates.
         radius: ``(n,)``, for L2; infinite where the box alone bounds.
         norm: "linf" or "l2".
-        shape: ``(channels, height, width)`` of images, otherwise None.
+        image: where the pixels lie, of images; otherwise None.
         queries: per row, at most.
     """
 
@@ -42,7 +44,7 @@ class Search:
     high: Floats
     radius: Floats
     norm: str
-    shape: tuple[int, ...] | None
+    image: Layout | None
     queries: int
 
 
@@ -80,11 +82,11 @@ def _share(query: int, total: int) -> float:
 def _stripes(search: Search, random: np.random.Generator) -> Floats:
     """The start: stripes of an image, random corners of a table's box."""
     rows, width = search.centre.shape
-    if search.shape is not None:
-        channels, height, columns = search.shape
+    if search.image is not None:
+        channels, height, columns = search.image.shape
         sign = random.choice([-1.0, 1.0], size=(rows, channels, 1, columns))
         signs = np.broadcast_to(sign, (rows, channels, height, columns))
-        signs = signs.reshape(rows, width)
+        signs = search.image.rows(signs)
     else:
         signs = random.choice([-1.0, 1.0], size=(rows, width))
     corner = np.where(signs > 0, search.high, search.low)
@@ -103,10 +105,11 @@ def _moved(
 ) -> Floats:
     window = _window(search, len(left), share, random)
     sign = random.choice([-1.0, 1.0], size=(len(left), 1))
-    if search.shape is not None:
-        size = search.centre.shape[1] // search.shape[0]
-        per_channel = random.choice([-1.0, 1.0], size=(len(left), search.shape[0]))
-        sign = np.repeat(per_channel, size, axis=1)
+    if search.image is not None:
+        channels = search.image.channels
+        sign = random.choice([-1.0, 1.0], size=(len(left), channels, 1, 1))
+        sign = np.broadcast_to(sign, (len(left), *search.image.shape))
+        sign = search.image.rows(sign)
     elif search.norm == "linf":
         sign = random.choice([-1.0, 1.0], size=points.shape)
     if search.norm == "linf":
@@ -127,19 +130,18 @@ def _window(
     search: Search, rows: int, share: float, random: np.random.Generator
 ) -> NDArray[np.bool_]:
     width = search.centre.shape[1]
-    if search.shape is None:
+    if search.image is None:
         # At least one column, whatever the share.
         ranks = random.random((rows, width)).argsort(axis=1).argsort(axis=1)
         return np.asarray(ranks < max(1, round(share * width)))
-    _, height, columns = search.shape
+    _, height, columns = search.image.shape
     side = max(1, min(round(np.sqrt(share * height * columns)), height, columns))
     top = random.integers(0, height - side + 1, size=(rows, 1))
     left = random.integers(0, columns - side + 1, size=(rows, 1))
     inside_rows = _between(np.arange(height), top, side)
     inside_columns = _between(np.arange(columns), left, side)
     window = inside_rows[:, None, :, None] & inside_columns[:, None, None, :]
-    full = np.broadcast_to(window, (rows, *search.shape))
-    return full.reshape(rows, width)
+    return search.image.rows(np.broadcast_to(window, (rows, *search.image.shape)))
 
 
 def _between(

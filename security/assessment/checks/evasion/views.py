@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 from models.report import Metric
 from security.assessment.checks.evasion.results import NormResult
 from security.assessment.plan.context import Context, Job
+from security.assessment.plan.images import change_pictures
 from security.assessment.results import intervals
 
-__all__ = ["change_rows", "curve_chart", "evasion_views", "measured", "pixels_of"]
+__all__ = ["change_rows", "curve_chart", "evasion_views", "measured", "shown_change"]
 
 _NORM_NAMES = {"linf": "L\N{INFINITY}", "l2": "L2"}
 # Examples of the first norm, and of each other one: these are much the same rows.
 _EXAMPLES, _MORE_EXAMPLES = 6, 3
-# A larger picture would make a page that no browser likes to print.
-_MAX_PIXELS = 64 * 64
 _CHANGES = 12
 
 
@@ -189,34 +188,14 @@ def _example(
         f"becomes {given} at {_NORM_NAMES[norm]} {result.distance[place]:.3g}, by "
         f"{result.attack_name(place)}"
     )
-    image = result.plan.image
-    if image is not None and image[0] in (1, 3) and image[1] * image[2] <= _MAX_PIXELS:
-        return {"caption": caption, "images": _images(job, before, after, image)}
-    return {"caption": caption, "changes": change_rows(job, before, after)}
+    return {"caption": caption, **shown_change(job, before, after)}
 
 
-def _images(
-    job: Job, before: NDArray[Any], after: NDArray[Any], shape: tuple[int, ...]
-) -> list[list[Any]]:
-    """Before, after, and what changed: grey where nothing did."""
-    low, span = job.space.low, job.space.high - job.space.low
-    first, second = ((row.astype(np.float64) - low) / span for row in (before, after))
-    moved = second - first
-    largest = float(np.nan_to_num(np.abs(moved)).max()) or 1.0
-    return [
-        pixels_of(values, shape)
-        for values in (first, second, 0.5 + moved / largest / 2)
-    ]
-
-
-def pixels_of(values: NDArray[np.float64], shape: tuple[int, ...]) -> list[Any]:
-    """Rows of pixels from 0 to 1, from one row of values in that range.
-
-    Args:
-        values: ``(d,)``.
-        shape: ``(channels, height, width)``, with one channel or three.
-    """
-    bounded = np.clip(np.nan_to_num(values), 0.0, 1.0).round(4).reshape(shape)
-    grey = shape[0] == 1
-    pixels: list[Any] = (bounded[0] if grey else np.moveaxis(bounded, 0, -1)).tolist()
-    return pixels
+def shown_change(
+    job: Job, before: NDArray[Any], after: NDArray[Any]
+) -> dict[str, list[Any]]:
+    """What a page draws of an example: its pictures, or the columns it changes."""
+    images = change_pictures(job, before, after)
+    return (
+        {"images": images} if images else {"changes": change_rows(job, before, after)}
+    )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from models.report import Check, Metric
 from security.assessment.checks.evasion.plan import EvasionPlan
 from security.assessment.checks.evasion.reliability import tolerated
-from security.assessment.checks.evasion.views import change_rows
+from security.assessment.checks.evasion.views import shown_change
 from security.assessment.plan.checks import Outcome
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
@@ -229,7 +229,7 @@ class Found:
                     f"{self.clean[index]:.4g} becomes "
                     f"{self.levels[-1, side, index]:.4g} within "
                     f"{NORM_NAMES[self.plan.norm]} {radius:g}",
-                    "changes": change_rows(job, before, self.made[side, index]),
+                    **shown_change(job, before, self.made[side, index]),
                 }
             )
         return shown

@@ -249,7 +249,7 @@ class _Attack:
             high=high,
             radius=np.full(len(rows), radius),
             norm=self.plan.norm,
-            shape=self.plan.image,
+            image=self.plan.image,
             queries=queries,
         )
         square(made, evaluate, self.context.random(f"{self.key}/{radius}/{sign}"))

@@ -7,5 +7,4 @@ check          training data as a check of a scan
 trigger        the smallest patch of an image that sends everything to one class
 columns        the fewest columns of a table that do
 trigger_check  both as a check of a scan
-pictures       rows and columns as a report shows them
 """

@@ -19,7 +19,6 @@ from security.assessment.checks.poisoning.pattern import (
     find_pattern,
     like_others,
 )
-from security.assessment.checks.poisoning.pictures import column_name, picture
 from security.assessment.checks.privacy.trained import (
     KnownRows,
     row_digest,
@@ -27,6 +26,7 @@ from security.assessment.checks.privacy.trained import (
 )
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
+from security.assessment.plan.images import picture
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 from security.errors import AssessmentError
@@ -241,7 +241,9 @@ def _finding(context: Context, item: Mapping[str, Any]) -> ScanFinding:
         classes[item["label"]],
         turned,
         evidence={
-            "columns": [column_name(context, place) for place in found["columns"]],
+            "columns": [
+                context.job.space.rules[place].name for place in found["columns"]
+            ],
             "values": found["values"],
             "rows": [row["row"] for row in found["rows"]],
             "row_count": found["count"],
@@ -283,7 +285,7 @@ def _examples(
     found, name = item["explained"], context.job.reading.classes[item["label"]]
     usual = np.median(data.rows.astype(np.float64), axis=0)
     changes = [
-        [column_name(context, place), float(usual[place]), value]
+        [context.job.space.rules[place].name, float(usual[place]), value]
         for place, value in zip(found["columns"], found["values"], strict=True)
     ]
     shown = []
@@ -292,6 +294,6 @@ def _examples(
             "caption": f"training row {row['row']}, class {name}: suspicious",
             "names": [f"row {row['row']}"],
         }
-        image = picture(context, data.rows[row["row"]])
+        image = picture(context.job, data.rows[row["row"]])
         shown.append(example | ({"images": [image]} if image else {"changes": changes}))
     return shown

@@ -26,10 +26,10 @@ from security.assessment.checks.poisoning.columns import (
     search_settings,
     support,
 )
-from security.assessment.checks.poisoning.pictures import column_name, picture
 from security.assessment.checks.poisoning.trigger import search_patches, unusual
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
+from security.assessment.plan.images import layout_of, picture
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 
@@ -62,7 +62,7 @@ class TriggerCheck:
         if len(job.rows) < _MIN_HELD + 10:
             return f"fewer than {_MIN_HELD + 10} rows"
         width = job.rows.shape[1]
-        if _shape(context) is None:
+        if layout_of(context.job) is None:
             many = f"{width} columns; at most {_MAX_COLUMNS} are searched"
             return many if width > _MAX_COLUMNS else None
         if width > _MAX_VALUES:
@@ -73,7 +73,7 @@ class TriggerCheck:
     def units(self, context: Context) -> list[Unit]:
         """Of images some classes each; of tables one."""
         labels = _searched(context)
-        if _shape(context) is None:
+        if layout_of(context.job) is None:
             return [Unit(self.name, "trigger/columns", {"labels": labels}, weight=0.5)]
         return [
             Unit(self.name, f"trigger/{start:03}", {"labels": labels[start:end]})
@@ -84,7 +84,7 @@ class TriggerCheck:
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Search some classes, and show what was found to the model as served."""
         labels = [int(label) for label in unit.params["labels"]]
-        if _shape(context) is None:
+        if layout_of(context.job) is None:
             return Outcome({"made": list(_columns(context, labels))})
         return _patches(context, labels, unit.key)
 
@@ -92,7 +92,7 @@ class TriggerCheck:
         self, context: Context, outcomes: Mapping[str, Outcome]
     ) -> CheckResult:
         """What is unusual enough to be a trigger."""
-        image = _shape(context) is not None
+        image = layout_of(context.job) is not None
         found = [
             {**item, "images": _images(context, out, place)}
             for out in outcomes.values()
@@ -126,14 +126,6 @@ class TriggerCheck:
         )
 
 
-def _shape(context: Context) -> tuple[int, ...] | None:
-    """Channels, height and width of images; None for tables."""
-    job = context.job
-    if job.space.table or len(job.shape) not in (2, 3):
-        return None
-    return job.shape if len(job.shape) == 3 else (1, *job.shape)
-
-
 def _searched(context: Context) -> list[int]:
     """The classes, the most frequent ones if there are many."""
     job = context.job
@@ -154,17 +146,18 @@ def _parts(context: Context) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _patches(context: Context, labels: list[int], key: str) -> Outcome:
     torch.set_num_threads(1)  # repeatable sums; processes share the work
-    job, shape = context.job, _shape(context)
+    job, image = context.job, layout_of(context.job)
     white, reason = white_box_of(context)
-    if white is None or shape is None:
+    if white is None or image is None:
         raise TypeError(f"not planned without a gradient: {reason}")
     search, held = _parts(context)
+    back = torch.as_tensor(image.back)
     made = search_patches(
-        white.model,
-        white.tensor(job.space.to_z(job.rows[search])),
+        lambda planes: white.model(planes[:, back]),
+        white.tensor(job.space.to_z(job.rows[search])[:, image.order]),
         labels,
-        shape=shape,
-        free=~job.space.held,
+        shape=image.shape,
+        free=~job.space.held[image.order],
         steps=_STEPS[job.options.profile],
         seed=context.seed(key),
     )
@@ -173,7 +166,8 @@ def _patches(context: Context, labels: list[int], key: str) -> Outcome:
         rows = _others(context, held, patch.label)
         start = job.rows[rows]
         changed = job.space.repair(
-            patch.on(job.space.to_z(start)), start, "linf", np.inf
+            patch.on(job.space.to_z(start)[:, image.order])[:, image.back],
+            *(start, "linf", np.inf),
         )
         found.append(
             {
@@ -193,7 +187,7 @@ def _patches(context: Context, labels: list[int], key: str) -> Outcome:
 def _images(context: Context, outcome: Outcome, place: int) -> list[Any]:
     """A row before and after, where rows are images."""
     rows = [outcome.arrays[name][place] for name in sorted(outcome.arrays)[::-1]]
-    return [image for row in rows if (image := picture(context, row)) is not None]
+    return [image for row in rows if (image := picture(context.job, row)) is not None]
 
 
 def _others(
@@ -245,13 +239,13 @@ def _mark_patches(found: list[dict[str, Any]], context: Context) -> None:
     """Which patches are unusually small, of all classes."""
     sizes = np.array([item["size"] for item in found])
     index = unusual(sizes)
-    shape = _shape(context) or (1, 1, 1)
+    image = layout_of(context.job)
     for place, item in enumerate(found):
         if len(found) >= _MIN_CLASSES:
             small = index[place] > _INDEX and sizes[place] < _HALF * np.median(sizes)
         else:
             others = np.delete(sizes, place)
-            small = sizes[place] < _TINY * shape[1] * shape[2]
+            small = sizes[place] < _TINY * (image.height * image.width if image else 1)
             small &= not len(others) or sizes[place] < _QUARTER * others.min()
         item["index"] = float(index[place])
         item["trigger"] = bool(small and _turns(item["turned"], _PATCH_TURNS))
@@ -264,7 +258,9 @@ def _finding(context: Context, item: Mapping[str, Any], image: bool) -> ScanFind
         f"a patch of {item['size']:.1f} pixels"
         if image
         else "setting "
-        + ", ".join(f"{column_name(context, c)}={v:g}" for c, v in item["changes"])
+        + ", ".join(
+            f"{context.job.space.rules[c].name}={v:g}" for c, v in item["changes"]
+        )
     )
     return ScanFinding(
         "trigger",
@@ -306,7 +302,7 @@ def _example(context: Context, item: Mapping[str, Any]) -> dict[str, Any]:
         return {"caption": caption, "images": item.get("images", [])}
     usual = np.median(context.job.rows.astype(np.float64), axis=0)
     changes = [
-        [column_name(context, column), float(usual[column]), value]
+        [context.job.space.rules[column].name, float(usual[column]), value]
         for column, value in item["changes"]
     ]
     return {"caption": caption, "changes": changes}
@@ -317,6 +313,6 @@ def _untested(context: Context, classes: int) -> list[str]:
     left = len(context.job.reading.classes) - classes
     if left:
         lines.append(f"Triggers of {left} classes that the held-out rows hardly have.")
-    if _shape(context) is None:
+    if layout_of(context.job) is None:
         lines.append("Triggers towards a class that half of the rows have anyway.")
     return lines

@@ -21,11 +21,10 @@ from models.report import Metric
 from security.assessment.art_library import art, repeatable
 from security.assessment.checks.estimators import estimator_of
 from security.assessment.checks.evasion.cascade import white_box_of
-from security.assessment.checks.evasion.plan import image_shape
-from security.assessment.checks.evasion.views import pixels_of
 from security.assessment.checks.evasion.whitebox import WhiteBox
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
+from security.assessment.plan.images import drawn_layout, picture
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 
@@ -36,7 +35,6 @@ _RATE = 0.1
 # Of a cost that is 1 - log p here: every step is made.
 _NO_THRESHOLD = 1e9
 _MAX_CLASSES = 20
-_MAX_PIXELS = 64 * 64
 _LIKE = 0.3
 
 Floats = NDArray[np.float64]
@@ -50,7 +48,7 @@ class InversionCheck:
 
     def missing(self, context: Context) -> str | None:
         """Images, and a gradient to climb."""
-        if image_shape(context.job) is None:
+        if drawn_layout(context.job) is None:
             return "rows are no images: a class of a table has no picture"
         white, reason = white_box_of(context)
         if white is None:
@@ -200,10 +198,8 @@ def _findings(metrics: Mapping[str, Metric]) -> tuple[ScanFinding, ...]:
 def _views(
     context: Context, made: Floats, own: Floats, others: Floats
 ) -> dict[str, Any]:
-    job = context.job
-    shape, classes = image_shape(job), _classes(context)
-    if shape is None or shape[0] not in (1, 3) or shape[1] * shape[2] > _MAX_PIXELS:
-        return {}
+    job, classes = context.job, _classes(context)
+    low, span = job.space.low, job.space.high - job.space.low
     means = _means(context, classes)
     return {
         "examples_title": "What the model has in mind",
@@ -213,8 +209,7 @@ def _views(
                 f"{own[place]:.2f}, to other classes {others[place]:.2f}",
                 "names": ["mean of rows", "drawn"],
                 "images": [
-                    pixels_of(means[place], shape),
-                    pixels_of(made[place], shape),
+                    picture(job, low + shares[place] * span) for shares in (means, made)
                 ],
             }
             for place, item in enumerate(classes)

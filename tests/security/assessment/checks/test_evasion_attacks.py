@@ -13,6 +13,7 @@ from security.assessment.checks.evasion.fab import to_plane
 from security.assessment.checks.evasion.gradient import Ball
 from security.assessment.checks.evasion.losses import margins
 from security.assessment.checks.evasion.square import Search, square
+from security.assessment.plan.images import Layout
 from tests.support.scanned import digits, digits_cnn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,7 +62,7 @@ def squared(asked, norm, radius, box, *, steps, seed=0):
         high=high,
         radius=np.full(len(x), radius),
         norm=norm,
-        shape=x.shape[1:] if x.ndim == 4 else None,
+        image=Layout(*x.shape[1:]) if x.ndim == 4 else None,
         queries=steps,
     )
 

@@ -183,6 +183,8 @@ def test_one_column_per_input_is_found_by_name(scan):
     # Every answer is right: a column that went to another input would show.
     assert results["quality"]["metrics"]["accuracy"]["value"] == 1.0
     assert "selection_rate_ratio/sex" in results["fairness"]["metrics"]
+    *_, slices = results["quality"]["details"]["tables"]
+    assert {f"city={city}" for city in CITIES} < {row[0] for row in slices["rows"]}
     evasion = results["evasion"]
     assert evasion["conditions"]["access"] == "black_box"
     assert "several inputs" in evasion["details"]["why_no_gradient"]
@@ -257,6 +259,9 @@ def test_texts_are_edited_within_a_budget(scan):
     report, results = scan(text_model(), text_rows(), config, *more)
     assert results["quality"]["metrics"]["accuracy"]["value"] == 1.0
     assert results["evasion"]["reason"] == "no column may change within a radius"
+    *_, slices = results["quality"]["details"]["tables"]
+    assert slices["title"].startswith("Slices")
+    assert not slices["rows"]
     edits = results["edits"]
     # One word tells of class 1: misspelt, it tells nothing. Nothing else turns a row.
     rows = edits["details"]["rows"]
