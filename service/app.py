@@ -8,10 +8,13 @@ hook in the parent process, each worker builds the application: three doors, one
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import bentoml
+import click
 from _bentoml_sdk import Service
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
@@ -57,7 +60,9 @@ from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.telemetry.recorder import open_recorder, record_refusal
 
-__all__ = ["Sealgate", "open_doors", "read_settings"]
+__all__ = ["Sealgate", "name_resource", "open_doors", "read_settings"]
+
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (nothing is bound)
 
 
 def read_settings() -> Settings:
@@ -229,6 +234,32 @@ def open_doors(settings: Settings, *, load: bool) -> Path:
     return folder
 
 
+def name_resource(settings: Settings, host: str, port: int) -> None:
+    """In development, call this server by where it listens, if no setting does.
+
+    What starts after this reads it as ``access.resource``, workers too. A server whose
+    name would be plain HTTP beyond this machine keeps none.
+    """
+    if settings.access.resource or settings.service.environment == "production":
+        return
+    known = _WILDCARDS.get(host, host)
+    shown = f"[{known}]" if ":" in known else known
+    origin = f"{'https' if settings.tls.enabled else 'http'}://{shown}:{port}"
+    try:
+        check_resource(origin)
+    except SettingsError:
+        return
+    os.environ["SEALGATE_ACCESS_RESOURCE"] = origin
+
+
+def _address() -> tuple[str, int]:
+    """Where `bentoml serve` will listen: its options, or else BentoML's settings."""
+    context = click.get_current_context(silent=True)
+    given = {} if context is None else context.params
+    http = BentoMLContainer.http
+    return given.get("host") or http.host.get(), given.get("port") or http.port.get()
+
+
 @bentoml.service(
     name=SERVICE_NAME,
     service_class=AdmittedService,
@@ -243,6 +274,7 @@ class Sealgate:
     def admit() -> None:
         """Run the gate in the parent process: a refusal ends `bentoml serve`."""
         settings = read_settings()
+        name_resource(settings, *_address())
         folder = open_doors(settings, load=True)
         name_parent()
         watch_workers(settings.audit, folder)
