@@ -15,7 +15,7 @@ import orjson
 from security.audit.records import FIELDS, Record
 from security.errors import AuditError
 
-__all__ = ["FORMATS", "Query", "parse_time"]
+__all__ = ["FORMATS", "Query", "parse_time", "shown_time"]
 
 # What a spreadsheet would run if a cell began with it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -95,7 +95,7 @@ def _json_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
         document = {
             "writer": writer,
             "seq": record.sequence,
-            "time": _time(record.fields),
+            "time": shown_time(record.fields),
             **record.fields,
             "hash": record.digest.hex(),
             "signed": record.signed,
@@ -108,7 +108,7 @@ def _csv_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
     yield _csv_row(columns)
     for writer, record in records:
         values = [record.fields.get(name) for name in FIELDS]
-        head = (writer, record.sequence, _time(record.fields))
+        head = (writer, record.sequence, shown_time(record.fields))
         yield _csv_row([*head, *values, record.digest.hex(), record.signed])
 
 
@@ -125,7 +125,8 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _time(fields: Mapping[str, Any]) -> str | None:
+def shown_time(fields: Mapping[str, Any]) -> str | None:
+    """When a record was made, in UTC (RFC 3339); None if it does not say."""
     time_us = fields.get("time_us")
     if type(time_us) is not int:
         return None
