@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-__all__ = ["Screen", "add_color"]
+if TYPE_CHECKING:
+    from security.assessment.results.result import ScanFinding
+
+__all__ = ["Screen", "add_color", "show_findings"]
 
 _STYLES = {
     "error": "bold red",
@@ -62,6 +67,20 @@ class Screen:
         self.line((f"{severity:<12}", severity), text)
         for item in filter(None, more):
             self.line(" " * 12, (item, "quiet"))
+
+
+def show_findings(screen: Screen, findings: Iterable[ScanFinding]) -> None:
+    """Print what an assessment found, and what to do about each; once for each rule."""
+    from security.assessment.results.report import rule_facts  # noqa: PLC0415  (slow)
+
+    told = set()
+    for finding in findings:
+        place = f" ({finding.where})" if finding.where else ""
+        remedy = "" if finding.rule in told else rule_facts(finding.rule)["remedy"]
+        told.add(finding.rule)
+        screen.finding(
+            finding.severity, f"{finding.rule}{place}: {finding.message}", remedy
+        )
 
 
 def _printable(text: str) -> str:
