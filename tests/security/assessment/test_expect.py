@@ -21,6 +21,7 @@ from security.commands import main
 from security.errors import AdmissionRefused
 from security.inspection.findings import StructureLimits
 from tests.conftest import Command
+from tests.security.assessment.checks import test_inputs
 from tests.support import zoo
 from tests.support.bundles import WEIGHTS, Keys, attest, evaluate, onnx_model, policy
 
@@ -478,3 +479,36 @@ def test_made_up_rows_are_within_bounds() -> None:
     assert other.dtype == np.uint8
     assert (other.min(), other.max()) >= (10, 11)
     assert other.max() <= 20
+
+
+def test_texts_and_several_inputs(tmp_path):
+    """Columns of texts are known from the inputs, and found by name in any order."""
+    rows = test_inputs.labelled(test_inputs.table_rows())
+    names = list(reversed(test_inputs.NAMES))
+    case = Case(tmp_path, test_inputs.table_model())
+    test_inputs.write(case.rows, rows, names)
+    said = [row["label"] for row in rows]
+    config = tmp_path / "data.toml"
+    config.write_text(test_inputs.CONFIG.replace('text = ["city"]\n', ""))
+    assert case.run("--data-config", config, prediction=said) == 0
+    metrics = read_bundle(case.out).report("parity").metrics
+    assert metrics["label_agreement"].value == 1.0
+
+
+def test_one_text_of_which_a_row_is_shown(tmp_path, capsys):
+    rows = test_inputs.text_rows()
+    case = Case(tmp_path, test_inputs.text_model())
+    test_inputs.write(case.rows, rows)
+    said = [row["label"] for row in rows]
+    said[7] = 1 - said[7]
+    assert case.run(prediction=said) == 0
+    out = capsys.readouterr().out
+    assert "1 of 120 rows differ; same class on 119" in out
+    assert f"prediction is {said[7]}" in out
+    # Which texts they are is in the digest.
+    before = read_bundle(case.out).report("parity").datasets[0].sha256
+    rows[3]["review"] += " indeed"
+    test_inputs.write(case.rows, rows)
+    case.out = tmp_path / "again"
+    assert case.run(prediction=said) == 0
+    assert read_bundle(case.out).report("parity").datasets[0].sha256 != before
