@@ -22,28 +22,19 @@ from security.errors import AdmissionRefused
 from security.inspection.findings import StructureLimits
 from tests.conftest import Command
 from tests.security.assessment.checks import test_inputs
-from tests.support import zoo
+from tests.support import chains, zoo
 from tests.support.bundles import WEIGHTS, Keys, attest, evaluate, onnx_model, policy
 
 NAMES = ("a", "b", "c")
 ROWS = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-POLICY = b"""
-version = 1
-[verdict]
-signers = ["release"]
-max_age_days = 30
-[require.provenance]
-signers = ["trainer"]
-max_age_days = 30
-[require.parity]
-signers = ["trainer"]
-max_age_days = 30
-[require.parity.conditions]
-reference = "answers_of_the_original"
-[require.parity.metrics]
-max_abs_difference = { max = 1e-4, min_n = 50 }
-label_agreement = { min = 0.99, min_n = 50 }
-"""
+POLICY = chains.policy(
+    provenance=(),
+    parity=(
+        'conditions.reference = "answers_of_the_original"',
+        "metrics.max_abs_difference = { max = 1e-4, min_n = 50 }",
+        "metrics.label_agreement = { min = 0.99, min_n = 50 }",
+    ),
+).encode()
 
 
 def truth() -> tuple[np.ndarray, np.ndarray]:
@@ -381,7 +372,7 @@ def test_parity_that_contradicts_itself(
     report = replace(case.parity(), **change)
     write_atomic(case.out / report_file("parity"), report.to_json())
     attest(case.out, "parity", keys.trainer)
-    asked = POLICY.replace(b'reference = "answers_of_the_original"\n', b"")
+    asked = POLICY.replace(b'conditions.reference = "answers_of_the_original"\n', b"")
     with pytest.raises(AdmissionRefused, match=message) as caught:
         evaluate(
             read_bundle(case.out), policy(asked), keys.trust, now=datetime.now(UTC)
