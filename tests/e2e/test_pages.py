@@ -36,8 +36,8 @@ _BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 _COMMAND = re.compile(
     r"^\$ (?:python -m )?((?:security|sealgate) (?:.*\\\n)*.*)", re.MULTILINE
 )
-# Three minutes are promised, on two cores. A machine that is 2.5 times slower, or as busy,
-# still passes.
+# Three minutes are promised, on two cores. A machine that is 2.5 times slower, or as
+# busy, still passes.
 MOST_WALL_S, MOST_CPU_S = 2.5 * 180, 90.0
 MOST_ROWS = 1024
 
