@@ -103,12 +103,13 @@ def run(args: argparse.Namespace) -> int:
 
     columns = imported.read_columns(args.columns) if args.columns else ()
     factory = _FACTORY.fullmatch(args.source) is not None
-    if factory:
-        model, folder = imported.export_factory(args.source, columns), None
-    else:
-        path = Path(args.source)
-        model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
     with Stages() as stages:
+        stages("reading", 0.0)
+        if factory:
+            model, folder = imported.export_factory(args.source, columns), None
+        else:
+            path = Path(args.source)
+            model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
         stages("inspection", 0.0)
         model, findings = imported.inspected(model, folder)
         manifest = imported.describe(
