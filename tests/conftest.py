@@ -76,7 +76,8 @@ def security(tmp_path: Path) -> Command:
 _IN_PROCESS = frozenset(
     {
         *("access", "admit", "assess", "audit", "config", "documents", "import"),
-        *("init", "inspect", "keygen", "keys", "ledger", "policy", "profile"),
+        *("canaries", "check", "compare", "init", "inspect", "keygen", "keys"),
+        *("ledger", "policy", "profile", "report", "retrain", "scan", "train"),
         *("seal", "sign", "token", "waive"),
     }
 )
@@ -171,7 +172,7 @@ def server(deployment: Path) -> Iterator[Server]:
 def open_server(deployment: Path) -> Iterator[Server]:
     """A server that also answers in plaintext."""
     extra = toy_settings(deployment) | {"SEALGATE_SEALING_REQUIRE_SEALED": "false"}
-    with serve("service.app:Sealgate", deployment, extra=extra) as s:
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as s:
         yield s
 
 

@@ -15,7 +15,7 @@ import orjson
 from security.audit.records import FIELDS, Record
 from security.errors import AuditError
 
-__all__ = ["FORMATS", "Query", "parse_time", "shown_time"]
+__all__ = ["FORMATS", "Query", "made_us", "parse_time", "shown_time"]
 
 # What a spreadsheet would run if a cell began with it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -41,7 +41,7 @@ class Query:
 
     def matches(self, fields: Mapping[str, Any]) -> bool:
         """Whether a record is asked for."""
-        time_us = fields.get("time_us") or 0
+        time_us = made_us(fields)
         if self.since_us is not None and time_us < self.since_us:
             return False
         if self.until_us is not None and time_us >= self.until_us:
@@ -53,7 +53,7 @@ class Query:
 
     def _version(self, fields: Mapping[str, Any]) -> bool:
         """Whether a record is about a version that is asked for, or a name about it."""
-        name, digest = fields.get("model") or "", fields.get("model_sha256")
+        name, digest = str(fields.get("model") or ""), fields.get("model_sha256")
         if name.partition(":")[0] in self.equal["model"]:
             return True
         return any(
@@ -123,6 +123,12 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(_FORMULA):
         return f"'{value}"
     return "" if value is None else value
+
+
+def made_us(fields: Mapping[str, Any]) -> int:
+    """When a record was made, in microseconds since 1970; 0 if it does not say."""
+    time_us = fields.get("time_us")
+    return time_us if type(time_us) is int else 0
 
 
 def shown_time(fields: Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from models.errors import BundleError
 from models.files import write_atomic
 from security.audit.follow import Follower
 from security.audit.journal import load_verifier
-from security.audit.query import FORMATS, Query, parse_time
+from security.audit.query import FORMATS, Query, made_us, parse_time
 from security.audit.records import Record
 from security.audit.verify import LogReport, Told, Visit, verify_log
 from security.commands.options import Subparsers
@@ -258,7 +258,12 @@ class _Last:
         self._found: list[tuple[int, int, str, Record]] = []
 
     def add(self, writer: str, record: Record) -> None:
-        item = (_time_us(record), len(self._found) + self.left_out, writer, record)
+        item = (
+            made_us(record.fields),
+            len(self._found) + self.left_out,
+            writer,
+            record,
+        )
         if len(self._found) < self._count:
             heapq.heappush(self._found, item)
         else:
@@ -268,10 +273,6 @@ class _Last:
     def records(self) -> list[tuple[str, Record]]:
         """Oldest first."""
         return [(writer, record) for *_, writer, record in sorted(self._found)]
-
-
-def _time_us(record: Record) -> int:
-    return record.fields.get("time_us") or 0
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -286,7 +287,7 @@ def _export(args: argparse.Namespace) -> int:
 
     if _verify(args, collect) is None:
         return 1
-    found.sort(key=lambda item: _time_us(item[1]))
+    found.sort(key=lambda item: made_us(item[1].fields))
     lines: Iterator[str] = FORMATS[args.format](iter(found))
     write_atomic(args.output, "".join(lines).encode(), mode=0o600)
     print(f"exported {len(found)} records to {args.output}")

@@ -45,8 +45,10 @@ class Table:
             self._row(record.fields)
 
     def _row(self, fields: Mapping[str, Any]) -> None:
-        count, latency_us = fields.get("count") or 1, fields.get("latency_us")
-        reason = fields.get("reason") or ""
+        count, latency_us = fields.get("count"), fields.get("latency_us")
+        reason = str(fields.get("reason") or "")
+        if type(count) is int and count > 1:
+            reason = f"{reason} (x{count})".strip()
         cells = {
             "TIME (UTC)": (shown_time(fields) or "")[:19].replace("T", " "),
             "ACTION": fields.get("action"),
@@ -54,10 +56,10 @@ class Table:
             "STATUS": fields.get("status"),
             "MODEL": fields.get("model"),
             "ROWS": fields.get("rows"),
-            "MS": None if latency_us is None else f"{latency_us / 1000:.1f}",
+            "MS": f"{latency_us / 1000:.1f}" if type(latency_us) is int else None,
             "CLIENT": fields.get("client"),
-            "SUBJECT": (fields.get("subject") or "")[:8],
-            "REASON": f"{reason} (x{count})".strip() if count > 1 else reason,
+            "SUBJECT": str(fields.get("subject") or "")[:8],
+            "REASON": reason,
         }
         refused = fields.get("outcome") == "refuse"
         self._screen.line((_row(cells), "refuse" if refused else ""))

@@ -89,7 +89,9 @@ def served(
     home = tmp_path_factory.mktemp("zoo") / "home"
     said = zoo.admit_all(home, files)
     names = [tag(path) for path in SERVED] + list(OWN)
-    with serve("service.app:Sealgate", home, extra=zoo.settings(home, names)) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=zoo.settings(home, names), alone=True
+    ) as server:
         yield Zoo(server, mint(home, "infer:*"), said, files)
 
 

@@ -107,6 +107,18 @@ def test_a_strangers_words_stay_in_their_cell(home: Path) -> None:
     assert row.endswith("unauthenticated (x35)")
 
 
+def test_a_record_of_other_types_is_shown_too(home: Path) -> None:
+    """Who holds the key of checkpoints may write what they like; nothing breaks."""
+    log = writer(home, "x")
+    odd = dict.fromkeys(("time_us", "count", "latency_us", "subject", "rows"), "a")
+    log.write([record(20, **odd), record(21, subject=True, model=1)])
+    log.close()
+    assert len(query(home, "--table", "--model", "none")) == 0
+    rows = query(home, "--table", "--since", "1971-01-01T00:00:21")[1:]
+    assert len(rows) == 1
+    assert len(query(home, "--table")) == 13
+
+
 def test_colours_are_for_terminals(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = writer(home, "x")
     log.write([record(20, outcome="refuse", reason="quota")])
