@@ -36,7 +36,7 @@ from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
-from security.settings.issuers import check_resource
+from security.settings.issuers import check_resource, listening_origin
 from security.settings.loading import Settings, load_settings
 from service.access import check_access, open_access
 from service.gateway import Gateway
@@ -61,8 +61,6 @@ from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_
 from service.telemetry.recorder import open_recorder, record_refusal
 
 __all__ = ["Sealgate", "name_resource", "open_doors", "read_settings"]
-
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (nothing is bound)
 
 
 def read_settings() -> Settings:
@@ -237,19 +235,13 @@ def open_doors(settings: Settings, *, load: bool) -> Path:
 def name_resource(settings: Settings, host: str, port: int) -> None:
     """In development, call this server by where it listens, if no setting does.
 
-    What starts after this reads it as ``access.resource``, workers too. A server whose
-    name would be plain HTTP beyond this machine keeps none.
+    What starts after this reads it as ``access.resource``, workers too.
     """
     if settings.access.resource or settings.service.environment == "production":
         return
-    known = _WILDCARDS.get(host, host)
-    shown = f"[{known}]" if ":" in known else known
-    origin = f"{'https' if settings.tls.enabled else 'http'}://{shown}:{port}"
-    try:
-        check_resource(origin)
-    except SettingsError:
-        return
-    os.environ["SEALGATE_ACCESS_RESOURCE"] = origin
+    origin = listening_origin(host, port, tls=settings.tls.enabled)
+    if origin:
+        os.environ["SEALGATE_ACCESS_RESOURCE"] = origin
 
 
 def _address() -> tuple[str, int]:
