@@ -36,9 +36,14 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         # Importing it reads the settings, and may refuse them.
-        from service.app import open_doors, read_settings  # noqa: PLC0415
+        from service.app import (  # noqa: PLC0415
+            name_resource,
+            open_doors,
+            read_settings,
+        )
 
         settings = read_settings()
+        name_resource(settings, args.host, args.port)
         if args.workers > 1:
             _serve_by_bentoml(args, settings)
         service = bentoml.load(_target(), working_dir=str(_SOURCE))

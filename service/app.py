@@ -8,10 +8,13 @@ hook in the parent process, each worker builds the application: three doors, one
 from __future__ import annotations
 
 import gc
+import os
 from pathlib import Path
 
 import bentoml
+import click
 from _bentoml_sdk import Service
+from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
@@ -33,7 +36,7 @@ from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
-from security.settings.issuers import check_resource
+from security.settings.issuers import check_resource, listening_origin
 from security.settings.loading import Settings, load_settings
 from service.access import check_access, open_access
 from service.gateway import Gateway
@@ -57,7 +60,7 @@ from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.telemetry.recorder import open_recorder, record_refusal
 
-__all__ = ["Sealgate", "open_doors", "read_settings"]
+__all__ = ["Sealgate", "name_resource", "open_doors", "read_settings"]
 
 
 def read_settings() -> Settings:
@@ -229,6 +232,26 @@ def open_doors(settings: Settings, *, load: bool) -> Path:
     return folder
 
 
+def name_resource(settings: Settings, host: str, port: int) -> None:
+    """In development, call this server by where it listens, if no setting does.
+
+    What starts after this reads it as ``access.resource``, workers too.
+    """
+    if settings.access.resource or settings.service.environment == "production":
+        return
+    origin = listening_origin(host, port, tls=settings.tls.enabled)
+    if origin:
+        os.environ["SEALGATE_ACCESS_RESOURCE"] = origin
+
+
+def _address() -> tuple[str, int]:
+    """Where `bentoml serve` will listen: its options, or else BentoML's settings."""
+    context = click.get_current_context(silent=True)
+    given = {} if context is None else context.params
+    http = BentoMLContainer.http
+    return given.get("host") or http.host.get(), given.get("port") or http.port.get()
+
+
 @bentoml.service(
     name=SERVICE_NAME,
     service_class=AdmittedService,
@@ -243,6 +266,7 @@ class Sealgate:
     def admit() -> None:
         """Run the gate in the parent process: a refusal ends `bentoml serve`."""
         settings = read_settings()
+        name_resource(settings, *_address())
         folder = open_doors(settings, load=True)
         name_parent()
         watch_workers(settings.audit, folder)

@@ -20,8 +20,10 @@ from models.data import cells
 from models.data.columns import Table, numbers
 from models.data.held_out import (
     LABEL_COLUMNS,
+    Holdout,
     Roles,
     class_column,
+    distinct,
     feature_columns,
     matrix_of,
 )
@@ -39,7 +41,7 @@ class Answered:
 
     Attributes:
         name: of the file with the answers.
-        features: ``(n, …)``, numbers; NaN where a value is missing.
+        rows: in the order of the answers; their labels mean nothing.
         classes: ``(n,)``, what it decided, whole numbers or texts; None if not said.
         kind: of its numbers: "probability", "score" or "value"; "" without any.
         numbers: by what they are of, a class or a place, "" for the only ones:
@@ -48,7 +50,7 @@ class Answered:
     """
 
     name: str
-    features: NDArray[Any] = field(repr=False)
+    rows: Holdout = field(repr=False)
     classes: NDArray[Any] | None = field(repr=False)
     kind: str
     numbers: Mapping[str, NDArray[np.float64]] = field(repr=False)
@@ -60,8 +62,11 @@ class Answered:
     @property
     def sha256(self) -> str:
         """Digest of rows and answers."""
-        state = hashlib.sha256(f"{self.features.shape} {self.kind}\n".encode())
-        state.update(np.ascontiguousarray(self.features).tobytes())
+        features = self.rows.features
+        state = hashlib.sha256(f"{features.shape} {self.kind}\n".encode())
+        state.update(np.ascontiguousarray(features).tobytes())
+        for name, texts in self.rows.texts.items():
+            state.update(repr((name, texts)).encode())
         if self.classes is not None:
             state.update("\n".join(map(str, self.classes.tolist())).encode())
         for name, column in sorted(self.numbers.items()):
@@ -108,7 +113,7 @@ def load_answered(
     order = _order(table, beside, key)
     return Answered(
         table.where,
-        _features(beside, roles, key)[order],
+        _rows(beside, roles, key, order),
         class_column(table, roles.prediction) if said else None,
         kind,
         {of: numbers(table, name) for name, of in columns.items()},
@@ -174,10 +179,12 @@ def _keys(table: Table, key: str) -> dict[str, int]:
     return found
 
 
-def _features(table: Table, roles: Roles, key: str | None) -> NDArray[Any]:
-    matrix = matrix_of(table)
+def _rows(
+    table: Table, roles: Roles, key: str | None, order: NDArray[np.int64]
+) -> Holdout:
+    unknown, matrix = np.zeros(len(order)), matrix_of(table)
     if matrix is not None:
-        return matrix
+        return Holdout(table.where, matrix[order], unknown)
     usual = (name for name in LABEL_COLUMNS if name in table.arrays)
     label = roles.label or next(usual, None)
     beside = {*roles.drop, key, label, *roles.sensitive} - {*roles.kept, None}
@@ -185,4 +192,6 @@ def _features(table: Table, roles: Roles, key: str | None) -> NDArray[Any]:
     if not names:
         names = [name for name in table.arrays if name not in beside]
     table.require(names, also=[name for name in beside if name])
-    return feature_columns(table, names, roles)
+    texts = {name: distinct(table, name) for name in names if name in roles.text}
+    features = feature_columns(table, names, roles, texts)[order]
+    return Holdout(table.where, features, unknown, columns=tuple(names), texts=texts)

@@ -31,6 +31,7 @@ __all__ = [
     "Predictions",
     "Roles",
     "class_column",
+    "distinct",
     "feature_columns",
     "holdout_of",
     "load_holdout",
@@ -306,7 +307,7 @@ def _columns(table: Table, roles: Roles) -> Holdout:
     if not names:
         names = [name for name in table.arrays if name not in beside]
     table.require([*names, label], also=[*roles.sensitive, *roles.drop, *roles.beside])
-    texts = {name: _distinct(table, name) for name in names if name in roles.text}
+    texts = {name: distinct(table, name) for name in names if name in roles.text}
     return Holdout(
         table.where,
         feature_columns(table, names, roles, texts),
@@ -318,7 +319,7 @@ def _columns(table: Table, roles: Roles) -> Holdout:
     )
 
 
-def _distinct(table: Table, name: str) -> tuple[str, ...]:
+def distinct(table: Table, name: str) -> tuple[str, ...]:
     """A column's texts, each once; what is missing is an empty one."""
     return tuple(sorted(set(_texts(table, name))))
 

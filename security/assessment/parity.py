@@ -22,7 +22,7 @@ from security.assessment.results import intervals
 from security.assessment.targets.answers import Reading, columns_of, read_answers
 from security.assessment.targets.decision import Stated, settle
 from security.assessment.targets.declared import class_text, declared_outputs
-from security.assessment.targets.target import OnnxTarget, fit_rows
+from security.assessment.targets.target import OnnxTarget, arranged, fit_rows
 from security.errors import AssessmentError
 
 __all__ = ["REFERENCE", "TOLERANCE", "Comparison", "Difference", "compare"]
@@ -140,7 +140,8 @@ def compare(model: bytes, answered: Answered, stated: Stated) -> Comparison:
         SessionError: onnxruntime refuses the model.
     """
     target = OnnxTarget(model)
-    rows, target.shape = fit_rows(target.spec, answered.features)
+    given = arranged(answered.rows, target.spec, ())
+    rows, target.shape = fit_rows(target.spec, target.texts.placed(given))
     outputs = target.outputs(rows)
     numbers, agreed, found = np.empty((len(rows), 0)), None, list[Difference]()
     if answered.kind == "value":

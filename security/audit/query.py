@@ -15,7 +15,7 @@ import orjson
 from security.audit.records import FIELDS, Record
 from security.errors import AuditError
 
-__all__ = ["FORMATS", "Query", "parse_time"]
+__all__ = ["FORMATS", "Query", "made_us", "parse_time", "shown_time"]
 
 # What a spreadsheet would run if a cell began with it.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -41,7 +41,7 @@ class Query:
 
     def matches(self, fields: Mapping[str, Any]) -> bool:
         """Whether a record is asked for."""
-        time_us = fields.get("time_us") or 0
+        time_us = made_us(fields)
         if self.since_us is not None and time_us < self.since_us:
             return False
         if self.until_us is not None and time_us >= self.until_us:
@@ -53,7 +53,7 @@ class Query:
 
     def _version(self, fields: Mapping[str, Any]) -> bool:
         """Whether a record is about a version that is asked for, or a name about it."""
-        name, digest = fields.get("model") or "", fields.get("model_sha256")
+        name, digest = str(fields.get("model") or ""), fields.get("model_sha256")
         if name.partition(":")[0] in self.equal["model"]:
             return True
         return any(
@@ -95,7 +95,7 @@ def _json_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
         document = {
             "writer": writer,
             "seq": record.sequence,
-            "time": _time(record.fields),
+            "time": shown_time(record.fields),
             **record.fields,
             "hash": record.digest.hex(),
             "signed": record.signed,
@@ -108,7 +108,7 @@ def _csv_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
     yield _csv_row(columns)
     for writer, record in records:
         values = [record.fields.get(name) for name in FIELDS]
-        head = (writer, record.sequence, _time(record.fields))
+        head = (writer, record.sequence, shown_time(record.fields))
         yield _csv_row([*head, *values, record.digest.hex(), record.signed])
 
 
@@ -125,7 +125,14 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _time(fields: Mapping[str, Any]) -> str | None:
+def made_us(fields: Mapping[str, Any]) -> int:
+    """When a record was made, in microseconds since 1970; 0 if it does not say."""
+    time_us = fields.get("time_us")
+    return time_us if type(time_us) is int else 0
+
+
+def shown_time(fields: Mapping[str, Any]) -> str | None:
+    """When a record was made, in UTC (RFC 3339); None if it does not say."""
     time_us = fields.get("time_us")
     if type(time_us) is not int:
         return None

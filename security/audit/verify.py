@@ -41,6 +41,7 @@ _SEGMENT = re.compile(
 
 
 Visit = Callable[[str, Record], None]
+Told = Callable[[int], None]
 
 
 @dataclass
@@ -68,6 +69,7 @@ def verify_log(
     without: Sequence[str] = (),
     unsigned: Sequence[str] = (),
     visit: Visit = lambda writer, record: None,
+    told: Told = lambda count: None,
 ) -> LogReport:
     """Verify a log, which may lie in several folders.
 
@@ -79,6 +81,7 @@ def verify_log(
         unsigned: writers of which nothing need be signed, as of a process that ended
             before it signed.
         visit: is given each record, in the order of its writer.
+        told: is told, record by record, how many bytes were read.
 
     Raises:
         AuditError: names the file and the record that was altered, dropped, added,
@@ -94,7 +97,7 @@ def verify_log(
         return None if verifier is None else signed.get(writer, [])
 
     chains = [
-        _Chain(writer, notes(writer), report, visit)
+        _Chain(writer, notes(writer), report, visit=visit, told=told)
         for writer in sorted(segments.keys() | signed.keys())
         if writer not in without
     ]
@@ -223,14 +226,16 @@ class _Chain:
         writer: str,
         signed: Sequence[Checkpoint] | None,
         report: LogReport,
+        *,
         visit: Visit,
+        told: Told,
     ) -> None:
         self.writer = writer
         self.start: str | None = None
         self._must_be_signed = signed is not None
         self._signed = list(signed or ())
         self._report = report
-        self._visit = visit
+        self._visit, self._told = visit, told
         self._tree = Tree()
         self._previous = ""
         self._served = False
@@ -280,6 +285,7 @@ class _Chain:
             except AuditError as error:
                 raise AuditError(f"{where}: {error}") from None
             self._follow(record, where)
+            self._told(len(line))
 
     def _accept_torn(self, where: str, size: int, *, last: bool) -> None:
         if not last:

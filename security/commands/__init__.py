@@ -16,8 +16,9 @@ sign, waive, admit, verify             evidence, its signatures, the verdict
 policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 package                                all of these, from an assessed bundle to a Bento
-serve, models, config, audit           a server that runs, its settings, its log
-options, signing, stages, standing, wanted  what several of these share
+serve, models, config                  a server that runs, and its settings
+audit, audit_table                     its log
+options, screen, signing, stages, standing, wanted  what several of these share
 """
 
 from __future__ import annotations

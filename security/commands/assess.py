@@ -18,6 +18,7 @@ from security.commands.rows import (
     file_rows,
     radii,
 )
+from security.commands.screen import Screen, add_color, show_findings
 from security.commands.stages import Stages
 from security.commands.standing import standing
 from security.commands.wanted import add_policy, deployed_policy, wanted
@@ -73,6 +74,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "(default: 0.02 of each range)",
     )
     add_policy(parser, "the deployment's, if it has one")
+    add_color(parser)
     parser.set_defaults(run=run)
 
 
@@ -88,13 +90,25 @@ def run(args: argparse.Namespace) -> int:
     failed = [
         check for report in made.reports for check in report.checks if not check.passed
     ]
-    for line in standing(args.bundle, made.reports, args.policy):
-        print(line)
+    screen = Screen(color=not args.no_color)
     for kind, reason in made.missing.items():
-        print(f"{'finding':<12}{kind} was not measured: {reason}")
+        screen.finding("error", f"{kind} was not measured: {reason}")
     for check in failed:
-        print(f"{'finding':<12}{check.id}: {check.message}")
+        screen.finding("error", f"{check.id}: {check.message}")
+    show_findings(screen, made.findings)
+    for kind, line in made.lines.items():
+        screen.line((f"{kind:<12}", "head"), line)
+    for line in standing(args.bundle, made.reports, args.policy):
+        screen.line(*_marked(line))
     return 1 if failed or made.missing else 0
+
+
+def _marked(line: str) -> list[str | tuple[str, str]]:
+    """A line about a policy, with the verdict of each in its colour."""
+    kind, text = line[:12], line[12:]
+    word = text.partition(" ")[0]
+    verdict = (word, word.lower()) if word in ("meets", "MISSES") else word
+    return [kind, verdict, text[len(word) :]]
 
 
 def _rows(args: argparse.Namespace, config: DataConfig) -> tuple[Rows, Rows | None]:

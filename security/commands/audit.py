@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import heapq
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from models.errors import BundleError
 from models.files import write_atomic
+from security.audit.follow import Follower
 from security.audit.journal import load_verifier
-from security.audit.query import FORMATS, Query, parse_time
+from security.audit.query import FORMATS, Query, made_us, parse_time
 from security.audit.records import Record
-from security.audit.verify import LogReport, Visit, verify_log
+from security.audit.verify import LogReport, Told, Visit, verify_log
 from security.commands.options import Subparsers
+from security.commands.screen import add_color
+from security.commands.stages import Stages
 from security.errors import AuditError
 from security.key_files import pseudonym, read_secret
 from security.settings.loading import load_settings
@@ -22,8 +27,14 @@ from security.settings.loading import load_settings
 __all__ = ["add_parser", "run"]
 
 MAX_COPY_BYTES = 1 << 30
+MAX_TAIL = 1_000_000
+_TABLE_ROWS = 200
+_POLL_S = 0.5
 _EQUAL = ("action", "outcome", "reason", "model", "client", "token", "request_id")
 _HELP = {"model": "a model's name, or NAME:VERSION"}
+
+
+Show = Callable[[Iterable[tuple[str, Record]]], None]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -50,9 +61,25 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
 
 def _add_query(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Print the records that match all of the options, one JSON object a line. The "
-        "log is verified on the way; exit code 1 if it does not verify."
+        "Print the records that match all of the options: on a terminal as a table, "
+        "oldest first, elsewhere one JSON object a line. The log is verified on the "
+        "way; exit code 1 if it does not verify."
     )
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--json", action="store_true", help="JSON lines, in any case")
+    kind.add_argument("--table", action="store_true", help="a table, in any case")
+    parser.add_argument(
+        "--tail",
+        type=_count,
+        metavar="N",
+        help=f"the last N of them (default: all; of a table, {_TABLE_ROWS})",
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="then print what is added, held to its chain, until Ctrl-C",
+    )
+    add_color(parser)
     _add_filter(parser)
     _add_log(parser)
     parser.set_defaults(run=_query)
@@ -74,9 +101,15 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("verify", "check that no record was changed", _add_verify),
-    ("query", "print records", _add_query),
+    ("query", "print records, as a table or as JSON", _add_query),
     ("export", "write verified records to a file", _add_export),
 )
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_TAIL:
+        raise argparse.ArgumentTypeError(f"a number from 1 to {MAX_TAIL}")
+    return int(text)
 
 
 def _add_log(parser: argparse.ArgumentParser) -> None:
@@ -157,13 +190,89 @@ def _query(args: argparse.Namespace) -> int:
     query = _parse_query(args)
     if query is None:
         return 1
+    as_table = args.table or not (args.json or not sys.stdout.isatty())
+    show = _rows(args) if as_table else _lines
+    folders = _folders(args)
+    follower = Follower(folders[-1]) if args.follow else None
+    kept = _Last(args.tail or _TABLE_ROWS) if args.tail or as_table else None
 
-    def show(writer: str, record: Record) -> None:
+    def visit(writer: str, record: Record) -> None:
+        if follower is not None:
+            follower.passed(writer, record)
         if query.matches(record.fields):
-            for line in FORMATS["jsonl"](iter([(writer, record)])):
-                sys.stdout.write(line)
+            if kept is None:
+                show([(writer, record)])
+            else:
+                kept.add(writer, record)
 
-    return 1 if _verify(args, show) is None else 0
+    if _verify(args, visit, silent=kept is None and sys.stdout.isatty()) is None:
+        return 1
+    if kept is not None:
+        show(kept.records())
+        if kept.left_out and not args.tail:
+            print(
+                f"notice: {kept.left_out} earlier records are left out: --tail N or "
+                "--json shows them",
+                file=sys.stderr,
+            )
+    return 0 if follower is None else _follow(follower, query, show)
+
+
+def _follow(follower: Follower, query: Query, show: Show) -> int:
+    """Show what is added, until Ctrl-C."""
+    try:
+        while True:
+            show(found for found in follower.read() if query.matches(found[1].fields))
+            sys.stdout.flush()
+            time.sleep(_POLL_S)
+    except AuditError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+
+
+def _lines(found: Iterable[tuple[str, Record]]) -> None:
+    for line in FORMATS["jsonl"](iter(found)):
+        sys.stdout.write(line)
+
+
+def _rows(args: argparse.Namespace) -> Show:
+    from security.commands.audit_table import Table  # noqa: PLC0415  (slow)
+    from security.commands.screen import Screen  # noqa: PLC0415
+
+    table = Table(Screen(color=not args.no_color))
+    return lambda found: table.show(record for _, record in found)
+
+
+class _Last:
+    """The last records by their time, of all writers.
+
+    Attributes:
+        left_out: how many came before them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.left_out = 0
+        self._count = count
+        self._found: list[tuple[int, int, str, Record]] = []
+
+    def add(self, writer: str, record: Record) -> None:
+        item = (
+            made_us(record.fields),
+            len(self._found) + self.left_out,
+            writer,
+            record,
+        )
+        if len(self._found) < self._count:
+            heapq.heappush(self._found, item)
+        else:
+            heapq.heappushpop(self._found, item)
+            self.left_out += 1
+
+    def records(self) -> list[tuple[str, Record]]:
+        """Oldest first."""
+        return [(writer, record) for *_, writer, record in sorted(self._found)]
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -178,7 +287,7 @@ def _export(args: argparse.Namespace) -> int:
 
     if _verify(args, collect) is None:
         return 1
-    found.sort(key=lambda item: item[1].fields.get("time_us") or 0)
+    found.sort(key=lambda item: made_us(item[1].fields))
     lines: Iterator[str] = FORMATS[args.format](iter(found))
     write_atomic(args.output, "".join(lines).encode(), mode=0o600)
     print(f"exported {len(found)} records to {args.output}")
@@ -245,27 +354,58 @@ def _stored(tag: str) -> set[str]:
 
 
 def _verify(
-    args: argparse.Namespace, visit: Visit | None = None, *, quiet: bool = False
+    args: argparse.Namespace,
+    visit: Visit | None = None,
+    *,
+    quiet: bool = False,
+    silent: bool = False,
 ) -> LogReport | None:
-    """The report, or None once the refusal is printed; quiet, without notices."""
-    audit = load_settings().audit
-    verifier = load_verifier(args.key or audit.verifier_key)
+    """The report, or None once the refusal is printed.
+
+    Args:
+        args: of the command.
+        visit: is given each record.
+        quiet: without notices.
+        silent: without progress, which would be among the records on a terminal.
+    """
+    verifier = load_verifier(args.key or load_settings().audit.verifier_key)
     copies = [_read_copy(path) for path in args.copy]
     try:
-        report = verify_log(
-            args.directory or [audit.directory],
-            verifier=verifier,
-            copies=copies,
-            without=args.without,
-            unsigned=args.allow_unsigned,
-            visit=visit or (lambda writer, record: None),
-        )
+        with contextlib.nullcontext() if silent else Stages() as stages:
+            folders = _folders(args)
+            report = verify_log(
+                folders,
+                verifier=verifier,
+                copies=copies,
+                without=args.without,
+                unsigned=args.allow_unsigned,
+                visit=visit or (lambda writer, record: None),
+                told=_told(stages, folders),
+            )
     except AuditError as error:
         print(f"refused: {error}", file=sys.stderr)
         return None
     for notice in () if quiet else report.notices:
         print(f"notice: {notice}", file=sys.stderr)
     return report
+
+
+def _folders(args: argparse.Namespace) -> list[Path]:
+    return args.directory or [load_settings().audit.directory]
+
+
+def _told(stages: Stages | None, folders: Sequence[Path]) -> Told:
+    """Progress, by how much of the files is read."""
+    files = (path for folder in folders for path in folder.glob("*.jsonl"))
+    total, done = sum(path.stat().st_size for path in files), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        if stages is not None:
+            stages("verifying", min(1.0, done / max(1, total)))
+
+    return tell
 
 
 def _read_copy(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, report_file
 from models.files import new_directory, read_regular, write_atomic
-from models.manifest import Column, Manifest
+from models.manifest import Manifest
 from models.report import Condition, Report
 from security.commands.options import Subparsers
 from security.commands.rows import add_data_config, answered_rows, data_config
@@ -103,19 +103,21 @@ def run(args: argparse.Namespace) -> int:
 
     columns = imported.read_columns(args.columns) if args.columns else ()
     factory = _FACTORY.fullmatch(args.source) is not None
-    if factory:
-        model, folder = imported.export_factory(args.source, columns), None
-    else:
-        path = Path(args.source)
-        model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
     with Stages() as stages:
+        stages("reading", 0.0)
+        if factory:
+            model, folder = imported.export_factory(args.source, columns), None
+        else:
+            path = Path(args.source)
+            model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
         stages("inspection", 0.0)
         model, findings = imported.inspected(model, folder)
         manifest = imported.describe(
             model, name=args.name, version=args.version, columns=columns
         )
         manifest, notes = imported.corrected(model, manifest)
-    compared = _compared(args, model, columns)
+        stages("comparing", 0.0)
+        compared = _compared(args, model, manifest)
     source = "torch factory" if factory else "ONNX file"
     said = _Said(_conditions(source, told), notes, compared)
     _write(args.out, model, manifest, said)
@@ -149,7 +151,7 @@ def _conditions(source: str, told: str | None) -> dict[str, dict[str, Condition]
 
 
 def _compared(
-    args: argparse.Namespace, model: bytes, columns: tuple[Column, ...]
+    args: argparse.Namespace, model: bytes, manifest: Manifest
 ) -> Comparison | None:
     """The model beside its author's answers, if there are any."""
     if args.expect is None or args.data is None:
@@ -164,7 +166,14 @@ def _compared(
     from security.assessment.targets.decision import Stated  # noqa: PLC0415
 
     config = data_config(args)
-    answered = answered_rows(args.expect, args.data, config, columns, args.key)
+    answered = answered_rows(
+        args.expect,
+        args.data,
+        config,
+        manifest.columns,
+        text=manifest.text,
+        key=args.key,
+    )
     stated = Stated(config.classes, output=args.output, decision=args.decision)
     return parity.compare(model, answered, stated)
 

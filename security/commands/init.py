@@ -13,6 +13,7 @@ from models.data.readers import CsvFormat, read_table
 from security.assessment.targets.dataconfig import DataConfig
 from security.assessment.targets.dataconfig import broken as broken_data
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.config_reader import Rules, sections_of
 from security.errors import SettingsError
 from security.training.config_rules import broken
@@ -78,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path(f"{named.name.partition('.')[0]}.toml")
     if out.exists():
         raise SettingsError(f"{out} exists already; --out names another file")
-    text, left = (_of_data if args.model is None else _of_model)(args, data, out)
+    with Stages() as stages:
+        stages("reading", 0.0)
+        text, left = (_of_data if args.model is None else _of_model)(args, data, out)
     with out.open("x", encoding="utf-8") as file:
         file.write(text)
     print(f"wrote {out}")

@@ -18,6 +18,7 @@ from security.admission.lifecycle import Canary, Live, Shadow, Warm
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 from security.errors import PlanError
 from security.settings.loading import Settings, load_settings
 from security.settings.service import is_path
@@ -253,12 +254,16 @@ def _list(folder: PlanFolder, plan: Plan) -> int:
 def _follow(folder: PlanFolder, plan: Plan, wait_s: float) -> int:
     """Wait until every running worker made something of the plan; say what."""
     deadline = time.monotonic() + wait_s
-    while True:
-        workers = _workers(folder)
-        behind = [w for w in workers if w.report["generation"] < plan.generation]
-        if not behind or time.monotonic() >= deadline:
-            break
-        time.sleep(0.1)
+    with Stages() as stages:
+        while True:
+            workers = _workers(folder)
+            behind = [w for w in workers if w.report["generation"] < plan.generation]
+            left_s = deadline - time.monotonic()
+            if not behind or left_s <= 0:
+                break
+            followed = f"{len(workers) - len(behind)} of {len(workers)} workers follow"
+            stages("waiting", 0.0, "", followed, left_s)
+            time.sleep(0.1)
     if not workers:
         print("no worker is running: it holds from the next start on")
         return 0

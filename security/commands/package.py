@@ -23,6 +23,7 @@ from security.commands.options import (
     variables,
 )
 from security.commands.signing import add_passphrase
+from security.commands.stages import Stages
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
@@ -64,10 +65,14 @@ def run(args: argparse.Namespace) -> int:
         _say(step, text)
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
 
-    _, stored = store_bundle(args.bundle)
+    with Stages() as stages:
+        stages("storing", 0.0)
+        _, stored = store_bundle(args.bundle)
     _say("stored", tag if stored else f"{tag} already, with these contents")
     _say("names", f"{tag} for the service: SEALGATE_SERVICE_MODELS={tag}")
-    bento = _build(tag, variables(args, settings))
+    with Stages() as stages:
+        stages("building", 0.0)
+        bento = _build(tag, variables(args, settings))
     policy = f" --policy {args.policy}" if args.policy else ""
     _say("built", f"{bento}; next: python -m security serve {bento}{policy}")
     return 0

@@ -149,6 +149,8 @@ def answered_rows(
     rows: Path,
     config: DataConfig,
     columns: tuple[Column, ...],
+    *,
+    text: tuple[str, ...],
     key: str | None,
 ) -> Answered:
     """What the author of a model says that it answers, and the rows.
@@ -158,6 +160,7 @@ def answered_rows(
         rows: of the rows.
         config: says what columns are for.
         columns: of the model, found by name; none where it has none.
+        text: those of its inputs that are texts.
         key: a column of both files that says which row is which, or None.
 
     Raises:
@@ -165,7 +168,7 @@ def answered_rows(
     """
     from models.data.expected import load_answered  # noqa: PLC0415  (as above)
 
-    roles = _roles(config, columns)
+    roles = _roles(config, columns, text)
     return load_answered(path, rows, roles, classes=config.classes, key=key)
 
 

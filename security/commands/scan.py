@@ -32,6 +32,7 @@ from security.commands.rows import (
     file_rows,
     radii,
 )
+from security.commands.screen import Screen, add_color, show_findings
 from security.commands.stages import Stages
 from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
@@ -158,6 +159,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for a bundle: write the reports into it, for `sign`",
     )
+    add_color(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -173,7 +175,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("finished work is kept: the same command goes on", file=sys.stderr)
         raise
-    _print(scan, out)
+    _print(scan, out, Screen(color=not args.no_color))
     if args.evidence:
         for item in scan.evidence:
             write_atomic(Path(args.target) / report_file(item.kind), item.to_json())
@@ -389,27 +391,26 @@ def _exit_code(scan: Scan, fail_on: str | None) -> int:
     )
 
 
-def _print(scan: Scan, out: Path) -> None:
+def _print(scan: Scan, out: Path, screen: Screen) -> None:
+    """Findings and what to do about them, then figures."""
+    show_findings(screen, scan.report.findings)
     if "decision" in scan.report.target:
-        print(scan.report.target["decision"])
+        screen.line(scan.report.target["decision"])
     for result in scan.report.results:
         state = result.status + (f": {result.reason}" if result.reason else "")
-        doubt = "" if result.reliable else "; NOT RELIABLE"
-        print(f"{result.name:<12}{state}{doubt}")
+        doubt = () if result.reliable else (("; NOT RELIABLE", "error"),)
+        screen.line((f"{result.name:<12}", "head"), state, *doubt)
         for name, metric in result.metrics.items():
             if metric.low is not None:
-                print(
+                screen.line(
                     f"{'':<12}{name} {metric.value:.3f} "
                     f"[{metric.low:.3f}, {metric.high:.3f}], n={metric.n}"
                 )
-    for finding in scan.report.findings:
-        place = f" ({finding.where})" if finding.where else ""
-        print(f"{finding.severity:<12}{finding.rule}{place}: {finding.message}")
     if "queries" in scan.report.times:
-        print(f"{'asked':<12}{scan.report.times['queries']} rows, over all runs")
+        screen.line(f"{'asked':<12}{scan.report.times['queries']} rows, over all runs")
     if not scan.complete:
-        print(f"{'budget':<12}ended first; the same command with more goes on")
-    print(f"{'wrote':<12}{out}: scan.json, scan.html, scan.sarif, scan.junit.xml")
+        screen.line(f"{'budget':<12}ended first; the same command with more goes on")
+    screen.line(f"{'wrote':<12}{out}: scan.json, scan.html, scan.sarif, scan.junit.xml")
 
 
 def _told(stages: Stages) -> Callable[[Progress], None]:

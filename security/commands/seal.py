@@ -10,6 +10,7 @@ from models.files import new_directory, write_atomic
 from security.admission.confidential import load_model_public, seal_model
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
+from security.commands.stages import Stages
 
 __all__ = ["add_parser", "run"]
 
@@ -45,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
     """Seal; returns the exit code."""
     bundle = read_bundle(args.bundle)
     public_keys = [load_model_public(path) for path in args.to]
-    sealed = seal_model(bundle, public_keys, signer(args, "release"))
-    _write(args.out, bundle, sealed)
+    key = signer(args, "release")
+    with Stages() as stages:
+        stages("sealing", 0.0)
+        _write(args.out, bundle, seal_model(bundle, public_keys, key))
     print(f"sealed {bundle.manifest.tag} to deployments: {len(public_keys)}")
     return 0
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.manifest import is_tag
+from sealgate.errors import SealgateError
 from security.admission.plan import PlanFolder
 from security.commands.options import (
     Subparsers,
@@ -18,6 +19,7 @@ from security.commands.options import (
     variables,
 )
 from security.errors import SettingsError
+from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
 __all__ = ["add_parser", "run"]
@@ -62,10 +64,16 @@ def run(args: argparse.Namespace) -> int:
         if bento is not None:
             source = bento / "src"
             if not (source / "service" / "__main__.py").is_file():
-                raise SettingsError(f"{bento}: only `bentoml serve` can serve this one")
+                raise SettingsError(
+                    f"{bento}: this Bento was built before `serve` could serve it: "
+                    f"build it again (`package`), or run `bentoml serve {bento}`"
+                )
         else:
             environment["SEALGATE_SERVICE_MODELS"] = ",".join(tags)
-    _write_profile(args, settings, source, tags)
+    config = environment.get("SEALGATE_CONFIG") or source / "deploy" / "service.toml"
+    # As the server will read them: a Bento has a policy of its own.
+    there = load_settings({**environment, "SEALGATE_CONFIG": str(config)})
+    _write_profile(args, there, source, tags)
     if home := os.environ.get("BENTOML_HOME"):
         environment["BENTOML_HOME"] = str(Path(home).absolute())
     command = [sys.executable, "-m", "service", "--host", args.host]
@@ -149,7 +157,7 @@ def _refuse_plan(settings: Settings) -> None:
 def _write_profile(
     args: argparse.Namespace, settings: Settings, source: Path, tags: Sequence[str]
 ) -> None:
-    """In development, what clients on this machine need.
+    """In development, what clients on this machine need; nothing if the gate refuses.
 
     Raises:
         SettingsError, BundleError: what is to be served cannot be told.
@@ -163,6 +171,8 @@ def _write_profile(
     development = settings.service.environment == "development"
     if not found or not development or settings.access.issuer != DEVELOPMENT_ISSUER:
         return
+    if not _admitted(found, tags, settings.admission):
+        return
     scheme = "https" if settings.tls.enabled else "http"
     host = f"[{args.host}]" if ":" in args.host else args.host
     path = write_profile(
@@ -172,3 +182,18 @@ def _write_profile(
         lifetime_s=settings.access.max_lifetime_s,
     )
     print(f"wrote {path}, token valid for {settings.access.max_lifetime_s} s")
+
+
+def _admitted(
+    tags: Sequence[str], models: Sequence[str], admission: AdmissionSettings
+) -> bool:
+    """Whether the server will admit these; where it refuses, it says so and why."""
+    from security.admission.doors import verify_bundle  # noqa: PLC0415  (slow)
+    from security.admission.sources import read_served  # noqa: PLC0415  (bentoml)
+
+    try:
+        for tag in tags:
+            verify_bundle(read_served(tag, models), admission)
+    except SealgateError:
+        return False
+    return True

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from models.bundle import read_bundle
 from security.commands.options import Subparsers
+from security.commands.stages import Stages
 
 __all__ = ["add_parser", "run"]
 
@@ -28,6 +29,8 @@ def run(args: argparse.Namespace) -> int:
     read_bundle(args.bundle)  # what is none is refused without BentoML, in no time
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
 
-    tag, stored = store_bundle(args.bundle)
+    with Stages() as stages:
+        stages("storing", 0.0)
+        tag, stored = store_bundle(args.bundle)
     print(f"stored {tag}" if stored else f"stored {tag} already, with these contents")
     return 0

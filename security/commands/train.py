@@ -119,7 +119,9 @@ def check(path: Path) -> int:
     """
     from security.training.data import data_faults  # noqa: PLC0415  (not for --help)
 
-    mistakes = check_config(path, data_faults)
+    with Stages() as stages:
+        stages("reading", 0.0)
+        mistakes = check_config(path, data_faults)
     for mistake in mistakes:
         print(f"error: {mistake}", file=sys.stderr)
     if mistakes:

@@ -7,6 +7,7 @@ confined            that process's start, limits and end; `import` has one like 
 engine              what the pinned onnxruntime loads, as constants
 wire                the bytes against what was parsed: unknown fields, fields twice
 rules               what it checks before ONNX's own checker runs
+description         what a file says of itself: producer, operators, hidden texts
 calls               functions: names, cycles, how far calls expand
 tensors             declared against stored bytes, external data
 order               nodes in the order in which they need each other

@@ -29,8 +29,12 @@ def _main() -> int:
     limits, _ = confine(sys.argv[1])
     tools = _tools()
     close_everything()
-    findings, counts = _inspect(tools, limits, sys.stdin.buffer)
-    answer = {"findings": [asdict(item) for item in findings], "counts": counts}
+    findings, counts, description = _inspect(tools, limits, sys.stdin.buffer)
+    answer = {
+        "findings": [asdict(item) for item in findings],
+        "counts": counts,
+        "description": description,
+    }
     sys.stdout.write(json.dumps(answer))
     sys.stdout.flush()
     return 0
@@ -40,28 +44,49 @@ def _tools() -> Any:
     # Imported here: the limits must stand before a large library is loaded.
     import onnx  # noqa: PLC0415
 
-    from security.inspection import backdoor, order, rules, wire  # noqa: PLC0415
+    from security.inspection import (  # noqa: PLC0415
+        backdoor,
+        description,
+        order,
+        rules,
+        wire,
+    )
 
     return SimpleNamespace(
-        onnx=onnx, backdoor=backdoor, order=order, rules=rules, wire=wire
+        onnx=onnx,
+        backdoor=backdoor,
+        description=description,
+        order=order,
+        rules=rules,
+        wire=wire,
     )
 
 
 def _inspect(
     tools: Any, limits: StructureLimits, stream: BinaryIO
-) -> tuple[tuple[Finding, ...], dict[str, int]]:
+) -> tuple[tuple[Finding, ...], dict[str, int], dict[str, Any]]:
+    """Findings, counts, and what the file says of itself."""
     model = tools.onnx.ModelProto()
     problem = _read(tools, model, stream)
     if problem is not None:
-        return (problem,), {}
+        return (problem,), {}, {}
+    # Before anything is taken out of it.
+    description = tools.description.describe(model, limits)
     findings, counts = tools.rules.walk_model(model, limits)
-    if _refused(findings):
-        return findings, counts
+    if not _refused(findings):
+        findings = _inferring(tools, model, limits, findings)
+    return findings, counts, description
+
+
+def _inferring(
+    tools: Any, model: Any, limits: StructureLimits, findings: tuple[Finding, ...]
+) -> tuple[Finding, ...]:
+    """The findings, and those of rules that need types and sizes."""
     weights = _thin(tools.onnx, model)
     findings += _checker(tools, model, limits)
     if not _refused(findings):
         findings += tools.backdoor.analyse(model, limits, weights)
-    return findings, counts
+    return findings
 
 
 def _read(tools: Any, model: Any, stream: BinaryIO) -> Finding | None:

@@ -8,6 +8,7 @@ wall clock: it may crash or hang, and that is one more finding.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,10 +32,13 @@ class Inspection:
     Attributes:
         findings: in the order found; a file is refused if one is an "error".
         counts: nodes, initializers, functions; empty if the file did not parse.
+        description: what it says of itself, in texts of strangers; by heading, as
+            `security.inspection.description` has them. Empty if it did not parse.
     """
 
     findings: tuple[Finding, ...]
     counts: dict[str, int] = field(default_factory=dict)
+    description: Mapping[str, Mapping[str, str | int]] = field(default_factory=dict)
 
     @property
     def refused(self) -> tuple[Finding, ...]:
@@ -87,9 +91,17 @@ def _parse(data: bytes) -> Inspection:
         answer = strict_json.loads_object(data, max_bytes=_MAX_ANSWER_BYTES)
         findings = tuple(_finding(item) for item in answer["findings"])
         counts = {str(name): int(count) for name, count in answer["counts"].items()}
+        description = {
+            str(heading): {str(key): _fact(value) for key, value in facts.items()}
+            for heading, facts in answer["description"].items()
+        }
     except (JsonError, KeyError, TypeError, ValueError, AttributeError):
         raise AssessmentError("the inspecting process answered nonsense") from None
-    return Inspection(findings, counts)
+    return Inspection(findings, counts, description)
+
+
+def _fact(value: Any) -> str | int:
+    return value if type(value) is int else str(value)
 
 
 def _finding(item: dict[str, Any]) -> Finding:

@@ -22,6 +22,7 @@ __all__ = [
     "check_issuers",
     "check_resource",
     "https_url",
+    "listening_origin",
 ]
 
 # A file, or an https URL.
@@ -40,6 +41,7 @@ _POSITIVE = (
     "max_lifetime_s",
 )
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (nothing is bound)
 
 # A claim of the token's top level, or a JSON pointer (RFC 6901) to one inside another.
 _CLAIM = re.compile(
@@ -245,6 +247,24 @@ def check_resource(resource: str, *, production: bool = False) -> None:
         raise SettingsError(
             "access.resource: expected https://host or https://host:port"
         )
+
+
+def listening_origin(host: str, port: int, *, tls: bool) -> str:
+    """The origin of a server by where it listens; empty where it may have no such name.
+
+    >>> listening_origin("::", 3000, tls=False)
+    'http://[::1]:3000'
+    >>> listening_origin("192.0.2.1", 3000, tls=False)
+    ''
+    """
+    known = _WILDCARDS.get(host, host)
+    shown = f"[{known}]" if ":" in known else known
+    origin = f"{'https' if tls else 'http'}://{shown}:{port}"
+    try:
+        check_resource(origin)
+    except SettingsError:
+        return ""
+    return origin
 
 
 def https_url(url: str, where: str) -> str:

@@ -10,40 +10,22 @@ import pytest
 
 from models.bundle import read_bundle
 from sealgate import Client
-from tests.conftest import check_security
-from tests.support.in_process import security_code
+from tests.support.chains import Chain, policy
 from tests.support.servers import ROOT, serve
 
 TRAIN_ROWS, TEST_ROWS = 800, 200
 NAME = "adult-income"
-POLICY = """
-version = 1
-[verdict]
-signers = ["release"]
-max_age_days = 30
-[require.provenance]
-signers = ["trainer"]
-max_age_days = 30
-[require.privacy]
-signers = ["trainer"]
-max_age_days = 30
-[require.privacy.conditions]
-accountant = "prv"
-noise_generator = "os_urandom"
-[require.privacy.metrics]
-epsilon = { max = 3.0 }
-[require.parity]
-signers = ["trainer"]
-max_age_days = 30
-[require.structure]
-signers = ["assessor"]
-max_age_days = 30
-[require.quality]
-signers = ["assessor"]
-max_age_days = 30
-[require.quality.metrics]
-accuracy = { min = 0.65, min_n = 150 }
-"""
+POLICY = policy(
+    provenance=(),
+    privacy=(
+        'conditions.accountant = "prv"',
+        'conditions.noise_generator = "os_urandom"',
+        "metrics.epsilon = { max = 3.0 }",
+    ),
+    parity=(),
+    structure=(),
+    quality=("metrics.accuracy = { min = 0.65, min_n = 150 }",),
+)
 
 
 def shorten(source: Path, to: Path, rows: int) -> None:
@@ -74,31 +56,21 @@ def test_adult_from_the_file_to_an_answer(tmp_path: Path, shared_data: Path) -> 
         pytest.skip("../shared/data/adult is not on this machine")
     shorten(adult / "adult.data.gz", tmp_path / "adult.data.gz", TRAIN_ROWS)
     shorten(adult / "adult.test.gz", tmp_path / "adult.test.gz", TEST_ROWS)
-    config, home, out = write_config(tmp_path), tmp_path / "home", str(tmp_path / "out")
+    config, out = write_config(tmp_path), tmp_path / "out"
     (tmp_path / "policy.toml").write_text(POLICY)
-    settings = {
-        "SEALGATE_SERVICE_MODELS": f"{NAME}:1.0.0",
-        "SEALGATE_ADMISSION_POLICY": str(tmp_path / "policy.toml"),
-    }
-
-    def command(*arguments: str) -> int:
-        return security_code(home, *arguments, extra=settings)
-
-    assert command("train", str(config), "--out", out) == 0
+    chain = Chain(tmp_path / "home", tmp_path / "policy.toml")
+    assert chain.command("train", config, "--out", out) == 0
     # 1 where a check in a report failed, which the policy then decides about.
-    assert command("assess", out, "--config", str(config)) in (0, 1)
-    assert command("keygen") == 0
-    assert command("sign", out, "--role", "trainer") == 0
-    assert command("sign", out, "--role", "assessor") == 0
-    assert command("admit", out) == 0
-    check_security(home, "store", out, **settings)  # bentoml warns when imported here
-    bundle = read_bundle(tmp_path / "out")
+    assert chain.command("assess", out, "--config", config) in (0, 1)
+    chain.admit(out, "trainer", "assessor")
+    bundle = read_bundle(out)
     columns = bundle.manifest.inputs[0].columns
     assert bundle.report("quality").metrics["accuracy"].n == TEST_ROWS
-    with serve("service.app:Sealgate", home, extra=settings) as server:
-        assert command("profile", "--url", server.url, "--model", NAME) == 0
-        with Client.from_profile(home / "profile.json") as client:
-            row = np.array([[column.low for column in columns]], dtype=np.float32)
-            answer = client.infer(NAME, {"features": row})
+    with (
+        serve(str(out), chain.home, extra=chain.settings, own=()),
+        Client.from_profile(chain.home / "profile.json") as client,
+    ):
+        row = np.array([[column.low for column in columns]], dtype=np.float32)
+        answer = client.infer(NAME, {"features": row})
     assert answer["probabilities"].shape == (1, 2)
     assert answer["probabilities"].sum() == pytest.approx(1.0, abs=1e-5)

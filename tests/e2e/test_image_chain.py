@@ -15,7 +15,7 @@ from security.assessment.plan.options import PROFILES
 from security.errors import AssessmentError
 from security.training.config import load_config
 from security.training.data import load_split
-from tests.support.in_process import security_code
+from tests.support.chains import Chain, policy
 
 CONFIG = """
 [model]
@@ -42,31 +42,13 @@ expected_batch = 200
 [optimizer]
 learning_rate = 2.0
 """
-POLICY = """
-version = 1
-[verdict]
-signers = ["release"]
-max_age_days = 30
-[require.privacy]
-signers = ["trainer"]
-max_age_days = 30
-[require.privacy.metrics]
-epsilon = { max = 8.0 }
-[require.structure]
-signers = ["assessor"]
-max_age_days = 30
-[require.quality]
-signers = ["assessor"]
-max_age_days = 30
-[require.robustness]
-signers = ["assessor"]
-max_age_days = 30
-[require.robustness.metrics]
-robust_accuracy = { min = 0.5, min_n = 60 }
-[require.membership]
-signers = ["assessor"]
-max_age_days = 30
-"""
+POLICY = policy(
+    privacy=("metrics.epsilon = { max = 8.0 }",),
+    structure=(),
+    quality=(),
+    robustness=("metrics.robust_accuracy = { min = 0.5, min_n = 60 }",),
+    membership=(),
+)
 KINDS = {"structure", "quality", "robustness", "membership"}
 
 
@@ -88,21 +70,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(folder / "images.npz")
     (folder / "c.toml").write_text(CONFIG)
     (folder / "policy.toml").write_text(POLICY)
-    arguments = ("train", str(folder / "c.toml"), "--out", str(folder / "out"))
-    assert security_code(folder / "home", *arguments) == 0
+    chain = Chain(folder / "home", folder / "policy.toml")
+    assert chain.command("train", folder / "c.toml", "--out", folder / "out") == 0
     return folder
 
 
 @pytest.mark.slow
 def test_images_through_the_chain(folder: Path) -> None:
-    home, out = folder / "home", str(folder / "out")
-    settings = {"SEALGATE_ADMISSION_POLICY": str(folder / "policy.toml")}
-
-    def command(*arguments: str) -> int:
-        return security_code(home, *arguments, extra=settings)
-
+    chain, out = Chain(folder / "home", folder / "policy.toml"), folder / "out"
     # 1 where a check in a report failed, which the policy then decides about.
-    assert command("assess", out, "--config", str(folder / "c.toml")) in (0, 1)
+    assert chain.command("assess", out, "--config", folder / "c.toml") in (0, 1)
     bundle = read_bundle(folder / "out")
     reports = {kind: bundle.report(kind) for kind in KINDS}
     assert all(report.subject == bundle.subject for report in reports.values())
@@ -113,11 +90,8 @@ def test_images_through_the_chain(folder: Path) -> None:
     passed = {check.id: check.passed for check in reports["robustness"].checks}
     assert passed["linf-proposals-finite"]
     assert reports["robustness"].conditions["ranges"] == "manifest"
-    assert command("keygen") == 0
-    for role in ("trainer", "assessor"):
-        assert command("sign", out, "--role", role) == 0
-    assert command("admit", out) == 0
-    assert command("documents", out) == 0
+    chain.admit(out, "trainer", "assessor")
+    assert chain.command("documents", out) == 0
     assert "halves" in (folder / "out" / "MODEL_CARD.md").read_text()
 
 

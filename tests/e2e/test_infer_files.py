@@ -51,7 +51,9 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "pictures": zoo.echo_model(["UINT8"], width=4),
     }
     zoo.admit_all(home, models)
-    with serve("service.app:Sealgate", home, extra=zoo.settings(home, models)) as s:
+    with serve(
+        "service.app:Sealgate", home, extra=zoo.settings(home, models), alone=True
+    ) as s:
         path = home / "client.json"
         path.write_text(json.dumps({"url": s.url, "token": mint(home, "infer:*")}))
         path.chmod(0o600)

@@ -42,7 +42,7 @@ def described(deployment: Path, metrics_port: int) -> Iterator[Server]:
         "SEALGATE_OBSERVABILITY_LOG_REQUESTS": "true",
         "SEALGATE_OBSERVABILITY_METRICS_PORT": str(metrics_port),
     }
-    with serve("service.app:Sealgate", deployment, extra=extra) as server:
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as server:
         yield server
 
 

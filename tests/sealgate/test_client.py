@@ -151,7 +151,7 @@ def test_too_many_rows_go_in_several_requests(client):
 def test_a_request_that_is_too_long_goes_in_shorter_ones(deployment, token):
     extra = toy_settings(deployment) | {"SEALGATE_SERVICE_MAX_BODY_BYTES": "2500"}
     with (
-        serve("service.app:Sealgate", deployment, extra=extra) as server,
+        serve("service.app:Sealgate", deployment, extra=extra, alone=True) as server,
         Client(server.url, token=token) as client,
     ):
         told = []

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from security.errors import SettingsError
+from security.settings.issuers import listening_origin
 from security.settings.loading import load_settings
 from security.settings.runtime import ModelLimits
 from tests.support.servers import ROOT
@@ -257,3 +258,20 @@ def test_what_a_model_does_not_set_is_the_runtimes(tmp_path: Path) -> None:
     runtime = load(tmp_path, text).runtime
     assert runtime.limits("toy") == ModelLimits(1, 2.0, 10)
     assert runtime.limits("other") == ModelLimits(4, 0.0, 10)
+
+
+@pytest.mark.parametrize(
+    ("host", "tls", "origin"),
+    [
+        ("127.0.0.1", False, "http://127.0.0.1:3001"),
+        ("0.0.0.0", False, "http://127.0.0.1:3001"),
+        ("::1", False, "http://[::1]:3001"),
+        ("models.example", True, "https://models.example:3001"),
+        # Plain HTTP beyond this machine is no name for a server.
+        ("192.0.2.1", False, ""),
+        ("models.example", False, ""),
+        ("2001:db8::1", False, ""),
+    ],
+)
+def test_what_a_server_is_called_by_where_it_listens(host, tls, origin):
+    assert listening_origin(host, 3001, tls=tls) == origin

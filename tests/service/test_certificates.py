@@ -458,7 +458,7 @@ def test_behind_what_ends_tls(pristine: Path, pki: Path, tmp_path: Path) -> None
     }
     pem = quote((pki / "alice.pem").read_text())
     claimed = {"x-forwarded-proto": "https", "x-ssl-client-cert": pem}
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("service.app:Sealgate", home, extra=extra, alone=True) as server:
         headers = bearer(bound(pki, "alice")) | claimed
         answer = httpx.post(server.url + INFER, json=BODY, headers=headers)
         assert answer.status_code == 401

@@ -110,8 +110,8 @@ def servers(home: Path, extra: dict[str, str]) -> Iterator[Servers]:
     with serve("service.app:Sealgate", home, extra=extra) as gone:
         before = [ask(gone, token) for _ in range(5)]
     with (
-        serve("service.app:Sealgate", home, extra=extra) as first,
-        serve("service.app:Sealgate", home, extra=extra) as second,
+        serve("service.app:Sealgate", home, extra=extra, alone=True) as first,
+        serve("service.app:Sealgate", home, extra=extra, alone=True) as second,
     ):
         yield Servers(before, first, second)
 

@@ -69,6 +69,8 @@ def test_a_folder_of_bundles_by_one_process(home: Path, tmp_path: Path) -> None:
     write_bundle(bundles / "second", keys(home), name="second")
     with serve(str(bundles), home, own=options(home)) as server:
         assert children(server.pid) == []
+        challenge = httpx.get(f"{server.url}/v2").headers["www-authenticate"]
+        assert f'resource_metadata="{server.url}/.well-known/' in challenge
         log = server.log.read_text()
         assert log.index(f"admitted {TAG}") < log.index(f"listening on {server.url}")
         # The profile was written for it: token, pinned keys, the first model's name.
@@ -155,6 +157,7 @@ def test_what_is_refused_before_a_port_is_open(home: Path, tmp_path: Path) -> No
     bundle = home / "bundle"
     (bundle / "evidence" / "quality.json").unlink()
     assert f"{TAG} refused: quality report is missing" in refused(home, str(bundle))
+    assert not (home / "profile.json").exists()
     (tmp_path / "empty").mkdir()
     line = refused(home, str(tmp_path / "empty"))
     assert "empty: no bundle is there" in line
@@ -163,6 +166,10 @@ def test_what_is_refused_before_a_port_is_open(home: Path, tmp_path: Path) -> No
     assert "sealgate:none" in refused(home, "sealgate:none", code=2)
     line = refused(home, "sealgate:none", "toy:1.0.0", code=2)
     assert "a Bento holds its own models" in line
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "bento.yaml").write_text("service: service.app:Sealgate\n")
+    line = refused(home, str(tmp_path / "old"), code=2)
+    assert "was built before `serve` could serve it: build it again" in line
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--port", "x")])

@@ -27,10 +27,7 @@ SEALED_TYPE = {"content-type": "message/ohttp-req"}
 INFER = "/v2/models/toy/infer"
 BODY: dict[str, Any] = {"inputs": [INPUT]}
 LIMIT = 16 << 20
-CHALLENGE = (
-    'Bearer realm="sealgate", resource_metadata='
-    '"http://127.0.0.1:3000/.well-known/oauth-protected-resource"'
-)
+METADATA = "/.well-known/oauth-protected-resource"
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -97,12 +94,20 @@ BENTOML_ROUTES = [
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_closed_to_strangers(server: Server, open_server: Server, method: str) -> None:
     for url in (server.url, open_server.url):
+        # In development a server is called by where `bentoml serve --port` listens.
+        challenge = f'Bearer realm="sealgate", resource_metadata="{url}{METADATA}"'
         answers = [httpx.request(method, url + path) for path in BENTOML_ROUTES]
         # A query is no part of a path: health with one is still health.
         for path, answer in zip(BENTOML_ROUTES[:-1], answers):
             assert answer.status_code == 401, path
-            assert answer.headers["www-authenticate"] == CHALLENGE
+            assert answer.headers["www-authenticate"] == challenge
             assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_resource_is_where_it_listens(open_server: Server) -> None:
+    """RFC 9728, section 3.3: the metadata are about the URL that was asked."""
+    answer = httpx.get(open_server.url + METADATA)
+    assert answer.json()["resource"] == open_server.url
 
 
 @pytest.mark.parametrize(

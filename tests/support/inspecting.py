@@ -17,8 +17,7 @@ __all__ = ["examine", "inspect"]
 
 def examine(model: bytes, limits: StructureLimits = StructureLimits()) -> Inspection:
     """As `security.inspection.structure.examine`."""
-    found, counts = child._inspect(child._tools(), limits, io.BytesIO(model))
-    return Inspection(found, counts)
+    return Inspection(*child._inspect(child._tools(), limits, io.BytesIO(model)))
 
 
 def inspect(

@@ -31,7 +31,7 @@ from security.assessment.engine.run import Scan, ScanRequest, run_scan
 from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import Options
 from security.assessment.plan.rows import class_indices
-from security.assessment.results.result import CheckResult
+from security.assessment.results.result import CheckResult, ScanFinding
 from security.assessment.targets.dataconfig import DataConfig
 from security.errors import AssessmentError, HostileModel
 
@@ -84,10 +84,14 @@ class Assessed:
     Attributes:
         reports: as written.
         missing: why there is no report, by kind; or no figure, by check.
+        findings: rules that do not hold.
+        lines: each report in a line, by kind; and how another model compares.
     """
 
     reports: tuple[Report, ...]
     missing: Mapping[str, str]
+    findings: tuple[ScanFinding, ...] = ()
+    lines: Mapping[str, str] = field(default_factory=dict)
 
 
 def assess_bundle(
@@ -115,13 +119,13 @@ def assess_bundle(
     written = tuple(reports[kind] for kind in _KINDS if kind in reports)
     for report in written:
         write_atomic(request.bundle / report_file(report.kind), report.to_json())
-        progress(report.kind, 1.0, _LINES[report.kind](report))
+    lines = {report.kind: _LINES[report.kind](report) for report in written}
     if line:
-        progress("trade-off", 1.0, line)
+        lines["trade-off"] = line
     missing = {name: results[name].reason for name in _unmeasured(request, results)}
     if "robustness" not in reports and "evasion" in results:
         missing["robustness"] = results["evasion"].reason
-    return Assessed(written, missing)
+    return Assessed(written, missing, tuple(scan.report.findings), lines)
 
 
 def _unmeasured(

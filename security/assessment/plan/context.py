@@ -20,7 +20,7 @@ from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Dataset
 from sealgate.profile import Profile
 from security.assessment.plan.options import MIN_ROWS, Options
-from security.assessment.plan.rows import arranged, data_classes, truth_of
+from security.assessment.plan.rows import data_classes, truth_of
 from security.assessment.targets.answers import Answers, Reading
 from security.assessment.targets.dataconfig import DataConfig
 from security.assessment.targets.decision import Stated
@@ -33,7 +33,13 @@ from security.assessment.targets.predictions import (
 )
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.assessment.targets.space import Space, build_space
-from security.assessment.targets.target import InputSpec, OnnxTarget, Target, fit_rows
+from security.assessment.targets.target import (
+    InputSpec,
+    OnnxTarget,
+    Target,
+    arranged,
+    fit_rows,
+)
 from security.assessment.targets.texts import Texts
 from security.errors import AssessmentError, BudgetError
 

@@ -11,37 +11,11 @@ from numpy.typing import NDArray
 from models.data.held_out import Holdout
 from security.assessment.targets.answers import Reading
 from security.assessment.targets.declared import class_text, is_number
-from security.assessment.targets.target import InputSpec
 from security.errors import AssessmentError
 
-__all__ = ["arranged", "class_indices", "data_classes", "truth_of"]
+__all__ = ["class_indices", "data_classes", "truth_of"]
 
 Labels = NDArray[np.int64]
-
-
-def arranged(holdout: Holdout, spec: InputSpec, names: Sequence[str]) -> Holdout:
-    """Rows with the model's columns in its order, and of its kinds.
-
-    Args:
-        holdout: the rows.
-        spec: of the input, or inputs: their columns are found by name.
-        names: of the columns, where a manifest or an endpoint says; or none.
-
-    Raises:
-        AssessmentError: texts for numbers, or numbers for texts.
-        DatasetError: other columns than the model's.
-    """
-    one = len(spec.columns) == 1 and len(holdout.columns) == 1
-    holdout = holdout.arranged(names or ([] if one else spec.columns))
-    known = holdout.columns or spec.columns
-    for name, kind in zip(known, spec.types(len(known))):
-        if (kind == "str") != (name in holdout.texts):
-            what = "texts" if kind == "str" else "numbers"
-            raise AssessmentError(
-                f"{holdout.name}: column {name!r} is not {what}, which the model takes "
-                "there; `text` in the data configuration names the columns of texts"
-            )
-    return holdout
 
 
 def data_classes(holdout: Holdout) -> tuple[str, ...]:

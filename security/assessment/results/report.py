@@ -226,8 +226,7 @@ def rule_facts(rule: str) -> dict[str, Any]:
     """Severity, title, why and remedy of a rule, wherever it is listed."""
     if rule in SCAN_RULES:
         return {**vars(SCAN_RULES[rule])}
-    known = RULES[rule]
-    return {**vars(known), "remedy": "Look at the place in the graph, or refuse it."}
+    return {**vars(RULES[rule])}
 
 
 def _finding(check: str, item: ScanFinding) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.held_out import Holdout
 from models.sessions import TYPES, make_session
 from sealgate.protocol.datatypes import DATATYPES
 from security.assessment.targets.answers import Answers, Reading, read_answers
@@ -27,6 +28,7 @@ __all__ = [
     "InputSpec",
     "OnnxTarget",
     "Target",
+    "arranged",
     "dtype_of",
     "fit_rows",
     "input_of",
@@ -222,6 +224,31 @@ class OnnxTarget:
                 f"onnxruntime cannot run the model: {_first_line(error)}"
             ) from None
         return {name: _head(value, len(rows)) for name, value in zip(names, values)}
+
+
+def arranged(holdout: Holdout, spec: InputSpec, names: Sequence[str]) -> Holdout:
+    """Rows with the model's columns in its order, and of its kinds.
+
+    Args:
+        holdout: the rows.
+        spec: of the input, or inputs: their columns are found by name.
+        names: of the columns, where a manifest or an endpoint says; or none.
+
+    Raises:
+        AssessmentError: texts for numbers, or numbers for texts.
+        DatasetError: other columns than the model's.
+    """
+    one = len(spec.columns) == 1 and len(holdout.columns) == 1
+    holdout = holdout.arranged(names or ([] if one else spec.columns))
+    known = holdout.columns or spec.columns
+    for name, kind in zip(known, spec.types(len(known))):
+        if (kind == "str") != (name in holdout.texts):
+            what = "texts" if kind == "str" else "numbers"
+            raise AssessmentError(
+                f"{holdout.name}: column {name!r} is not {what}, which the model takes "
+                "there; `text` in the data configuration names the columns of texts"
+            )
+    return holdout
 
 
 def fit_rows(spec: InputSpec, features: Rows) -> tuple[Rows, tuple[int, ...]]:

@@ -567,7 +567,7 @@ def hasty(deployment: Path) -> Iterator[Server]:
         "SEALGATE_SERVICE_HEAD_TIMEOUT_S": "1.0",
         "SEALGATE_SERVICE_BODY_TIMEOUT_S": "1.0",
     }
-    with serve("service.app:Sealgate", deployment, extra=extra) as found:
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as found:
         yield found
 
 

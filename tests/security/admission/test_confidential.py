@@ -315,7 +315,9 @@ def deployment_with_sealed(
 def test_a_server_opens_it_in_memory(deployment_with_sealed: Path) -> None:
     home = deployment_with_sealed
     token = mint(home, f"infer:{NAME}")
-    with serve("service.app:Sealgate", home, extra=toy_settings(home)) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=toy_settings(home), alone=True
+    ) as server:
         with Client(server.url, token=token) as client:
             answer = client.infer(NAME, {"features": [[1.0, 2.0, 3.0]]})
         assert answer["label"].tolist() == [1]

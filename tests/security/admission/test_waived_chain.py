@@ -55,7 +55,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def waived(home: Path) -> Iterator[Server]:
-    with serve("service.app:Sealgate", home, extra=toy_settings(home)) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=toy_settings(home), alone=True
+    ) as server:
         settings = toy_settings(home)
         check_security(
             home, "profile", "--url", server.url, "--model", NAME, **settings

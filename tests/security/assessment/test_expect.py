@@ -21,28 +21,20 @@ from security.commands import main
 from security.errors import AdmissionRefused
 from security.inspection.findings import StructureLimits
 from tests.conftest import Command
-from tests.support import zoo
+from tests.security.assessment.checks import test_inputs
+from tests.support import chains, zoo
 from tests.support.bundles import WEIGHTS, Keys, attest, evaluate, onnx_model, policy
 
 NAMES = ("a", "b", "c")
 ROWS = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-POLICY = b"""
-version = 1
-[verdict]
-signers = ["release"]
-max_age_days = 30
-[require.provenance]
-signers = ["trainer"]
-max_age_days = 30
-[require.parity]
-signers = ["trainer"]
-max_age_days = 30
-[require.parity.conditions]
-reference = "answers_of_the_original"
-[require.parity.metrics]
-max_abs_difference = { max = 1e-4, min_n = 50 }
-label_agreement = { min = 0.99, min_n = 50 }
-"""
+POLICY = chains.policy(
+    provenance=(),
+    parity=(
+        'conditions.reference = "answers_of_the_original"',
+        "metrics.max_abs_difference = { max = 1e-4, min_n = 50 }",
+        "metrics.label_agreement = { min = 0.99, min_n = 50 }",
+    ),
+).encode()
 
 
 def truth() -> tuple[np.ndarray, np.ndarray]:
@@ -380,7 +372,7 @@ def test_parity_that_contradicts_itself(
     report = replace(case.parity(), **change)
     write_atomic(case.out / report_file("parity"), report.to_json())
     attest(case.out, "parity", keys.trainer)
-    asked = POLICY.replace(b'reference = "answers_of_the_original"\n', b"")
+    asked = POLICY.replace(b'conditions.reference = "answers_of_the_original"\n', b"")
     with pytest.raises(AdmissionRefused, match=message) as caught:
         evaluate(
             read_bundle(case.out), policy(asked), keys.trust, now=datetime.now(UTC)
@@ -478,3 +470,36 @@ def test_made_up_rows_are_within_bounds() -> None:
     assert other.dtype == np.uint8
     assert (other.min(), other.max()) >= (10, 11)
     assert other.max() <= 20
+
+
+def test_texts_and_several_inputs(tmp_path):
+    """Columns of texts are known from the inputs, and found by name in any order."""
+    rows = test_inputs.labelled(test_inputs.table_rows())
+    names = list(reversed(test_inputs.NAMES))
+    case = Case(tmp_path, test_inputs.table_model())
+    test_inputs.write(case.rows, rows, names)
+    said = [row["label"] for row in rows]
+    config = tmp_path / "data.toml"
+    config.write_text(test_inputs.CONFIG.replace('text = ["city"]\n', ""))
+    assert case.run("--data-config", config, prediction=said) == 0
+    metrics = read_bundle(case.out).report("parity").metrics
+    assert metrics["label_agreement"].value == 1.0
+
+
+def test_one_text_of_which_a_row_is_shown(tmp_path, capsys):
+    rows = test_inputs.text_rows()
+    case = Case(tmp_path, test_inputs.text_model())
+    test_inputs.write(case.rows, rows)
+    said = [row["label"] for row in rows]
+    said[7] = 1 - said[7]
+    assert case.run(prediction=said) == 0
+    out = capsys.readouterr().out
+    assert "1 of 120 rows differ; same class on 119" in out
+    assert f"prediction is {said[7]}" in out
+    # Which texts they are is in the digest.
+    before = read_bundle(case.out).report("parity").datasets[0].sha256
+    rows[3]["review"] += " indeed"
+    test_inputs.write(case.rows, rows)
+    case.out = tmp_path / "again"
+    assert case.run(prediction=said) == 0
+    assert read_bundle(case.out).report("parity").datasets[0].sha256 != before

@@ -257,10 +257,12 @@ def test_every_rule_has_a_file():
 
 def table() -> str:
     rows = [
-        f"| `{name}` | {rule.severity} | {rule.title} | {rule.why} |"
+        f"| `{name}` | {rule.severity} | {rule.title} | {rule.why} | {rule.remedy} |"
         for name, rule in RULES.items()
     ]
-    head = "| rule | severity | what must hold | why |\n|---|---|---|---|\n"
+    head = (
+        "| rule | severity | what must hold | why | what to do |\n" + "|---" * 5 + "|\n"
+    )
     return head + "\n".join(rows) + "\n"
 
 
@@ -320,7 +322,7 @@ def tries():
         yield name
 def inspect(tools, limits, stream):
     done = [*tries(), *(key for key in os.environ if key.startswith("SECRET"))]
-    return tuple(child.Finding("parse", name) for name in done), {}
+    return tuple(child.Finding("parse", name) for name in done), {}, {}
 child._inspect = inspect
 child._main()
 """

@@ -209,7 +209,7 @@ def settings(home: Path) -> dict[str, str]:
 
 def test_a_pinned_identity_outlives_rotations_under_load(own: Path) -> None:
     """The rotated server drops no request, and the profile stays good."""
-    with serve("service.app:Sealgate", own, extra=settings(own)) as server:
+    with serve("service.app:Sealgate", own, extra=settings(own), alone=True) as server:
         check_security(
             own, "profile", "--url", server.url, "--model", NAME, **settings(own)
         )
@@ -250,7 +250,7 @@ def test_a_pinned_identity_outlives_rotations_under_load(own: Path) -> None:
 def test_a_wrong_identity_is_refused(own: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     assert run_security(other, "keygen").returncode == 0
-    with serve("service.app:Sealgate", own, extra=settings(own)) as server:
+    with serve("service.app:Sealgate", own, extra=settings(own), alone=True) as server:
         check_security(
             own, "profile", "--url", server.url, "--model", NAME, **settings(own)
         )

@@ -67,7 +67,7 @@ def narrow(deployment: Path) -> Iterator[Server]:
         "SEALGATE_SERVICE_IDLE_TIMEOUT_S": "2",
         "SEALGATE_SERVICE_SEND_TIMEOUT_S": "1",
     }
-    with serve("service.app:Sealgate", deployment, extra=extra) as server:
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as server:
         yield server
 
 

@@ -18,8 +18,8 @@ from models.data.held_out import Holdout
 from models.report import Dataset
 from security.assessment.checks.privacy.shadows import ShadowRecipe
 from security.assessment.plan.context import Context
-from security.assessment.plan.rows import arranged, truth_of
-from security.assessment.targets.target import fit_rows
+from security.assessment.plan.rows import truth_of
+from security.assessment.targets.target import arranged, fit_rows
 
 __all__ = ["KnownRows", "TrainingRows", "known_rows", "row_digest", "training_rows"]
 

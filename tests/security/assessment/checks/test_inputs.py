@@ -367,7 +367,7 @@ def test_an_endpoint_with_several_inputs_is_scanned(tmp_path):
     write(tmp_path / "c.csv", [{**r, "label": int(r["v"] > 0)} for r in rows], PAIR)
     write(tmp_path / "n.csv", [{**r, "label": r["v"] + 0.5} for r in rows], PAIR)
     extra = zoo.settings(home, models)
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("service.app:Sealgate", home, extra=extra, alone=True) as server:
         for name, file, metric in (
             ("classes", "c", "accuracy"),
             ("numbers", "n", "mae"),

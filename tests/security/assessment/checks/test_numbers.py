@@ -25,6 +25,7 @@ from security.assessment.plan.options import PROFILES, Options
 from security.assessment.targets.dataconfig import ColumnRules, DataConfig
 from security.commands import main
 from tests.conftest import toy_settings
+from tests.support.chains import policy
 from tests.support.regressors import (
     TRAINED,
     boosted,
@@ -35,46 +36,28 @@ from tests.support.regressors import (
 )
 from tests.support.scanned import STRING, linear_onnx, node, onnx_model, save_npz
 
-POLICY = b"""
-version = 1
-[verdict]
-signers = ["release"]
-max_age_days = 30
-[require.structure]
-signers = ["assessor"]
-max_age_days = 30
-[require.quality]
-signers = ["assessor"]
-max_age_days = 30
-[require.quality.conditions]
-predicts = "number"
-[require.quality.metrics]
-mae = { max = 60, min_n = 100, bound = "interval" }
-rmse = { max = 70 }
-r2 = { min = 0.2, bound = "interval" }
-median_absolute_error = { max = 60 }
-[require.fairness]
-signers = ["assessor"]
-max_age_days = 30
-[require.fairness.metrics]
-"mae_ratio/sex" = { min = 0.5, bound = "interval" }
-"mae_difference/sex" = { max = 30 }
-[require.robustness]
-signers = ["assessor"]
-max_age_days = 30
-[require.robustness.conditions]
-predicts = "number"
-norm = "Linf"
-[require.robustness.metrics]
-radius = { min = 0.01 }
-stable_share = { min = 0.9, min_n = 100 }
-relative_change = { max = 0.5, bound = "interval" }
-[require.membership]
-signers = ["assessor"]
-max_age_days = 30
-[require.membership.metrics]
-auc = { max = 0.65 }
-"""
+POLICY = policy(
+    structure=(),
+    quality=(
+        'conditions.predicts = "number"',
+        'metrics.mae = { max = 60, min_n = 100, bound = "interval" }',
+        "metrics.rmse = { max = 70 }",
+        'metrics.r2 = { min = 0.2, bound = "interval" }',
+        "metrics.median_absolute_error = { max = 60 }",
+    ),
+    fairness=(
+        'metrics."mae_ratio/sex" = { min = 0.5, bound = "interval" }',
+        'metrics."mae_difference/sex" = { max = 30 }',
+    ),
+    robustness=(
+        'conditions.predicts = "number"',
+        'conditions.norm = "Linf"',
+        "metrics.radius = { min = 0.01 }",
+        "metrics.stable_share = { min = 0.9, min_n = 100 }",
+        'metrics.relative_change = { max = 0.5, bound = "interval" }',
+    ),
+    membership=("metrics.auc = { max = 0.65 }",),
+)
 CONFIG = """
 sensitive = ["sex"]
 [[columns]]
@@ -124,7 +107,7 @@ def scanned(model, x, y, *checks, config=DataConfig(), train=None, **more):
 def home(tmp_path_factory):
     """Keys, rows, and an imported regression that was assessed and signed."""
     home = tmp_path_factory.mktemp("numbers")
-    (home / "policy.toml").write_bytes(POLICY)
+    (home / "policy.toml").write_text(POLICY)
     (home / "data.toml").write_text('label = "progression"\n' + CONFIG)
     x, y, names = diabetes()
     write_rows(home / "train.csv", x[:TRAINED], y[:TRAINED])
@@ -201,8 +184,8 @@ def test_a_regression_is_assessed_signed_and_admitted(bundle, capsys):
 
 
 def test_what_a_policy_bounds_is_refused_where_it_is_not_met(bundle, home, capsys):
-    (home / "strict.toml").write_bytes(
-        POLICY.replace(b"mae = { max = 60", b"mae = { max = 44")
+    (home / "strict.toml").write_text(
+        POLICY.replace("mae = { max = 60", "mae = { max = 44")
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEALGATE_ADMISSION_POLICY", str(home / "strict.toml"))
@@ -512,11 +495,11 @@ def test_two_regressions_are_compared(tmp_path, capsys):
 
 def test_what_a_policy_bounds_is_measured_without_being_named(bundle, home, capsys):
     more = POLICY.replace(
-        b"relative_change = {",
-        b'"corruption_rise/noise=0.05" = { max = 50 }\n'
-        b"stable_share_l2 = { min = 0.1 }\nrelative_change = {",
+        "metrics.relative_change = {",
+        'metrics."corruption_rise/noise=0.05" = { max = 50 }\n'
+        "metrics.stable_share_l2 = { min = 0.1 }\nmetrics.relative_change = {",
     )
-    (home / "more.toml").write_bytes(more)
+    (home / "more.toml").write_text(more)
     assert "corruption_rise/noise=0.05" not in evidence(bundle, "robustness")["metrics"]
     given = [item.replace(str(home / "bundle"), str(bundle)) for item in assess(home)]
     assert main([*given, "--policy", str(home / "more.toml")]) == 0
@@ -531,10 +514,10 @@ def test_what_a_policy_bounds_is_measured_without_being_named(bundle, home, caps
 
 def test_what_a_policy_needs_and_cannot_be_measured_is_said(bundle, home, capsys):
     more = POLICY.replace(
-        b"relative_change = {",
-        b"robust_accuracy_cost = { min = 0.1 }\nrelative_change = {",
+        "metrics.relative_change = {",
+        "metrics.robust_accuracy_cost = { min = 0.1 }\nmetrics.relative_change = {",
     )
-    (home / "cost.toml").write_bytes(more)
+    (home / "cost.toml").write_text(more)
     given = [item.replace(str(home / "bundle"), str(bundle)) for item in assess(home)]
     assert main([*given, "--policy", str(home / "cost.toml")]) == 1
     out = capsys.readouterr().out
@@ -542,10 +525,8 @@ def test_what_a_policy_needs_and_cannot_be_measured_is_said(bundle, home, capsys
 
 
 def test_policy_check_knows_the_names(tmp_path, capsys):
-    (tmp_path / "good.toml").write_bytes(POLICY)
-    (tmp_path / "bad.toml").write_bytes(
-        POLICY.replace(b"stable_share", b"stabel_share")
-    )
+    (tmp_path / "good.toml").write_text(POLICY)
+    (tmp_path / "bad.toml").write_bytes(POLICY.replace("stable_share", "stabel_share"))
     assert main(["policy", "check", str(tmp_path / "good.toml")]) == 0
     assert "note" not in capsys.readouterr().out
     assert main(["policy", "check", str(tmp_path / "bad.toml")]) == 0

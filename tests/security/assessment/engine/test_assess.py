@@ -30,10 +30,13 @@ KINDS = ("structure", "quality", "robustness", "membership")
 QUICK = dataclasses.replace(OPTIONS, max_rows=80)
 
 
-def assess(folder: Path, rows=None, progress=lambda *_: None, **more):
+def assessed(folder: Path, rows=None, **more):
     train, holdout = rows or trained.rows()
-    request = AssessRequest(folder, holdout, train, options=QUICK, **more)
-    return assess_bundle(request, progress).reports
+    return assess_bundle(AssessRequest(folder, holdout, train, options=QUICK, **more))
+
+
+def assess(folder: Path, rows=None, **more):
+    return assessed(folder, rows, **more).reports
 
 
 def written(folder: Path) -> set[str]:
@@ -222,12 +225,8 @@ def test_what_adversarial_training_costs_stands_in_the_report(tmp_path):
         ledger=Ledger(tmp_path / "ledger"),
         randomness=SeededRandomness(3),
     )
-    told = []
-    report = assess(
-        hardened,
-        progress=lambda *stage: told.append(stage),
-        beside=trained.bundle(),
-    )[2]
+    made = assessed(hardened, beside=trained.bundle())
+    report = made.reports[2]
     stated = report.conditions
     assert report == read_bundle(hardened).report("robustness")
     assert (stated["adversarial_training"], stated["beside_adversarial_training"]) == (
@@ -239,8 +238,7 @@ def test_what_adversarial_training_costs_stands_in_the_report(tmp_path):
     alone = assess(trained.copy(tmp_path / "b"))[2]
     for name in ("clean_accuracy", "robust_accuracy"):
         assert report.metrics[f"beside_{name}"] == alone.metrics[name]
-    (line,) = [stage[2] for stage in told if stage[0] == "trade-off"]
-    assert "adversarial training pgd, epsilon" in line
+    assert "adversarial training pgd, epsilon" in made.lines["trade-off"]
     other = trained.rewrite_provenance(trained.copy(tmp_path / "other"), ())
     with pytest.raises(AssessmentError, match="trained on other rows"):
         assess(hardened, beside=other)
@@ -291,8 +289,12 @@ def imported(tmp_path, capsys):
 def test_an_imported_model_is_assessed_on_rows_of_a_file(imported, tmp_path, capsys):
     assert imported() == 0
     told = capsys.readouterr().out.splitlines()
-    kinds = [line.split()[0] for line in told]
-    assert kinds[:4] == ["structure", "quality", "robustness", "policy"]
+    # Findings come first, each with what to do; then figures.
+    kinds = [line[:12].strip() for line in told]
+    first = kinds.index("structure")
+    assert {*kinds[:first]} <= {"warning", "note", ""}
+    assert "Calibrate" in "".join(told[:first])
+    assert kinds[first : first + 4] == ["structure", "quality", "robustness", "policy"]
     assert "privacy     MISSES the report: there is none" in "\n".join(told)
     bundle = read_bundle(tmp_path / "bundle")
     assert written(tmp_path / "bundle") == {"structure", "quality", "robustness"}
