@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
-from security.admission.rules import Policy, Requirement, Threshold
+from security.admission.rules import Policy, Promotion, Requirement, Threshold
 
 __all__ = ["Change", "compare"]
 
@@ -54,6 +54,8 @@ def compare(old: Policy, new: Policy) -> list[Change]:
         )
         if which not in seen:
             changes += [Change(models, *item) for item in _kinds(before, after)]
+            was, now = old.promotion_of(name), new.promotion_of(name)
+            changes += [Change(models, *item) for item in _promotions(was, now)]
         seen.add(which)
     return changes
 
@@ -115,6 +117,13 @@ def _for_all(old: Policy, new: Policy) -> Found:
     yield from _roles(before.signers, after.signers, "waivers: signers")
     yield from _roles(before.kinds, after.kinds, "waivers: kinds")
     yield from _count(-before.max_age.days, -after.max_age.days, "waivers: max_days")
+
+
+def _promotions(old: Promotion, new: Promotion) -> Found:
+    for effect, what in _kinds(old.requirements, new.requirements):
+        yield effect, f"promotion: {what}"
+    stays = int(old.stays_monitored), int(new.stays_monitored)
+    yield from _count(*stays, "promotion: stays_monitored")
 
 
 def _kinds(old: tuple[Requirement, ...], new: tuple[Requirement, ...]) -> Found:

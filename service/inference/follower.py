@@ -87,6 +87,7 @@ class Follower:
         self._report_path = self._folder.workers_directory / name
         self._reported: dict[str, Any] = {}
         self._next_report = 0.0
+        self._trials: list[dict[str, Any]] = []
 
     def load_first(self) -> None:
         """Load what is to be served, before the worker is ready.
@@ -298,7 +299,9 @@ class Follower:
 
     def _report(self) -> None:
         """Say in a file what is served; only its time changes while nothing does."""
-        table = self._lineup.table
+        table, now = self._lineup.table, time.monotonic()
+        if now >= self._next_report:  # counts change with each request
+            self._trials = self._lineup.trials
         report = {
             "pid": os.getpid(),
             "generation": self._plan.generation,
@@ -311,8 +314,8 @@ class Follower:
                 if isinstance(state, Withdrawn)
             },
             "problem": self._problem,
+            "trials": self._trials,
         }
-        now = time.monotonic()
         if report == self._reported and now < self._next_report:
             return
         self._next_report = now + REPORT_S
