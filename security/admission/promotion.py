@@ -32,7 +32,7 @@ from security.admission.rules import Promotion, Requirement, Threshold
 from security.admission.steps import drain
 from security.errors import AdmissionRefused
 
-__all__ = ["DRIFT_ALARMS", "Case", "Decision", "Line", "decide"]
+__all__ = ["DRIFT_ALARMS", "PROMOTION_CHECK", "Case", "Decision", "Line", "decide"]
 
 DRIFT_ALARMS = "drift_alarms"
 PROMOTION_CHECK = 43

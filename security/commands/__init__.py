@@ -16,7 +16,8 @@ policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 package                                all of these, from an assessed bundle to a Bento
 serve, models, config, audit           a server that runs, its settings, its log
-options, signing, stages, standing, wanted  what several of these share
+agreement, promote                     a trial's figures, and the default they lead to
+deciding, options, signing, stages, standing, wanted  what several of these share
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ COMMANDS = {
     "keys": "keys",
     "serve": "serve",
     "models": "models",
+    "agreement": "agreement",
+    "promote": "promote",
     "init": "init",
     "check": "check",
     "train": "train",

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from models.manifest import Manifest
@@ -74,6 +75,11 @@ class Served:
         self.expires_at = _expiry(model.admission)
         self.batcher = batcher
         self.revision = revision
+
+    def stand_until(self, limit: datetime | None) -> None:
+        """Answer until the admission ends, or a time before that."""
+        ends = math.inf if limit is None else limit.timestamp()
+        self.expires_at = min(_expiry(self.admission), ends)
 
 
 class _Share:

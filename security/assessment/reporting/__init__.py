@@ -8,4 +8,5 @@ html        one page for people, nothing loaded from elsewhere
 pictures    charts and small images, as SVG
 pairs       the same rows in two reports, and McNemar's test
 comparison  what got better or worse between two reports
+versions    how much worse a version is than the one it would replace
 """
