@@ -20,7 +20,7 @@ provenance says that it was trained after the window in which the drift was foun
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from models.report import Condition, Metric, Report, format_time
@@ -45,6 +45,7 @@ _REMEDIES = {
     "{after}`",
     "monitoring": "`security monitor` signs a report about {before}",
     "few": "wait until more was counted",
+    "wide": "the value would do: more rows or requests narrow its interval",
     "bound": "a better version, or a waiver of {kind} ({name}) and --force",
 }
 
@@ -171,7 +172,11 @@ def _bound_line(case: Case, kind: str, threshold: Threshold, report: Report) -> 
         if trained is not None and not few:
             text = f"{numbers}, and {case.after} was trained {trained}, after that"
             return Line(kind, threshold.metric, "met", text)
-    remedy = "few" if few else "bound" if metric is not None else kind
+    remedy = "few" if few else kind if metric is None else "bound"
+    if metric is not None and not few and threshold.bound == "interval":
+        value = replace(threshold, bound="value")
+        enough, _ = drain(threshold_steps(kind, value, report, PROMOTION_CHECK))
+        remedy = remedy if enough else "wide"
     return _judged(case, (kind, threshold.metric), numbers, refusals, remedy)
 
 

@@ -234,6 +234,7 @@ def test_new_adds_an_entry_for_one_model(
     assert made.required("other") == before.required("other")
     assert made.required("fraud-1") == before.required("fraud-1")
     assert made.waivers == before.waivers
+    assert made.promotion_of("credit") == wanted.promotion != made.promotion_of("x")
     capsys.readouterr()
     assert main([*asked, "--model", "credit"]) == 0
     assert capsys.readouterr().out == out.read_text()
