@@ -251,7 +251,7 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
         match,
         _requirements(table, "models."),
         without,
-        _promotion(table, "models."),
+        promotion=_promotion(table, "models."),
     )
     own = {item.kind for item in rules.requirements}
     for kind in without:
