@@ -16,6 +16,7 @@ from security.admission.keys import ROLES
 from security.admission.observations import write_observation
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
+from security.admission.steps import CLOCK_SKEW
 from security.audit.journal import record_operation
 from security.commands.models import current, running
 from security.commands.options import Subparsers
@@ -56,12 +57,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Add up and sign; returns the exit code."""
-    from security.admission.hooks import open_tag  # noqa: PLC0415  (bentoml)
-
     settings = load_settings()
-    folder = PlanFolder(settings.deployment.directory)
     name, _, _ = args.tag.partition(":")
     _check_role(args.role, name, settings)
+    from security.admission.hooks import open_tag  # noqa: PLC0415  (bentoml)
+
+    folder = PlanFolder(settings.deployment.directory)
     model = current(folder, settings).models.get(name)
     if model is None:
         raise PlanError(f"{name} is not served")
@@ -163,7 +164,9 @@ def _parsed(trial: Mapping[str, Any]) -> dict[str, Any]:
     good = all(type(item) is int and 0 <= item < _MOST for item in counts) and all(
         type(item) in (int, float) and abs(item) < _MOST for item in numbers
     )
-    if not good or min(numbers[:2]) < 0 or not 0 <= numbers[-2] <= time.time():
+    latest = time.time() + CLOCK_SKEW.total_seconds()
+    seconds, times = numbers[:2], numbers[-2:]
+    if not good or min(seconds) < 0 or min(times) < 0 or max(times) > latest:
         raise PlanError("a worker's report has a trial that cannot be")
     return dict(trial)
 
