@@ -147,8 +147,8 @@ def _kind_lines(case: Case, requirement: Requirement) -> Iterator[Line]:
         refusals, _ = drain(check_fresh(report, requirement, now=case.now))
         text = _age(report, requirement, case.now) if not refusals else ""
         yield _judged(case, (kind, ""), text, refusals, kind)
-    beside = report.conditions.get("beside_sha256", case.before_root)
-    if beside != case.before_root:
+    beside = report.conditions.get("beside_sha256")
+    if kind != "monitoring" and beside != case.before_root:
         other = AdmissionRefused(
             41, f"{kind}: the report is not about {case.before}, the default now"
         )
@@ -203,7 +203,8 @@ def _refused(
     text = _REMEDIES[remedy].format(
         after=case.after, before=case.before, kind=kind, name=what
     )
-    return Line(kind, what, "refused", refusal.reason, refusal.check, text)
+    reason = refusal.reason.removeprefix(f"{kind}: ")
+    return Line(kind, what, "refused", reason, refusal.check, text)
 
 
 def _waivable(case: Case, line: Line) -> Line:

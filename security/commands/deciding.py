@@ -32,7 +32,7 @@ from security.admission.rules import Policy, Promotion, Requirement
 from security.admission.sources import read_served
 from security.admission.steps import Scene, demand
 from security.audit.journal import record_operation
-from security.errors import AdmissionRefused
+from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 
 __all__ = ["Decided", "decide_promotion"]
@@ -112,10 +112,13 @@ def decide_promotion(
     Raises:
         KeyFileError, SettingsError: the trust root or the policy cannot be used.
         AdmissionRefused: with ``force``, a waiver does not hold.
+        PlanError: it is the default already.
     """
     name, _, version = tag.partition(":")
     model = plan.models.get(name)
-    before = "" if model is None or model.default == version else model.default
+    before = "" if model is None else model.default
+    if before == version:
+        raise PlanError(f"default {tag}: that is so already")
     policy, trust = (
         load_policy(settings.admission.policy),
         load_trust(settings.admission.trust),

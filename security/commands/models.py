@@ -155,8 +155,6 @@ def promote(tag: str, settings: Settings, *, force: bool, wait_s: float) -> int:
 
     def make(plan: Plan) -> Plan:
         after = changes.set_default(plan, tag)
-        if after == plan:
-            raise PlanError(f"default {tag}: that is so already")
         decided.append(decide_promotion(tag, plan, settings, force=force))
         print("\n".join(decided[0].lines()))
         decided[0].demand(settings)

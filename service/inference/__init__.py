@@ -2,7 +2,7 @@
 
 follower   keeps the lineup at what the operator's plan says
 lineup     the models that are served: versions, default, canary, shadow
-agreement  whether two versions give the same answer
+agreement  whether two versions give the same answer, and how often in a trial
 warmup     a model's first runs, and what they teach about it
 batching   runs gathered from requests, bounded, stopped at their deadlines
 memory     what a worker keeps of the memory it frees

@@ -71,7 +71,7 @@ def test_from_a_refusal_by_a_waiver_to_the_default_and_back(
     assert refused.stdout.count("refused    ") == 2
     assert "met        comparison accuracy_loss" in refused.stdout
     (line,) = refused.stderr.splitlines()
-    assert line.startswith("refused: agreement: agreement: there is no report")
+    assert line.startswith("refused: agreement: there is no report")
     assert PlanFolder(home / "deployment").read() is None
 
     # The very same decision is behind `models default`.

@@ -176,6 +176,11 @@ REFUSALS: dict[str, tuple[str, Callable[[Scene], object], tuple[str, ...]]] = {
         lambda s: changed(of_after(s), beside_sha256="0" * 64),
         ("not about toy:1.0.0, the default now",),
     ),
+    "no default": (
+        "agreement",
+        lambda s: replace(of_after(s), conditions={"trial": "shadow", **window()}),
+        ("not about toy:1.0.0, the default now",),
+    ),
     "a canary": (
         "agreement",
         lambda s: changed(of_after(s), trial="canary"),
