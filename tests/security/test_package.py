@@ -89,9 +89,7 @@ def test_in_production_no_hand_holds_several_roles(home: Path) -> None:
     }
     result = package(home, **production)
     assert result.returncode == 2
-    assert "trainer, assessor, privacy-officer, release are in one hand" in (
-        result.stderr
-    )
+    assert "privacy-officer, release, monitor are in one hand" in (result.stderr)
     assert not (home / "bundle" / VERDICT_FILE).exists()
 
     # Each role signs elsewhere, by its own command.
