@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,14 @@ from models.bundle import Bundle, read_bundle
 from models.report import Metric, Report, format_time
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
-from security.admission import gate
-from security.admission.attest import subjects
+from security.admission import gate, steps
+from security.admission.attest import sign_waiver, subjects
 from security.admission.keys import TrustRoot
 from security.admission.observations import (
     check_fresh,
     monitored_until,
     observation_file,
+    promotion_waivers,
     read_observation,
     write_observation,
 )
@@ -281,6 +283,42 @@ def test_a_waiver_lifts_its_line_and_no_other(scene: Scene) -> None:
     assert decide(whole).refused == ()
     other = replace(case, waivers={"comparison": waiver("comparison")})
     assert len(decide(other).refused) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "check"),
+    [
+        ("trainer", {}, 20),
+        ("privacy_officer", {"of": "before"}, 21),
+        ("privacy_officer", {"kind": "comparison"}, 21),
+        ("privacy_officer", {"metric": "accuracy_loss"}, 22),
+        ("privacy_officer", {"expires": NOW + timedelta(days=8)}, 22),
+        ("privacy_officer", {"expires": NOW - timedelta(days=1)}, 23),
+    ],
+    ids=range(6),
+)
+def test_a_waiver_that_does_not_hold_is_refused(
+    scene: Scene, tmp_path: Path, key: str, changes: dict[str, Any], check: int
+) -> None:
+    begun = NOW - timedelta(days=3)
+    expires = changes.get("expires", NOW + timedelta(days=2))
+    given = Waiver(
+        kind=changes.get("kind", "agreement"),
+        reason="why",
+        created=format_time(NOW if expires > NOW else begun),
+        expires=format_time(expires),
+        metric=changes.get("metric"),
+    )
+    about = scene.before if changes.get("of") else scene.after
+    signed = sign_waiver(about.bundle, given, getattr(scene.keys, key))
+    subject = scene.after.bundle.subject
+    path = observation_file(tmp_path, subject, "waiver-agreement")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(signed)
+    asked = policy(ASKING)
+    looked = steps.Scene(scene.after.bundle, asked, scene.trust, datetime.now(UTC))
+    with pytest.raises(AdmissionRefused, match=rf"\[check {check}\]"):
+        demand(promotion_waivers(tmp_path, looked, asked.promotion.requirements))
 
 
 # What both were measured on
