@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import Bundle, read_bundle, report_file
 from models.report import Metric, Report, format_time
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
@@ -350,6 +350,32 @@ def test_a_loss_has_the_sign_and_interval_of_both_samples(
     assert report.details["worse"] == ["accuracy"]
     decision = scene.decided(comparison=report)
     assert [line.what for line in decision.refused] == ["worse", "accuracy_loss"]
+
+
+def fair(admission: gate.Admission, gap: Metric) -> gate.Admission:
+    """An admission whose policy also asked for fairness."""
+    report = replace(
+        admission.reports["quality"], kind="fairness", metrics={"tpr_difference": gap}
+    )
+    bundle = admission.bundle
+    files = {**bundle.files, report_file("fairness"): report.to_json()}
+    return replace(
+        admission,
+        bundle=replace(bundle, files=files),
+        reports={**admission.reports, "fairness": report},
+    )
+
+
+def test_what_got_less_fair_is_in_the_way(scene: Scene) -> None:
+    before = fair(scene.before, Metric(0.02, 2000, 0.0, 0.05, 0.95))
+    after = fair(scene.after, Metric(0.3, 2000, 0.25, 0.35, 0.95))
+    root = before.bundle.subject.root_sha256
+    report = compare_versions(before, root, after, now=NOW)
+    gap = report.metrics["tpr_difference_loss"]
+    assert gap.value == pytest.approx(0.28)
+    assert 0.2 < (gap.low or 0) < 0.28 < (gap.high or 0)
+    assert report.details["worse"] == ["tpr_difference"]
+    only_refused(scene.decided(comparison=report), "worse", "1 of 2000, at most 0")
 
 
 def test_other_rows_compare_with_nothing(scene: Scene, tmp_path: Path) -> None:
