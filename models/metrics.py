@@ -69,6 +69,14 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *("delta", "noise_multiplier", "noise_deficit_detectable"),
         ),
     },
+    "comparison": {"": ("worse", "*_loss")},
+    "agreement": {
+        "": (
+            *("disagreement", "failed", "skipped", "latency_ratio"),
+            *("latency_ms", "default_latency_ms"),
+        ),
+    },
+    "monitoring": {"": ("drift_alarms",)},
     "provenance": {"": ("accuracy_before", "accuracy_after", "comparison_p_value")},
     "structure": {
         "": (

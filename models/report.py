@@ -21,6 +21,7 @@ from sealgate.protocol import strict_json
 
 __all__ = [
     "KINDS",
+    "OBSERVED",
     "REPORT_SCHEMA",
     "Check",
     "Condition",
@@ -45,6 +46,8 @@ KINDS = (
     "robustness",
     "structure",
 )
+# What is seen of a version while it is served: kept beside the plan, never in a bundle.
+OBSERVED = ("agreement", "monitoring")
 Condition = str | int | float | bool
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -117,7 +120,7 @@ class Report:
     """One piece of evidence.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or of `OBSERVED`.
         created_at: UTC, whole seconds.
         subject: the model it is about.
         tool: what measured, ``{"name": …, "version": …}`` per library.
@@ -174,7 +177,7 @@ class Report:
         if fields.text("schema") != REPORT_SCHEMA:
             raise ReportError(f"report.schema: expected {REPORT_SCHEMA}")
         report = cls(
-            kind=fields.choice("kind", KINDS),
+            kind=fields.choice("kind", (*KINDS, *OBSERVED)),
             created_at=parse_time(fields.text("created_at")),
             subject=_subject(fields.object("subject")),
             tools=_tools(fields.object("tools")),

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import combinations
 
 from models.output_policy import OutputPolicy
-from security.admission.rules import Policy, Requirement, Threshold
+from security.admission.rules import Policy, Promotion, Requirement, Threshold
 
 __all__ = ["Change", "compare"]
 
@@ -55,7 +55,8 @@ def compare(old: Policy, new: Policy) -> list[Change]:
         )
         if which not in seen:
             leaving = _leaving(old.leaving(name), new.leaving(name))
-            found = (*_kinds(before, after), *leaving)
+            was, now = old.promotion_of(name), new.promotion_of(name)
+            found = (*_kinds(before, after), *leaving, *_promotions(was, now))
             changes += [Change(models, *item) for item in found]
         seen.add(which)
     return changes
@@ -125,6 +126,13 @@ def _leaving(old: OutputPolicy, new: OutputPolicy) -> Found:
     if old != new:
         effect = "looser" if new.wider_than(old) else "stricter"
         yield effect, f"output_policy: {old} -> {new}"
+
+
+def _promotions(old: Promotion, new: Promotion) -> Found:
+    for effect, what in _kinds(old.requirements, new.requirements):
+        yield effect, f"promotion: {what}"
+    stays = int(old.stays_monitored), int(new.stays_monitored)
+    yield from _count(*stays, "promotion: stays_monitored")
 
 
 def _kinds(old: tuple[Requirement, ...], new: tuple[Requirement, ...]) -> Found:

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from models.bundle import report_file
 from models.errors import BundleError
-from models.report import Metric, Report, parse_time
+from models.report import Condition, Report, parse_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
 from security.admission.attest import signature_files, verdict_inputs, verdict_levels
@@ -30,7 +30,14 @@ from security.admission.steps import (
 from security.admission.waivers import waiver_steps
 from security.errors import AdmissionRefused
 
-__all__ = ["Evaluation", "Recomputed", "evaluation_steps", "states_epsilon"]
+__all__ = [
+    "Evaluation",
+    "Recomputed",
+    "condition_steps",
+    "evaluation_steps",
+    "states_epsilon",
+    "threshold_steps",
+]
 
 # An accountant that did not produce an epsilon may differ from it by discretisation.
 EPSILON_SLACK = 0.01
@@ -231,43 +238,49 @@ def _content_steps(
     """Checks 8 and 9."""
     kind = requirement.kind
     for name, wanted in requirement.conditions.items():
-        if waiver is not None and waiver.condition == name:
-            continue
-        # `is`-like comparison: True == 1 in Python, but not in a policy.
-        given = report.conditions.get(name)
-        if given != wanted or isinstance(given, bool) != isinstance(wanted, bool):
-            yield AdmissionRefused(
-                8, f"{kind}: condition {name} is {given!r}, the policy needs {wanted!r}"
-            )
+        if waiver is None or waiver.condition != name:
+            yield from condition_steps(kind, name, wanted, report)
     for threshold in requirement.thresholds:
         if waiver is None or waiver.metric != threshold.metric:
-            metric = report.metrics.get(threshold.metric)
-            yield from _threshold_steps(kind, threshold, metric)
+            yield from threshold_steps(kind, threshold, report)
 
 
-def _threshold_steps(
-    kind: str, threshold: Threshold, metric: Metric | None
+def condition_steps(
+    kind: str, name: str, wanted: Condition, report: Report, check: int = 8
 ) -> Steps[None]:
-    name = f"{kind}: {threshold.metric}"
+    """Check 8 for one condition."""
+    # `is`-like comparison: True == 1 in Python, but not in a policy.
+    given = report.conditions.get(name)
+    if given != wanted or isinstance(given, bool) != isinstance(wanted, bool):
+        yield AdmissionRefused(
+            check, f"{kind}: condition {name} is {given!r}, the policy needs {wanted!r}"
+        )
+
+
+def threshold_steps(
+    kind: str, threshold: Threshold, report: Report, check: int = 9
+) -> Steps[None]:
+    """Check 9 for one metric."""
+    metric, name = report.metrics.get(threshold.metric), f"{kind}: {threshold.metric}"
     if metric is None:
-        yield AdmissionRefused(9, f"{name} is not in the report")
+        yield AdmissionRefused(check, f"{name} is not in the report")
         return
     if (metric.n or 0) < threshold.min_n:
         yield AdmissionRefused(
-            9, f"{name} rests on {metric.n or 0} samples, needs {threshold.min_n}"
+            check, f"{name} rests on {metric.n or 0} samples, needs {threshold.min_n}"
         )
     ends = threshold.ends(metric)
     if ends is None:
-        yield AdmissionRefused(9, f"{name} has no interval")
+        yield AdmissionRefused(check, f"{name} has no interval")
         return
     low, high = ends
     if threshold.low is not None and low < threshold.low:
         yield AdmissionRefused(
-            9, f"{name} is {low:.4g}, needs at least {threshold.low}"
+            check, f"{name} is {low:.4g}, needs at least {threshold.low}"
         )
     if threshold.high is not None and high > threshold.high:
         yield AdmissionRefused(
-            9, f"{name} is {high:.4g}, allows at most {threshold.high}"
+            check, f"{name} is {high:.4g}, allows at most {threshold.high}"
         )
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "trust_document",
 ]
 
-ROLES = ("trainer", "assessor", "privacy-officer", "release")
+ROLES = ("trainer", "assessor", "privacy-officer", "release", "monitor")
 TRUST_SCHEMA = "https://sealgate.dev/trust/v1"
 MAX_TRUST_BYTES = 256 << 10
 MAX_REASON_CHARACTERS = 200

@@ -11,8 +11,9 @@ default    answers requests that name no version          warm: another is the d
                                                           withdrawn
 canary     answers a share of the default's requests      default, warm, withdrawn, gone
 shadow     runs on a share of them, its answers unseen    default, warm, withdrawn, gone
-withdrawn  answers 503: the gate refuses it, or it ended  what it was, when the reason
-           workers again and again                        is over; gone
+withdrawn  answers 503: the gate refuses it, it ended     what it was, when the reason
+           workers again and again, or a default is not   is over; gone
+           monitored as the policy asks
 =========  =============================================  ===========================
 
 Each state is a class, and each state that may follow it a method. From warm on, a state
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 V = TypeVar("V")
-Cause = Literal["admission", "casualties"]
+Cause = Literal["admission", "casualties", "monitoring"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ class Withdrawn(Generic[V]):
     Attributes:
         was: what it is again when the reason is over.
         reason: for the operator.
-        cause: the gate refuses it, or it ended workers again and again.
+        cause: the gate refuses it, it ended workers again and again, or a default is
+            not monitored as the policy asks.
     """
 
     was: Live[V]

@@ -34,7 +34,7 @@ from sealgate.protocol import strict_json
 from security.admission.lifecycle import Canary, Default, Live, Shadow, Warm, find
 from security.errors import PlanError
 
-__all__ = ["ModelPlan", "Plan", "PlanFolder", "plan_of_tags"]
+__all__ = ["ModelPlan", "Plan", "PlanFolder", "default_since", "plan_of_tags"]
 
 SCHEMA = "https://sealgate.dev/deployment/v1"
 MAX_BYTES = 1 << 20
@@ -229,6 +229,26 @@ class PlanFolder:
             yield
         finally:
             os.close(descriptor)
+
+
+def default_since(history: Iterable[Plan], tag: str) -> str:
+    """When a version became the default that it is in the last of some plans.
+
+    Args:
+        history: plans, the oldest first.
+        tag: name and version.
+
+    Returns:
+        RFC 3339; empty where no plan that is kept says so, or it is not the default.
+    """
+    name, _, version = tag.partition(":")
+    since = ""
+    for plan in reversed([*history]):
+        model = plan.models.get(name)
+        if model is None or model.default != version:
+            break
+        since = plan.time
+    return since
 
 
 def _read(path: Path) -> Plan:

@@ -17,13 +17,15 @@ from typing import Any
 from models.errors import BundleError
 from models.files import read_regular
 from models.output_policy import ALL_SCORES, OutputPolicy
-from models.report import KINDS
+from models.report import KINDS, OBSERVED
 from sealgate.protocol.statement import Resource
 from security.admission.keys import ROLES
 from security.admission.rules import (
     MAX_SIGNERS,
+    PROMOTION_KINDS,
     ModelRules,
     Policy,
+    Promotion,
     Requirement,
     Threshold,
     WaiverRules,
@@ -34,6 +36,7 @@ from security.errors import SettingsError
 __all__ = [
     "ModelRules",
     "Policy",
+    "Promotion",
     "Requirement",
     "Threshold",
     "WaiverRules",
@@ -48,6 +51,8 @@ MAX_DAYS = 3650
 MAX_WAIVER_DAYS = 365
 MAX_COUNT = 1_000_000_000
 
+_SIGNED = ("signers", "max_age_days")
+_MEASURED = ("min_n", "conditions", "metrics")
 _PATTERN = re.compile(r"[A-Za-z0-9._*?-]{1,63}")
 
 
@@ -109,8 +114,8 @@ def _read(data: bytes, name: str) -> tuple[Policy | None, list[str]]:
 
 
 def _policy(table: Table, resource: Resource) -> Policy:
-    known = ("version", "verdict", "waivers", "require", "output_policy", "models")
-    table.close(known)
+    known = ("version", "verdict", "waivers", "require", "models")
+    table.close((*known, "output_policy", "promotion"))
     version = table.values.get("version")
     if type(version) is not int or version != 1:
         table.note("expected version = 1", "version")
@@ -128,6 +133,7 @@ def _policy(table: Table, resource: Resource) -> Policy:
         waivers=_waivers(table),
         models=tuple(_model(item, requirements) for item in table.tables("models")),
         default_leaving=_leaving(table, "[output_policy]") or ALL_SCORES,
+        promotion=_promotion(table, "") or Promotion(),
     )
     _check_models(table, policy)
     return policy
@@ -144,23 +150,56 @@ def _requirements(table: Table, prefix: str) -> tuple[Requirement, ...]:
 def _requirement(kind: str, table: Table) -> Requirement:
     if kind not in KINDS:
         table.note(f"no such kind; one of {', '.join(KINDS)}")
-    table.close(
-        ("signers", "min_signers", "max_age_days", "min_n", "conditions", "metrics")
-    )
-    min_n = table.count("min_n", 0, MAX_COUNT, 0)
-    metrics = table.table("metrics", f"{table.where} metrics")
+    table.close((*_SIGNED, *_MEASURED, "min_signers"))
     return Requirement(
         kind=kind,
         signers=table.choices("signers", ROLES, "roles"),
         max_age=_days(table, "max_age_days", MAX_DAYS),
         conditions=_conditions(table),
-        thresholds=tuple(
-            _threshold(
-                metrics.table(name, f"{table.where} metrics.{name}"), name, min_n
-            )
-            for name in metrics.values
-        ),
+        thresholds=_thresholds(table),
         min_signers=table.count("min_signers", 1, MAX_SIGNERS, 1),
+    )
+
+
+def _thresholds(table: Table) -> tuple[Threshold, ...]:
+    min_n = table.count("min_n", 0, MAX_COUNT, 0)
+    metrics = table.table("metrics", f"{table.where} metrics")
+    return tuple(
+        _threshold(metrics.table(name, f"{table.where} metrics.{name}"), name, min_n)
+        for name in metrics.values
+    )
+
+
+def _promotion(table: Table, prefix: str) -> Promotion | None:
+    if "promotion" not in table.values:
+        return None
+    promotion = table.table("promotion", f"[{prefix}promotion]")
+    promotion.close((*PROMOTION_KINDS, "stays_monitored"))
+    stays = promotion.values.get("stays_monitored", False)
+    if type(stays) is not bool:
+        promotion.note("stays_monitored must be true or false", "stays_monitored")
+    if stays is True and "monitoring" not in promotion.values:
+        promotion.note("stays_monitored needs a table monitoring", "stays_monitored")
+    return Promotion(
+        tuple(
+            _promoted(kind, promotion.table(kind, f"[{prefix}promotion.{kind}]"))
+            for kind in promotion.values
+            if kind in PROMOTION_KINDS
+        ),
+        stays_monitored=stays is True,
+    )
+
+
+def _promoted(kind: str, table: Table) -> Requirement:
+    """A comparison is of evidence that the gate has checked: nobody signs it again."""
+    signed = kind in OBSERVED
+    table.close((*_SIGNED, *_MEASURED) if signed else _MEASURED)
+    return Requirement(
+        kind=kind,
+        signers=table.choices("signers", ROLES, "roles") if signed else (),
+        max_age=_days(table, "max_age_days", MAX_DAYS) if signed else timedelta(0),
+        conditions=_conditions(table),
+        thresholds=_thresholds(table),
     )
 
 
@@ -198,12 +237,12 @@ def _waivers(table: Table) -> WaiverRules:
     return WaiverRules(
         signers=waivers.choices("signers", ROLES, "roles"),
         max_age=_days(waivers, "max_days", MAX_WAIVER_DAYS),
-        kinds=waivers.choices("kinds", KINDS, "kinds"),
+        kinds=waivers.choices("kinds", (*KINDS, *PROMOTION_KINDS), "kinds"),
     )
 
 
 def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
-    table.close(("match", "require", "without", "output_policy"))
+    table.close(("match", "require", "without", "output_policy", "promotion"))
     match = table.values.get("match")
     if not isinstance(match, str) or not _PATTERN.fullmatch(match):
         table.note("match must be a model's name, with * or ?", "match")
@@ -211,8 +250,13 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
     without: tuple[str, ...] = ()
     if "without" in table.values:
         without = table.choices("without", KINDS, "kinds")
-    leaving = _leaving(table, "[models.output_policy]")
-    rules = ModelRules(match, _requirements(table, "models."), without, leaving)
+    rules = ModelRules(
+        match,
+        _requirements(table, "models."),
+        without,
+        leaving=_leaving(table, "[models.output_policy]"),
+        promotion=_promotion(table, "models."),
+    )
     own = {item.kind for item in rules.requirements}
     for kind in without:
         if kind in own:

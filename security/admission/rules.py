@@ -13,13 +13,15 @@ from datetime import timedelta
 from typing import Any
 
 from models.output_policy import ALL_SCORES, OutputPolicy
-from models.report import Metric
+from models.report import OBSERVED, Metric
 from sealgate.protocol.statement import Resource
 
 __all__ = [
     "MAX_SIGNERS",
+    "PROMOTION_KINDS",
     "ModelRules",
     "Policy",
+    "Promotion",
     "Requirement",
     "Threshold",
     "WaiverRules",
@@ -27,6 +29,9 @@ __all__ = [
 
 # As many as a bundle has places for: <kind>.sigstore.json, <kind>.2 … <kind>.9.
 MAX_SIGNERS = 9
+
+# What a version may have to show beside the gate before it answers by default.
+PROMOTION_KINDS = ("comparison", *OBSERVED)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,26 @@ class WaiverRules:
 
 
 @dataclass(frozen=True)
+class Promotion:
+    """What a version must show before it answers by default, and to go on doing so.
+
+    Attributes:
+        requirements: of `PROMOTION_KINDS`, one per kind, in the file's order. A
+            comparison has no signers and no age of its own: it rests on evidence that
+            the gate has checked.
+        stays_monitored: whether a default version answers only while the monitoring
+            report about it is fresh.
+    """
+
+    requirements: tuple[Requirement, ...] = ()
+    stays_monitored: bool = False
+
+    def of(self, kind: str) -> Requirement | None:
+        """The requirement of a kind; None if the kind is not needed."""
+        return next((item for item in self.requirements if item.kind == kind), None)
+
+
+@dataclass(frozen=True)
 class ModelRules:
     """What differs from the defaults for the models that a pattern matches.
 
@@ -100,12 +125,14 @@ class ModelRules:
         requirements: in place of the default's of their kind, or beside them.
         without: kinds that these models do not need.
         leaving: in place of the default's; None keeps that.
+        promotion: in place of the whole of the default's; None where that holds.
     """
 
     match: str
     requirements: tuple[Requirement, ...] = ()
     without: tuple[str, ...] = ()
     leaving: OutputPolicy | None = None
+    promotion: Promotion | None = None
 
     def applies_to(self, model: str) -> bool:
         """Whether the pattern matches a model's name."""
@@ -125,6 +152,7 @@ class Policy:
         waivers: who may waive what.
         models: what differs for some models, in the file's order.
         default_leaving: what may leave of answers at most.
+        promotion: what a version must show before it answers by default.
     """
 
     resource: Resource
@@ -135,6 +163,13 @@ class Policy:
     waivers: WaiverRules = WaiverRules()
     models: tuple[ModelRules, ...] = ()
     default_leaving: OutputPolicy = ALL_SCORES
+    promotion: Promotion = Promotion()
+
+    def promotion_of(self, model: str) -> Promotion:
+        """What a version of a model must show before it answers by default."""
+        rules = self.rules_for(model)
+        own = None if rules is None else rules.promotion
+        return self.promotion if own is None else own
 
     def rules_for(self, model: str) -> ModelRules | None:
         """The entry that counts for a model; None where the defaults do."""

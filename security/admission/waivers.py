@@ -23,7 +23,7 @@ from security.admission.rules import Policy, Requirement
 from security.admission.steps import CLOCK_SKEW, Scene, Steps, read_statement
 from security.errors import AdmissionRefused
 
-__all__ = ["check_waiver", "waiver_steps"]
+__all__ = ["check_waiver", "read_waiver", "waiver_steps"]
 
 
 def waiver_steps(scene: Scene) -> Steps[dict[str, Waiver]]:
@@ -35,7 +35,7 @@ def waiver_steps(scene: Scene) -> Steps[dict[str, Waiver]]:
     waivers = {}
     for kind in KINDS:
         data = scene.bundle.files.get(waiver_file(kind))
-        waiver = None if data is None else (yield from _read(data, kind, scene))
+        waiver = None if data is None else (yield from read_waiver(data, kind, scene))
         if waiver is not None:
             refused = yield from check_waiver(
                 waiver, scene.policy, scene.required, now=scene.now
@@ -54,8 +54,8 @@ def check_waiver(
     return bool(found)
 
 
-def _read(data: bytes, kind: str, scene: Scene) -> Steps[Waiver | None]:
-    """Checks 20 and 21."""
+def read_waiver(data: bytes, kind: str, scene: Scene) -> Steps[Waiver | None]:
+    """Checks 20 and 21 for one waiver; None if one of them failed."""
     keys = scene.trust.keys(scene.policy.waivers.signers)
     what = f"{kind} waiver"
     read = yield from read_statement(data, keys, scene.bundle, what, (20, 21))

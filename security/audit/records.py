@@ -36,7 +36,8 @@ Scalar = str | int | bool | None
 FIELDS: Mapping[str, str] = {
     "action": "infer, explain, metadata, ready, attestations, metrics; start, load, "
     "unload, withdraw, restore, deployment, "
-    "worker-ended, key-rotation, revocation, admission",
+    "worker-ended, key-rotation, revocation, admission, promotion, agreement, "
+    "retraining, no-retraining",
     "client": "client_id of the token; a pseudonym where it is the subject's own",
     "count": "how many decisions this record stands for; more than 1 for refusals "
     "of strangers beyond their bound, and of callers beyond their quota",
@@ -44,7 +45,8 @@ FIELDS: Mapping[str, str] = {
     "model": "the name that was asked for; name:version where it is admitted or loaded",
     "model_sha256": "root digest of the bundle that answered",
     "outcome": "allow or refuse",
-    "reason": "the problem's code for a refusal; null for what was allowed",
+    "reason": "the problem's code for a refusal; null for what was allowed, but for "
+    "a promotion the digest of its record, for a retraining of the monitoring report",
     "request_bytes": "content of the request, after unsealing",
     "request_id": "also sent to the caller, as X-Request-Id",
     "response_bytes": "content of the answer, before sealing",

@@ -17,8 +17,9 @@ policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 package                                all of these, from an assessed bundle to a Bento
 serve, models, config                  a server that runs, and its settings
+agreement, promote                     a trial's figures, and the default they lead to
 audit, audit_table                     its log
-options, screen, signing, stages, standing, wanted  what several of these share
+deciding, options, screen, signing, stages, standing, wanted  what several share
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ COMMANDS = {
     "keys": "keys",
     "serve": "serve",
     "models": "models",
+    "agreement": "agreement",
+    "promote": "promote",
     "init": "init",
     "check": "check",
     "train": "train",

@@ -17,13 +17,22 @@ from security.admission import changes
 from security.admission.lifecycle import Canary, Live, Shadow, Warm
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
 from security.audit.journal import record_operation
+from security.commands.deciding import Decided, decide_promotion
 from security.commands.options import Subparsers
 from security.commands.stages import Stages
 from security.errors import PlanError
 from security.settings.loading import Settings, load_settings
 from security.settings.service import is_path
 
-__all__ = ["add_parser", "run"]
+__all__ = [
+    "Worker",
+    "add_default",
+    "add_parser",
+    "current",
+    "promote",
+    "run",
+    "running",
+]
 
 # A worker reports every two seconds; one that has not for so long is gone.
 STALE_S = 10.0
@@ -71,6 +80,17 @@ def _tag(parser: argparse.ArgumentParser) -> None:
     _wait(parser)
 
 
+def add_default(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command that makes a version the default."""
+    _tag(parser)
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="let waivers of what the policy's [promotion] needs count, as `waive` "
+        "signed them; the gate is never lifted",
+    )
+
+
 def _trial(parser: argparse.ArgumentParser) -> None:
     _tag(parser)
     parser.add_argument(
@@ -95,7 +115,7 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
     ("load", "serve a further version; requests may name it", _tag),
     ("reload", "read a version from the store again, and verify it again", _tag),
     ("unload", "serve a version no more", _tag),
-    ("default", "let a version answer requests that name none; loads it first", _tag),
+    ("default", "let a version answer requests that name none: `promote`", add_default),
     ("canary", "let a version answer a share of those requests", _trial),
     ("shadow", "let a version run on a share of them, its answers unseen", _trial),
     ("rollback", "give a model back what it was before its last change", _rollback),
@@ -105,6 +125,8 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
 def run(args: argparse.Namespace) -> int:
     """Change or list; returns the exit code."""
     settings = load_settings()
+    if args.action == "default":
+        return promote(args.tag, settings, force=args.force, wait_s=args.wait)
     folder = PlanFolder(settings.deployment.directory)
     first = _first(folder, settings)
     if args.action == "list":
@@ -116,8 +138,40 @@ def run(args: argparse.Namespace) -> int:
     plan = folder.change(_change(args, folder, settings), first=first, note=_note(args))
     name = getattr(args, "tag", None) or args.name
     record_operation(settings.audit, [{"action": "deployment", "model": name}])
-    print(f"generation {plan.generation}: {plan.change}")
     return _follow(folder, plan, args.wait)
+
+
+def promote(tag: str, settings: Settings, *, force: bool, wait_s: float) -> int:
+    """Let a version answer by default, if the policy's requirements are met.
+
+    Returns:
+        The exit code: 1 if a worker refused something or did not follow.
+
+    Raises:
+        AdmissionRefused: a requirement does not hold; nothing is changed.
+        PlanError: it is the default already, or the plan cannot be changed.
+    """
+    folder = PlanFolder(settings.deployment.directory)
+    decided: list[Decided] = []
+
+    def make(plan: Plan) -> Plan:
+        after = changes.set_default(plan, tag)
+        decided.append(decide_promotion(tag, plan, settings, force=force))
+        print("\n".join(decided[0].lines()))
+        decided[0].demand(settings)
+        _check_running(folder, tag)
+        return after
+
+    note = f"default {tag}{' --force' if force else ''}"
+    plan = folder.change(make, first=_first(folder, settings), note=note)
+    record = decided[0].keep(settings.deployment.directory, plan.generation)
+    print(f"{'record':<11}{record}")
+    return _follow(folder, plan, wait_s)
+
+
+def current(folder: PlanFolder, settings: Settings) -> Plan:
+    """The plan in force, or what is served as long as there is none."""
+    return folder.read() or _first(folder, settings)
 
 
 def _first(folder: PlanFolder, settings: Settings) -> Plan:
@@ -127,7 +181,7 @@ def _first(folder: PlanFolder, settings: Settings) -> Plan:
     """
     from security.admission.hooks import locked_tags  # noqa: PLC0415  (bentoml)
 
-    workers = _workers(folder) if any(map(is_path, settings.service.models)) else []
+    workers = running(folder) if any(map(is_path, settings.service.models)) else []
     if not workers:
         return plan_of_tags(locked_tags(settings))
     return plan_of_tags(
@@ -157,8 +211,6 @@ def _change(
             case "rollback":
                 history = folder.history()
                 after = changes.rollback(plan, history, args.name, args.to)
-            case "default":
-                after = changes.set_default(plan, args.tag)
             case _:
                 after = getattr(changes, args.action)(plan, args.tag)
         if after == plan:
@@ -179,7 +231,7 @@ def _check_running(folder: PlanFolder, tag: str) -> None:
     Raises:
         PlanError: one has.
     """
-    for worker in _workers(folder):
+    for worker in running(folder):
         if tag in worker.report["withdrawn"]:
             why = worker.report["withdrawn"][tag]
             raise PlanError(f"{tag} is withdrawn in worker {worker.name}: {why}")
@@ -209,7 +261,7 @@ def _states(plan: Plan) -> dict[str, Live[int]]:
 
 
 @dataclass(frozen=True)
-class _Worker:
+class Worker:
     """What a worker reported."""
 
     name: str
@@ -238,7 +290,7 @@ def _list(folder: PlanFolder, plan: Plan) -> int:
         ]
         loaded = [f"also {', '.join(others)}"] if others else []
         print(f"{name:<24}  default {'; '.join([model.default, *loaded, *trials])}")
-    workers = _workers(folder)
+    workers = running(folder)
     for worker in workers:
         serving = worker.report["serving"]
         models = ", ".join(f"{n} {e['default']}" for n, e in serving.items())
@@ -253,10 +305,11 @@ def _list(folder: PlanFolder, plan: Plan) -> int:
 
 def _follow(folder: PlanFolder, plan: Plan, wait_s: float) -> int:
     """Wait until every running worker made something of the plan; say what."""
+    print(f"generation {plan.generation}: {plan.change}")
     deadline = time.monotonic() + wait_s
     with Stages() as stages:
         while True:
-            workers = _workers(folder)
+            workers = running(folder)
             behind = [w for w in workers if w.report["generation"] < plan.generation]
             left_s = deadline - time.monotonic()
             if not behind or left_s <= 0:
@@ -278,7 +331,7 @@ def _follow(folder: PlanFolder, plan: Plan, wait_s: float) -> int:
     return int(bool(late) or any(worker.lines for worker in workers))
 
 
-def _workers(folder: PlanFolder) -> list[_Worker]:
+def running(folder: PlanFolder) -> list[Worker]:
     """The running workers, by their reports."""
     found = []
     now = time.time()
@@ -286,7 +339,7 @@ def _workers(folder: PlanFolder) -> list[_Worker]:
         try:
             if now - path.stat().st_mtime > STALE_S:
                 continue
-            found.append(_Worker(path.stem, _read_report(path)))
+            found.append(Worker(path.stem, _read_report(path)))
         except (OSError, BundleError, JsonError):
             continue
     return found

@@ -113,6 +113,7 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
             yield from _leaving(entry.leaving or policy.default_leaving)
             if entry.without:
                 yield f"  - no evidence of: {', '.join(entry.without)}"
+    yield from _promotions(policy, model)
     yield (
         f"The verdict: {_signed(policy.verdict_signers, policy.verdict_min_signers)}, "
         f"no older than {_days(policy.verdict_max_age.days)}."
@@ -125,16 +126,45 @@ def _leaving(policy: OutputPolicy) -> Iterator[str]:
         yield f"  - of its answers may leave at most: {policy}."
 
 
+def _promotions(policy: Policy, model: str | None) -> Iterator[str]:
+    if model is not None:
+        named = [(model, policy.promotion_of(model))]
+    else:
+        own = [(repr(it.match), it.promotion) for it in policy.models if it.promotion]
+        named = [("a version", policy.promotion), *own]
+    for name, promotion in named:
+        if not promotion.requirements:
+            yield f"To answer by default, {name} needs nothing more."
+            continue
+        yield f"To answer by default in place of another version, {name} needs:"
+        for item in promotion.requirements:
+            yield f"  - {item.kind}{_of_promotion(item)}."
+            yield from _content(item)
+        if promotion.stays_monitored:
+            yield "  It stays that only while the monitoring report is fresh."
+
+
+def _of_promotion(item: Requirement) -> str:
+    if not item.signers:
+        return " with the default, by the evidence of both"
+    signed, days = _signed(item.signers, 1), _days(item.max_age.days)
+    return f": {signed}, its window over for no longer than {days}"
+
+
 def _all_requirements(requirements: tuple[Requirement, ...]) -> Iterator[str]:
     for item in requirements:
         yield (
             f"  - {item.kind}: {_signed(item.signers, item.min_signers)}, "
             f"no older than {_days(item.max_age.days)}, every check passed."
         )
-        for name, value in item.conditions.items():
-            yield f"      {name} must be {_value(value)}."
-        for threshold in item.thresholds:
-            yield f"      {_threshold(threshold)}."
+        yield from _content(item)
+
+
+def _content(item: Requirement) -> Iterator[str]:
+    for name, value in item.conditions.items():
+        yield f"      {name} must be {_value(value)}."
+    for threshold in item.thresholds:
+        yield f"      {_threshold(threshold)}."
 
 
 def _threshold(item: Threshold) -> str:
@@ -189,7 +219,9 @@ def _check(args: argparse.Namespace) -> int:
 def _unknown(policy: Policy) -> Iterator[str]:
     """Metrics that nothing here measures: others may, or the name is misspelt."""
     models = (item for rules in policy.models for item in rules.requirements)
-    for item in (*policy.requirements, *models):
+    own = [rules.promotion for rules in policy.models if rules.promotion]
+    promoted = (it for part in (policy.promotion, *own) for it in part.requirements)
+    for item in (*policy.requirements, *models, *promoted):
         for threshold in item.thresholds:
             name, kind = threshold.metric, item.kind
             if not metrics.known(kind, name):

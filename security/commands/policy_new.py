@@ -58,13 +58,18 @@ def extended(base: Path, profile: str, model: str) -> str:
 
 def _as_entry(profile: str) -> str:
     """The tables of a profile's evidence, with their comments, below an entry."""
-    first = re.search(r"^\[require\.", profile, re.MULTILINE)
+    first = re.search(r"^\[(require\.|promotion)", profile, re.MULTILINE)
     start = 0 if first is None else first.start()
     # The comments right above a table belong to it.
     above = re.search(r"(?:^#.*\n)+\Z", profile[:start], re.MULTILINE)
     start = start if above is None else above.start()
     text = profile[start:]
-    return re.sub(r"^\[require\.", "[models.require.", text, flags=re.MULTILINE)
+    return re.sub(
+        r"^(# )?\[(require|promotion)(?=[.\]])",
+        r"\1[models.\2",
+        text,
+        flags=re.MULTILINE,
+    )
 
 
 def _check(made: Policy, before: Policy, model: str) -> None:

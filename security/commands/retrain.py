@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
-from models.bundle import read_bundle
+from models.bundle import Bundle, read_bundle
+from security.admission.keys import load_trust
+from security.admission.observations import check_fresh, read_observation
+from security.admission.policy import load_policy
+from security.admission.promotion import DRIFT_ALARMS, PROMOTION_CHECK
+from security.admission.steps import demand
+from security.audit.journal import record_operation
 from security.commands.options import Subparsers
 from security.commands.stages import Stages
 from security.commands.train import refuse_existing, stopped_by_ctrl_c
-from security.settings.loading import load_settings
+from security.errors import AdmissionRefused, SettingsError
+from security.settings.loading import Settings, load_settings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["NOTHING_DRIFTED", "add_parser", "run"]
+
+NOTHING_DRIFTED = 3
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -21,7 +31,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="train the next version of a bundle on new data, and compare the two",
         description="Train the next version under the configuration that the bundle "
         "records and within the budget that the ledger has left, and write into its "
-        "evidence whether it differs from the current one on the same held-out rows.",
+        "evidence whether it differs from the current one on the same held-out rows. "
+        "Exit codes: 0 retrained; 3 with --if-drifted, nothing has drifted; 1 refused, "
+        "for instance because the monitoring report is missing, stale, of another "
+        "version or not signed by a role of the policy; 2 usage or error, a spent "
+        "budget included.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument(
@@ -33,12 +47,20 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--out", metavar="DIR", type=Path, required=True, help="the new bundle's folder"
     )
+    parser.add_argument(
+        "--if-drifted",
+        action="store_true",
+        help="only if the signed monitoring report about this bundle, beside the plan, "
+        "says that drift was found; otherwise exit with 3 and touch nothing",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Retrain; returns the exit code."""
-    read_bundle(args.bundle)
+    bundle = read_bundle(args.bundle)
+    if args.if_drifted and not _drifted(bundle, load_settings()):
+        return NOTHING_DRIFTED
     refuse_existing(args.out)
     with Stages() as stages, stopped_by_ctrl_c() as stop:
         # Torch takes seconds to import; `--help` and every other command go without.
@@ -57,3 +79,43 @@ def run(args: argparse.Namespace) -> int:
         )
     print(f"{'bundle':<12}{args.out}")
     return 0
+
+
+def _drifted(bundle: Bundle, settings: Settings) -> bool:
+    """Whether the monitoring report says so; the answer is recorded.
+
+    Raises:
+        AdmissionRefused: there is no report that can be believed, or it cannot tell.
+        SettingsError: the policy names nobody who may sign one.
+    """
+    tag = bundle.manifest.tag
+    policy = load_policy(settings.admission.policy)
+    needed = policy.promotion_of(bundle.manifest.name).of("monitoring")
+    if needed is None:
+        raise SettingsError(
+            "the policy has no [promotion.monitoring]: nobody may say what has drifted"
+        )
+    trust = load_trust(settings.admission.trust)
+    directory = settings.deployment.directory
+    read = read_observation(directory, bundle, "monitoring", needed.signers, trust)
+    demand(check_fresh(read.report, needed, now=datetime.now(UTC)))
+    alarms = read.report.metrics.get(DRIFT_ALARMS)
+    if alarms is None:
+        raise AdmissionRefused(
+            PROMOTION_CHECK, f"monitoring: the report about {tag} cannot tell of drift"
+        )
+    found = alarms.value > 0
+    end = read.report.conditions["window_end"]
+    print(f"{'drift':<12}{alarms.value:.0f} alarms about {tag} until {end}")
+    record_operation(
+        settings.audit,
+        [
+            {
+                "action": "retraining" if found else "no-retraining",
+                "model": tag,
+                "model_sha256": bundle.subject.root_sha256,
+                "reason": read.sha256,
+            }
+        ],
+    )
+    return found

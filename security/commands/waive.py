@@ -6,14 +6,16 @@ import argparse
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from models.bundle import read_bundle
+from models.bundle import Bundle, read_bundle
 from models.files import write_atomic
 from models.report import KINDS, format_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import WAIVER_TYPE, Statement, Waiver
 from security.admission.attest import sign_waiver, waiver_file
 from security.admission.keys import ROLES
+from security.admission.observations import observation_file
 from security.admission.policy import load_policy
+from security.admission.rules import PROMOTION_KINDS
 from security.admission.steps import demand
 from security.admission.waivers import check_waiver
 from security.commands.options import Subparsers
@@ -31,10 +33,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="let a requirement pass for one bundle, for a while",
         description="Sign a waiver: this bundle need not meet one requirement until a "
         "day, for a reason. The policy says which kinds may be waived, by whom, and "
-        "for how long; the waiver shows in the verdict. Run `admit` afterwards.",
+        "for how long; the waiver shows in the verdict. Run `admit` afterwards. A "
+        "waiver of what a promotion needs is kept beside the plan instead, and counts "
+        "where `promote` is told to --force.",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
-    parser.add_argument("--kind", required=True, choices=KINDS)
+    parser.add_argument("--kind", required=True, choices=(*KINDS, *PROMOTION_KINDS))
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--metric", help="waive only the bound on this metric")
     what.add_argument("--condition", help="waive only this condition")
@@ -57,14 +61,25 @@ def run(args: argparse.Namespace) -> int:
         raise AdmissionRefused(20, f"the policy does not let {args.role} sign waivers")
     bundle, now = read_bundle(args.bundle), datetime.now(UTC)
     waiver = _waiver(args, now)
-    required = policy.required(bundle.manifest.name)
-    demand(check_waiver(waiver, policy, required, now=now))
-    name = waiver_file(args.kind)
-    write_atomic(
-        args.bundle / name, sign_waiver(bundle, waiver, signer(args, args.role))
+    name = bundle.manifest.name
+    required = (
+        policy.promotion_of(name).requirements
+        if args.kind in PROMOTION_KINDS
+        else policy.required(name)
     )
+    demand(check_waiver(waiver, policy, required, now=now))
+    path = _place(args, bundle, settings.deployment.directory)
+    write_atomic(path, sign_waiver(bundle, waiver, signer(args, args.role)))
     print(f"signed as {args.role}: {waiver}")
     return 0
+
+
+def _place(args: argparse.Namespace, bundle: Bundle, directory: Path) -> Path:
+    """In the bundle what admits it, beside the plan what promotes it."""
+    if args.kind in PROMOTION_KINDS:
+        return observation_file(directory, bundle.subject, f"waiver-{args.kind}")
+    folder: Path = args.bundle
+    return folder / waiver_file(args.kind)
 
 
 def _waiver(args: argparse.Namespace, now: datetime) -> Waiver:

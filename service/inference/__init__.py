@@ -2,7 +2,7 @@
 
 follower   keeps the lineup at what the operator's plan says
 lineup     the models that are served: versions, default, canary, shadow
-agreement  whether two versions give the same answer
+agreement  whether two versions give the same answer, and how often in a trial
 warmup     a model's first runs, and what they teach about it
 study      how a model is explained, settled by its first runs
 explaining why a model answers so: Shapley values of the raw columns

@@ -17,16 +17,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from models.files import write_atomic
+from models.report import parse_time
 from sealgate.errors import SealgateError
 from security.admission.hooks import current_plan, open_tag
+from security.admission.keys import load_trust
 from security.admission.lifecycle import (
     Canary,
+    Default,
     Planned,
     Shadow,
     State,
@@ -34,7 +38,9 @@ from security.admission.lifecycle import (
     Withdrawn,
     arrange,
 )
-from security.admission.plan import ModelPlan, Plan, PlanFolder
+from security.admission.observations import monitored_until, observation_file
+from security.admission.plan import ModelPlan, Plan, PlanFolder, default_since
+from security.admission.policy import load_policy
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 from service.inference.lineup import Entry, Lineup, Served, check_alike
@@ -80,6 +86,7 @@ class Follower:
         self._plan_stamp: Stamp = None
         self._rules_stamp = self._rules()
         self._casualties = casualties or Casualties(None)
+        self._watched: dict[Path, Stamp] = {}
         self._refused: dict[str, str] = {}
         self._problem: str | None = None
         self._stop = threading.Event()
@@ -87,6 +94,7 @@ class Follower:
         self._report_path = self._folder.workers_directory / name
         self._reported: dict[str, Any] = {}
         self._next_report = 0.0
+        self._trials: list[dict[str, Any]] = []
 
     def load_first(self) -> None:
         """Load what is to be served, before the worker is ready.
@@ -124,7 +132,7 @@ class Follower:
     def look(self) -> None:
         """Look once, and do what has to be done."""
         rules = self._rules()
-        changed = self._hold_off() or rules != self._rules_stamp
+        changed = self._hold_off() or rules != self._rules_stamp or self._observed()
         if changed:
             self._rules_stamp = rules
             self._verify_again()
@@ -145,6 +153,10 @@ class Follower:
         self._lineup.held_off = held_off
         return held_off.models != before.models
 
+    def _observed(self) -> bool:
+        """Whether a report has come or gone that a default version stands by."""
+        return any(_stamp(path) != stamp for path, stamp in self._watched.items())
+
     def _read_plan(self) -> None:
         try:
             plan = current_plan(self._settings)
@@ -158,7 +170,7 @@ class Follower:
 
     def _apply(self, plan: Plan, *, note: bool = True) -> SealgateError | None:
         """Serve what a plan says, as far as it is admitted; the first refusal."""
-        self._plan, self._refused = plan, {}
+        self._plan, self._refused, self._watched = plan, {}, {}
         before, table = self._lineup.table, {}
         first: SealgateError | None = None
         for name, model in plan.models.items():
@@ -195,8 +207,45 @@ class Follower:
                 if state is None:
                     continue
                 # It was to be read again: it stays as it was.
-            states[version] = arrange(state, planned)
+            if isinstance(state, Withdrawn) and state.cause == "monitoring":
+                state = state.restore()  # it may not be the default any more
+            states[version] = self._standing(arrange(state, planned))
         return Entry(self._alike(states[plan.default].content, states))
+
+    def _standing(self, state: State[Served]) -> State[Served]:
+        """A default version, withdrawn if it is not monitored as the policy asks.
+
+        Raises:
+            SealgateError: the policy or the trust root cannot be used.
+        """
+        served = state.content
+        was = state.was if isinstance(state, Withdrawn) else state
+        until, why = self._stands(served) if isinstance(was, Default) else (None, "")
+        served.stand_until(until)
+        if until is None or until > datetime.now(UTC):
+            return state
+        return state.withdraw(why, cause="monitoring")
+
+    def _stands(self, served: Served) -> tuple[datetime | None, str]:
+        """Until when it may answer by default, and why not longer."""
+        admission = self._settings.admission
+        promotion = load_policy(admission.policy).promotion_of(served.manifest.name)
+        if not promotion.stays_monitored:
+            return None, ""
+        bundle = served.admission.bundle
+        directory = self._settings.deployment.directory
+        path = observation_file(directory, bundle.subject, "monitoring")
+        self._watched[path] = _stamp(path)
+        since = default_since(self._folder.history(), served.tag)
+        made = [item.created_at for item in served.admission.reports.values()]
+        return monitored_until(
+            directory,
+            bundle,
+            promotion,
+            load_trust(admission.trust),
+            begun=parse_time(since) if since else max(made, default=datetime.now(UTC)),
+            now=datetime.now(UTC),
+        )
 
     def _is_held(self, warm: Warm[Served]) -> bool:
         return warm.content.tag in self._lineup.held_off.models
@@ -224,6 +273,7 @@ class Follower:
 
     def _verify_again(self) -> None:
         """Ask the gate about all that runs, under the rules as they are now."""
+        self._watched = {}
         self._lineup.switch(
             {
                 name: Entry({v: self._verified(s) for v, s in entry.states.items()})
@@ -254,7 +304,11 @@ class Follower:
         self._lineup.renew(served, admission)
         if served.tag in self._lineup.held_off.models:
             return state.withdraw(_HELD_OFF, cause="casualties")
-        return state.restore() if isinstance(state, Withdrawn) else state
+        restored = state.restore() if isinstance(state, Withdrawn) else state
+        try:
+            return self._standing(restored)
+        except SealgateError as error:
+            return restored.withdraw(str(error))
 
     def _rules(self) -> tuple[Stamp, Stamp]:
         admission = self._settings.admission
@@ -298,7 +352,9 @@ class Follower:
 
     def _report(self) -> None:
         """Say in a file what is served; only its time changes while nothing does."""
-        table = self._lineup.table
+        table, now = self._lineup.table, time.monotonic()
+        if now >= self._next_report:  # counts change with each request
+            self._trials = self._lineup.trials
         report = {
             "pid": os.getpid(),
             "generation": self._plan.generation,
@@ -311,8 +367,8 @@ class Follower:
                 if isinstance(state, Withdrawn)
             },
             "problem": self._problem,
+            "trials": self._trials,
         }
-        now = time.monotonic()
         if report == self._reported and now < self._next_report:
             return
         self._next_report = now + REPORT_S

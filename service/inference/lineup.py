@@ -18,6 +18,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
 
 from models.manifest import Manifest
 from sealgate.errors import SealgateError
@@ -35,7 +38,7 @@ from security.admission.lifecycle import (
 )
 from security.errors import AdmissionRefused
 from security.settings.runtime import RuntimeSettings
-from service.inference.agreement import compare
+from service.inference.agreement import Tally, Trial, compare
 from service.inference.batching import Batcher, Budget, Observe, OverloadedError
 from service.inference.explaining import Explainer
 from service.inference.layout import UnexplainableError
@@ -86,6 +89,11 @@ class Served:
         self.batcher = batcher
         self.revision = revision
 
+    def stand_until(self, limit: datetime | None) -> None:
+        """Answer until the admission ends, or a time before that."""
+        ends = math.inf if limit is None else limit.timestamp()
+        self.expires_at = min(_expiry(self.admission), ends)
+
 
 class _Share:
     """Lets exactly a share of calls through, spread evenly."""
@@ -109,6 +117,7 @@ class Entry:
         default: answers requests that name no version.
         canary: answers a share of them instead, unless it is withdrawn.
         shadow: runs on a share of them, too, unless it is withdrawn.
+        trials: by "canary" and "shadow", those that there are.
     """
 
     def __init__(self, states: Mapping[str, State[Served]]) -> None:
@@ -121,6 +130,13 @@ class Entry:
         self.default = states[find(states, Default) or ""]
         self.canary = next((s for s in states.values() if isinstance(s, Canary)), None)
         self.shadow = next((s for s in states.values() if isinstance(s, Shadow)), None)
+        self.trials = {
+            trial.kind: trial
+            for trial in (
+                *_trial("canary", self.default, self.canary),
+                *_trial("shadow", self.default, self.shadow),
+            )
+        }
         self._canary_share = _Share()
         self._shadow_share = _Share()
 
@@ -186,6 +202,7 @@ class Lineup:
         self._watchdog = Watchdog()
         self._comparisons: set[asyncio.Task[None]] = set()
         self._table: Mapping[str, Entry] = {}
+        self._tallies: dict[Trial, Tally] = {}
 
     def load(self, admitted: Admitted) -> Warm[Served]:
         """Make a session and warm it up; nothing is served by it yet.
@@ -258,6 +275,12 @@ class Lineup:
         """What admits each version that is served now."""
         return [served.admission for served in _all(self._table)]
 
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """What was counted of each trial that is on now."""
+        tallies = list(self._tallies.items())
+        return [asdict(trial) | asdict(tally) for trial, tally in tallies]
+
     def switch(self, table: Mapping[str, Entry]) -> None:
         """Serve this from now on.
 
@@ -270,6 +293,11 @@ class Lineup:
                     check_alike(entry.default.content, trial.content)
         old, new = _answering(self._table), _answering(table)
         self._table = dict(table)
+        self._tallies = {
+            trial: self._tallies.get(trial) or Tally()
+            for entry in table.values()
+            for trial in entry.trials.values()
+        }
         for served in old - new:
             self._metrics.serves(served.admission, served=False)
         for served in new - old:
@@ -328,8 +356,9 @@ class Lineup:
             InferenceTimeoutError: stopped at the deadline.
             InferenceFailedError: the model failed.
         """
-        note = Notes.text(*who, served.tag)
+        note, began = Notes.text(*who, served.tag), time.perf_counter()
         arrays = await served.batcher.infer(inputs, outputs, note)
+        took_s = time.perf_counter() - began
         entry = self._table.get(served.manifest.name)
         if entry is not None and (entry.canary or entry.shadow):
             other = entry.other(served)
@@ -337,7 +366,9 @@ class Lineup:
                 kind, partner = other
                 ours = dict(zip(outputs, arrays))
                 note = Notes.text(*who, partner.tag)
-                self._try(kind, entry, inputs, ours, partner=partner, note=note)
+                self._try(
+                    kind, entry, inputs, ours, partner=partner, took_s=took_s, note=note
+                )
         return arrays
 
     def _try(
@@ -348,24 +379,28 @@ class Lineup:
         ours: Mapping[str, Array],
         *,
         partner: Served,
+        took_s: float,
         note: bytes,
     ) -> None:
         """Run the other version too, after the answer, and compare."""
+        trial = entry.trials[kind]
         if len(self._comparisons) >= _MAX_COMPARISONS:
-            self._count(kind, entry, "skipped")
+            self._count(trial, "skipped")
             return
 
         # Inputs may lie in a buffer that is gone with the request: they are kept alive
         # by the arrays, and nothing writes to them.
         async def run() -> None:
+            began = time.perf_counter()
             try:
                 theirs = await partner.batcher.infer(inputs, list(ours), note)
             except OverloadedError:
-                self._count(kind, entry, "skipped")
+                self._count(trial, "skipped")
             except SealgateError:
-                self._count(kind, entry, "failed")
+                self._count(trial, "failed")
             else:
-                self._compare(kind, entry, ours, theirs)
+                self._compare(trial, entry, ours, theirs)
+                self._took(trial, took_s, time.perf_counter() - began)
 
         task = asyncio.get_running_loop().create_task(run())
         self._comparisons.add(task)
@@ -373,25 +408,28 @@ class Lineup:
 
     def _compare(
         self,
-        kind: str,
+        trial: Trial,
         entry: Entry,
         ours: Mapping[str, Array],
         theirs: Sequence[Array],
     ) -> None:
         tensors = {t.spec.name: t for t in entry.default.content.manifest.outputs}
         result = compare([tensors[name] for name in ours], list(ours.values()), theirs)
-        self._count(kind, entry, "same" if result.same else "different")
-        self._observe(kind, entry, result.difference)
-
-    def _count(self, kind: str, entry: Entry, result: str) -> None:
-        labels = _labels(kind, entry)
-        self._metrics.count("sealgate_comparisons", *labels, result)
-
-    def _observe(self, kind: str, entry: Entry, difference: float) -> None:
-        labels = _labels(kind, entry)
+        self._count(trial, "same" if result.same else "different")
         self._metrics.observe(
-            "sealgate_comparison_difference", *labels, value=difference
+            "sealgate_comparison_difference", *trial.labels, value=result.difference
         )
+
+    def _took(self, trial: Trial, first_s: float, second_s: float) -> None:
+        times = first_s, second_s  # a canary answers first, a shadow second
+        if trial in self._tallies:
+            ordered = times if trial.kind == "shadow" else times[::-1]
+            self._tallies[trial].took(*ordered)
+
+    def _count(self, trial: Trial, result: str) -> None:
+        self._metrics.count("sealgate_comparisons", *trial.labels, result)
+        if trial in self._tallies:
+            self._tallies[trial].count(result)
 
     def _observer(self, manifest: Manifest) -> Observe:
         histogram, name = self._metrics.histogram, manifest.name
@@ -436,12 +474,20 @@ def _expiry(admission: Admission) -> float:
     return math.inf if expires_at is None else expires_at.timestamp()
 
 
-def _labels(kind: str, entry: Entry) -> tuple[str, str, str, str]:
-    """Model, kind of trial, default version, version on trial."""
-    trial = entry.canary if kind == "canary" else entry.shadow
-    tried = "" if trial is None else trial.content.manifest.version
-    ours = entry.default.content.manifest
-    return ours.name, kind, ours.version, tried
+def _trial(
+    kind: str, default: State[Served], trial: Canary[Served] | Shadow[Served] | None
+) -> Iterator[Trial]:
+    if trial is None:
+        return
+    ours, theirs = (item.content.admission.bundle.subject for item in (default, trial))
+    yield Trial(
+        kind=kind,
+        model=ours.name,
+        version=ours.version,
+        tried=theirs.version,
+        root_sha256=theirs.root_sha256,
+        beside_sha256=ours.root_sha256,
+    )
 
 
 def check_alike(default: Served, trial: Served) -> None:

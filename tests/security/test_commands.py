@@ -26,7 +26,8 @@ COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
-    "models", "retrain", "canaries", "init", "check", "package", "serve",
+    "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
+    "promote",
 )  # fmt: skip
 
 

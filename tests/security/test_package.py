@@ -89,9 +89,7 @@ def test_in_production_no_hand_holds_several_roles(home: Path) -> None:
     }
     result = package(home, **production)
     assert result.returncode == 2
-    assert "trainer, assessor, privacy-officer, release are in one hand" in (
-        result.stderr
-    )
+    assert "privacy-officer, release, monitor are in one hand" in result.stderr
     assert not (home / "bundle" / VERDICT_FILE).exists()
 
     # Each role signs elsewhere, by its own command.
@@ -103,7 +101,8 @@ def test_in_production_no_hand_holds_several_roles(home: Path) -> None:
         )  # fmt: skip
         assert signed.returncode == 0, signed.stderr
         (keys / f"{role}.pem").unlink()
-    (keys / "privacy-officer.pem").unlink()
+    for role in ("privacy-officer", "monitor"):
+        (keys / f"{role}.pem").unlink()
     release = (keys / "release.pem").rename(home / "release.pem")
     result = package(home, **production)
     assert result.returncode == 2

@@ -69,6 +69,7 @@ class Keys:
     assessor: ec.EllipticCurvePrivateKey
     privacy_officer: ec.EllipticCurvePrivateKey
     release: ec.EllipticCurvePrivateKey
+    monitor: ec.EllipticCurvePrivateKey
 
     @classmethod
     def generate(cls) -> Keys:

@@ -36,16 +36,24 @@ learning_rate = 1.0
 """
 
 
-def write_rows(path: Path, *, rows: int = 240, units: int = 0, seed: int = 0) -> Path:
+def write_rows(
+    path: Path,
+    *,
+    rows: int = 240,
+    units: int = 0,
+    seed: int = 0,
+    oldest: int = 99,
+    buys_above: int = 50,
+) -> Path:
     """Rows of age and job, with a person if units are wanted."""
     generator = np.random.default_rng(seed)
-    ages = generator.integers(1, 99, rows)
+    ages = generator.integers(1, oldest, rows)
     jobs = generator.choice(["baker", "nurse", "smith"], rows)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["age", "job", "bought", *["person"] * bool(units)])
         for index in range(rows):
-            bought = ["no", "yes"][int(ages[index] > 50)]
+            bought = ["no", "yes"][int(ages[index] > buys_above)]
             owner = [f"p{index % units}"] if units else []
             writer.writerow([ages[index], jobs[index], bought, *owner])
     return path

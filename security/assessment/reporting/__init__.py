@@ -12,4 +12,5 @@ words       what it calls things, and where links lead
 pictures    small images, in the page
 pairs       the same rows in two reports, and McNemar's test
 comparison  what got better or worse between two reports
+versions    how much worse a version is than the one it would replace
 """

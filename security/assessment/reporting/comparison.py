@@ -20,7 +20,7 @@ from security.assessment.reporting.pairs import mcnemar, rows_of
 from security.assessment.results import intervals
 from security.inspection.findings import SEVERITIES
 
-__all__ = ["LEVEL", "Change", "Comparison", "compare"]
+__all__ = ["LEVEL", "Change", "Comparison", "compare", "less_is_better"]
 
 LEVEL = 0.05
 # Of these, less is better. Everything else that has a direction is a share of success.
@@ -228,12 +228,24 @@ def _corrected(changes: Sequence[Change]) -> list[Change]:
     ]
 
 
-def _direction(change: Change) -> str:
-    name = change.metric.partition("/")[0]
+def less_is_better(check: str, metric: str) -> bool | None:
+    """Whether a smaller value is the better one; None of what is neither.
+
+    >>> less_is_better("quality", "rmse"), less_is_better("fairness", "tpr_ratio")
+    (True, False)
+    """
+    name = metric.partition("/")[0]
     less = "ratio" not in name and any(part in name for part in _LESS)
-    if "auc" in name and not change.check.startswith(_ATTACKS):
-        less = False
-    elif not less and not any(part in name for part in (*_MORE, "auc")):
+    if "auc" in name and not check.startswith(_ATTACKS):
+        return False
+    if not less and not any(part in name for part in (*_MORE, "auc")):
+        return None
+    return less
+
+
+def _direction(change: Change) -> str:
+    less = less_is_better(change.check, change.metric)
+    if less is None:
         return "changed"
     return "better" if (change.after < change.before) == less else "worse"
 

@@ -42,6 +42,8 @@ __all__ = [
     "auc",
     "bounded_mean",
     "confidence_of_pairs",
+    "difference",
+    "geometric_mean",
     "largest_difference",
     "lower_bound",
     "mean",
@@ -159,6 +161,56 @@ def paired_drop(
     spread = _z(confidence) * math.sqrt((down + up - (down - up) ** 2) / (total + 2))
     ends = _Interval(max(-1.0, down - up - spread), min(1.0, down - up + spread))
     return _metric((lost - won) / total, total, ends, confidence)
+
+
+def difference(first: Metric, second: Metric) -> Metric:
+    """How much larger one figure is than another, with Newcombe's interval.
+
+    It treats the samples as independent; on the same rows that is the cautious choice.
+
+    Args:
+        first: with an interval.
+        second: likewise, at the same level.
+
+    >>> gap = difference(proportion(90, 100), proportion(80, 100))
+    >>> round(gap.low, 3), round(gap.high, 3)
+    (-0.001, 0.199)
+    """
+    gap = first.value - second.value
+    low_1, high_1, low_2, high_2 = (
+        item.value if end is None else end
+        for item in (first, second)
+        for end in (item.low, item.high)
+    )
+    under = math.hypot(first.value - low_1, high_2 - second.value)
+    over = math.hypot(high_1 - first.value, second.value - low_2)
+    n = None if first.n is None or second.n is None else min(first.n, second.n)
+    interval = _Interval(gap - under, gap + over)
+    return replace(_metric(gap, 0, interval, first.confidence or CONFIDENCE), n=n)
+
+
+def geometric_mean(n: int, logs: float, squares: float) -> Metric:
+    """A geometric mean with Student's interval of the logarithm, from sums.
+
+    It has none of fewer than two values, or where no two differ.
+
+    Args:
+        n: how many values, at least 1.
+        logs: the sum of their natural logarithms.
+        squares: the sum of the squares of these.
+
+    >>> metric = geometric_mean(2, math.log(2) + math.log(8), 2 * 2.4)
+    >>> round(metric.value, 6), metric.low < 4 < metric.high
+    (4.0, True)
+    """
+    centre = logs / n
+    variance = (squares - n * centre**2) / max(1, n - 1)
+    if n < 2 or not variance > 0:
+        return Metric(math.exp(centre), n=n)
+    quantile = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+    spread = quantile * math.sqrt(variance / n)
+    ends = (math.exp(min(700.0, centre + sign * spread)) for sign in (-1, 1))
+    return _metric(math.exp(centre), n, _Interval(*ends))
 
 
 def bounded_mean(

@@ -10,7 +10,7 @@ from models.bundle import VERDICT_FILE, attestation_file, read_bundle, report_fi
 from models.files import write_atomic
 from models.report import Metric
 from security.admission.attest import waiver_file
-from security.admission.keys import public_pem, trust_document
+from security.admission.keys import ROLES, public_pem, trust_document
 from security.commands import main
 from security.key_files import write_private
 from tests.support.bundles import POLICY, Keys, attest, rewrite_report, write_bundle
@@ -21,7 +21,6 @@ signers = ["privacy-officer"]
 max_days = 14
 kinds = ["quality", "structure"]
 """
-ROLES = {"trainer", "assessor", "privacy-officer", "release"}
 WEAK = {"accuracy": Metric(0.6, n=200, low=0.55, high=0.65, confidence=0.95)}
 
 

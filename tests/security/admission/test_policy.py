@@ -19,12 +19,14 @@ from models.report import KINDS
 from security.admission.keys import ROLES
 from security.admission.policy import (
     Policy,
+    Promotion,
     Threshold,
     WaiverRules,
     load_policy,
     parse_policy,
     policy_mistakes,
 )
+from security.admission.rules import PROMOTION_KINDS, Requirement
 from security.admission.toml_lines import key_lines
 from security.errors import SettingsError
 from tests.support.bundles import POLICY
@@ -94,6 +96,15 @@ match = "toy"
 signers = ["privacy-officer"]
 max_days = 14
 kinds = ["quality", "fairness"]
+[promotion]
+stays_monitored = true
+[promotion.comparison]
+min_n = 10
+[promotion.comparison.metrics]
+accuracy_loss = { max = 1, bound = "interval" }
+[promotion.monitoring]
+signers = ["monitor"]
+max_age_days = 21
 """
 FULL = POLICY + MODELS
 RANGE = "max_age_days must be 1 to 3650"
@@ -160,6 +171,13 @@ FAULTS = [
     (b"[models.require.fairness]", b"[models.require.fair]", 35, "no such kind"),
     (b"max_days = 14", b"max_days = 366", 42, "max_days must be 1 to 365"),
     (b"max_days = 14", b"max_age = 14", 42, "did you mean 'max_days'"),
+    (b"stays_monitored = true", b"stays_monitored = 1", 45, "must be true or false"),
+    (b"stays_monitored = true", b"stay_monitored = true", 45, "did you mean 'stays_m"),
+    (b"[promotion.comparison]", b"[promotion.comparision]", 46, "mean 'comparison'"),
+    (b"min_n = 10\n", b"max_age_days = 9\n", 47, "unknown key 'max_age_days'"),
+    (b"[promotion.monitoring]", b"[promotion.agreement]", 45, "needs a table monitor"),
+    (b'["monitor"]', b'["watcher"]', 51, r"\[promotion.monitoring\]: signers must"),
+    (b"max_age_days = 21", b"max_age_days = 0", 52, RANGE),
     (b'["quality", "fairness"]', b"[]", 43, r"\[waivers\]: kinds must name kinds"),
     (b'["quality", "fairness"]', b'"*"', 43, r"\[waivers\]: kinds must name kinds"),
 ]
@@ -222,9 +240,13 @@ def test_the_schema_takes_what_the_parser_takes(
 def test_the_schema_knows_the_same_kinds_and_roles() -> None:
     document = json.loads((ROOT / "deploy" / "policy.schema.json").read_text())
     waivers = document["properties"]["waivers"]["properties"]
-    assert tuple(waivers["kinds"]["items"]["enum"]) == KINDS
+    assert tuple(waivers["kinds"]["items"]["enum"]) == (*KINDS, *PROMOTION_KINDS)
     assert tuple(waivers["signers"]["items"]["enum"]) == ROLES
     assert tuple(document["$defs"]["kinds"]["properties"]) == KINDS
+    assert document["$defs"]["promotion"]["properties"].keys() == {
+        *PROMOTION_KINDS,
+        "stays_monitored",
+    }
 
 
 def test_every_mistake_is_listed() -> None:
@@ -266,6 +288,23 @@ def test_a_table_replaces_the_default_of_its_kind() -> None:
         Threshold("auc", low=0.95, high=1.0, min_n=1000),
     )
     assert policy.required("fraud-eu")[0] == policy.requirements[0]
+
+
+def test_what_a_promotion_needs() -> None:
+    assert parse_policy(POLICY, name="p").promotion_of("toy") == Promotion()
+    policy = parse_policy(FULL, name="p.toml")
+    comparison, monitoring = policy.promotion_of("toy").requirements
+    loss = Threshold("accuracy_loss", high=1.0, min_n=10, bound="interval")
+    assert comparison == Requirement("comparison", (), timedelta(0), {}, (loss,))
+    assert monitoring.signers == ("monitor",)
+    assert monitoring.max_age == timedelta(days=21)
+    assert policy.promotion_of("toy").stays_monitored
+    # An entry's own takes the place of the whole.
+    own = b'[[models]]\nmatch = "own"\n[models.promotion.agreement]\n'
+    own += b'signers = ["monitor"]\nmax_age_days = 1\n'
+    changed = parse_policy(FULL + own, name="p").promotion_of("own")
+    assert [item.kind for item in changed.requirements] == ["agreement"]
+    assert not changed.stays_monitored
 
 
 def test_waiver_rules() -> None:

@@ -11,6 +11,7 @@ from security.admission.comparison import compare
 from security.admission.policy import parse_policy, policy_mistakes
 from security.commands import main
 from tests.support.bundles import POLICY
+from tests.support.promotions import PROMOTION
 from tests.support.servers import ROOT
 
 MODELS = b"""
@@ -187,6 +188,20 @@ def test_patterns(
     assert found == (whats or {"removed quality", "added privacy"})
 
 
+def test_a_promotion_is_compared_too() -> None:
+    whole = POLICY + PROMOTION
+    text = PROMOTION.replace(b"max = 0.1,", b"max = 0.2,")
+    text = text[: text.index(b"[promotion.monitoring]")]
+    old, new = (parse_policy(item, name="p") for item in (whole, POLICY + text))
+    assert {f"{it.effect} {it.what}" for it in compare(old, new)} == {
+        "looser promotion: agreement: metric disagreement: max 0.1 -> 0.2",
+        "removed promotion: monitoring",
+    }
+    stays = whole.replace(b"[promotion]\n", b"[promotion]\nstays_monitored = true\n")
+    (change,) = compare(old, parse_policy(stays, name="p"))
+    assert change.effect == "stricter"
+
+
 def test_the_examples_in_the_documentation() -> None:
     text = (ROOT / "docs" / "policy.md").read_text()
     examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
@@ -234,6 +249,7 @@ def test_new_adds_an_entry_for_one_model(
     assert made.required("other") == before.required("other")
     assert made.required("fraud-1") == before.required("fraud-1")
     assert made.waivers == before.waivers
+    assert made.promotion_of("credit") == wanted.promotion != made.promotion_of("x")
     capsys.readouterr()
     assert main([*asked, "--model", "credit"]) == 0
     assert capsys.readouterr().out == out.read_text()

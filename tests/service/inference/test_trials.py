@@ -114,3 +114,30 @@ def test_a_shadow_that_fails_is_counted_and_nothing_else(scene: Any) -> None:
     assert {ask(scene, value=FAILS) for _ in range(3)} == {(200, "1.0.0")}
     text = lineup._metrics.text().decode()
     assert 'kind="shadow",model="toy",result="failed",tried="2.0.0"' in text
+
+
+@pytest.mark.parametrize("kind", ["shadow", "canary"])
+def test_a_trial_is_tallied_by_digest_and_time(scene: Any, kind: str) -> None:
+    lineup = scene.routes._lineup
+    warm = trial(scene)
+    on = warm.try_as_shadow(100) if kind == "shadow" else warm.try_as_canary(100)
+    arranged(lineup, trial=on)
+    assert lineup.trials[0]["last"] == 0
+    for value in (1.0, 1.0, 2.0):
+        ask(scene, value=value)
+    (tally,) = lineup.trials
+    roots = [
+        state.content.admission.bundle.subject.root_sha256
+        for state in lineup.table[NAME].states.values()
+    ]
+    assert [tally["beside_sha256"], tally["root_sha256"]] == roots
+    assert (tally["kind"], tally["same"] + tally["different"]) == (kind, 3)
+    assert 0 < tally["since"] <= tally["last"]
+    # Of each request both times, whoever ran first.
+    assert min(tally["default_s"], tally["tried_s"]) > 0
+    assert tally["log_ratio"] ** 2 <= 3 * tally["log_ratio_squares"] + 1e-9
+    # Arranged again it goes on; ended, it is gone.
+    arranged(lineup, trial=on)
+    assert lineup.trials == [tally]
+    arranged(lineup, trial=warm)
+    assert lineup.trials == []

@@ -1,0 +1,251 @@
+"""Drift is found; a version is trained, tried and promoted, and can be taken back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from scipy.stats import chi2_contingency
+
+from models.bundle import read_bundle
+from security.admission.keys import load_signing_key
+from security.admission.observations import write_observation
+from tests.conftest import check_security, run_security
+from tests.support.in_process import security_code
+from tests.support.live import reports, wait_for
+from tests.support.promotions import monitoring
+from tests.support.servers import ROOT, environment, serve
+from tests.support.small_training import write_config, write_rows
+
+POLICY = """
+version = 1
+[verdict]
+signers = ["release"]
+max_age_days = 30
+[require.provenance]
+signers = ["trainer"]
+max_age_days = 30
+[require.privacy]
+signers = ["trainer"]
+max_age_days = 30
+[require.privacy.metrics]
+epsilon = { max = 3.0 }
+[promotion.comparison]
+min_n = 30
+[promotion.comparison.metrics]
+worse = { max = 0 }
+accuracy_loss = { max = 0.05, bound = "interval" }
+[promotion.agreement]
+signers = ["monitor"]
+max_age_days = 7
+min_n = 50
+[promotion.agreement.conditions]
+trial = "shadow"
+[promotion.agreement.metrics]
+disagreement = { max = 0.9, bound = "interval" }
+failed = { max = 0.2, bound = "interval" }
+[promotion.monitoring]
+signers = ["monitor"]
+max_age_days = 14
+[promotion.monitoring.metrics]
+drift_alarms = { max = 0 }
+"""
+SETTINGS = {
+    "SEALGATE_SERVICE_MODELS": "small:1.0.0",
+    "SEALGATE_QUOTAS_TABLE": str(ROOT / "tests" / "support" / "quotas.toml"),
+    "SEALGATE_SEALING_REQUIRE_SEALED": "false",
+    "SEALGATE_DEPLOYMENT_POLL_S": "0.1",
+}
+Run = Callable[..., int]
+Served = Callable[..., "tuple[int, str]"]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "policy.toml").write_text(POLICY)
+    return home
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    extra = SETTINGS | {"SEALGATE_ADMISSION_POLICY": str(home / "policy.toml")}
+    return lambda *words: security_code(home, *words, extra=extra)
+
+
+@pytest.fixture
+def served(home: Path) -> Served:
+    """A command that imports BentoML, in a process of its own: code and output."""
+    extra = SETTINGS | {"SEALGATE_ADMISSION_POLICY": str(home / "policy.toml")}
+
+    def run(*words: str) -> tuple[int, str]:
+        done = run_security(home, *words, **extra)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+def admit(run: Run, served: Served, bundle: Path) -> None:
+    assert run("sign", str(bundle), "--role", "trainer") == 0
+    assert run("admit", str(bundle)) == 0
+    assert served("store", str(bundle))[0] == 0
+
+
+def rows_of(path: Path) -> list[tuple[float, str]]:
+    with path.open() as file:
+        return [(float(row["age"]), row["job"]) for row in csv.DictReader(file)]
+
+
+def drifted(before: Path, now: Path) -> int:
+    """How many columns have moved: two-sample chi-square tests of their histograms."""
+    alarms = 0
+    for column in range(2):
+        values = [[row[column] for row in rows_of(path)] for path in (before, now)]
+        bins = sorted({v if column else v // 20 for part in values for v in part})
+        counts = [Counter(v if column else v // 20 for v in part) for part in values]
+        table = np.array([[count[b] for b in bins] for count in counts])
+        alarms += chi2_contingency(table).pvalue < 1e-3
+    return alarms
+
+
+class Asking:
+    """Somebody who asks for answers to rows, one a request."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
+        inputs = self._client.get("/v2/models/small").json()["inputs"]
+        self._inputs = {item["name"]: item for item in inputs}
+
+    def __call__(self, rows: list[tuple[float, str]]) -> set[str]:
+        """Which versions answered."""
+        return {self._version(row) for row in rows}
+
+    def _version(self, row: tuple[float, str]) -> str:
+        answer = self._client.post("/v2/models/small/infer", json=self._body(row))
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["model_version"])
+
+    def _body(self, row: tuple[float, str]) -> dict[str, object]:
+        (name,) = self._inputs
+        job = ("baker", "nurse", "smith").index(row[1])
+        data = [row[0], float(job)]
+        tensor = {"name": name, "datatype": "FP32", "shape": [1, 2], "data": data}
+        return {"inputs": [tensor]}
+
+
+@pytest.fixture
+def ask(home: Path, run: Run, served: Served, tmp_path: Path) -> Iterator[Asking]:
+    """The first version, trained, admitted and served."""
+    assert run("keygen") == 0
+    one = tmp_path / "one"
+    assert run("train", str(write_config(tmp_path)), "--out", str(one)) == 0
+    admit(run, served, one)
+    token = check_security(home, "token", "--scope", "infer:small").strip()
+    extra = SETTINGS | {"SEALGATE_ADMISSION_POLICY": str(home / "policy.toml")}
+    with serve("small:1.0.0", home, extra=extra, own=()) as server:
+        wait_for(lambda: len(reports(home)) == 1)
+        headers = {"authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=server.url, headers=headers, timeout=60) as client:
+            yield Asking(client)
+
+
+def scheduled(home: Path, *words: Path) -> str:
+    """What the script of examples/retraining says, as a scheduler runs it."""
+    extra = {
+        **SETTINGS,
+        "SEALGATE_ADMISSION_POLICY": str(home / "policy.toml"),
+        "PYTHON": sys.executable,
+    }
+    done = subprocess.run(
+        [ROOT / "examples" / "retraining" / "retrain.sh", *words],
+        cwd=ROOT,
+        env=environment(home, extra),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def counted(home: Path) -> int:
+    return sum(
+        trial["same"] + trial["different"]
+        for report in reports(home)
+        for trial in report["trials"]
+    )
+
+
+@pytest.mark.slow
+def test_from_drift_to_the_next_default_and_back(
+    run: Run,
+    tmp_path: Path,
+    served: Served,
+    ask: Asking,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    home, one, two = (tmp_path / name for name in ("home", "one", "two"))
+    new = write_rows(tmp_path / "new.csv", rows=600, seed=1, oldest=60, buys_above=25)
+    retrain = ("retrain", str(one), "--data", str(new), "--out", str(two))
+    deployment = home / "deployment"
+    key = load_signing_key(home / "keys" / "monitor.pem")
+
+    # Nobody has looked; then somebody has, and nothing has changed.
+    assert run(*retrain, "--if-drifted") == 1
+    assert "no report about small:1.0.0" in capsys.readouterr().err
+    subject = read_bundle(one).subject
+    quiet = drifted(tmp_path / "rows.csv", write_rows(tmp_path / "a.csv", seed=7))
+    write_observation(deployment, monitoring(subject, quiet), key)
+    assert run(*retrain, "--if-drifted") == 3
+    assert not two.exists()
+
+    # What is asked now is something else.
+    assert ask(rows_of(new)[:5]) == {"1.0.0"}
+    alarms = drifted(tmp_path / "rows.csv", new)
+    assert alarms > 0
+    write_observation(deployment, monitoring(subject, alarms), key)
+    told = scheduled(home, one, new, two)
+    assert f"{alarms} alarms about small:1.0.0" in told
+    assert "better" in told
+    admit(run, served, two)
+
+    # Admitted is not enough.
+    code, told = served("promote", "small:1.0.1", "--dry-run")
+    assert code == 1
+    assert "refused    agreement" in told
+    assert served("models", "shadow", "small:1.0.1", "--percent", "100")[0] == 0
+    assert ask(rows_of(new)[:80]) == {"1.0.0"}
+    wait_for(lambda: counted(home) >= 80)
+    assert served("agreement", "small:1.0.1")[0] == 0
+    code, told = served("promote", "small:1.0.1")
+    assert code == 0, told
+    assert "small:1.0.1 in place of small:1.0.0" in told
+    assert "refused" not in told
+    assert "small:1.0.1 was trained" in told
+    assert ask(rows_of(new)[:5]) == {"1.0.1"}
+
+    # Everything the decision rests on is kept, and its digest is in the audit log.
+    (kept,) = (deployment / "promotions").glob("*.json")
+    record = json.loads(kept.read_bytes())
+    assert record["before_sha256"] == subject.root_sha256
+    assert {item["role"] for item in record["signed"].values()} == {"monitor"}
+    logged = b"".join(path.read_bytes() for path in (home / "audit").glob("*.jsonl"))
+    actions = Counter(json.loads(line)["action"] for line in logged.splitlines())
+    assert actions["promotion"] == actions["retraining"] == 1
+    assert actions["no-retraining"] == actions["agreement"] == 1
+
+    # The old version stays, and going back asks the gate alone.
+    for path in (deployment / "observations").rglob("*.json"):
+        path.unlink()
+    assert served("models", "rollback", "small")[0] == 0
+    assert ask(rows_of(new)[:5]) == {"1.0.0"}
