@@ -29,6 +29,7 @@ from security.admission.hooks import (
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
+from security.monitoring.monitor import check_monitor, open_monitor
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
@@ -126,6 +127,15 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     follower.start()
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
+    monitor = open_monitor(
+        settings.monitoring,
+        versions=lambda: lineup.watched,
+        report=lambda name, value: metrics.set(
+            f"sealgate_monitoring_{name}", value=value
+        ),
+    )
+    if monitor is not None:
+        monitor.start()
     readiness = Readiness(
         {
             "model": lambda: answers(lineup),
@@ -147,6 +157,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         max_body_bytes=settings.service.max_body_bytes,
         interface=_interface() if settings.observability.serve_openapi else None,
         readiness=readiness,
+        monitor=monitor,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),
@@ -179,6 +190,7 @@ def _check_operable(settings: Settings) -> None:
     if settings.tls.enabled:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")
+    check_monitor(settings.monitoring)
 
 
 def _interface() -> bytes:

@@ -1,8 +1,12 @@
 """What becomes of a model after it is deployed, told without keeping a row.
 
-windows    fixed windows of UTC time
+monitor    a worker's part: counts, stores what it has, releases what is over
+counts     one event of each subject, chosen at random, encrypted for the store
+keeping    the store of encrypted counts: SQLite, Redis
+layout     which histograms a model has, and what falls where
+release    counts become a record: booked, made noisy, published once
+ledger     what all releases of a year have cost, with a cap
 noise      Gaussian noise on integers, from the operating system's generator
 guarantee  rho, epsilon and delta of what is released
-ledger     what all releases of a year have cost, with a cap
-release    counts become a record: booked, made noisy, published once
+windows    fixed windows of UTC time
 """

@@ -28,6 +28,7 @@ __all__ = [
     "RELEASE_SCHEMA",
     "About",
     "Release",
+    "about_of",
     "noisy",
     "read_releases",
     "release",
@@ -37,7 +38,16 @@ RELEASE_SCHEMA = "https://sealgate.dev/monitoring-release/v1"
 # Of a release's rho, for the count of subjects that decides whether there is one.
 SUBJECTS_SHARE = 0.05
 _SUBJECTS = "/subjects"
-_REASONS = ("", "too few subjects", "budget spent", "releaser ended")
+# Deviations of the noise: it is further off once in 10^22 releases.
+_SURE = 10.0
+_REASONS = (
+    "",
+    "too few subjects",
+    "too many subjects",
+    "budget spent",
+    "releaser ended",
+    "counts unreadable",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -70,8 +80,8 @@ class Release:
     Attributes:
         about: what it is of.
         released_at: Unix seconds.
-        withheld: why there are no counts: "too few subjects", "budget spent",
-            or "releaser ended" (booked by one who died); or empty.
+        withheld: why there are no counts: "too few subjects", "too many subjects"
+            (than there was room for), "budget spent", "releaser ended" (booked by one who died) or "counts unreadable"; or empty.
         subjects: their noisy number; None where that was withheld, too.
         counts: noisy, by name; they may be negative.
         sigma: of the noise of each of them; 0 where there are none.
@@ -156,6 +166,7 @@ def release(
     contribution: str,
     subjects: int,
     min_subjects: int,
+    max_subjects: int,
     now: float,
     lost: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
@@ -176,6 +187,8 @@ def release(
         contribution: in words, what of a subject is counted.
         subjects: their number; one subject moves it by one.
         min_subjects: fewer are not released.
+        max_subjects: as many as there was room for: about as many are not released,
+            since one more might have kept another one out.
         now: Unix seconds.
         lost: as of `Release`.
         details: as of `Release`.
@@ -196,8 +209,11 @@ def release(
     try:
         (found,), _ = noisy(ledger, budget, first, [np.array([subjects])], 1.0)
         cost, result = share, replace(result, subjects=int(found[0]))
-        if found[0] < min_subjects:
-            result = replace(result, withheld="too few subjects")
+        room = max_subjects - _SURE * sigma_of(share, 1.0)
+        if not min_subjects <= found[0] <= room:
+            few = found[0] < min_subjects
+            why = "too few subjects" if few else "too many subjects"
+            result = replace(result, withheld=why)
         else:
             drawn, sigma = noisy(ledger, budget, second, arrays, sensitivity)
             named = {n: tuple(map(int, item)) for n, item in zip(counts, drawn)}
@@ -267,14 +283,19 @@ def read_releases(ledger: Ledger, *, kind: str, model: str = "") -> list[Release
     entries |= {entry.key: entry for entry in booked if entry.record}
     found = []
     for key, entry in entries.items():
-        about = _about(key)
+        about = about_of(key)
         if about.kind == kind and model in ("", about.model):
             lost = Release(about, int(entry.time), withheld="releaser ended")
             found.append(Release.from_json(entry.record) if entry.record else lost)
     return sorted(found, key=lambda item: (item.about.window, item.about.key))
 
 
-def _about(key: str) -> About:
+def about_of(key: str) -> About:
+    """What a release is of, by the ledger's name for it.
+
+    Raises:
+        MonitoringError: no such name.
+    """
     parts = key.split("/")
     if len(parts) != 4:
         raise MonitoringError("the ledger has an entry of another kind")

@@ -31,8 +31,8 @@ class MonitoringSettings:
         labels_share: of each window's part of the budget, what is left for labels that
             come later; the rest is for histograms. Between 0 and 1.
         min_subjects: a window with fewer, by a noisy count, is not released.
-        max_subjects: of one model version and window, in the store; of more than
-            that, the first ones are counted, and the release says so.
+        max_subjects: of one model version and window, in each worker: about 400 bytes
+            of memory each. A window with about as many is not released.
         store: "local", shared by the workers of this machine, or the ``redis://`` or
             ``rediss://`` URL of a store shared by all machines.
         directory: folder of the local store, and of its ledger.
@@ -47,7 +47,7 @@ class MonitoringSettings:
     delta: float = 1e-6
     labels_share: float = 0.2
     min_subjects: int = 200
-    max_subjects: int = 1 << 17
+    max_subjects: int = 1 << 16
     store: str = "local"
     directory: Path = Path("monitoring")
     key: Path = Path("keys/monitoring.key")

@@ -64,6 +64,7 @@ def released(ledger: Ledger, about: About = ABOUT, **changes: object) -> Release
         "contribution": "one event, chosen at random",
         "subjects": 3000,
         "min_subjects": 200,
+        "max_subjects": 1 << 16,
         "now": NOW,
     } | changes
     counts = {"age": np.array([1000, 1500, 500]), "score": np.array([3000, 0])}
