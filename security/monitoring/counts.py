@@ -12,12 +12,10 @@ What is kept of an event are the codes of its bins.
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -28,9 +26,9 @@ from numpy.typing import NDArray
 
 from sealgate.protocol.tensors import Array
 from security.errors import MonitoringError
-from security.monitoring.layout import Histogram, Layout
+from security.monitoring.layout import Layout
 
-__all__ = ["Counts", "Sealer", "describe", "histograms_of", "merge"]
+__all__ = ["Counts", "Sealer", "merge"]
 
 _NONCE_BYTES = 12
 # Entries of a segment are filled up to a power of two, at least to this: its length
@@ -166,27 +164,6 @@ class Sealer:
             return self._aead.decrypt(nonce, text, place.encode())
         except (InvalidTag, ValueError):
             raise MonitoringError("counts in the store cannot be opened") from None
-
-
-def describe(layout: Layout) -> bytes:
-    """A layout's histograms for the store: whoever releases may not serve the model."""
-    return json.dumps(layout.describe()).encode()
-
-
-def histograms_of(data: bytes) -> tuple[Histogram, ...]:
-    """What `describe` wrote.
-
-    Raises:
-        MonitoringError: it did not write this.
-    """
-    try:
-        items: dict[str, dict[str, Any]] = json.loads(data)
-        return tuple(
-            Histogram(name=name, **{**item, "labels": tuple(item.get("labels", ()))})
-            for name, item in items.items()
-        )
-    except (ValueError, TypeError, AttributeError):
-        raise MonitoringError("a layout in the store is malformed") from None
 
 
 def merge(parts: Sequence[bytes], width: int) -> NDArray[np.uint8]:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from models.manifest import Column, Manifest, Tensor
 from sealgate.protocol.tensors import Array
+from security.errors import MonitoringError
 
-__all__ = ["BINS", "Histogram", "Layout", "layout_of"]
+__all__ = ["BINS", "Histogram", "Layout", "described", "layout_of"]
 
 # Under noise, twice as many need half as many subjects more.
 BINS = 10
@@ -66,8 +67,14 @@ class Histogram:
     def to_object(self) -> dict[str, Any]:
         """What its codes mean, as JSON values."""
         named = {"labels": list(self.labels)} if self.labels else {}
-        values = {"kind": self.kind, "low": self.low, "high": self.high}
-        return {**values, "bins": self.bins, **named}
+        ends = {"low": self.low, "high": self.high}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            **ends,
+            "bins": self.bins,
+            **named,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +134,9 @@ class Layout:
         """How far one event moves all counts together, in Euclidean length."""
         return math.sqrt(len(self.histograms))
 
-    def describe(self) -> dict[str, Any]:
-        """What each histogram's codes mean, as JSON values."""
-        return {item.name: item.to_object() for item in self.histograms}
+    def describe(self) -> list[dict[str, Any]]:
+        """What each histogram's codes mean, in their order, as JSON values."""
+        return [item.to_object() for item in self.histograms]
 
     def codes(
         self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: slice
@@ -160,6 +167,21 @@ class Layout:
             item.name: np.bincount(codes[:, at], minlength=item.size)[: item.size]
             for at, item in enumerate(self.histograms)
         }
+
+
+def described(value: Any) -> tuple[Histogram, ...]:
+    """What `Layout.describe` said: of a release, or of a model not served here.
+
+    Raises:
+        MonitoringError: it did not say this.
+    """
+    try:
+        return tuple(
+            Histogram(**{**item, "labels": tuple(item.get("labels", ()))})
+            for item in value
+        )
+    except (TypeError, AttributeError):
+        raise MonitoringError("histograms are not described as they should") from None
 
 
 def layout_of(manifest: Manifest) -> Layout:

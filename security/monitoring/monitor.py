@@ -19,15 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.manifest import Manifest
-from sealgate.errors import SealgateError
+from sealgate.errors import JsonError, SealgateError
+from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import Array
 from security.errors import BookedError, MonitoringError, MonitoringStoreError
 from security.key_files import read_secret
 from security.monitoring.counts import (
     Counts,
     Sealer,
-    describe,
-    histograms_of,
     merge,
 )
 from security.monitoring.keeping import (
@@ -36,7 +35,7 @@ from security.monitoring.keeping import (
     Segment,
     open_count_store,
 )
-from security.monitoring.layout import Layout, layout_of
+from security.monitoring.layout import Layout, described, layout_of
 from security.monitoring.ledger import Budget, Entry, Ledger, open_ledger
 from security.monitoring.release import About, Release, about_of, release
 from security.monitoring.windows import Window, window_at
@@ -282,7 +281,9 @@ class Monitor:
         data, changed = place.counts.take(whole=whole)
         segments = []
         if not stored:  # until there are events: it is small
-            segments.append(self._segment(scope, 0, describe(layout)))
+            segments.append(
+                self._segment(scope, 0, strict_json.dumps(layout.describe()))
+            )
         if data:
             segments.append(self._segment(scope, next(self._numbers), data))
         replaces = stored if whole and data else []
@@ -389,8 +390,9 @@ class Monitor:
                     if item.number:
                         parts.append(plain)
                     else:
-                        layout = Layout(histograms_of(plain), (), ())
-                except MonitoringError:
+                        known = strict_json.loads(plain, max_bytes=len(plain))
+                        layout = Layout(described(known), (), ())
+                except (MonitoringError, JsonError):
                     unread += 1
         return parts, layout, unread
 

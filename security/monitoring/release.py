@@ -80,8 +80,9 @@ class Release:
     Attributes:
         about: what it is of.
         released_at: Unix seconds.
-        withheld: why there are no counts: "too few subjects", "too many subjects"
-            (than there was room for), "budget spent", "releaser ended" (booked by one who died) or "counts unreadable"; or empty.
+        withheld: why there are no counts: "too few subjects", "too many subjects" (than
+            there was room for), "budget spent", "releaser ended" (booked by one who
+            died) or "counts unreadable"; or empty.
         subjects: their noisy number; None where that was withheld, too.
         counts: noisy, by name; they may be negative.
         sigma: of the noise of each of them; 0 where there are none.

@@ -33,6 +33,11 @@ class Window:
     length: str
 
     @property
+    def middle(self) -> datetime:
+        """Of its time, UTC."""
+        return datetime.fromtimestamp((self.start + self.end) / 2, UTC)
+
+    @property
     def next(self) -> Window:
         """The one that follows."""
         return window_at(self.length, self.end)

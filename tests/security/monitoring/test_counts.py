@@ -12,14 +12,7 @@ from scipy import stats
 from models.manifest import Column, Manifest, Tensor
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import MonitoringError
-from security.monitoring.counts import (
-    Counts,
-    Sealer,
-    _pause,
-    describe,
-    histograms_of,
-    merge,
-)
+from security.monitoring.counts import Counts, Sealer, _pause, merge
 from security.monitoring.layout import layout_of
 
 INPUT = Tensor(TensorSpec("x", "FP32", (-1, 1)), (Column("a", 0, 10),))
@@ -122,13 +115,6 @@ def test_what_is_sealed_opens_in_its_place_with_its_key_only() -> None:
             other.open(data, place)
     with pytest.raises(MonitoringError):
         Sealer(b"short")
-
-
-def test_a_layout_comes_back_from_the_store() -> None:
-    assert histograms_of(describe(LAYOUT)) == LAYOUT.histograms
-    for data in (b"", b"[1]", b'{"a": {"kind": 1, "more": 2}}'):
-        with pytest.raises(MonitoringError):
-            histograms_of(data)
 
 
 def test_parts_of_another_layout_are_refused() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from models.manifest import Column, Manifest, Tensor
 from sealgate.protocol.tensors import TensorSpec
-from security.monitoring.layout import MAX_BINS, layout_of
+from security.errors import MonitoringError
+from security.monitoring.layout import MAX_BINS, described, layout_of
 
 PEOPLE = Tensor(
     TensorSpec("x", "FP32", (-1, 3)),
@@ -38,11 +39,19 @@ def codes(rows: list[list[float]], scores: list[list[float]]) -> list[list[int]]
 
 def test_a_model_has_the_histograms_that_its_manifest_declares() -> None:
     layout = layout_of(manifest(PEOPLE))
-    assert list(layout.describe()) == [
+    assert [item["name"] for item in layout.describe()] == [
         "input/age", "input/rate", "input/job", "answer/class", "answer/score",
     ]  # fmt: skip
-    assert layout.describe()["input/job"]["labels"] == ["none", "state", "own"]
+    assert layout.describe()[2]["labels"] == ["none", "state", "own"]
     assert layout.sensitivity == math.sqrt(5)
+
+
+def test_a_description_is_read_back() -> None:
+    layout = layout_of(manifest(PEOPLE))
+    assert described(layout.describe()) == layout.histograms
+    for value in (None, [1], [{"name": "a"}], [{"kind": "number", "more": 2}]):
+        with pytest.raises(MonitoringError):
+            described(value)
 
 
 def test_both_ends_belong_to_the_range_however_they_are_rounded() -> None:
@@ -84,7 +93,8 @@ def test_wide_and_bounded_inputs_are_counted_by_their_mean() -> None:
     )
     image = Tensor(TensorSpec("image", "UINT8", (-1, 3, 4, 4)), bounds=(0.0, 255.0))
     layout = layout_of(manifest(wide, image))
-    assert list(layout.describe())[:2] == ["input/pixels", "input/image"]
+    names = [item.name for item in layout.histograms]
+    assert names[:2] == ["input/pixels", "input/image"]
     given = {
         "pixels": np.full((2, 100), 8.1, np.float32),
         "image": np.full((2, 3, 4, 4), 255, np.uint8),
