@@ -173,7 +173,13 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ),
         publication=load_publication(settings.sealing),
     )
-    return Guard(inner, routes, gateway, settings.service, on_shutdown=recorder.close)
+
+    def end() -> None:
+        if monitor is not None:
+            monitor.stop()
+        recorder.close()
+
+    return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
 
 
 observe_refusals(record_refusal)

@@ -8,7 +8,6 @@ stays in memory, within its bound, and the monitor says that the store is away.
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import secrets
@@ -184,8 +183,7 @@ class Monitor:
                 self._report("away", 0.0)
 
     def start(self) -> None:
-        """Look every few seconds from now on, in a thread."""
-        atexit.register(self.stop)
+        """Look every few seconds from now on, in a thread, until `stop`."""
         threading.Thread(target=self._run, name="monitoring", daemon=True).start()
 
     def stop(self) -> None:
