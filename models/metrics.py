@@ -69,6 +69,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "provenance": {"": ("accuracy_before", "accuracy_after", "comparison_p_value")},
+    "reference": {"": ("events", "epsilon", "delta", "sigma")},
     "structure": {
         "": (
             *("errors", "warnings", "notes", "model_bytes"),

@@ -42,6 +42,7 @@ KINDS = (
     "privacy",
     "provenance",
     "quality",
+    "reference",
     "robustness",
     "structure",
 )

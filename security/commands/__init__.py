@@ -8,6 +8,7 @@ token, profile, access, access_issuer  who calls, and what they may
 init, init_model                       a first configuration
 check, train, retrain                  training
 ledger, canaries                       what it spends, and whether that holds
+reference                              what a deployed model is held against
 import_model, inspect                  models from elsewhere
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
@@ -52,6 +53,7 @@ COMMANDS = {
     "assess": "assess",
     "scan": "scan",
     "canaries": "canaries",
+    "reference": "reference",
     "report": "report",
     "retrain": "retrain",
     "compare": "compare",

@@ -17,6 +17,7 @@ KIND_QUESTIONS: Mapping[str, str] = {
     "privacy": "what it may reveal about a row of its training data",
     "provenance": "what it was trained on, how, and for which use",
     "quality": "how good its answers are",
+    "reference": "which inputs and answers are usual, so that others are noticed",
     "robustness": "how small a change of an input changes the answer",
     "structure": "whether the file holds anything beside a model",
 }
