@@ -8,6 +8,7 @@ hook in the parent process, each worker builds the application: three doors, one
 from __future__ import annotations
 
 import gc
+from functools import partial
 from pathlib import Path
 
 import bentoml
@@ -29,7 +30,7 @@ from security.admission.hooks import (
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
-from security.monitoring.monitor import check_monitor, open_monitor
+from security.monitoring.monitor import Monitor, check_monitor, open_monitor
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
@@ -56,7 +57,7 @@ from service.supervision import (
 from service.telemetry.casualties import Casualties, Notes
 from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
-from service.telemetry.recorder import open_recorder, record_refusal
+from service.telemetry.recorder import Recorder, open_recorder, record_refusal
 
 __all__ = ["Sealgate", "open_doors", "read_settings"]
 
@@ -127,15 +128,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     follower.start()
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
-    monitor = open_monitor(
-        settings.monitoring,
-        versions=lambda: lineup.watched,
-        report=lambda name, value: metrics.set(
-            f"sealgate_monitoring_{name}", value=value
-        ),
-    )
-    if monitor is not None:
-        monitor.start()
+    monitor = _monitor(settings, lineup, metrics)
     readiness = Readiness(
         {
             "model": lambda: answers(lineup),
@@ -173,13 +166,26 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ),
         publication=load_publication(settings.sealing),
     )
-
-    def end() -> None:
-        if monitor is not None:
-            monitor.stop()
-        recorder.close()
-
+    end = partial(_end, monitor, recorder)
     return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
+
+
+def _monitor(settings: Settings, lineup: Lineup, metrics: Metrics) -> Monitor | None:
+    def report(name: str, value: float) -> None:
+        metrics.set(f"sealgate_monitoring_{name}", value=value)
+
+    monitor = open_monitor(
+        settings.monitoring, versions=lambda: lineup.watched, report=report
+    )
+    if monitor is not None:
+        monitor.start()
+    return monitor
+
+
+def _end(monitor: Monitor | None, recorder: Recorder) -> None:
+    if monitor is not None:
+        monitor.stop()
+    recorder.close()
 
 
 observe_refusals(record_refusal)

@@ -12,7 +12,6 @@ import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,75 +75,114 @@ def make_reference(
             booked as personal.
     """
     train, holdout = load_split(config)
+    every = config, train, holdout
     rows = _one_of_each(train) if train.personal else holdout
     layout = layout_of(bundle.manifest)
     codes, keys = _codes(bundle, rows), _seasons(rows, season)
-    parts: dict[str, dict[str, NDArray[np.int64]]] = {
+    parts: _Parts = {
         key: layout.counts(codes[keys == key]) for key in season_keys(season.name)
     }
-    sigma, told = 0.0, {"events": Metric(float(len(rows))), "sigma": Metric(0.0)}
-    conditions: dict[str, Any] = {"personal_data": False, "rows": "held_out"}
-    asked = booked_data(config, train, holdout)
-    if not train.personal:
-        digests = [asked["digest"], *asked["former"]]
-        owners = owners_of(config, train, holdout)
-        ledger.check_public(config.data.name, digests, owners)
+    if train.personal:
+        told = _with_noise(bundle, every, parts, ledger, (epsilon, delta))
     else:
-        noise = 1.0 / math.sqrt(2.0 * rho_of(epsilon, delta))
-        sigma = noise * layout.sensitivity
-        table = discrete_gaussian(sigma)
-        request = Request(
-            **asked,
-            rate=1.0,
-            noise=noise,
-            group=1,
-            steps=1,
-            delta=delta,
-            sketch=ledger.sketch(owners_of(config, train, holdout)),
-        )
-        _book(ledger, request)
-        for part in parts.values():
-            for name, counts in part.items():
-                part[name] = counts + table.sample(len(counts))
-        told = {
-            "sigma": Metric(sigma),
-            "epsilon": Metric(epsilon_of(0.5 / noise**2, delta)),
-            "delta": Metric(delta),
-        }
-        conditions = {
+        told = _as_it_is(rows, every, ledger)
+    whole = {
+        key: {name: counts.tolist() for name, counts in part.items()}
+        for key, part in parts.items()
+    }
+    return Report(
+        kind=KIND,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        subject=bundle.subject,
+        tools={"numpy": np.__version__, "onnxruntime": version("onnxruntime")},
+        datasets=told.datasets,
+        conditions={**told.conditions, "season": season.name},
+        metrics=told.metrics,
+        details=reference_details(bundle.manifest, season.name, whole),
+    )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a report says of its counts."""
+
+    conditions: dict[str, str | float | bool]
+    metrics: dict[str, Metric]
+    datasets: tuple[Dataset, ...] = ()
+
+
+# A configuration, its training rows, its held-out ones.
+_Rows = tuple[TrainingConfig, AnyDataset, AnyDataset]
+_Parts = dict[str, dict[str, NDArray[np.int64]]]
+
+
+def _as_it_is(rows: AnyDataset, every: _Rows, ledger: Ledger) -> _Told:
+    """Public rows, unless the ledger knows them as personal.
+
+    Raises:
+        LedgerError: it does.
+    """
+    booked = booked_data(*every)
+    digests = [booked["digest"], *booked["former"]]
+    ledger.check_public(booked["name"], digests, owners_of(*every))
+    digest = datasets.digest(rows.features, rows.labels)
+    return _Told(
+        {"personal_data": False, "rows": "held_out"},
+        {"events": Metric(float(len(rows))), "sigma": Metric(0.0)},
+        (Dataset(rows.name, "holdout", len(rows), digest),),
+    )
+
+
+def _with_noise(
+    bundle: Bundle,
+    every: _Rows,
+    parts: _Parts,
+    ledger: Ledger,
+    claim: tuple[float, float],
+) -> _Told:
+    """Add noise to each count, once it is booked.
+
+    Raises:
+        LedgerError: the budget does not reach.
+    """
+    epsilon, delta = claim
+    noise = 1.0 / math.sqrt(2.0 * rho_of(epsilon, delta))
+    sensitivity = layout_of(bundle.manifest).sensitivity
+    table = discrete_gaussian(noise * sensitivity)
+    # One step over all rows: that is what it costs.
+    request = Request(
+        **booked_data(*every),
+        rate=1.0,
+        noise=noise,
+        group=1,
+        steps=1,
+        delta=delta,
+        sketch=ledger.sketch(owners_of(*every)),
+    )
+    _book(ledger, request)
+    for part in parts.values():
+        for name, counts in part.items():
+            part[name] = counts + table.sample(len(counts))
+    return _Told(
+        {
             "personal_data": True,
             "rows": "train",
             "unit": request.unit,
             "neighbouring": "add_or_remove_one",
             "contribution": "one row of each unit",
             "mechanism": "gaussian_rounded_to_integers",
-            "sensitivity": layout.sensitivity,
+            "sensitivity": sensitivity,
             "ledger": "booked",
-        }
-    whole = {
-        key: {name: counts.tolist() for name, counts in part.items()}
-        for key, part in parts.items()
-    }
-    digest = datasets.digest(rows.features, rows.labels)
-    used = Dataset(rows.name, "holdout", len(rows), digest)
-    return Report(
-        kind=KIND,
-        created_at=datetime.now(UTC).replace(microsecond=0),
-        subject=bundle.subject,
-        tools={"numpy": np.__version__, "onnxruntime": version("onnxruntime")},
-        datasets=() if train.personal else (used,),
-        conditions={**conditions, "season": season.name},
-        metrics=told,
-        details=reference_details(bundle.manifest, season.name, whole),
+        },
+        {
+            "sigma": Metric(table.sigma),
+            "epsilon": Metric(epsilon_of(0.5 / noise**2, delta)),
+            "delta": Metric(delta),
+        },
     )
 
 
 def _book(ledger: Ledger, request: Request) -> None:
-    """Book it as one step over all rows: that is what it costs.
-
-    Raises:
-        LedgerError: the budget does not reach.
-    """
     reservation = ledger.reserve(request)
     reservation.take(1)
     reservation.close("finished")
