@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 __all__ = ["CONDITIONS", "KIND_QUESTIONS", "METRICS", "VALUES"]
 
-# What nobody knows about a model without evidence of a kind.
+# What nobody knows about a model without evidence of a kind. A reference says nothing
+# of the model itself, and is missing nowhere.
 KIND_QUESTIONS: Mapping[str, str] = {
     "fairness": "whether it treats groups of people alike",
     "membership": "whether it gives away who was in its training data",
@@ -17,7 +18,6 @@ KIND_QUESTIONS: Mapping[str, str] = {
     "privacy": "what it may reveal about a row of its training data",
     "provenance": "what it was trained on, how, and for which use",
     "quality": "how good its answers are",
-    "reference": "which inputs and answers are usual, so that others are noticed",
     "robustness": "how small a change of an input changes the answer",
     "structure": "whether the file holds anything beside a model",
 }
