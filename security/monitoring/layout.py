@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.manifest import Column, Manifest, Tensor
+from sealgate.protocol.datatypes import numbers
 from sealgate.protocol.tensors import Array
 from security.errors import MonitoringError
 
@@ -96,6 +97,8 @@ class _Part:
     def place(self, array: Array, rows: slice, found: NDArray[np.uint8]) -> None:
         """Write the codes of some rows."""
         values = array[rows] if self.batched else array[None]
+        if self.batched and len(values) != len(found):
+            return  # of fewer rows than the request: missing in the others
         values = values.reshape(len(values), -1)
         if self.classes:
             best = values.argmax(axis=1)
@@ -153,8 +156,10 @@ class Layout:
         for parts, arrays in ((self._inputs, inputs), (self._outputs, outputs)):
             for part in parts:
                 array = arrays.get(part.tensor)
-                if array is not None and array.dtype.kind in _NUMBERS:
-                    part.place(array, rows, found)
+                if array is not None:
+                    array = numbers(array)  # of BF16; others stay
+                    if array.dtype.kind in _NUMBERS:
+                        part.place(array, rows, found)
         return found
 
     def counts(self, codes: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:

@@ -256,8 +256,10 @@ class RedisLedger:
         return "<RedisLedger>"
 
     def start(self) -> None:
-        """As `Ledger.start`; that it was lost, it cannot tell."""
-        if not self._redis.outlives_restart():
+        """As `Ledger.start`; that it was lost, or what it is while it is away, it
+        cannot tell: then it is waited for, and nothing is released.
+        """
+        if self._redis.look() and not self._redis.outlives_restart():
             raise MonitoringStoreError(
                 "redis: a restart would forget what releases have spent; set "
                 "appendonly yes"

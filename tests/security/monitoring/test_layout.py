@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models.manifest import Column, Manifest, Tensor
+from sealgate.protocol.datatypes import narrow
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import MonitoringError
 from security.monitoring.layout import MAX_BINS, described, layout_of
@@ -125,6 +126,21 @@ def test_many_categories_share_bins() -> None:
     given = {"x": np.array([[0], [999], [1000], [-1]])}
     found = layout.codes(given, {}, slice(0, 4))[:, 0].tolist()
     assert found == [2, MAX_BINS + 1, MAX_BINS + 2, 1]
+
+
+def test_bf16_has_a_place_too() -> None:
+    tensor = Tensor(TensorSpec("x", "BF16", (-1, 1)), (Column("a", 0, 1),))
+    layout = layout_of(manifest(tensor, outputs=(LABEL,)))
+    given = {"x": narrow(np.array([[0.0], [1.0]]))}
+    assert layout.codes(given, {}, slice(0, 2))[:, 0].tolist() == [2, 11]
+
+
+def test_a_tensor_of_fewer_rows_is_missing_in_the_others() -> None:
+    columns = (Column("a", 0, 1),)
+    two = [Tensor(TensorSpec(n, "FP32", (-1, 1)), columns) for n in ("x", "y")]
+    layout = layout_of(manifest(*two, outputs=(LABEL,)))
+    given = {"x": np.zeros((1, 1)), "y": np.zeros((5, 1))}
+    assert layout.codes(given, {}, slice(3, 4)).tolist() == [[0, 2]]
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64", "int32", "bool"])

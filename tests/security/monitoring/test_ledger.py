@@ -216,6 +216,13 @@ def test_a_redis_that_forgets_is_refused(tmp_path: Path) -> None:
         RedisLedger(running.url).start()
 
 
+def test_a_redis_that_is_away_stops_no_start() -> None:
+    ledger = RedisLedger("redis://127.0.0.1:9/0")
+    ledger.start()
+    with pytest.raises(MonitoringStoreError):
+        ledger.book(Entry(ABOUT.key, NOW, 0.25), BUDGET)
+
+
 def test_a_booking_whose_answer_was_lost_is_one_booking(redis: RedisServer) -> None:
     RedisLedger(redis.url)._redis.client.flushall()
     with losing_answers(redis.port, ABOUT.key.encode()) as (url, lost):
