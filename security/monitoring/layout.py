@@ -200,7 +200,7 @@ def layout_of(manifest: Manifest) -> Layout:
     ['input/age', 'answer/class', 'answer/score']
     >>> answer = {"p": np.array([[0.25, 0.75]])}
     >>> layout.codes({"x": np.array([[100.0]])}, answer, slice(0, 1)).tolist()
-    [[11, 3, 9]]
+    [[11, 3, 7]]
     """
     found: list[Histogram] = []
     several = len(manifest.inputs) > 1
@@ -231,7 +231,9 @@ def _output(tensor: Tensor, found: list[Histogram]) -> _Part | None:
             return None
         ends = -0.5, len(labels) - 0.5
         found.append(Histogram("answer/class", "class", *ends, len(labels), labels))
-        new = [Histogram("answer/score", "score", 0.0, 1.0)]
+        # The largest of k probabilities is at least 1/k.
+        least = 1.0 / len(labels) if len(labels) > 1 else 0.0
+        new = [Histogram("answer/score", "score", least, 1.0)]
         return _part(tensor, found, new, classes=len(labels))
     if tensor.bounds is not None:
         new = [Histogram(f"answer/{tensor.spec.name}", "number", *tensor.bounds)]

@@ -67,7 +67,7 @@ def test_what_is_missing_or_outside_has_codes_of_its_own() -> None:
     assert codes(
         [[nan, -0.1, -1], [16, 0.8, 3], [inf, -inf, nan]],
         [[0.5, 0.5], [nan, nan], [2.0, -1.0]],
-    ) == [[0, 1, 1, 2, 7], [1, 12, 5, 0, 0], [12, 1, 0, 2, 12]]
+    ) == [[0, 1, 1, 2, 2], [1, 12, 5, 0, 0], [12, 1, 0, 2, 12]]
 
 
 def test_an_output_that_was_not_asked_for_is_missing() -> None:
