@@ -55,8 +55,12 @@ BELIEVED_S = 3600.0
 _MOMENT_S = 1.0
 _SEGMENTS = 64
 _COMPLAIN_S = 60.0
-# Of one version at once: this one, the last one, and where a wrong clock has been.
+# Of one version at once, the nearest ones: this one, those that could not be stored
+# yet, and where a wrong clock has been.
 _WINDOWS = 4
+
+# Goes on while the machine sleeps, where the system has such a clock.
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ class Monitor:
         versions: Callable[[], Iterable[Manifest]],
         report: Callable[[str, float], None] = lambda name, value: None,
         clock: Callable[[], float] = time.time,
-        steady: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        steady: Callable[[], float] = lambda: time.clock_gettime(_STEADY),
     ) -> None:
         """Prepare; nothing is stored yet.
 
@@ -236,6 +240,9 @@ class Monitor:
     def _place(self, meter: _Meter, window: Window, now: float) -> _Place:
         known = meter.places.get(window)
         if known is None:
+            by_distance = sorted(meter.places, key=lambda one: abs(one.start - now))
+            for far in by_distance[_WINDOWS - 1 :]:
+                meter.places.pop(far, None)
             counts = Counts(meter.layout, max_subjects=self._settings.max_subjects)
             known = meter.places.setdefault(window, _Place(counts, int(now)))
         return known
@@ -263,8 +270,6 @@ class Monitor:
                     del meter.places[window]
                     if meter.counts is place.counts:
                         meter.counts = None
-            while len(meter.places) > _WINDOWS:
-                del meter.places[max(meter.places)]
 
     def _put(
         self, about: About, layout: Layout, place: _Place, now: float, *, closed: bool

@@ -252,6 +252,27 @@ def test_a_store_that_is_away_holds_nothing_up_and_loses_nothing(
     assert about(made, 1000)
 
 
+def test_of_a_store_that_is_away_for_long_the_last_windows_are_kept(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "monitoring"
+    site = Site(SETTINGS, lambda: LocalCountStore(folder), lambda: LocalLedger(folder))
+    site.open_ledger().start()
+    monitor = site.worker()
+    hidden = folder.rename(tmp_path / "elsewhere")
+    folder.write_text("no folder")
+    for _ in range(7):
+        crowd(monitor, range(1000))
+        monitor.look()
+        site.clock.tomorrow()
+    folder.unlink()
+    hidden.rename(folder)
+    monitor.look()
+    monitor.look()
+    days = [made.about.window.name for made in site.releases()]
+    assert days == ["2026-12-04", "2026-12-05", "2026-12-06"]
+
+
 def test_a_redis_that_is_away_is_said_to_be(tmp_path: Path) -> None:
     url = "redis://127.0.0.1:9/0"
     site = Site(SETTINGS, lambda: RedisCountStore(url), lambda: RedisLedger(url))
