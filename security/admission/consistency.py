@@ -202,9 +202,9 @@ def _reference(bundle: Bundle, report: Report, privacy: Report | None) -> Found:
         reference_of(report, bundle.manifest)
     except MonitoringError as error:
         yield str(error)
-    if privacy is not None:
-        personal = privacy.conditions.get("personal_data")
-        yield from _differ("reference", report.conditions, {"personal_data": personal})
+    told = {} if privacy is None else privacy.conditions
+    same = {name: told[name] for name in ("personal_data",) if name in told}
+    yield from _differ("reference", report.conditions, same)
 
 
 def _numbers(privacy: Report) -> Found:

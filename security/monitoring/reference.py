@@ -22,6 +22,8 @@ __all__ = ["KIND", "reference_details", "reference_of", "season_keys"]
 
 KIND = "reference"
 _AGREEMENT = 1e-3
+# Less is no noise on whole numbers.
+_LEAST_SIGMA = 0.2
 
 
 def season_keys(season: str) -> tuple[str, ...]:
@@ -99,7 +101,7 @@ def _check_part(part: Any, sizes: Mapping[str, int]) -> None:
 def _check_guarantee(report: Report, sigma: float, sensitivity: float) -> None:
     if report.conditions.get("personal_data") is False:
         return
-    if sigma <= 0.0:
+    if not sigma >= _LEAST_SIGMA:
         raise MonitoringError("reference: counts of personal data without noise")
     delta = _value(report.metrics, "delta")
     found = epsilon_of(sensitivity**2 / (2 * sigma**2), delta)

@@ -153,6 +153,7 @@ def raw(report: Report) -> Report:
     "change",
     [
         raw,
+        with_metrics(sigma=1e-200),
         with_metrics(epsilon=0.1),
         with_metrics(delta=1e-3),
         with_details(histograms=[]),
