@@ -8,6 +8,7 @@ matter. Each figure is the median of alternating rounds.
 
 import json
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -71,8 +72,16 @@ def run() -> None:
         token = mint(home, f"infer:{NAME}")
         extra = toy_settings(home) | {"SEALGATE_SEALING_REQUIRE_SEALED": "false"}
         server = stack.enter_context(serve("service.app:Sealgate", home, extra=extra))
+        watched = Path(shutil.copytree(home, Path(folder) / "watched"))
+        counted = extra | {"SEALGATE_MONITORING_ENABLED": "true"}
+        counted |= toy_settings(watched)
+        other = stack.enter_context(
+            serve("service.app:Sealgate", watched, extra=counted)
+        )
         url, pid = stack.enter_context(_bare(home / "bundle" / "model.onnx"))
+        monitored = _cases(other, token)
         cases = _cases(server, token) | {
+            "plaintext, monitored, too": monitored["plaintext, JWT, quotas, audited"],
             "bare Starlette: health": Case(url, pid, _same("GET", READY)),
             "bare Starlette: inference": Case(url, pid, _same("POST", PATH, _JSON)),
         }

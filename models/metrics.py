@@ -78,6 +78,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "monitoring": {"": ("drift_alarms",)},
     "provenance": {"": ("accuracy_before", "accuracy_after", "comparison_p_value")},
+    "reference": {"": ("events", "epsilon", "delta", "sigma")},
     "structure": {
         "": (
             *("errors", "warnings", "notes", "model_bytes"),

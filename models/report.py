@@ -43,6 +43,7 @@ KINDS = (
     "privacy",
     "provenance",
     "quality",
+    "reference",
     "robustness",
     "structure",
 )

@@ -4,6 +4,7 @@ access        who calls, and what they may         tokens, permissions     runti
 sealing       the keys that open sealed requests   key ring                runtime
 admission     which models may run                 policy, gate, hooks     both
 audit         what was decided, provably           log, verifier           runtime
+monitoring    drift, told without keeping a row  ledger, counts          runtime
 training      DP-SGD with Opacus, its accounting   mechanism, trainer      offline
 inspection    hostile ONNX files                   structure, backdoors    offline
 assessment    what a model withstands              attacks, quality        offline

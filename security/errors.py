@@ -24,6 +24,10 @@
     ├── PlanError           what is to be served cannot be, or cannot be read
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── AuditError          a record cannot be written, or the log does not verify
+    ├── MonitoringError     a window, a count or a release makes no sense
+    │   ├── BookedError     that release was booked before: it is made once
+    │   ├── BudgetSpentError    the year's budget does not reach for a release
+    │   └── MonitoringStoreError    the store of counts and of the ledger is away
     ├── TrainingError       the training cannot be private, or cannot run
     │   └── LedgerError     the budget is spent, or the ledger cannot be written
     └── AssessmentError     the model or the data cannot be assessed
@@ -40,7 +44,9 @@ __all__ = [
     "AdmissionRefused",
     "AssessmentError",
     "AuditError",
+    "BookedError",
     "BudgetError",
+    "BudgetSpentError",
     "CredentialsError",
     "DateError",
     "ExtractionBudgetError",
@@ -50,6 +56,8 @@ __all__ = [
     "KeyFileError",
     "KeysUnavailableError",
     "LedgerError",
+    "MonitoringError",
+    "MonitoringStoreError",
     "NonceError",
     "PlanError",
     "ProofError",
@@ -183,6 +191,22 @@ class QuotaStoreError(SealgateError):
 
 class AuditError(SealgateError):
     """An audit record cannot be written, or a log does not verify."""
+
+
+class MonitoringError(SealgateError):
+    """A window, a count or a release makes no sense."""
+
+
+class BookedError(MonitoringError):
+    """A release was booked before, here or elsewhere: it is made once."""
+
+
+class BudgetSpentError(MonitoringError):
+    """The budget of the rolling year does not reach for a release."""
+
+
+class MonitoringStoreError(MonitoringError):
+    """The store of counts, or the ledger, cannot be asked, or is full."""
 
 
 class TrainingError(SealgateError):

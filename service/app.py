@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+from functools import partial
 from pathlib import Path
 
 import bentoml
@@ -32,6 +33,7 @@ from security.admission.hooks import (
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
+from security.monitoring.monitor import Monitor, check_monitor, open_monitor
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
@@ -58,7 +60,7 @@ from service.supervision import (
 from service.telemetry.casualties import Casualties, Notes
 from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
-from service.telemetry.recorder import open_recorder, record_refusal
+from service.telemetry.recorder import Recorder, open_recorder, record_refusal
 
 __all__ = ["Sealgate", "name_resource", "open_doors", "read_settings"]
 
@@ -129,6 +131,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     follower.start()
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
+    monitor = _monitor(settings, lineup, metrics)
     readiness = Readiness(
         {
             "model": lambda: answers(lineup),
@@ -150,6 +153,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         max_body_bytes=settings.service.max_body_bytes,
         interface=_interface() if settings.observability.serve_openapi else None,
         readiness=readiness,
+        monitor=monitor,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),
@@ -165,7 +169,26 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ),
         publication=load_publication(settings.sealing),
     )
-    return Guard(inner, routes, gateway, settings.service, on_shutdown=recorder.close)
+    end = partial(_end, monitor, recorder)
+    return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
+
+
+def _monitor(settings: Settings, lineup: Lineup, metrics: Metrics) -> Monitor | None:
+    def report(name: str, value: float) -> None:
+        metrics.set(f"sealgate_monitoring_{name}", value=value)
+
+    monitor = open_monitor(
+        settings.monitoring, versions=lambda: lineup.watched, report=report
+    )
+    if monitor is not None:
+        monitor.start()
+    return monitor
+
+
+def _end(monitor: Monitor | None, recorder: Recorder) -> None:
+    if monitor is not None:
+        monitor.stop()
+    recorder.close()
 
 
 observe_refusals(record_refusal)
@@ -182,6 +205,7 @@ def _check_operable(settings: Settings) -> None:
     if settings.tls.enabled:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")
+    check_monitor(settings.monitoring)
 
 
 def _interface() -> bytes:

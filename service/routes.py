@@ -22,6 +22,7 @@ from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
+from security.monitoring.monitor import Monitor
 from security.sealing.freshness import Remember
 from service.callers import Callers
 from service.content import JSON, Asked, encode_answer, failures
@@ -81,6 +82,7 @@ class Routes:
         log: RequestLog | None = None,
         interface: bytes | None = None,
         readiness: Readiness | None = None,
+        monitor: Monitor | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -98,10 +100,12 @@ class Routes:
             log: gets a line for each request, if any.
             interface: the OpenAPI document, if callers may read it.
             readiness: of this worker; without it, it is ready once it answers.
+            monitor: counts what is asked and answered, if that is wanted.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
         self._readiness = readiness
+        self._monitor = monitor
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
         self._log = log
@@ -338,13 +342,17 @@ class Routes:
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             bits = model.model.release.bits
             await decision.charge_bits(lambda: sum(map(bits, outputs, arrays)))
-            return await encode_answer(
+            answer = await encode_answer(
                 zip(outputs, arrays),
                 binary=asked.outputs,
                 model=model.manifest.name,
                 version=model.manifest.version,
                 identifier=asked.content.document.get("id"),
             )
+            if self._monitor is not None:
+                given = dict(zip(outputs, arrays))
+                self._monitor.count(model.tag, who[1], decision.rows, inputs, given)
+            return answer
 
     async def _explain(
         self, request: Request, model: Served, decision: Decision

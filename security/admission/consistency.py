@@ -26,7 +26,8 @@ from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.admission.rules import Requirement
 from security.admission.steps import Steps
-from security.errors import AdmissionRefused
+from security.errors import AdmissionRefused, MonitoringError
+from security.monitoring.reference import reference_of
 
 __all__ = ["CONTRADICTION_CHECK", "contradiction_steps", "initial_weights"]
 
@@ -126,6 +127,8 @@ def _contradictions(
     if privacy is not None:
         yield from _declared_public(privacy, required["privacy"])
         yield from _numbers(privacy)
+    if "reference" in reports:
+        yield from _reference(bundle, reports["reference"], privacy)
     if provenance is not None:
         yield from _provenance(bundle, provenance)
     if "parity" in reports and provenance is not None:
@@ -191,6 +194,17 @@ def _declared_public(privacy: Report, requirement: Requirement) -> Found:
             "privacy: the data was declared public, so its epsilon was booked nowhere; "
             "the policy does not ask for public data"
         )
+
+
+def _reference(bundle: Bundle, report: Report, privacy: Report | None) -> Found:
+    """A reference is of this model, and has noise where its data is personal."""
+    try:
+        reference_of(report, bundle.manifest)
+    except MonitoringError as error:
+        yield str(error)
+    told = {} if privacy is None else privacy.conditions
+    same = {name: told[name] for name in ("personal_data",) if name in told}
+    yield from _differ("reference", report.conditions, same)
 
 
 def _numbers(privacy: Report) -> Found:

@@ -100,6 +100,7 @@ ALLOWED_SOURCES = (
     "security/access/*.py",
     "security/admission/*.py",
     "security/audit/*.py",
+    "security/monitoring/*.py",
     "security/sealing/*.py",
     "security/settings/*.py",
     "security/stores/*.py",

@@ -8,6 +8,7 @@ token, profile, access, access_issuer  who calls, and what they may
 init, init_model                       a first configuration
 check, train, retrain                  training
 ledger, canaries                       what it spends, and whether that holds
+reference                              what a deployed model is held against
 import_model, inspect                  models from elsewhere
 outputs                                what may leave of their answers
 assess, scan, scan_training, rows      what a model withstands, on which rows
@@ -58,6 +59,7 @@ COMMANDS = {
     "assess": "assess",
     "scan": "scan",
     "canaries": "canaries",
+    "reference": "reference",
     "report": "report",
     "retrain": "retrain",
     "compare": "compare",

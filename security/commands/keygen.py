@@ -92,7 +92,11 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     yield from _ensure_sealing(settings.sealing)
     model_key = settings.admission.model_key
     yield _ensure(model_key, partial(generate_model_key, model_key))
-    for path in (settings.audit.pseudonym_key, settings.access.dpop_key):
+    for path in (
+        settings.audit.pseudonym_key,
+        settings.access.dpop_key,
+        settings.monitoring.key,
+    ):
         yield _ensure(path, partial(_write_secret, path))
     checkpoints = settings.audit.checkpoint_key
     yield _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))

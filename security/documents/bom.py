@@ -40,6 +40,7 @@ _REFERENCES = {
     "privacy": "risk-assessment",
     "provenance": "build-meta",
     "quality": "quality-metrics",
+    "reference": "quality-metrics",
     "robustness": "dynamic-analysis-report",
     "structure": "static-analysis-report",
 }

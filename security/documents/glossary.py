@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 __all__ = ["CONDITIONS", "KIND_QUESTIONS", "METRICS", "VALUES"]
 
-# What nobody knows about a model without evidence of a kind.
+# What nobody knows about a model without evidence of a kind. A reference says nothing
+# of the model itself, and is missing nowhere.
 KIND_QUESTIONS: Mapping[str, str] = {
     "fairness": "whether it treats groups of people alike",
     "membership": "whether it gives away who was in its training data",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.report import KINDS, Report
+from models.report import Report
 from security.documents.facts import Facts
 from security.documents.glossary import KIND_QUESTIONS
 from security.documents.markup import number
@@ -46,9 +46,9 @@ def limitations(facts: Facts) -> tuple[str, ...]:
 
 
 def _missing(facts: Facts) -> Iterator[str]:
-    for kind in KINDS:
+    for kind, question in KIND_QUESTIONS.items():
         if kind not in facts.reports:
-            yield f"There is no {kind} report: {KIND_QUESTIONS[kind]} is not known."
+            yield f"There is no {kind} report: {question} is not known."
     names = {(item.name, item.role): item for item in facts.datasets}
     if len(names) != len(facts.datasets):
         yield (

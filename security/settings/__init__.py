@@ -13,6 +13,7 @@ quotas         where it is counted what each subject asks
 audit          the audit log, its keys and its checkpoints
 runtime        how models are run
 deployment     where it is said which models a running server serves
+monitoring     counting what is asked and answered, released with privacy
 tls            TLS of the listening socket
 observability  logs, metrics, and the description of the interface
 """

@@ -27,6 +27,7 @@ from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
 from security.settings.documents import read_toml
 from security.settings.issuers import IssuerSettings, KeyLocation
+from security.settings.monitoring import MonitoringSettings, check_monitoring
 from security.settings.observability import ObservabilitySettings, check_observability
 from security.settings.profiles import PROFILES
 from security.settings.quotas import QuotaSettings, check_quotas
@@ -58,6 +59,7 @@ class Settings:
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
     observability: ObservabilitySettings = field(default_factory=ObservabilitySettings)
 
 
@@ -73,6 +75,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "runtime": RuntimeSettings,
     "deployment": DeploymentSettings,
     "tls": TlsSettings,
+    "monitoring": MonitoringSettings,
     "observability": ObservabilitySettings,
 }
 
@@ -120,6 +123,7 @@ def _checked(settings: Settings) -> Settings:
         issuer.certificate_bound for issuer in settings.access.all_issuers
     ):
         raise SettingsError("access: certificate_bound needs tls.client_certificates")
+    check_monitoring(settings.monitoring)
     check_observability(settings.observability)
     return settings
 

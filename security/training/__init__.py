@@ -37,5 +37,6 @@ keeper          between trainer and ledger: books steps, keeps checkpoints
 checkpoint      where a training stands, in plain arrays
 run             data to bundle
 rehearsal       the same without rows and steps: what it would be
+reference       histograms of usual rows, for monitoring
 retrain         the next version, compared with the current one
 """

@@ -40,8 +40,10 @@ __all__ = [
     "Progress",
     "against",
     "begun_with",
+    "booked_data",
     "check_declared",
     "group_of",
+    "owners_of",
     "plain_request",
     "recipe_of",
     "request_of",
@@ -158,8 +160,9 @@ def check_declared(job: Job) -> None:
         LedgerError: the data is in the ledger, by name, by rows or by their owners.
     """
     if not job.train.personal:
-        digests = [_digest(job), *_former(job)]
-        job.ledger.check_public(job.config.data.name, digests, _owners(job))
+        digests = [_digest(job), *booked_data(*_rows_of(job))["former"]]
+        owners = owners_of(*_rows_of(job))
+        job.ledger.check_public(job.config.data.name, digests, owners)
     elif job.train.units is None:
         _warn_of_copies(job)
 
@@ -169,7 +172,7 @@ def _warn_of_copies(job: Job) -> None:
 
     The number is about private rows: it is shown here, and written nowhere.
     """
-    names = list(_owners(job))
+    names = list(owners_of(job.config, job.train, job.holdout))
     copies = len(names) - len(set(names))
     if copies:
         job.progress(
@@ -180,12 +183,13 @@ def _warn_of_copies(job: Job) -> None:
         )
 
 
-def _owners(job: Job) -> Iterator[bytes]:
+def owners_of(
+    config: TrainingConfig, train: AnyDataset, holdout: AnyDataset
+) -> Iterator[bytes]:
     """What names each row's owner, as the ledger compares data sets."""
-    parts = [job.train] if job.config.data.holdout_source else [job.train, job.holdout]
-    for part in parts:
+    for part in [train] if config.data.holdout_source else [train, holdout]:
         if part.units is not None:
-            own = (f"{job.config.data.unit}\0{name}" for name in part.units)
+            own = (f"{config.data.unit}\0{name}" for name in part.units)
             yield from (name.encode() for name in own)
         elif part.keys is not None:
             yield from (bytes(key) for key in part.keys)
@@ -278,18 +282,14 @@ def _fresh(job: Job) -> State:
 
 def request_of(job: Job, plan: Plan) -> Request:
     """What a training is about to spend."""
-    return replace(plain_request(job, plan), sketch=job.ledger.sketch(_owners(job)))
+    sketch = job.ledger.sketch(owners_of(*_rows_of(job)))
+    return replace(plain_request(job, plan), sketch=sketch)
 
 
 def plain_request(job: Job, plan: Plan) -> Request:
     """As `request_of`, without the marks of owners, for which a ledger has a key."""
-    config, owned = job.config, job.train.units is not None
     return Request(
-        name=config.data.name,
-        digest=_digest(job),
-        former=_former(job),
-        unit=f"owner by {config.data.unit}" if owned else "row",
-        model=f"{config.model.name}:{config.model.version}",
+        **booked_data(*_rows_of(job)),
         rate=plan.mechanism.sample_rate,
         noise=plan.mechanism.noise_multiplier,
         group=plan.group,
@@ -299,17 +299,29 @@ def plain_request(job: Job, plan: Plan) -> Request:
     )
 
 
+def booked_data(
+    config: TrainingConfig, train: AnyDataset, holdout: AnyDataset
+) -> dict[str, Any]:
+    """What a request says of whose budget it is: name, digests, unit and model."""
+    digest, before = _booked(config, train, holdout), earlier_split(config)
+    # The digest that an earlier version of what a row is gives, if it is another.
+    former = {_booked(config, *before)} - {digest} if before is not None else set()
+    owned = train.units is not None
+    return {
+        "name": config.data.name,
+        "digest": digest,
+        "former": tuple(former),
+        "unit": f"owner by {config.data.unit}" if owned else "row",
+        "model": f"{config.model.name}:{config.model.version}",
+    }
+
+
+def _rows_of(job: Job) -> tuple[TrainingConfig, AnyDataset, AnyDataset]:
+    return job.config, job.train, job.holdout
+
+
 def _digest(job: Job) -> str:
-    return _booked(job.config, job.train, job.holdout)
-
-
-def _former(job: Job) -> tuple[str, ...]:
-    """The digest that an earlier version of what a row is gives, if it is another."""
-    before = earlier_split(job.config)
-    if before is None:
-        return ()
-    digest = _booked(job.config, *before)
-    return () if digest == _digest(job) else (digest,)
+    return _booked(*_rows_of(job))
 
 
 def _booked(config: TrainingConfig, train: AnyDataset, holdout: AnyDataset) -> str:

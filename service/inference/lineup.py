@@ -271,6 +271,12 @@ class Lineup:
         return self._table
 
     @property
+    def watched(self) -> list[Manifest]:
+        """Of the versions that answer requests that name none."""
+        shown = [(e.default, e.canary) for e in self._table.values()]
+        return [s.content.manifest for pair in shown for s in pair if s is not None]
+
+    @property
     def admissions(self) -> list[Admission]:
         """What admits each version that is served now."""
         return [served.admission for served in _all(self._table)]

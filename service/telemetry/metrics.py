@@ -111,6 +111,12 @@ FAMILIES: Mapping[str, Family] = {
         "1 while an issuer's last good keys stand in for those that cannot be read.",
         ("issuer",),
     ),
+    "sealgate_monitoring_away": Family(
+        "info", "1 while a worker cannot store what it counts, or release it."
+    ),
+    "sealgate_monitoring_epsilon": Family(
+        "info", "What releases have cost a subject in the last 365 days, at most."
+    ),
     "sealgate_bodies_being_read": Family("gauge", "Requests that are being read."),
     "sealgate_body_bytes": Family(
         "gauge", "Bytes of the bodies of requests that are read or worked on."

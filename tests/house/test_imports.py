@@ -95,6 +95,10 @@ PLANTED = {
         "security/stores/local.py",
         "import security.stores.shared",
     ),
+    "rooms of monitoring": (
+        "security/monitoring/windows.py",
+        "import security.monitoring.ledger",
+    ),
     "rooms of inspection": (
         "security/inspection/findings.py",
         "import security.inspection.structure",
@@ -164,6 +168,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "service/telemetry",
         "security/settings",
         "security/stores",
+        "security/monitoring",
         "security/inspection",
         "security/assessment",
         "security/assessment/checks",
@@ -183,6 +188,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of service",
         "rooms of models",
         "rooms of stores",
+        "rooms of monitoring",
         "rooms of sealgate",
         "rooms of the protocol",
         "drafts of the protocol",

@@ -1,0 +1,14 @@
+"""What becomes of a model after it is deployed, told without keeping a row.
+
+monitor    a worker's part: counts, stores what it has, releases what is over
+counts     one event of each subject, chosen at random, encrypted for the store
+keeping    the store of encrypted counts: SQLite, Redis
+reference  evidence of what is usual, and how it is read
+drift      whether released counts differ from a reference
+layout     which histograms a model has, and what falls where
+release    counts become a record: booked, made noisy, published once
+ledger     what all releases of a year have cost, with a cap
+noise      Gaussian noise on integers, from the operating system's generator
+guarantee  rho, epsilon and delta of what is released
+windows    fixed windows of UTC time
+"""
