@@ -21,8 +21,9 @@ from security.assessment.reporting.grouped import grouped
 from security.assessment.reporting.html import to_html
 from security.assessment.reporting.pictures import png_source
 from security.assessment.results.report import ScanReport
+from security.commands import main
 from security.errors import AssessmentError
-from tests.support.scanned import HOSTILE
+from tests.support.scanned import HOSTILE, digits, linear_onnx, save_npz
 from tests.support.servers import ROOT
 
 ATTACK = "<script>alert(1)</script>\"'><img src=//x onerror=alert(1)>{{ 7 * 7 }}"
@@ -274,6 +275,34 @@ def test_ten_of_the_largest_pictures_are_below_a_megabyte(attacked):
     data = render(json.dumps(report).encode(), "html")
     assert data.count(b'class="pixels"') == 30
     assert len(data) < 1_000_000
+
+
+def test_a_scan_draws_images_that_are_long_rows(tmp_path):
+    x = digits()[2]
+    images, weights = 2 * x[:60, 0] - 1, np.random.default_rng(0).normal(size=(64, 10))
+    answers = np.argmax(images.reshape(60, 64) @ weights, axis=1)
+    (tmp_path / "model.onnx").write_bytes(linear_onnx(weights))
+    rows = save_npz(tmp_path / "rows.npz", images.reshape(60, 64), answers)
+    arguments = ["scan", str(tmp_path / "model.onnx"), "--data", str(rows)]
+    arguments += [
+        "--check",
+        "evasion-cost",
+        "--jobs",
+        "1",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(arguments) == 0
+    sources = check_structure((tmp_path / "o" / "scan.html").read_bytes()).values("src")
+    assert sources
+    assert len(sources) % 3 == 0  # before, after, and the change
+    shown = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+        for source in sources
+    ]
+    for before, after, change in zip(shown[::3], shown[1::3], shown[2::3]):
+        assert np.abs(x[:60, 0] - before / 255).max(axis=(1, 2)).min() < 0.01
+        assert ((before != after) == (change != change[before == after][0])).all()
 
 
 def test_a_picture_is_the_values_that_it_was_made_of():
