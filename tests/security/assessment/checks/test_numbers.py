@@ -526,7 +526,7 @@ def test_what_a_policy_needs_and_cannot_be_measured_is_said(bundle, home, capsys
 
 def test_policy_check_knows_the_names(tmp_path, capsys):
     (tmp_path / "good.toml").write_text(POLICY)
-    (tmp_path / "bad.toml").write_bytes(POLICY.replace("stable_share", "stabel_share"))
+    (tmp_path / "bad.toml").write_text(POLICY.replace("stable_share", "stabel_share"))
     assert main(["policy", "check", str(tmp_path / "good.toml")]) == 0
     assert "note" not in capsys.readouterr().out
     assert main(["policy", "check", str(tmp_path / "bad.toml")]) == 0
