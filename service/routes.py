@@ -351,7 +351,7 @@ class Routes:
             )
             if self._monitor is not None:
                 given = dict(zip(outputs, arrays))
-                self._monitor.count(model.tag, who[1], decision.rows, inputs, given)
+                self._monitor.count(model.tag, who[1], asked.rows, inputs, given)
             return answer
 
     async def _explain(
