@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.errors import ManifestError
+from models.output_policy import ALL_SCORES, OutputPolicy, Release
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import DATATYPES, Array, TensorSpec
@@ -128,6 +129,7 @@ class Manifest:
         inputs: at least one.
         outputs: at least one.
         max_rows: rows (first dimension) accepted in one request.
+        output_policy: what may leave of its answers.
     """
 
     name: str
@@ -135,6 +137,12 @@ class Manifest:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     max_rows: int
+    output_policy: OutputPolicy = ALL_SCORES
+
+    @property
+    def release(self) -> Release:
+        """Its outputs, as its policy lets them leave."""
+        return Release(self.output_policy, self.outputs)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -176,7 +184,7 @@ class Manifest:
             value,
             "manifest",
             {"schema", "name", "version", "inputs", "outputs"},
-            {"limits"},
+            {"limits", "output_policy"},
         )
         if value["schema"] != MANIFEST_SCHEMA:
             raise ManifestError(f"manifest.schema: expected {MANIFEST_SCHEMA}")
@@ -186,12 +194,17 @@ class Manifest:
             inputs=_inputs(value["inputs"]),
             outputs=_tensors(value["outputs"], "manifest.outputs"),
             max_rows=_max_rows(value.get("limits", {})),
+            output_policy=OutputPolicy.from_object(
+                value.get("output_policy", {}), "manifest.output_policy"
+            ),
         )
         _check_bf16(manifest)
+        _ = manifest.release  # refuses a policy that is not one for these outputs
         return manifest
 
     def to_json(self) -> bytes:
         """The canonical bytes of this manifest; `from_json` gives it back."""
+        policy = self.output_policy.to_object()
         return strict_json.dumps(
             {
                 "schema": MANIFEST_SCHEMA,
@@ -200,6 +213,7 @@ class Manifest:
                 "inputs": [_tensor_object(tensor) for tensor in self.inputs],
                 "outputs": [_tensor_object(tensor) for tensor in self.outputs],
                 "limits": {"max_rows": self.max_rows},
+                **({"output_policy": policy} if policy else {}),
             }
         )
 

@@ -38,14 +38,24 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
     """Of the protocol's ``GET /v2/models/{model}``, with what the manifest adds."""
     manifest = model.manifest
+    policy = manifest.output_policy.to_object()
     return {
         "name": manifest.name,
         "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
-        "outputs": [_tensor_metadata(tensor) for tensor in manifest.outputs],
-        "parameters": {"max_rows": manifest.max_rows},
+        "outputs": [_tensor_metadata(tensor) for tensor in _leaving(model)],
+        "parameters": {
+            "max_rows": manifest.max_rows,
+            **({"output_policy": policy} if policy else {}),
+        },
     }
+
+
+def _leaving(model: Served) -> list[Tensor]:
+    """The outputs that callers may ask for: of the others they are told nothing."""
+    outputs = model.manifest.outputs
+    return [tensor for tensor in outputs if tensor.spec.name in model.output_names]
 
 
 def _tensor_metadata(tensor: Tensor) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def model_config(model: Served) -> dict[str, Any]:
         "backend": "onnxruntime",
         "max_batch_size": manifest.max_rows if batched else 0,
         "input": [_tensor_config(tensor, batched) for tensor in manifest.inputs],
-        "output": [_tensor_config(tensor, batched) for tensor in manifest.outputs],
+        "output": [_tensor_config(tensor, batched) for tensor in _leaving(model)],
     }
 
 

@@ -201,6 +201,8 @@ class VerificationSummary:
         waivers: what was let pass, one line each, for people; an extension field.
         documents: those beside the model that were computed from the evidence; an
             extension field. None in verdicts of releases that bound none.
+        output_policy: how much of each answer may leave, as the manifest says; an
+            extension field. None in verdicts of releases that knew of none.
     """
 
     verifier: str
@@ -212,6 +214,7 @@ class VerificationSummary:
     levels: tuple[str, ...]
     waivers: tuple[str, ...] = ()
     documents: tuple[Resource, ...] | None = None
+    output_policy: Mapping[str, Any] | None = None
 
     def to_predicate(self) -> dict[str, Any]:
         """The VSA v1 predicate."""
@@ -220,6 +223,8 @@ class VerificationSummary:
             extensions["waivers"] = list(self.waivers)
         if self.documents is not None:
             extensions["documents"] = [_uri_object(item) for item in self.documents]
+        if self.output_policy is not None:
+            extensions["outputPolicy"] = dict(self.output_policy)
         return extensions | {
             "verifier": {"id": self.verifier},
             "timeVerified": self.verified_at,
@@ -255,6 +260,7 @@ class VerificationSummary:
             levels=_texts(predicate.get("verifiedLevels"), "verifiedLevels"),
             waivers=_texts(predicate.get("waivers", ()), "waivers"),
             documents=_documents(predicate),
+            output_policy=_output_policy(predicate),
         )
 
 
@@ -358,6 +364,13 @@ def _documents(predicate: Mapping[str, Any]) -> tuple[Resource, ...] | None:
     if not isinstance(predicate["documents"], list):
         raise StatementError("verdict: documents is not an array")
     return tuple(_from_uri(item, "documents") for item in predicate["documents"])
+
+
+def _output_policy(predicate: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    value: Mapping[str, Any] | None = predicate.get("outputPolicy")
+    if "outputPolicy" in predicate and not isinstance(value, dict):
+        raise StatementError("verdict: outputPolicy is not an object")
+    return value
 
 
 def _text(value: Any, where: str) -> str:

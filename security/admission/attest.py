@@ -187,6 +187,7 @@ def sign_verdict(
         levels=verdict_levels(policy, bundle.manifest.name, waivers),
         waivers=tuple(str(waiver) for waiver in waivers.values()),
         documents=documents(bundle),
+        output_policy=bundle.manifest.output_policy.to_object(),
     )
     statement = Statement(subjects(bundle.subject), VSA_TYPE, summary.to_predicate())
     return dsse.sign(statement.to_json(), key)

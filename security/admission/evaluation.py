@@ -1,4 +1,4 @@
-"""Checks 1 to 10 of the gate: whether a bundle's evidence meets a policy. No I/O.
+"""Checks of the gate on the evidence: whether a bundle meets a policy. No I/O.
 
 The checks are listed in `security.admission.gate`, in the order they are made here.
 """
@@ -17,6 +17,7 @@ from sealgate.errors import StatementError
 from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
 from security.admission.attest import signature_files, verdict_inputs, verdict_levels
 from security.admission.consistency import contradiction_steps
+from security.admission.outputs import output_steps
 from security.admission.rules import Requirement, Threshold
 from security.admission.steps import (
     Scene,
@@ -88,7 +89,7 @@ class Evaluation:
 def evaluation_steps(
     scene: Scene, recomputed: Recomputed | None = None
 ) -> Steps[Evaluation]:
-    """Checks 20 to 23 for every waiver, then 1 to 9 for every kind, then 10."""
+    """Checks 20 to 23 for every waiver, 1 to 9 for every kind, then 27, 29 and 10."""
     waivers = yield from waiver_steps(scene)
     reports: dict[str, Report] = {}
     ends = [parse_time(waiver.expires) for waiver in waivers.values()]
@@ -104,6 +105,7 @@ def evaluation_steps(
     yield from _accounted(reports)
     required = {item.kind: item for item in scene.required}
     yield from contradiction_steps(scene.bundle, reports, required)
+    yield from output_steps(scene, reports)
     if recomputed is not None:
         yield from _recomputed(reports, waivers, recomputed)
     return Evaluation(

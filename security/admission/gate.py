@@ -30,7 +30,10 @@ A waiver lifts all of these for its kind, or one metric, condition or failed che
 28. the model card and the bill of materials are those that it was signed over. Verdicts
     of releases that bound none still count, and the admission says so.
 
-27 is among the checks of the evidence (`consistency`).
+27 is among the checks of the evidence (`consistency`), and so is a part of
+
+29. how much of each answer may leave is as little as the policy demands, the evidence
+    was measured through it, and the verdict says it (`outputs`).
 """
 
 from __future__ import annotations
@@ -54,6 +57,7 @@ from security.admission.evaluation import (
     states_epsilon,
 )
 from security.admission.keys import TrustRoot
+from security.admission.outputs import OUTPUT_CHECK
 from security.admission.rules import Policy
 from security.admission.steps import (
     Scene,
@@ -163,7 +167,7 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
 def _verdict_steps(
     scene: Scene, evaluation: Evaluation, name: str, notices: list[str]
 ) -> Steps[dict[str, datetime]]:
-    """Checks 11 to 15 and 28 for one verdict: its signer's hint, and its end."""
+    """Checks 11 to 15, 28, 29 for one verdict: its signer's hint, and its end."""
     data, policy = scene.bundle.files[name], scene.policy
     what = describe("verdict", name)
     read = yield from read_statement(
@@ -189,7 +193,7 @@ def _verdict_steps(
 def _summary_steps(
     summary: VerificationSummary, scene: Scene, evaluation: Evaluation, what: str
 ) -> Steps[None]:
-    """What a verdict says: checks 12 to 14."""
+    """What a verdict says: checks 12 to 14, 28 and 29."""
     if not summary.passed or summary.resource_uri != resource_uri(scene.bundle.subject):
         yield AdmissionRefused(12, f"{what} did not pass, or is for another model")
     if summary.policy.sha256 != scene.policy.resource.sha256:
@@ -203,3 +207,6 @@ def _summary_steps(
         present = documents(scene.bundle)
         for name in sorted({item.name for item in {*present} ^ {*summary.documents}}):
             yield AdmissionRefused(28, f"{what} was signed over another {name}")
+    own = scene.bundle.manifest.output_policy.to_object()
+    if (summary.output_policy or {}) != own:
+        yield AdmissionRefused(OUTPUT_CHECK, f"{what} says that something else leaves")

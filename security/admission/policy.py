@@ -16,6 +16,7 @@ from typing import Any
 
 from models.errors import BundleError
 from models.files import read_regular
+from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import KINDS
 from sealgate.protocol.statement import Resource
 from security.admission.keys import ROLES
@@ -108,7 +109,8 @@ def _read(data: bytes, name: str) -> tuple[Policy | None, list[str]]:
 
 
 def _policy(table: Table, resource: Resource) -> Policy:
-    table.close(("version", "verdict", "waivers", "require", "models"))
+    known = ("version", "verdict", "waivers", "require", "output_policy", "models")
+    table.close(known)
     version = table.values.get("version")
     if type(version) is not int or version != 1:
         table.note("expected version = 1", "version")
@@ -125,6 +127,7 @@ def _policy(table: Table, resource: Resource) -> Policy:
         verdict_min_signers=verdict.count("min_signers", 1, MAX_SIGNERS, 1),
         waivers=_waivers(table),
         models=tuple(_model(item, requirements) for item in table.tables("models")),
+        default_leaving=_leaving(table, "[output_policy]") or ALL_SCORES,
     )
     _check_models(table, policy)
     return policy
@@ -200,7 +203,7 @@ def _waivers(table: Table) -> WaiverRules:
 
 
 def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
-    table.close(("match", "require", "without"))
+    table.close(("match", "require", "without", "output_policy"))
     match = table.values.get("match")
     if not isinstance(match, str) or not _PATTERN.fullmatch(match):
         table.note("match must be a model's name, with * or ?", "match")
@@ -208,7 +211,8 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
     without: tuple[str, ...] = ()
     if "without" in table.values:
         without = table.choices("without", KINDS, "kinds")
-    rules = ModelRules(match, _requirements(table, "models."), without)
+    leaving = _leaving(table, "[models.output_policy]")
+    rules = ModelRules(match, _requirements(table, "models."), without, leaving)
     own = {item.kind for item in rules.requirements}
     for kind in without:
         if kind in own:
@@ -216,6 +220,17 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
         if kind not in {item.kind for item in defaults}:
             table.note(f"goes without {kind}, which no default requires", "without")
     return rules
+
+
+def _leaving(table: Table, where: str) -> OutputPolicy | None:
+    """What may leave of answers at most; None where nothing is said."""
+    if "output_policy" not in table.values:
+        return None
+    own = table.table("output_policy", where)
+    mistakes = list(OutputPolicy.mistakes(own.values))
+    for key, message in mistakes:
+        own.note(f"{key} {message}".strip(), key or None)
+    return None if mistakes else OutputPolicy(**own.values)
 
 
 def _check_models(table: Table, policy: Policy) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Metric
 from sealgate.protocol.statement import Resource
 
@@ -98,11 +99,13 @@ class ModelRules:
         match: a model's name, in which ``*`` stands for any characters, ``?`` for one.
         requirements: in place of the default's of their kind, or beside them.
         without: kinds that these models do not need.
+        leaving: in place of the default's; None keeps that.
     """
 
     match: str
     requirements: tuple[Requirement, ...] = ()
     without: tuple[str, ...] = ()
+    leaving: OutputPolicy | None = None
 
     def applies_to(self, model: str) -> bool:
         """Whether the pattern matches a model's name."""
@@ -121,6 +124,7 @@ class Policy:
         verdict_min_signers: how many different keys must have signed a verdict.
         waivers: who may waive what.
         models: what differs for some models, in the file's order.
+        default_leaving: what may leave of answers at most.
     """
 
     resource: Resource
@@ -130,10 +134,17 @@ class Policy:
     verdict_min_signers: int = 1
     waivers: WaiverRules = WaiverRules()
     models: tuple[ModelRules, ...] = ()
+    default_leaving: OutputPolicy = ALL_SCORES
 
     def rules_for(self, model: str) -> ModelRules | None:
         """The entry that counts for a model; None where the defaults do."""
         return next((item for item in self.models if item.applies_to(model)), None)
+
+    def leaving(self, model: str) -> OutputPolicy:
+        """What may leave of a model's answers at most, by its name."""
+        rules = self.rules_for(model)
+        own = None if rules is None else rules.leaving
+        return self.default_leaving if own is None else own
 
     def required(self, model: str) -> tuple[Requirement, ...]:
         """What a model needs, by its name: one requirement per kind, never none."""

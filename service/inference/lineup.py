@@ -21,7 +21,7 @@ from contextlib import contextmanager
 
 from models.manifest import Manifest
 from sealgate.errors import SealgateError
-from sealgate.protocol.tensors import Array
+from sealgate.protocol.tensors import Array, TensorSpec
 from security.admission.gate import Admission
 from security.admission.lifecycle import (
     Admitted,
@@ -55,7 +55,8 @@ class Served:
     Attributes:
         model: the session, and the manifest that requests are validated against.
         tag: name and version.
-        input_specs, output_names: of that.
+        input_specs: of that.
+        output_names: of those that may leave.
         admission: what admitted it; renewed when it is verified again.
         expires_at: when that gets too old, Unix seconds; infinity for never.
         batcher: gathers and runs its requests.
@@ -67,7 +68,7 @@ class Served:
         self.manifest = model.manifest
         self.tag = model.manifest.tag
         self.input_specs = model.input_specs
-        self.output_names = [tensor.spec.name for tensor in model.manifest.outputs]
+        self.output_names = model.release.names
         self.admission = model.admission
         self.expires_at = _expiry(model.admission)
         self.batcher = batcher
@@ -245,8 +246,7 @@ class Lineup:
         """Serve this from now on.
 
         Raises:
-            AdmissionRefused: a trial takes or gives other tensors than the default, so
-                that they cannot answer the same requests.
+            AdmissionRefused: as `check_alike`.
         """
         for entry in table.values():
             for trial in (entry.canary, entry.shadow):
@@ -432,13 +432,26 @@ def check_alike(default: Served, trial: Served) -> None:
     """Refuse versions that cannot answer the same requests.
 
     Raises:
-        AdmissionRefused: they take or give other tensors.
+        AdmissionRefused: they take or give other tensors, or more may leave of the
+            trial: nobody who asks for the default chose that.
     """
     ours, theirs = default.manifest, trial.manifest
-    for mine, other in ((ours.inputs, theirs.inputs), (ours.outputs, theirs.outputs)):
-        if {t.spec for t in mine} != {t.spec for t in other}:
-            raise AdmissionRefused(
-                17,
-                f"{theirs.tag} has other tensors than {ours.tag}, so that they cannot "
-                "answer the same requests",
-            )
+    if _tensors(default) != _tensors(trial):
+        raise AdmissionRefused(
+            17,
+            f"{theirs.tag} has other tensors than {ours.tag}, so that they cannot "
+            "answer the same requests",
+        )
+    if theirs.output_policy.wider_than(ours.output_policy):
+        raise AdmissionRefused(
+            29,
+            f"{theirs.tag} lets more leave ({theirs.output_policy}) than {ours.tag} "
+            f"({ours.output_policy}), whose requests it would answer",
+        )
+
+
+def _tensors(served: Served) -> tuple[set[TensorSpec], set[TensorSpec]]:
+    """What requests may hold, and answers."""
+    outputs = (tensor.spec for tensor in served.manifest.outputs)
+    leave = {spec for spec in outputs if spec.name in served.output_names}
+    return {*served.input_specs}, leave

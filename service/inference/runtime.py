@@ -2,7 +2,9 @@
 
 A session is made from the very bytes that the gate checked; the path is never opened
 again. The session must agree with the signed manifest, and every request is validated
-against that manifest before it comes here.
+against that manifest before it comes here. What its output policy withholds does not
+leave this module: whoever runs a model for a caller, for a trial or to share a run gets
+what any caller may have.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from sealgate.protocol.tensors import Array
 from security.admission.gate import Admission
 from security.errors import AdmissionRefused, SettingsError
 from security.settings.runtime import RuntimeSettings
+from service.inference.batching import InferenceFailedError
 from service.inference.signature import Signature
 
 __all__ = ["LoadedModel"]
@@ -44,6 +47,7 @@ class LoadedModel:
         self.admission = admission
         self.manifest: Manifest = admission.bundle.manifest
         self.input_specs = tuple(tensor.spec for tensor in self.manifest.inputs)
+        self.release = self.manifest.release
         self._session = _session(admission.bundle.model, settings)
         self._signature = Signature(self._session, self.manifest)
 
@@ -53,12 +57,27 @@ class LoadedModel:
         outputs: Sequence[str],
         options: ort.RunOptions,
     ) -> list[Array]:
-        """Run once, in the calling thread.
+        """Run once, in the calling thread; what comes is what may leave.
+
+        Raises:
+            InferenceFailedError: as `Signature.run`; or an output that is withheld.
+        """
+        if self.release.policy.withholds and not {*outputs} <= {*self.release.names}:
+            raise InferenceFailedError("an output was asked for that is withheld")
+        arrays = self._signature.run(inputs, outputs, options)
+        leave = self.release.leave
+        return [leave(name, array) for name, array in zip(outputs, arrays)]
+
+    def run_whole(
+        self, inputs: Mapping[str, Array], options: ort.RunOptions
+    ) -> list[Array]:
+        """Every output as the model gives it, to learn how it runs; none may leave.
 
         Raises:
             InferenceFailedError: as `Signature.run`.
         """
-        return self._signature.run(inputs, outputs, options)
+        names = [tensor.spec.name for tensor in self.manifest.outputs]
+        return self._signature.run(inputs, names, options)
 
 
 def _session(model: bytes, settings: RuntimeSettings) -> Session:

@@ -104,11 +104,10 @@ class _Probe:
     def __init__(self, model: LoadedModel, options: ort.RunOptions) -> None:
         self._model = model
         self._inputs = model.manifest.inputs
-        self._outputs = [tensor.spec.name for tensor in model.manifest.outputs]
         self._options = options
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
-        return self._model.run(inputs, self._outputs, self._options)
+        return self._model.run_whole(inputs, self._options)
 
     def sample(self, rows: int, *, seed: int) -> dict[str, Array]:
         random = np.random.default_rng(seed)

@@ -1,0 +1,364 @@
+"""What may leave of a model's answers: the member ``output_policy`` of its manifest.
+
+Scores may be rounded, all but the highest withheld, or every one of them, so that the
+label alone is answered. There is no noise: whoever asks nearly the same question n
+times averages it away. `Release` applies a policy to the outputs of a manifest; the
+server and the attacks of an assessment use this one.
+
+An output that a policy says nothing of does not leave: beside class scores, or where
+scores are withheld, only decisions do, of which there is one in each row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from models.errors import ManifestError
+from sealgate.protocol.datatypes import BFLOAT16, narrow, numbers
+from sealgate.protocol.tensors import Array, TensorSpec
+
+__all__ = ["ALL_SCORES", "Output", "OutputPolicy", "Release", "scores_left"]
+
+MAX_DECIMALS = 9
+MAX_TOP_K = 1 << 20
+_MEMBERS = ("decimals", "top_k", "label_only", "explanations")
+# Bits that tell a number of a type apart from others of its size: its significand's.
+_SIGNIFICAND = {"BF16": 8, "FP16": 11, "FP32": 24, "FP64": 53, "BOOL": 1}
+
+
+class Output(Protocol):
+    """What is known of an output: a tensor of a manifest."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its name, datatype and shape."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, where its last axis has their scores."""
+
+
+@dataclass(frozen=True)
+class OutputPolicy:
+    """How much of each answer a caller gets; by default all of it.
+
+    Attributes:
+        decimals: that scores and predicted numbers are rounded to, -9 to 9; below 0 to
+            tens, hundreds, and so on.
+        top_k: how many scores of each row leave, the highest; the others are 0, or the
+            lowest number where a score that leaves is not above 0.
+        label_only: no score leaves, only which class is decided.
+        explanations: attributions may leave. They add up to the score, so they never do
+            where a score does not leave in full.
+    """
+
+    decimals: int | None = None
+    top_k: int | None = None
+    label_only: bool = False
+    explanations: bool = True
+
+    @property
+    def withholds(self) -> bool:
+        """Whether an answer is less than what the model gave."""
+        return self.label_only or (self.decimals, self.top_k) != (None, None)
+
+    @property
+    def explains(self) -> bool:
+        """Whether attributions may leave."""
+        return self.explanations and not self.withholds
+
+    def __str__(self) -> str:
+        """For people, and in evidence; other policies have other texts.
+
+        >>> str(OutputPolicy(decimals=2, top_k=3)), str(OutputPolicy(label_only=True))
+        ('the 3 highest scores, of 2 decimals', 'label only')
+        >>> str(OutputPolicy()), str(OutputPolicy(explanations=False))
+        ('all scores', 'all scores, no explanations')
+        """
+        if self.label_only:
+            return "label only"
+        some = "all scores"
+        if self.top_k is not None:
+            some = f"the {self.top_k} highest scores"
+        rounded = "" if self.decimals is None else f", of {self.decimals} decimals"
+        silent = not (self.withholds or self.explanations)
+        return some + rounded + (", no explanations" if silent else "")
+
+    def wider_than(self, demanded: OutputPolicy) -> list[str]:
+        """What this lets leave and another does not; none if it is as strict.
+
+        >>> OutputPolicy(decimals=3).wider_than(OutputPolicy(decimals=2, top_k=1))
+        ['decimals', 'top_k']
+        """
+        found = []
+        if not self.label_only:
+            found = [
+                name
+                for name in ("decimals", "top_k")
+                if _above(getattr(self, name), getattr(demanded, name))
+            ]
+            found += ["label_only"] if demanded.label_only else []
+        wider = self.explains and not demanded.explains
+        return found + (["explanations"] if wider else [])
+
+    def to_object(self) -> dict[str, Any]:
+        """As JSON values; `from_object` gives it back."""
+        value: dict[str, Any] = {}
+        for name in ("decimals", "top_k"):
+            if getattr(self, name) is not None:
+                value[name] = getattr(self, name)
+        if self.label_only:
+            value["label_only"] = True
+        if not self.explanations and not self.withholds:
+            value["explanations"] = False
+        return value
+
+    @classmethod
+    def from_object(cls, value: Any, where: str) -> OutputPolicy:
+        """Read one.
+
+        Raises:
+            ManifestError: an unknown member, a value out of range, or members that
+                contradict each other.
+        """
+        for key, message in cls.mistakes(value):
+            raise ManifestError(f"{where}{key and '.' + key}: {message}")
+        return cls(**value)
+
+    @staticmethod
+    def mistakes(value: Any) -> Iterator[tuple[str, str]]:
+        """What is wrong with JSON or TOML values: the member or "", and what."""
+        if not isinstance(value, Mapping):
+            yield "", "expected an object"
+            return
+        for key in value.keys() - set(_MEMBERS):
+            yield "", f"unknown field {key!r}"
+        bounds = {"decimals": (-MAX_DECIMALS, MAX_DECIMALS), "top_k": (1, MAX_TOP_K)}
+        for key, (low, high) in bounds.items():
+            number = value.get(key, low)
+            if type(number) is not int or not low <= number <= high:
+                yield key, f"expected {low} to {high}"
+        for key in ("label_only", "explanations"):
+            if not isinstance(value.get(key, True), bool):
+                yield key, "expected true or false"
+        scores = value.keys() & {"decimals", "top_k"}
+        if value.get("label_only") is True and scores:
+            yield "label_only", f"no scores are left for {min(scores)}"
+        if value.get("explanations") is True and (scores or value.get("label_only")):
+            yield "explanations", "attributions add up to the score that is withheld"
+
+
+ALL_SCORES = OutputPolicy()
+
+
+class Release:
+    """A manifest's outputs, as its policy lets them leave.
+
+    Attributes:
+        policy: the policy.
+        names: of the outputs that leave, in the manifest's order.
+    """
+
+    def __init__(self, policy: OutputPolicy, outputs: Sequence[Output]) -> None:
+        """Say which outputs leave, and as what.
+
+        Raises:
+            ManifestError: none would leave, or the policy is not one for these.
+        """
+        self.policy = policy
+        scores = [item for item in outputs if item.labels]
+        # What nobody has named is class scores, if it is the only thing that can be.
+        scores = scores or _unnamed_scores(outputs, policy)
+        self._kinds = {item.spec.name: _kind(item, scores) for item in outputs}
+        self._types = {item.spec.name: item.spec.datatype for item in outputs}
+        self._classes = max((_width(item) for item in scores), default=0)
+        _check(policy, scores, self._kinds)
+        self.names = [
+            item.spec.name for item in outputs if self._leaves(item.spec.name)
+        ]
+        if not self.names:
+            raise ManifestError(f"output_policy: {policy}: no output would be left")
+
+    def _leaves(self, name: str) -> bool:
+        if not self.policy.withholds:
+            return True
+        kinds = set(self._kinds.values())
+        match self._kinds[name]:
+            case "scores":
+                # A second view of a decision may say more than the decision.
+                return not (self.policy.label_only and "decision" in kinds)
+            case "decision":
+                return True
+        rounded = self.policy.top_k is None and not self.policy.label_only
+        return rounded and "scores" not in kinds
+
+    def leave(self, name: str, array: Array) -> Array:
+        """What leaves of an output: an array of the same shape and type.
+
+        Raises:
+            KeyError: nothing does.
+        """
+        if not self.policy.withholds:
+            return array
+        if name not in self.names:
+            raise KeyError(name)
+        kind = self._kinds[name]
+        if kind == "scores":
+            return _as_numbers(array, self._of_scores)
+        decimals = self.policy.decimals
+        whole = array.dtype.kind in "iu" and (decimals or 0) < 0
+        if decimals is None or not (whole or _is_real(array)):
+            return array
+        return _as_numbers(array, lambda values: _rounded(values, decimals))
+
+    def _of_scores(self, scores: Array) -> Array:
+        return scores_left(self.policy, scores)
+
+    def bits(self, name: str, array: Array) -> float:
+        """How much an output tells at most, in bits, as it left.
+
+        - a decision, or all of a row of which only the class is left: log2 of the
+          classes where they are known, otherwise the width of its type;
+        - a number: its type's significand; rounded, log2 of how many values there are
+          between the lowest and the highest in this answer, as far apart as 0 and 1 at
+          least;
+        - of the k highest of n scores, log2 of n over k beside them.
+        """
+        kind, size = self._kinds[name], array.size
+        if kind == "decision" and self._classes > 1:
+            return size * math.log2(self._classes)
+        if array.dtype.kind == "O":
+            return 8.0 * sum(len(str(item).encode()) for item in array.reshape(-1))
+        datatype = self._types[name]
+        width = _SIGNIFICAND.get(datatype) or 8.0 * array.dtype.itemsize
+        if kind == "scores" and self.policy.withholds:
+            return self._score_bits(array, width)
+        if kind == "number" and self.policy.decimals is not None:
+            return size * min(width, _values(array, self.policy.decimals))
+        return size * width
+
+    def _score_bits(self, array: Array, width: float) -> float:
+        classes = array.shape[-1] if array.ndim else 1
+        rows = array.size // max(classes, 1)
+        if self.policy.label_only:
+            return rows * math.log2(max(classes, 2))
+        if self.policy.decimals is not None:
+            width = min(width, _values(array, self.policy.decimals))
+        kept = min(self.policy.top_k or classes, classes)
+        return rows * (math.log2(math.comb(classes, kept)) + kept * width)
+
+
+def scores_left(policy: OutputPolicy, scores: Array) -> Array:
+    """What a policy leaves of class scores ``(…, classes)``.
+
+    >>> scores_left(OutputPolicy(top_k=1), np.array([[0.7, 0.2, 0.1]]))
+    array([[0.7, 0. , 0. ]])
+    >>> scores_left(OutputPolicy(label_only=True), np.array([-3.0, -1.0]))
+    array([0., 1.])
+    """
+    if policy.label_only:
+        return _decided(scores)
+    if policy.top_k is not None and policy.top_k < scores.shape[-1]:
+        scores = _highest(scores, policy.top_k)
+    return scores if policy.decimals is None else _rounded(scores, policy.decimals)
+
+
+def _above(own: int | None, demanded: int | None) -> bool:
+    return demanded is not None and (own is None or own > demanded)
+
+
+def _is_real(array: Array) -> bool:
+    return array.dtype.kind == "f" or array.dtype == BFLOAT16
+
+
+def _real(output: Output) -> bool:
+    return output.spec.datatype in ("FP16", "FP32", "FP64", "BF16")
+
+
+def _width(output: Output) -> int:
+    return output.spec.shape[-1] if output.spec.shape else 1
+
+
+def _unnamed_scores(outputs: Sequence[Output], policy: OutputPolicy) -> list[Output]:
+    if policy.top_k is None and not policy.label_only:
+        return []
+    wide = [o for o in outputs if _real(o) and len(o.spec.shape) > 1 and _width(o) > 1]
+    return wide if len(wide) == 1 else []
+
+
+def _kind(output: Output, scores: Sequence[Output]) -> str:
+    """What an output holds: scores, a decision, numbers, or anything else."""
+    if output in scores and output.spec.datatype not in ("BOOL", "BYTES"):
+        return "scores"
+    if _real(output):
+        return "number"
+    one = all(size == 1 for size in output.spec.shape[1:])
+    return "decision" if one else "other"
+
+
+def _check(
+    policy: OutputPolicy, scores: Sequence[Output], kinds: Mapping[str, str]
+) -> None:
+    """Refuse a policy that means nothing for a model, or not what it says."""
+    if not policy.withholds:
+        return
+    if len(scores) > 1:
+        raise ManifestError(
+            "output_policy: several outputs have labels; together they say more than "
+            "each"
+        )
+    if policy.top_k is not None and "scores" not in kinds.values():
+        raise ManifestError("output_policy.top_k: no output has labels")
+    if scores and (policy.decimals or 0) < 0:
+        raise ManifestError("output_policy.decimals: below 0 nothing is left of scores")
+
+
+def _as_numbers(array: Array, change: Any) -> Array:
+    """A change of numbers, of an array whose type numpy may not know."""
+    changed: Array = change(numbers(array))
+    return narrow(changed) if array.dtype == BFLOAT16 else changed
+
+
+def _rounded(values: Array, decimals: int) -> Array:
+    # Of half-precision numbers times 10^9 there are none. Adding 0 makes -0 a 0: a sign
+    # would tell on which side of it a number was.
+    wide = values.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = np.round(wide, decimals) + 0.0
+    result: Array = np.where(np.isfinite(near), near, wide).astype(values.dtype)
+    return result
+
+
+def _highest(scores: Array, count: int) -> Array:
+    places = np.argsort(-scores.astype(np.float64), axis=-1, kind="stable")
+    places = places[..., :count]
+    kept = np.take_along_axis(scores, places, axis=-1)
+    positive = (kept > 0).all(axis=-1, keepdims=True)
+    floor = -np.inf if scores.dtype.kind == "f" else np.iinfo(scores.dtype).min
+    left = np.where(positive, 0, floor).astype(scores.dtype)
+    result = np.broadcast_to(left, scores.shape).copy()
+    np.put_along_axis(result, places, kept, axis=-1)
+    return result
+
+
+def _decided(scores: Array) -> Array:
+    """1 for the highest, 0 for the others; 0 for all where one is no number."""
+    known = np.isfinite(scores).all(axis=-1, keepdims=True)
+    result = np.zeros_like(scores)
+    best = scores.argmax(axis=-1)[..., None]
+    np.put_along_axis(result, best, known.astype(scores.dtype), axis=-1)
+    return result
+
+
+def _values(array: Array, decimals: int) -> float:
+    """log2 of how many rounded numbers there are between an array's ends."""
+    wide = numbers(array)
+    finite = wide[np.isfinite(wide)]
+    high, low = (finite.max(initial=0.0), finite.min(initial=0.0))
+    span = max(float(high) - float(low), 1.0)
+    return math.log2(span * 10.0**decimals + 1)
