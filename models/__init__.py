@@ -3,9 +3,11 @@
 errors          what a bundle, manifest or report can do wrong
 files           bounded reads and atomic writes
 manifest        manifest.json: names, tensors, limits
+output_policy   what may leave of answers, and how much that tells
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 metrics         the names of metrics, and what measures them          (offline)
 bundle          the folder: read whole, hashed, bounded
+restriction     another output policy for a bundle that nobody signed  (offline)
 networks        names of architectures and feature maps
 sessions        the only place that makes an onnxruntime session
 data            the one typed table: readers, schema, rows, splits     (offline)

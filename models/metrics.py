@@ -54,6 +54,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "membership": {
         "membership": (
             *_MEMBERSHIP,
+            *(f"all_scores_{rate}" for rate in _MEMBERSHIP),
             *(f"{attack}_{rate}" for attack in _ATTACKS for rate in _MEMBERSHIP),
         ),
         "canaries": ("epsilon_at_least_*",),

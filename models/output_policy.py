@@ -50,8 +50,8 @@ class OutputPolicy:
     Attributes:
         decimals: that scores and predicted numbers are rounded to, -9 to 9; below 0 to
             tens, hundreds, and so on.
-        top_k: how many scores of each row leave, the highest; the others are 0, or the
-            lowest number where a score that leaves is not above 0.
+        top_k: how many scores of each row leave, the highest. In the place of others
+            is 0, or a number below all of these where one of them is not above 0.
         label_only: no score leaves, only which class is decided.
         explanations: attributions may leave. They add up to the score, so they never do
             where a score does not leave in full.
@@ -338,9 +338,12 @@ def _highest(scores: Array, count: int) -> Array:
     places = np.argsort(-scores.astype(np.float64), axis=-1, kind="stable")
     places = places[..., :count]
     kept = np.take_along_axis(scores, places, axis=-1)
-    positive = (kept > 0).all(axis=-1, keepdims=True)
-    floor = -np.inf if scores.dtype.kind == "f" else np.iinfo(scores.dtype).min
-    left = np.where(positive, 0, floor).astype(scores.dtype)
+    lowest = kept.min(axis=-1, keepdims=True)
+    if scores.dtype.kind == "f":
+        below = lowest - np.maximum(1, np.abs(lowest))
+    else:
+        below = np.full_like(lowest, np.iinfo(scores.dtype).min)
+    left = np.where(lowest > 0, 0, below).astype(scores.dtype)
     result = np.broadcast_to(left, scores.shape).copy()
     np.put_along_axis(result, places, kept, axis=-1)
     return result

@@ -31,6 +31,7 @@ from sealgate.output import (
     join_columns,
     join_rows,
     named_outputs,
+    output_policy_text,
     write_outputs,
 )
 from sealgate.passport import Passport
@@ -266,6 +267,8 @@ def _passport_lines(found: Passport) -> Iterator[str]:
             yield f"  {kind}.{name} {metric['value']:.6g}{_interval(metric)}"
     for _, waiver in sorted(found.waivers.items()):
         yield f"  waiver: {replace(waiver, reason=_shortened(waiver.reason))}"
+    if found.output_policy:
+        yield f"  leaves: {output_policy_text(found.output_policy)}"
     yield f"policy sha256:{found.policy_sha256}"
     yield f"verdict sha256:{found.verdict_sha256}"
 

@@ -25,6 +25,7 @@ __all__ = [
     "join_columns",
     "join_rows",
     "named_outputs",
+    "output_policy_text",
     "write_outputs",
 ]
 
@@ -50,18 +51,34 @@ def format_json(outputs: Mapping[str, Array]) -> str:
 def format_metadata(metadata: Mapping[str, Any]) -> str:
     """A model's tensors, and a line per column: its range, or its categories."""
     lines = [f"{metadata.get('name', '')}:{','.join(metadata.get('versions', []))}"]
-    most = metadata.get("parameters", {}).get("max_rows")
-    lines += [f"  at most {most} rows in a request"] if most else []
+    parameters = metadata.get("parameters", {})
+    if most := parameters.get("max_rows"):
+        lines.append(f"  at most {most} rows in a request")
+    if policy := parameters.get("output_policy"):
+        lines.append(f"  of answers leaves {output_policy_text(policy)}")
     for role in ("inputs", "outputs"):
         for tensor in metadata[role]:
             shape = ",".join(map(str, tensor.get("shape", [])))
             kind = f"{tensor['datatype']}[{shape}]"
             lines.append(f"  {role[:-1]:6}  {tensor['name']}  {kind}")
-            parameters = tensor.get("parameters", {})
-            lines += _column_lines(parameters.get("columns", []))
-            names = parameters.get("labels", [])
+            described = tensor.get("parameters", {})
+            lines += _column_lines(described.get("columns", []))
+            names = described.get("labels", [])
             lines += [f"            {', '.join(names)}"] if names else []
     return "\n".join(lines)
+
+
+def output_policy_text(policy: Mapping[str, Any]) -> str:
+    """What leaves of an answer, for people.
+
+    >>> output_policy_text({"decimals": 2, "top_k": 1})
+    'decimals: 2, top k: 1'
+    """
+    told = {True: "yes", False: "no"}
+    values = {
+        name: told.get(v, v) if isinstance(v, bool) else v for name, v in policy.items()
+    }
+    return ", ".join(f"{name.replace('_', ' ')}: {v}" for name, v in values.items())
 
 
 def _column_lines(columns: Sequence[Mapping[str, Any]]) -> list[str]:

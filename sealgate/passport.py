@@ -49,6 +49,7 @@ class Passport:
         policy_sha256: digest of the policy that was met.
         reports: the decoded evidence by kind.
         waivers: requirements of the policy that were let pass, by kind.
+        output_policy: how much of each answer may leave; empty for all of it.
     """
 
     model: str
@@ -57,6 +58,7 @@ class Passport:
     policy_sha256: str
     reports: Mapping[str, Mapping[str, Any]]
     waivers: Mapping[str, Waiver] = field(default_factory=dict)
+    output_policy: Mapping[str, Any] = field(default_factory=dict)
 
     def metric(self, kind: str, name: str) -> float:
         """The value of a metric.
@@ -116,6 +118,7 @@ def _verify(
         policy_sha256=summary.policy.sha256,
         reports=reports,
         waivers=waivers,
+        output_policy=summary.output_policy or {},
     )
 
 

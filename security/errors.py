@@ -13,6 +13,7 @@
     │   ├── ScopeError      a valid token without the right: 403
     │   ├── HiddenError     nor the right to know that there is such a thing: 404
     │   ├── QuotaError      a quota of the caller is spent: 429
+    │   │   └── ExtractionBudgetError    or what it may be told of a model: 429
     │   ├── KeysUnavailableError    the issuer's keys are not there yet: 503
     │   ├── IntrospectionError      the issuer cannot be asked about a token: 503
     │   └── RevocationStoreError    whether it is revoked cannot be told: 503
@@ -42,6 +43,7 @@ __all__ = [
     "BudgetError",
     "CredentialsError",
     "DateError",
+    "ExtractionBudgetError",
     "HiddenError",
     "HostileModel",
     "IntrospectionError",
@@ -169,6 +171,10 @@ class QuotaError(AccessError):
         self.retry_after_s = retry_after_s
         self.fields = fields
         super().__init__(", ".join(policies))
+
+
+class ExtractionBudgetError(QuotaError):
+    """The caller has been told of a model what it may be told in these weeks."""
 
 
 class QuotaStoreError(SealgateError):

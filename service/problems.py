@@ -25,6 +25,7 @@ from security.errors import (
     AccessError,
     AuditError,
     CredentialsError,
+    ExtractionBudgetError,
     HiddenError,
     IntrospectionError,
     KeysUnavailableError,
@@ -113,6 +114,7 @@ _KINDS: Mapping[str, _Kind] = dict(
                 "https://iana.org/assignments/http-problem-types#quota-exceeded",
             ),
         ),
+        _kind(429, "extraction-budget", "Your extraction budget here is spent"),
         _kind(429, "caller-held-off", "Workers ended while they ran your requests"),
         _kind(500, "internal", "Internal error"),
         _kind(500, "model-failure", "The model failed on this input"),
@@ -296,4 +298,6 @@ def _quota_problem(error: QuotaError) -> Problem:
         detail = f"spent: {names}"
         headers = (*headers, (b"retry-after", b"%d" % error.retry_after_s))
     members = {"violated-policies": list(error.policies)}
+    if isinstance(error, ExtractionBudgetError):
+        return Problem("extraction-budget", detail, headers, members)
     return Problem("quota-exceeded", detail, headers, members)

@@ -348,6 +348,9 @@ class Routes:
                 model = stand_in
                 _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
+            if decision.ticket is not None and decision.ticket.counts_bits:
+                told = map(model.model.release.bits, outputs, arrays)
+                await decision.ticket.charge_bits(sum(told))
             return await encode_answer(
                 zip(wanted, arrays),
                 binary=wanted,

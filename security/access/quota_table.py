@@ -40,6 +40,9 @@ class Limits:
         requests_per_minute, requests_per_day: answers, refusals for bad input included.
         rows_per_minute, rows_per_day: rows of the inputs that were run.
         concurrent_requests: in work at the same time.
+        answers_per_30_days: the extraction budget: rows of the inputs that were run.
+        answer_bits_per_30_days: and what was told of them, in bits, as
+            `models.output_policy.Release.bits` counts it.
     """
 
     requests_per_minute: int | None = 600
@@ -47,6 +50,8 @@ class Limits:
     rows_per_minute: int | None = 10_000
     rows_per_day: int | None = 200_000
     concurrent_requests: int | None = 32
+    answers_per_30_days: int | None = None
+    answer_bits_per_30_days: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Quotas: what each subject may ask of each model, so that extraction has a price.
 
-Per subject and model there are up to five budgets: requests and rows, each in a minute
-and in a day (UTC, by the clock), and requests in work. Charged is, in this order:
+Per subject and model there are up to seven budgets: requests and rows, each in a minute
+and in a day (UTC, by the clock), requests in work, and the extraction budget: answers
+and their bits in 30 days. Charged is, in this order:
 
 1. one slot of the requests in work, until the request is answered;
 2. one request of the minute and of the day, before anything else is done for it: a
    request that is refused later, for bad input say, has cost it;
-3. the rows of its input, all of them, before they are run.
+3. the rows of its input, all of them, before they are run, as rows and as answers;
+4. the bits of its answer, all of them, before any leaves.
 
 A request that is refused for a quota costs nothing of that step.
 
@@ -36,14 +38,15 @@ from security.access.quota_stores import (
 )
 from security.access.quota_table import Limits, QuotaTable, load_quotas
 from security.access.tokens import Principal
-from security.errors import QuotaError, QuotaStoreError
+from security.errors import ExtractionBudgetError, QuotaError, QuotaStoreError
 from security.settings.quotas import QuotaSettings
 
 __all__ = ["Quotas", "Ticket", "load_quota_counters"]
 
 _log = logging.getLogger(__name__)
 
-MINUTE_S, DAY_S = 60, 86_400
+# By the names of limits: counters in stores have the first letter.
+WINDOWS = {"minute": 60, "day": 86_400, "30_days": 30 * 86_400}
 BLOCK_PART = 32  # of a budget is reserved at most
 IDLE_PART = 4  # of the slots is held idle at most
 IDLE_S = 1.0
@@ -108,8 +111,10 @@ class _Account:
         self.held_until = self.used_at = 0.0
         self.lock = asyncio.Lock()
         self.requests = _meters(key, b"r", "requests", limits)
-        self.rows = _meters(key, b"n", "rows", limits)
-        self.meters = (*self.requests, *self.rows)
+        self.answers = _meters(key, b"a", "answers", limits)
+        self.rows = (*_meters(key, b"n", "rows", limits), *self.answers)
+        self.bits = _meters(key, b"b", "answer_bits", limits)
+        self.meters = (*self.requests, *self.rows, *self.bits)
         self.policy = _policy(self)
         self.format = b", ".join(
             b'"%b";r=%%d;t=%%d' % meter.name.encode() for meter in self.meters
@@ -140,14 +145,30 @@ class Ticket:
         self._account = account
 
     async def charge_rows(self, rows: int) -> None:
-        """Charge rows, before they are run.
+        """Charge rows, before they are run: each will be an answer.
 
         Raises:
             QuotaError: too many; none is charged.
             QuotaStoreError: the store cannot be asked.
         """
         if self._account is not None:
-            await self._quotas.charge_rows(self._account, rows)
+            await self._quotas.charge(self._account, self._account.rows, rows)
+
+    @property
+    def counts_bits(self) -> bool:
+        """Whether the bits of answers are counted."""
+        return self._account is not None and bool(self._account.bits)
+
+    async def charge_bits(self, bits: float) -> None:
+        """Charge what an answer tells, before it leaves.
+
+        Raises:
+            ExtractionBudgetError: too much; none is charged, and nothing may leave.
+            QuotaStoreError: the store cannot be asked.
+        """
+        if self._account is not None:
+            amount = math.ceil(bits)
+            await self._quotas.charge(self._account, self._account.bits, amount)
 
     def leave(self) -> Headers:
         """Free the slot; returns the fields to send with the answer."""
@@ -209,10 +230,12 @@ class Quotas:
             return Ticket(self, None)
         return Ticket(self, account)
 
-    async def charge_rows(self, account: _Account, rows: int) -> None:
-        """As `Ticket.charge_rows`."""
+    async def charge(
+        self, account: _Account, meters: tuple[_Meter, ...], amount: int
+    ) -> None:
+        """As `Ticket.charge_rows` and `Ticket.charge_bits`."""
         try:
-            await self._charge(account, account.rows, rows)
+            await self._charge(account, meters, amount)
         except QuotaStoreError as error:
             self._let_pass(error)
 
@@ -398,19 +421,25 @@ def load_quota_counters(settings: QuotaSettings, *, key: bytes) -> Quotas:
 
 def _meters(key: bytes, tag: bytes, what: str, limits: Limits) -> tuple[_Meter, ...]:
     meters = []
-    for unit, window_s in (("minute", MINUTE_S), ("day", DAY_S)):
-        limit = getattr(limits, f"{what}_per_{unit}")
+    for unit, window_s in WINDOWS.items():
+        limit = getattr(limits, f"{what}_per_{unit}", None)
         if limit is not None:
-            name, counter = f"{what}-per-{unit}", key + tag + unit[:1].encode()
+            name = f"{what}_per_{unit}".replace("_", "-")
+            counter = key + tag + unit[:1].encode()
             meters.append(_Meter(name, counter, window_s=window_s, limit=limit))
     return tuple(meters)
 
 
 def _policy(account: _Account) -> bytes:
-    """The RateLimit-Policy field; rows are no unit that the draft registers."""
+    """The RateLimit-Policy field; of these units the draft registers requests only."""
+    units = {
+        **dict.fromkeys(account.rows, "rows"),
+        **dict.fromkeys(account.answers, "answers"),
+        **dict.fromkeys(account.bits, "bits"),
+    }
     items = [
         f'"{meter.name}";q={meter.limit};w={meter.window_s}'
-        + (';sealgate-unit="rows"' if meter in account.rows else "")
+        + (f';sealgate-unit="{units[meter]}"' if meter in units else "")
         for meter in account.meters
     ]
     if account.slots is not None:
@@ -429,7 +458,8 @@ def _refuse_spent(
         return
     never = any(amount > meter.limit for meter in spent)
     wait_s = math.ceil(max(meter.ends for meter in spent) - now)
-    raise QuotaError(
+    extraction = {*account.answers, *account.bits} & {*spent}
+    raise (ExtractionBudgetError if extraction else QuotaError)(
         tuple(meter.name for meter in spent),
         None if never else max(1, wait_s),
         account.fields(now),

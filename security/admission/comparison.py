@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 
+from models.output_policy import OutputPolicy
 from security.admission.rules import Policy, Requirement, Threshold
 
 __all__ = ["Change", "compare"]
@@ -53,7 +54,9 @@ def compare(old: Policy, new: Policy) -> list[Change]:
             for rules in (old.rules_for(name), new.rules_for(name))
         )
         if which not in seen:
-            changes += [Change(models, *item) for item in _kinds(before, after)]
+            leaving = _leaving(old.leaving(name), new.leaving(name))
+            found = (*_kinds(before, after), *leaving)
+            changes += [Change(models, *item) for item in found]
         seen.add(which)
     return changes
 
@@ -115,6 +118,13 @@ def _for_all(old: Policy, new: Policy) -> Found:
     yield from _roles(before.signers, after.signers, "waivers: signers")
     yield from _roles(before.kinds, after.kinds, "waivers: kinds")
     yield from _count(-before.max_age.days, -after.max_age.days, "waivers: max_days")
+
+
+def _leaving(old: OutputPolicy, new: OutputPolicy) -> Found:
+    """What may leave of answers; less is stricter."""
+    if old != new:
+        effect = "looser" if new.wider_than(old) else "stricter"
+        yield effect, f"output_policy: {old} -> {new}"
 
 
 def _kinds(old: tuple[Requirement, ...], new: tuple[Requirement, ...]) -> Found:

@@ -83,6 +83,7 @@ ALLOWED_SOURCES = (
     "models/errors.py",
     "models/files.py",
     "models/manifest.py",
+    "models/output_policy.py",
     "models/report.py",
     "models/sessions.py",
     "sealgate/*.py",

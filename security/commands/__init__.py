@@ -9,6 +9,7 @@ init, init_model                       a first configuration
 check, train, retrain                  training
 ledger, canaries                       what it spends, and whether that holds
 import_model, inspect                  models from elsewhere
+outputs                                what may leave of their answers
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
 sign, waive, admit, verify             evidence, its signatures, the verdict
@@ -49,6 +50,7 @@ COMMANDS = {
     "train": "train",
     "ledger": "ledger",
     "import": "import_model",
+    "outputs": "outputs",
     "assess": "assess",
     "scan": "scan",
     "canaries": "canaries",

@@ -40,6 +40,7 @@ CONDITIONS: Mapping[str, str] = {
     "noise_multiplier": "noise, relative to the clipping length",
     "normalisation": "what summed gradients are divided by",
     "normalisation_constant": "that divisor",
+    "output_policy": "what leaves of an answer, and attackers were given",
     "personal_data": "whether the rows are about people",
     "precision": "of the network's products while it was trained",
     "preprocessing": '"public_ranges": nothing was learned from the rows beforehand',
@@ -73,6 +74,7 @@ VALUES: Mapping[tuple[str, str], str] = {
 
 METRICS: Mapping[str, str] = {
     "accuracy": "share of right answers",
+    "all_scores_auc": "the same where all scores would leave",
     "attacked_mae": "the same where the input is moved to do harm",
     "auc": "0.5 is chance, 1 is perfect",
     "beside_clean_accuracy": "of the model beside it, without an attack",

@@ -24,6 +24,7 @@ from models.data.identity import CURRENT
 from models.export import run_onnx
 from models.files import write_atomic
 from models.report import Metric, Report
+from models.restriction import restrict
 from sealgate.protocol import strict_json
 from security.errors import TrainingError
 from security.training.config import parse_object
@@ -111,7 +112,8 @@ def retrain(
     _, holdout = load_split(changed)
     _check_schema(old, holdout)
     train_bundle(changed, out, progress, ledger=ledger, stop=stop)
-    new = read_bundle(out)
+    # What may leave of answers is no more than of the version before.
+    new = restrict(out, old.manifest.output_policy)
     comparison = compare_models(old.model, new.model, holdout)
     progress("comparison", 1.0, comparison.line())
     _record(out, old, new, comparison)

@@ -29,7 +29,7 @@ from security.settings.loading import load_settings
 from service.telemetry.tracing import Trace
 
 __all__ = [
-    "QUOTA_EXCEEDED",
+    "SPENT",
     "Decision",
     "Recorder",
     "open_recorder",
@@ -38,7 +38,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-QUOTA_EXCEEDED = "quota-exceeded"
+# Reasons of refusals for what a caller has used up, which are counted.
+SPENT = ("quota-exceeded", "extraction-budget")
 MAX_CALLERS = 4096
 _ID_BYTES, _IDS = 8, 512
 _STRANGERS_KIND: tuple[str, ...] = ("action", "outcome", "reason", "sealed", "status")
@@ -175,7 +176,7 @@ class Recorder:
     ) -> bool:
         if principal is None:
             tally, names = self._strangers, _STRANGERS_KIND
-        elif reason == QUOTA_EXCEEDED:
+        elif reason in SPENT:
             tally, names = self._callers, _CALLERS_KIND
         else:
             return True

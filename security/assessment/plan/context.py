@@ -16,6 +16,7 @@ from models.bundle import Bundle
 from models.data import datasets
 from models.data.held_out import Holdout, Predictions
 from models.manifest import Column
+from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Dataset
 from sealgate.profile import Profile
 from security.assessment.plan.options import MIN_ROWS, Options
@@ -62,6 +63,8 @@ class TargetSource:
         output: the manifest's output with class scores, or None.
         path: of the file, below the folder that reports are relative to; or "".
         text: names of the bundle's inputs that are texts.
+        leaving: what the bundle's policy lets leave of answers; of what else the file
+            gives, everything. An endpoint says it itself.
     """
 
     kind: str
@@ -75,6 +78,7 @@ class TargetSource:
     output: str | None = None
     path: str = ""
     text: tuple[str, ...] = ()
+    leaving: OutputPolicy = ALL_SCORES
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:
@@ -91,6 +95,7 @@ class TargetSource:
             classes=score.labels if score else (),
             output=score.spec.name if score else None,
             text=bundle.manifest.text,
+            leaving=bundle.manifest.output_policy,
         )
 
     def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
@@ -195,6 +200,7 @@ class Job:
                 "name": self.source.name,
                 "sha256": hashlib.sha256(self.source.model).hexdigest(),
                 "url": self.source.url,
+                "leaving": str(self.source.leaving),
             },
             "data": self.data_key,
             "config": repr(self.config),
@@ -221,6 +227,12 @@ class Context:
         self.target.shape, self.target.reading = job.shape, job.reading
         self.target.texts = Texts(job.texts)
         self.cache: dict[str, Any] = {}
+
+    @property
+    def leaving(self) -> OutputPolicy:
+        """What a caller of the target gets of its answers."""
+        stated = getattr(self.target, "leaving", None)
+        return stated if stated is not None else self.job.source.leaving
 
     def random(self, key: str) -> np.random.Generator:
         """Random numbers of one unit: from the seed and its key, nothing else."""

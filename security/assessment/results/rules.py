@@ -222,8 +222,19 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "warning",
         "members are hardly told from other rows",
         "Someone who has a person's row learns that the person was in the data.",
-        "Train with differential privacy, or with a smaller epsilon; round the scores "
-        "that the endpoint gives.",
+        "Train with differential privacy, or with a smaller epsilon. Rounding or "
+        "withholding scores leaves the attack as it was.",
+        atlas=("AML.T0024.000",),
+        nist=("membership-inference", "privacy"),
+        owasp=("ML04:2023",),
+    ),
+    "membership-output-policy": ScanRule(
+        "note",
+        "nobody takes an output policy for a protection of the training data",
+        "Whether scores are rounded or withheld, attackers compare an answer with what "
+        "models that knew the row, or did not, would have answered.",
+        "Train with differential privacy; let quotas and the extraction budget price "
+        "the questions.",
         atlas=("AML.T0024.000",),
         nist=("membership-inference", "privacy"),
         owasp=("ML04:2023",),
@@ -264,7 +275,8 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "note",
         "a copy of the model costs more questions than a caller may ask",
         "Who owns a copy attacks it without being seen, and owes nobody for it.",
-        "Set quotas per subject and model; answer with labels or rounded scores.",
+        "Set quotas and an extraction budget per subject and model. Labels alone only "
+        "raise the number of questions; rounding hardly does.",
         atlas=("AML.T0024.002",),
         nist=("extraction",),
         owasp=("ML05:2023",),

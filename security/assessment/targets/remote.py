@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from models.errors import ManifestError
 from models.manifest import Column
+from models.output_policy import OutputPolicy
 from sealgate.client import Client
 from sealgate.errors import (
     ClientError,
@@ -74,6 +76,7 @@ class RemoteTarget:
     Attributes:
         journal: of what was asked, and answered.
         closed: why the endpoint takes no more in this run, or "".
+        leaving: what it says that it lets leave of answers.
     """
 
     kind = "remote"
@@ -124,6 +127,7 @@ class RemoteTarget:
             self.spec = _input_spec(metadata)
             self.columns = _columns(metadata)
             self.labels = _labels(metadata)
+            self.leaving = _leaving(metadata)
         except BaseException:
             self.close()
             raise
@@ -262,6 +266,15 @@ def _columns(metadata: dict[str, Any]) -> tuple[Column, ...]:
         )
     except (KeyError, TypeError, ValueError):
         raise AssessmentError("the endpoint states columns without ranges") from None
+
+
+def _leaving(metadata: dict[str, Any]) -> OutputPolicy:
+    """What the endpoint says that it withholds."""
+    stated = metadata.get("parameters", {}).get("output_policy", {})
+    try:
+        return OutputPolicy.from_object(stated, "output_policy")
+    except ManifestError as error:
+        raise AssessmentError(f"the endpoint's metadata: {error}") from None
 
 
 def _labels(metadata: dict[str, Any]) -> tuple[str, ...]:

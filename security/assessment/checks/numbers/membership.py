@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
+from models.output_policy import OutputPolicy, scores_left
 from models.report import Check
 from security.assessment.checks.numbers.measures import CONDITIONS
 from security.assessment.checks.privacy import curves
@@ -17,8 +19,10 @@ from security.assessment.checks.privacy.membership import (
     MembershipCheck,
     exposure_findings,
     known_of,
+    policy_finding,
     roc_chart,
 )
+from security.assessment.checks.privacy.trained import KnownRows
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results.result import CheckResult
@@ -42,7 +46,12 @@ class ResidualCheck(MembershipCheck):
         """
         del unit
         known = known_of(context)
-        return Outcome({}, {"numbers": context.target.ask(known.rows).numbers})
+        numbers = context.target.ask(known.rows).numbers
+        decimals = context.leaving.decimals
+        if decimals is None:
+            return Outcome({}, {"numbers": numbers})
+        left = scores_left(OutputPolicy(decimals=decimals), numbers)
+        return Outcome({}, {"numbers": left, "whole_numbers": numbers})
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -50,14 +59,16 @@ class ResidualCheck(MembershipCheck):
         """How well members are told from others."""
         known = known_of(context)
         (outcome,) = outcomes.values()
-        residuals = np.abs(outcome.arrays["numbers"] - known.labels)
-        finite = np.isfinite(residuals)
-        # Nothing is learned from no answer: it counts as the largest residual.
-        scores = -np.where(
-            finite, residuals, np.max(residuals, where=finite, initial=0)
-        )
+        scores, finite = _scores(outcome.arrays["numbers"], known)
         members, others = scores[known.member], scores[~known.member]
         rates = curves.rates(members, others)
+        metrics = rates | {f"residual_{name}": item for name, item in rates.items()}
+        findings = exposure_findings(rates, known)
+        if "whole_numbers" in outcome.arrays and not context.job.remote:
+            whole, _ = _scores(outcome.arrays["whole_numbers"], known)
+            found = curves.rates(whole[known.member], whole[~known.member])
+            metrics |= {f"all_scores_{name}": item for name, item in found.items()}
+            findings = (*findings, policy_finding(str(context.leaving), metrics))
         series = [{"name": "residual", "points": curves.roc(members, others)}]
         return CheckResult(
             self.name,
@@ -66,6 +77,7 @@ class ResidualCheck(MembershipCheck):
             conditions={
                 "predicts": CONDITIONS["predicts"],
                 "access": "black_box",
+                "output_policy": str(context.leaving),
                 "attacks": "residual",
                 "stated_attack": "residual",
                 "false_positive_rate": 0.01,
@@ -75,12 +87,23 @@ class ResidualCheck(MembershipCheck):
                 "seed": context.job.options.seed,
                 "covered_by_dp": False,
             },
-            metrics=rates | {f"residual_{name}": item for name, item in rates.items()},
-            checks=(Check("finite", bool(finite.all()), "every residual is a number"),),
-            findings=exposure_findings(rates, known),
+            metrics=metrics,
+            checks=(Check("finite", finite, "every residual is a number"),),
+            findings=findings,
             details={"charts": [roc_chart(series)], "untested": [_UNTESTED]},
             public={"residual": {"members": len(members), "others": len(others)}},
         )
+
+
+def _scores(
+    numbers: NDArray[np.float64], known: KnownRows
+) -> tuple[NDArray[np.float64], bool]:
+    """Scores by row, and whether every residual is a number."""
+    residuals = np.abs(numbers - known.labels)
+    finite = np.isfinite(residuals)
+    # Nothing is learned from no answer: it counts as the largest residual.
+    largest = np.max(residuals, where=finite, initial=0)
+    return -np.where(finite, residuals, largest), bool(finite.all())
 
 
 _UNTESTED = (

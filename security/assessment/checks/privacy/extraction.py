@@ -5,31 +5,35 @@ the held-out ones, mixed. Both fit a copy on the answers they bought. Agreement 
 copy with the target, on rows that neither was fitted on, against the number of
 questions, says what a quota must prevent (Tramer et al. 2016; Orekondy et al. 2019).
 
-What an output policy would take from the thief is tried on the same answers: rounded to
-one decimal, the best class's score alone, labels alone. Behind an endpoint its own
-policy comes first, and these show what a stricter one would do.
+What an output policy takes from the thief is tried on the same answers: a bundle's own,
+beside all scores; where a bundle has none, one decimal, the best class's score alone,
+labels alone. Behind an endpoint its own policy comes first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Metric
+from security.assessment.checks.privacy.left import chances_left
 from security.assessment.checks.privacy.thieves import HIDDEN, steal
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 
-__all__ = ["ExtractionCheck", "policed"]
+__all__ = ["ExtractionCheck"]
 
 _BUDGETS = {"quick": (50, 200, 1000), "standard": (50, 200, 1000, 5000)}
 _KINDS = {"ranges": "random questions", "mixed": "mixtures of real rows"}
 _NAMES = {
+    "served": "as served",
     "rounded": "one decimal",
     "top": "best score",
     "copycat": "labels, CopycatCNN",
@@ -39,8 +43,14 @@ _COPIED = 0.95
 _MANY = 1000
 _ART = ("copycat", "knockoff")
 _ART_BUDGET = 1000
-# As given; one decimal; the best class's score alone; its name alone.
-_POLICIES = ("scores", "rounded", "top", "labels")
+_LABELS = OutputPolicy(label_only=True)
+# What a policy would do, where there is none.
+_POLICIES = {
+    "scores": ALL_SCORES,
+    "rounded": OutputPolicy(decimals=1),
+    "top": OutputPolicy(top_k=1),
+    "labels": _LABELS,
+}
 
 
 class ExtractionCheck:
@@ -84,17 +94,20 @@ class ExtractionCheck:
         answers = context.target.ask(rows)
         usable = (answers.labels >= 0) & answers.finite
         questions = _scaled(context, rows[usable])
-        chances = _chances(answers.scores[usable], job.reading.form)
-        labels = answers.labels[usable]
+        answers = replace(
+            answers, scores=answers.scores[usable], labels=answers.labels[usable]
+        )
         names = unit.params.get("thieves", ["perceptron"])
-        policies = ("labels",) if "thieves" in unit.params else _policies(context)
+        policies = _policies(context)
+        if "thieves" in unit.params:
+            policies = {"labels": _LABELS}
         agreed = {}
         for name in names:
-            for policy in policies:
+            for policy, leaving in policies.items():
                 guess = steal(
                     name,
                     questions,
-                    policed(policy, chances, labels),
+                    chances_left(leaving, answers, job.reading.form),
                     _scaled(context, job.rows[judged]),
                     seed=context.seed(unit.key),
                 )
@@ -123,12 +136,13 @@ class ExtractionCheck:
                 "copy": f"perceptron, {HIDDEN} hidden units",
                 "library": "copycat and knockoff are ART's",
                 "output_policies": ", ".join(_policies(context)),
-                "endpoint_policy": "in all of it" if context.job.remote else "none",
+                "output_policy": str(context.leaving),
+                "applied_by": "endpoint" if context.job.remote else "scan",
                 "judged_on": "half of the rows, that the thief has not seen",
                 "majority_agreement": _majority(context),
             },
             metrics=metrics,
-            findings=_findings(metrics),
+            findings=_findings(_of_what_leaves(metrics, context.leaving)),
             details={"charts": [_chart(*item) for item in sorted(series.items())]},
         )
 
@@ -160,43 +174,16 @@ def _scaled(context: Context, rows: NDArray[Any]) -> NDArray[np.float32]:
     return np.nan_to_num(scaled).astype(np.float32)
 
 
-def policed(
-    policy: str, chances: NDArray[np.float64], labels: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """What an output policy leaves of answers, as chances again ``(n, classes)``.
-
-    Args:
-        policy: "scores", "rounded", "top" or "labels".
-        chances: ``(n, classes)``, which add up to 1.
-        labels: ``(n,)``.
-
-    >>> policed("top", np.array([[0.7, 0.2, 0.1]]), np.array([0])).round(2).tolist()
-    [[0.7, 0.15, 0.15]]
-    """
-    alone = np.eye(chances.shape[1])[labels]
-    if policy == "labels":
-        return alone
-    if policy == "rounded":
-        rounded = chances.round(1)
-        total = rounded.sum(axis=1, keepdims=True)
-        return np.asarray(np.where(total > 0, rounded / np.maximum(total, 0.1), alone))
-    if policy == "top":
-        best = (chances * alone).sum(axis=1, keepdims=True)
-        rest = (1 - best) / max(1, chances.shape[1] - 1)
-        return np.asarray(np.where(alone > 0, best, rest))
-    return chances
-
-
-def _policies(context: Context) -> tuple[str, ...]:
-    return ("labels",) if context.job.reading.form == "labels" else _POLICIES
-
-
-def _chances(scores: NDArray[np.float64], form: str) -> NDArray[np.float64]:
-    values = np.nan_to_num(scores)
-    if form == "scores":
-        values = np.exp(values - values.max(axis=1, keepdims=True))
-    values = np.maximum(values, 1e-12)
-    return np.asarray(values / values.sum(axis=1, keepdims=True))
+def _policies(context: Context) -> Mapping[str, OutputPolicy]:
+    """What is tried on the answers: the model's own policy, or what others would do."""
+    own, labels = context.leaving, {"labels": _LABELS}
+    if context.job.reading.form == "labels":
+        return labels
+    if not own.withholds:
+        return _POLICIES
+    # Behind an endpoint nobody sees more than it answers.
+    whole = {} if context.job.remote else {"scores": ALL_SCORES}
+    return {**whole, "served": own, **({} if own.label_only else labels)}
 
 
 def _chart(kind: str, series: Mapping[str, list[list[float]]]) -> dict[str, Any]:
@@ -218,6 +205,15 @@ def _majority(context: Context) -> float:
     labels = context.job.clean.labels
     counts = np.bincount(labels[labels >= 0])
     return float(counts.max() / len(labels)) if len(counts) else 0.0
+
+
+def _of_what_leaves(
+    metrics: Mapping[str, Metric], leaving: OutputPolicy
+) -> dict[str, Metric]:
+    """The figures of what callers get, and of less; none of what they do not get."""
+    if not leaving.withholds:
+        return dict(metrics)
+    return {name: item for name, item in metrics.items() if "_scores_" not in name}
 
 
 def _findings(metrics: Mapping[str, Metric]) -> tuple[ScanFinding, ...]:

@@ -3,6 +3,9 @@
 The rows are the training's own and held-out ones. Where the recipe is known, shadows
 are trained on random halves of all of them, so that for every row there are models that
 knew it and models that did not. The worst attack is the stated one.
+
+Attackers see what a bundle's output policy leaves, of the target and of their shadows.
+What they would find if all scores left stands beside that, from the same answers.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from numpy.typing import NDArray
 from models.report import Check, Metric
 from security.assessment.checks.estimators import asking_estimator
 from security.assessment.checks.privacy import answers, curves, signals
+from security.assessment.checks.privacy.left import (
+    chances,
+    chances_left,
+    shadow_logits,
+)
 from security.assessment.checks.privacy.shadows import (
     Shadows,
     random_halves,
@@ -26,7 +34,13 @@ from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results.result import CheckResult, ScanFinding
 
-__all__ = ["MembershipCheck", "exposure_findings", "known_of", "roc_chart"]
+__all__ = [
+    "MembershipCheck",
+    "exposure_findings",
+    "known_of",
+    "policy_finding",
+    "roc_chart",
+]
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -36,6 +50,8 @@ _PER_UNIT = 8
 _HIGH_RATE = 0.05
 _HIGH_AUC = 0.65
 _LABEL_ONLY = "label_only"
+_RATES = ("auc", "tpr_at_fpr_1pct")
+_WHOLE = "whole_"  # of arrays about all that the model answers
 # Rows of either kind, and steps, of the attack by labels alone: thousands of questions
 # about each row.
 _BOUNDARY = {"standard": (40, 3), "thorough": (100, 5)}
@@ -114,12 +130,18 @@ class MembershipCheck:
             )
         scores, judged = _judged(context, known, outcomes)
         metrics, series = _measured(known, scores, judged)
+        policy_findings: tuple[ScanFinding, ...] = ()
+        if context.leaving.withholds and not context.job.remote:
+            whole = _measured(known, *_judged(context, known, outcomes, whole=True))[0]
+            metrics |= {f"all_scores_{name}": whole[name] for name in _RATES}
+            policy_findings = (policy_finding(str(context.leaving), metrics),)
         return CheckResult(
             self.name,
             kind="membership",
             datasets=known.datasets,
             conditions={
                 "access": "black_box",
+                "output_policy": str(context.leaving),
                 "attacks": ", ".join(scores),
                 "stated_attack": max(
                     _stated(scores), key=lambda name: metrics[f"{name}_auc"].value
@@ -138,7 +160,7 @@ class MembershipCheck:
             },
             metrics=metrics,
             checks=(_finite(scores),),
-            findings=exposure_findings(metrics, known),
+            findings=(*exposure_findings(metrics, known), *policy_findings),
             details={
                 "charts": [roc_chart(series)],
                 "untested": _untested(known),
@@ -162,16 +184,31 @@ def known_of(context: Context) -> KnownRows:
 
 
 def _judged(
-    context: Context, known: KnownRows, outcomes: Mapping[str, Outcome]
+    context: Context,
+    known: KnownRows,
+    outcomes: Mapping[str, Outcome],
+    *,
+    whole: bool = False,
 ) -> tuple[dict[str, Floats], dict[str, Mask]]:
-    """Scores by attack, and which rows each is judged on."""
+    """Scores by attack, and which rows each is judged on.
+
+    Args:
+        context: of the scan.
+        known: the rows.
+        outcomes: of the units.
+        whole: of all that the model answers, whatever leaves of it.
+    """
     target = outcomes["membership/target"].arrays
-    form = context.job.reading.form
-    scores = _scores(known, target["scores"], _shadows(outcomes), form)
+    leaving, form = context.leaving, context.job.reading.form
+    shadows = _shadows(outcomes)
+    if leaving.withholds and not whole and len(shadows.included):
+        logits = shadow_logits(leaving, shadows.logits, form)
+        shadows = Shadows(shadows.included, logits)
+    prefix = _WHOLE if whole else ""
+    scores = _scores(known, target[f"{prefix}chances"], shadows)
     judged = {name: np.ones(len(known.labels), bool) for name in scores}
-    for name in ("rule", "learned"):
-        scores[name] = target[name]
-        judged[name] = target.get(f"{name}_judged", judged["loss"])
+    scores["rule"], scores["learned"] = target["rule"], target[f"{prefix}learned"]
+    judged["rule"], judged["learned"] = judged["loss"], target["learned_judged"]
     by_labels = outcomes.get(f"membership/{_LABEL_ONLY}")
     if by_labels is not None:
         scores[_LABEL_ONLY] = by_labels.arrays["scores"]
@@ -191,7 +228,7 @@ def _measured(
         for rate, metric in curves.rates(members, others).items():
             metrics[f"{name}_{rate}"] = metric
         series.append({"name": name, "points": curves.roc(members, others)})
-    for rate in ("auc", "tpr_at_fpr_1pct"):
+    for rate in _RATES:
         own = [metrics[f"{name}_{rate}"] for name in _stated(scores)]
         metrics[rate] = max(own, key=lambda metric: metric.value)
     return metrics, series
@@ -209,25 +246,30 @@ def _finite(scores: Mapping[str, Floats]) -> Check:
 
 def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
     """The target's answers, and the attacks that need nothing else."""
-    scores = context.target.ask(known.rows).scores
-    usable = np.nan_to_num(scores)
+    given = context.target.ask(known.rows)
+    form, leaving = context.job.reading.form, context.leaving
     random = np.random.default_rng(seed)
     fitted = np.zeros(len(known.rows), bool)
     half = min(int(known.member.sum()), int((~known.member).sum())) // 2
     for which in (known.member, ~known.member):
         fitted[random.permutation(np.flatnonzero(which))[:half]] = True
-    learned = answers.learned_scores(
-        usable, known.labels, known.member, fitted, seed=seed
-    )
-    return Outcome(
-        {},
-        {
-            "scores": scores,
-            "rule": answers.rule_scores(usable, known.labels),
-            "learned": learned,
-            "learned_judged": ~fitted,
-        },
-    )
+
+    def learned(usable: Floats) -> Floats:
+        return answers.learned_scores(
+            usable, known.labels, known.member, fitted, seed=seed
+        )
+
+    usable = np.nan_to_num(given.scores)
+    found = {
+        "chances": chances_left(leaving, given, form),
+        "rule": answers.rule_scores(usable, known.labels),
+        "learned_judged": ~fitted,
+    }
+    if not leaving.withholds:
+        return Outcome({}, {**found, "learned": learned(usable)})
+    whole = {"chances": chances(given.scores, form), "learned": learned(usable)}
+    found |= {f"{_WHOLE}{name}": values for name, values in whole.items()}
+    return Outcome({}, {**found, "learned": learned(found["chances"])})
 
 
 def _by_labels(known: KnownRows, context: Context, seed: int) -> Outcome:
@@ -259,13 +301,8 @@ def _shadows(outcomes: Mapping[str, Outcome]) -> Shadows:
 
 
 def _scores(
-    known: KnownRows, scores: NDArray[np.float64], shadows: Shadows, form: str
+    known: KnownRows, chance: NDArray[np.float64], shadows: Shadows
 ) -> dict[str, NDArray[np.float64]]:
-    scores = np.nan_to_num(scores)
-    if form == "scores":
-        scores = np.exp(scores - scores.max(axis=1, keepdims=True))
-    chance = np.clip(scores, 1e-12, 1.0)
-    chance = chance / chance.sum(axis=1, keepdims=True)
     own = signals.loss(chance, known.labels)
     result = {"loss": own}
     if len(shadows.included) >= 2:
@@ -314,6 +351,25 @@ def exposure_findings(
             )
         )
     return tuple(findings)
+
+
+def policy_finding(leaving: str, metrics: Mapping[str, Metric]) -> ScanFinding:
+    """How much the policy takes from attackers, which is little or nothing."""
+    left, whole = metrics["auc"], metrics["all_scores_auc"]
+    overlap = (left.high or 1.0) >= (whole.low or 0.0)
+    told = "it is no protection here" if overlap else "it is less, and no bound"
+    return ScanFinding(
+        "membership-output-policy",
+        f"what leaves ({leaving}) gives the best attack an AUC of {_shown(left)}, all "
+        f"scores {_shown(whole)}: {told}",
+        "",
+        left,
+    )
+
+
+def _shown(metric: Metric) -> str:
+    ends = "" if metric.low is None else f" [{metric.low:.3f}, {metric.high:.3f}]"
+    return f"{metric.value:.3f}{ends}"
 
 
 def _bound(known: KnownRows) -> float:

@@ -12,8 +12,10 @@ import torch
 from security.assessment.art_library import art
 from security.assessment.checks.estimators import bought_answers
 from security.assessment.checks.privacy import answers, attributes
-from security.assessment.checks.privacy.extraction import policed
+from security.assessment.checks.privacy.extraction import _POLICIES
+from security.assessment.checks.privacy.left import chances_left
 from security.assessment.checks.privacy.thieves import THIEVES, steal
+from security.assessment.targets.answers import Answers
 from security.commands import main
 from security.errors import AssessmentError
 from tests.support.scanned import digits, digits_onnx, linear_onnx, save_npz
@@ -232,13 +234,16 @@ def test_thieves_copy_what_is_simple(thief):
 
 def test_an_output_policy_takes_scores_away():
     chances = np.array([[0.55, 0.33, 0.12], [0.04, 0.05, 0.91]])
-    labels = chances.argmax(axis=1)
-    assert np.array_equal(policed("scores", chances, labels), chances)
-    assert policed("rounded", chances, labels)[1].tolist() == pytest.approx([0, 0, 1])
-    top = policed("top", chances, labels)
-    assert top.sum(axis=1) == pytest.approx([1, 1])
-    assert top[0, 1] == top[0, 2]
-    assert policed("labels", chances, labels).tolist() == [[1, 0, 0], [0, 0, 1]]
+    given = Answers(chances, chances.argmax(axis=1))
+    left = {
+        name: chances_left(policy, given, "probabilities")
+        for name, policy in _POLICIES.items()
+    }
+    assert left["scores"] == pytest.approx(chances)
+    assert left["rounded"][1].tolist() == pytest.approx([0, 0, 1], abs=1e-9)
+    assert left["top"].sum(axis=1) == pytest.approx([1, 1])
+    assert left["top"][0, 1] == left["top"][0, 2]
+    assert left["labels"] == pytest.approx(np.array([[1, 0, 0], [0, 0, 1]]), abs=1e-9)
 
 
 def test_stricter_answers_do_not_help_a_thief(tmp_path):
