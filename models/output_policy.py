@@ -26,6 +26,7 @@ __all__ = ["ALL_SCORES", "Output", "OutputPolicy", "Release", "scores_left"]
 
 MAX_DECIMALS = 9
 MAX_TOP_K = 1 << 20
+_ONE = "the highest score"
 _MEMBERS = ("decimals", "top_k", "label_only", "explanations")
 # Bits that tell a number of a type apart from others of its size: its significand's.
 _SIGNIFICAND = {"BF16": 8, "FP16": 11, "FP32": 24, "FP64": 53, "BOOL": 1}
@@ -84,7 +85,7 @@ class OutputPolicy:
             return "label only"
         some = "all scores"
         if self.top_k is not None:
-            some = f"the {self.top_k} highest scores"
+            some = f"the {self.top_k} highest scores" if self.top_k > 1 else _ONE
         rounded = "" if self.decimals is None else f", of {self.decimals} decimals"
         silent = not (self.withholds or self.explanations)
         return some + rounded + (", no explanations" if silent else "")

@@ -60,9 +60,11 @@ def run(args: argparse.Namespace) -> int:
     asked |= {"explanations": False} if args.no_explanations else {}
     if args.all_scores and asked:
         raise SettingsError("--all-scores goes with no other policy")
+    for key, message in OutputPolicy.mistakes(asked):
+        raise SettingsError(f"--{key.replace('_', '-')}: {message}")
     bundle = read_bundle(args.bundle)
     if asked or args.all_scores:
-        bundle = restrict(args.bundle, OutputPolicy.from_object(asked, "outputs"))
+        bundle = restrict(args.bundle, OutputPolicy(**asked))
     manifest = bundle.manifest
     print(f"{manifest.tag}  {manifest.output_policy}")
     print(f"{'answers':<12}{', '.join(manifest.release.names)}")

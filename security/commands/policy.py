@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from models import metrics
+from models.output_policy import ALL_SCORES, OutputPolicy
 from security.admission.comparison import compare
 from security.admission.policy import (
     Policy,
@@ -101,12 +102,15 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
         why = f"by the entry for {rules.match!r}" if rules else "by the defaults"
         yield f"{model} needs, {why}:"
         yield from _all_requirements(policy.required(model))
+        yield from _leaving(policy.leaving(model))
     else:
         yield "A model needs, unless an entry below matches its name:"
         yield from _all_requirements(policy.requirements)
+        yield from _leaving(policy.default_leaving)
         for entry in policy.models:
             yield f"A model whose name is {entry.match!r} needs instead:"
             yield from _all_requirements(policy.under(entry))
+            yield from _leaving(entry.leaving or policy.default_leaving)
             if entry.without:
                 yield f"  - no evidence of: {', '.join(entry.without)}"
     yield (
@@ -114,6 +118,11 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
         f"no older than {_days(policy.verdict_max_age.days)}."
     )
     yield _waivers(policy)
+
+
+def _leaving(policy: OutputPolicy) -> Iterator[str]:
+    if policy != ALL_SCORES:
+        yield f"  - of its answers may leave at most: {policy}."
 
 
 def _all_requirements(requirements: tuple[Requirement, ...]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from models.bundle import (
 )
 from models.files import write_atomic
 from models.manifest import Column, Manifest, Tensor
+from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Dataset, Metric, Report, Subject
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.tensors import TensorSpec
@@ -159,7 +160,9 @@ def _rounds() -> list[NodeProto]:
     ]
 
 
-def manifest(version: str = VERSION, name: str = NAME) -> Manifest:
+def manifest(
+    version: str = VERSION, name: str = NAME, leaving: OutputPolicy = ALL_SCORES
+) -> Manifest:
     return Manifest(
         name=name,
         version=version,
@@ -174,6 +177,7 @@ def manifest(version: str = VERSION, name: str = NAME) -> Manifest:
             Tensor(TensorSpec("label", "INT64", (-1,))),
         ),
         max_rows=64,
+        output_policy=leaving,
     )
 
 
@@ -218,11 +222,12 @@ def write_bundle(
     admit: bool = True,
     weights: np.ndarray = WEIGHTS,
     slow: bool = False,
+    leaving: OutputPolicy = ALL_SCORES,
 ) -> Path:
     """Write a bundle that the policy admits; the verdict only if ``admit``."""
     now = now or datetime.now(UTC)
     write_atomic(folder / "model.onnx", onnx_model(weights, slow=slow))
-    write_atomic(folder / "manifest.json", manifest(version, name).to_json())
+    write_atomic(folder / "manifest.json", manifest(version, name, leaving).to_json())
     subject = read_bundle(folder).subject
     for kind in kinds:
         data = report(kind, subject, now).to_json()

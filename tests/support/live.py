@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import httpx
 import numpy as np
@@ -55,12 +56,11 @@ def add_version(
     version: str,
     *,
     weights: np.ndarray = ODD,
-    admit: bool = True,
-    slow: bool = False,
+    **more: Any,
 ) -> None:
     folder = home / f"bundle-{version}"
     keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
-    write_bundle(folder, keys, version=version, admit=admit, weights=weights, slow=slow)
+    write_bundle(folder, keys, version=version, weights=weights, **more)
     check_security(home, "store", str(folder), **settings(home))
 
 

@@ -35,6 +35,7 @@ class Peer:
         seen: rows whose answer was sent, as bytes, in their order.
         times: when each inference came, by `time.monotonic`.
         max_rows: of one request.
+        parameters: of the metadata.
     """
 
     model: Model
@@ -44,6 +45,7 @@ class Peer:
     seen: list[bytes] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     port: int = 0
+    parameters: Any = None
 
     @property
     def url(self) -> str:
@@ -55,7 +57,8 @@ class Peer:
             return json_response({"name": "peer", "version": "1", "extensions": []})
         if not path.endswith("/infer"):
             inputs = [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-            return json_response({"inputs": inputs, "outputs": list(self.outputs)})
+            told = {"inputs": inputs, "outputs": list(self.outputs)}
+            return json_response(told | {"parameters": self.parameters})
         self.times.append(time.monotonic())
         answer = self.trouble(len(self.times))
         if answer is not None:

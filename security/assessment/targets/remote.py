@@ -270,7 +270,8 @@ def _columns(metadata: dict[str, Any]) -> tuple[Column, ...]:
 
 def _leaving(metadata: dict[str, Any]) -> OutputPolicy:
     """What the endpoint says that it withholds."""
-    stated = metadata.get("parameters", {}).get("output_policy", {})
+    told = metadata.get("parameters")
+    stated = told.get("output_policy", {}) if isinstance(told, dict) else {}
     try:
         return OutputPolicy.from_object(stated, "output_policy")
     except ManifestError as error:
