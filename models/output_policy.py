@@ -12,14 +12,15 @@ scores are withheld, only decisions do, of which there is one in each row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from models.errors import ManifestError
-from sealgate.protocol.datatypes import BFLOAT16, narrow, numbers
+from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import Array, TensorSpec
 
 __all__ = ["ALL_SCORES", "Output", "OutputPolicy", "Release", "scores_left"]
@@ -86,7 +87,8 @@ class OutputPolicy:
         some = "all scores"
         if self.top_k is not None:
             some = f"the {self.top_k} highest scores" if self.top_k > 1 else _ONE
-        rounded = "" if self.decimals is None else f", of {self.decimals} decimals"
+        count = "decimal" if self.decimals == 1 else "decimals"
+        rounded = "" if self.decimals is None else f", of {self.decimals} {count}"
         silent = not (self.withholds or self.explanations)
         return some + rounded + (", no explanations" if silent else "")
 
@@ -184,6 +186,7 @@ class Release:
         ]
         if not self.names:
             raise ManifestError(f"output_policy: {policy}: no output would be left")
+        self._changes = {name: self._change(name) for name in self.names}
 
     def _leaves(self, name: str) -> bool:
         if not self.policy.withholds:
@@ -204,21 +207,20 @@ class Release:
         Raises:
             KeyError: nothing does.
         """
-        if not self.policy.withholds:
-            return array
-        if name not in self.names:
-            raise KeyError(name)
-        kind = self._kinds[name]
-        if kind == "scores":
-            return _as_numbers(array, self._of_scores)
-        decimals = self.policy.decimals
-        whole = array.dtype.kind in "iu" and (decimals or 0) < 0
-        if decimals is None or not (whole or _is_real(array)):
-            return array
-        return _as_numbers(array, lambda values: _rounded(values, decimals))
+        change = self._changes[name]
+        return array if change is None else change(array)
 
-    def _of_scores(self, scores: Array) -> Array:
-        return scores_left(self.policy, scores)
+    def _change(self, name: str) -> Callable[[Array], Array] | None:
+        policy, kind, datatype = self.policy, self._kinds[name], self._types[name]
+        if not policy.withholds or datatype in ("BOOL", "BYTES"):
+            return None
+        change = partial(scores_left, policy)
+        if kind != "scores":
+            decimals = policy.decimals
+            if decimals is None or (decimals >= 0 and "INT" in datatype):
+                return None
+            change = partial(_rounded, decimals=decimals)
+        return partial(_of_bf16, change) if datatype == "BF16" else change
 
     def bits(self, name: str, array: Array) -> float:
         """How much an output tells at most, in bits, as it left.
@@ -273,10 +275,6 @@ def _above(own: int | None, demanded: int | None) -> bool:
     return demanded is not None and (own is None or own > demanded)
 
 
-def _is_real(array: Array) -> bool:
-    return array.dtype.kind == "f" or array.dtype == BFLOAT16
-
-
 def _real(output: Output) -> bool:
     return output.spec.datatype in ("FP16", "FP32", "FP64", "BF16")
 
@@ -319,44 +317,57 @@ def _check(
         raise ManifestError("output_policy.decimals: below 0 nothing is left of scores")
 
 
-def _as_numbers(array: Array, change: Any) -> Array:
-    """A change of numbers, of an array whose type numpy may not know."""
-    changed: Array = change(numbers(array))
-    return narrow(changed) if array.dtype == BFLOAT16 else changed
+def _of_bf16(change: Callable[[Array], Array], array: Array) -> Array:
+    """A change of numbers whose type numpy does not know."""
+    return narrow(change(numbers(array)))
 
 
 def _rounded(values: Array, decimals: int) -> Array:
-    # Of half-precision numbers times 10^9 there are none. Adding 0 makes -0 a 0: a sign
-    # would tell on which side of it a number was.
+    # In double precision, where 10^9 times a smaller number is one. Adding 0 makes -0 a
+    # 0: its sign would tell on which side of it a number was.
     wide = values.astype(np.float64)
+    if values.dtype != np.float64:
+        small: Array = (wide.round(decimals) + 0.0).astype(values.dtype)
+        return small
     with np.errstate(over="ignore", invalid="ignore"):
-        near = np.round(wide, decimals) + 0.0
-    result: Array = np.where(np.isfinite(near), near, wide).astype(values.dtype)
+        near = wide.round(decimals) + 0.0
+    result: Array = np.where(np.isfinite(near), near, wide)
     return result
 
 
 def _highest(scores: Array, count: int) -> Array:
-    places = np.argsort(-scores.astype(np.float64), axis=-1, kind="stable")
-    places = places[..., :count]
-    kept = np.take_along_axis(scores, places, axis=-1)
-    lowest = kept.min(axis=-1, keepdims=True)
-    if scores.dtype.kind == "f":
-        below = lowest - np.maximum(1, np.abs(lowest))
+    flat = scores.reshape(-1, scores.shape[-1])
+    if count == 1:
+        places = flat.argmax(axis=1)[:, None]
     else:
-        below = np.full_like(lowest, np.iinfo(scores.dtype).min)
-    left = np.where(lowest > 0, 0, below).astype(scores.dtype)
-    result = np.broadcast_to(left, scores.shape).copy()
-    np.put_along_axis(result, places, kept, axis=-1)
-    return result
+        order = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")
+        places = order[:, :count]
+    rows = np.arange(len(flat))[:, None]
+    kept = flat[rows, places]
+    lowest = kept if count == 1 else kept.min(axis=1, keepdims=True)
+    result = np.zeros(flat.shape, flat.dtype)
+    if not (lowest > 0).all():
+        result += np.where(lowest > 0, 0, _below(lowest)).astype(flat.dtype)
+    result[rows, places] = kept
+    return result.reshape(scores.shape)
+
+
+def _below(lowest: Array) -> Array:
+    """A number below each, which follows from it alone."""
+    if lowest.dtype.kind != "f":
+        return np.full_like(lowest, np.iinfo(lowest.dtype).min)
+    with np.errstate(over="ignore"):
+        below: Array = lowest - np.maximum(1, np.abs(lowest))
+    return below
 
 
 def _decided(scores: Array) -> Array:
     """1 for the highest, 0 for the others; 0 for all where one is no number."""
-    known = np.isfinite(scores).all(axis=-1, keepdims=True)
-    result = np.zeros_like(scores)
-    best = scores.argmax(axis=-1)[..., None]
-    np.put_along_axis(result, best, known.astype(scores.dtype), axis=-1)
-    return result
+    flat = scores.reshape(-1, scores.shape[-1])
+    result = np.zeros(flat.shape, flat.dtype)
+    rows = np.arange(len(flat))
+    result[rows, flat.argmax(axis=1)] = np.isfinite(flat).all(axis=1)
+    return result.reshape(scores.shape)
 
 
 def _values(array: Array, decimals: int) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from models.bundle import MODEL_FILE, Bundle
 from models.manifest import Tensor
+from models.output_policy import ALL_SCORES
 from models.report import Metric, Report, format_time
 from security.documents.facts import Facts, Signature, Verdict, read_facts
 from security.documents.front_matter import front_matter
@@ -184,6 +185,14 @@ def _outputs(facts: Facts) -> Iterator[str]:
             for item in facts.manifest.outputs
         ),
     )
+    policy, release = facts.manifest.output_policy, facts.manifest.release
+    if policy != ALL_SCORES:
+        names = ", ".join(code(name) for name in release.names)
+        yield (
+            f"Of an answer leaves: {policy}; callers may ask for {names}. This bounds "
+            "what one answer tells. Members of the training data are found as before: "
+            "see the membership evidence."
+        )
 
 
 def _tensor(tensor: Tensor) -> tuple[str, str, str]:

@@ -32,6 +32,7 @@ class LoadedModel:
     Attributes:
         admission: the bundle, and what admitted it.
         manifest: the contract that requests are validated against.
+        release: what may leave of its outputs.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LoadedModel:
         self.manifest: Manifest = admission.bundle.manifest
         self.input_specs = tuple(tensor.spec for tensor in self.manifest.inputs)
         self.release = self.manifest.release
+        self._withholds = self.release.policy.withholds
         self._session = _session(admission.bundle.model, settings)
         self._signature = Signature(self._session, self.manifest)
 
@@ -62,11 +64,12 @@ class LoadedModel:
         Raises:
             InferenceFailedError: as `Signature.run`; or an output that is withheld.
         """
-        if self.release.policy.withholds and not {*outputs} <= {*self.release.names}:
+        if not self._withholds:
+            return self._signature.run(inputs, outputs, options)
+        if not {*outputs} <= {*self.release.names}:
             raise InferenceFailedError("an output was asked for that is withheld")
         arrays = self._signature.run(inputs, outputs, options)
-        leave = self.release.leave
-        return [leave(name, array) for name, array in zip(outputs, arrays)]
+        return [self.release.leave(*item) for item in zip(outputs, arrays)]
 
     def run_whole(
         self, inputs: Mapping[str, Array], options: ort.RunOptions

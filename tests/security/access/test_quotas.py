@@ -50,7 +50,8 @@ def table(text: str) -> QuotaTable:
 
 def test_the_table_that_is_delivered() -> None:
     limits = load_quotas(ROOT / "deploy" / "quotas.toml").limits(principal(), "m")
-    assert limits == Limits()
+    # Tables that were written before there was an extraction budget have none.
+    assert limits == replace(Limits(), answers_per_30_days=2_000_000)
 
 
 RULES = """
