@@ -7,6 +7,7 @@ curves      ROC, and the rates an attacker would name
 answers     membership by answers and by labels alone, as scores per row
 attributes  attribute inference, against those who see no answer
 inversion   pictures of classes, climbed from the gradient
+left        what an output policy leaves, and what attackers make of that
 thieves     extraction attacks behind ART's interface
 bounds      lower bounds on epsilon from what an attacker told apart
 canaries    trainings with planted units, judged against a claim
