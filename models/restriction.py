@@ -1,8 +1,8 @@
 """Giving a bundle another output policy, before anybody has signed anything.
 
 The policy is in the manifest, which the root digest covers: whatever was said of the
-bundle has to be said again. Reports about the model file still hold, since it is the
-same; what was measured through another policy does not.
+bundle has to be said again. What its training says still holds, and cannot be had
+again. What was measured can, and whoever signs it shall have measured it.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from models.report import KINDS
 
 __all__ = ["restrict"]
 
-_MEASURED_THROUGH_IT = ("membership",)
+_MEASURED = ("fairness", "membership", "quality", "robustness", "structure")
 
 
 def restrict(folder: Path, policy: OutputPolicy) -> Bundle:
     """Give a bundle another output policy.
 
-    Its reports are bound to the new manifest. What no longer holds is removed: every
-    signature, the documents, and reports of what answers give away.
+    The reports of its training are bound to the new manifest, and wait for signatures.
+    Every signature, the documents, and what an assessment measured are removed.
 
     Returns:
         The bundle as it is now; as it was, if it had this policy.
 
     Raises:
-        BundleError: it cannot be read or written, or its model is sealed.
+        BundleError: it cannot be read or written, its model is sealed, or a report is
+            about another model.
         ManifestError: the policy is not one for its outputs.
     """
     before = read_bundle(folder)
@@ -51,15 +52,17 @@ def restrict(folder: Path, policy: OutputPolicy) -> Bundle:
     changed = replace(before.manifest, output_policy=policy).to_json()
     Manifest.from_json(changed)
     gone = {MODEL_CARD_FILE, BOM_FILE, MODEL_SIGNATURE_FILE}
-    gone |= {report_file(kind) for kind in _MEASURED_THROUGH_IT}
+    gone |= {report_file(kind) for kind in _MEASURED}
+    kept = [k for k in KINDS if k not in _MEASURED and report_file(k) in before.files]
+    for kind in kept:
+        if before.report(kind).subject != before.subject:
+            raise BundleError(f"{kind} report is about another model")
     for name in sorted(before.files):
         if name in gone or name.startswith("attestations/"):
             (folder / name).unlink()
     write_atomic(folder / MANIFEST_FILE, changed)
     subject = read_bundle(folder).subject
-    for kind in KINDS:
-        name = report_file(kind)
-        if name in before.files and name not in gone:
-            report = replace(before.report(kind), subject=subject)
-            write_atomic(folder / name, report.to_json())
+    for kind in kept:
+        report = replace(before.report(kind), subject=subject)
+        write_atomic(folder / report_file(kind), report.to_json())
     return read_bundle(folder)

@@ -14,9 +14,10 @@ A request that is refused for a quota costs nothing of that step.
 
 What a worker takes from the store it has reserved: budgets are never exceeded, over all
 workers and hosts. The price is slack. A worker may hold back a block, at most a 32nd of
-a budget, that others could have used, until the minute or the day ends; if it dies, its
-block is spent. Slots that it needed within the last tenth of a second it still holds,
-and a quarter of all for a second; those of a dead worker are free after `SLOTS_TTL_S`.
+a budget, or of a day's share of it, that others could have used, until the window ends;
+if it dies, its block is spent. Slots that it needed within the last tenth of a second
+it still holds, and a quarter of all for a second; those of a dead worker are free after
+`SLOTS_TTL_S`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 # By the names of limits: counters in stores have the first letter.
 WINDOWS = {"minute": 60, "day": 86_400, "30_days": 30 * 86_400}
-BLOCK_PART = 32  # of a budget is reserved at most
+BLOCK_PART = 32  # of a budget is reserved at most, or of a day's share of it
 IDLE_PART = 4  # of the slots is held idle at most
 IDLE_S = 1.0
 SWEEP_S = 0.1
@@ -92,7 +93,8 @@ class _Meter:
         """What to ask the store for, to have an amount."""
         need = amount - self.left
         # Twice as much each time: whoever asks little holds little back.
-        most = max(need, self.limit // BLOCK_PART)
+        days = max(1, self.window_s // WINDOWS["day"])
+        most = max(need, self.limit // (BLOCK_PART * days))
         block = min(max(need, self.block), most)
         self.block = min(block * 2, most)
         window = self.ends // self.window_s - 1

@@ -22,8 +22,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="say how much of each answer of a bundle may leave",
         description="Show or set a bundle's output policy: scores of few decimals, the "
         "highest ones, or the label alone. It stands in the manifest, which every "
-        "statement covers, so set it before you assess and sign. Reports about the "
-        "model file are kept, signatures and the membership report removed.",
+        "statement covers, so set it before you assess and sign: what the training "
+        "says is kept, signatures and what was measured are removed.",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument(

@@ -26,7 +26,12 @@ from security.access.quota_stores import (
 from security.access.quota_table import Limits, QuotaTable, load_quotas, parse_quotas
 from security.access.quotas import SLOTS_TTL_S, Quotas, load_quota_counters
 from security.access.tokens import Principal
-from security.errors import QuotaError, QuotaStoreError, SettingsError
+from security.errors import (
+    ExtractionBudgetError,
+    QuotaError,
+    QuotaStoreError,
+    SettingsError,
+)
 from security.settings.quotas import QuotaSettings
 from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import ROOT, free_port
@@ -214,6 +219,56 @@ def test_requests_per_minute(store: QuotaStore, clock: Clock, limit: int) -> Non
         assert await allowed(counted, 3) == 0
         clock.now += 0.1
         assert await allowed(counted, limit + 20) == limit
+
+    asyncio.run(main())
+
+
+def test_an_extraction_budget_holds_over_versions_of_what_is_asked(
+    store: QuotaStore, clock: Clock
+) -> None:
+    """Answers and bits: days do not renew it, a spent one has an error of its own."""
+
+    async def main() -> None:
+        limits = {"answers_per_30_days": 10, "answer_bits_per_30_days": 100}
+        counted = quotas(store, clock, rows_per_day=6, **limits)
+        assert await allowed(counted, 9) == 9  # without an input nothing is answered
+        assert [await allowed(counted, 9, rows=1)] == [6]
+        clock.now += 86_400
+        assert [await allowed(counted, 9, rows=1)] == [4]
+        with pytest.raises(ExtractionBudgetError) as caught:
+            await ask(counted, 1)
+        assert caught.value.policies == ("answers-per-30-days",)
+        end = (clock.now // (30 * 86_400) + 1) * 30 * 86_400
+        assert caught.value.retry_after_s == end - clock.now
+        ticket = await counted.enter(principal(), "toy")
+        assert ticket.counts_bits
+        await ticket.charge_bits(98.2)
+        with pytest.raises(ExtractionBudgetError) as caught:
+            await ticket.charge_bits(1.5)
+        assert caught.value.policies == ("answer-bits-per-30-days",)
+        await ticket.charge_bits(1)
+        (policy, stands) = (value.decode() for _, value in ticket.leave())
+        assert (
+            '"answer-bits-per-30-days";q=100;w=2592000;sealgate-unit="bits"' in policy
+        )
+        assert '"answer-bits-per-30-days";r=0;' in stands
+        clock.now = end
+        assert await allowed(counted, 9, rows=1) == 6
+
+    asyncio.run(main())
+
+
+def test_a_worker_that_dies_loses_little_of_a_long_budget(
+    store: QuotaStore, clock: Clock
+) -> None:
+    async def main() -> None:
+        budget = {"answers_per_30_days": 96_000}
+        for _ in range(3):
+            lost = quotas(store, clock, **budget)
+            assert await allowed(lost, 40, rows=25) == 40
+        stands = dict(await ask(quotas(store, clock, **budget), 1))[b"ratelimit"]
+        left = int(stands.decode().split("r=")[1].split(";")[0])
+        assert 96_000 - 3 * (1000 + 100) <= left + 1 <= 96_000 - 3 * 1000
 
     asyncio.run(main())
 

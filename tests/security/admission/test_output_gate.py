@@ -10,7 +10,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from models.bundle import VERDICT_FILE, Bundle, read_bundle
+from models.bundle import VERDICT_FILE, Bundle, read_bundle, report_file
+from models.errors import BundleError
 from models.files import write_atomic
 from models.manifest import Manifest
 from models.output_policy import ALL_SCORES, OutputPolicy
@@ -195,8 +196,10 @@ def test_the_command_sets_it_before_anything_is_signed(
     after = read_bundle(folder)
     assert after.manifest.output_policy == TOP
     assert not any(name.startswith("attestations/") for name in after.files)
-    assert "evidence/membership.json" not in after.files
-    for kind in ("privacy", "quality", "structure"):
+    kinds = ("parity", "privacy", "provenance")
+    left = {n for n in after.files if n.startswith("evidence/")}
+    assert left == {report_file(kind) for kind in kinds}
+    for kind in kinds:
         own = after.report(kind)
         assert own.subject == after.subject != before.subject
         assert dataclasses.replace(own, subject=before.subject) == before.report(kind)
@@ -207,6 +210,18 @@ def test_the_command_sets_it_before_anything_is_signed(
     assert read_bundle(folder).files == after.files
     assert main(["outputs", str(folder), "--all-scores"]) == 0
     assert read_bundle(folder).manifest == bundles.manifest()
+
+
+def test_a_report_about_another_model_is_not_bound_to_this_one(
+    tmp_path: Path, keys: Keys
+) -> None:
+    bundle = evidence.write(tmp_path / "b", keys)
+    foreign = dataclasses.replace(bundle.subject, root_sha256="0" * 64)
+    bundles.rewrite_report(tmp_path / "b", "privacy", subject=foreign)
+    before = read_bundle(tmp_path / "b").files
+    with pytest.raises(BundleError, match="privacy report is about another model"):
+        restrict(tmp_path / "b", TOP)
+    assert read_bundle(tmp_path / "b").files == before
 
 
 def test_the_same_policy_again_changes_nothing(tmp_path: Path, keys: Keys) -> None:

@@ -267,6 +267,8 @@ def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
     }
     if not leaving.withholds:
         return Outcome({}, {**found, "learned": learned(usable)})
+    if context.job.remote:  # nobody sees more than it answers
+        return Outcome({}, {**found, "learned": learned(found["chances"])})
     whole = {"chances": chances(given.scores, form), "learned": learned(usable)}
     found |= {f"{_WHOLE}{name}": values for name, values in whole.items()}
     return Outcome({}, {**found, "learned": learned(found["chances"])})
