@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE, Bundle, read_bundle
 from models.errors import BundleError
+from models.output_policy import ALL_SCORES
 from models.report import format_time
 from security.admission.gate import Admission
 from security.admission.verification import all_refusals, verify
@@ -116,6 +117,9 @@ def _print(admission: Admission) -> None:
             f"{name} {metric.value:.4g}" for name, metric in report.metrics.items()
         )
         print(f"  {kind:<11} {format_time(report.created_at)}  {metrics}")
+    leaving = admission.bundle.manifest.output_policy
+    if leaving != ALL_SCORES:
+        print(f"  leaves: {leaving}")
     for waiver in admission.waivers.values():
         print(f"  waiver: {waiver}")
     for notice in admission.notices:

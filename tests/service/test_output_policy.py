@@ -183,6 +183,9 @@ def test_callers_are_told(server: Server, token: str) -> None:
         assert client.passport(NAME).output_policy == {"decimals": 1}
         shown = format_metadata(client.metadata(NAME))
     assert "  of answers leaves decimals: 1\n" in shown
+    folder, extra = server.home / f"bundle-{LABEL}", settings(server.home)
+    told = check_security(server.home, "verify", str(folder), **extra)
+    assert "  leaves: label only\n" in told
 
 
 def test_another_version_has_its_own_policy(server: Server, token: str) -> None:
