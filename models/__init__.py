@@ -10,6 +10,10 @@ bundle          the folder: read whole, hashed, bounded
 restriction     another output policy for a bundle that nobody signed  (offline)
 networks        names of architectures and feature maps
 sessions        the only place that makes an onnxruntime session
+explanations    how answers are explained: references, and what of them
+shapley         Shapley values from answers about mixed rows
+graph           the little of an ONNX file that is read without onnx
+trees           tree ensembles, compiled for exact Shapley values
 data            the one typed table: readers, schema, rows, splits     (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
 features        fixed feature maps of images: scattering              (offline)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.errors import ManifestError
+from models.explanations import DEFAULT, Explanations
 from models.output_policy import ALL_SCORES, OutputPolicy, Release
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
@@ -130,6 +131,7 @@ class Manifest:
         outputs: at least one.
         max_rows: rows (first dimension) accepted in one request.
         output_policy: what may leave of its answers.
+        explanations: how they are explained, where that may be.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Manifest:
     outputs: tuple[Tensor, ...]
     max_rows: int
     output_policy: OutputPolicy = ALL_SCORES
+    explanations: Explanations = DEFAULT
 
     @property
     def release(self) -> Release:
@@ -184,18 +187,25 @@ class Manifest:
             value,
             "manifest",
             {"schema", "name", "version", "inputs", "outputs"},
-            {"limits", "output_policy"},
+            {"limits", "output_policy", "explanations"},
         )
         if value["schema"] != MANIFEST_SCHEMA:
             raise ManifestError(f"manifest.schema: expected {MANIFEST_SCHEMA}")
+        inputs = _inputs(value["inputs"])
+        outputs = _tensors(value["outputs"], "manifest.outputs")
         manifest = cls(
             name=_match(value["name"], "manifest.name", NAME),
             version=_match(value["version"], "manifest.version", VERSION),
-            inputs=_inputs(value["inputs"]),
-            outputs=_tensors(value["outputs"], "manifest.outputs"),
+            inputs=inputs,
+            outputs=outputs,
             max_rows=_max_rows(value.get("limits", {})),
             output_policy=OutputPolicy.from_object(
                 value.get("output_policy", {}), "manifest.output_policy"
+            ),
+            explanations=Explanations.from_object(
+                value.get("explanations", {}),
+                [tensor.spec for tensor in inputs],
+                [tensor.spec for tensor in outputs],
             ),
         )
         _check_bf16(manifest)
@@ -204,7 +214,10 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The canonical bytes of this manifest; `from_json` gives it back."""
-        policy = self.output_policy.to_object()
+        policy, explained = (
+            self.output_policy.to_object(),
+            self.explanations.to_object(),
+        )
         return strict_json.dumps(
             {
                 "schema": MANIFEST_SCHEMA,
@@ -214,6 +227,7 @@ class Manifest:
                 "outputs": [_tensor_object(tensor) for tensor in self.outputs],
                 "limits": {"max_rows": self.max_rows},
                 **({"output_policy": policy} if policy else {}),
+                **({"explanations": explained} if explained else {}),
             }
         )
 

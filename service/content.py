@@ -8,21 +8,35 @@ body.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
-from sealgate.errors import JsonError
+from sealgate.errors import JsonError, TensorError
 from sealgate.protocol import binary_tensors, long_arrays
 from sealgate.protocol.bhttp import Body, Headers, Request, Response
-from sealgate.protocol.tensors import Array, TensorHead, TensorSpec
+from sealgate.protocol.tensors import Array, TensorHead, TensorSpec, request_heads
 from service.http.intake import VISIT
+from service.inference.batching import (
+    InferenceFailedError,
+    InferenceTimeoutError,
+    OverloadedError,
+)
 from service.problems import Problem
 
-__all__ = ["JSON", "Content", "decode_inputs", "encode_answer"]
+__all__ = [
+    "JSON",
+    "Asked",
+    "Content",
+    "decode_inputs",
+    "encode_answer",
+    "failures",
+]
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 _BINARY = (b"content-type", b"application/octet-stream")
@@ -93,6 +107,63 @@ class Content:
         return cls(document, tail)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """An inference request, before the values of its inputs are read.
+
+    Attributes:
+        content: all of it.
+        heads: what it states of its inputs.
+        outputs: those it wants, and whether as bytes.
+    """
+
+    content: Content
+    heads: Heads
+    outputs: dict[str, bool]
+
+    @classmethod
+    async def read(
+        cls,
+        request: Request,
+        specs: Sequence[TensorSpec],
+        outputs: Sequence[str],
+        *,
+        max_rows: int,
+        max_bytes: int,
+    ) -> Asked:
+        """Read a request.
+
+        Args:
+            request: for an inference.
+            specs: what the model takes.
+            outputs: names of what it gives.
+            max_rows: largest first dimension of any input.
+            max_bytes: of the content, once it is no longer compressed.
+
+        Raises:
+            Problem: as `Content.read`.
+            TensorError: it does not fit the model.
+        """
+        content = await Content.read(request, specs, max_bytes=max_bytes)
+        heads = request_heads(content.document, specs, max_rows=max_rows)
+        wanted = binary_tensors.requested_outputs(content.document, outputs)
+        return cls(content, heads, wanted)
+
+    @property
+    def rows(self) -> int:
+        """Of the longest input."""
+        shapes = [head.shape for _, head in self.heads.values()]
+        return max((shape[0] for shape in shapes if shape), default=1)
+
+    async def inputs(self) -> dict[str, Array]:
+        """The values.
+
+        Raises:
+            TensorError, Problem: as `decode_inputs`.
+        """
+        return await decode_inputs(self.content, self.heads)
+
+
 async def decode_inputs(content: Content, heads: Heads) -> dict[str, Array]:
     """The values of inputs whose heads have been read.
 
@@ -119,6 +190,7 @@ async def encode_answer(
     model: str,
     version: str,
     identifier: object,
+    parameters: Mapping[str, Any] = {},
 ) -> Response:
     """The answer to an inference.
 
@@ -128,6 +200,7 @@ async def encode_answer(
         model: its name.
         version: its version.
         identifier: the request's; repeated if it is a short text.
+        parameters: of the answer.
 
     Raises:
         TensorError: a dtype that v2 cannot carry.
@@ -142,12 +215,31 @@ async def encode_answer(
             version=version,
             present=_present,
         )
+        if parameters:
+            document["parameters"] = parameters
         if isinstance(identifier, str) and len(identifier) <= 256:
             document["id"] = identifier
         return _response(document, parts)
 
     values = [a.size for n, a in arrays if not binary[n] or a.dtype.kind in "OSU"]
     return await _apart(encode) if sum(values) > _MANY_VALUES else encode()
+
+
+@contextlib.contextmanager
+def failures() -> Iterator[None]:
+    """Errors of runs as callers are told of them.
+
+    Raises:
+        Problem: in their place.
+    """
+    try:
+        yield
+    except InferenceTimeoutError:
+        raise Problem("inference-timeout") from None
+    except OverloadedError:
+        raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
+    except (InferenceFailedError, TensorError):
+        raise Problem("model-failure") from None
 
 
 async def _apart(work: Callable[[], _T]) -> _T:

@@ -79,6 +79,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(401, "unauthenticated", "A valid access token is needed"),
         _kind(403, "insufficient-scope", "The token does not grant this"),
         _kind(403, "sealed-required", "This server only answers sealed requests"),
+        _kind(403, "explanations-forbidden", "Answers of this model are not explained"),
         _kind(404, "not-found", "Not found"),
         _kind(405, "method-not-allowed", "Method not allowed"),
         _kind(408, "body-timeout", "The request body did not arrive in time"),
@@ -105,6 +106,7 @@ _KINDS: Mapping[str, _Kind] = dict(
                 "https://iana.org/assignments/http-problem-types#ohttp-key",
             ),
         ),
+        _kind(422, "not-explainable", "Answers of this model cannot be explained"),
         # draft-ietf-httpapi-ratelimit-headers-11, section 5.1.
         (
             "quota-exceeded",

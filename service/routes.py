@@ -15,10 +15,8 @@ from typing import Any
 
 import orjson
 
-from sealgate.errors import SealgateError, TensorError
-from sealgate.protocol import binary_tensors
+from sealgate.errors import SealgateError
 from sealgate.protocol.bhttp import Headers, Request, Response
-from sealgate.protocol.tensors import request_heads
 from security.access.permissions import Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
@@ -26,14 +24,11 @@ from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
 from security.sealing.freshness import Remember
 from service.callers import Callers
-from service.content import JSON, Content, decode_inputs, encode_answer
+from service.content import JSON, Asked, encode_answer, failures
 from service.descriptions import model_config, model_metadata, passport
+from service.explanations import explained, explainer_of
 from service.http.intake import VISIT
-from service.inference.batching import (
-    InferenceFailedError,
-    InferenceTimeoutError,
-    OverloadedError,
-)
+from service.inference.batching import InferenceFailedError, OverloadedError
 from service.inference.lineup import Lineup, Served
 from service.problems import (
     NO_MODEL,
@@ -63,7 +58,7 @@ _HEALTH = {
 }
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
-    rb"(?:/(?P<action>ready|infer|attestations|config|stats))?"
+    rb"(?:/(?P<action>ready|infer|explain|attestations|config|stats))?"
 )
 # Triton's; here it is the operator's command.
 _LOADING = re.compile(rb"/v2/repository/models/[^/]+/(?:load|unload)")
@@ -290,7 +285,7 @@ class Routes:
         version = None if asked is None else asked.decode()
         model = self._lineup.find(name, version)
         found = version if model is None else model.content.manifest.version
-        needed = "infer" if action == "infer" else "metadata"
+        needed = action if action in ("infer", "explain") else "metadata"
         self._permissions.authorize(principal, name, found, needed)
         if model is None:
             raise Problem("not-found", NO_MODEL)
@@ -310,6 +305,9 @@ class Routes:
         if decision.action == "infer":
             _expect(request, b"POST")
             return await self._infer(request, model, decision)
+        if decision.action == "explain":
+            _expect(request, b"POST")
+            return await self._explain(request, model, decision)
         _expect(request, b"GET", b"HEAD")
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
@@ -324,21 +322,11 @@ class Routes:
     async def _infer(
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
-        content = await Content.read(
-            request, model.input_specs, max_bytes=self._max_body_bytes
-        )
-        heads = request_heads(
-            content.document, model.input_specs, max_rows=model.manifest.max_rows
-        )
-        wanted = binary_tensors.requested_outputs(content.document, model.output_names)
-        lengths = [head.shape[0] for _, head in heads.values() if head.shape]
-        decision.rows = max(lengths, default=1)
-        if decision.ticket is not None:
-            # For what is asked, whether or not its values can be read.
-            await decision.ticket.charge_rows(decision.rows)
-        inputs = await decode_inputs(content, heads)
-        try:
-            who, outputs = self._who(decision), list(wanted)
+        asked = await self._read(request, model)
+        await decision.charge_rows(asked.rows)
+        inputs = await asked.inputs()
+        with failures():
+            who, outputs = self._who(decision), list(asked.outputs)
             try:
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             except (InferenceFailedError, OverloadedError):
@@ -348,22 +336,32 @@ class Routes:
                 model = stand_in
                 _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
-            if decision.ticket is not None and decision.ticket.counts_bits:
-                told = map(model.model.release.bits, outputs, arrays)
-                await decision.ticket.charge_bits(sum(told))
+            bits = model.model.release.bits
+            await decision.charge_bits(lambda: sum(map(bits, outputs, arrays)))
             return await encode_answer(
-                zip(wanted, arrays),
-                binary=wanted,
+                zip(outputs, arrays),
+                binary=asked.outputs,
                 model=model.manifest.name,
                 version=model.manifest.version,
-                identifier=content.document.get("id"),
+                identifier=asked.content.document.get("id"),
             )
-        except InferenceTimeoutError:
-            raise Problem("inference-timeout") from None
-        except OverloadedError:
-            raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
-        except (InferenceFailedError, TensorError):
-            raise Problem("model-failure") from None
+
+    async def _explain(
+        self, request: Request, model: Served, decision: Decision
+    ) -> Response:
+        explainer = explainer_of(model)
+        asked = await self._read(request, model)
+        who = self._who(decision)
+        return await explained(asked, model, explainer, decision, who=who)
+
+    async def _read(self, request: Request, model: Served) -> Asked:
+        return await Asked.read(
+            request,
+            model.input_specs,
+            model.output_names,
+            max_rows=model.manifest.max_rows,
+            max_bytes=self._max_body_bytes,
+        )
 
     def _who(self, decision: Decision) -> tuple[str, str]:
         """The request, and its caller's pseudonym.

@@ -1,7 +1,8 @@
 """What a principal may do: by scopes, and by the table of grants. Deny by default.
 
-Scopes: ``infer:<model>`` or ``infer:*``, likewise ``metadata``, and ``metrics``. Who
-may infer may also read the metadata and the attestations that it takes to do so.
+Scopes: ``infer:<model>`` or ``infer:*``, likewise ``explain`` and ``metadata``, and
+``metrics``. Who may infer, or have answers explained, may also read the metadata and
+the attestations that it takes to do so; neither of the two grants the other.
 
 Grants (`deploy/access.toml`) name callers and what they may. Every kind of caller that
 a grant names must fit, and of each kind any one.
@@ -36,13 +37,14 @@ __all__ = [
 ]
 
 MAX_GRANTS = 4096
-MODEL_ACTIONS = ("infer", "metadata")
+MODEL_ACTIONS = ("infer", "explain", "metadata")
 SERVER_ACTIONS = ("metrics",)
 ACTIONS = (*MODEL_ACTIONS, *SERVER_ACTIONS)
 # What each action of a model is granted by, itself first.
 _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
     "infer": ("infer",),
-    "metadata": ("metadata", "infer"),
+    "explain": ("explain",),
+    "metadata": ("metadata", "infer", "explain"),
 }
 _SCOPES = ("sufficient", "necessary", "ignored")
 _CALLERS = ("subjects", "clients", "groups", "tenants", "issuers", "scopes")

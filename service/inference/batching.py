@@ -164,7 +164,7 @@ class Batcher:
         self._limits = limits
         self._executor = executor
         self._slots = slots
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._budget = budget
         self._watchdog = watchdog
         self._notes = notes
@@ -261,7 +261,7 @@ class Batcher:
             self._loop, self._drain_at, self._expiry = loop, None, None
             self._queue.clear()
             self._running.clear()
-        deadline = loop.time() + self._timeout_s
+        deadline = loop.time() + self.timeout_s
         item = _Item(
             inputs, outputs, loop.create_future(), deadline=deadline, note=note
         )

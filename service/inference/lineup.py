@@ -37,7 +37,10 @@ from security.errors import AdmissionRefused
 from security.settings.runtime import RuntimeSettings
 from service.inference.agreement import compare
 from service.inference.batching import Batcher, Budget, Observe, OverloadedError
+from service.inference.explaining import Explainer
+from service.inference.layout import UnexplainableError
 from service.inference.runtime import LoadedModel
+from service.inference.study import study
 from service.inference.warmup import Lesson, tidy_up, warm_up
 from service.inference.watchdog import Watchdog
 from service.telemetry.casualties import HeldOff, Notes
@@ -61,9 +64,18 @@ class Served:
         expires_at: when that gets too old, Unix seconds; infinity for never.
         batcher: gathers and runs its requests.
         revision: of the plan's order to load it.
+        explainer: of its answers, or why they cannot be explained.
     """
 
-    def __init__(self, model: LoadedModel, batcher: Batcher, revision: int = 0) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        batcher: Batcher,
+        explainer: Explainer | UnexplainableError,
+        *,
+        revision: int = 0,
+    ) -> None:
+        self.explainer = explainer
         self.model = model
         self.manifest = model.manifest
         self.tag = model.manifest.tag
@@ -207,7 +219,11 @@ class Lineup:
             observe=self._observer(model.manifest),
             tidy_up=functools.partial(self._tidy_up, model),
         )
-        return admitted.warm_up(Served(model, batcher, admitted.revision))
+        with self._noted(model):
+            limit_s = min(2.0, self._timeout_s)
+            explainer = study(model, limit_s=limit_s, held_off=held_off)
+        served = Served(model, batcher, explainer, revision=admitted.revision)
+        return admitted.warm_up(served)
 
     def _warm_up(self, model: LoadedModel, max_batch_rows: int) -> Lesson:
         with self._noted(model):

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ from service.inference.memory import give_back
 from service.inference.runtime import LoadedModel
 from service.inference.signature import ShapeError
 
-__all__ = ["Lesson", "tidy_up", "warm_up"]
+__all__ = ["Lesson", "limited", "tidy_up", "warm_up"]
 
 _SAMPLES = 9
 
@@ -63,23 +63,18 @@ def warm_up(
         max_batch_rows: rows that requests may share a run of.
         limit_s: until the runs are stopped; what was not learned is not assumed.
     """
-    options = ort.RunOptions()
-    timer = threading.Timer(limit_s, _terminate, [options])
-    timer.daemon = True
-    timer.start()
-    probe = _Probe(model, options)
-    try:
-        probe.run(probe.sample(1, seed=0))
-        apart = max_batch_rows > 1 and probe.rows_apart()
-        rows = max(max_batch_rows, model.manifest.max_rows)
-        return Lesson(apart, *probe.short_rows((inline_s, at_once_s), rows))
-    except ShapeError as error:
-        _log.warning("%s: %s", model.manifest.tag, error)
-        return Lesson()
-    except InferenceFailedError:
-        return Lesson()
-    finally:
-        timer.cancel()
+    with limited(limit_s) as options:
+        probe = _Probe(model, options)
+        try:
+            probe.run(probe.sample(1, seed=0))
+            apart = max_batch_rows > 1 and probe.rows_apart()
+            rows = max(max_batch_rows, model.manifest.max_rows)
+            return Lesson(apart, *probe.short_rows((inline_s, at_once_s), rows))
+        except ShapeError as error:
+            _log.warning("%s: %s", model.manifest.tag, error)
+            return Lesson()
+        except InferenceFailedError:
+            return Lesson()
 
 
 def tidy_up(model: LoadedModel, *, limit_s: float = 2.0) -> None:
@@ -88,16 +83,24 @@ def tidy_up(model: LoadedModel, *, limit_s: float = 2.0) -> None:
     onnxruntime keeps it for later runs. It lets go at the end of a run that asks for
     it, but of none that is stopped or fails, so another run has to ask: one row.
     """
+    with limited(limit_s) as options, contextlib.suppress(InferenceFailedError):
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        probe = _Probe(model, options)
+        probe.run(probe.sample(1, seed=0))
+    give_back()
+
+
+@contextlib.contextmanager
+def limited(limit_s: float) -> Iterator[ort.RunOptions]:
+    """Options of runs that are stopped together, after so many seconds."""
     options = ort.RunOptions()
-    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     timer = threading.Timer(limit_s, _terminate, [options])
     timer.daemon = True
     timer.start()
-    probe = _Probe(model, options)
-    with contextlib.suppress(InferenceFailedError):
-        probe.run(probe.sample(1, seed=0))
-    timer.cancel()
-    give_back()
+    try:
+        yield options
+    finally:
+        timer.cancel()
 
 
 class _Probe:

@@ -78,7 +78,7 @@ class Decision:
         version: of the model that answers.
         digest: the root digest of the bundle that answers.
         action: what is asked for.
-        rows: of the inputs.
+        rows: of the inputs; of an explanation, what it counts as.
         request_bytes: of the request's content, unsealed.
         trace: the caller's, from inside the seal if it came sealed. For logs only.
         outer_trace: of the request that held the sealed one. For logs only.
@@ -100,6 +100,25 @@ class Decision:
     outer_trace: Trace | None = None
     ticket: Ticket | None = None
     diverted: bool = False
+
+    async def charge_rows(self, rows: int) -> None:
+        """Charge what is asked, whether or not its values can be read.
+
+        Raises:
+            QuotaError, QuotaStoreError: as `Ticket.charge_rows`.
+        """
+        self.rows = rows
+        if self.ticket is not None:
+            await self.ticket.charge_rows(rows)
+
+    async def charge_bits(self, bits: Callable[[], float]) -> None:
+        """Charge what an answer tells, where that is counted.
+
+        Raises:
+            ExtractionBudgetError, QuotaStoreError: as `Ticket.charge_bits`.
+        """
+        if self.ticket is not None and self.ticket.counts_bits:
+            await self.ticket.charge_bits(bits())
 
 
 class Recorder:

@@ -1,0 +1,149 @@
+"""How a model is explained, settled by its first runs; or why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from models.manifest import Tensor
+from models.shapley import Orders
+from models.trees import TreeEnsemble, compile_trees
+from sealgate.protocol.tensors import Array
+from service.inference.batching import InferenceFailedError
+from service.inference.explaining import Explainer, Trees, is_rounding
+from service.inference.layout import (
+    Floats,
+    Inputs,
+    Layout,
+    UnexplainableError,
+    rows_at,
+)
+from service.inference.quantity import Reading, are_chances, explained_output
+from service.inference.runtime import LoadedModel
+from service.inference.warmup import limited
+
+__all__ = ["study"]
+
+_ROWS = 16
+
+
+def study(
+    model: LoadedModel, *, limit_s: float, held_off: bool = False
+) -> Explainer | UnexplainableError:
+    """Settle how a model is explained, by some first runs; or why it cannot be.
+
+    Args:
+        model: just loaded.
+        limit_s: until the runs are stopped.
+        held_off: it has ended workers, so that nothing is run.
+    """
+    manifest = model.manifest
+    if held_off:
+        return UnexplainableError("workers ended while they ran this model")
+    with limited(limit_s) as options:
+        try:
+            if not manifest.output_policy.explains:
+                raise UnexplainableError("the model's output policy forbids it")
+            layout, output = Layout(manifest), explained_output(manifest)
+
+            def run(inputs: Inputs) -> Array:
+                return model.run(inputs, [output.spec.name], options)[0]
+
+            return _study(layout, output, run, model)
+        except UnexplainableError as error:
+            return error
+        except InferenceFailedError:
+            return UnexplainableError("the model failed on made-up rows")
+
+
+def _study(
+    layout: Layout,
+    output: Tensor,
+    run: Callable[[Inputs], Array],
+    model: LoadedModel,
+) -> Explainer:
+    """By runs over references and made-up rows.
+
+    Raises:
+        UnexplainableError: rows that share a run change each other's answers.
+        InferenceFailedError: the model failed, or what it answers is no number.
+    """
+    random = np.random.default_rng(0)
+    rows = {t.spec.name: t.made_up(_ROWS, random) for t in layout.inputs}
+    scores, known = run(rows), run(layout.shaped(layout.references))
+    alone = run({name: array[:1] for name, array in rows.items()})
+    if not np.allclose(alone, scores[:1], rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise UnexplainableError("rows that share a run change each other's answers")
+    stated = model.manifest.explanations.quantity
+    chances = are_chances(np.concatenate([scores, known]))
+    quantities = [stated] if stated else ["log_odds", "score"][not chances :]
+    readings = [Reading.of(output, quantity) for quantity in quantities]
+    flat = layout.flat(rows)
+    one = len(layout.inputs) == 1
+    data = model.admission.bundle.model
+    ensemble = compile_trees(data, layout.columns) if one else None
+    if ensemble is not None:
+        for reading in readings:
+            trees = _fitted(ensemble, reading, layout.numbers(flat), scores)
+            if trees is not None:
+                return Explainer(layout, reading, known, trees=trees)
+    additive = _is_additive(layout, readings[0], run, flat, scores)
+    return Explainer(layout, readings[0], known, additive=additive)
+
+
+def _fitted(
+    ensemble: TreeEnsemble, reading: Reading, numbers: Floats, scores: Array
+) -> Trees | None:
+    """What each class has of an ensemble's leaves, if that gives the scores."""
+    passed = [ensemble.passed(row) for row in numbers.astype(np.float32)]
+    reached = np.array([ensemble.reached(one) for one in passed], np.float64)
+    classes = max(1, reading.classes)
+    for weights in _combinations(ensemble.leaves.T, reading, classes):
+        sums = reached @ weights.T
+        wanted = [
+            reading.values(scores, np.full(len(scores), k, np.intp))
+            for k in range(classes)
+        ]
+        base = np.median(np.transpose(wanted) - sums, axis=0)
+        agree = [
+            reading.agrees(sums[:, k] + base[k], scores, np.full(len(scores), k))
+            for k in range(classes)
+        ]
+        if all(agree):
+            return Trees(ensemble, weights, base)
+    return None
+
+
+def _combinations(sums: Floats, reading: Reading, classes: int) -> Iterator[Floats]:
+    """How classes may be made of an ensemble's sums ``(classes, leaves)``."""
+    if len(sums) == 1:
+        yield np.array([-sums[0], sums[0]]) if classes == 2 else sums
+    elif reading.quantity == "log_odds" and classes == len(sums) == 2:
+        difference = sums[1] - sums[0]
+        yield np.array([-difference, difference])
+    elif len(sums) == classes:
+        yield sums
+
+
+def _is_additive(
+    layout: Layout,
+    reading: Reading,
+    run: Callable[[Inputs], Array],
+    flat: Inputs,
+    scores: Array,
+) -> bool:
+    """Whether no column's effect hung on others, between pairs of made-up rows."""
+    orders, half = Orders(layout.columns, 1), _ROWS // 2
+    place = np.arange(half * orders.coalitions)
+    row = place // max(1, orders.coalitions)
+    masks = orders.masks(0, len(place))
+    mixed = layout.mixed(rows_at(flat, row), rows_at(flat, row + half), masks)
+    which = reading.which(scores[:half], None)
+    values = reading.values(run(mixed), which[row]) if len(place) else np.empty(0)
+    _, errors = orders.attributions(
+        values.reshape(half, 1, -1),
+        reading.values(scores[:half], which),
+        reading.values(scores[half:], which)[:, None],
+    )
+    return is_rounding(errors, reading.values(scores[:half], which))
