@@ -23,6 +23,7 @@ from sealgate.errors import (
     TransportError,
 )
 from sealgate.exchange import Answer, check_token, refusal
+from sealgate.explanation import Explanation, question_for
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -199,6 +200,26 @@ class AsyncClient:
                 traceparent=traceparent,
                 batched=batched,
                 progress=progress,
+            )
+        )
+
+    async def explain(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        of: str | int | None = None,
+        method: str = "shapley",
+        pairs: int | None = None,
+        samples: int | None = None,
+        version: str | None = None,
+        traceparent: str | None = None,
+    ) -> Explanation:
+        """Run a model, and ask why it answers so."""
+        question = question_for(method, of, pairs, samples)
+        return await self._run(
+            self._core.explain(
+                model, inputs, question, version=version, traceparent=traceparent
             )
         )
 

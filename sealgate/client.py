@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sealgate.core import Core
 from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
+from sealgate.explanation import Explanation, question_for
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -185,6 +186,46 @@ class Client:
                 traceparent=traceparent,
                 batched=batched,
                 progress=progress,
+            )
+        )
+
+    def explain(
+        self,
+        model: str,
+        inputs: Any,
+        *,
+        of: str | int | None = None,
+        method: str = "shapley",
+        pairs: int | None = None,
+        samples: int | None = None,
+        version: str | None = None,
+        traceparent: str | None = None,
+    ) -> Explanation:
+        """Run a model, and ask why it answers so. Takes the scope ``explain:MODEL``.
+
+        Each row costs as many rows of a quota as it takes evaluations. All rows are
+        sent in one request.
+
+        Args:
+            model: its name.
+            inputs: as for `infer`.
+            of: the class to explain, by name or number; without it, the one answered.
+            method: "shapley", or "local": a linear model of what is answered nearby.
+            pairs: antithetic pairs of permutations, where they are needed; more take
+                longer, and make errors smaller. The server's default is 10.
+            samples: rows near each that "local" asks about; the default is 1000.
+            version: which answers; the default one without it.
+            traceparent: as for `infer`.
+
+        Raises:
+            TensorError: an input cannot be sent as the model's dtype; no such method.
+            ServerRefusedError: for instance that this model is not explained.
+            ProfileError, PassportError, TransportError: as `infer`.
+        """
+        question = question_for(method, of, pairs, samples)
+        return self._run(
+            self._core.explain(
+                model, inputs, question, version=version, traceparent=traceparent
             )
         )
 

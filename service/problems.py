@@ -76,6 +76,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(400, "malformed-json", "Body is not JSON"),
         _kind(400, "invalid-request", "Invalid inference request"),
         _kind(400, "invalid-credentials", "More than one set of credentials"),
+        _kind(400, "not-explainable", "Answers of this model cannot be explained"),
         _kind(401, "unauthenticated", "A valid access token is needed"),
         _kind(403, "insufficient-scope", "The token does not grant this"),
         _kind(403, "sealed-required", "This server only answers sealed requests"),
@@ -106,7 +107,6 @@ _KINDS: Mapping[str, _Kind] = dict(
                 "https://iana.org/assignments/http-problem-types#ohttp-key",
             ),
         ),
-        _kind(422, "not-explainable", "Answers of this model cannot be explained"),
         # draft-ietf-httpapi-ratelimit-headers-11, section 5.1.
         (
             "quota-exceeded",
