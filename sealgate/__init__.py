@@ -13,7 +13,7 @@ retry                 when a request may be sent again
 transport             how bytes leave: connections, and a closed list of fields
 content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
-explanation           why a model answered so
+explanation, bars     why a model answered so; as charts
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O

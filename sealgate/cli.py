@@ -168,6 +168,68 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=commands.infer)
 
 
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Ask why a model answers so, about rows of a file: what each column "
+        "contributes, as bars. Each row counts as many rows of your quota as it takes "
+        "evaluations."
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="as for infer",
+    )
+    parser.add_argument("--input-format", choices=KINDS, help="as for infer")
+    parser.add_argument(
+        "--row",
+        type=_count,
+        action="append",
+        metavar="N",
+        help="explain only this row, from 0; repeatable (default: the first)",
+    )
+    parser.add_argument(
+        "--of", metavar="CLASS", help="class to explain; default: the one answered"
+    )
+    parser.add_argument(
+        "--method",
+        choices=("shapley", "local"),
+        default="shapley",
+        help="local: a linear model of what is answered nearby (default: shapley)",
+    )
+    parser.add_argument(
+        "--pairs",
+        type=_count,
+        metavar="N",
+        help="of permutations; more make errors smaller (default: 10)",
+    )
+    parser.add_argument(
+        "--samples", type=_count, metavar="N", help="rows nearby (default: 1000)"
+    )
+    parser.add_argument("--version", metavar="V", help="default: the model's default")
+    parser.add_argument(
+        "--top",
+        type=_count,
+        default=12,
+        metavar="N",
+        help="columns to show, the others added up (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, not bars")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write a page with the bars, too"
+    )
+    parser.set_defaults(run=commands.explain)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
 def _add_metadata(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show a model's inputs and outputs, columns and labels."
     _add_model(parser)
@@ -258,6 +320,7 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("infer", "run a model on the rows of files", _add_infer),
+    ("explain", "say why a model answers so", _add_explain),
     ("metadata", "show a model's inputs and outputs", _add_metadata),
     ("health", "say whether the server is ready", _add_health),
     ("passport", "check and show a model's evidence", _add_passport),

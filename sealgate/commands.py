@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sealgate.async_client import AsyncClient
+from sealgate.bars import cells_of, explanation_page, format_explanation
 from sealgate.client import Client
 from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
@@ -48,7 +49,16 @@ from sealgate.proxy import Proxy
 from sealgate.retry import RetryPolicy
 from sealgate.tables import read_inputs
 
-__all__ = ["address", "health", "infer", "keys", "metadata", "passport", "proxy"]
+__all__ = [
+    "address",
+    "explain",
+    "health",
+    "infer",
+    "keys",
+    "metadata",
+    "passport",
+    "proxy",
+]
 
 _MAX_PEM_BYTES = 64 << 10
 # Many rows reach quotas by the minute: a command can wait for the next one.
@@ -84,6 +94,49 @@ def infer(args: argparse.Namespace) -> int:
     else:
         print(format_json(outputs) if args.json else format_table(outputs, description))
     return 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Say why a model answers so, about rows of a file."""
+    client, model = _client(args, retry=_PATIENT)
+    with client:
+        description = client.metadata(model)
+        inputs = read_inputs(args.input, description, args.input_format or "")
+        rows = list(dict.fromkeys(args.row or [0]))
+        arrays = _chosen(inputs.arrays, rows)
+        found = client.explain(
+            model,
+            arrays,
+            of=args.of,
+            method=args.method,
+            pairs=args.pairs,
+            samples=args.samples,
+            version=args.version,
+        )
+    cells = [cells_of(arrays, description, place) for place in range(len(rows))]
+    if args.html is not None:
+        page = explanation_page(model, found, list(enumerate(cells)), top=args.top)
+        _write(args.html, page.encode())
+    if args.json:
+        print(format_json(found.arrays))
+        return 0
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    for place, own in enumerate(cells):
+        print(format_explanation(found, place, own, top=args.top, ascii_only=plain))
+    print(f"charged as {found.evaluations} rows")
+    return 0
+
+
+def _chosen(arrays: Mapping[str, Array], rows: Sequence[int]) -> dict[str, Array]:
+    """Some rows of every input.
+
+    Raises:
+        ProfileError: the file has no such row.
+    """
+    try:
+        return {name: array[list(rows)] for name, array in arrays.items()}
+    except IndexError:
+        raise ProfileError(f"--row: no row {max(rows)} in the file") from None
 
 
 def metadata(args: argparse.Namespace) -> int:

@@ -71,6 +71,20 @@ class Explanation:
             for place in order
         ]
 
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The model's outputs, and the explanation, by name."""
+        own = {
+            "attributions": self.attributions,
+            "errors": self.errors,
+            "value": self.values,
+            "reference": self.references,
+            "class": self.classes,
+            "fit": self.fits,
+        }
+        kept = {_PREFIX + name: a for name, a in own.items() if a is not None}
+        return self.outputs | kept
+
     def label(self, row: int = 0) -> str:
         """What is explained of a row: a class's name or number; "" of a number."""
         if self.classes is None:

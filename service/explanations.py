@@ -15,6 +15,7 @@ The answer has the model's outputs, and these, a row for each of the request's:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -211,6 +212,8 @@ def _class(asked: Any, explainer: Explainer) -> int | None:
     reading = explainer.reading
     if isinstance(asked, str) and asked in reading.labels:
         return reading.labels.index(asked)
+    if isinstance(asked, str) and re.fullmatch("[0-9]{1,9}", asked):
+        asked = int(asked)
     if type(asked) is int and 0 <= asked < reading.classes:
         return asked
     known = f"0 to {reading.classes - 1}, or its name" if reading.classes else "none"
