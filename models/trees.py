@@ -169,6 +169,7 @@ class _Compiler:
         if aggregate not in (b"SUM", b"AVERAGE"):
             raise ValueError("neither sums nor means")
         self._scale = 1 / len(trees) if aggregate == b"AVERAGE" else 1.0
+        self._trees, self._visited = len(trees), 0
         self._tests: list[tuple[int, bytes, float, bool, bool]] = []
         self._groups: list[tuple[int, int, int]] = []  # start, column, leaf
         self._leaves: list[Floats] = []
@@ -181,6 +182,8 @@ class _Compiler:
         """
         for root in self._roots():
             self._walk(root)
+        if self._visited != len(self._nodes):
+            raise ValueError("nodes that no root leads to")
         column, mode, value, passes, missing = map(np.array, zip(*self._tests))
         starts, group_column, group_leaf = (
             np.array(item, np.intp) for item in zip(*self._groups)
@@ -208,14 +211,20 @@ class _Compiler:
                 if mode not in _TESTS:
                     raise ValueError("an unknown test")
                 children |= {(tree, child) for child in both}
-        return [key for key in self._nodes if key not in children]
+        roots = [key for key in self._nodes if key not in children]
+        if len(roots) != self._trees:
+            raise ValueError("trees without a root, or with several")
+        return roots
 
     def _walk(self, root: tuple[int, int]) -> None:
-        """Down to every leaf; what is no tree has more leaves than nodes."""
+        """Down to every leaf; in a tree there is one way to each node."""
         tree = root[0]
         waiting: list[tuple[int, tuple[Any, ...]]] = [(root[1], ())]
         while waiting:
             name, path = waiting.pop()
+            self._visited += 1
+            if self._visited > len(self._nodes):
+                raise ValueError("no tree")
             column, mode, value, *both = self._nodes[tree, name]
             if mode == b"LEAF":
                 self._leaf((tree, name), path)
@@ -225,8 +234,6 @@ class _Compiler:
             missing = bool(self._missing[tree, name])
             for child, passes in zip(both, (True, False)):
                 waiting.append((child, (*path, (column, mode, value, passes, missing))))
-            if len(waiting) > len(self._nodes):
-                raise ValueError("no tree")
 
     def _leaf(self, key: tuple[int, int], path: tuple[Any, ...]) -> None:
         """Its tests by column. A tree that is one leaf adds the same to every row."""
@@ -243,7 +250,7 @@ class _Compiler:
         for target, weight in own:
             weights[self._targets[target]] += weight
         self._leaves.append(weights)
-        if len(self._tests) > MAX_TESTS or len(self._leaves) > len(self._nodes):
+        if len(self._tests) > MAX_TESTS:
             raise ValueError("too large")
 
 

@@ -189,13 +189,13 @@ def _has_scope(principal: Principal, actions: Sequence[str], model: str) -> bool
     return False
 
 
-def model_scope(model: str) -> str:
-    """The scope that grants inference with one model.
+def model_scope(model: str, action: str = "infer") -> str:
+    """The scope that grants an action with one model.
 
     >>> model_scope("breast-cancer")
     'infer:breast-cancer'
     """
-    return f"infer:{model}"
+    return f"{action}:{model}"
 
 
 def load_permissions(path: Path) -> Permissions:

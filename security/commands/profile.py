@@ -40,6 +40,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--out", type=Path, help="default: profile.json in SEALGATE_HOME"
     )
     parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="let the token ask for explanations, too",
+    )
+    parser.add_argument(
         "--proof-key",
         type=Path,
         metavar="FILE",
@@ -63,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         load_settings(),
         url=args.url,
         models=[args.model],
+        actions=("infer", "explain") if args.explain else ("infer",),
         lifetime_s=args.lifetime,
         out=args.out,
         bound=None if args.proof_key is None else proof_key(args.proof_key),
@@ -76,6 +82,7 @@ def write_profile(
     *,
     url: str,
     models: Sequence[str],
+    actions: Sequence[str] = ("infer",),
     lifetime_s: int,
     out: Path | None = None,
     bound: ProofKey | None = None,
@@ -85,7 +92,8 @@ def write_profile(
     Args:
         settings: of the server's deployment.
         url: of the server.
-        models: that the token lets infer; the first is the profile's own.
+        models: that the token is for; the first is the profile's own.
+        actions: what it grants with each.
         lifetime_s: of the token.
         out: where; by default profile.json in SEALGATE_HOME.
         bound: the key that the token is bound to, if any.
@@ -99,7 +107,7 @@ def write_profile(
     """
     token = mint_from_settings(
         settings,
-        scopes=[model_scope(model) for model in models],
+        scopes=[model_scope(model, action) for model in models for action in actions],
         subject="developer",
         lifetime_s=lifetime_s,
         confirmation=None if bound is None else bound.thumbprint,

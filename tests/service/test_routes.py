@@ -266,7 +266,7 @@ def test_metrics_need_their_scope(rooms: Rooms) -> None:
         "/v2/models/to_y",
         "/v2/models/toy.",
         "/v2/models/..",
-        "/v2/models/toy/explain",
+        "/v2/models/toy/explain/",
         "/v2/models/toy/infer/",
         "/v2/models/toy/../toy",
         "/v2/models/%74oy",

@@ -40,11 +40,14 @@ def test_a_scope_allows_a_model(scopes: tuple[str, ...]) -> None:
 
 
 def test_each_action_has_its_scope() -> None:
-    for action in ("infer", "metadata"):
+    for action in ("infer", "explain", "metadata"):
         assert allowed(NONE, principal(f"{action}:toy"), action=action)
         assert allowed(NONE, principal(f"{action}:*"), action=action)
     assert not allowed(NONE, principal("metadata:toy"))
-    assert not allowed(NONE, principal("explain:toy"), action="metadata")
+    assert not allowed(NONE, principal("metadata:toy"), action="explain")
+    assert not allowed(NONE, principal("explain:toy"))
+    assert not allowed(NONE, principal("infer:toy"), action="explain")
+    assert allowed(NONE, principal("explain:toy"), action="metadata")
 
 
 @pytest.mark.parametrize(
@@ -250,11 +253,11 @@ FAULTS = [
     (ONE.replace('["m"]', '["a*b"]'), r"'a\*b' is no name, or name and"),
     (ONE.replace('["m"]', '["m/../x"]'), "is no name, or name and"),
     (ONE + 'versions = ["latest"]', "'latest' is no name, or name and"),
-    (ONE.replace('["infer"]', '["Infer"]'), "actions: of infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["explain"]'), "actions: of infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["admin"]'), "actions: of infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["metrics"]'), "infer, metadata need models"),
-    (ONE.replace('models = ["m"]\n', ""), "infer, metadata need models"),
+    (ONE.replace('["infer"]', '["Infer"]'), "of explain, infer, metadata, metrics"),
+    (ONE.replace('["infer"]', '["why"]'), "of explain, infer, metadata, metrics"),
+    (ONE.replace('["infer"]', '["admin"]'), "of explain, infer, metadata, metrics"),
+    (ONE.replace('["infer"]', '["metrics"]'), "infer, explain, metadata need models"),
+    (ONE.replace('models = ["m"]\n', ""), "infer, explain, metadata need models"),
     (ONE + ONE, "grant 'g' is there twice"),
     ("x = " + "[" * 5000, r"access\.toml: "),
 ]
