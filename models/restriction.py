@@ -1,6 +1,6 @@
-"""Giving a bundle another output policy, before anybody has signed anything.
+"""Giving a bundle another output policy, or other references for explanations.
 
-The policy is in the manifest, which the root digest covers: whatever was said of the
+Before anybody has signed anything: both are in the manifest, which the root digest covers: whatever was said of the
 bundle has to be said again. What its training says still holds, and cannot be had
 again. What was measured can, and whoever signs it shall have measured it.
 """
@@ -20,6 +20,7 @@ from models.bundle import (
     report_file,
 )
 from models.errors import BundleError
+from models.explanations import Explanations
 from models.files import write_atomic
 from models.manifest import Manifest
 from models.output_policy import OutputPolicy
@@ -30,26 +31,36 @@ __all__ = ["restrict"]
 _MEASURED = ("fairness", "membership", "quality", "robustness", "structure")
 
 
-def restrict(folder: Path, policy: OutputPolicy) -> Bundle:
-    """Give a bundle another output policy.
+def restrict(
+    folder: Path,
+    policy: OutputPolicy | None = None,
+    explanations: Explanations | None = None,
+) -> Bundle:
+    """Give a bundle another output policy, or other explanations; None keeps its own.
 
     The reports of its training are bound to the new manifest, and wait for signatures.
     Every signature, the documents, and what an assessment measured are removed.
 
     Returns:
-        The bundle as it is now; as it was, if it had this policy.
+        The bundle as it is now; as it was, if it had these.
 
     Raises:
         BundleError: it cannot be read or written, its model is sealed, or a report is
             about another model.
-        ManifestError: the policy is not one for its outputs.
+        ManifestError: they do not fit the model.
     """
     before = read_bundle(folder)
-    if before.manifest.output_policy == policy:
+    old = before.manifest
+    manifest = replace(
+        old,
+        output_policy=old.output_policy if policy is None else policy,
+        explanations=old.explanations if explanations is None else explanations,
+    )
+    if manifest == old:
         return before
     if before.sealed:
         raise BundleError("the model is sealed: its reports are about sealed bytes")
-    changed = replace(before.manifest, output_policy=policy).to_json()
+    changed = manifest.to_json()
     Manifest.from_json(changed)
     gone = {MODEL_CARD_FILE, BOM_FILE, MODEL_SIGNATURE_FILE}
     gone |= {report_file(kind) for kind in _MEASURED}

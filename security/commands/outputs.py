@@ -1,4 +1,4 @@
-"""`outputs`: say how much of each answer of a bundle may leave."""
+"""`outputs`: how much of each answer of a bundle may leave, and how it is explained."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.bundle import read_bundle
+from models.data.columns import Table, codes, numbers
+from models.data.readers import read_table
+from models.explanations import QUANTITIES, Explanations
+from models.manifest import Column, Manifest
 from models.output_policy import OutputPolicy
 from models.restriction import restrict
 from security.commands.options import Subparsers
 from security.errors import SettingsError
 
 __all__ = ["add_parser", "run"]
+
+_MAX_BYTES = 4 << 20
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -46,6 +55,21 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--all-scores", action="store_true", help="everything, as without a policy"
     )
+    explained = parser.add_argument_group("how answers are explained")
+    explained.add_argument(
+        "--references",
+        type=Path,
+        metavar="FILE",
+        help="public rows that a row is compared with, a table with the model's "
+        "columns; without any it is the middle of each public range. Never rows that "
+        "were trained on",
+    )
+    explained.add_argument("--explained", metavar="OUTPUT", help="of several outputs")
+    explained.add_argument(
+        "--quantity",
+        choices=QUANTITIES,
+        help="what contributions add up to (default: log-odds of probabilities)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -63,9 +87,43 @@ def run(args: argparse.Namespace) -> int:
     for key, message in OutputPolicy.mistakes(asked):
         raise SettingsError(f"--{key.replace('_', '-')}: {message}")
     bundle = read_bundle(args.bundle)
+    policy = None
     if asked or args.all_scores:
-        bundle = restrict(args.bundle, OutputPolicy(**asked))
+        policy = OutputPolicy(**asked)
+    bundle = restrict(args.bundle, policy, _explanations(args, bundle.manifest))
     manifest = bundle.manifest
     print(f"{manifest.tag}  {manifest.output_policy}")
     print(f"{'answers':<12}{', '.join(manifest.release.names)}")
+    if manifest.output_policy.explains:
+        rows = len(manifest.explanations.references)
+        against = f"{rows} public rows" if rows else "the middle of each public range"
+        print(f"{'explained':<12}against {against}")
     return 0
+
+
+def _explanations(args: argparse.Namespace, manifest: Manifest) -> Explanations | None:
+    """What was said of them; None where nothing was.
+
+    Raises:
+        DatasetError: the table has not the model's columns.
+        SettingsError: the model has no columns by name.
+    """
+    if (args.references, args.explained, args.quantity) == (None, None, None):
+        return None
+    rows = manifest.explanations.references
+    if args.references is not None:
+        if not manifest.columns:
+            raise SettingsError("--references: the model's columns have no names")
+        table = read_table(str(args.references), base=Path(), max_bytes=_MAX_BYTES)
+        names = [column.name for column in manifest.columns]
+        table.require(names, also=table.arrays)
+        values = [_column(table, column).tolist() for column in manifest.columns]
+        rows = tuple(tuple(map(float, row)) for row in zip(*values))
+    return Explanations(rows, args.explained, args.quantity)
+
+
+def _column(table: Table, column: Column) -> NDArray[np.float64]:
+    if not column.categories:
+        return numbers(table, column.name)
+    known = {name: code for code, name in enumerate(column.categories)}
+    return codes(table, column.name, known, what="category")
