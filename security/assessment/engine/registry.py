@@ -35,6 +35,7 @@ _CHECKS = {
     "attributes": "privacy.attributes:AttributeCheck",
     "inversion": "privacy.inversion:InversionCheck",
     "extraction": "privacy.extraction:ExtractionCheck",
+    "explanation-attacks": "privacy.explained:ExplainedCheck",
     "poisoning": "poisoning.check:PoisoningCheck",
     "trigger": "poisoning.trigger_check:TriggerCheck",
     "explanations": "explanations:ExplanationCheck",
@@ -55,6 +56,7 @@ NO_NUMBER: Mapping[str, str] = {
     "attributes": _CLASS + "guesses of a secret column from the given class",
     "inversion": _CLASS + "pictures of a class",
     "extraction": _CLASS + "how often a copy gives the same one",
+    "explanation-attacks": _CLASS + "log-odds of the given class",
     "poisoning": _CLASS + "rows of one that resemble another's",
     "trigger": _CLASS + "a pattern that sends every row to one",
 }
@@ -64,6 +66,7 @@ NO_PARTS: Mapping[str, str] = {
     "smoothing": _ONE + "noise means nothing elsewhere",
     "inversion": _ONE + "it follows the gradient",
     "extraction": _ONE + "it asks about rows drawn from ranges",
+    "explanation-attacks": _ONE + "its reference is the middle of ranges",
     "poisoning": _ONE + "it looks at what the last layer reads",
     "trigger": _ONE + "it searches values of one table",
 }

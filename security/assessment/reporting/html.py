@@ -34,6 +34,7 @@ _TITLES = {
     "edits": "Evasion: edits of text",
     "evasion": "Evasion: changed inputs",
     "evasion-cost": "Evasion: what turning a row costs",
+    "explanation-attacks": "Explanations: what they give away",
     "explanations": "Explanations: which columns decide",
     "extraction": "Extraction: copying the model",
     "fairness": "Fairness",
@@ -63,7 +64,14 @@ _KEY_FIGURES = (
     ("poisoning", "suspicious_rows", "training rows under suspicion"),
     ("inversion", "recognised", "classes recognised in pictures from the model"),
 )
-_NO_KEY_FIGURE = ("answers", "corruption", "explanations", "structure", "trigger")
+_NO_KEY_FIGURE = (
+    "answers",
+    "corruption",
+    "explanation-attacks",
+    "explanations",
+    "structure",
+    "trigger",
+)
 _KINDS = {
     "onnx": "ONNX file",
     "bundle": "bundle",

@@ -281,6 +281,26 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         nist=("extraction",),
         owasp=("ML05:2023",),
     ),
+    "explanations-tell-members": ScanRule(
+        "warning",
+        "attributions do not tell who was in the training data",
+        "Whoever may ask why an answer was given learns who was trained on.",
+        "Let no explanation leave (`python -m security outputs --no-explanations`), or "
+        "train with differential privacy: attributions of such a model told nothing.",
+        atlas=("AML.T0024.000",),
+        nist=("membership-inference", "privacy"),
+        owasp=("ML04:2023",),
+    ),
+    "explanations-sell-copies": ScanRule(
+        "note",
+        "explained answers do not make a copy cheaper than plain ones",
+        "An explanation says how the model would answer mixed rows, too.",
+        "Grant `explain:MODEL` to few, and hold their rows to quotas: an explanation "
+        "counts as all the rows it took.",
+        atlas=("AML.T0024.002",),
+        nist=("extraction",),
+        owasp=("ML05:2023",),
+    ),
     "poisoned-rows": ScanRule(
         "error",
         "no pattern in training rows of a class decides the answer",

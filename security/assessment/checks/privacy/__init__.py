@@ -14,4 +14,5 @@ canaries    trainings with planted units, judged against a claim
 canary_check  the same as a check of a scan
 membership  the membership check of a scan
 extraction  a copy of the model from its answers
+explained   what explanations give away: members, and cheaper copies
 """

@@ -90,10 +90,10 @@ class ExtractionCheck:
         job, random = context.job, context.random(unit.key)
         order = context.random("extraction/split").permutation(len(job.rows))
         known, judged = np.array_split(order, 2)
-        rows = _questions(context, unit.params, job.rows[known], random)
+        rows = questions_of(context, unit.params, job.rows[known], random)
         answers = context.target.ask(rows)
         usable = (answers.labels >= 0) & answers.finite
-        questions = _scaled(context, rows[usable])
+        questions = scaled(context, rows[usable])
         answers = replace(
             answers, scores=answers.scores[usable], labels=answers.labels[usable]
         )
@@ -108,7 +108,7 @@ class ExtractionCheck:
                     name,
                     questions,
                     chances_left(leaving, answers, job.reading.form),
-                    _scaled(context, job.rows[judged]),
+                    scaled(context, job.rows[judged]),
                     seed=context.seed(unit.key),
                 )
                 key = policy if name == "perceptron" else name
@@ -147,7 +147,7 @@ class ExtractionCheck:
         )
 
 
-def _questions(
+def questions_of(
     context: Context,
     params: Mapping[str, Any],
     known: NDArray[Any],
@@ -167,7 +167,7 @@ def _questions(
     return np.ascontiguousarray(rows.astype(known.dtype))
 
 
-def _scaled(context: Context, rows: NDArray[Any]) -> NDArray[np.float32]:
+def scaled(context: Context, rows: NDArray[Any]) -> NDArray[np.float32]:
     space = context.job.space
     low, high = np.asarray(space.low, float), np.asarray(space.high, float)
     scaled = 2 * (rows.astype(np.float64) - low) / (high - low) - 1
