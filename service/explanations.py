@@ -90,6 +90,8 @@ async def explained(
         Problem: the run failed.
     """
     document = asked.content.document
+    if not asked.rows or len({head.shape[0] for _, head in asked.heads.values()}) > 1:
+        raise TensorError("inputs: expected as many rows of each, and one at least")
     question = question_of(document, explainer)
     price = priced(explainer, asked.rows, question)
     await decision.charge_rows(price)

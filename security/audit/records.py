@@ -34,7 +34,7 @@ Scalar = str | int | bool | None
 
 # Every field of a record, with its meaning; None where it does not apply.
 FIELDS: Mapping[str, str] = {
-    "action": "infer, metadata, ready, attestations, metrics; start, load, "
+    "action": "infer, explain, metadata, ready, attestations, metrics; start, load, "
     "unload, withdraw, restore, deployment, "
     "worker-ended, key-rotation, revocation, admission",
     "client": "client_id of the token; a pseudonym where it is the subject's own",

@@ -95,6 +95,7 @@ def explained_output(manifest: Manifest) -> Tensor:
         tensor
         for tensor in manifest.outputs
         if named in (None, tensor.spec.name)
+        and tensor.form != "sequence"
         and DATATYPES[tensor.spec.datatype].kind == "f"
         and tensor.spec.shape[:1] == (-1,)
         and len(tensor.spec.shape) <= 2

@@ -14,7 +14,8 @@ from tests.support.bundles import NAME
 from tests.support.servers import ROOT
 
 PAGES = {
-    name: (ROOT / "docs" / name).read_text() for name in ("client.md", "from-url.md")
+    name: (ROOT / "docs" / name).read_text()
+    for name in ("client.md", "explanations.md", "from-url.md")
 }
 EXAMPLE = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 PYTHON = [item for page in PAGES.values() for item in EXAMPLE.findall(page)]
@@ -31,7 +32,7 @@ def folder(server, deployment, tmp_path_factory):
     path = tmp_path_factory.mktemp("docs")
     check_security(
         deployment,
-        *("profile", "--url", server.url, "--model", NAME),
+        *("profile", "--url", server.url, "--model", NAME, "--explain"),
         *("--out", str(path / "profile.json")),
         **toy_settings(deployment),
     )

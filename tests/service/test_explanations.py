@@ -315,6 +315,88 @@ def test_values_that_are_missing(rooms: Rooms) -> None:
     assert total == pytest.approx(float(difference[0]), abs=1e-6)
 
 
+def mixed_inputs() -> tuple[bytes, Manifest]:
+    """codes INT64[-1,2], size FP32[-1] -> number FP32[-1]: a product, and a sum."""
+    nodes = [
+        helper.make_node("Cast", ["codes"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceProd", ["numbers"], ["product"], axes=[1], keepdims=0),
+        helper.make_node("Add", ["product", "size"], ["number"]),
+    ]
+    infos = [
+        helper.make_tensor_value_info("codes", TensorProto.INT64, ["rows", 2]),
+        helper.make_tensor_value_info("size", TensorProto.FLOAT, ["rows"]),
+        helper.make_tensor_value_info("number", TensorProto.FLOAT, ["rows"]),
+    ]
+    graph = helper.make_graph(nodes, "mixed", infos[:2], infos[2:])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    kinds = tuple(Column(name, 0.0, 3.0, tuple("pqrs")) for name in "ab")
+    inputs = (
+        Tensor(TensorSpec("codes", "INT64", (-1, 2)), columns=kinds),
+        Tensor(TensorSpec("size", "FP32", (-1,)), bounds=(0.0, 4.0)),
+    )
+    outputs = (Tensor(TensorSpec("number", "FP32", (-1,))),)
+    return model.SerializeToString(), Manifest("mixed", "1.0.0", inputs, outputs, 64)
+
+
+@pytest.mark.parametrize(
+    ("rows", "status"), [((1, 1), 200), ((2, 2), 200), ((0, 0), 400), ((1, 2), 400)]
+)
+def test_several_inputs_and_a_number(
+    tmp_path: Path, rows: tuple[int, int], status: int
+) -> None:
+    (tmp_path / "m").mkdir()
+    admission = unverified(tmp_path / "m", *mixed_inputs())
+    rooms = wire(tmp_path / "rooms", admissions=[admission])
+    inputs = [
+        {
+            "name": "codes",
+            "datatype": "INT64",
+            "shape": [rows[0], 2],
+            "data": [3, 2] * rows[0],
+        },
+        {
+            "name": "size",
+            "datatype": "FP32",
+            "shape": [rows[1]],
+            "data": [5.0] * rows[1],
+        },
+    ]
+    asked = request(
+        "POST",
+        "/v2/models/mixed/explain",
+        bearer=token("explain:mixed"),
+        body=json.dumps({"inputs": inputs, "parameters": {"pairs": 50}}).encode(),
+    )
+    response = asyncio.run(rooms.routes.answer(asked, sealed=True))
+    assert response.status == status
+    if status != 200:
+        return
+    document = json.loads(response.body)
+    found, said = parts(document), document["parameters"]
+    assert said["columns"] == ["a", "b", "size"]
+    assert "class" not in found
+    # Against codes 1, 1 and 2: 3 * 2 + 5 less 1 * 1 + 2; the product is shared.
+    assert found["value"][0] - found["reference"][0] == 8
+    assert found["attributions"][0, 2] == pytest.approx(3, abs=1e-5)
+    assert found["attributions"][0].sum() == pytest.approx(8, abs=1e-6)
+    exact = [(2 + 4) / 2, (1 + 3) / 2]
+    off = np.abs(found["attributions"][0, :2] - exact)
+    assert (off <= 5 * found["errors"][0, :2]).all()
+
+
+def test_one_column(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    manifest = described("one", 2, 1)
+    admission = unverified(tmp_path / "m", perceptron(2, 1), manifest)
+    rooms = wire(tmp_path / "rooms", admissions=[admission])
+    status, document = ask(rooms, "one", np.ones((3, 1), np.float32))
+    found = parts(document)
+    assert (status, document["parameters"]["exact"]) == (200, True)
+    difference = found["value"] - found["reference"]
+    np.testing.assert_allclose(found["attributions"][:, 0], difference)
+
+
 # Who may.
 
 
@@ -470,9 +552,6 @@ def test_evaluations_are_rows_of_a_quota(tmp_path: Path) -> None:
 def test_no_request_holds_the_event_loop(rooms: Rooms) -> None:
     """The largest one of each kind, beside a clock that ticks."""
     rows = np.random.default_rng(0).normal(size=(46, WIDTH)).astype(np.float32)
-    body = {
-        "features": rows.tolist(),
-    }
     gaps: list[float] = []
 
     async def tick(stop: asyncio.Event) -> None:
@@ -494,7 +573,7 @@ def test_no_request_holds_the_event_loop(rooms: Rooms) -> None:
                             "name": "features",
                             "datatype": "FP32",
                             "shape": list(rows.shape),
-                            "data": body["features"],
+                            "data": rows.tolist(),
                         }
                     ],
                     "parameters": parameters,
