@@ -336,7 +336,7 @@ def test_a_step_back_over_the_end_of_a_window_overwrites_nothing(site: Site) -> 
 
 
 def test_quiet_windows_are_withheld_and_cost_little(site: Site) -> None:
-    monitor = site.worker()
+    monitor = site.worker(min_subjects=2000)
     site.clock.tomorrow()
     monitor.look()
     (made,) = site.releases()
@@ -376,8 +376,8 @@ def test_releases_stop_when_the_budget_is_spent(site: Site) -> None:
 def test_versions_of_a_window_share_its_budget(site: Site) -> None:
     site.versions.append(manifest("1.1.0"))
     monitor = site.worker()
-    crowd(monitor, range(500))
-    for subject in range(500):
+    crowd(monitor, range(2000))
+    for subject in range(2000):
         ask(monitor, subject, 2.0, version="1.1.0")
     ask(monitor, 1, 2.0, version="9.9.9")  # is not watched
     site.clock.tomorrow()
