@@ -187,8 +187,10 @@ def test_bounds_and_runs() -> None:
             assert amount(stated) == getattr(ServiceSettings(), name), name
 
 
-def amount(text: str) -> float:
-    """What a page writes as 32 KiB, 10 s or 50,000."""
+def amount(text: str) -> float | None:
+    """What a page writes as 32 KiB, 10 s, 50,000 or unlimited."""
+    if text == "unlimited":
+        return None
     number, _, unit = text.replace(",", "").partition(" ")
     return float(number) * {"KiB": 1 << 10, "MiB": 1 << 20}.get(unit, 1)
 
