@@ -9,6 +9,7 @@ import sys
 from benchmarks import (
     access,
     assessment,
+    explanations,
     gate,
     gradients,
     policies,
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "server": server.run,
     "access": access.run,
     "policies": policies.run,
+    "explanations": explanations.run,
     "throughput": throughput.run,
     "gradients": gradients.run,
     "training": training.run,

@@ -55,7 +55,7 @@ _ROUNDING = 1e-4
 _APART = asyncio.Semaphore(1)
 
 _T = TypeVar("_T")
-_orders = lru_cache(maxsize=32)(Orders)
+_orders = lru_cache(maxsize=8)(Orders)
 
 
 @dataclass(frozen=True)
