@@ -108,6 +108,7 @@ def test_the_sdk():
         "Client",
         "ClientError",
         "ClockError",
+        "Explanation",
         "InvalidInputError",
         "KeyRefusedError",
         "NotFoundError",
