@@ -8,7 +8,7 @@ quality       these three as a check, and unusual rows
 rates         rates by group of people, and how far apart
 fairness      the same as a check
 corruption    what worn data cost, without an attacker
-explanations  what answers rest on, by SHAP
+explanations  what answers rest on, by Shapley values
 edits         edits of text that turn the answer
 evasion       attacks on the input, and what they prove
 privacy       who was in the training data, and what a copy costs

@@ -1,31 +1,87 @@
-"""What the model's answers rest on: global importance of the columns, by SHAP.
+"""What the model's answers rest on: global importance of the columns.
 
 Shapley values of the probability (or score) of the class that the model gave, by
-permutation sampling over the model's answers, so for any target. Lundberg and Lee, "A
-Unified Approach to Interpreting Model Predictions" (2017).
+antithetic permutations over the model's answers, so for any target: as the server
+explains an answer (`models.shapley`), against other rows. Lundberg and Lee, "A Unified
+Approach to Interpreting Model Predictions" (2017).
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.report import Metric
+from models.shapley import Orders
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult
 
-__all__ = ["ExplanationCheck"]
+__all__ = ["Attributed", "ExplanationCheck", "attributed"]
+
+Floats = NDArray[np.float64]
+Places = NDArray[np.intp]
 
 _ROWS = 40
 _BACKGROUND = 20
 _MAX_COLUMNS = 256
 _SHOWN = 20
+_ASKED_AT_ONCE = 1 << 15
+
+
+@dataclass(frozen=True, eq=False)
+class Attributed:
+    """What some rows' columns contribute.
+
+    Attributes:
+        values: ``(n,)``, what was answered about each row.
+        references: ``(n, references)``, what about each reference.
+        attributions: ``(n, columns)``.
+    """
+
+    values: Floats
+    references: Floats
+    attributions: Floats
+
+
+def attributed(
+    ask: Callable[[NDArray[Any], Places], Floats],
+    rows: NDArray[Any],
+    which: Places,
+    references: NDArray[Any],
+    *,
+    pairs: int,
+) -> Attributed:
+    """Shapley values of rows, by what is answered about mixtures with references.
+
+    Args:
+        ask: given rows, and the class of each, the quantity that is explained.
+        rows: ``(n, columns)``.
+        which: ``(n,)``, the explained class of each.
+        references: ``(references, columns)``.
+        pairs: of permutations.
+    """
+    orders, count = Orders(rows.shape[1], pairs), len(references)
+    masks = orders.masks(0, orders.coalitions)
+    each = max(1, count * orders.coalitions)
+    parts = []
+    for start in range(0, len(rows), max(1, _ASKED_AT_ONCE // each)):
+        part = slice(start, start + max(1, _ASKED_AT_ONCE // each))
+        mixed = np.where(masks, rows[part, None, None], references[:, None])
+        flat = mixed.reshape(-1, rows.shape[1]).astype(rows.dtype)
+        asked = ask(flat, np.repeat(which[part], each)) if len(flat) else np.empty(0)
+        parts.append(asked.reshape(len(mixed), count, -1))
+    values = ask(rows, which)
+    about = np.stack(
+        [ask(np.tile(row, (len(rows), 1)), which) for row in references], axis=1
+    )
+    found, _ = orders.attributions(np.concatenate(parts), values, about)
+    return Attributed(values, about, found)
 
 
 class ExplanationCheck:
@@ -47,40 +103,26 @@ class ExplanationCheck:
 
     def units(self, context: Context) -> list[Unit]:
         """One unit."""
-        return [Unit(self.name, "explanations/shap", weight=1.0)]
+        return [Unit(self.name, "explanations/shapley", weight=1.0)]
 
     def run(self, unit: Unit, context: Context) -> Outcome:
         """Explain some rows against a background of others."""
-        with warnings.catch_warnings():
-            # Its plots, which are not used, announce what matplotlib will change.
-            warnings.simplefilter("ignore")
-            import shap  # noqa: PLC0415  (seconds)
-
         job = context.job
-        random = context.random(unit.key)
-        order = random.permutation(len(job.rows))
+        order = context.random(unit.key).permutation(len(job.rows))
         chosen, background = order[:_ROWS], order[_ROWS : _ROWS + _BACKGROUND]
-        given = job.clean.labels[chosen]
-        columns = job.rows.shape[1]
 
-        def ask(rows: NDArray[Any]) -> NDArray[np.float64]:
-            scores = context.target.ask(rows.astype(job.rows.dtype)).scores
-            return np.nan_to_num(scores, posinf=0.0, neginf=0.0)
+        def ask(rows: NDArray[Any], which: Places) -> Floats:
+            scores = np.nan_to_num(context.target.ask(rows).scores, posinf=0, neginf=0)
+            return np.asarray(scores[np.arange(len(rows)), which], np.float64)
 
-        explainer = shap.PermutationExplainer(
+        found = attributed(
             ask,
-            shap.maskers.Independent(job.rows[background].astype(np.float64)),
-            seed=context.seed(unit.key) % 2**32,
+            job.rows[chosen],
+            job.clean.labels[chosen],
+            job.rows[background],
+            pairs=1,
         )
-        explained = explainer(
-            job.rows[chosen].astype(np.float64),
-            max_evals=2 * columns + 1,
-            silent=True,
-        )
-        # Of a single score, or number, the library leaves out the last axis.
-        values = explained.values.reshape(_ROWS, columns, -1)
-        own = np.abs(values[np.arange(_ROWS), :, given])
-        return Outcome({"rows": _ROWS}, {"importance": own})
+        return Outcome({"rows": _ROWS}, {"importance": np.abs(found.attributions)})
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -106,7 +148,7 @@ class ExplanationCheck:
         return CheckResult(
             self.name,
             conditions={
-                "method": "shap_permutation",
+                "method": "shapley_permutations",
                 "rows": _ROWS,
                 "background_rows": _BACKGROUND,
             },

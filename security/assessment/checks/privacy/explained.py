@@ -17,6 +17,7 @@ gradients). It is beside a copy from as many answers without explanations.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from models import shapley
 from models.report import Metric
 from models.shapley import Orders
+from security.assessment.checks.explanations import attributed
 from security.assessment.checks.privacy import curves
 from security.assessment.checks.privacy.answers import learned_scores
 from security.assessment.checks.privacy.extraction import questions_of, scaled
@@ -45,7 +47,6 @@ _MAX_COLUMNS = 256
 _OF_EACH_KIND, _FEWEST = 150, 50
 _QUESTIONS = (50, 200)
 _MIXTURES = 8  # of each explained row, that a thief fits on
-_ASKED_AT_ONCE = 1 << 15
 _TELLS = 0.55
 _ATTACKS = ("attribution_norm", "attribution_variance", "attribution_learned")
 
@@ -211,28 +212,19 @@ def _supposed(odds: Floats, answered: Floats) -> Floats:
 
 
 def _explained(
-    context: Context, rows: NDArray[np.generic], which: Places
+    context: Context, rows: NDArray[Any], which: Places
 ) -> tuple[Floats, Floats, Floats]:
     """Log-odds ``(n,)``, attributions ``(n, columns)`` and the reference's ``(n,)``."""
-    orders, middle = Orders(rows.shape[1], _PAIRS), _middle(context)
-    masks = orders.masks(0, orders.coalitions)
-    many = max(1, _ASKED_AT_ONCE // max(1, orders.coalitions))
-    parts = []
-    for start in range(0, len(rows), many):
-        part = rows[start : start + many]
-        mixed = np.where(masks, part[:, None], middle).astype(rows.dtype)
-        flat = mixed.reshape(-1, rows.shape[1])
-        places = np.repeat(which[start : start + many], orders.coalitions)
-        asked = shapley.log_odds(_chances(context, flat), places)
-        parts.append(asked.reshape(len(part), 1, -1))
-    values = shapley.log_odds(_chances(context, rows), which)
-    about = _chances(context, middle[None].astype(rows.dtype))
-    reference = shapley.log_odds(np.repeat(about, len(rows), axis=0), which)
-    found, _ = orders.attributions(np.concatenate(parts), values, reference[:, None])
-    return values, found, reference
+
+    def ask(asked: NDArray[Any], places: Places) -> Floats:
+        return shapley.log_odds(_chances(context, asked), places)
+
+    middle = _middle(context)[None].astype(rows.dtype)
+    found = attributed(ask, rows, which, middle, pairs=_PAIRS)
+    return found.values, found.attributions, found.references[:, 0]
 
 
-def _chances(context: Context, rows: NDArray[np.generic]) -> Floats:
+def _chances(context: Context, rows: NDArray[Any]) -> Floats:
     context.check_time()
     return chances(context.target.ask(rows).scores, context.job.reading.form)
 
