@@ -74,7 +74,9 @@ def format_explanation(
         bar = block * round(_HALF * abs(value) / longest)
         left, right = (bar, "") if value < 0 else ("", bar)
         own = f"{name:<{widths[0]}}  {cell:>{widths[1]}}"
-        number = f"{value:+10.4g} {_error(found, error):<10}"
+        number = f"{value:+10.4g}" + (
+            "" if found.exact else f" {_error(found, error):<9}"
+        )
         lines.append(f"  {own} {number} {left:>{_HALF}}|{right}".rstrip())
     return "\n".join(lines)
 

@@ -57,7 +57,7 @@ def run(folder, *command: str) -> str:
 def test_there_are_examples():
     written = sum(page.count("```python") for page in PAGES.values())
     assert len(PYTHON) == written >= 8
-    assert len(CONSOLE) == 3
+    assert len(CONSOLE) == 4
 
 
 @pytest.mark.parametrize(("code", "output"), PYTHON, ids=range(len(PYTHON)))
