@@ -397,6 +397,77 @@ def test_one_column(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["attributions"][:, 0], difference)
 
 
+def beyond(nodes: list[Any], before: str) -> list[Any]:
+    """What adds the product of the first two columns, where that is above 16."""
+    return [
+        *nodes,
+        helper.make_node("Gather", ["features", "first"], ["x0"], axis=1),
+        helper.make_node("Gather", ["features", "second"], ["x1"], axis=1),
+        helper.make_node("Mul", ["x0", "x1"], ["product"]),
+        helper.make_node("Sub", ["product", "most"], ["above"]),
+        helper.make_node("Relu", ["above"], ["excess"]),
+        helper.make_node("Add", [before, "excess"], ["number"]),
+    ]
+
+
+def strange(kind: str) -> bytes:
+    """Trees, or a sum, within the public ranges; something else beyond them."""
+    first = helper.make_node("Gather", ["features", "first"], ["sum"], axis=1)
+    if kind == "trees":
+        first = helper.make_node(
+            "TreeEnsembleRegressor",
+            ["features"],
+            ["sum"],
+            domain="ai.onnx.ml",
+            n_targets=1,
+            nodes_treeids=[0, 0, 0],
+            nodes_nodeids=[0, 1, 2],
+            nodes_featureids=[2, 0, 0],
+            nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+            nodes_values=[0.5, 0.0, 0.0],
+            nodes_truenodeids=[1, 0, 0],
+            nodes_falsenodeids=[2, 0, 0],
+            target_treeids=[0, 0],
+            target_nodeids=[1, 2],
+            target_ids=[0, 0],
+            target_weights=[-1.0, 2.0],
+        )
+    nodes = beyond([first], "sum")
+    stored = [
+        numpy_helper.from_array(np.array([0]), "first"),
+        numpy_helper.from_array(np.array([1]), "second"),
+        numpy_helper.from_array(np.array([16], np.float32), "most"),
+    ]
+    features, number = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", width])
+        for name, width in (("features", WIDTH), ("number", 1))
+    )
+    graph = helper.make_graph(nodes, "strange", [features], [number], stored)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(made.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["additive", "trees"])
+def test_no_answer_is_called_exact_that_is_not(tmp_path: Path, kind: str) -> None:
+    """The first runs were within public ranges, and showed what is not so beyond."""
+    inputs = (Tensor(TensorSpec("features", "FP32", (-1, WIDTH)), columns=COLUMNS),)
+    outputs = (Tensor(TensorSpec("number", "FP32", (-1, 1))),)
+    manifest = Manifest("strange", "1.0.0", inputs, outputs, 64)
+    (tmp_path / "m").mkdir()
+    admission = unverified(tmp_path / "m", strange(kind), manifest)
+    rooms = wire(tmp_path / "rooms", admissions=[admission])
+    inside = ask(rooms, "strange")[1]["parameters"]
+    assert (inside["method"], inside["exact"]) == (kind, True)
+    status, document = ask(rooms, "strange", np.full((1, WIDTH), 10, np.float32))
+    found, said = parts(document), document["parameters"]
+    assert (status, said["method"], said["exact"]) == (200, "permutations", False)
+    assert said["pairs"] == 1
+    total = found["attributions"].sum()
+    assert total == pytest.approx(float(found["value"][0] - found["reference"][0]))
+    assert found["errors"][0, :2].min() > 1
+
+
 # Who may.
 
 
@@ -438,6 +509,8 @@ def test_its_record_says_explain_and_what_it_counted_as(rooms: Rooms) -> None:
     text = json.dumps(record)
     assert '"explain"' in text
     assert str(document["parameters"]["evaluations"]) in text
+    totals = rooms.routes.metrics.totals()
+    assert totals["sealgate_requests", "mlp", "1.0.0", "explain", "200"][0] >= 1
 
 
 # What cannot be explained, or asked.
