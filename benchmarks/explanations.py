@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from benchmarks.timing import table
@@ -21,7 +20,7 @@ from models import shapley
 from models.architectures import NetworkSpec, TabularClassifier, build_network
 from models.export import export_onnx
 from models.manifest import Column, Manifest, Tensor
-from models.sessions import make_session
+from models.sessions import Session, make_session
 from sealgate.protocol.tensors import TensorSpec
 from tests.support.ensembles import boosted
 from tests.support.rooms import Rooms, request, token, unverified, wire
@@ -115,8 +114,8 @@ def _pair_by_pair(model: bytes, row: np.ndarray) -> np.ndarray:
     return found / (2 * PAIRS)
 
 
-_SESSIONS: dict[bytes, ort.InferenceSession] = {}
+_SESSIONS: dict[bytes, Session] = {}
 
 
-def _session(model: bytes) -> ort.InferenceSession:
+def _session(model: bytes) -> Session:
     return _SESSIONS.setdefault(model, make_session(model))

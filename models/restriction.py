@@ -1,8 +1,9 @@
 """Giving a bundle another output policy, or other references for explanations.
 
-Before anybody has signed anything: both are in the manifest, which the root digest covers: whatever was said of the
-bundle has to be said again. What its training says still holds, and cannot be had
-again. What was measured can, and whoever signs it shall have measured it.
+Before anybody has signed anything: both are in the manifest, which the root digest
+covers, so that whatever was said of the bundle has to be said again. What its training
+says still holds, and cannot be had again. What was measured can, and whoever signs it
+shall have measured it.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ def test_the_command_sets_references(
     assert "against 2 public rows" in capsys.readouterr().out
     after = read_bundle(bundle)
     assert after.manifest.explanations.references == ROWS
-    # Whatever was said of the bundle has to be said again, and reports still hold.
+    # Whatever was measured has to be measured again; what was trained was trained.
     assert not [name for name in after.files if name.startswith("attestations/")]
-    assert after.report("quality").subject == after.subject != before.subject
+    assert after.report("privacy").subject == after.subject != before.subject
     # Nothing asked changes nothing, and the policy alone leaves them.
     assert main(["outputs", str(bundle)]) == 0
     assert main(["outputs", str(bundle), "--no-explanations"]) == 0
