@@ -27,6 +27,7 @@ from sealgate.protocol.tensors import Array
 from service.content import Asked, encode_answer, failures
 from service.inference.explaining import (
     MAX_EVALUATIONS,
+    MAX_NEARBY_VALUES,
     Explainer,
     Explanation,
     Question,
@@ -153,6 +154,9 @@ def priced(explainer: Explainer, rows: int, question: Question) -> int:
     Raises:
         TensorError: more than a request may ask.
     """
+    most = MAX_NEARBY_VALUES // len(explainer.names)
+    if question.method == "local" and question.samples > most:
+        raise TensorError(f"samples: at most {most} of so many columns")
     price = explainer.price(rows, question)
     if price > MAX_EVALUATIONS:
         raise TensorError(

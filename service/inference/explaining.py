@@ -36,6 +36,7 @@ from service.inference.quantity import Reading
 
 __all__ = [
     "MAX_EVALUATIONS",
+    "MAX_NEARBY_VALUES",
     "Explainer",
     "Explanation",
     "Question",
@@ -47,6 +48,7 @@ __all__ = [
 Evaluate = Callable[[Inputs], Awaitable[Array]]
 
 MAX_EVALUATIONS = 1 << 16  # of one request
+MAX_NEARBY_VALUES = 1 << 19  # of the rows near one: some megabytes
 _RUN_ROWS, _RUN_VALUES = 1024, 1 << 18
 _TESTS_AT_ONCE = 1 << 18
 # Largest difference between the two orders of a pair that is rounding in 32 bits.
@@ -320,7 +322,7 @@ class Explainer:
         span = self._layout.high - self._layout.low
         found = []
         for place, row in enumerate(self._layout.numbers(state.flat)):
-            rows, near = self._layout.near(row, question.samples)
+            rows, near = await _apart(partial(self._layout.near, row, question.samples))
             values = np.empty(len(rows))
             for start, stop in self._runs(len(rows)):
                 part = {name: array[start:stop] for name, array in near.items()}

@@ -548,6 +548,23 @@ def test_more_than_one_request_may_ask(rooms: Rooms) -> None:
     assert "at most 65536" in document["detail"]
 
 
+def test_nearby_rows_are_bounded_by_their_values(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    columns = tuple(Column(f"c{i}", -4.0, 4.0) for i in range(200))
+    manifest = described("broad", 2, 200)
+    inputs = (replace(manifest.inputs[0], columns=columns),)
+    manifest = replace(manifest, inputs=inputs)
+    admission = unverified(tmp_path / "m", perceptron(2, 200), manifest)
+    rooms = wire(tmp_path / "rooms", admissions=[admission])
+    row = np.zeros((1, 200), np.float32)
+    assert ask(rooms, "broad", row, method="local", samples=2600)[0] == 200
+    status, document = ask(rooms, "broad", row, method="local", samples=2700)
+    assert (status, document["detail"]) == (
+        400,
+        "samples: at most 2621 of so many columns",
+    )
+
+
 def test_an_image_has_too_many_values(rooms: Rooms) -> None:
     status, document = ask(rooms, "wide", np.zeros((1, 784), np.float32))
     assert (status, problem(document)) == (400, "not-explainable")
