@@ -14,7 +14,7 @@ from models.manifest import Tensor
 from sealgate.protocol import binary_tensors
 from security.admission.attest import signature_files, waiver_file
 from security.admission.lifecycle import State
-from service.inference.lineup import Served, answers_now
+from service.inference.served import Served, answers_now
 
 __all__ = [
     "model_config",

@@ -34,7 +34,7 @@ from service.inference.explaining import (
     explain,
 )
 from service.inference.layout import UnexplainableError
-from service.inference.lineup import Served
+from service.inference.served import Served
 from service.problems import Problem
 from service.telemetry.casualties import Notes
 from service.telemetry.recorder import Decision

@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from security.settings.loading import Settings
-from service.inference.lineup import Lineup, answers_now
+from service.inference.lineup import Lineup
+from service.inference.served import answers_now
 from service.telemetry.metrics import Metrics
 
 __all__ = ["Readiness", "answers", "own_folders", "usable"]

@@ -17,7 +17,8 @@ from security.access.permissions import Permissions
 from security.access.tokens import Principal
 from security.admission.lifecycle import State
 from service.descriptions import model_statistics, repository_entry, server_metadata
-from service.inference.lineup import Lineup, Served
+from service.inference.lineup import Lineup
+from service.inference.served import Served
 from service.problems import NO_MODEL, Problem
 from service.telemetry.metrics import Metrics
 

@@ -30,7 +30,8 @@ from service.descriptions import model_config, model_metadata, passport
 from service.explanations import explained, explainer_of
 from service.http.intake import VISIT
 from service.inference.batching import InferenceFailedError, OverloadedError
-from service.inference.lineup import Lineup, Served
+from service.inference.lineup import Lineup
+from service.inference.served import Served
 from service.problems import (
     NO_MODEL,
     Problem,

@@ -1,7 +1,8 @@
 """Admitted models, and how their runs are made.
 
 follower   keeps the lineup at what the operator's plan says
-lineup     the models that are served: versions, default, canary, shadow
+lineup     the models that are served, and who answers a request
+served     a version, and a model's versions: default, canary, shadow
 agreement  whether two versions give the same answer, and how often in a trial
 warmup     a model's first runs, and what they teach about it
 study      how a model is explained, settled by its first runs

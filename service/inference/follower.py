@@ -43,7 +43,8 @@ from security.admission.plan import ModelPlan, Plan, PlanFolder, default_since
 from security.admission.policy import load_policy
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
-from service.inference.lineup import Entry, Lineup, Served, check_alike
+from service.inference.lineup import Lineup
+from service.inference.served import Entry, Served, check_alike
 from service.telemetry.casualties import Casualties, who_is_held_off
 
 __all__ = ["REPORT_S", "Follower", "Record"]

@@ -21,7 +21,7 @@ from models.manifest import Column, Manifest, Tensor
 from models.output_policy import OutputPolicy
 from sealgate.protocol.tensors import TensorSpec
 from security.access.quota_table import Limits
-from service.inference.lineup import Served
+from service.inference.served import Served
 from tests.support.ensembles import boosted, forest
 from tests.support.rooms import (
     INPUT,

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from security.settings.loading import load_settings
-from service.inference.lineup import Entry
+from service.inference.served import Entry
 from service.readiness import (
     BAD_LOOKS,
     GOOD_LOOKS,

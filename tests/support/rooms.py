@@ -41,7 +41,8 @@ from security.settings.service import ServiceSettings
 from service.callers import Callers, documents
 from service.gateway import Gateway
 from service.guard import App, Guard
-from service.inference.lineup import Entry, Lineup, Served
+from service.inference.lineup import Lineup
+from service.inference.served import Entry, Served
 from service.routes import Routes
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Recorder

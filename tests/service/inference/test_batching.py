@@ -19,8 +19,9 @@ from service.inference.batching import (
     InferenceTimeoutError,
     OverloadedError,
 )
-from service.inference.lineup import Lineup, Served
+from service.inference.lineup import Lineup
 from service.inference.runtime import LoadedModel
+from service.inference.served import Served
 from service.inference.warmup import Lesson, warm_up
 from service.inference.watchdog import Watchdog
 from tests.support.rooms import (

@@ -18,8 +18,9 @@ from sealgate.protocol.tensors import TensorSpec
 from security.admission.lifecycle import Planned
 from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError
-from service.inference.lineup import Entry, Lineup, check_alike
+from service.inference.lineup import Lineup
 from service.inference.runtime import LoadedModel
+from service.inference.served import Entry, check_alike
 from service.inference.warmup import warm_up
 from tests.support.bundles import manifest, onnx_model
 from tests.support.rooms import centring_model, serving, unverified

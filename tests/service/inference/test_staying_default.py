@@ -22,7 +22,8 @@ from security.settings.admission import AdmissionSettings
 from security.settings.deployment import DeploymentSettings
 from security.settings.loading import Settings
 from security.settings.service import ServiceSettings
-from service.inference.lineup import Entry, Lineup, answers_now
+from service.inference.lineup import Lineup
+from service.inference.served import Entry, answers_now
 from tests.support.bundles import Keys, write_bundle
 from tests.support.promotions import ASKING, monitoring
 

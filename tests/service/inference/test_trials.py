@@ -13,7 +13,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from security.admission.lifecycle import State, Warm
-from service.inference.lineup import Entry, Lineup, Served
+from service.inference.lineup import Lineup
+from service.inference.served import Entry, Served
 from tests.support.bundles import NAME, manifest, onnx_model
 from tests.support.rooms import admitted, request, token, unverified, wire
 
