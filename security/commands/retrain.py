@@ -106,7 +106,7 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         )
     found = alarms.value > 0
     end = read.report.conditions["window_end"]
-    print(f"{'drift':<12}{alarms.value:.0f} alarms about {tag} until {end}")
+    print(f"{'drift':<12}drift_alarms {alarms.value:.0f} about {tag} until {end}")
     record_operation(
         settings.audit,
         [

@@ -6,18 +6,26 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency
+from numpy.typing import NDArray
 
-from models.bundle import read_bundle
+from models.bundle import Bundle, read_bundle
+from models.report import Report
 from security.admission.keys import load_signing_key
 from security.admission.observations import write_observation
+from security.monitoring.drift import Reference, find_drift
+from security.monitoring.layout import Layout, layout_of
+from security.monitoring.ledger import Budget, LocalLedger
+from security.monitoring.release import About, release
+from security.monitoring.windows import window_at
 from tests.conftest import check_security, run_security
 from tests.support.in_process import security_code
 from tests.support.live import reports, wait_for
@@ -105,16 +113,48 @@ def rows_of(path: Path) -> list[tuple[float, str]]:
         return [(float(row["age"]), row["job"]) for row in csv.DictReader(file)]
 
 
-def drifted(before: Path, now: Path) -> int:
-    """How many columns have moved: two-sample chi-square tests of their histograms."""
-    alarms = 0
-    for column in range(2):
-        values = [[row[column] for row in rows_of(path)] for path in (before, now)]
-        bins = sorted({v if column else v // 20 for part in values for v in part})
-        counts = [Counter(v if column else v // 20 for v in part) for part in values]
-        table = np.array([[count[b] for b in bins] for count in counts])
-        alarms += chi2_contingency(table).pvalue < 1e-3
-    return alarms
+def counts_of(layout: Layout, path: Path) -> dict[str, NDArray[np.int64]]:
+    """Histograms of the columns; answers are not among them."""
+    rows = rows_of(path)
+    jobs = ("baker", "nurse", "smith")
+    features = np.array([[age, jobs.index(job)] for age, job in rows], np.float32)
+    codes = layout.codes({"features": features}, {}, slice(0, len(rows)))
+    return layout.counts(codes)
+
+
+def drift_report(folder: Path, bundle: Bundle, asked: Path) -> Report:
+    """What monitoring says of last week, if these rows were asked then.
+
+    The rows are counted as the server counts them, released with privacy, and held
+    against the rows of the training, which are nobody's here.
+    """
+    layout = layout_of(bundle.manifest)
+    usual, now = counts_of(layout, folder / "rows.csv"), time.time()
+    window = window_at("weekly", now).last
+    ledger, budget = LocalLedger(folder / asked.stem), Budget(8.0, 1e-6)
+    ledger.start()
+    try:
+        released = release(
+            ledger,
+            budget,
+            About("drift", "small", "1.0.0", window),
+            counts_of(layout, asked),
+            rho=budget.per_window("weekly"),
+            sensitivity=layout.sensitivity,
+            contribution="a row",
+            subjects=len(rows_of(asked)),
+            min_subjects=200,
+            max_subjects=1 << 16,
+            now=now,
+            details={"histograms": layout.describe()},
+        )
+    finally:
+        ledger.close()
+    reference = Reference("none", {"": usual}, 0.0)
+    found = find_drift([released], reference, rate=1e-6)
+    assert found
+    age = timedelta(seconds=now - window.end)
+    return monitoring(bundle.subject, sum(item.alarm for item in found), age=age)
 
 
 class Asking:
@@ -203,19 +243,19 @@ def test_from_drift_to_the_next_default_and_back(
     # Nobody has looked; then somebody has, and nothing has changed.
     assert run(*retrain, "--if-drifted") == 1
     assert "no report about small:1.0.0" in capsys.readouterr().err
-    subject = read_bundle(one).subject
-    quiet = drifted(tmp_path / "rows.csv", write_rows(tmp_path / "a.csv", seed=7))
-    write_observation(deployment, monitoring(subject, quiet), key)
+    bundle = read_bundle(one)
+    same = write_rows(tmp_path / "same.csv", rows=1200, seed=7)
+    write_observation(deployment, drift_report(tmp_path, bundle, same), key)
     assert run(*retrain, "--if-drifted") == 3
     assert not two.exists()
 
     # What is asked now is something else.
     assert ask(rows_of(new)[:5]) == {"1.0.0"}
-    alarms = drifted(tmp_path / "rows.csv", new)
-    assert alarms > 0
-    write_observation(deployment, monitoring(subject, alarms), key)
+    report = drift_report(tmp_path, bundle, new)
+    assert report.metrics["drift_alarms"].value == 1
+    write_observation(deployment, report, key)
     told = scheduled(home, one, new, two)
-    assert f"{alarms} alarms about small:1.0.0" in told
+    assert "drift_alarms 1 about small:1.0.0" in told
     assert "better" in told
     admit(run, served, two)
 
@@ -237,7 +277,7 @@ def test_from_drift_to_the_next_default_and_back(
     # Everything the decision rests on is kept, and its digest is in the audit log.
     (kept,) = (deployment / "promotions").glob("*.json")
     record = json.loads(kept.read_bytes())
-    assert record["before_sha256"] == subject.root_sha256
+    assert record["before_sha256"] == bundle.subject.root_sha256
     assert {item["role"] for item in record["signed"].values()} == {"monitor"}
     logged = b"".join(path.read_bytes() for path in (home / "audit").glob("*.jsonl"))
     actions = Counter(json.loads(line)["action"] for line in logged.splitlines())

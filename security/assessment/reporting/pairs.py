@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-__all__ = ["mcnemar", "rows_of"]
+__all__ = ["exact_p", "mcnemar", "rows_of"]
 
 
 def rows_of(result: Mapping[str, Any], metric: str) -> dict[int, bool] | None:
@@ -49,9 +49,16 @@ def mcnemar(before: Mapping[int, bool], after: Mapping[int, bool]) -> float | No
         return None
     lost = sum(right and not after[place] for place, right in before.items())
     won = sum(after[place] and not right for place, right in before.items())
-    if lost + won == 0:
-        return 1.0
-    return float(binomtest(lost, lost + won).pvalue)
+    return exact_p(lost, won)
+
+
+def exact_p(lost: int, won: int) -> float:
+    """The two-sided p-value of so many rows that only one of the two got right.
+
+    >>> round(exact_p(1, 9), 4), exact_p(0, 0)
+    (0.0215, 1.0)
+    """
+    return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 
 def _found(details: Mapping[str, Any], metric: str) -> dict[int, bool]:

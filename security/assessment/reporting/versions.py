@@ -26,6 +26,7 @@ from security.assessment.reporting.comparison import (
     compare,
     less_is_better,
 )
+from security.assessment.reporting.pairs import exact_p
 from security.assessment.results import intervals
 from security.assessment.results.report import read_report
 from security.errors import AdmissionRefused
@@ -100,7 +101,8 @@ def _retraining(after: Admission, before_root: str) -> tuple[Metric, float] | No
     lost, won = (item if type(item) is int and item >= 0 else -1 for item in rows)
     if min(lost, won) < 0 or not p.n or lost + won > p.n:
         return None
-    return intervals.paired_drop(lost, won, p.n), p.value
+    # The counts decide, not the p-value that stands beside them.
+    return intervals.paired_drop(lost, won, p.n), exact_p(lost, won)
 
 
 def _evidence(

@@ -399,7 +399,7 @@ def retrained(scene: Scene, **changes: object) -> gate.Admission:
         scene.after.reports["quality"],
         kind="provenance",
         conditions={"compared_with_sha256": scene.before.bundle.subject.root_sha256},
-        metrics={"comparison_p_value": Metric(0.001, n=1000)},
+        metrics={"comparison_p_value": Metric(1.0, n=1000)},  # not believed
         details={"comparison": {"only_before": 40, "only_after": 10}},
     )
     return replace(
