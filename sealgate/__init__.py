@@ -21,6 +21,7 @@ endpoints, peers      where the proxy listens; which account connects to it
 cli, commands         the `sealgate` command
 tables, output        the files that it reads, and what it prints and writes
 page, charts          the frame of HTML pages, and what is drawn in them
+monitoring            what was found of a served model, in lines for people
 protocol              bytes that two parties must agree on
 errors                the one error tree
 """

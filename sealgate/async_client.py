@@ -224,21 +224,17 @@ class AsyncClient:
         )
 
     async def passport(self, model: str) -> Passport:
-        """Fetch the model's verdict and evidence, and verify them.
-
-        Raises:
-            PassportError: they do not verify, or no trusted key was given.
-            ServerRefusedError: no such model, or no right to it.
-            TransportError: no usable answer.
-        """
+        """Fetch the model's verdict and evidence, and verify them; as `Client`."""
         return await self._run(self._core.passport(model))
 
-    async def keys(self) -> bytes:
-        """The ``application/ohttp-keys`` document that the server offers now.
+    async def monitoring(
+        self, model: str, version: str | None = None
+    ) -> dict[str, Any]:
+        """What monitoring found of a version. Takes ``monitoring:MODEL``."""
+        return await self._run(self._core.monitoring(model, version))
 
-        Raises:
-            TransportError: there is none.
-        """
+    async def keys(self) -> bytes:
+        """The ``application/ohttp-keys`` document that the server offers now."""
         return await self._run(self._core.keys())
 
     async def forward(

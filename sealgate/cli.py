@@ -237,6 +237,16 @@ def _add_metadata(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=commands.metadata)
 
 
+def _add_monitoring(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show what monitoring found of a model: a line per window, what drifted, and "
+        "accuracy by labels. Takes a token with the scope monitoring:MODEL."
+    )
+    _add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print the document")
+    parser.set_defaults(run=commands.monitoring)
+
+
 def _add_passport(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Fetch a model's signed verdict and evidence, verify them against the "
@@ -323,6 +333,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("explain", "say why a model answers so", _add_explain),
     ("metadata", "show a model's inputs and outputs", _add_metadata),
     ("health", "say whether the server is ready", _add_health),
+    ("monitoring", "show what monitoring found of a model", _add_monitoring),
     ("passport", "check and show a model's evidence", _add_passport),
     ("keys", "show, verify and save the server's keys", _add_keys),
     ("proxy", "seal what any client sends", _add_proxy),

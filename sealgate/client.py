@@ -239,6 +239,23 @@ class Client:
         """
         return self._run(self._core.passport(model))
 
+    def monitoring(self, model: str, version: str | None = None) -> dict[str, Any]:
+        """What monitoring found of a version. Takes the scope ``monitoring:MODEL``.
+
+        Of every window that was released: noisy figures, which columns drifted,
+        accuracy by labels that came later and without them, and what it has cost. The
+        fields are described in docs/monitoring.md.
+
+        Args:
+            model: its name.
+            version: which; the default one without it.
+
+        Raises:
+            ServerRefusedError: no right to it, or the server does not monitor.
+            PassportError, TransportError: as `infer`.
+        """
+        return self._run(self._core.monitoring(model, version))
+
     def keys(self) -> bytes:
         """The ``application/ohttp-keys`` document that the server offers now.
 

@@ -22,6 +22,7 @@ from sealgate.client import Client
 from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
 from sealgate.keys import fingerprint, parse_configs
+from sealgate.monitoring import lines
 from sealgate.options import Options, options_of
 from sealgate.output import (
     Array,
@@ -56,6 +57,7 @@ __all__ = [
     "infer",
     "keys",
     "metadata",
+    "monitoring",
     "passport",
     "proxy",
 ]
@@ -145,6 +147,16 @@ def metadata(args: argparse.Namespace) -> int:
     with client:
         document = client.metadata(model)
     print(json.dumps(document, indent=2) if args.json else format_metadata(document))
+    return 0
+
+
+def monitoring(args: argparse.Namespace) -> int:
+    """Show what monitoring found of a model."""
+    client, model = _client(args)
+    with client:
+        document = client.monitoring(model)
+    shown = [line for line, _ in lines(document)]
+    print(json.dumps(document, indent=2) if args.json else "\n".join(shown))
     return 0
 
 

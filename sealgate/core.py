@@ -217,6 +217,15 @@ class Core:
         self._passports[model] = (self._clock(), passport)
         return passport
 
+    def monitoring(self, model: str, version: str | None) -> Steps[dict[str, Any]]:
+        """What monitoring found of a version."""
+        yield from self._check_passport(model)
+        action = "/monitoring" if version is None else f"/versions/{version}/monitoring"
+        value = json_of((yield from self._call("GET", model, action)).body)
+        if not isinstance(value, dict) or not isinstance(value.get("windows"), list):
+            raise TransportError("what the server tells of monitoring is malformed")
+        return value
+
     def keys(self) -> Steps[bytes]:
         """The key configurations that the server offers now; verified, if pinned so."""
         return (yield from self._keys.fetch())[0]

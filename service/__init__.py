@@ -8,6 +8,7 @@ content       the content of inference requests and answers, within bounds
 explanations  what is asked of an explanation, and how it is answered
 repository    what is told of all models: the list, the index, statistics
 descriptions  what is told of the server and of a model
+watching      what monitoring found of what is served, read by a thread
 readiness     whether this worker should be sent requests
 callers       who calls, and how a refusal says to do better
 access        what decides about callers, made from the settings

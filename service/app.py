@@ -61,6 +61,7 @@ from service.telemetry.casualties import Casualties, Notes
 from service.telemetry.logs import LineWriter, RequestLog, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.telemetry.recorder import Recorder, open_recorder, record_refusal
+from service.watching import open_watching
 
 __all__ = ["Sealgate", "name_resource", "open_doors", "read_settings"]
 
@@ -154,6 +155,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         interface=_interface() if settings.observability.serve_openapi else None,
         readiness=readiness,
         monitor=monitor,
+        watching=open_watching(settings.monitoring, lineup=lineup, metrics=metrics),
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),

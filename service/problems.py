@@ -131,6 +131,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "overloaded", "The server is busy"),
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
         _kind(503, "quota-unavailable", "What you have used up cannot be told now"),
+        _kind(503, "monitoring-unavailable", "What was released cannot be read now"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),
         _kind(504, "inference-timeout", "The inference took too long"),
     )

@@ -17,7 +17,7 @@ import orjson
 
 from sealgate.errors import SealgateError
 from sealgate.protocol.bhttp import Headers, Request, Response
-from security.access.permissions import Permissions
+from security.access.permissions import MODEL_ACTIONS, Permissions
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.lifecycle import State, Withdrawn
@@ -45,6 +45,7 @@ from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
 from service.telemetry.recorder import Decision, Recorder
 from service.telemetry.tracing import OUTER_TRACE, read_trace
+from service.watching import Watching
 
 __all__ = ["Routes"]
 
@@ -60,7 +61,7 @@ _HEALTH = {
 }
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
-    rb"(?:/(?P<action>ready|infer|explain|attestations|config|stats))?"
+    rb"(?:/(?P<action>ready|infer|explain|attestations|config|monitoring|stats))?"
 )
 # Triton's; here it is the operator's command.
 _LOADING = re.compile(rb"/v2/repository/models/[^/]+/(?:load|unload)")
@@ -84,6 +85,7 @@ class Routes:
         interface: bytes | None = None,
         readiness: Readiness | None = None,
         monitor: Monitor | None = None,
+        watching: Watching | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -102,11 +104,12 @@ class Routes:
             interface: the OpenAPI document, if callers may read it.
             readiness: of this worker; without it, it is ready once it answers.
             monitor: counts what is asked and answered, if that is wanted.
+            watching: tells what was found by that, likewise.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
         self._readiness = readiness
-        self._monitor = monitor
+        self._monitor, self._watching = monitor, watching
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
         self._log = log
@@ -290,7 +293,7 @@ class Routes:
         version = None if asked is None else asked.decode()
         model = self._lineup.find(name, version)
         found = version if model is None else model.content.manifest.version
-        needed = action if action in ("infer", "explain") else "metadata"
+        needed = action if action in MODEL_ACTIONS else "metadata"
         self._permissions.authorize(principal, name, found, needed)
         if model is None:
             raise Problem("not-found", NO_MODEL)
@@ -320,6 +323,10 @@ class Routes:
             return _json(passport(model))
         if decision.action == "config":
             return _json(model_config(model))
+        if decision.action == "monitoring":
+            if self._watching is None:
+                raise Problem("not-found", "this server does not monitor its models")
+            return _json(self._watching.document(model))
         name = model.manifest.name
         versions = self._repository.versions(decision.principal, name)
         return _json(model_metadata(model, versions))

@@ -162,6 +162,17 @@ def deployment(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
+def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SEALGATE_HOME that counts, with three quiet weeks released; to be copied."""
+    from tests.support import released
+
+    home = tmp_path_factory.mktemp("monitored") / "home"
+    released.make_monitored(home)
+    released.put_weeks(home, released.usual, 4, 3, 2)
+    return home
+
+
+@pytest.fixture(scope="session")
 def server(deployment: Path) -> Iterator[Server]:
     """One sealed-only server for all tests that do not change it."""
     with serve("service.app:Sealgate", deployment, extra=toy_settings(deployment)) as s:

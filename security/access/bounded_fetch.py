@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from security.errors import KeyFileError
 __all__ = ["StatusError", "fetch", "trusting"]
 
 _HEADERS = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
-_FORM = (b"content-type", b"application/x-www-form-urlencoded")
+_FORM = b"application/x-www-form-urlencoded"
 
 
 class StatusError(KeyFileError):
-    """An answer of another status than 200.
+    """An answer of a status that was not asked for.
 
     Attributes:
         status: which.
@@ -55,25 +55,30 @@ def fetch(
     max_bytes: int,
     timeout_s: float,
     form: bytes | None = None,
+    content_type: bytes = _FORM,
+    statuses: Collection[int] = (200,),
     authorization: bytes | None = None,
 ) -> bytes:
     """Get a document, or send a form and get the answer.
 
     Args:
-        url: https, as `security.settings.issuers.https_url` takes it.
+        url: as `security.settings.issuers.https_url` takes it.
         context: whom to believe that it is the URL's host.
         max_bytes: of the document.
         timeout_s: for all of it, name resolution aside.
-        form: sent by POST, urlencoded; without one it is GET.
+        form: sent by POST; without one it is GET.
+        content_type: of the form, which is urlencoded unless this says otherwise.
+        statuses: of answers that are one.
         authorization: content of that field.
 
     Raises:
-        KeyFileError: no answer of status 200 within the bounds; says no more than that
+        KeyFileError: no such answer within the bounds; says no more than that
             of what the host sent, and nothing of what was sent to it.
     """
     headers = [*_HEADERS]
     if form is not None:
-        headers += [_FORM, (b"content-length", b"%d" % len(form))]
+        length = b"%d" % len(form)
+        headers += [(b"content-type", content_type), (b"content-length", length)]
     if authorization is not None:
         headers.append((b"authorization", authorization))
     backend = _Backend(time.monotonic() + timeout_s)
@@ -87,7 +92,7 @@ def fetch(
                 "GET" if form is None else "POST", url, headers=headers, content=form
             ) as response,
         ):
-            if response.status != 200:
+            if response.status not in statuses:
                 raise StatusError(url, response.status)
             for chunk in response.iter_stream():
                 body += chunk

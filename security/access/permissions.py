@@ -2,7 +2,8 @@
 
 Scopes: ``infer:<model>`` or ``infer:*``, likewise ``explain`` and ``metadata``, and
 ``metrics``. Who may infer, or have answers explained, may also read the metadata and
-the attestations that it takes to do so; neither of the two grants the other.
+the attestations that it takes to do so; neither of the two grants the other. What
+monitoring found, ``monitoring``, is granted by nothing else, and grants nothing else.
 
 Grants (`deploy/access.toml`) name callers and what they may. Every kind of caller that
 a grant names must fit, and of each kind any one.
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 MAX_GRANTS = 4096
-MODEL_ACTIONS = ("infer", "explain", "metadata")
+MODEL_ACTIONS = ("infer", "explain", "metadata", "monitoring")
 SERVER_ACTIONS = ("metrics",)
 ACTIONS = (*MODEL_ACTIONS, *SERVER_ACTIONS)
 # What each action of a model is granted by, itself first.
@@ -45,6 +46,7 @@ _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
     "infer": ("infer",),
     "explain": ("explain",),
     "metadata": ("metadata", "infer", "explain"),
+    "monitoring": ("monitoring",),
 }
 _SCOPES = ("sufficient", "necessary", "ignored")
 _CALLERS = ("subjects", "clients", "groups", "tenants", "issuers", "scopes")

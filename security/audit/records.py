@@ -34,8 +34,8 @@ Scalar = str | int | bool | None
 
 # Every field of a record, with its meaning; None where it does not apply.
 FIELDS: Mapping[str, str] = {
-    "action": "infer, explain, metadata, ready, attestations, metrics; start, load, "
-    "unload, withdraw, restore, deployment, "
+    "action": "infer, explain, metadata, ready, attestations, monitoring, metrics; "
+    "start, load, unload, withdraw, restore, deployment, "
     "worker-ended, key-rotation, revocation, admission, promotion, agreement, "
     "retraining, no-retraining",
     "client": "client_id of the token; a pseudonym where it is the subject's own",

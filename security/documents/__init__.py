@@ -8,4 +8,5 @@ front_matter  YAML at the top of the card, as model hubs read it
 model_card    MODEL_CARD.md
 bom           bom.cdx.json: CycloneDX ML-BOM
 sbom          CycloneDX SBOM of the serving image
+monitoring    a page of what became of served versions over time
 """

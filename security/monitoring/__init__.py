@@ -4,6 +4,8 @@ monitor    a worker's part: counts, stores what it has, releases what is over
 counts     one event of each subject, chosen at random, encrypted for the store
 keeping    the store of encrypted counts: SQLite, Redis
 reference  evidence of what is usual, and how it is read
+overview   what is told of one version: its windows, drift, labels
+estimate   accuracy without labels, from the shares of scores
 drift      whether released counts differ from a reference
 layout     which histograms a model has, and what falls where
 release    counts become a record: booked, made noisy, published once

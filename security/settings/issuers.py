@@ -267,13 +267,20 @@ def listening_origin(host: str, port: int, *, tls: bool) -> str:
     return origin
 
 
-def https_url(url: str, where: str) -> str:
+def https_url(url: str, where: str, *, or_here: bool = False) -> str:
     """Give the URL back if it is one that keys may come from.
+
+    Args:
+        url: as somebody wrote it.
+        where: what to call it.
+        or_here: whether plain http will do to this machine, by its loopback.
 
     Raises:
         SettingsError: not https, or with a user, a password or a fragment.
     """
-    if _split(url, where).scheme != "https":
+    parts = _split(url, where)
+    here = or_here and parts.scheme == "http" and parts.hostname in _LOOPBACK
+    if parts.scheme != "https" and not here:
         raise SettingsError(f"{where}: only https URLs")
     return url
 

@@ -165,8 +165,7 @@ class Lineup:
     @property
     def trials(self) -> list[dict[str, Any]]:
         """What was counted of each trial that is on now."""
-        tallies = list(self._tallies.items())
-        return [asdict(trial) | asdict(tally) for trial, tally in tallies]
+        return [asdict(t) | asdict(n) for t, n in list(self._tallies.items())]
 
     def switch(self, table: Mapping[str, Entry]) -> None:
         """Serve this from now on.

@@ -117,6 +117,40 @@ FAMILIES: Mapping[str, Family] = {
     "sealgate_monitoring_epsilon": Family(
         "info", "What releases have cost a subject in the last 365 days, at most."
     ),
+    "sealgate_monitoring_epsilon_cap": Family(
+        "info", "What they may cost before nothing more is released."
+    ),
+    "sealgate_monitoring_unknown": Family(
+        "info",
+        "1 while it cannot be told whether a version's rows drift.",
+        ("model", "version"),
+    ),
+    "sealgate_monitoring_window_end_seconds": Family(
+        "info",
+        "End of the last window that was released and tested, Unix time.",
+        ("model", "version"),
+    ),
+    "sealgate_monitoring_subjects": Family(
+        "info", "Subjects of that window, with noise.", ("model", "version")
+    ),
+    "sealgate_drift_alarms": Family(
+        "info", "Histograms in alarm in that window.", ("model", "version")
+    ),
+    "sealgate_drift_alarm": Family(
+        "info",
+        "1 for a histogram in alarm in that window.",
+        ("model", "version", "histogram"),
+    ),
+    "sealgate_drift_psi": Family(
+        "info",
+        "Largest population stability index of that window: a size, and no test.",
+        ("model", "version"),
+    ),
+    "sealgate_label_accuracy": Family(
+        "info",
+        "Accuracy by the last cohort of labels, and its 95% interval.",
+        ("model", "version", "end"),
+    ),
     "sealgate_bodies_being_read": Family("gauge", "Requests that are being read."),
     "sealgate_body_bytes": Family(
         "gauge", "Bytes of the bodies of requests that are read or worked on."

@@ -20,6 +20,7 @@ from security.assessment.plan.context import Context
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
 from security.errors import AssessmentError
+from security.monitoring.estimate import ScoreBins
 
 __all__ = ["QualityCheck", "unusual_rows"]
 
@@ -121,7 +122,8 @@ class QualityCheck:
                 "rows_by_class": {
                     name: int((job.labels == place).sum())
                     for place, name in enumerate(job.reading.classes)
-                }
+                },
+                **_score_bins(context),
             },
         )
 
@@ -228,6 +230,15 @@ def _unusual_result(
         "rows": rows,
     }
     return metrics, findings, table
+
+
+def _score_bins(context: Context) -> dict[str, Any]:
+    """How accurate rows of each score are, for who has scores without labels."""
+    job = context.job
+    if job.reading.form != "probabilities" or job.clean.scores.shape[1] < 2:
+        return {}
+    bins = ScoreBins.of_rows(job.clean.scores, job.clean.labels == job.labels)
+    return {} if bins is None else {"score_bins": bins.to_object()}
 
 
 def _confusion(context: Context) -> dict[str, Any]:

@@ -256,8 +256,8 @@ FAULTS = [
     (ONE.replace('["infer"]', '["Infer"]'), "of explain, infer, metadata, metrics"),
     (ONE.replace('["infer"]', '["why"]'), "of explain, infer, metadata, metrics"),
     (ONE.replace('["infer"]', '["admin"]'), "of explain, infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["metrics"]'), "infer, explain, metadata need models"),
-    (ONE.replace('models = ["m"]\n', ""), "infer, explain, metadata need models"),
+    (ONE.replace('["infer"]', '["metrics"]'), "metadata, monitoring need models"),
+    (ONE.replace('models = ["m"]\n', ""), "metadata, monitoring need models"),
     (ONE + ONE, "grant 'g' is there twice"),
     ("x = " + "[" * 5000, r"access\.toml: "),
 ]
