@@ -1,21 +1,21 @@
 """Explanations as bar charts: on a terminal, and as a page that loads nothing.
 
 What contributed most comes first; bars to the right speak for what was answered, bars
-to the left against it. The page has neither scripts nor styles from elsewhere, and its
-own policy forbids them; every text in it is escaped.
+to the left against it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 
+from sealgate.charts import Bar, bars
 from sealgate.explanation import Array, Explanation
+from sealgate.page import contents, page
 
 __all__ = ["cells_of", "explanation_page", "format_explanation"]
 
@@ -27,18 +27,6 @@ _METHODS = {
     "permutations": "sampled: permutations, \N{PLUS-MINUS SIGN} standard error",
     "local": "slopes of a linear model of what is answered nearby",
 }
-_STYLE = """
-:root { color-scheme: light dark; --for: #0b6bcb; --against: #c0392b; --line: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2.5rem; }
-svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; }
-text { fill: currentColor; } .for { fill: var(--for); }
-.against { fill: var(--against); }
-.error { stroke: currentColor; } .axis { stroke: var(--line); }
-@media (prefers-color-scheme: dark) { :root { --for: #5aa9f0; --against: #ef7b6c; } }
-"""
-_LINE, _WIDTH, _NAMES, _NUMBERS = 22, 900, 330, 120
 
 
 def cells_of(
@@ -60,7 +48,7 @@ def format_explanation(
 
     Args:
         found: all of it.
-        row: which.
+        row: which of its rows.
         cells: what it holds, of `cells_of`.
         top: columns to show; the others are added up.
         ascii_only: the terminal has no block characters.
@@ -74,9 +62,9 @@ def format_explanation(
         bar = block * round(_HALF * abs(value) / longest)
         left, right = (bar, "") if value < 0 else ("", bar)
         own = f"{name:<{widths[0]}}  {cell:>{widths[1]}}"
-        number = f"{value:+10.4g}" + (
-            "" if found.exact else f" {_error(found, error):<9}"
-        )
+        known = _has_error(found, error)
+        within = f"\N{PLUS-MINUS SIGN} {error:.2g}" if known else ""
+        number = f"{value:+10.4g}" + ("" if found.exact else f" {within:<9}")
         lines.append(f"  {own} {number} {left:>{_HALF}}|{right}".rstrip())
     return "\n".join(lines)
 
@@ -87,42 +75,47 @@ def explanation_page(
     rows: Sequence[tuple[int, Sequence[str]]],
     *,
     top: int,
-) -> str:
-    """A whole HTML document, in light or dark.
+) -> bytes:
+    """A whole HTML document.
 
     Args:
         model: its name.
         found: all of it.
-        rows: which to show, and what each holds.
+        rows: of each of its rows the number by which it is known, and what it holds.
         top: columns to show of each; the others are added up.
     """
     title = f"Why {model} answered so"
-    charts = "\n".join(_section(found, row, cells, top) for row, cells in rows)
-    digest = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'"
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>{escape(_explained(found))}</p>\n{charts}\n"
-        "</body>\n</html>\n"
+    sections = [
+        _section(found, place, number, cells, top)
+        for place, (number, cells) in enumerate(rows)
+    ]
+    links = [(f"row-{number}", f"Row {number}", ()) for number, _ in rows]
+    return page(
+        title,
+        "\n".join([f"<h1>{escape(title)}</h1>", _explained(found), *sections]),
+        nav=contents(links) if len(links) > 1 else "",
     )
 
 
 def _explained(found: Explanation) -> str:
+    """Markup of what the bars are."""
     quantity = _QUANTITIES.get(found.quantity, found.quantity)
     if found.method == "local":
-        return (
+        text = (
             f"Each bar is what the {quantity} would change over a column's whole "
             "public range, or for having this category and no other, if nearby answers "
             "went on as they begin. The bars do not add up to the answer."
         )
-    return (
-        f"Each bar is a column's Shapley value: its part of the difference between the "
-        f"{quantity} of the row and that of a public reference. The bars add up to it. "
-        "They say what this model rests on, not what causes what in the world."
-    )
+    else:
+        text = (
+            "Each bar is a column's Shapley value: its part of the difference between "
+            f"the {quantity} of the row and that of a public reference. The bars add "
+            "up to it. They say what this model rests on, not what causes what in the "
+            "world."
+        )
+    if not found.exact:
+        text += " Intervals are one standard error to either side."
+    return f"<p>{escape(text)}</p>"
 
 
 def _said(found: Explanation, row: int) -> str:
@@ -134,7 +127,7 @@ def _said(found: Explanation, row: int) -> str:
     if found.fits is not None:
         against = f"R squared nearby {found.fits[row]:.3f}"
     method = _METHODS.get(found.method, found.method)
-    return f"row {row}: {quantity}{about} {found.values[row]:.4g} ({against}); {method}"
+    return f"{quantity}{about} {found.values[row]:.4g} ({against}); {method}"
 
 
 def _entries(
@@ -162,57 +155,22 @@ def _cell(value: Any, column: Mapping[str, Any]) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _error(found: Explanation, error: float) -> str:
-    known = error == error and not found.exact  # noqa: PLR0124  (NaN)
-    return f"\N{PLUS-MINUS SIGN} {error:.2g}" if known else ""
+def _has_error(found: Explanation, error: float) -> bool:
+    return not found.exact and math.isfinite(error)
 
 
-def _section(found: Explanation, row: int, cells: Sequence[str], top: int) -> str:
-    entries = list(_entries(found, row, cells, top))
-    longest = max((abs(entry[2]) for entry in entries), default=0.0) or 1.0
-    middle = (_WIDTH - _NAMES - 2 * _NUMBERS) / 2
-    axis = _NAMES + _NUMBERS + middle
-    height = _LINE * len(entries)
-    bars = "\n".join(
-        _bar(found, entry, place * _LINE, axis=axis, scale=middle / longest)
-        for place, entry in enumerate(entries)
-    )
-    return (
-        f"<h2>{escape(_said(found, row))}</h2>\n"
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="contributions to row {row}">\n'
-        f'<line class="axis" x1="{axis}" x2="{axis}" y1="0" y2="{height}"/>\n'
-        f"{bars}\n</svg>"
-    )
-
-
-def _bar(
-    found: Explanation,
-    entry: tuple[str, str, float, float],
-    y: float,
-    *,
-    axis: float,
-    scale: float,
+def _section(
+    found: Explanation, row: int, number: int, cells: Sequence[str], top: int
 ) -> str:
-    name, cell, value, error = entry
-    length = abs(value) * scale
-    start = axis if value >= 0 else axis - length
-    kind = "for" if value >= 0 else "against"
-    base = y + 15
-    end = axis + value * scale
-    at, side = (end + 6, "start") if value >= 0 else (end - 6, "end")
-    text = f"{name[:36]} = {cell}" if cell else name
-    whisker = ""
-    if _error(found, error):
-        reach = error * scale
-        whisker = (
-            f'<line class="error" x1="{end - reach:.1f}" x2="{end + reach:.1f}" '
-            f'y1="{y + 11}" y2="{y + 11}"/>'
-        )
-        at += reach if value >= 0 else -reach
+    shown = []
+    for name, cell, value, error in _entries(found, row, cells, top):
+        text = f"{name} = {cell}" if cell else name
+        reach = error if _has_error(found, error) else None
+        ends = (None, None) if reach is None else (value - reach, value + reach)
+        shown.append(Bar(text, value, *ends))
     return (
-        f'<text x="{_NAMES}" y="{base}" text-anchor="end">{escape(text)}</text>'
-        f'<rect class="{kind}" x="{start:.1f}" y="{y + 4}" width="{length:.1f}" '
-        f'height="14"/>{whisker}'
-        f'<text x="{at:.1f}" y="{base}" text-anchor="{side}">{value:+.4g}</text>'
+        f'<h2 id="row-{number}">Row {number}</h2>\n'
+        f"<p>{escape(_said(found, row))}</p>\n"
+        '<div class="large">'
+        f"{bars([('', shown)], first='column', name='columns')}</div>"
     )

@@ -18,18 +18,18 @@ from sealgate.page import filtered, number
 __all__ = ["Bar", "bars", "interval_bar", "line_chart"]
 
 # As wide as a phone: there, too, text has the size that is written here.
-_WIDTH, _HEIGHT, _BAR = 380, 236, 132
+_WIDTH, _HEIGHT = 380, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 10, 42
 _COLOURS = 6
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis: values to pixels.
+    """One axis: values to places.
 
     Attributes:
         low, high: its ends, in values.
-        first, last: where they are, in pixels.
+        first, last: where they are, in pixels or percent.
         log: logarithmic.
     """
 
@@ -94,7 +94,7 @@ def interval_bar(
     ends: tuple[float, float] = (0.0, 1.0),
     colour: int = 0,
 ) -> str:
-    """A bar from zero to a value, and a whisker over its interval.
+    """A bar from zero to a value, and a whisker over its interval; as wide as styled.
 
     Args:
         value: the figure.
@@ -103,21 +103,24 @@ def interval_bar(
         ends: of the axis, which holds zero.
         colour: from 0; they come again after the sixth.
     """
-    axis = _Axis(*ends, 3.0, _BAR - 3.0)
+    axis = _Axis(*ends, 0.0, 100.0)
     zero, here = axis(0.0), axis(value)
     whisker = ""
     if low is not None and high is not None:
         left, right = axis(low), axis(high)
-        whisker = (
-            f'<path class="whisker" d="M{left} 5.5v7M{left} 9H{right}M{right} 5.5v7"/>'
-        )
+        lines = (_vertical(left, 6, 12), _vertical(right, 6, 12))
+        across = f'<line x1="{left}%" x2="{right}%" y1="9" y2="9"/>'
+        whisker = f'<g class="whisker">{"".join(lines)}{across}</g>'
     return (
-        f'<svg class="bar s{colour % _COLOURS}" viewBox="0 0 {_BAR} 18" '
-        'aria-hidden="true">'
-        f'<path class="axis" d="M{zero} 0v18"/>'
-        f'<rect x="{min(zero, here)}" y="4" width="{round(abs(here - zero), 1)}" '
-        f'height="10"/>{whisker}<circle cx="{here}" cy="9" r="3"/></svg>'
+        f'<svg class="bar s{colour % _COLOURS}" aria-hidden="true">'
+        f'<g class="axis">{_vertical(zero, 0, 18)}</g>'
+        f'<rect x="{min(zero, here)}%" y="4" width="{round(abs(here - zero), 1)}%" '
+        f'height="10"/>{whisker}<circle cx="{here}%" cy="9" r="3"/></svg>'
     )
+
+
+def _vertical(across: float, top: int, bottom: int) -> str:
+    return f'<line x1="{across}%" x2="{across}%" y1="{top}" y2="{bottom}"/>'
 
 
 @dataclass(frozen=True)

@@ -117,14 +117,15 @@ def explain(args: argparse.Namespace) -> int:
         )
     cells = [cells_of(arrays, description, place) for place in range(len(rows))]
     if args.html is not None:
-        page = explanation_page(model, found, list(enumerate(cells)), top=args.top)
-        _write(args.html, page.encode())
+        page = explanation_page(model, found, list(zip(rows, cells)), top=args.top)
+        _write(args.html, page)
     if args.json:
         print(format_json(found.arrays))
         return 0
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
-    for place, own in enumerate(cells):
-        print(format_explanation(found, place, own, top=args.top, ascii_only=plain))
+    for place, (row, own) in enumerate(zip(rows, cells)):
+        chart = format_explanation(found, place, own, top=args.top, ascii_only=plain)
+        print(f"row {row}: {chart}")
     print(f"charged as {found.evaluations} rows")
     return 0
 

@@ -136,10 +136,12 @@ def read_explanation(
             bool(parameters["exact"]),
             int(parameters["evaluations"]),
         )
+        finite = np.isfinite(explanation.attributions).all()
     except (KeyError, TypeError, ValueError):
         raise TransportError("the answer is no explanation") from None
     shape = (len(explanation.values), len(explanation.columns))
-    if not explanation.attributions.shape == explanation.errors.shape == shape:
+    fits = explanation.attributions.shape == explanation.errors.shape == shape
+    if not (fits and finite):
         raise TransportError("the explanation has not a number for each column")
     return explanation
 

@@ -125,16 +125,16 @@ def filtered(count: int, name: str) -> str:
 
 
 def number(value: float) -> str:
-    """A number for people: whole ones with their thousands, others to three places.
+    """A number for people: whole ones with their thousands, others to about 3 places.
 
-    >>> number(1234), number(0.12345), number(0.000012), number(267588.41)
-    ('1,234', '0.123', '1.2e-05', '267,588.4')
+    >>> number(1234), number(0.12345), number(0.0012345), number(267588.41)
+    ('1,234', '0.123', '0.00123', '267,588.4')
     """
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
-    if 1e4 <= abs(value) < 1e9:
+    if 1e3 <= abs(value) < 1e9:
         return f"{value:,.1f}"
-    return f"{value:,.3f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+    return f"{value:,.3f}" if 1e-2 <= abs(value) < 1e3 else f"{value:.3g}"
 
 
 def _is_number(value: Any) -> bool:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.bundle import read_bundle
-from models.data.columns import Table, codes, numbers
 from models.data.readers import read_table
+from models.data.sources import feature_values
 from models.explanations import QUANTITIES, Explanations
-from models.manifest import Column, Manifest
+from models.manifest import Manifest
 from models.output_policy import OutputPolicy
 from models.restriction import restrict
 from security.commands.options import Subparsers
@@ -117,13 +116,6 @@ def _explanations(args: argparse.Namespace, manifest: Manifest) -> Explanations 
         table = read_table(str(args.references), base=Path(), max_bytes=_MAX_BYTES)
         names = [column.name for column in manifest.columns]
         table.require(names, also=table.arrays)
-        values = [_column(table, column).tolist() for column in manifest.columns]
-        rows = tuple(tuple(map(float, row)) for row in zip(*values))
+        values = [feature_values(table, c, frozenset()) for c in manifest.columns]
+        rows = tuple(map(tuple, np.stack(values, 1).tolist()))
     return Explanations(rows, args.explained, args.quantity)
-
-
-def _column(table: Table, column: Column) -> NDArray[np.float64]:
-    if not column.categories:
-        return numbers(table, column.name)
-    known = {name: code for code, name in enumerate(column.categories)}
-    return codes(table, column.name, known, what="category")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.report import format_time
+from models.errors import ReportError
+from models.report import format_time, parse_time
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.errors import BudgetSpentError, MonitoringError
@@ -143,7 +144,7 @@ class Release:
                 about=About(
                     kind, model, version, window_named(value["window"]["name"])
                 ),
-                released_at=_seconds(value["released_at"]),
+                released_at=int(parse_time(value["released_at"]).timestamp()),
                 withheld=value["withheld"],
                 subjects=value["subjects"],
                 counts={k: tuple(map(int, v)) for k, v in value["counts"].items()},
@@ -152,7 +153,14 @@ class Release:
                 lost=dict(value["lost"]),
                 details=dict(value["details"]),
             )
-        except (JsonError, KeyError, TypeError, ValueError, AttributeError):
+        except (
+            JsonError,
+            ReportError,
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):
             raise MonitoringError("a release: malformed") from None
 
 
@@ -326,8 +334,3 @@ def _guarantee(budget: Budget, rho: float, year: float) -> dict[str, Any]:
 
 def _time(seconds: int) -> str:
     return format_time(datetime.fromtimestamp(seconds, UTC))
-
-
-def _seconds(text: str) -> int:
-    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    return int(moment.timestamp())

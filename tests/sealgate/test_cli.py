@@ -25,7 +25,7 @@ from sealgate.protocol.keyconfig import KeyConfig, encode_list
 from security.admission.keys import public_pem
 from tests.conftest import check_security, toy_settings
 from tests.support.bundles import NAME, Keys
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, sealgate
 
 HEADER = "a,b,c\n"
 
@@ -47,18 +47,6 @@ def rows(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text(HEADER + "1,2,3\n-4,5.5,0\n")
     return path
-
-
-def sealgate(*arguments: object, cwd=ROOT, **environment: str):
-    return subprocess.run(
-        [sys.executable, "-m", "sealgate", *map(str, arguments)],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
 
 
 def failed(result, code: int, message: str) -> None:

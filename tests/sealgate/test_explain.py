@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import json
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from sealgate.errors import PermissionDeniedError, TensorError, TransportError
 from sealgate.explanation import Explanation, read_explanation
 from tests.conftest import check_security, mint, toy_settings
 from tests.support.bundles import NAME
-from tests.support.servers import ROOT
+from tests.support.pages import check_structure
+from tests.support.servers import sealgate
 
 ROWS = np.array([[1, 2, 3], [-4, 5.5, 0]], np.float32)
 # By the toy's weights: yes less no, times the distance from the middle, 0.
@@ -107,6 +107,19 @@ def test_an_unknown_method(server, explaining) -> None:
                 "evaluations": 1,
             },
         ),
+        *(
+            (
+                {
+                    "explanation.attributions": np.array([[bad]]),
+                    "explanation.errors": np.zeros((1, 1)),
+                    "explanation.value": np.zeros(1),
+                    "explanation.reference": np.zeros(1),
+                },
+                {"columns": ["a"], "quantity": "score", "method": "trees"}
+                | {"exact": True, "evaluations": 1},
+            )
+            for bad in (np.nan, np.inf, "1")
+        ),
     ],
 )
 def test_answers_that_are_no_explanation(arrays, parameters) -> None:
@@ -117,20 +130,8 @@ def test_answers_that_are_no_explanation(arrays, parameters) -> None:
 # The command.
 
 
-def sealgate(*arguments: object):
-    return subprocess.run(
-        [sys.executable, "-m", "sealgate", "explain", *map(str, arguments)],
-        cwd=ROOT,
-        env={
-            "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONIOENCODING": "utf-8",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def explain(*arguments: object):
+    return sealgate("explain", *arguments, PYTHONIOENCODING="utf-8")
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def rows(tmp_path):
 
 def test_bars_on_a_terminal_and_a_page(profile_path, rows, tmp_path) -> None:
     page = tmp_path / "why.html"
-    done = sealgate("--profile", profile_path, "--input", rows, "--html", page)
+    done = explain("--profile", profile_path, "--input", rows, "--html", page)
     assert done.returncode == 0, done.stderr
     first, *bars, last = done.stdout.splitlines()
     assert first.startswith("row 0: log-odds of yes 9.5 (reference 0); exact")
@@ -154,14 +155,15 @@ def test_bars_on_a_terminal_and_a_page(profile_path, rows, tmp_path) -> None:
     assert bars[0].endswith("|" + "\N{FULL BLOCK}" * 20)
     assert bars[1].rstrip().endswith("\N{FULL BLOCK}|")
     assert last == "charged as 5 rows"
+    check_structure(page.read_bytes())
     text = page.read_text()
-    assert "default-src 'none'" in text
-    assert "<script" not in text
     assert "log-odds of yes 9.5" in text
+    places = [text.index(f"<td>{bar}</td>") for bar in ("c = 3", "a = 1", "b = 2")]
+    assert places == sorted(places)
 
 
 def test_json_of_chosen_rows(profile_path, rows) -> None:
-    done = sealgate(
+    done = explain(
         *("--profile", profile_path, "--input", rows, "--json"),
         *("--row", 1, "--of", "no"),
     )
@@ -173,7 +175,7 @@ def test_json_of_chosen_rows(profile_path, rows) -> None:
 
 
 def test_a_row_that_the_file_has_not(profile_path, rows) -> None:
-    done = sealgate("--profile", profile_path, "--input", rows, "--row", 7)
+    done = explain("--profile", profile_path, "--input", rows, "--row", 7)
     assert (done.returncode, done.stderr) == (
         2,
         "error: --row: no row 7 in the file\n",
@@ -212,7 +214,33 @@ def test_many_columns_are_added_up() -> None:
 def test_nothing_contributes() -> None:
     found = made_up(attributions=np.zeros((1, 3)), errors=np.full((1, 3), np.nan))
     assert "|" in format_explanation(found, 0, ["1"] * 3, top=9, ascii_only=True)
-    assert "<rect" in explanation_page("m", found, [(0, ["1"] * 3)], top=9)
+    assert b"<rect" in explanation_page("m", found, [(0, ["1"] * 3)], top=9)
+
+
+def test_a_page_shows_each_row_by_its_number_and_both_directions() -> None:
+    found = made_up(
+        2,
+        attributions=np.array([[2.0, -1.0], [0.5, 4.0]]),
+        errors=np.array([[0.25, 0.5], [np.nan, 0.5]]),
+        values=np.ones(2),
+        references=np.zeros(2),
+    )
+    data = explanation_page("m", found, [(7, ["x", "y"]), (3, ["z", "w"])], top=1)
+    structure = check_structure(data)
+    assert structure.values("href") == ["#row-7", "#row-3"]
+    text = data.decode()
+    seventh, third = text.split("<h2")[1:]
+    assert '2 <span class="interval">[1.750, 2.250]</span>' in seventh
+    assert "<td>1 others</td>" in seventh
+    assert '4 <span class="interval">[3.500, 4.500]</span>' in third
+    assert text.count("one standard error") == 1
+    # Left of zero: the bar ends where the axis stands.
+    axis, start, width = re.findall(
+        r'"axis"><line x1="([0-9.]+)%.*?<rect x="([0-9.]+)%" y="4" width="([0-9.]+)%"',
+        seventh,
+    )[1]
+    assert float(start) + float(width) == pytest.approx(float(axis))
+    assert float(width) > 10
 
 
 def test_a_page_escapes_what_others_wrote() -> None:
@@ -224,7 +252,9 @@ def test_a_page_escapes_what_others_wrote() -> None:
         method=bad,
         quantity=bad,
     )
-    text = explanation_page(bad, found, [(0, [bad] * 3)], top=9)
+    data = explanation_page(bad, found, [(0, [bad] * 3)], top=9)
+    check_structure(data)
+    text = data.decode()
     assert bad not in text
     assert html.escape(bad) in text
 

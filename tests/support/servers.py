@@ -60,6 +60,21 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     }
 
 
+def sealgate(
+    *arguments: object, cwd: Path = ROOT, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The command in its own process, with nothing else in its environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "sealgate", *map(str, arguments)],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
 @contextmanager
 def serve(
     target: str,

@@ -2,7 +2,8 @@
 
 A figure ``tpr/sex=F`` is of a group of ``sex``: the rates of one attribute's groups are
 in one table, as bars. So is one figure of groups, if it is no rate (``mae/sex=F``), of
-severities (``corruption_drop/noise=0.1``) or kinds (``agreement/scores_50``).
+severities (``corruption_drop/noise=0.1``) or kinds (``agreement/scores_50``). Robust
+accuracies are of radii; the first of them has its radius as a figure beside it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ def grouped(result: Mapping[str, Any]) -> tuple[list[Bar], Grouped]:
     for name, metric in metrics.items():
         family, _, member = name.partition("/")
         attribute, text = _attribute(member)
+        radius = metrics.get(family.replace("robust_accuracy", "radius"))
+        if family.startswith("robust_accuracy_") and radius:
+            attribute, text = "radius", text or f"{radius['value']:g}"
         bar = Bar(
-            text or "stated",
+            text or words(family),
             metric["value"],
             metric.get("low"),
             metric.get("high"),
@@ -45,7 +49,7 @@ def grouped(result: Mapping[str, Any]) -> tuple[list[Bar], Grouped]:
         if len(members) < 2
     ]
     several = {
-        key: [bar for _, bar in members]
+        key: _ordered([bar for _, bar in members])
         for key, members in families.items()
         if len(members) > 1
     }
@@ -69,6 +73,14 @@ def _tables(families: Mapping[tuple[str, str], list[Bar]]) -> Grouped:
             key, group = (f"{title}, {by}" if by else title, attribute), ""
         tables.setdefault(key, []).append((group, bars))
     return [(title, first, groups) for (title, first), groups in tables.items()]
+
+
+def _ordered(bars: list[Bar]) -> list[Bar]:
+    """By their names where those are numbers, else as they come."""
+    try:
+        return sorted(bars, key=lambda bar: float(bar.name))
+    except ValueError:
+        return bars
 
 
 def _capital(text: str) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -23,73 +21,12 @@ from security.assessment.reporting.pictures import png_source
 from security.assessment.results.report import ScanReport
 from security.commands import main
 from security.errors import AssessmentError
+from tests.support.pages import check_structure
 from tests.support.scanned import HOSTILE, digits, linear_onnx, save_npz
 from tests.support.servers import ROOT
 
 ATTACK = "<script>alert(1)</script>\"'><img src=//x onerror=alert(1)>{{ 7 * 7 }}"
-VOID = {"meta", "img", "br", "line", "rect", "circle", "path", "polyline", "polygon"}
 CSS = (ROOT / "sealgate" / "page.css").read_text()
-
-
-class Structure(HTMLParser):
-    """Elements, attributes, and the texts of what may run or style."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.texts: dict[str, list[str]] = {"script": [], "style": []}
-        self.feed(data.decode())
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        assert len({name for name, _ in attrs}) == len(attrs), (tag, attrs)
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] in self.texts:
-            self.texts[self.open[-1]].append(data)
-
-    def values(self, name):
-        return [attrs[name] for _, attrs in self.tags if name in attrs]
-
-
-def check_structure(data: bytes) -> Structure:
-    """A page that loads nothing, runs one script, and whose links lead somewhere."""
-    found = Structure(data)
-    ids = found.values("id")
-    assert len(ids) == len({*ids})
-    for link in found.values("href"):
-        assert link[0] == "#"
-        assert link[1:] in ids
-    for source in found.values("src"):
-        assert re.fullmatch("data:image/png;base64,[A-Za-z0-9+/]+=*", source)
-    names = {name for _, attrs in found.tags for name in attrs}
-    assert not {name for name in names if name.startswith("on")}
-    # `style` would need a policy that allows any.
-    assert not names & {"style", "srcset", "action", "background", "data", "poster"}
-    kinds = {tag for tag, _ in found.tags}
-    assert not kinds & {"iframe", "object", "embed", "link", "base", "form"}
-    (policy,) = (
-        attrs["content"]
-        for _, attrs in found.tags
-        if attrs.get("http-equiv") == "Content-Security-Policy"
-    )
-    allowed = dict(part.strip().split(" ", 1) for part in policy.split(";"))
-    assert allowed["default-src"] == "'none'"
-    assert "unsafe" not in policy
-    for kind, texts in found.texts.items():
-        (text,) = texts
-        digest = hashlib.sha256(text.encode()).digest()
-        assert allowed[f"{kind}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
-    return found
 
 
 @pytest.fixture(params=["attacked", "numbers"])
@@ -242,7 +179,11 @@ def test_groups_are_bars_beside_each_other(numbers):
             [],
             [("Drop", "", ["by noise", "by blur"])],
         ),
-        (["robust", "robust/0.1"], [], [("Robust", "", [""])]),
+        (
+            ["robust_accuracy_l2", "robust_accuracy_l2/0.1", "radius_l2"],
+            ["radius L2"],
+            [("Robust accuracy L2, by radius", "radius", [""])],
+        ),
         (["a/b=c,d", "a/,", "a/=", "a/=="], [], [("A", "", [""])]),
     ],
 )
@@ -252,6 +193,16 @@ def test_what_stands_beside_what(names, alone, titles):
     assert [bar.name for bar in single] == alone
     made = [(title, first, [name for name, _ in own]) for title, first, own in tables]
     assert made == titles
+
+
+def test_each_bar_of_several_radii_is_called_by_its_radius():
+    values = {"": 0.5, "/0.02": 0.9, "/0.3": 0.2, "/1e-05": 0.95}
+    metrics = {f"robust_accuracy_linf{end}": {"value": values[end]} for end in values}
+    metrics["radius_linf"] = {"value": 8 / 255}
+    _, [(_, _, [(_, found)])] = grouped({"check": "evasion", "metrics": metrics})
+    shown = [(bar.name, bar.value) for bar in found]
+    expected = [("1e-05", 0.95), ("0.02", 0.9), ("0.0313725", 0.5), ("0.3", 0.2)]
+    assert shown == expected
 
 
 def test_long_tables_can_be_filtered_and_short_ones_need_no_field(attacked):
@@ -316,10 +267,10 @@ def test_a_picture_is_the_values_that_it_was_made_of():
 
 def test_a_bar_and_its_interval_lie_on_the_axis():
     made = interval_bar(0.5, 0.25, 0.75)
-    assert re.search(r'<rect x="3.0" .*width="63.0"', made)
-    assert 'd="M34.5 5.5v7M34.5 9H97.5M97.5 5.5v7"' in made
+    assert '<rect x="0.0%" y="4" width="50.0%"' in made
+    assert '<line x1="25.0%" x2="75.0%" y1="9" y2="9"/>' in made
     below = interval_bar(-1.0, -2.0, 0.0, ends=(-2.0, 2.0))
-    assert re.search(r'<rect x="34.5" .*width="31.5"', below)
+    assert '<rect x="25.0%" y="4" width="25.0%"' in below
     assert "whisker" not in interval_bar(0.5)
 
 
