@@ -196,7 +196,8 @@ def test_the_command_sets_it_before_anything_is_signed(
     after = read_bundle(folder)
     assert after.manifest.output_policy == TOP
     assert not any(name.startswith("attestations/") for name in after.files)
-    kinds = ("parity", "privacy", "provenance")
+    # A reference of training rows has cost privacy, and cannot be had again either.
+    kinds = ("parity", "privacy", "provenance", "reference")
     left = {n for n in after.files if n.startswith("evidence/")}
     assert left == {report_file(kind) for kind in kinds}
     for kind in kinds:
