@@ -8,10 +8,12 @@ client, async_client  what callers hold: they move bytes, and decide nothing
 core, options         what both do, as steps without I/O; what callers trust and allow
 steps, answers        what is asked of who does the I/O; answers read as they come
 exchange, streams     one sealed request and its answer: whole, or as it comes
-keys, retry           which key to seal to; when a request may be sent again
+keys, key_source      which key to seal to, and where it comes from
+retry                 when a request may be sent again
 transport             how bytes leave: connections, and a closed list of fields
 content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
+feedback              tickets that came with answers, and the labels for them
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
@@ -46,6 +48,7 @@ from sealgate.errors import (
 if TYPE_CHECKING:
     from sealgate.async_client import AsyncClient
     from sealgate.client import Client
+    from sealgate.feedback import Ticketed
     from sealgate.options import Options
     from sealgate.passport import Passport
     from sealgate.profile import Profile
@@ -74,6 +77,7 @@ __all__ = [
     "ServerFailedError",
     "ServerRefusedError",
     "TensorError",
+    "Ticketed",
     "TransportError",
 ]
 
@@ -88,6 +92,7 @@ _LAZY = {
     "Profile": "sealgate.profile",
     "ProofKey": "sealgate.proofs",
     "RetryPolicy": "sealgate.retry",
+    "Ticketed": "sealgate.feedback",
 }
 
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from inspect import isawaitable
 from pathlib import Path
@@ -23,6 +30,7 @@ from sealgate.errors import (
     TransportError,
 )
 from sealgate.exchange import Answer, check_token, refusal
+from sealgate.feedback import Label
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -162,6 +170,7 @@ class AsyncClient:
         traceparent: str | None = None,
         batched: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        tickets: bool = False,
     ) -> dict[str, npt.NDArray[Any]]:
         """Run a model.
 
@@ -180,6 +189,8 @@ class AsyncClient:
                 and answered by whichever version answers then.
             progress: told after each of several requests how many rows are answered,
                 and of how many.
+            tickets: have the server add a ticket for each row, by which a label can be
+                sent later: the answer is a `Ticketed`. Takes a server that counts.
 
         Returns:
             Arrays by output name.
@@ -199,8 +210,13 @@ class AsyncClient:
                 traceparent=traceparent,
                 batched=batched,
                 progress=progress,
+                tickets=tickets,
             )
         )
+
+    async def feedback(self, model: str, labels: Iterable[Label]) -> list[str]:
+        """Send labels of earlier answers. Takes the scope ``feedback:MODEL``."""
+        return await self._run(self._core.feedback(model, labels))
 
     async def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them.

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,7 @@ from sealgate.async_client import AsyncClient
 from sealgate.client import Client
 from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
+from sealgate.feedback import Ticketed
 from sealgate.keys import fingerprint, parse_configs
 from sealgate.options import Options, options_of
 from sealgate.output import (
@@ -32,6 +34,7 @@ from sealgate.output import (
     join_rows,
     named_outputs,
     write_outputs,
+    write_tickets,
 )
 from sealgate.passport import Passport
 from sealgate.peers import is_ours
@@ -45,9 +48,18 @@ from sealgate.protocol.hpke import (
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.proxy import Proxy
 from sealgate.retry import RetryPolicy
-from sealgate.tables import read_inputs
+from sealgate.tables import read_inputs, read_labels
 
-__all__ = ["address", "health", "infer", "keys", "metadata", "passport", "proxy"]
+__all__ = [
+    "address",
+    "feedback",
+    "health",
+    "infer",
+    "keys",
+    "metadata",
+    "passport",
+    "proxy",
+]
 
 _MAX_PEM_BYTES = 64 << 10
 # Many rows reach quotas by the minute: a command can wait for the next one.
@@ -72,8 +84,16 @@ def infer(args: argparse.Namespace) -> int:
             inputs = read_inputs(path, description, args.input_format or "")
             columns.append(inputs.columns)
             with _naming(path, args.input), _Rows() as rows:
-                answers.append(client.infer(model, inputs.arrays, progress=rows))
+                answer = client.infer(
+                    model,
+                    inputs.arrays,
+                    progress=rows,
+                    tickets=args.tickets is not None,
+                )
+                answers.append(answer)
     outputs = join_rows(answers)
+    if args.tickets is not None:
+        write_tickets(args.tickets, Ticketed.joined({}, answers).tickets)
     if args.output is not None or args.csv:
         table = named_outputs(outputs, description, join_columns(columns))
         if args.csv:
@@ -83,6 +103,17 @@ def infer(args: argparse.Namespace) -> int:
     else:
         print(format_json(outputs) if args.json else format_table(outputs, description))
     return 0
+
+
+def feedback(args: argparse.Namespace) -> int:
+    """Send labels of earlier answers."""
+    labels = read_labels(args.file)
+    client, model = _client(args, retry=_PATIENT)
+    with client:
+        outcomes = Counter(client.feedback(model, labels))
+    for outcome, count in sorted(outcomes.items()):
+        print(f"{outcome}: {count}")
+    return 0 if outcomes.keys() <= {"accepted", "spent"} else 1
 
 
 def metadata(args: argparse.Namespace) -> int:

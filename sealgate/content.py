@@ -13,27 +13,30 @@ from sealgate.protocol import binary_tensors, datatypes, tensors
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.tensors import Array
 
-__all__ = ["decode_arrays", "encode_arrays", "max_rows_of", "rows_of"]
+__all__ = ["JSON", "decode_answer", "encode_arrays", "max_rows_of", "rows_of"]
 
-_JSON = ((b"content-type", b"application/json"),)
+JSON: Headers = ((b"content-type", b"application/json"),)
 _BINARY = (b"content-type", b"application/octet-stream")
 
 
 def encode_arrays(
-    arrays: Mapping[str, Array], *, binary: bool
+    arrays: Mapping[str, Array], *, binary: bool, parameters: Mapping[str, Any] = {}
 ) -> tuple[Headers, bytes]:
     """Headers and content of a request: tensors as bytes, or as JSON."""
     if not binary:
         document = tensors.encode_request(arrays)
-        return _JSON, json.dumps(document, separators=(",", ":")).encode()
+        if parameters:
+            document["parameters"] = dict(parameters)
+        return JSON, json.dumps(document, separators=(",", ":")).encode()
     document, parts = binary_tensors.encode_request(arrays)
+    document["parameters"] |= parameters
     head = json.dumps(document, separators=(",", ":")).encode()
     length = (binary_tensors.HEADER_LENGTH, str(len(head)).encode())
     return (_BINARY, length), b"".join((head, *parts))
 
 
-def decode_arrays(response: Response) -> dict[str, Array]:
-    """The arrays of an answer, by output name.
+def decode_answer(response: Response) -> tuple[dict[str, Array], dict[str, Any]]:
+    """The arrays of an answer, by output name, and its parameters.
 
     Raises:
         TransportError: it is not the protocol's.
@@ -41,12 +44,15 @@ def decode_arrays(response: Response) -> dict[str, Array]:
     lengths = [v for n, v in response.headers if n == binary_tensors.HEADER_LENGTH]
     try:
         head, tail = binary_tensors.split(response.body, lengths)
-        arrays = binary_tensors.decode_response(json_of(head), tail)
+        document = json_of(head)
+        arrays = binary_tensors.decode_response(document, tail)
     except TensorError as error:
         raise TransportError(f"the answer is unusable: {error}") from None
     # Callers own their arrays: a view could not be written to, and would keep all of
     # the message alive.
-    return {name: _own(array) for name, array in arrays.items()}
+    parameters = document.get("parameters")
+    kept = parameters if isinstance(parameters, dict) else {}
+    return {name: _own(array) for name, array in arrays.items()}, kept
 
 
 def _own(array: Array) -> Array:

@@ -8,13 +8,13 @@ results back in; all decisions are made here, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sealgate.content import decode_arrays, encode_arrays, max_rows_of, rows_of
+from sealgate.content import JSON, decode_answer, encode_arrays, max_rows_of, rows_of
 from sealgate.convert import to_arrays
 from sealgate.errors import (
     AuthenticationError,
@@ -32,7 +32,6 @@ from sealgate.errors import (
 )
 from sealgate.exchange import (
     GATEWAY_PATH,
-    Answer,
     ChunkedExchange,
     Exchange,
     build_request,
@@ -45,18 +44,18 @@ from sealgate.exchange import (
     refusal_of,
     trace_headers,
 )
-from sealgate.keys import (
-    KeyChoice,
-    choose_config,
-    load_identity_keys,
-    max_age_s,
-    verify_signed,
+from sealgate.feedback import (
+    Label,
+    Ticketed,
+    feedback_bodies,
+    outcomes_of,
+    tickets_of,
 )
+from sealgate.key_source import KeySource
 from sealgate.options import Options
 from sealgate.passport import Passport, verify_passport
-from sealgate.protocol import binary_tensors, keyconfig, signedkeys
+from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Body, Headers, Response
-from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.tensors import Array
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Message, Steps, Wait
@@ -64,7 +63,6 @@ from sealgate.streams import StreamExchange
 
 __all__ = ["Core"]
 
-_MAX_KEYS_BYTES = 1 << 20
 _OVERHEAD = 64 << 10
 # A nonce of a server is good for at least five minutes; of another one perhaps less.
 _NONCE_FRESH_S = 60.0
@@ -98,10 +96,7 @@ class Core:
         self._clock_offset = 0.0
         self._nonce: str | None = None
         self._nonce_since = float("-inf")
-        self._identities = load_identity_keys(options.identity_keys)
-        self._keys: KeyChoice | None = None
-        if options.key_configs is not None:
-            self._keys = KeyChoice(choose_config(options.key_configs))
+        self._keys = KeySource(self.url, options, now=self._now)
         self._metadata: dict[str, dict[str, Any]] = {}
         self._passports: dict[str, tuple[float, Passport]] = {}
         self._binary: bool | None = None
@@ -146,23 +141,21 @@ class Core:
         traceparent: str | None = None,
         batched: bool = True,
         progress: Progress | None = None,
+        tickets: bool = False,
     ) -> Steps[dict[str, Array]]:
         """Run a model, by as many requests as its rows take."""
         trace = trace_headers(traceparent)
-        yield from self._check_passport(model)
-        metadata = self._metadata.get(model)
-        if metadata is None:
-            metadata = yield from self.metadata(model)
-        arrays = to_arrays(inputs, metadata)
+        arrays, metadata = yield from self._prepared(model, inputs)
         rows, most = rows_of(arrays, metadata), max_rows_of(metadata)
         if not batched or rows <= most:
-            return (yield from self._infer(model, arrays, trace))
+            return (yield from self._infer(model, arrays, trace, tickets))
         answers: list[dict[str, Array]] = []
         start = 0
         while start < rows:
             part = {name: a[start : start + most] for name, a in arrays.items()}
             try:
-                answers.append((yield from self._infer(model, part, trace)))
+                answer = yield from self._infer(model, part, trace, tickets)
+                answers.append(answer)
             except InvalidInputError as error:
                 if error.status == _TOO_LARGE and most > 1:
                     most //= 2
@@ -173,21 +166,52 @@ class Core:
             start += most
             if progress is not None:
                 progress(min(start, rows), rows)
-        return {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+        joined = {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+        return Ticketed.joined(joined, answers) if tickets else joined
 
     def _infer(
-        self, model: str, arrays: Mapping[str, Array], trace: Headers
+        self, model: str, arrays: Mapping[str, Array], trace: Headers, tickets: bool
     ) -> Steps[dict[str, Array]]:
-        headers, body = encode_arrays(arrays, binary=(yield from self._speaks_binary()))
+        asked = {"tickets": True} if tickets else {}
+        answer = yield from self._ask(model, "/infer", arrays, trace, asked)
+        outputs, parameters = answer
+        return Ticketed(outputs, tickets_of(parameters)) if tickets else outputs
+
+    def feedback(self, model: str, labels: Iterable[Label]) -> Steps[list[str]]:
+        """Send labels, by as many requests as it takes; what became of each."""
+        outcomes: list[str] = []
+        for count, body in feedback_bodies(labels):
+            response = yield from self._call("POST", model, "/feedback", JSON, body)
+            outcomes += outcomes_of(json_of(response.body), count)
+        return outcomes
+
+    def _prepared(
+        self, model: str, inputs: Any
+    ) -> Steps[tuple[dict[str, Array], dict[str, Any]]]:
+        yield from self._check_passport(model)
+        metadata = self._metadata.get(model)
+        if metadata is None:
+            metadata = yield from self.metadata(model)
+        return to_arrays(inputs, metadata), metadata
+
+    def _ask(
+        self,
+        model: str,
+        action: str,
+        arrays: Mapping[str, Array],
+        trace: Headers,
+        parameters: Mapping[str, Any] = {},
+    ) -> Steps[tuple[dict[str, Array], dict[str, Any]]]:
+        binary = yield from self._speaks_binary()
+        headers, body = encode_arrays(arrays, binary=binary, parameters=parameters)
+        headers = (*headers, *trace)
         try:
-            response = yield from self._call(
-                "POST", model, "/infer", (*headers, *trace), body
-            )
+            response = yield from self._call("POST", model, action, headers, body)
         except InvalidInputError:
             # Perhaps the model is another one by now: ask again, next time.
             self._metadata.pop(model, None)
             raise
-        return decode_arrays(response)
+        return decode_answer(response)
 
     def passport(self, model: str) -> Steps[Passport]:
         """Fetch the model's verdict and evidence, and verify them."""
@@ -203,7 +227,7 @@ class Core:
 
     def keys(self) -> Steps[bytes]:
         """The key configurations that the server offers now; verified, if pinned so."""
-        return (yield from self._fetch_keys())[0]
+        return (yield from self._keys.fetch())[0]
 
     def forward(
         self,
@@ -262,7 +286,7 @@ class Core:
             # The content can be sent once: a nonce is asked for before that.
             attempts = Attempts(self.options.retry)
             yield from self._exchange(Message("GET", "/v2", token), attempts)
-        config = yield from self._choose_keys()
+        config = yield from self._keys.choose()
         request = build_request(
             method,
             path,
@@ -301,9 +325,9 @@ class Core:
         """Put right what a refusal tells, if that may help and was not tried yet."""
         self._answered_at = float("-inf")
         if isinstance(error, KeyRefusedError):
-            if self._pinned or not attempts.recover_once(error):
+            if self._keys.pinned or not attempts.recover_once(error):
                 return False
-            self._keys = None
+            self._keys.forget()
             return True
         now = error.server_time
         if not error.sealed or now is None or not attempts.recover_once(error):
@@ -387,7 +411,7 @@ class Core:
                     raise
 
     def _attempt(self, message: Message) -> Steps[Response]:
-        config = yield from self._choose_keys()
+        config = yield from self._keys.choose()
         request = build_request(
             message.method,
             message.path,
@@ -438,38 +462,6 @@ class Core:
             return Exchange
         return ChunkedExchange
 
-    @property
-    def _pinned(self) -> bool:
-        return self.options.key_configs is not None
-
-    def _choose_keys(self) -> Steps[KeyConfig]:
-        now = self._now()
-        if self._keys is None or now >= self._keys.good_until:
-            document, good_until = yield from self._fetch_keys()
-            self._keys = KeyChoice(choose_config(document), good_until)
-        return self._keys.config
-
-    def _fetch_keys(self) -> Steps[tuple[bytes, float]]:
-        """The document, and until when it may be used."""
-        if self._identities:
-            return (yield from self._fetch_signed_keys())
-        url = self.url + GATEWAY_PATH
-        answer = yield from self._fetch(url, keyconfig.KEYS_MEDIA_TYPE)
-        return answer.body, self._now() + _age(answer)
-
-    def _fetch_signed_keys(self) -> Steps[tuple[bytes, float]]:
-        url = self.url + signedkeys.SIGNED_KEYS_PATH
-        answer = yield from self._fetch(url, signedkeys.SIGNED_KEYS_MEDIA_TYPE)
-        now = self._now()
-        signed = verify_signed(answer.body, self._identities, now=now)
-        return signed.document, min(now + _age(answer), signed.not_after)
-
-    def _fetch(self, url: str, media_type: str) -> Steps[Answer]:
-        answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
-        if answer.status != 200 or answer.media_type != media_type:
-            raise TransportError(f"the server offers no keys ({answer.status})")
-        return answer
-
     def _now(self) -> float:
         return self._clock() + self._clock_offset
 
@@ -492,7 +484,3 @@ class Core:
 
 def _token() -> Steps[str]:
     return check_token((yield AskToken()))
-
-
-def _age(answer: Answer) -> float:
-    return max_age_s(answer.headers.get("cache-control", ""))

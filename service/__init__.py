@@ -5,6 +5,7 @@ guard         the outermost ASGI layer: every request meets it first
 gateway       opens sealed requests, seals the answers (RFC 9458)
 routes        /v2/*: who may, what is asked, what is answered
 content       the content of inference requests and answers, within bounds
+feedback      tickets that answers carry, labels that bring them back
 repository    what is told of all models: the list, the index, statistics
 descriptions  what is told of the server and of a model
 readiness     whether this worker should be sent requests

@@ -8,6 +8,7 @@ hook in the parent process, each worker builds the application: three doors, one
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from security.admission.hooks import (
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
+from security.monitoring.cohorts import Cohorts, check_cohorts, open_cohorts
 from security.monitoring.monitor import Monitor, check_monitor, open_monitor
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
@@ -128,7 +130,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     follower.start()
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
-    monitor = _monitor(settings, lineup, metrics)
+    monitor, cohorts = _monitors(settings, lineup, metrics)
     readiness = Readiness(
         {
             "model": lambda: answers(lineup),
@@ -151,6 +153,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         interface=_interface() if settings.observability.serve_openapi else None,
         readiness=readiness,
         monitor=monitor,
+        cohorts=cohorts,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),
@@ -166,25 +169,39 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ),
         publication=load_publication(settings.sealing),
     )
-    end = partial(_end, monitor, recorder)
+    end = partial(_end, (monitor, cohorts), recorder)
     return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
 
 
-def _monitor(settings: Settings, lineup: Lineup, metrics: Metrics) -> Monitor | None:
-    def report(name: str, value: float) -> None:
-        metrics.set(f"sealgate_monitoring_{name}", value=value)
+def _monitors(
+    settings: Settings, lineup: Lineup, metrics: Metrics
+) -> tuple[Monitor | None, Cohorts | None]:
+    """What counts what is asked and answered, and what gives tickets for answers."""
+
+    def report(kind: str, name: str, value: float) -> None:
+        family = "monitoring" if name == "epsilon" else kind
+        metrics.set(f"sealgate_{family}_{name}", value=value)
 
     monitor = open_monitor(
-        settings.monitoring, versions=lambda: lineup.watched, report=report
+        settings.monitoring,
+        versions=lambda: lineup.watched,
+        report=partial(report, "monitoring"),
     )
-    if monitor is not None:
-        monitor.start()
-    return monitor
+    cohorts = open_cohorts(
+        settings.monitoring,
+        versions=lambda: lineup.manifests,
+        report=partial(report, "labels"),
+    )
+    for each in (monitor, cohorts):
+        if each is not None:
+            each.start()
+    return monitor, cohorts
 
 
-def _end(monitor: Monitor | None, recorder: Recorder) -> None:
-    if monitor is not None:
-        monitor.stop()
+def _end(monitors: Iterable[Monitor | None], recorder: Recorder) -> None:
+    for monitor in monitors:
+        if monitor is not None:
+            monitor.stop()
     recorder.close()
 
 
@@ -203,6 +220,7 @@ def _check_operable(settings: Settings) -> None:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")
     check_monitor(settings.monitoring)
+    check_cohorts(settings.monitoring)
 
 
 def _interface() -> bytes:

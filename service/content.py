@@ -119,6 +119,7 @@ async def encode_answer(
     model: str,
     version: str,
     identifier: object,
+    parameters: Mapping[str, Any] = {},
 ) -> Response:
     """The answer to an inference.
 
@@ -128,6 +129,7 @@ async def encode_answer(
         model: its name.
         version: its version.
         identifier: the request's; repeated if it is a short text.
+        parameters: of the answer.
 
     Raises:
         TensorError: a dtype that v2 cannot carry.
@@ -142,6 +144,8 @@ async def encode_answer(
             version=version,
             present=_present,
         )
+        if parameters:
+            document["parameters"] = parameters
         if isinstance(identifier, str) and len(identifier) <= 256:
             document["id"] = identifier
         return _response(document, parts)

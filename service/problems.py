@@ -28,6 +28,7 @@ from security.errors import (
     HiddenError,
     IntrospectionError,
     KeysUnavailableError,
+    MonitoringStoreError,
     NonceError,
     ProofError,
     QuotaError,
@@ -75,6 +76,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(400, "malformed-json", "Body is not JSON"),
         _kind(400, "invalid-request", "Invalid inference request"),
         _kind(400, "invalid-credentials", "More than one set of credentials"),
+        _kind(400, "no-tickets", "Answers of this model take no labels here"),
         _kind(401, "unauthenticated", "A valid access token is needed"),
         _kind(403, "insufficient-scope", "The token does not grant this"),
         _kind(403, "sealed-required", "This server only answers sealed requests"),
@@ -127,6 +129,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "overloaded", "The server is busy"),
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
         _kind(503, "quota-unavailable", "What you have used up cannot be told now"),
+        _kind(503, "labels-unavailable", "Labels cannot be kept now; send them again"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),
         _kind(504, "inference-timeout", "The inference took too long"),
     )
@@ -223,6 +226,8 @@ def to_problem(error: SealgateError, challenges: Challenges = Challenges()) -> P
             return Problem("replay-unavailable", headers=_RETRY)
         case QuotaStoreError():
             return Problem("quota-unavailable", headers=_RETRY)
+        case MonitoringStoreError():
+            return Problem("labels-unavailable", headers=_RETRY)
         case AuditError():
             return Problem("audit-unavailable")
     return Problem("internal")

@@ -11,6 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,8 +25,10 @@ from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
+from security.monitoring.cohorts import Cohorts
 from security.monitoring.monitor import Monitor
 from security.sealing.freshness import Remember
+from service import feedback
 from service.callers import Callers
 from service.content import JSON, Content, decode_inputs, encode_answer
 from service.descriptions import model_config, model_metadata, passport
@@ -64,7 +67,7 @@ _HEALTH = {
 }
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
-    rb"(?:/(?P<action>ready|infer|attestations|config|stats))?"
+    rb"(?:/(?P<action>ready|infer|feedback|attestations|config|stats))?"
 )
 # Triton's; here it is the operator's command.
 _LOADING = re.compile(rb"/v2/repository/models/[^/]+/(?:load|unload)")
@@ -88,6 +91,7 @@ class Routes:
         interface: bytes | None = None,
         readiness: Readiness | None = None,
         monitor: Monitor | None = None,
+        cohorts: Cohorts | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -106,11 +110,12 @@ class Routes:
             interface: the OpenAPI document, if callers may read it.
             readiness: of this worker; without it, it is ready once it answers.
             monitor: counts what is asked and answered, if that is wanted.
+            cohorts: gives tickets and takes labels, likewise.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
         self._readiness = readiness
-        self._monitor = monitor
+        self._monitor, self._cohorts = monitor, cohorts
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
         self._log = log
@@ -268,6 +273,9 @@ class Routes:
             _expect(request, b"GET", b"HEAD")
             asked = match["model"], match["version"]
             return _json(await self._repository.statistics(principal, *asked))
+        if decision.action == "feedback" and match["version"] is None:
+            _expect(request, b"POST")
+            return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
         model = state.content
         _name_model(decision, model)
@@ -315,6 +323,10 @@ class Routes:
             _expect(request, b"POST")
             return await self._infer(request, model, decision)
         _expect(request, b"GET", b"HEAD")
+        if decision.action == "feedback":
+            raise Problem(
+                "not-found", "labels are sent to the model: tickets name versions"
+            )
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
@@ -335,6 +347,7 @@ class Routes:
             content.document, model.input_specs, max_rows=model.manifest.max_rows
         )
         wanted = binary_tensors.requested_outputs(content.document, model.output_names)
+        source = feedback.ticketed(content.document, model, self._cohorts)
         lengths = [head.shape[0] for _, head in heads.values() if head.shape]
         decision.rows = max(lengths, default=1)
         if decision.ticket is not None:
@@ -343,6 +356,8 @@ class Routes:
         inputs = await decode_inputs(content, heads)
         try:
             who, outputs = self._who(decision), list(wanted)
+            if source and source not in wanted:
+                outputs.append(source)
             try:
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             except (InferenceFailedError, OverloadedError):
@@ -352,15 +367,17 @@ class Routes:
                 model = stand_in
                 _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
+            given = dict(zip(outputs, arrays))
+            tickets = feedback.tickets(self._cohorts, model, source, who[1], given)
             answer = await encode_answer(
                 zip(wanted, arrays),
                 binary=wanted,
                 model=model.manifest.name,
                 version=model.manifest.version,
                 identifier=content.document.get("id"),
+                parameters=tickets,
             )
             if self._monitor is not None:
-                given = dict(zip(wanted, arrays))
                 self._monitor.count(model.tag, who[1], decision.rows, inputs, given)
             return answer
         except InferenceTimeoutError:
@@ -369,6 +386,19 @@ class Routes:
             raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
         except (InferenceFailedError, TensorError):
             raise Problem("model-failure") from None
+
+    async def _feedback(
+        self, request: Request, principal: Principal, decision: Decision
+    ) -> Response:
+        """Labels, also of versions that answer no more: tickets say which."""
+        name = decision.model or ""
+        known = self._lineup.find(name)
+        self._permissions.authorize(principal, name, None, "feedback")
+        if known is None:
+            raise Problem("not-found", NO_MODEL)
+        decision.ticket = await self._quotas.enter(principal, name)
+        may = partial(self._permissions.allows, principal, name, action="feedback")
+        return _json(await feedback.take(request, decision, self._cohorts, may))
 
     def _who(self, decision: Decision) -> tuple[str, str]:
         """The request, and its caller's pseudonym.
@@ -396,7 +426,7 @@ class Routes:
         self._count(model, version, action, status)(elapsed)
         if reason is not None:
             self.metrics.count("sealgate_refusals", reason)
-        elif decision.rows is not None:
+        elif decision.rows is not None and served:
             self.metrics.count("sealgate_rows", model, version, amount=decision.rows)
 
     def _count(

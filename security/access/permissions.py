@@ -1,7 +1,8 @@
 """What a principal may do: by scopes, and by the table of grants. Deny by default.
 
-Scopes: ``infer:<model>`` or ``infer:*``, likewise ``metadata``, and ``metrics``. Who
-may infer may also read the metadata and the attestations that it takes to do so.
+Scopes: ``infer:<model>`` or ``infer:*``, likewise ``feedback`` and ``metadata``, and
+``metrics``. Who may infer may also read the metadata and the attestations that it takes
+to do so. Who may send labels of answers may do nothing else.
 
 Grants (`deploy/access.toml`) name callers and what they may. Every kind of caller that
 a grant names must fit, and of each kind any one.
@@ -36,12 +37,13 @@ __all__ = [
 ]
 
 MAX_GRANTS = 4096
-MODEL_ACTIONS = ("infer", "metadata")
+MODEL_ACTIONS = ("infer", "feedback", "metadata")
 SERVER_ACTIONS = ("metrics",)
 ACTIONS = (*MODEL_ACTIONS, *SERVER_ACTIONS)
 # What each action of a model is granted by, itself first.
 _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
     "infer": ("infer",),
+    "feedback": ("feedback",),
     "metadata": ("metadata", "infer"),
 }
 _SCOPES = ("sufficient", "necessary", "ignored")

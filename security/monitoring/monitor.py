@@ -238,7 +238,8 @@ class Monitor:
                 layout = self._layout(manifest)
                 if layout is not None:
                     name, version = manifest.name, manifest.version
-                    self._meters[tag] = _Meter(self.kind, name, version, layout)
+                    made = _Meter(self.kind, name, version, layout)
+                    self._meters.setdefault(tag, made)
         for tag, meter in self._meters.items():
             meter.is_counted = tag in manifests
             if meter.is_counted and not self.waits_for_events:

@@ -247,6 +247,11 @@ class Lineup:
         """What admits each version that is served now."""
         return [served.admission for served in _all(self._table)]
 
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of each version that is served now."""
+        return [served.manifest for served in _all(self._table)]
+
     def switch(self, table: Mapping[str, Entry]) -> None:
         """Serve this from now on.
 

@@ -1,0 +1,95 @@
+"""Where the keys come from that requests are sealed to, as steps without I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sealgate.errors import TransportError
+from sealgate.exchange import GATEWAY_PATH, Answer
+from sealgate.keys import (
+    KeyChoice,
+    choose_config,
+    load_identity_keys,
+    max_age_s,
+    verify_signed,
+)
+from sealgate.options import Options
+from sealgate.protocol import keyconfig, signedkeys
+from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.steps import Fetch, Steps
+
+__all__ = ["KeySource"]
+
+_MAX_KEYS_BYTES = 1 << 20
+
+
+class KeySource:
+    """The keys of one server: pinned, signed by its identity key, or as it offers them.
+
+    Attributes:
+        pinned: the caller gave them; no others are taken.
+    """
+
+    def __init__(self, url: str, options: Options, *, now: Callable[[], float]) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            url: of the server.
+            options: what the caller pinned.
+            now: Unix seconds, by the server's clock.
+
+        Raises:
+            ProfileError: an identity key cannot be used.
+            TransportError: the pinned key configurations are malformed.
+        """
+        self._url = url
+        self._now = now
+        self._identities = load_identity_keys(options.identity_keys)
+        self.pinned = options.key_configs is not None
+        self._choice: KeyChoice | None = None
+        if options.key_configs is not None:
+            self._choice = KeyChoice(choose_config(options.key_configs))
+
+    def forget(self) -> None:
+        """Ask for keys again, the next time."""
+        self._choice = None
+
+    def choose(self) -> Steps[KeyConfig]:
+        """The key to seal to now.
+
+        Raises:
+            TransportError: the server offers none that can be used.
+        """
+        if self._choice is None or self._now() >= self._choice.good_until:
+            document, good_until = yield from self.fetch()
+            self._choice = KeyChoice(choose_config(document), good_until)
+        return self._choice.config
+
+    def fetch(self) -> Steps[tuple[bytes, float]]:
+        """The document, and until when it may be used.
+
+        Raises:
+            TransportError: there is none, or it does not verify.
+        """
+        if self._identities:
+            return (yield from self._fetch_signed())
+        url = self._url + GATEWAY_PATH
+        answer = yield from self._fetch(url, keyconfig.KEYS_MEDIA_TYPE)
+        return answer.body, self._now() + _age(answer)
+
+    def _fetch_signed(self) -> Steps[tuple[bytes, float]]:
+        url = self._url + signedkeys.SIGNED_KEYS_PATH
+        answer = yield from self._fetch(url, signedkeys.SIGNED_KEYS_MEDIA_TYPE)
+        now = self._now()
+        signed = verify_signed(answer.body, self._identities, now=now)
+        return signed.document, min(now + _age(answer), signed.not_after)
+
+    def _fetch(self, url: str, media_type: str) -> Steps[Answer]:
+        answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
+        if answer.status != 200 or answer.media_type != media_type:
+            raise TransportError(f"the server offers no keys ({answer.status})")
+        return answer
+
+
+def _age(answer: Answer) -> float:
+    return max_age_s(answer.headers.get("cache-control", ""))
