@@ -17,6 +17,7 @@ policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 package                                all of these, from an assessed bundle to a Bento
 serve, models, config, audit           a server that runs, its settings, its log
+feedback                               labels of earlier answers
 options, signing, stages, standing, wanted  what several of these share
 """
 
@@ -45,6 +46,7 @@ COMMANDS = {
     "keys": "keys",
     "serve": "serve",
     "models": "models",
+    "feedback": "feedback",
     "init": "init",
     "check": "check",
     "train": "train",

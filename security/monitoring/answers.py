@@ -219,25 +219,25 @@ class Answers:
             events: shape (events, width).
             labels: by the id of their event.
         """
-        cells = np.zeros(self.shapes["cells"], np.int64)
-        confusion = np.zeros(self.shapes["confusion"], np.int64)
-        groups = np.zeros(self.shapes["groups"], np.int64)
-        silence = (self.labels.index(self.silence), "") if self.silence else None
-        for event in events:
-            answered, bin_ = int(event[0]), int(event[1])
-            found = labels.get(event[2:].tobytes(), silence)
-            if found is None:
-                cells[answered, bin_, 0] += 1
-                continue
-            label, group = found
-            outcome = int(label != answered) if self.labels else label
-            cells[answered, bin_, 1 + outcome] += 1
-            if self.confuses:
-                confusion[answered, label] += 1
-            if group in self.groups and groups.size:
-                groups[self.groups.index(group), answered, label] += 1
-        counted = {"cells": cells, "confusion": confusion, "groups": groups}
-        return {name: item.reshape(-1) for name, item in counted.items() if item.size}
+        silence = (self.labels.index(self.silence), "") if self.silence else (-1, "")
+        ids = np.ascontiguousarray(events[:, 2:]).view(f"V{_ID_BYTES}").ravel().tolist()
+        found = [labels.get(item, silence) for item in ids]
+        numbers = {name: at for at, name in enumerate(self.groups)}
+        label = np.array([item[0] for item in found], np.int64)
+        group = np.array([numbers.get(item[1], -1) for item in found], np.int64)
+        answered, bins = events[:, 0].astype(np.int64), events[:, 1]
+        outcome = (label != answered) if self.labels else label
+        known, named = label >= 0, (label >= 0) & (group >= 0)
+        counts = {
+            name: np.zeros(shape, np.int64) for name, shape in self.shapes.items()
+        }
+        np.add.at(counts["cells"], (answered, bins, np.where(known, 1 + outcome, 0)), 1)
+        if self.confuses:
+            np.add.at(counts["confusion"], (answered[known], label[known]), 1)
+        if counts["groups"].size:
+            place = group[named], answered[named], label[named]
+            np.add.at(counts["groups"], place, 1)
+        return {name: item.reshape(-1) for name, item in counts.items() if item.size}
 
 
 def answers_of(manifest: Manifest, settings: LabelSettings) -> Answers | None:

@@ -45,7 +45,7 @@ from security.monitoring.tickets import Ticket, Tickets, mark_of
 from security.monitoring.windows import Window, window_at
 from security.settings.monitoring import MonitoringSettings
 
-__all__ = ["KIND", "OUTCOMES", "Cohorts", "Feedback", "open_cohorts"]
+__all__ = ["KIND", "OUTCOMES", "Cohorts", "Feedback", "check_cohorts", "open_cohorts"]
 
 KIND = "labels"
 # Only who has a real ticket of this model learns more than "refused".
@@ -349,6 +349,18 @@ def open_cohorts(
 @functools.lru_cache(maxsize=16)
 def _window(length: str, start: float) -> Window:
     return window_at(length, start)
+
+
+def check_cohorts(settings: MonitoringSettings) -> None:
+    """Make what all workers share, after `monitor.check_monitor`.
+
+    Raises:
+        MonitoringStoreError: it cannot be made.
+    """
+    if settings.enabled and settings.labels_share:
+        store = open_label_store(settings)
+        store.start()
+        store.close()
 
 
 def _place(scope: str, identifier: bytes) -> str:

@@ -68,6 +68,13 @@ class Room:
 class LabelStore(Protocol):
     """Keeps labels for all who share it; a scope is a release's key in the ledger."""
 
+    def start(self) -> None:
+        """Make what is not there, once for all workers.
+
+        Raises:
+            MonitoringStoreError: it cannot be made.
+        """
+
     def spend(
         self, scope: str, until: float, room: Room, items: Sequence[Spending]
     ) -> list[str]:
@@ -131,7 +138,10 @@ _COUNT = (
 
 
 class LocalLabelStore:
-    """An SQLite file that all workers of this machine share, written to the disk."""
+    """An SQLite file that all workers of this machine share, written to the disk.
+
+    While it is gone nothing is spent: labels would be written where nobody reads them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = SqliteFile(
@@ -140,11 +150,16 @@ class LocalLabelStore:
             refusal=MonitoringStoreError,
             synchronous="FULL",
             max_bytes=_MAX_BYTES,
+            must_exist=True,
             timeout_s=_TIMEOUT_S,
         )
 
     def __repr__(self) -> str:
         return f"<LocalLabelStore {self._file.path}>"
+
+    def start(self) -> None:
+        """As `LabelStore.start`."""
+        self._file.make()
 
     def spend(
         self, scope: str, until: float, room: Room, items: Sequence[Spending]
@@ -231,6 +246,9 @@ class RedisLabelStore:
 
     def __repr__(self) -> str:
         return "<RedisLabelStore>"
+
+    def start(self) -> None:
+        """As `LabelStore.start`: there is nothing to make."""
 
     def spend(
         self, scope: str, until: float, room: Room, items: Sequence[Spending]
