@@ -13,7 +13,6 @@ number was off. All that is counted of a cohort:
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -92,14 +91,6 @@ class Answers:
             labels, groups = tuple(value["labels"]), tuple(value["groups"])
             return replace(cls(**value), labels=labels, groups=groups)
         except (TypeError, KeyError):
-            raise MonitoringError("what answers mean is malformed") from None
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Answers:
-        """As `from_object`."""
-        try:
-            return cls.from_object(json.loads(data))
-        except ValueError:
             raise MonitoringError("what answers mean is malformed") from None
 
     def describe(self) -> dict[str, Any]:

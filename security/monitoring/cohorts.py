@@ -175,7 +175,7 @@ class Cohorts(Monitor):
             MonitoringStoreError: it cannot be told which tickets are spent, or what
                 time it is. Some may have been accepted: they are spent, then.
         """
-        if self._has_jumped():
+        if self._jumps.seen():
             raise MonitoringStoreError(
                 "the clock has jumped: nobody knows what expires"
             )
@@ -262,16 +262,21 @@ class Cohorts(Monitor):
         """What answers of a version mean that is not served any more."""
         known = self._known.get(about.key)
         if known is None:
-            _, described, _ = self._opened(about, self._store.read(about.key))
-            if described is None:
+            _, meaning, _ = self._opened(about, self._store.read(about.key))
+            if meaning is None:
                 raise MonitoringStoreError("a cohort in the store cannot be read")
-            known = self._known[about.key] = Answers.from_json(described)
+            known = self._known[about.key] = Answers.from_object(meaning)
         return known
 
     def _owner(self, about: About, ticket: Ticket) -> bytes:
         """Stands for a caller in one cohort's list only."""
         name = f"{about.key}/{ticket.subject.hex()}"
         return bytes.fromhex(pseudonym(self._secret, name))[:8]
+
+    def stop(self) -> None:
+        """As `Monitor.stop`."""
+        super().stop()
+        self._labels.close()
 
     # How this kind of release differs from the monitor's own
 
@@ -292,10 +297,8 @@ class Cohorts(Monitor):
         days = self._settings.labels(about.model).labels_final_after_days
         return about.window.end + days * _DAY_S
 
-    def _counted(
-        self, about: About, described: bytes, parts: Sequence[bytes]
-    ) -> Counted:
-        layout = Answers.from_json(described)
+    def _counted(self, about: About, meaning: Any, parts: Sequence[bytes]) -> Counted:
+        layout = Answers.from_object(meaning)
         events = merge(parts, layout.width)
         labels: dict[bytes, Label] = {}
         for identifier, data in self._labels.read(about.key).items():

@@ -51,7 +51,7 @@ class Coded(Protocol):
     ) -> NDArray[np.uint8]:
         """The codes of some rows, shape (rows, width)."""
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Any:
         """What they mean, as JSON values."""
 
 

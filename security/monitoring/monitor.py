@@ -40,7 +40,7 @@ from security.monitoring.keeping import (
 from security.monitoring.layout import Layout, described, layout_of
 from security.monitoring.ledger import Budget, Entry, Ledger, open_ledger
 from security.monitoring.release import About, Release, about_of, release
-from security.monitoring.windows import Window, window_at
+from security.monitoring.windows import Jumps, Window, window_at
 from security.settings.monitoring import MonitoringSettings
 
 __all__ = ["KIND", "Monitor", "check_monitor", "open_monitor"]
@@ -51,9 +51,6 @@ CONTRIBUTION = (
 )
 # After a window's end, for workers that have not stored the last of it.
 PATIENCE_S = 60.0
-# A clock that is further from where it was has jumped. After so long it is believed.
-JUMP_S = 300.0
-BELIEVED_S = 3600.0
 # Events are counted by the same clock, a moment after they looked at it.
 _MOMENT_S = 1.0
 _SEGMENTS = 64
@@ -142,8 +139,7 @@ class Monitor:
         self._versions = versions
         self._report = report
         self._clock, self._steady = clock, steady
-        self._ahead = clock() - steady()
-        self._jumped_at: float | None = None
+        self._jumps = Jumps(clock, steady)
         self._worker = secrets.token_hex(8)
         # Also where a window is counted in a second time, its segments have new ones.
         self._numbers = itertools.count(1)
@@ -262,19 +258,8 @@ class Monitor:
             known = meter.places.setdefault(window, _Place(counts, int(now)))
         return known
 
-    def _has_jumped(self) -> bool:
-        """Whether the clock cannot be believed now: it is not where it was."""
-        steady, ahead = self._steady(), self._clock() - self._steady()
-        if abs(ahead - self._ahead) <= JUMP_S:
-            self._jumped_at = None
-        elif self._jumped_at is None:
-            self._jumped_at = steady
-        elif steady - self._jumped_at > BELIEVED_S:
-            self._ahead, self._jumped_at = ahead, None
-        return self._jumped_at is not None
-
     def _flush(self, *, closing: bool) -> None:
-        now, jumped = self._clock(), self._has_jumped()
+        now, jumped = self._clock(), self._jumps.seen()
         for meter in list(self._meters.values()):
             for window, place in list(meter.places.items()):
                 place.jumped = place.jumped or jumped
@@ -336,7 +321,7 @@ class Monitor:
         due = [about for about in scopes if now >= self._released_from(about)]
         if not due:
             return
-        if self._jumped_at is not None:
+        if self._jumps.seen():
             raise MonitoringError(
                 "the clock has jumped: nothing is released until it is back, or has "
                 "been steady for an hour"
@@ -398,10 +383,10 @@ class Monitor:
 
     def _opened(
         self, about: About, found: list[tuple[Presence, list[Segment]]]
-    ) -> tuple[list[bytes], Mapping[str, Any] | None, int]:
+    ) -> tuple[list[bytes], Any, int]:
         """The events of all workers, what they mean, and how much cannot be opened."""
         parts: list[bytes] = []
-        meaning: Mapping[str, Any] | None = None
+        meaning: Any = None
         unread = 0
         for presence, segments in found:
             for item in segments:
@@ -411,13 +396,13 @@ class Monitor:
                     if item.number:
                         parts.append(plain)
                     else:
-                        meaning = strict_json.loads_object(plain, max_bytes=len(plain))
+                        meaning = strict_json.loads(plain, max_bytes=len(plain))
                 except (MonitoringError, JsonError):
                     unread += 1
         return parts, meaning, unread
 
     def _readable(
-        self, about: About, meaning: Mapping[str, Any], parts: Sequence[bytes]
+        self, about: About, meaning: Any, parts: Sequence[bytes]
     ) -> Counted | None:
         try:
             return self._counted(about, meaning, parts)
@@ -436,16 +421,14 @@ class Monitor:
 
     def _layout(self, manifest: Manifest) -> Coded | None:
         """What is kept of a version's events; None where that is nothing."""
-        layout = layout_of(manifest)
-        return layout if layout.histograms else None
+        layout: Coded = layout_of(manifest)
+        return layout if layout.width else None
 
     def _released_from(self, about: About) -> float:
         """When a window may be released, Unix seconds."""
         return about.window.end
 
-    def _counted(
-        self, about: About, meaning: Mapping[str, Any], parts: Sequence[bytes]
-    ) -> Counted:
+    def _counted(self, about: About, meaning: Any, parts: Sequence[bytes]) -> Counted:
         """What there is to release.
 
         Raises:

@@ -32,7 +32,7 @@ from security.monitoring.cohorts import open_cohorts
 from security.monitoring.ledger import open_ledger
 from security.monitoring.outcomes import state
 from security.monitoring.release import read_releases
-from security.monitoring.windows import window_at
+from security.monitoring.windows import Jumps, window_at
 from security.settings.loading import Settings, load_settings
 from service.feedback import MAX_BODY_BYTES, MAX_LABELS
 from tests.conftest import check_security, mint, run_security, toy_settings
@@ -163,13 +163,14 @@ def test_each_ticket_once_on_two_servers(
 ) -> None:
     tickets = ask(asker, np.tile(ROWS, (8, 1))).tickets
     labels = [{"ticket": ticket, "label": "yes"} for ticket in tickets]
-    token = teller._token
-    with Client(other.url, token=token, options=ONCE) as there:
-        with ThreadPoolExecutor(4) as pool:
-            clients = [teller, there, teller, there]
-            work = [pool.submit(one.feedback, NAME, labels) for one in clients]
-            found = [item.result() for item in work]
-        assert there.feedback(NAME, labels) == ["spent"] * 24
+    urls = [teller.url, other.url] * 2
+    clients = [Client(url, token=teller._token, options=ONCE) for url in urls]
+    with ThreadPoolExecutor(4) as pool:
+        work = [pool.submit(one.feedback, NAME, labels) for one in clients]
+        found = [item.result() for item in work]
+    for one in clients:
+        assert one.feedback(NAME, labels) == ["spent"] * 24
+        one.close()
     each = [Counter(outcomes) for outcomes in zip(*found)]
     assert each == [Counter(accepted=1, spent=3)] * 24
 
@@ -394,9 +395,9 @@ def test_nothing_is_kept_but_counts(
     assert cohorts is not None
     assert cohorts.accept(NAME, []) == []
     now = time.time()
-    for name in ("_clock", "_steady"):
-        monkeypatch.setattr(cohorts, name, lambda: now + 4 * DAY_S)
-    monkeypatch.setattr(cohorts, "_ahead", 0.0)
+    later = Jumps(lambda: now + 4 * DAY_S, lambda: now + 4 * DAY_S)
+    monkeypatch.setattr(cohorts, "_clock", later._clock)
+    monkeypatch.setattr(cohorts, "_jumps", later)
     time.sleep(0.5)
     cohorts.look()
     (made,) = read_releases(open_ledger(cohorts._settings), kind="labels")
