@@ -120,18 +120,20 @@ class Answers:
             raise MonitoringError(f'no output "{self.output}"')
         values = array.reshape(len(array), -1)
         if self.labels:
-            first = 1.0 / len(self.labels)
-            best, score = values.argmax(axis=1), values.max(axis=1)
-            answers = [_CLASS.pack(number) for number in best.tolist()]
+            first, last = 1.0 / len(self.labels), 1.0
+            scores = values.max(axis=1).tolist()
+            answers = map(_CLASS.pack, values.argmax(axis=1).tolist())
         else:
-            first, score = 0.0, (values[:, 0] - self.low) / (self.high - self.low)
-            answers = [_NUMBER.pack(number) for number in values[:, 0].tolist()]
-        scaled = (score.astype(np.float64) - first) / (1.0 - first) * BINS
-        bins = np.clip(np.nan_to_num(scaled), 0, BINS - 1).astype(int).tolist()
-        known = (~np.isnan(score)).tolist()
+            first, last = 0.0, 1.0
+            scores = [self._place(value) for value in values[:, 0].tolist()]
+            answers = map(_NUMBER.pack, scores)
+        scale = BINS / (last - first)
+        # A NaN is the one number that is not itself.
         return [
-            (answer, bin_) if is_known else None
-            for answer, bin_, is_known in zip(answers, bins, known)
+            (answer, int(min(max((score - first) * scale, 0), BINS - 1)))
+            if score == score  # noqa: PLR0124
+            else None
+            for answer, score in zip(answers, scores)
         ]
 
     def label(self, value: object) -> float | None:
@@ -165,10 +167,14 @@ class Answers:
         if self.labels:
             return int(label)
         (given,) = _NUMBER.unpack(answer)
-        given = min(max(given, self.low), self.high)
-        residual = (given - label) / (self.high - self.low)
+        residual = given - self._place(label)
         code = int(np.searchsorted(RESIDUAL_EDGES, residual, side="right")) - 1
         return min(max(code, 0), len(RESIDUAL_EDGES) - 2)
+
+    def _place(self, value: float) -> float:
+        """Where a number is in its range, from 0 to 1; NaN of NaN."""
+        within = min(max(value, self.low), self.high)
+        return within / (self.high - self.low) - self.low / (self.high - self.low)
 
     @property
     def outcomes(self) -> int:

@@ -140,12 +140,9 @@ class Tickets:
         """
         try:
             data = urlsafe_b64decode(text if len(text) == TICKET_CHARACTERS else "")
-            form, day = _HEADER.unpack_from(data)
-            length = WINDOW_LENGTHS[form - _FORM] if form >= _FORM else ""
-            window = window_at(length, day * _DAY_S)
             header, nonce = data[: _HEADER.size], data[_HEADER.size :][:ID_BYTES]
-            sealed = data[_HEADER.size + ID_BYTES :]
-            if window.start != day * _DAY_S or urlsafe_b64encode(data) != text.encode():
+            sealed, window = data[_HEADER.size + ID_BYTES :], _window(header)
+            if urlsafe_b64encode(data) != text.encode():
                 raise ValueError
             bound = header + model.encode()
             plain = self._aead(window.name).decrypt(nonce, sealed, bound)
@@ -157,6 +154,17 @@ class Tickets:
         info = b"sealgate ticket v1 " + window.encode()
         kdf = HKDF(SHA256(), length=32, salt=None, info=info)
         return AESGCM(kdf.derive(self._secret))
+
+
+@functools.lru_cache(maxsize=_KEYS)
+def _window(header: bytes) -> Window:
+    form, day = _HEADER.unpack(header)
+    if form < _FORM:
+        raise ValueError
+    window = window_at(WINDOW_LENGTHS[form - _FORM], day * _DAY_S)
+    if window.start != day * _DAY_S:
+        raise ValueError
+    return window
 
 
 @functools.lru_cache(maxsize=1024)

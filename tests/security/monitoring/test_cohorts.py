@@ -394,6 +394,10 @@ def test_numbers(site: Site) -> None:
     items = [Feedback(*pair) for pair in zip(given, labels)]
     assert set(worker.accept("price", items)) == {"accepted"}
     cells = exact(worker).counts["cells"].reshape(5, 15)
+    huge = {"price": np.array([1e300, -np.inf, np.nan])}
+    assert [one is None for one in worker.issue("price:1.0.0", name(0), huge)] == [
+        False, False, True
+    ]  # fmt: skip
     # All but those at the upper end are three of a hundred too low.
     assert (cells[:, 0].sum(), cells[:, 5].sum(), cells.sum()) == (0, 490, 500)
 

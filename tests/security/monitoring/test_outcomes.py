@@ -210,7 +210,7 @@ def numbers(select: float, seed: int = 0, off: float = 8.0) -> tuple[Release, An
     events, ids = events_of(np.zeros(len(truth)), bins)
     labels: dict[bytes, Label] = {}
     for at in np.flatnonzero(random.random(len(truth)) < select):
-        answer = np.array([given[at]], ">f4").tobytes()
+        ((answer, _),) = NUMBER.read({"y": given[at : at + 1]})
         labels[ids[at]] = NUMBER.outcome(answer, truth[at]), ""
     counts = NUMBER.counts(events, labels)
     return release(NUMBER, counts, len(truth), seed), given - truth
