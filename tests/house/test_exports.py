@@ -124,6 +124,7 @@ def test_the_sdk():
         "ServerFailedError",
         "ServerRefusedError",
         "TensorError",
+        "Ticketed",
         "TransportError",
     ]
 
