@@ -25,7 +25,7 @@ from tests.support.servers import ROOT
 COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
-    "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
+    "sbom", "seal", "feedback", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve",
     "reference",
 )  # fmt: skip

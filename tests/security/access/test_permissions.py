@@ -250,11 +250,20 @@ FAULTS = [
     (ONE.replace('["m"]', '["a*b"]'), r"'a\*b' is no name, or name and"),
     (ONE.replace('["m"]', '["m/../x"]'), "is no name, or name and"),
     (ONE + 'versions = ["latest"]', "'latest' is no name, or name and"),
-    (ONE.replace('["infer"]', '["Infer"]'), "actions: of infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["explain"]'), "actions: of infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["admin"]'), "actions: of infer, metadata, metrics"),
-    (ONE.replace('["infer"]', '["metrics"]'), "infer, metadata need models"),
-    (ONE.replace('models = ["m"]\n', ""), "infer, metadata need models"),
+    (
+        ONE.replace('["infer"]', '["Infer"]'),
+        "actions: of feedback, infer, metadata, metrics",
+    ),
+    (
+        ONE.replace('["infer"]', '["explain"]'),
+        "actions: of feedback, infer, metadata, metrics",
+    ),
+    (
+        ONE.replace('["infer"]', '["admin"]'),
+        "actions: of feedback, infer, metadata, metrics",
+    ),
+    (ONE.replace('["infer"]', '["metrics"]'), "infer, feedback, metadata need models"),
+    (ONE.replace('models = ["m"]\n', ""), "infer, feedback, metadata need models"),
     (ONE + ONE, "grant 'g' is there twice"),
     ("x = " + "[" * 5000, r"access\.toml: "),
 ]
