@@ -332,6 +332,8 @@ class Monitor:
                 self._drop(about.key)
                 continue
             found = self._store.read(about.key)
+            if not found:  # somebody released it meanwhile
+                continue
             waiting = not all(presence.closed for presence, _ in found)
             if waiting and now < about.window.end + self._patience_s:
                 continue

@@ -25,9 +25,9 @@ from tests.support.servers import ROOT
 COMMANDS = (
     "keygen", "train", "assess", "sign", "admit", "verify", "store", "token", "profile",
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
-    "sbom", "seal", "feedback", "history", "ledger", "access", "scan", "report", "compare",
+    "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve",
-    "reference",
+    "reference", "feedback",
 )  # fmt: skip
 
 
