@@ -189,11 +189,12 @@ class Cohorts(Monitor):
             else:
                 *cohort, spending = found
                 wanted.setdefault(tuple(cohort), []).append((at, spending))  # type: ignore[arg-type]
-        room = Room(self._settings.max_labels, self._settings.max_labels_per_subject)
+        each = self._settings.max_labels_per_subject
+        room = Room(self._settings.max_subjects * each, each)
         with self._spending:
             for (scope, until), numbered in wanted.items():
-                each = [spending for _, spending in numbered]
-                spent = self._labels.spend(scope, until, room, each)
+                several = [spending for _, spending in numbered]
+                spent = self._labels.spend(scope, until, room, several)
                 for (at, _), outcome in zip(numbered, spent):
                     outcomes[at] = outcome
         return outcomes

@@ -25,7 +25,6 @@ _POSITIVE = (
     "min_subjects",
     "max_subjects",
     "flush_s",
-    "max_labels",
     "max_labels_per_subject",
 )
 
@@ -77,8 +76,9 @@ class MonitoringSettings:
         key: file with the key that counts are encrypted with until they are released.
         labels_final_after_days: as of `LabelSettings`, for models that have none in
             ``[monitoring.models.NAME]``.
-        max_labels: of one model version and window, in the store; more are refused.
-        max_labels_per_subject: of these, that one subject's answers can have.
+        max_labels_per_subject: in the store, of one subject's answers of a version in
+            a window; more are refused. There is room for all subjects, so that nobody's
+            labels depend on another one's.
         models: values of `LabelSettings` for one model, by its name.
         flush_s: how often a worker gives the store what it has counted; what a worker
             that is killed loses at most.
@@ -96,8 +96,7 @@ class MonitoringSettings:
     key: Path = Path("keys/monitoring.key")
     flush_s: float = 5.0
     labels_final_after_days: float = 30.0
-    max_labels: int = 1 << 20
-    max_labels_per_subject: int = 1 << 14
+    max_labels_per_subject: int = 64
     models: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, metadata={"tables": LabelSettings}
     )

@@ -63,6 +63,7 @@ def settings(home: Path) -> dict[str, str]:
         "SEALGATE_MONITORING_MIN_SUBJECTS": "1",
         "SEALGATE_MONITORING_EPSILON": "100",
         "SEALGATE_MONITORING_FLUSH_S": "0.2",
+        "SEALGATE_MONITORING_MAX_LABELS_PER_SUBJECT": "1000",
         "SEALGATE_OBSERVABILITY_LOG_REQUESTS": "true",
     }
 
