@@ -14,6 +14,7 @@ transport             how bytes leave: connections, and a closed list of fields
 content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
 explanation, bars     why a model answered so; as charts
+feedback              tickets that came with answers, and the labels for them
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from sealgate.async_client import AsyncClient
     from sealgate.client import Client
     from sealgate.explanation import Explanation
+    from sealgate.feedback import Ticketed
     from sealgate.options import Options
     from sealgate.passport import Passport
     from sealgate.profile import Profile
@@ -80,6 +82,7 @@ __all__ = [
     "ServerFailedError",
     "ServerRefusedError",
     "TensorError",
+    "Ticketed",
     "TransportError",
 ]
 
@@ -95,6 +98,7 @@ _LAZY = {
     "Profile": "sealgate.profile",
     "ProofKey": "sealgate.proofs",
     "RetryPolicy": "sealgate.retry",
+    "Ticketed": "sealgate.feedback",
 }
 
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from inspect import isawaitable
 from pathlib import Path
@@ -24,6 +31,7 @@ from sealgate.errors import (
 )
 from sealgate.exchange import Answer, check_token, refusal
 from sealgate.explanation import Explanation, question_for
+from sealgate.feedback import Label
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -163,36 +171,9 @@ class AsyncClient:
         traceparent: str | None = None,
         batched: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        tickets: bool = False,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Run a model.
-
-        Values are converted to the model's dtypes where none changes beyond float
-        rounding; the model's metadata is fetched once for that. More rows than the
-        model takes in a request are sent in several, one after the other.
-
-        Args:
-            model: its name.
-            inputs: arrays, lists or data frames by tensor name; or a data frame, whose
-                columns are matched by name with the model's. Further columns are not
-                sent.
-            traceparent: the W3C trace that this request belongs to; sent inside the
-                seal. Without it, what `Options.traceparent` gives.
-            batched: send too many rows in several requests; each is charged to quotas,
-                and answered by whichever version answers then.
-            progress: told after each of several requests how many rows are answered,
-                and of how many.
-
-        Returns:
-            Arrays by output name.
-
-        Raises:
-            ProfileError: the ``traceparent`` is none.
-            TensorError: an input cannot be sent as the model's dtype.
-            ServerRefusedError: the server's problem details, for instance which tensor
-                it expected otherwise.
-            PassportError: one is required, and does not verify.
-            TransportError: no usable answer.
-        """
+        """Run a model; arguments, answer and errors are those of `Client.infer`."""
         return await self._run(
             self._core.infer(
                 model,
@@ -200,6 +181,7 @@ class AsyncClient:
                 traceparent=traceparent,
                 batched=batched,
                 progress=progress,
+                tickets=tickets,
             )
         )
 
@@ -222,6 +204,10 @@ class AsyncClient:
                 model, inputs, question, version=version, traceparent=traceparent
             )
         )
+
+    async def feedback(self, model: str, labels: Iterable[Label]) -> list[str]:
+        """Send labels of earlier answers. Takes the scope ``feedback:MODEL``."""
+        return await self._run(self._core.feedback(model, labels))
 
     async def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them; as `Client`."""

@@ -165,6 +165,13 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
         help="write that as .csv or .parquet, or the answer as .json or .npz; print "
         "nothing",
     )
+    parser.add_argument(
+        "--tickets",
+        type=Path,
+        metavar="FILE",
+        help="have a ticket for each row, and write them as CSV with an empty column "
+        "for the labels that `sealgate feedback` sends later",
+    )
     parser.set_defaults(run=commands.infer)
 
 
@@ -228,6 +235,23 @@ def _count(text: str) -> int:
     if value < 0:
         raise ValueError(text)
     return value
+
+
+def _add_feedback(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Send labels of earlier answers, each with the ticket that came with its "
+        "answer. Rows without a label are left out. The token needs the scope "
+        "feedback:MODEL."
+    )
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help=".csv or .jsonl, with ticket, label and perhaps group; or - for CSV on "
+        "standard input",
+    )
+    _add_model(parser)
+    parser.set_defaults(run=commands.feedback)
 
 
 def _add_metadata(parser: argparse.ArgumentParser) -> None:
@@ -331,6 +355,7 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
 _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("infer", "run a model on the rows of files", _add_infer),
     ("explain", "say why a model answers so", _add_explain),
+    ("feedback", "send labels of earlier answers", _add_feedback),
     ("metadata", "show a model's inputs and outputs", _add_metadata),
     ("health", "say whether the server is ready", _add_health),
     ("monitoring", "show what monitoring found of a model", _add_monitoring),

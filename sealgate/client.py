@@ -7,7 +7,7 @@ neither the path, the token, the payload nor the answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -19,6 +19,7 @@ from sealgate.core import Core
 from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
 from sealgate.explanation import Explanation, question_for
+from sealgate.feedback import Label
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -149,6 +150,7 @@ class Client:
         traceparent: str | None = None,
         batched: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        tickets: bool = False,
     ) -> dict[str, npt.NDArray[Any]]:
         """Run a model.
 
@@ -167,6 +169,8 @@ class Client:
                 and answered by whichever version answers then.
             progress: told after each of several requests how many rows are answered,
                 and of how many.
+            tickets: have the server add a ticket for each row, by which a label can be
+                sent later: the answer is a `Ticketed`. Takes a server that counts.
 
         Returns:
             Arrays by output name.
@@ -186,6 +190,7 @@ class Client:
                 traceparent=traceparent,
                 batched=batched,
                 progress=progress,
+                tickets=tickets,
             )
         )
 
@@ -228,6 +233,28 @@ class Client:
                 model, inputs, question, version=version, traceparent=traceparent
             )
         )
+
+    def feedback(self, model: str, labels: Iterable[Label]) -> list[str]:
+        """Send labels of earlier answers. Takes the scope ``feedback:MODEL``.
+
+        Each ticket is taken once. After a lost answer the same labels can be sent
+        again: "spent" then says that they had arrived.
+
+        Args:
+            model: its name.
+            labels: mappings of ``ticket``, ``label`` and perhaps ``group``, or tuples
+                in this order. A label is a class's name or index, or a number.
+
+        Returns:
+            What became of each: "accepted", "spent", "expired", "full", "no such
+            label", "no such group", or "refused" for a ticket that is none.
+
+        Raises:
+            TensorError: one of them is no ticket with a label.
+            ServerRefusedError: no right to it, or labels cannot be kept now.
+            TransportError: no usable answer.
+        """
+        return self._run(self._core.feedback(model, labels))
 
     def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them.

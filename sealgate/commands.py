@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from sealgate.bars import cells_of, explanation_page, format_explanation
 from sealgate.client import Client
 from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
+from sealgate.feedback import Ticketed
 from sealgate.keys import fingerprint, parse_configs
 from sealgate.monitoring import lines
 from sealgate.options import Options, options_of
@@ -35,6 +37,7 @@ from sealgate.output import (
     named_outputs,
     output_policy_text,
     write_outputs,
+    write_tickets,
 )
 from sealgate.passport import Passport
 from sealgate.peers import is_ours
@@ -48,11 +51,12 @@ from sealgate.protocol.hpke import (
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.proxy import Proxy
 from sealgate.retry import RetryPolicy
-from sealgate.tables import read_inputs
+from sealgate.tables import read_inputs, read_labels
 
 __all__ = [
     "address",
     "explain",
+    "feedback",
     "health",
     "infer",
     "keys",
@@ -85,8 +89,16 @@ def infer(args: argparse.Namespace) -> int:
             inputs = read_inputs(path, description, args.input_format or "")
             columns.append(inputs.columns)
             with _naming(path, args.input), _Rows() as rows:
-                answers.append(client.infer(model, inputs.arrays, progress=rows))
+                answer = client.infer(
+                    model,
+                    inputs.arrays,
+                    progress=rows,
+                    tickets=args.tickets is not None,
+                )
+                answers.append(answer)
     outputs = join_rows(answers)
+    if args.tickets is not None:
+        write_tickets(args.tickets, Ticketed.joined({}, answers).tickets)
     if args.output is not None or args.csv:
         table = named_outputs(outputs, description, join_columns(columns))
         if args.csv:
@@ -140,6 +152,17 @@ def _chosen(arrays: Mapping[str, Array], rows: Sequence[int]) -> dict[str, Array
         return {name: array[list(rows)] for name, array in arrays.items()}
     except IndexError:
         raise ProfileError(f"--row: no row {max(rows)} in the file") from None
+
+
+def feedback(args: argparse.Namespace) -> int:
+    """Send labels of earlier answers."""
+    labels = read_labels(args.file)
+    client, model = _client(args, retry=_PATIENT)
+    with client:
+        outcomes = Counter(client.feedback(model, labels))
+    for outcome, count in sorted(outcomes.items()):
+        print(f"{outcome}: {count}")
+    return 0 if outcomes.keys() <= {"accepted", "spent"} else 1
 
 
 def metadata(args: argparse.Namespace) -> int:

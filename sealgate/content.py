@@ -13,9 +13,9 @@ from sealgate.protocol import binary_tensors, datatypes, tensors
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.tensors import Array
 
-__all__ = ["decode_answer", "encode_arrays", "max_rows_of", "rows_of"]
+__all__ = ["JSON", "decode_answer", "encode_arrays", "max_rows_of", "rows_of"]
 
-_JSON = ((b"content-type", b"application/json"),)
+JSON: Headers = ((b"content-type", b"application/json"),)
 _BINARY = (b"content-type", b"application/octet-stream")
 
 
@@ -27,7 +27,7 @@ def encode_arrays(
         document = tensors.encode_request(arrays)
         if parameters:
             document["parameters"] = dict(parameters)
-        return _JSON, json.dumps(document, separators=(",", ":")).encode()
+        return JSON, json.dumps(document, separators=(",", ":")).encode()
     document, parts = binary_tensors.encode_request(arrays)
     document["parameters"] |= parameters
     head = json.dumps(document, separators=(",", ":")).encode()

@@ -8,13 +8,13 @@ results back in; all decisions are made here, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from sealgate.content import decode_answer, encode_arrays, max_rows_of, rows_of
+from sealgate.content import JSON, decode_answer, encode_arrays, max_rows_of, rows_of
 from sealgate.convert import to_arrays
 from sealgate.errors import (
     AuthenticationError,
@@ -45,6 +45,13 @@ from sealgate.exchange import (
     trace_headers,
 )
 from sealgate.explanation import Explanation, read_explanation
+from sealgate.feedback import (
+    Label,
+    Ticketed,
+    feedback_bodies,
+    outcomes_of,
+    tickets_of,
+)
 from sealgate.key_source import KeySource
 from sealgate.options import Options
 from sealgate.passport import Passport, verify_passport
@@ -135,19 +142,21 @@ class Core:
         traceparent: str | None = None,
         batched: bool = True,
         progress: Progress | None = None,
+        tickets: bool = False,
     ) -> Steps[dict[str, Array]]:
         """Run a model, by as many requests as its rows take."""
         trace = trace_headers(traceparent)
         arrays, metadata = yield from self._prepared(model, inputs)
         rows, most = rows_of(arrays, metadata), max_rows_of(metadata)
         if not batched or rows <= most:
-            return (yield from self._ask(model, "/infer", arrays, trace))[0]
+            return (yield from self._infer(model, arrays, trace, tickets))
         answers: list[dict[str, Array]] = []
         start = 0
         while start < rows:
             part = {name: a[start : start + most] for name, a in arrays.items()}
             try:
-                answers.append((yield from self._ask(model, "/infer", part, trace))[0])
+                answer = yield from self._infer(model, part, trace, tickets)
+                answers.append(answer)
             except InvalidInputError as error:
                 if error.status == _TOO_LARGE and most > 1:
                     most //= 2
@@ -158,7 +167,8 @@ class Core:
             start += most
             if progress is not None:
                 progress(min(start, rows), rows)
-        return {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+        joined = {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+        return Ticketed.joined(joined, answers) if tickets else joined
 
     def explain(
         self,
@@ -176,6 +186,22 @@ class Core:
         return read_explanation(
             *(yield from self._ask(model, action, arrays, trace, question))
         )
+
+    def _infer(
+        self, model: str, arrays: Mapping[str, Array], trace: Headers, tickets: bool
+    ) -> Steps[dict[str, Array]]:
+        asked = {"tickets": True} if tickets else {}
+        answer = yield from self._ask(model, "/infer", arrays, trace, asked)
+        outputs, parameters = answer
+        return Ticketed(outputs, tickets_of(parameters)) if tickets else outputs
+
+    def feedback(self, model: str, labels: Iterable[Label]) -> Steps[list[str]]:
+        """Send labels, by as many requests as it takes; what became of each."""
+        outcomes: list[str] = []
+        for count, body in feedback_bodies(labels):
+            response = yield from self._call("POST", model, "/feedback", JSON, body)
+            outcomes += outcomes_of(json_of(response.body), count)
+        return outcomes
 
     def _prepared(
         self, model: str, inputs: Any

@@ -27,6 +27,7 @@ __all__ = [
     "named_outputs",
     "output_policy_text",
     "write_outputs",
+    "write_tickets",
 ]
 
 Array = npt.NDArray[Any]
@@ -186,6 +187,25 @@ def write_outputs(
                 raise ProfileError(
                     f"{path}: expected a .csv, .parquet, .json or .npz file"
                 )
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
+
+
+def write_tickets(path: Path, tickets: Sequence[str | None]) -> None:
+    """Tickets as CSV, with a column for labels that are not there yet.
+
+    Raises:
+        ProfileError: the file cannot be written.
+    """
+    rows = list(range(len(tickets)))
+    texts = [ticket or "" for ticket in tickets]
+    table: dict[str, Sequence[Any]] = {
+        "row": rows,
+        "ticket": texts,
+        "label": [""] * len(rows),
+    }
+    try:
+        path.write_text(format_csv(table), encoding="utf-8", newline="")
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror}") from None
 

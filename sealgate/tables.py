@@ -21,7 +21,7 @@ from sealgate.convert import columns_of, to_arrays
 from sealgate.errors import JsonError, ProfileError, TensorError
 from sealgate.protocol import strict_json, tensors
 
-__all__ = ["KINDS", "Inputs", "read_inputs"]
+__all__ = ["KINDS", "Inputs", "read_inputs", "read_labels"]
 
 MAX_INPUT_BYTES = 256 << 20
 Array = npt.NDArray[Any]
@@ -84,6 +84,40 @@ def read_inputs(path: Path, metadata: Mapping[str, Any], kind: str = "") -> Inpu
         raise ProfileError(f"{where}: {error.strerror}") from None
     except _UNREADABLE as error:
         raise ProfileError(f"{where}: {error}") from None
+
+
+def read_labels(path: Path) -> list[dict[str, Any]]:
+    """Read tickets and labels from a .csv, .jsonl or .ndjson file.
+
+    Of a table, the columns ``ticket``, ``label`` and, if it is there, ``group`` count;
+    rows without a label or a ticket are left out.
+
+    Args:
+        path: the file; ``-`` for CSV on standard input.
+
+    Raises:
+        ProfileError: unreadable, or without these columns.
+    """
+    where = "standard input" if str(path) == "-" else str(path)
+    try:
+        data = _read(path)
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            lines = (line for line in data.splitlines() if line.strip())
+            rows = [strict_json.loads_object(line, max_bytes=1 << 16) for line in lines]
+        else:
+            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            if not {"ticket", "label"} <= set(reader.fieldnames or ()):
+                raise ProfileError("expected the columns ticket and label")
+            rows = list(reader)
+    except OSError as error:
+        raise ProfileError(f"{where}: {error.strerror}") from None
+    except _UNREADABLE as error:
+        raise ProfileError(f"{where}: {error}") from None
+    names = ("ticket", "label", "group")
+    kept = [
+        {name: row[name] for name in names if row.get(name, "") != ""} for row in rows
+    ]
+    return [row for row in kept if {"ticket", "label"} <= row.keys()]
 
 
 def _read(path: Path) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from security.admission.hooks import (
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
+from security.monitoring.cohorts import Cohorts, check_cohorts, open_cohorts
 from security.monitoring.monitor import Monitor, check_monitor, open_monitor
 from security.sealing.freshness import load_freshness
 from security.sealing.keyring import load_keyring
@@ -132,7 +134,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
     follower.start()
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
-    monitor = _monitor(settings, lineup, metrics)
+    monitor, cohorts = _monitors(settings, lineup, metrics)
     readiness = Readiness(
         {
             "model": lambda: answers(lineup),
@@ -156,6 +158,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         readiness=readiness,
         monitor=monitor,
         watching=open_watching(settings.monitoring, lineup=lineup, metrics=metrics),
+        cohorts=cohorts,
         quotas=load_quota_counters(
             settings.quotas, key=read_secret(settings.audit.pseudonym_key)
         ),
@@ -171,25 +174,39 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ),
         publication=load_publication(settings.sealing),
     )
-    end = partial(_end, monitor, recorder)
+    end = partial(_end, (monitor, cohorts), recorder)
     return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
 
 
-def _monitor(settings: Settings, lineup: Lineup, metrics: Metrics) -> Monitor | None:
-    def report(name: str, value: float) -> None:
-        metrics.set(f"sealgate_monitoring_{name}", value=value)
+def _monitors(
+    settings: Settings, lineup: Lineup, metrics: Metrics
+) -> tuple[Monitor | None, Cohorts | None]:
+    """What counts what is asked and answered, and what gives tickets for answers."""
+
+    def report(kind: str, name: str, value: float) -> None:
+        family = "monitoring" if name == "epsilon" else kind
+        metrics.set(f"sealgate_{family}_{name}", value=value)
 
     monitor = open_monitor(
-        settings.monitoring, versions=lambda: lineup.watched, report=report
+        settings.monitoring,
+        versions=lambda: lineup.watched,
+        report=partial(report, "monitoring"),
     )
-    if monitor is not None:
-        monitor.start()
-    return monitor
+    cohorts = open_cohorts(
+        settings.monitoring,
+        versions=lambda: lineup.manifests,
+        report=partial(report, "labels"),
+    )
+    for each in (monitor, cohorts):
+        if each is not None:
+            each.start()
+    return monitor, cohorts
 
 
-def _end(monitor: Monitor | None, recorder: Recorder) -> None:
-    if monitor is not None:
-        monitor.stop()
+def _end(monitors: Iterable[Monitor | None], recorder: Recorder) -> None:
+    for monitor in monitors:
+        if monitor is not None:
+            monitor.stop()
     recorder.close()
 
 
@@ -208,6 +225,7 @@ def _check_operable(settings: Settings) -> None:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")
     check_monitor(settings.monitoring)
+    check_cohorts(settings.monitoring)
 
 
 def _interface() -> bytes:

@@ -29,6 +29,7 @@ from security.errors import (
     HiddenError,
     IntrospectionError,
     KeysUnavailableError,
+    MonitoringStoreError,
     NonceError,
     ProofError,
     QuotaError,
@@ -77,6 +78,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(400, "invalid-request", "Invalid inference request"),
         _kind(400, "invalid-credentials", "More than one set of credentials"),
         _kind(400, "not-explainable", "Answers of this model cannot be explained"),
+        _kind(400, "no-tickets", "Answers of this model take no labels here"),
         _kind(401, "unauthenticated", "A valid access token is needed"),
         _kind(403, "insufficient-scope", "The token does not grant this"),
         _kind(403, "sealed-required", "This server only answers sealed requests"),
@@ -132,6 +134,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "replay-unavailable", "Whether this is a replay cannot be told now"),
         _kind(503, "quota-unavailable", "What you have used up cannot be told now"),
         _kind(503, "monitoring-unavailable", "What was released cannot be read now"),
+        _kind(503, "labels-unavailable", "Labels cannot be kept now; send them again"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),
         _kind(504, "inference-timeout", "The inference took too long"),
     )
@@ -228,6 +231,8 @@ def to_problem(error: SealgateError, challenges: Challenges = Challenges()) -> P
             return Problem("replay-unavailable", headers=_RETRY)
         case QuotaStoreError():
             return Problem("quota-unavailable", headers=_RETRY)
+        case MonitoringStoreError():
+            return Problem("labels-unavailable", headers=_RETRY)
         case AuditError():
             return Problem("audit-unavailable")
     return Problem("internal")

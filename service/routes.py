@@ -11,6 +11,7 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -22,8 +23,10 @@ from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.admission.lifecycle import State, Withdrawn
 from security.errors import HiddenError
+from security.monitoring.cohorts import Cohorts
 from security.monitoring.monitor import Monitor
 from security.sealing.freshness import Remember
+from service import feedback
 from service.callers import Callers
 from service.content import JSON, Asked, encode_answer, failures
 from service.descriptions import model_config, model_metadata, passport
@@ -61,7 +64,7 @@ _HEALTH = {
 }
 _MODEL = re.compile(
     rb"/v2/models/(?P<model>[A-Za-z0-9._-]{1,63})(?:/versions/(?P<version>[0-9.]{1,40}))?"
-    rb"(?:/(?P<action>ready|infer|explain|attestations|config|monitoring|stats))?"
+    rb"(?:/(?P<action>ready|infer|explain|feedback|attestations|config|monitoring|stats))?"
 )
 # Triton's; here it is the operator's command.
 _LOADING = re.compile(rb"/v2/repository/models/[^/]+/(?:load|unload)")
@@ -86,6 +89,7 @@ class Routes:
         readiness: Readiness | None = None,
         monitor: Monitor | None = None,
         watching: Watching | None = None,
+        cohorts: Cohorts | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -105,11 +109,12 @@ class Routes:
             readiness: of this worker; without it, it is ready once it answers.
             monitor: counts what is asked and answered, if that is wanted.
             watching: tells what was found by that, likewise.
+            cohorts: gives tickets and takes labels, likewise.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
         self._readiness = readiness
-        self._monitor, self._watching = monitor, watching
+        self._monitor, self._watching, self._cohorts = monitor, watching, cohorts
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
         self._log = log
@@ -267,6 +272,9 @@ class Routes:
             _expect(request, b"GET", b"HEAD")
             asked = match["model"], match["version"]
             return _json(await self._repository.statistics(principal, *asked))
+        if decision.action == "feedback" and match["version"] is None:
+            _expect(request, b"POST")
+            return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
         model = state.content
         _name_model(decision, model)
@@ -317,6 +325,10 @@ class Routes:
             _expect(request, b"POST")
             return await self._explain(request, model, decision)
         _expect(request, b"GET", b"HEAD")
+        if decision.action == "feedback":
+            raise Problem(
+                "not-found", "labels are sent to the model: tickets name versions"
+            )
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
@@ -335,10 +347,13 @@ class Routes:
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
         asked = await self._read(request, model)
+        source = feedback.ticketed(asked.content.document, model, self._cohorts)
         await decision.charge_rows(asked.rows)
         inputs = await asked.inputs()
         with failures():
             who, outputs = self._who(decision), list(asked.outputs)
+            if source and source not in asked.outputs:
+                outputs.append(source)
             try:
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             except (InferenceFailedError, OverloadedError):
@@ -349,16 +364,18 @@ class Routes:
                 _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             bits = model.model.release.bits
-            await decision.charge_bits(lambda: sum(map(bits, outputs, arrays)))
+            await decision.charge_bits(lambda: sum(map(bits, asked.outputs, arrays)))
+            given = dict(zip(outputs, arrays))
+            tickets = feedback.tickets(self._cohorts, model, source, who[1], given)
             answer = await encode_answer(
-                zip(outputs, arrays),
+                zip(asked.outputs, arrays),
                 binary=asked.outputs,
                 model=model.manifest.name,
                 version=model.manifest.version,
                 identifier=asked.content.document.get("id"),
+                parameters=tickets,
             )
             if self._monitor is not None:
-                given = dict(zip(outputs, arrays))
                 self._monitor.count(model.tag, who[1], asked.rows, inputs, given)
             return answer
 
@@ -378,6 +395,19 @@ class Routes:
             max_rows=model.manifest.max_rows,
             max_bytes=self._max_body_bytes,
         )
+
+    async def _feedback(
+        self, request: Request, principal: Principal, decision: Decision
+    ) -> Response:
+        """Labels, also of versions that answer no more: tickets say which."""
+        name = decision.model or ""
+        known = self._lineup.find(name)
+        self._permissions.authorize(principal, name, None, "feedback")
+        if known is None:
+            raise Problem("not-found", NO_MODEL)
+        decision.ticket = await self._quotas.enter(principal, name)
+        may = partial(self._permissions.allows, principal, name, action="feedback")
+        return _json(await feedback.take(request, decision, self._cohorts, may))
 
     def _who(self, decision: Decision) -> tuple[str, str]:
         """The request, and its caller's pseudonym.
@@ -405,7 +435,7 @@ class Routes:
         self._count(model, version, action, status)(elapsed)
         if reason is not None:
             self.metrics.count("sealgate_refusals", reason)
-        elif decision.rows is not None:
+        elif decision.rows is not None and served:
             self.metrics.count("sealgate_rows", model, version, amount=decision.rows)
 
     def _count(

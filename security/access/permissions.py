@@ -1,9 +1,10 @@
 """What a principal may do: by scopes, and by the table of grants. Deny by default.
 
-Scopes: ``infer:<model>`` or ``infer:*``, likewise ``explain`` and ``metadata``, and
-``metrics``. Who may infer, or have answers explained, may also read the metadata and
-the attestations that it takes to do so; neither of the two grants the other. What
-monitoring found, ``monitoring``, is granted by nothing else, and grants nothing else.
+Scopes: ``infer:<model>`` or ``infer:*``, likewise ``explain``, ``feedback`` and
+``metadata``, and ``metrics``. Who may infer, or have answers explained, may also read
+the metadata and the attestations that it takes to do so; neither of the two grants the
+other. Who may send labels of answers may do nothing else. What monitoring found,
+``monitoring``, is granted by nothing else, and grants nothing else.
 
 Grants (`deploy/access.toml`) name callers and what they may. Every kind of caller that
 a grant names must fit, and of each kind any one.
@@ -38,13 +39,14 @@ __all__ = [
 ]
 
 MAX_GRANTS = 4096
-MODEL_ACTIONS = ("infer", "explain", "metadata", "monitoring")
+MODEL_ACTIONS = ("infer", "explain", "feedback", "metadata", "monitoring")
 SERVER_ACTIONS = ("metrics",)
 ACTIONS = (*MODEL_ACTIONS, *SERVER_ACTIONS)
 # What each action of a model is granted by, itself first.
 _GRANTED_BY: Mapping[str, tuple[str, ...]] = {
     "infer": ("infer",),
     "explain": ("explain",),
+    "feedback": ("feedback",),
     "metadata": ("metadata", "infer", "explain"),
     "monitoring": ("monitoring",),
 }

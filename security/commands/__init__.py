@@ -20,6 +20,7 @@ package                                all of these, from an assessed bundle to 
 serve, models, config                  a server that runs, and its settings
 agreement, promote                     a trial's figures, and the default they lead to
 audit, audit_table                     its log
+feedback                               labels of earlier answers
 monitor, events                        what becomes of what is served, and who is told
 deciding, options, screen, signing, stages, standing, wanted  what several share
 """
@@ -52,6 +53,7 @@ COMMANDS = {
     "agreement": "agreement",
     "promote": "promote",
     "monitor": "monitor",
+    "feedback": "feedback",
     "init": "init",
     "check": "check",
     "train": "train",

@@ -16,6 +16,8 @@ import math
 import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -26,9 +28,8 @@ from numpy.typing import NDArray
 
 from sealgate.protocol.tensors import Array
 from security.errors import MonitoringError
-from security.monitoring.layout import Layout
 
-__all__ = ["Counts", "Sealer", "merge"]
+__all__ = ["Coded", "Counted", "Counts", "Sealer", "merge"]
 
 _NONCE_BYTES = 12
 # Entries of a segment are filled up to a power of two, at least to this: its length
@@ -36,6 +37,41 @@ _NONCE_BYTES = 12
 _LEAST = 64
 _FOREVER = 1 << 62
 _random = secrets.SystemRandom().random
+
+
+class Coded(Protocol):
+    """Makes codes of events: what is kept of one that counts."""
+
+    @property
+    def width(self) -> int:
+        """Codes of an event, each a byte."""
+
+    def codes(
+        self, inputs: Mapping[str, Array], outputs: Mapping[str, Array], rows: slice
+    ) -> NDArray[np.uint8]:
+        """The codes of some rows, shape (rows, width)."""
+
+    def describe(self) -> Any:
+        """What they mean, as JSON values."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What is released of a window, before noise.
+
+    Attributes:
+        counts: by name.
+        sensitivity: how far one subject moves them, in Euclidean length.
+        contribution: in words, what of a subject is counted.
+        subjects: their number.
+        details: what the counts mean.
+    """
+
+    counts: Mapping[str, NDArray[np.int64]] = field(repr=False)
+    sensitivity: float
+    contribution: str
+    subjects: int = field(repr=False)
+    details: Mapping[str, Any]
 
 
 class Counts:
@@ -46,7 +82,7 @@ class Counts:
     may have kept another one out.
     """
 
-    def __init__(self, layout: Layout, *, max_subjects: int) -> None:
+    def __init__(self, layout: Coded, *, max_subjects: int) -> None:
         self._layout = layout
         self._max_subjects = max_subjects
         # By subject: events to pass over, the tag of the one that is kept, its codes.
@@ -107,7 +143,7 @@ class Counts:
             kept = [self._kept[name] for name in names]
         if not changed:
             return b"", changed
-        width = len(self._layout.histograms)
+        width = self._layout.width
         entries = np.zeros(
             max(_LEAST, 1 << (len(names) - 1).bit_length()), _type(width)
         )

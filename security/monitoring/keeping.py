@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from security.errors import MonitoringError, MonitoringStoreError
+from security.monitoring.windows import Window
 from security.settings.monitoring import MonitoringSettings
 from security.stores.local import SqliteFile
 from security.stores.shared import Redis
@@ -25,13 +26,14 @@ __all__ = [
     "Presence",
     "RedisCountStore",
     "Segment",
+    "lost_of",
     "open_count_store",
 ]
 
 _TIMEOUT_S = 2.0
 _MAX_BYTES = 8 << 30
-# What nobody released is gone after this: two of the longest windows.
-_KEPT_S = 62 * 86_400
+# What nobody released is gone after this: the longest window, and the latest labels.
+_KEPT_S = 434 * 86_400
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,20 @@ class RedisCountStore:
     def close(self) -> None:
         """As `CountStore.close`."""
         self._redis.close()
+
+
+def lost_of(workers: Sequence[Presence], unread: int, window: Window) -> dict[str, Any]:
+    """What is known not to be in a window's counts."""
+    ended = [one for one in workers if not one.closed]
+    lost: dict[str, Any] = {}
+    if ended:
+        lost["workers_ended"] = len(ended)
+        lost["last_heard"] = sorted(min(one.until, window.end) for one in ended)
+    if unread:
+        lost["unreadable"] = True
+    if any(one.jumped for one in workers):
+        lost["clock_jumped"] = True
+    return lost
 
 
 _SCOPES = "sealgate:monitoring:scopes"

@@ -133,6 +133,11 @@ class Layout:
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
 
     @property
+    def width(self) -> int:
+        """Codes of an event."""
+        return len(self.histograms)
+
+    @property
     def sensitivity(self) -> float:
         """How far one event moves all counts together, in Euclidean length."""
         return math.sqrt(len(self.histograms))

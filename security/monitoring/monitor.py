@@ -13,7 +13,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ from sealgate.protocol.tensors import Array
 from security.errors import BookedError, MonitoringError, MonitoringStoreError
 from security.key_files import read_secret
 from security.monitoring.counts import (
+    Coded,
+    Counted,
     Counts,
     Sealer,
     merge,
@@ -32,12 +34,13 @@ from security.monitoring.keeping import (
     CountStore,
     Presence,
     Segment,
+    lost_of,
     open_count_store,
 )
 from security.monitoring.layout import Layout, described, layout_of
 from security.monitoring.ledger import Budget, Entry, Ledger, open_ledger
 from security.monitoring.release import About, Release, about_of, release
-from security.monitoring.windows import Window, window_at
+from security.monitoring.windows import Jumps, Window, window_at
 from security.settings.monitoring import MonitoringSettings
 
 __all__ = ["KIND", "Monitor", "check_monitor", "open_monitor"]
@@ -48,9 +51,6 @@ CONTRIBUTION = (
 )
 # After a window's end, for workers that have not stored the last of it.
 PATIENCE_S = 60.0
-# A clock that is further from where it was has jumped. After so long it is believed.
-JUMP_S = 300.0
-BELIEVED_S = 3600.0
 # Events are counted by the same clock, a moment after they looked at it.
 _MOMENT_S = 1.0
 _SEGMENTS = 64
@@ -80,13 +80,15 @@ class _Meter:
     """One version in this worker.
 
     Attributes:
+        kind: of its releases.
         is_counted: whether it is to be counted now.
         start, end: of the window that was last counted in.
     """
 
+    kind: str
     name: str
     version: str
-    layout: Layout
+    layout: Coded
     is_counted: bool = True
     places: dict[Window, _Place] = field(default_factory=dict)
     counts: Counts | None = None
@@ -94,11 +96,19 @@ class _Meter:
     end: float = 0.0
 
     def about(self, window: Window) -> About:
-        return About(KIND, self.name, self.version, window)
+        return About(self.kind, self.name, self.version, window)
 
 
 class Monitor:
-    """Counts for one worker, and releases for all."""
+    """Counts for one worker, and releases for all.
+
+    Attributes:
+        kind: of its releases.
+        waits_for_events: a version that nobody asks has no window.
+    """
+
+    kind = KIND
+    waits_for_events = False
 
     def __init__(
         self,
@@ -129,8 +139,7 @@ class Monitor:
         self._versions = versions
         self._report = report
         self._clock, self._steady = clock, steady
-        self._ahead = clock() - steady()
-        self._jumped_at: float | None = None
+        self._jumps = Jumps(clock, steady)
         self._worker = secrets.token_hex(8)
         # Also where a window is counted in a second time, its segments have new ones.
         self._numbers = itertools.count(1)
@@ -222,12 +231,14 @@ class Monitor:
         manifests = {item.tag: item for item in self._versions()}
         for tag, manifest in manifests.items():
             if tag not in self._meters:
-                layout = layout_of(manifest)
-                if layout.histograms:
-                    self._meters[tag] = _Meter(manifest.name, manifest.version, layout)
+                layout = self._layout(manifest)
+                if layout is not None:
+                    name, version = manifest.name, manifest.version
+                    made = _Meter(self.kind, name, version, layout)
+                    self._meters.setdefault(tag, made)
         for tag, meter in self._meters.items():
             meter.is_counted = tag in manifests
-            if meter.is_counted:
+            if meter.is_counted and not self.waits_for_events:
                 # One that nobody asks has a window, too, with no subjects.
                 self._place(meter, window_at(self._settings.window, now), now)
 
@@ -247,19 +258,8 @@ class Monitor:
             known = meter.places.setdefault(window, _Place(counts, int(now)))
         return known
 
-    def _has_jumped(self) -> bool:
-        """Whether the clock cannot be believed now: it is not where it was."""
-        steady, ahead = self._steady(), self._clock() - self._steady()
-        if abs(ahead - self._ahead) <= JUMP_S:
-            self._jumped_at = None
-        elif self._jumped_at is None:
-            self._jumped_at = steady
-        elif steady - self._jumped_at > BELIEVED_S:
-            self._ahead, self._jumped_at = ahead, None
-        return self._jumped_at is not None
-
     def _flush(self, *, closing: bool) -> None:
-        now, jumped = self._clock(), self._has_jumped()
+        now, jumped = self._clock(), self._jumps.seen()
         for meter in list(self._meters.values()):
             for window, place in list(meter.places.items()):
                 place.jumped = place.jumped or jumped
@@ -272,7 +272,7 @@ class Monitor:
                         meter.counts = None
 
     def _put(
-        self, about: About, layout: Layout, place: _Place, now: float, *, closed: bool
+        self, about: About, layout: Coded, place: _Place, now: float, *, closed: bool
     ) -> None:
         """Store what changed of a window.
 
@@ -316,11 +316,12 @@ class Monitor:
             MonitoringStoreError: store or ledger cannot be asked.
         """
         now = self._clock()
-        scopes = {about_of(scope): scope for scope in self._store.scopes()}
-        due = [about for about in scopes if now >= about.window.end]
+        every = map(about_of, self._store.scopes())
+        scopes = [about for about in every if about.kind == self.kind]
+        due = [about for about in scopes if now >= self._released_from(about)]
         if not due:
             return
-        if self._jumped_at is not None:
+        if self._jumps.seen():
             raise MonitoringError(
                 "the clock has jumped: nothing is released until it is back, or has "
                 "been steady for an hour"
@@ -328,16 +329,18 @@ class Monitor:
         booked = {entry.key for entry in self._ledger.entries()}
         for about in due:
             if {about.key, f"{about.key}/subjects"} & booked:
-                self._store.drop(about.key)
+                self._drop(about.key)
                 continue
             found = self._store.read(about.key)
+            if not found:  # somebody released it meanwhile
+                continue
             waiting = not all(presence.closed for presence, _ in found)
             if waiting and now < about.window.end + self._patience_s:
                 continue
             sharing = {item.key for item in scopes if item.window == about.window}
             sharing |= {key for key in booked if _shares(key, about)}
             self._release(about, found, sharing=len(sharing), now=now)
-            self._store.drop(about.key)
+            self._drop(about.key)
 
     @property
     def _patience_s(self) -> float:
@@ -351,29 +354,29 @@ class Monitor:
         sharing: int,
         now: float,
     ) -> None:
-        parts, layout, unread = self._opened(about, found)
-        lost = _lost([presence for presence, _ in found], unread, about.window)
-        if layout is None:
+        parts, meaning, unread = self._opened(about, found)
+        lost = lost_of([presence for presence, _ in found], unread, about.window)
+        counted = None if meaning is None else self._readable(about, meaning, parts)
+        if counted is None:
             made = Release(about, int(now), withheld="counts unreadable", lost=lost)
             self._ledger.publish(Entry(about.key, now, 0.0, made.to_json()))
             return
-        codes = merge(parts, len(layout.histograms))
-        share = 1.0 - self._settings.labels_share
+        part = self._budget.per_window(about.window.length) * self._share
         try:
             made = release(
                 self._ledger,
                 self._budget,
                 about,
-                layout.counts(codes),
-                rho=self._budget.per_window(about.window.length) * share / sharing,
-                sensitivity=layout.sensitivity,
-                contribution=CONTRIBUTION,
-                subjects=len(codes),
+                counted.counts,
+                rho=part / sharing,
+                sensitivity=counted.sensitivity,
+                contribution=counted.contribution,
+                subjects=counted.subjects,
                 min_subjects=self._settings.min_subjects,
                 max_subjects=self._settings.max_subjects,
                 now=now,
                 lost=lost,
-                details={"histograms": layout.describe()},
+                details=counted.details,
             )
         except BookedError:
             return
@@ -382,9 +385,11 @@ class Monitor:
 
     def _opened(
         self, about: About, found: list[tuple[Presence, list[Segment]]]
-    ) -> tuple[list[bytes], Layout | None, int]:
-        """The events of all workers, their layout, and how much cannot be opened."""
-        parts, unread, layout = [], 0, None
+    ) -> tuple[list[bytes], Any, int]:
+        """The events of all workers, what they mean, and how much cannot be opened."""
+        parts: list[bytes] = []
+        meaning: Any = None
+        unread = 0
         for presence, segments in found:
             for item in segments:
                 at = f"{about.key}/{presence.worker}/{item.number}"
@@ -393,11 +398,62 @@ class Monitor:
                     if item.number:
                         parts.append(plain)
                     else:
-                        known = strict_json.loads(plain, max_bytes=len(plain))
-                        layout = Layout(described(known), (), ())
+                        meaning = strict_json.loads(plain, max_bytes=len(plain))
                 except (MonitoringError, JsonError):
                     unread += 1
-        return parts, layout, unread
+        return parts, meaning, unread
+
+    def _readable(
+        self, about: About, meaning: Any, parts: Sequence[bytes]
+    ) -> Counted | None:
+        try:
+            return self._counted(about, meaning, parts)
+        except MonitoringStoreError:
+            raise
+        except MonitoringError as error:
+            _log.error("%s: %s", about.key, error)
+            return None
+
+    # What another kind of release does in its own way
+
+    @property
+    def _share(self) -> float:
+        """Of a window's part of the budget."""
+        return 1.0 - self._settings.labels_share
+
+    def _layout(self, manifest: Manifest) -> Coded | None:
+        """What is kept of a version's events; None where that is nothing."""
+        layout: Coded = layout_of(manifest)
+        return layout if layout.width else None
+
+    def _released_from(self, about: About) -> float:
+        """When a window may be released, Unix seconds."""
+        return about.window.end
+
+    def _counted(self, about: About, meaning: Any, parts: Sequence[bytes]) -> Counted:
+        """What there is to release.
+
+        Raises:
+            MonitoringError: the events are of another layout.
+        """
+        del about
+        layout = Layout(described(meaning), (), ())
+        codes = merge(parts, layout.width)
+        return Counted(
+            counts=layout.counts(codes),
+            sensitivity=layout.sensitivity,
+            contribution=CONTRIBUTION,
+            subjects=len(codes),
+            details={"histograms": layout.describe()},
+        )
+
+    def _drop(self, scope: str) -> None:
+        """Forget a window that was released.
+
+        Raises:
+            MonitoringStoreError: the store cannot be asked.
+        """
+        self._store.drop(scope)
 
 
 def open_monitor(
@@ -439,18 +495,4 @@ def check_monitor(settings: MonitoringSettings) -> None:
 
 def _shares(key: str, about: About) -> bool:
     parts = key.split("/")
-    return len(parts) == 4 and (parts[0], parts[3]) == (KIND, about.window.name)
-
-
-def _lost(workers: list[Presence], unread: int, window: Window) -> dict[str, Any]:
-    """What is known not to be in a window's counts."""
-    ended = [one for one in workers if not one.closed]
-    lost: dict[str, Any] = {}
-    if ended:
-        lost["workers_ended"] = len(ended)
-        lost["last_heard"] = sorted(min(one.until, window.end) for one in ended)
-    if unread:
-        lost["unreadable"] = True
-    if any(one.jumped for one in workers):
-        lost["clock_jumped"] = True
-    return lost
+    return len(parts) == 4 and (parts[0], parts[3]) == (about.kind, about.window.name)

@@ -9,10 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 from security.errors import MonitoringError
 
-__all__ = ["PER_YEAR", "Window", "window_at", "window_named"]
+__all__ = ["BELIEVED_S", "PER_YEAR", "Jumps", "Window", "window_at", "window_named"]
 
 # Releases that fall into 365 days at most.
 PER_YEAR = {"daily": 365, "weekly": 53, "monthly": 12}
+
+# A clock that is further from where it was has jumped. After so long it is believed.
+JUMP_S = 300.0
+BELIEVED_S = 3600.0
 
 _NAME = re.compile(r"(\d{4})-(?:W(\d\d)|(\d\d)(?:-(\d\d))?)")
 
@@ -98,6 +102,32 @@ def window_named(name: str) -> Window:
         except ValueError:
             pass
     raise MonitoringError(f"{name[:20]!r} is no window's name")
+
+
+class Jumps:
+    """Sees whether a clock is not where it was, so that no window can be told by it."""
+
+    def __init__(self, clock: Callable[[], float], steady: Callable[[], float]) -> None:
+        """Believe the clock as it is now.
+
+        Args:
+            clock: Unix seconds.
+            steady: seconds that go on also while the machine sleeps, and never jump.
+        """
+        self._clock, self._steady = clock, steady
+        self._ahead = clock() - steady()
+        self._since: float | None = None
+
+    def seen(self) -> bool:
+        """Whether the clock cannot be believed now."""
+        steady, ahead = self._steady(), self._clock() - self._steady()
+        if abs(ahead - self._ahead) <= JUMP_S:
+            self._since = None
+        elif self._since is None:
+            self._since = steady
+        elif steady - self._since > BELIEVED_S:
+            self._ahead, self._since = ahead, None
+        return self._since is not None
 
 
 def _daily(day: datetime) -> tuple[datetime, datetime, str]:

@@ -31,7 +31,7 @@ from security.settings.monitoring import MonitoringSettings, check_monitoring
 from security.settings.observability import ObservabilitySettings, check_observability
 from security.settings.profiles import PROFILES
 from security.settings.quotas import QuotaSettings, check_quotas
-from security.settings.runtime import ModelLimits, RuntimeSettings, check_runtime
+from security.settings.runtime import RuntimeSettings, check_runtime
 from security.settings.sealing import SealingSettings, check_sealing
 from security.settings.service import ServiceSettings, check_service
 from security.settings.tls import TlsSettings, check_tls
@@ -63,7 +63,7 @@ class Settings:
     observability: ObservabilitySettings = field(default_factory=ObservabilitySettings)
 
 
-# The kind of runtime.models, a table of tables.
+# The kind of what differs for one model, by its name: [runtime.models.NAME].
 _MODELS = "Mapping[str, Mapping[str, Any]]"
 _SECTIONS: Mapping[str, type[Any]] = {
     "service": ServiceSettings,
@@ -181,6 +181,7 @@ def _section(
             known[item.name],
             where=f"{where} {item.name}",
             base=bases[item.metadata.get("base", "home")],
+            tables=item.metadata.get("tables"),
         )
         for item in fields(kind)
     }
@@ -195,14 +196,16 @@ def _profiled(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return {**PROFILES[name], **values}
 
 
-def _convert(value: Any, kind: str, *, where: str, base: Path) -> Any:
+def _convert(
+    value: Any, kind: str, *, where: str, base: Path, tables: type[Any] | None = None
+) -> Any:
     match kind:
         case "Path" | "Path | None" | "KeyLocation" if isinstance(value, str | Path):
             return _location(value, kind, base)
         case "Path | None" if value is None:
             return None
-        case _ if kind == _MODELS and isinstance(value, dict):
-            return _models(value, where, base)
+        case _ if tables is not None and isinstance(value, dict):
+            return _models(value, tables, where, base)
         case "tuple[IssuerSettings, ...]" if isinstance(value, list | tuple):
             return tuple(_issuer(item, where, base) for item in value)
         case "str" if isinstance(value, str):
@@ -239,16 +242,19 @@ def _issuer(values: Any, where: str, base: Path) -> IssuerSettings:
     return issuer
 
 
-def _models(tables: Mapping[str, Any], where: str, base: Path) -> dict[str, Any]:
-    """What the tables set, of the right types; the rest is [runtime]'s own."""
+def _models(
+    tables: Mapping[str, Any], kind: type[Any], where: str, base: Path
+) -> dict[str, Any]:
+    """What the tables set, of the right types; the rest is the section's own."""
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise SettingsError(f"{where}: expected tables, [runtime.models.NAME]")
+            section = where.rpartition("[")[2].partition("]")[0]
+            raise SettingsError(f"{where}: expected tables, [{section}.models.NAME]")
         if not NAME.fullmatch(name):
             raise SettingsError(f"{where}: {name!r} is no model's name")
     bases = {"home": base}
     limits = {
-        name: _section(ModelLimits, table, where=f"{where}.{name}", bases=bases)
+        name: _section(kind, table, where=f"{where}.{name}", bases=bases)
         for name, table in tables.items()
     }
     return {

@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from security.errors import SettingsError
 from security.settings.checks import check_positive, check_store
 
-__all__ = ["WINDOW_LENGTHS", "MonitoringSettings", "check_monitoring"]
+__all__ = [
+    "MAX_GROUP_BYTES",
+    "WINDOW_LENGTHS",
+    "LabelSettings",
+    "MonitoringSettings",
+    "check_monitoring",
+]
 
 WINDOW_LENGTHS = ("daily", "weekly", "monthly")
-_POSITIVE = ("epsilon", "min_subjects", "max_subjects", "flush_s")
+_POSITIVE = (
+    "epsilon",
+    "min_subjects",
+    "max_subjects",
+    "flush_s",
+    "max_labels_per_subject",
+)
+
+
+# Of a group's name; more groups than this leave each only noise.
+MAX_GROUP_BYTES = 31
+MAX_GROUPS = 16
+# A release must still be in the ledger's year when labels are final.
+MAX_FINAL_DAYS = 365.0
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """Labels of one model that come later: how late, and what it means if none comes.
+
+    Attributes:
+        labels_final_after_days: after the end of an answer's window labels are taken
+            for so long; then the cohort is released, and never changes.
+        silence: the class that no label at all means; empty if silence says nothing.
+        groups: which a label may name, for accuracy by group.
+    """
+
+    labels_final_after_days: float = 30.0
+    silence: str = ""
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,6 +74,12 @@ class MonitoringSettings:
             ``rediss://`` URL of a store shared by all machines.
         directory: folder of the local store, and of its ledger.
         key: file with the key that counts are encrypted with until they are released.
+        labels_final_after_days: as of `LabelSettings`, for models that have none in
+            ``[monitoring.models.NAME]``.
+        max_labels_per_subject: in the store, of one subject's answers of a version in
+            a window; more are refused. There is room for all subjects, so that nobody's
+            labels depend on another one's.
+        models: values of `LabelSettings` for one model, by its name.
         flush_s: how often a worker gives the store what it has counted; what a worker
             that is killed loses at most.
     """
@@ -52,6 +95,16 @@ class MonitoringSettings:
     directory: Path = Path("monitoring")
     key: Path = Path("keys/monitoring.key")
     flush_s: float = 5.0
+    labels_final_after_days: float = 30.0
+    max_labels_per_subject: int = 64
+    models: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"tables": LabelSettings}
+    )
+
+    def labels(self, name: str) -> LabelSettings:
+        """What holds for a model's labels."""
+        days = {"labels_final_after_days": self.labels_final_after_days}
+        return LabelSettings(**{**days, **self.models.get(name, {})})
 
 
 def check_monitoring(monitoring: MonitoringSettings) -> None:
@@ -70,3 +123,24 @@ def check_monitoring(monitoring: MonitoringSettings) -> None:
     if not math.isfinite(monitoring.epsilon) or monitoring.epsilon > 100.0:
         raise SettingsError("monitoring.epsilon: at most 100, which promises nothing")
     check_store(monitoring.store, "monitoring.store")
+    _check_labels(monitoring.labels(""), "monitoring")
+    for name in monitoring.models:
+        _check_labels(monitoring.labels(name), f"monitoring.models.{name}")
+
+
+def _check_labels(labels: LabelSettings, where: str) -> None:
+    if not 0.0 < labels.labels_final_after_days <= MAX_FINAL_DAYS:
+        raise SettingsError(
+            f"{where}.labels_final_after_days: above 0, and at most {MAX_FINAL_DAYS:g}"
+        )
+    groups = labels.groups
+    sizes = [len(group.encode()) for group in groups]
+    if (
+        len(groups) > MAX_GROUPS
+        or len(set(groups)) < len(groups)
+        or not all(1 <= size <= MAX_GROUP_BYTES for size in sizes)
+    ):
+        raise SettingsError(
+            f"{where}.groups: at most {MAX_GROUPS} different names of 1 to "
+            f"{MAX_GROUP_BYTES} bytes"
+        )

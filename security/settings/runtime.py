@@ -59,7 +59,9 @@ class RuntimeSettings(ModelLimits):
     at_once_run_us: int = 25
     max_waiting_bytes: int = 256 << 20
     max_memory_bytes: int = 8 << 30
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict, metadata={"tables": ModelLimits}
+    )
 
     def limits(self, name: str) -> ModelLimits:
         """What holds for a model."""

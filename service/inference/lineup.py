@@ -167,6 +167,11 @@ class Lineup:
         """What was counted of each trial that is on now."""
         return [asdict(t) | asdict(n) for t, n in list(self._tallies.items())]
 
+    @property
+    def manifests(self) -> list[Manifest]:
+        """Of each version that is served now."""
+        return [served.manifest for served in _all(self._table)]
+
     def switch(self, table: Mapping[str, Entry]) -> None:
         """Serve this from now on.
 

@@ -114,6 +114,9 @@ FAMILIES: Mapping[str, Family] = {
     "sealgate_monitoring_away": Family(
         "info", "1 while a worker cannot store what it counts, or release it."
     ),
+    "sealgate_labels_away": Family(
+        "info", "1 while a worker cannot count answers with tickets, or release labels."
+    ),
     "sealgate_monitoring_epsilon": Family(
         "info", "What releases have cost a subject in the last 365 days, at most."
     ),

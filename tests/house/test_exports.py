@@ -125,6 +125,7 @@ def test_the_sdk():
         "ServerFailedError",
         "ServerRefusedError",
         "TensorError",
+        "Ticketed",
         "TransportError",
     ]
 

@@ -57,7 +57,7 @@ def failed(result, code: int, message: str) -> None:
     assert message in result.stderr
 
 
-COMMANDS = ("infer", "metadata", "health", "passport", "keys", "proxy")
+COMMANDS = ("infer", "feedback", "metadata", "health", "passport", "keys", "proxy")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])

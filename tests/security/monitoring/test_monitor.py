@@ -20,9 +20,9 @@ from security.errors import MonitoringStoreError
 from security.monitoring.counts import Sealer
 from security.monitoring.keeping import LocalCountStore, RedisCountStore
 from security.monitoring.ledger import Budget, Ledger, LocalLedger, RedisLedger
-from security.monitoring.monitor import BELIEVED_S, PATIENCE_S, Monitor
+from security.monitoring.monitor import PATIENCE_S, Monitor
 from security.monitoring.release import Release, read_releases
-from security.monitoring.windows import window_at
+from security.monitoring.windows import BELIEVED_S, window_at
 from security.settings.monitoring import MonitoringSettings
 from tests.support.bundles import manifest
 from tests.support.redis_servers import RedisServer, redis_server
