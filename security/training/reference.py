@@ -204,11 +204,13 @@ def _codes(bundle: Bundle, rows: AnyDataset) -> NDArray[np.uint8]:
         raise TrainingError("a reference is made for models with one FP32 input")
     session = make_session(bundle.model)
     name = manifest.inputs[0].spec.name
-    outputs = [item.spec.name for item in manifest.outputs if item.form == "tensor"]
-    layout, found = layout_of(manifest), []
+    tensors = {item.spec.name for item in manifest.outputs if item.form == "tensor"}
+    outputs = [item for item in manifest.release.names if item in tensors]
+    layout, found, leave = layout_of(manifest), [], manifest.release.leave
     for start in range(0, len(rows), _AT_ONCE):
         given = {name: rows.features[start : start + _AT_ONCE].astype(np.float32)}
-        answered = dict(zip(outputs, session.run(outputs, given)))
+        arrays = session.run(outputs, given)
+        answered = {item: leave(item, array) for item, array in zip(outputs, arrays)}
         found.append(layout.codes(given, answered, slice(0, len(given[name]))))
     return np.concatenate(found)
 

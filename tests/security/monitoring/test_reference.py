@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from models.bundle import Bundle, read_bundle
+from models.output_policy import OutputPolicy
 from models.report import Metric, Report
+from models.restriction import restrict
 from security.commands import main
 from security.errors import LedgerError, MonitoringError, TrainingError
 from security.monitoring.guarantee import epsilon_of
@@ -18,8 +20,9 @@ from security.monitoring.reference import reference_of, season_keys
 from security.monitoring.windows import window_named
 from security.training.config import load_config
 from security.training.ledger import Ledger
-from security.training.reference import Season, make_reference
+from security.training.reference import Season, _codes, make_reference
 from security.training.run import train_bundle
+from tests.support import trained
 from tests.support.small_training import CONFIG, write_config, write_rows
 
 MONTHS = CONFIG.replace(
@@ -192,3 +195,11 @@ def test_what_is_not_as_stated_is_refused(
     reference_of(report, given.manifest)
     with pytest.raises(MonitoringError):
         reference_of(change(report), given.manifest)
+
+
+def test_answers_are_counted_as_they_leave(tmp_path):
+    """The server counts what its output policy leaves: so does the reference."""
+    _, rows = trained.rows()
+    whole = _codes(read_bundle(trained.bundle()), rows)
+    tenths = restrict(trained.copy(tmp_path / "b"), OutputPolicy(decimals=1))
+    assert (_codes(tenths, rows) != whole).any()
