@@ -17,7 +17,13 @@ from typing import Any
 from sealgate.errors import SealgateError
 from security.admission.gate import Admission
 from security.monitoring.ledger import Budget, Entry, Ledger, open_ledger
-from security.monitoring.overview import Evidence, Overview, Spent, overview
+from security.monitoring.overview import (
+    Evidence,
+    Overview,
+    Spent,
+    labels_of,
+    overview,
+)
 from security.monitoring.release import Release, read_releases
 from security.settings.monitoring import MonitoringSettings
 from service.inference.lineup import Lineup
@@ -58,6 +64,7 @@ class Watching:
         self._budget = Budget(settings.epsilon, settings.delta)
         self._entries: list[Entry] = []
         self._releases: list[Release] = []
+        self._labels: list[Release] = []
         self._seen: dict[str, Overview] = {}
         self._told: set[tuple[str, ...]] = set()
         self._problem = ""
@@ -115,6 +122,7 @@ class Watching:
         if entries == self._entries:
             return False
         self._releases = read_releases(self._ledger, kind="drift")
+        self._labels = read_releases(self._ledger, kind="labels")
         self._entries = entries
         return True
 
@@ -126,6 +134,9 @@ class Watching:
             length=self._settings.window,
             spent=spent,
             now=now,
+            labels=labels_of(
+                self._labels, admission.bundle.subject, self._settings.window
+            ),
         )
 
     def _tell(self) -> None:

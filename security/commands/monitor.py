@@ -31,7 +31,14 @@ from security.commands.signing import add_signing, signer
 from security.errors import AdmissionRefused, MonitoringError, PlanError, SettingsError
 from security.monitoring.estimate import CONFIDENCE
 from security.monitoring.ledger import Budget, open_ledger
-from security.monitoring.overview import Evidence, Overview, Sight, Spent, overview
+from security.monitoring.overview import (
+    Evidence,
+    Overview,
+    Sight,
+    Spent,
+    labels_of,
+    overview,
+)
 from security.monitoring.release import read_releases
 from security.settings.loading import Settings, load_settings
 
@@ -160,7 +167,7 @@ def see(settings: Settings, models: Sequence[str] = ()) -> list[Seen]:
     ledger, now = open_ledger(monitoring), time.time()
     try:
         entries = ledger.entries()
-        releases = read_releases(ledger, kind="drift")
+        releases, labels = (read_releases(ledger, kind=k) for k in ("drift", "labels"))
     finally:
         ledger.close()
     budget = Budget(monitoring.epsilon, monitoring.delta)
@@ -174,6 +181,7 @@ def see(settings: Settings, models: Sequence[str] = ()) -> list[Seen]:
             length=monitoring.window,
             spent=spent,
             now=now,
+            labels=labels_of(labels, subject, monitoring.window),
         )
         default = plan.models[subject.name].default == subject.version
         return Seen(admission, default, found)

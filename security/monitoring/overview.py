@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from security.monitoring.estimate import BLIND, SCORE, ScoreBins, estimated_accu
 from security.monitoring.guarantee import epsilon_of
 from security.monitoring.layout import described
 from security.monitoring.ledger import Budget, Entry, spent
+from security.monitoring.outcomes import Statement, state
 from security.monitoring.reference import KIND, reference_of
 from security.monitoring.release import Release
 from security.monitoring.windows import Window, window_at
@@ -29,11 +30,10 @@ from security.monitoring.windows import Window, window_at
 __all__ = [
     "OVERVIEW_SCHEMA",
     "Evidence",
-    "Interval",
-    "Labels",
     "Overview",
     "Sight",
     "Spent",
+    "labels_of",
     "overview",
 ]
 
@@ -106,37 +106,6 @@ class Spent:
         return cls(epsilon, budget.epsilon, budget.delta)
 
 
-class Interval(Protocol):
-    """A number, and the interval that it is in with a confidence of 95%."""
-
-    @property
-    def value(self) -> float:
-        """What is most likely."""
-
-    @property
-    def low(self) -> float:
-        """Its lower end."""
-
-    @property
-    def high(self) -> float:
-        """Its upper end."""
-
-
-class Labels(Protocol):
-    """What labels that came later say of a window."""
-
-    @property
-    def subjects(self) -> int:
-        """Their noisy number."""
-
-    @property
-    def accuracy(self) -> Interval | None:
-        """None where it cannot be stated."""
-
-    def to_object(self) -> dict[str, Any]:
-        """As JSON values: accuracy, calibration, groups, or why they are refused."""
-
-
 @dataclass(frozen=True, eq=False)
 class Sight:
     """One window of a version.
@@ -154,7 +123,7 @@ class Sight:
     findings: tuple[Finding, ...] | None
     estimate: Metric | None
     unestimated: str
-    labels: Labels | None
+    labels: Statement | None
 
     @property
     def window(self) -> Window:
@@ -276,7 +245,7 @@ def overview(
     length: str,
     spent: Spent,
     now: float,
-    labels: Mapping[Window, Labels] = {},
+    labels: Mapping[Window, Statement] = {},
 ) -> Overview:
     """See all windows of a version.
 
@@ -305,8 +274,30 @@ def overview(
     return Overview(evidence, length, sights, spent, now)
 
 
+def labels_of(
+    releases: Sequence[Release], subject: Subject, length: str
+) -> dict[Window, Statement]:
+    """What labels of a version's windows say, where they were released.
+
+    Args:
+        releases: of labels, of any versions.
+        subject: the version.
+        length: of the deployment's windows now.
+
+    Raises:
+        MonitoringError: a release is not what it should be.
+    """
+    own = subject.name, subject.version, length
+    return {
+        item.about.window: state([item])
+        for item in releases
+        if item.counts
+        and (item.about.model, item.about.version, item.about.window.length) == own
+    }
+
+
 def _sight(
-    evidence: Evidence, until: Sequence[Release], labels: Labels | None
+    evidence: Evidence, until: Sequence[Release], labels: Statement | None
 ) -> Sight:
     """The last of some windows."""
     release, findings = until[-1], None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,21 @@ from security.documents.monitoring import to_html
 from security.monitoring.drift import Reference
 from security.monitoring.estimate import BLIND
 from security.monitoring.ledger import LocalLedger
-from security.monitoring.overview import Evidence, Overview, Spent, overview
-from security.monitoring.release import read_releases
+from security.monitoring.overview import (
+    Evidence,
+    Overview,
+    Spent,
+    labels_of,
+    overview,
+)
+from security.monitoring.release import Release, read_releases
 from security.monitoring.windows import window_at
+from tests.security.monitoring.test_outcomes import (
+    Select,
+    a_third,
+    classified,
+    only_yes,
+)
 from tests.support.bundles import Keys, write_bundle
 from tests.support.released import (
     BUDGET,
@@ -63,6 +76,7 @@ def look(
     reports: dict[str, Report],
     *,
     now: float = NOW,
+    labels: Sequence[Release] = (),
 ) -> Overview:
     ledger = LocalLedger(folder)
     try:
@@ -72,6 +86,7 @@ def look(
             length="weekly",
             spent=Spent.of(ledger.entries(), BUDGET, now=now),
             now=now,
+            labels=labels_of(labels, bundle.subject, "weekly"),
         )
     finally:
         ledger.close()
@@ -200,6 +215,30 @@ def test_other_versions_and_lengths_are_left_out(
     put(tmp_path, replace(bundle.manifest, version="2.0.0"), window)
     put(tmp_path, bundle.manifest, past("daily", 1, now=NOW))
     assert look(tmp_path, bundle, reports).sights == ()
+
+
+@pytest.mark.parametrize(("select", "is_stated"), [(a_third, True), (only_yes, False)])
+def test_labels_stand_beside_what_they_are_of(
+    folder: Path,
+    bundle: Bundle,
+    reports: dict[str, Report],
+    select: Select,
+    is_stated: bool,
+) -> None:
+    made, _ = classified(select)
+    window = past("weekly", 5, now=NOW)
+    labels = [replace(made, about=replace(made.about, window=window))]
+    seen = look(folder, bundle, reports, labels=labels)
+    (told,) = [sight for sight in seen.sights if sight.labels is not None]
+    assert told.window == window
+    document = seen.to_object()
+    text = "\n".join(line for line, _ in lines(document))
+    page = to_html([document]).decode()
+    assert "Labels of 2026-W44" in page
+    assert (told.labels.accuracy is not None) is is_stated  # type: ignore[union-attr]
+    assert ("no accuracy by labels" in text) is not is_stated
+    assert ("accuracy by group" in page) is is_stated
+    assert ("No accuracy is stated" in page) is not is_stated
 
 
 def test_a_page_escapes_what_it_shows(seen: Overview) -> None:
