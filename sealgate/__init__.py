@@ -11,6 +11,7 @@ exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, key_source      which key to seal to, and where it comes from
 retry                 when a request may be sent again
 transport             how bytes leave: connections, and a closed list of fields
+batches               more rows than a model takes in one request
 content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
 explanation, bars     why a model answered so; as charts

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
+from sealgate.batches import Progress, in_parts, joined
 from sealgate.content import JSON, decode_answer, encode_arrays, max_rows_of, rows_of
 from sealgate.convert import to_arrays
 from sealgate.errors import (
@@ -68,9 +67,6 @@ _OVERHEAD = 64 << 10
 # A nonce of a server is good for at least five minutes; of another one perhaps less.
 _NONCE_FRESH_S = 60.0
 _IN_TOUCH_S = 30.0
-_TOO_LARGE = 413
-# Told how many rows were answered, and of how many.
-Progress = Callable[[int, int], None]
 
 
 class Core:
@@ -150,25 +146,13 @@ class Core:
         rows, most = rows_of(arrays, metadata), max_rows_of(metadata)
         if not batched or rows <= most:
             return (yield from self._infer(model, arrays, trace, tickets))
-        answers: list[dict[str, Array]] = []
-        start = 0
-        while start < rows:
-            part = {name: a[start : start + most] for name, a in arrays.items()}
-            try:
-                answer = yield from self._infer(model, part, trace, tickets)
-                answers.append(answer)
-            except InvalidInputError as error:
-                if error.status == _TOO_LARGE and most > 1:
-                    most //= 2
-                    continue
-                last = min(start + most, rows) - 1
-                error.args = (f"{error}; in rows {start} to {last}",)
-                raise
-            start += most
-            if progress is not None:
-                progress(min(start, rows), rows)
-        joined = {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
-        return Ticketed.joined(joined, answers) if tickets else joined
+
+        def ask(part: Mapping[str, Array]) -> Steps[dict[str, Array]]:
+            return self._infer(model, part, trace, tickets)
+
+        answers = yield from in_parts(ask, arrays, rows, most, progress)
+        whole = joined(answers)
+        return Ticketed.joined(whole, answers) if tickets else whole
 
     def explain(
         self,
