@@ -29,7 +29,6 @@ from security.admission.plan import Plan
 from security.admission.policy import load_policy
 from security.admission.promotion import Case, Decision, decide
 from security.admission.rules import Policy, Promotion, Requirement
-from security.admission.sources import read_served
 from security.admission.steps import Scene, demand
 from security.audit.journal import record_operation
 from security.errors import AdmissionRefused, PlanError
@@ -205,6 +204,8 @@ class _Gathered:
             return refusal
 
     def _bundle(self, tag: str) -> Bundle | AdmissionRefused:
+        from security.admission.sources import read_served  # noqa: PLC0415  (bentoml)
+
         try:
             return read_served(tag, self.settings.service.models)
         except SealgateError as error:

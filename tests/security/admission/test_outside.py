@@ -20,7 +20,12 @@ from hypothesis import strategies as st
 
 from models.errors import BundleError
 from models.files import write_atomic
-from security.admission.keys import load_signing_key, public_pem, trust_document
+from security.admission.keys import (
+    ROLES,
+    load_signing_key,
+    public_pem,
+    trust_document,
+)
 from security.errors import AdmissionRefused, KeyFileError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import load_settings
@@ -166,8 +171,7 @@ def test_a_lock_without_full_tags(
 def test_other_admitted_bytes(
     bento: Path, home: Path, settings: AdmissionSettings
 ) -> None:
-    roles = ("trainer", "assessor", "privacy-officer", "release")
-    keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in roles))
+    keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
     inside = bento / "models" / "toy" / "1.0.0"
     write_bundle(inside, keys)
     refused(bento, settings, r"toy:1.0.0: other bytes than were packaged \[check 16\]")
