@@ -272,7 +272,9 @@ class Routes:
             _expect(request, b"GET", b"HEAD")
             asked = match["model"], match["version"]
             return _json(await self._repository.statistics(principal, *asked))
-        if decision.action == "feedback" and match["version"] is None:
+        if decision.action == "feedback":
+            if match["version"] is not None:
+                raise Problem("not-found", "labels are sent to the model, by tickets")
             _expect(request, b"POST")
             return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
@@ -325,10 +327,6 @@ class Routes:
             _expect(request, b"POST")
             return await self._explain(request, model, decision)
         _expect(request, b"GET", b"HEAD")
-        if decision.action == "feedback":
-            raise Problem(
-                "not-found", "labels are sent to the model: tickets name versions"
-            )
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":

@@ -128,7 +128,7 @@ def test_retraining_reads_the_very_report(quiet: Path) -> None:
     command = "retrain", str(quiet / "bundle"), "--if-drifted", *files
     done = security_result(quiet, *command, extra=monitored_settings(quiet))
     assert done.returncode == 3, done.stderr
-    assert "0 alarms about toy:1.0.0" in done.stdout
+    assert "drift_alarms 0 about toy:1.0.0" in done.stdout
 
 
 def test_a_role_that_the_policy_does_not_name_signs_nothing(quiet: Path) -> None:
