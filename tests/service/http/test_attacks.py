@@ -52,7 +52,8 @@ def ask(server: Server, *parts: bytes, pause_s: float = 0.05) -> bytes:
 
 
 def worker(server: Server) -> psutil.Process:
-    family = psutil.Process(server.pid).children(recursive=True)
+    process = psutil.Process(server.pid)
+    family = [process, *process.children(recursive=True)]
     return max(family, key=lambda process: process.memory_info().rss)
 
 
