@@ -345,7 +345,8 @@ class Routes:
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
         asked = await self._read(request, model)
-        source = feedback.ticketed(asked.content.document, model, self._cohorts)
+        document, rows = asked.content.document, asked.rows
+        source = feedback.ticketed(document, rows, model, self._cohorts)
         await decision.charge_rows(asked.rows)
         inputs = await asked.inputs()
         with failures():

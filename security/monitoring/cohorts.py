@@ -80,7 +80,6 @@ class Cohorts(Monitor):
     """Gives tickets, takes labels, and releases what they say together."""
 
     kind = KIND
-    waits_for_events = True
 
     def __init__(
         self,
@@ -128,6 +127,8 @@ class Cohorts(Monitor):
         read, now = meter.layout.read(outputs), self._clock()
         counts = meter.counts
         if counts is None or not meter.start <= now < meter.end:
+            if not meter.is_counted:
+                raise MonitoringError(f"{tag}: its last window is over")
             self._turn(meter, now)
             counts = meter.counts
         window = _window(self._settings.window, meter.start)
@@ -151,7 +152,8 @@ class Cohorts(Monitor):
         if tag not in self._meters and tag not in self._odd:
             self._follow()  # it was loaded a moment ago
         meter = self._meters.get(tag)
-        layout = None if meter is None else meter.layout
+        # Of a version that is not counted any more, a ticket alone would make a cohort.
+        layout = meter.layout if meter is not None and meter.is_counted else None
         return layout.output if isinstance(layout, Answers) else ""
 
     def accept(
