@@ -101,6 +101,7 @@ class Cohorts(Monitor):
         """
         self._labels, self._tickets, self._secret = labels, tickets, secret
         self._known: dict[str, Answers] = {}
+        # Threads of requests and the monitor's share one connection to the store.
         self._spending = threading.Lock()
         self._odd: set[str] = set()
         super().__init__(settings, **monitor)
@@ -279,7 +280,8 @@ class Cohorts(Monitor):
     def stop(self) -> None:
         """As `Monitor.stop`."""
         super().stop()
-        self._labels.close()
+        with self._spending:
+            self._labels.close()
 
     # How this kind of release differs from the monitor's own
 
@@ -304,7 +306,9 @@ class Cohorts(Monitor):
         layout = Answers.from_object(meaning)
         events = merge(parts, layout.width)
         labels: dict[bytes, Label] = {}
-        for identifier, data in self._labels.read(about.key).items():
+        with self._spending:
+            kept = self._labels.read(about.key)
+        for identifier, data in kept.items():
             place = _place(about.key, event_id(identifier))
             with contextlib.suppress(MonitoringError):  # one that was put there
                 labels[event_id(identifier)] = unpack_label(
@@ -319,7 +323,8 @@ class Cohorts(Monitor):
         )
 
     def _drop(self, scope: str) -> None:
-        self._labels.drop(scope, self._clock())
+        with self._spending:
+            self._labels.drop(scope, self._clock())
         super()._drop(scope)
         self._known.pop(scope, None)
 

@@ -202,6 +202,27 @@ def test_at_once_on_two_hosts(any_site: Site) -> None:
     assert each == [Counter(accepted=1, spent=3)] * 30
 
 
+def test_labels_come_while_a_cohort_is_dropped(site: Site) -> None:
+    """The thread that releases shares the store's connection with requests'."""
+    worker = site.worker()
+    given = ask(worker, 1, *[0.9] * 64)
+    done, found = threading.Event(), set[str]()
+
+    def drop() -> None:
+        while not done.is_set():
+            worker._drop("labels/other/1.0.0/2026-11-01")
+
+    dropping = threading.Thread(target=drop)
+    dropping.start()
+    try:
+        for ticket in given:
+            found |= set(bring(worker, ticket))
+    finally:
+        done.set()
+        dropping.join()
+    assert found == {"accepted"}
+
+
 def test_twice_in_one_request(any_site: Site) -> None:
     worker = any_site.worker()
     (ticket,) = ask(worker, 1, 0.9)
