@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from models.manifest import Manifest, Tensor
 from sealgate.protocol.datatypes import narrow
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import MonitoringError, MonitoringStoreError
+from security.monitoring.answers import Answers
 from security.monitoring.cohorts import Cohorts, Feedback, open_cohorts
 from security.monitoring.counts import Counted, Sealer
 from security.monitoring.keeping import LocalCountStore, RedisCountStore
@@ -278,6 +280,17 @@ def test_labels_outside_the_classes(site: Site, label: object) -> None:
     assert bring(worker, ticket, label=label) == ["no such label"]
     assert bring(worker, ticket, group="x") == ["no such group"]
     assert bring(worker, ticket, group="f") == ["accepted"]
+
+
+def test_a_long_label_takes_no_time(site: Site) -> None:
+    """As many digits as a request holds were read in every way: for four minutes."""
+    worker = site.worker()
+    digits = "1" * 60_000
+    began = time.thread_time()
+    for label in (f"{digits}.{digits}x", f"{digits}{digits}x"):
+        assert bring(worker, *ask(worker, 1, 0.9), label=label) == ["no such label"]
+        assert Answers("price", high=9.0).label(label) is None
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize("label", ["yes", "no", 0, 1, 1.0, "1"])
