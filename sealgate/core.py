@@ -45,6 +45,7 @@ from sealgate.exchange import (
 )
 from sealgate.explanation import Explanation, read_explanation
 from sealgate.feedback import (
+    MAX_TICKETS,
     Label,
     Ticketed,
     feedback_bodies,
@@ -144,6 +145,7 @@ class Core:
         trace = trace_headers(traceparent)
         arrays, metadata = yield from self._prepared(model, inputs)
         rows, most = rows_of(arrays, metadata), max_rows_of(metadata)
+        most = min(most, MAX_TICKETS) if tickets else most
         if not batched or rows <= most:
             return (yield from self._infer(model, arrays, trace, tickets))
 

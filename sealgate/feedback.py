@@ -13,8 +13,10 @@ from sealgate.errors import TensorError, TransportError
 
 __all__ = ["Label", "Ticketed", "feedback_bodies", "outcomes_of", "tickets_of"]
 
-# What a server takes in one request, with room to spare.
+# What a server takes in one request; of bytes, with room to spare.
 MAX_LABELS = 1000
+# It makes tickets on its event loop, which that many hold for 14 ms.
+MAX_TICKETS = 4096
 MAX_BYTES = 100_000
 
 Array = npt.NDArray[Any]

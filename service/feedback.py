@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sealgate.errors import TensorError
+from sealgate.feedback import MAX_LABELS, MAX_TICKETS
 from sealgate.protocol.bhttp import Request
 from sealgate.protocol.tensors import Array
 from security.errors import MonitoringError
@@ -29,25 +30,27 @@ from service.telemetry.recorder import Decision
 __all__ = [
     "MAX_BODY_BYTES",
     "MAX_LABELS",
+    "MAX_TICKETS",
     "read_labels",
     "take",
     "ticketed",
     "tickets",
 ]
 
-MAX_LABELS = 1000
 # Of JSON without long arrays, that much is parsed at most.
 MAX_BODY_BYTES = 128 << 10
 _FIELDS = {"ticket", "label", "group"}
+# At most one: threads that wait for the store are not there for anyone's content.
+_APART = asyncio.Semaphore(1)
 
 
 def ticketed(
-    document: Mapping[str, Any], model: Served, cohorts: Cohorts | None
+    document: Mapping[str, Any], rows: int, model: Served, cohorts: Cohorts | None
 ) -> str:
     """The output that tickets are made from; "" if the request wants none.
 
     Raises:
-        TensorError: the parameter is no boolean.
+        TensorError: the parameter is no boolean, or more rows than get tickets.
         Problem: this server, or this model, gives none.
     """
     parameters = document.get("parameters") or {}
@@ -56,6 +59,8 @@ def ticketed(
         raise TensorError("request: tickets is not a boolean")
     if not wanted:
         return ""
+    if rows > MAX_TICKETS:
+        raise TensorError(f"request: at most {MAX_TICKETS} rows get tickets at once")
     output = "" if cohorts is None else cohorts.gives(model.tag)
     if output not in model.output_names:
         raise Problem("no-tickets")
@@ -129,7 +134,8 @@ async def take(
     if decision.ticket is not None:
         await decision.ticket.charge_rows(len(items))
     model = decision.model or ""
-    outcomes = await asyncio.to_thread(cohorts.accept, model, items, may=may)
+    async with _APART:
+        outcomes = await asyncio.to_thread(cohorts.accept, model, items, may=may)
     return {"outcomes": outcomes, "accepted": outcomes.count("accepted")}
 
 

@@ -273,9 +273,7 @@ class Routes:
             asked = match["model"], match["version"]
             return _json(await self._repository.statistics(principal, *asked))
         if decision.action == "feedback":
-            if match["version"] is not None:
-                raise Problem("not-found", "labels are sent to the model, by tickets")
-            _expect(request, b"POST")
+            _of_model(match["version"])
             return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
         model = state.content
@@ -345,7 +343,8 @@ class Routes:
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
         asked = await self._read(request, model)
-        source = feedback.ticketed(asked.content.document, model, self._cohorts)
+        document, rows = asked.content.document, asked.rows
+        source = feedback.ticketed(document, rows, model, self._cohorts)
         await decision.charge_rows(asked.rows)
         inputs = await asked.inputs()
         with failures():
@@ -398,6 +397,7 @@ class Routes:
         self, request: Request, principal: Principal, decision: Decision
     ) -> Response:
         """Labels, also of versions that answer no more: tickets say which."""
+        _expect(request, b"POST")
         name = decision.model or ""
         known = self._lineup.find(name)
         self._permissions.authorize(principal, name, None, "feedback")
@@ -470,6 +470,11 @@ class Routes:
 def _name_model(decision: Decision, model: Served) -> None:
     decision.version = model.manifest.version
     decision.digest = model.admission.bundle.subject.root_sha256
+
+
+def _of_model(version: bytes | None) -> None:
+    if version is not None:
+        raise Problem("not-found", "labels are sent to the model, by tickets")
 
 
 def _expect(request: Request, *methods: bytes) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from models.manifest import Manifest
 from sealgate.cells import category, number
+from sealgate.protocol.datatypes import numbers
 from sealgate.protocol.tensors import Array
 from security.errors import MonitoringError
 from security.monitoring.layout import MAX_CLASSES
@@ -118,7 +119,7 @@ class Answers:
         array = outputs.get(self.output)
         if array is None or not array.ndim:
             raise MonitoringError(f'no output "{self.output}"')
-        values = array.reshape(len(array), -1)
+        values = numbers(array).reshape(len(array), -1)
         if self.labels:
             first, last = 1.0 / len(self.labels), 1.0
             scores = values.max(axis=1).tolist()

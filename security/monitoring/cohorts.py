@@ -80,7 +80,6 @@ class Cohorts(Monitor):
     """Gives tickets, takes labels, and releases what they say together."""
 
     kind = KIND
-    waits_for_events = True
 
     def __init__(
         self,
@@ -102,6 +101,7 @@ class Cohorts(Monitor):
         """
         self._labels, self._tickets, self._secret = labels, tickets, secret
         self._known: dict[str, Answers] = {}
+        # Threads of requests and the monitor's share one connection to the store.
         self._spending = threading.Lock()
         self._odd: set[str] = set()
         super().__init__(settings, **monitor)
@@ -128,6 +128,8 @@ class Cohorts(Monitor):
         read, now = meter.layout.read(outputs), self._clock()
         counts = meter.counts
         if counts is None or not meter.start <= now < meter.end:
+            if not meter.is_counted:
+                raise MonitoringError(f"{tag}: its last window is over")
             self._turn(meter, now)
             counts = meter.counts
         window = _window(self._settings.window, meter.start)
@@ -151,7 +153,8 @@ class Cohorts(Monitor):
         if tag not in self._meters and tag not in self._odd:
             self._follow()  # it was loaded a moment ago
         meter = self._meters.get(tag)
-        layout = None if meter is None else meter.layout
+        # Of a version that is not counted any more, a ticket alone would make a cohort.
+        layout = meter.layout if meter is not None and meter.is_counted else None
         return layout.output if isinstance(layout, Answers) else ""
 
     def accept(
@@ -277,7 +280,8 @@ class Cohorts(Monitor):
     def stop(self) -> None:
         """As `Monitor.stop`."""
         super().stop()
-        self._labels.close()
+        with self._spending:
+            self._labels.close()
 
     # How this kind of release differs from the monitor's own
 
@@ -302,7 +306,9 @@ class Cohorts(Monitor):
         layout = Answers.from_object(meaning)
         events = merge(parts, layout.width)
         labels: dict[bytes, Label] = {}
-        for identifier, data in self._labels.read(about.key).items():
+        with self._spending:
+            kept = self._labels.read(about.key)
+        for identifier, data in kept.items():
             place = _place(about.key, event_id(identifier))
             with contextlib.suppress(MonitoringError):  # one that was put there
                 labels[event_id(identifier)] = unpack_label(
@@ -317,7 +323,8 @@ class Cohorts(Monitor):
         )
 
     def _drop(self, scope: str) -> None:
-        self._labels.drop(scope, self._clock())
+        with self._spending:
+            self._labels.drop(scope, self._clock())
         super()._drop(scope)
         self._known.pop(scope, None)
 

@@ -104,11 +104,9 @@ class Monitor:
 
     Attributes:
         kind: of its releases.
-        waits_for_events: a version that nobody asks has no window.
     """
 
     kind = KIND
-    waits_for_events = False
 
     def __init__(
         self,
@@ -238,8 +236,9 @@ class Monitor:
                     self._meters.setdefault(tag, made)
         for tag, meter in self._meters.items():
             meter.is_counted = tag in manifests
-            if meter.is_counted and not self.waits_for_events:
-                # One that nobody asks has a window, too, with no subjects.
+            if meter.is_counted:
+                # One that nobody asks has a window, too, with no subjects: that there
+                # is a release, and what share of the budget it has, says nothing.
                 self._place(meter, window_at(self._settings.window, now), now)
 
     def _turn(self, meter: _Meter, now: float) -> None:

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from security.errors import MonitoringError
 
-__all__ = ["DiscreteGaussian", "discrete_gaussian"]
+__all__ = ["MAX_SIGMA", "DiscreteGaussian", "discrete_gaussian"]
 
 _BITS = 64
 # Of the whole numbers that probabilities are computed in.
 _FRACTION = 96
 _ONE = 1 << _FRACTION
-_MAX_SIGMA = 4096.0
+MAX_SIGMA = 4096.0
 # math.pi has 53 bits; these are 64 digits (OEIS A000796).
 _PI = 3141592653589793238462643383279502884197169399375105820974944592
 _ROOT_OF_PI = math.isqrt((_PI << 2 * _FRACTION) // 10**63)
@@ -49,7 +49,7 @@ class DiscreteGaussian:
         Raises:
             MonitoringError: sigma is not within 0.2 to 4096.
         """
-        if not 0.2 <= sigma <= _MAX_SIGMA:
+        if not 0.2 <= sigma <= MAX_SIGMA:
             raise MonitoringError(f"noise of deviation {sigma:g} cannot be drawn")
         self.sigma = sigma
         # P(X > k + 1/2) for k = 0, 1, … in units of 2^-64, while it is one at least.

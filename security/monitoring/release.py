@@ -22,7 +22,7 @@ from sealgate.protocol import strict_json
 from security.errors import BudgetSpentError, MonitoringError
 from security.monitoring.guarantee import epsilon_of, sigma_of
 from security.monitoring.ledger import MAX_RECORD_BYTES, Budget, Entry, Ledger, spent
-from security.monitoring.noise import discrete_gaussian
+from security.monitoring.noise import MAX_SIGMA, discrete_gaussian
 from security.monitoring.windows import Window, window_named
 
 __all__ = [
@@ -262,11 +262,14 @@ def noisy(
         The noisy counts, and the noise's deviation.
 
     Raises:
+        BudgetSpentError: so little rho leaves nothing but noise; nothing is booked.
         MonitoringError: counts that are no integers; as `Ledger.book`.
     """
     if any(item.dtype.kind not in "iu" or item.ndim != 1 for item in counts):
         raise MonitoringError("counts are arrays of integers of one axis")
     sigma = sigma_of(entry.rho, sensitivity)
+    if sigma > MAX_SIGMA:
+        raise BudgetSpentError(f"{entry.key} would have noise of deviation {sigma:.0f}")
     noise = discrete_gaussian(sigma)
     ledger.book(entry, budget)
     drawn = noise.sample(sum(map(len, counts)))

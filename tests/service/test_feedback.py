@@ -34,7 +34,7 @@ from security.monitoring.outcomes import state
 from security.monitoring.release import read_releases
 from security.monitoring.windows import Jumps, window_at
 from security.settings.loading import Settings, load_settings
-from service.feedback import MAX_BODY_BYTES, MAX_LABELS
+from service.feedback import MAX_BODY_BYTES, MAX_LABELS, MAX_TICKETS, ticketed
 from tests.conftest import check_security, mint, run_security, toy_settings
 from tests.sealgate.test_cli import sealgate
 from tests.security.audit.test_audit_command import records
@@ -122,6 +122,12 @@ def test_a_ticket_for_each_row(asker: Client) -> None:
 def test_more_rows_than_a_request_takes(asker: Client) -> None:
     found = ask(asker, np.tile(ROWS, (30, 1)))
     assert len(set(found.tickets)) == 90
+
+
+def test_tickets_of_more_rows_than_the_event_loop_can_make() -> None:
+    """A model may take a million rows; making their tickets took 2.4 seconds."""
+    with pytest.raises(TensorError, match="at most 4096 rows get tickets"):
+        ticketed({"parameters": {"tickets": True}}, MAX_TICKETS + 1, None, None)  # type: ignore[arg-type]
 
 
 def test_tickets_of_an_output_that_was_not_asked_for(

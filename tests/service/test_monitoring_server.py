@@ -140,6 +140,7 @@ def test_nothing_unencrypted_is_left_behind(home: Path) -> None:
     names = {path.name for path in (home / "monitoring").iterdir()}
     assert {name.partition("-")[0] for name in names} <= {
         "counts.sqlite",
+        "labels.sqlite",
         "ledger.sqlite",
     }
     assert all(os.stat(home / "monitoring" / n).st_mode & 0o077 == 0 for n in names)

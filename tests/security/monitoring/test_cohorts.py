@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 from models.manifest import Manifest, Tensor
+from sealgate.protocol.datatypes import narrow
 from sealgate.protocol.tensors import TensorSpec
 from security.errors import MonitoringError, MonitoringStoreError
+from security.monitoring.answers import Answers
 from security.monitoring.cohorts import Cohorts, Feedback, open_cohorts
 from security.monitoring.counts import Counted, Sealer
 from security.monitoring.keeping import LocalCountStore, RedisCountStore
@@ -76,8 +79,12 @@ class Site:
             self.clock.tomorrow()
             for worker in workers:
                 worker.look()
-        (made,) = self.releases()
-        return state([made])
+        return state([self.largest])
+
+    @property
+    def largest(self) -> Release:
+        """Where a clock has jumped there are releases of nobody, too."""
+        return max(self.releases(), key=lambda made: made.subjects or 0)
 
 
 def local(folder: Path) -> Site:
@@ -172,7 +179,7 @@ def test_two_hosts_with_one_store(any_site: Site) -> None:
         assert np.abs(noise).max() < 10 * made.sigma
     assert found.refused == ""
     # Nothing remains of it but the release.
-    assert any_site.open_store().scopes() == []
+    assert made.about.key not in any_site.open_store().scopes()
     assert any_site.open_labels().read(made.about.key) == {}
 
 
@@ -195,6 +202,27 @@ def test_at_once_on_two_hosts(any_site: Site) -> None:
         thread.join()
     each = [Counter(outcomes) for outcomes in zip(*found)]
     assert each == [Counter(accepted=1, spent=3)] * 30
+
+
+def test_labels_come_while_a_cohort_is_dropped(site: Site) -> None:
+    """The thread that releases shares the store's connection with requests'."""
+    worker = site.worker()
+    given = ask(worker, 1, *[0.9] * 64)
+    done, found = threading.Event(), set[str]()
+
+    def drop() -> None:
+        while not done.is_set():
+            worker._drop("labels/other/1.0.0/2026-11-01")
+
+    dropping = threading.Thread(target=drop)
+    dropping.start()
+    try:
+        for ticket in given:
+            found |= set(bring(worker, ticket))
+    finally:
+        done.set()
+        dropping.join()
+    assert found == {"accepted"}
 
 
 def test_twice_in_one_request(any_site: Site) -> None:
@@ -254,6 +282,17 @@ def test_labels_outside_the_classes(site: Site, label: object) -> None:
     assert bring(worker, ticket, group="f") == ["accepted"]
 
 
+def test_a_long_label_takes_no_time(site: Site) -> None:
+    """As many digits as a request holds were read in every way: for four minutes."""
+    worker = site.worker()
+    digits = "1" * 60_000
+    began = time.thread_time()
+    for label in (f"{digits}.{digits}x", f"{digits}{digits}x"):
+        assert bring(worker, *ask(worker, 1, 0.9), label=label) == ["no such label"]
+        assert Answers("price", high=9.0).label(label) is None
+    assert time.thread_time() - began < 5
+
+
 @pytest.mark.parametrize("label", ["yes", "no", 0, 1, 1.0, "1"])
 def test_labels_of_the_classes(site: Site, label: object) -> None:
     worker = site.worker()
@@ -305,7 +344,7 @@ def test_clocks_that_jump(site: Site, caplog: pytest.LogCaptureFixture) -> None:
         worker.look()
     assert set(bring(worker, *given)) == {"accepted"}
     site.finish(worker)
-    assert site.releases()[0].lost == {"clock_jumped": True}
+    assert site.largest.lost == {"clock_jumped": True}
 
 
 def test_the_store_is_away(site: Site, tmp_path: Path) -> None:
@@ -425,14 +464,56 @@ def test_models_without_tickets(site: Site, caplog: pytest.LogCaptureFixture) ->
     assert len(told) == 1
 
 
-def test_nobody_asked_for_tickets(site: Site) -> None:
-    """No window, no release, nothing spent."""
+def test_one_ticket_makes_no_release(site: Site, tmp_path: Path) -> None:
+    """Whether anybody asked shows nowhere: not in which releases there are, not in
+    their shares of the budget, not in what is said to be lost.
+    """
+    found = []
+    for folder, asked in (("none", 0), ("one", 1)):
+        site = local(tmp_path / folder)
+        site.versions = [TOY, replace(TOY, version="2.0.0")]
+        dies, stays = site.worker(), site.worker()
+        for subject in range(asked):
+            ask(dies, subject, 0.9, version="2.0.0")
+        dies.look()
+        for _ in range(12):
+            site.clock.tomorrow()
+            stays.look()
+        found.append(
+            [
+                (one.about.key, one.withheld, one.lost, one.guarantee["rho"])
+                for one in site.releases()
+            ]
+        )
+    assert found[0] == found[1] != []
+
+
+def test_a_version_that_is_not_counted_gives_no_tickets(site: Site) -> None:
+    """One would make a cohort where without it there is none."""
     worker = site.worker()
-    for _ in range(12):
-        site.clock.tomorrow()
-        worker.look()
-    assert site.releases() == []
-    assert site.open_ledger().entries() == []
+    ask(worker, 1, 0.9)
+    site.versions = [replace(TOY, version="2.0.0")]
+    worker.look()
+    assert worker.gives("toy:1.0.0") == ""
+    assert ask(worker, 1, 0.9)  # of a request that was under way
+    site.clock.tomorrow()
+    with pytest.raises(MonitoringError, match="its last window is over"):
+        ask(worker, 1, 0.9)
+    worker.look()
+    scopes = site.open_store().scopes()
+    assert len([one for one in scopes if "/1.0.0/" in one]) == 1
+
+
+def test_numbers_of_16_bits(site: Site) -> None:
+    """What a BF16 output answers is its number, and not the bits of it."""
+    price = Tensor(TensorSpec("price", "BF16", (-1, 1)), bounds=(0.0, 100.0))
+    site.versions = [replace(TOY, name="price", outputs=(price,))]
+    worker = site.worker()
+    answer = {"price": narrow(np.array([[50.0]], np.float32))}
+    (ticket,) = worker.issue("price:1.0.0", name(1), answer)
+    assert bring(worker, str(ticket), label=50, model="price") == ["accepted"]
+    cells = exact(worker).counts["cells"].reshape(5, 15)
+    assert np.argwhere(cells).tolist() == [[2, 8]]
 
 
 def test_where_labels_have_no_budget(tmp_path: Path) -> None:

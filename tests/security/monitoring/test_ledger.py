@@ -135,6 +135,19 @@ def test_releases_stop_at_the_cap_and_say_so(ledger: Ledger) -> None:
     assert released(ledger, later, now=NOW + YEAR_S + 1).withheld == ""
 
 
+def test_so_small_a_share_that_its_noise_cannot_be_drawn(ledger: Ledger) -> None:
+    """The release is withheld; it does not fail again and again before all others."""
+    made = released(ledger, rho=1e-7)
+    assert (made.withheld, made.guarantee["rho"]) == ("budget spent", 0)
+    # The number of subjects can be had, and the counts cannot.
+    about = About("drift", "toy", "2.0.0", WINDOW)
+    many = {"subjects": 1 << 20, "max_subjects": 1 << 22}
+    made = released(ledger, about, rho=1e-6, sensitivity=8.0, **many)
+    assert made.withheld == "budget spent"
+    assert made.guarantee["rho"] == pytest.approx(5e-8)
+    assert len(ledger.entries()) == 3
+
+
 def test_a_clock_that_was_ahead_forgets_nothing(ledger: Ledger) -> None:
     ledger.book(Entry("drift/a/1/2026-W48", NOW + YEAR_S, BUDGET.rho), BUDGET)
     with pytest.raises(BudgetSpentError):
