@@ -256,7 +256,7 @@ def _refused(error: AccessError, challenges: Challenges) -> Problem:
         case ScopeError():
             scope = str(error).encode("ascii", "replace").decode()
             headers = challenges.headers("insufficient_scope", scope=scope)
-            return Problem("insufficient-scope", headers=headers)
+            return Problem("insufficient-scope", f"it lacks {scope}", headers=headers)
         case KeysUnavailableError():
             return Problem("keys-unavailable", headers=_RETRY)
         case IntrospectionError():

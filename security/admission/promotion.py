@@ -43,8 +43,8 @@ _REMEDIES = {
     "`retrain` from the default",
     "agreement": "`models shadow {after} --percent 100`, then `security agreement "
     "{after}`",
-    "monitoring": "`security monitor` signs a report about {before}",
-    "few": "wait until more was counted",
+    "monitoring": "`security monitor --sign` signs a report about {before}",
+    "few": "assess on more rows, or wait until more was counted",
     "wide": "the value would do: more rows or requests narrow its interval",
     "bound": "a better version, or a waiver of {kind} ({name}) and --force",
 }
@@ -170,7 +170,7 @@ def _bound_line(case: Case, kind: str, threshold: Threshold, report: Report) -> 
     if refusals and metric is not None and threshold.metric == DRIFT_ALARMS:
         trained = _trained_after(case, report)
         if trained is not None and not few:
-            text = f"{numbers}, and {case.after} was trained {trained}, after that"
+            text = f"{numbers}, but {case.after} was trained {trained}, after that"
             return Line(kind, threshold.metric, "met", text)
     remedy = "few" if few else kind if metric is None else "bound"
     if metric is not None and not few and threshold.bound == "interval":

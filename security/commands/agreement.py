@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     }
     record_operation(settings.audit, [record])
     for name, metric in report.metrics.items():
-        print(f"{name:<18}{_line(metric)}")
+        print(f"{name:<20}{_line(metric)}")
     print(f"signed as {args.role}: {path}")
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 from models.files import write_atomic
 from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
-from security.access.permissions import model_scope
+from security.access.permissions import MODEL_ACTIONS, model_scope
 from security.admission.keys import load_trust, public_pem
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
@@ -40,9 +40,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--out", type=Path, help="default: profile.json in SEALGATE_HOME"
     )
     parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="let the token ask for explanations, too",
+        "--allow",
+        action="append",
+        choices=MODEL_ACTIONS,
+        default=["infer"],
+        help="what else the token may do with the model, beside infer; repeatable",
     )
     parser.add_argument(
         "--proof-key",
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         load_settings(),
         url=args.url,
         models=[args.model],
-        actions=("infer", "explain") if args.explain else ("infer",),
+        actions=args.allow,
         lifetime_s=args.lifetime,
         out=args.out,
         bound=None if args.proof_key is None else proof_key(args.proof_key),

@@ -25,6 +25,7 @@ _WRITTEN_BY = {
     "parity": "`train` writes it; for other models choose a policy without",
     "privacy": "`train` writes it, and `import --public-data` for public data",
     "provenance": "`train` and `import` write it",
+    "reference": "`reference` writes it, after `train`",
     "robustness": "see the finding above",
 }
 _REMEDIES = {

@@ -73,7 +73,10 @@ class Evidence:
             bundle: the version.
             reports: its evidence by kind, verified by the gate.
         """
-        held, missing = reports.get(KIND), "the version has no reference evidence"
+        held, missing = (
+            reports.get(KIND),
+            "the version has no reference evidence that the policy asks for",
+        )
         reference = None
         try:
             if held is not None:

@@ -9,27 +9,19 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from onnxruntime import InferenceSession
 
 from models.bundle import Bundle, read_bundle
-from models.report import Report
-from security.admission.keys import load_signing_key
-from security.admission.observations import write_observation
-from security.monitoring.drift import Reference, find_drift
-from security.monitoring.layout import Layout, layout_of
-from security.monitoring.ledger import Budget, LocalLedger
-from security.monitoring.release import About, release
-from security.monitoring.windows import window_at
-from tests.conftest import check_security, run_security
-from tests.support.in_process import security_code
+from security.monitoring.layout import layout_of
+from tests.conftest import run_security
+from tests.support.in_process import security_code, security_result
 from tests.support.live import reports, wait_for
-from tests.support.promotions import monitoring
+from tests.support.released import known_noise, past, put_counts
 from tests.support.servers import ROOT, environment, serve
 from tests.support.small_training import write_config, write_rows
 
@@ -39,6 +31,9 @@ version = 1
 signers = ["release"]
 max_age_days = 30
 [require.provenance]
+signers = ["trainer"]
+max_age_days = 30
+[require.reference]
 signers = ["trainer"]
 max_age_days = 30
 [require.privacy]
@@ -62,7 +57,7 @@ disagreement = { max = 0.9, bound = "interval" }
 failed = { max = 0.2, bound = "interval" }
 [promotion.monitoring]
 signers = ["monitor"]
-max_age_days = 14
+max_age_days = 21
 [promotion.monitoring.metrics]
 drift_alarms = { max = 0 }
 """
@@ -71,6 +66,7 @@ SETTINGS = {
     "SEALGATE_QUOTAS_TABLE": str(ROOT / "tests" / "support" / "quotas.toml"),
     "SEALGATE_SEALING_REQUIRE_SEALED": "false",
     "SEALGATE_DEPLOYMENT_POLL_S": "0.1",
+    "SEALGATE_MONITORING_ENABLED": "true",
 }
 Run = Callable[..., int]
 Served = Callable[..., "tuple[int, str]"]
@@ -102,7 +98,10 @@ def served(home: Path) -> Served:
     return run
 
 
-def admit(run: Run, served: Served, bundle: Path) -> None:
+def admit(run: Run, served: Served, bundle: Path, config: Path, *, seed: int) -> None:
+    with known_noise(seed):
+        words = ("--config", str(config), "--epsilon", "1")
+        assert run("reference", str(bundle), *words) == 0
     assert run("sign", str(bundle), "--role", "trainer") == 0
     assert run("admit", str(bundle)) == 0
     assert served("store", str(bundle))[0] == 0
@@ -113,48 +112,40 @@ def rows_of(path: Path) -> list[tuple[float, str]]:
         return [(float(row["age"]), row["job"]) for row in csv.DictReader(file)]
 
 
-def counts_of(layout: Layout, path: Path) -> dict[str, NDArray[np.int64]]:
-    """Histograms of the columns; answers are not among them."""
-    rows = rows_of(path)
+def count_week(home: Path, bundle: Bundle, asked: Path, *, back: int) -> None:
+    """Release a past week in which these rows were asked, as the server counts them.
+
+    Args:
+        home: of the deployment, whose ledger keeps the release.
+        bundle: that answered.
+        asked: one row of each subject.
+        back: 1 is last week.
+    """
+    manifest, rows = bundle.manifest, rows_of(asked)
     jobs = ("baker", "nurse", "smith")
     features = np.array([[age, jobs.index(job)] for age, job in rows], np.float32)
-    codes = layout.codes({"features": features}, {}, slice(0, len(rows)))
-    return layout.counts(codes)
+    inputs = {manifest.inputs[0].spec.name: features}
+    session = InferenceSession(bundle.files["model.onnx"])
+    names = [output.name for output in session.get_outputs()]
+    answers = dict(zip(names, session.run(names, inputs), strict=True))
+    layout = layout_of(manifest)
+    counts = layout.counts(layout.codes(inputs, answers, slice(0, len(rows))))
+    week = past("weekly", back, now=time.time())
+    folder = home / "monitoring"
+    put_counts(folder, manifest, week, counts, seed=back, subjects=len(rows))
 
 
-def drift_report(folder: Path, bundle: Bundle, asked: Path) -> Report:
-    """What monitoring says of last week, if these rows were asked then.
+def look(home: Path, bundle: Path) -> tuple[int, str]:
+    """Sign what monitoring found of a version, read from its folder: code and output.
 
-    The rows are counted as the server counts them, released with privacy, and held
-    against the rows of the training, which are nobody's here.
+    The folder, as the store needs BentoML, and that a process of its own.
     """
-    layout = layout_of(bundle.manifest)
-    usual, now = counts_of(layout, folder / "rows.csv"), time.time()
-    window = window_at("weekly", now).last
-    ledger, budget = LocalLedger(folder / asked.stem), Budget(8.0, 1e-6)
-    ledger.start()
-    try:
-        released = release(
-            ledger,
-            budget,
-            About("drift", "small", "1.0.0", window),
-            counts_of(layout, asked),
-            rho=budget.per_window("weekly"),
-            sensitivity=layout.sensitivity,
-            contribution="a row",
-            subjects=len(rows_of(asked)),
-            min_subjects=200,
-            max_subjects=1 << 16,
-            now=now,
-            details={"histograms": layout.describe()},
-        )
-    finally:
-        ledger.close()
-    reference = Reference("none", {"": usual}, 0.0)
-    found = find_drift([released], reference, rate=1e-6)
-    assert found
-    age = timedelta(seconds=now - window.end)
-    return monitoring(bundle.subject, sum(item.alarm for item in found), age=age)
+    extra = SETTINGS | {
+        "SEALGATE_ADMISSION_POLICY": str(home / "policy.toml"),
+        "SEALGATE_SERVICE_MODELS": f"path:{bundle}",
+    }
+    done = security_result(home, "monitor", "--sign", extra=extra)
+    return done.returncode, done.stdout + done.stderr
 
 
 class Asking:
@@ -187,9 +178,10 @@ def ask(home: Path, run: Run, served: Served, tmp_path: Path) -> Iterator[Asking
     """The first version, trained, admitted and served."""
     assert run("keygen") == 0
     one = tmp_path / "one"
-    assert run("train", str(write_config(tmp_path)), "--out", str(one)) == 0
-    admit(run, served, one)
-    token = check_security(home, "token", "--scope", "infer:small").strip()
+    config = write_config(tmp_path)
+    assert run("train", str(config), "--out", str(one)) == 0
+    admit(run, served, one, config, seed=1)
+    token = security_result(home, "token", "--scope", "infer:small").stdout.strip()
     extra = SETTINGS | {"SEALGATE_ADMISSION_POLICY": str(home / "policy.toml")}
     with serve("small:1.0.0", home, extra=extra, own=()) as server:
         wait_for(lambda: len(reports(home)) == 1)
@@ -238,26 +230,30 @@ def test_from_drift_to_the_next_default_and_back(
     new = write_rows(tmp_path / "new.csv", rows=600, seed=1, oldest=60, buys_above=25)
     retrain = ("retrain", str(one), "--data", str(new), "--out", str(two))
     deployment = home / "deployment"
-    key = load_signing_key(home / "keys" / "monitor.pem")
 
     # Nobody has looked; then somebody has, and nothing has changed.
     assert run(*retrain, "--if-drifted") == 1
     assert "no report about small:1.0.0" in capsys.readouterr().err
     bundle = read_bundle(one)
     same = write_rows(tmp_path / "same.csv", rows=1200, seed=7)
-    write_observation(deployment, drift_report(tmp_path, bundle, same), key)
+    count_week(home, bundle, same, back=2)
+    code, told = look(home, one)
+    assert code == 1, told
+    assert "was not released" in told
     assert run(*retrain, "--if-drifted") == 3
     assert not two.exists()
 
     # What is asked now is something else.
     assert ask(rows_of(new)[:5]) == {"1.0.0"}
-    report = drift_report(tmp_path, bundle, new)
-    assert report.metrics["drift_alarms"].value == 1
-    write_observation(deployment, report, key)
+    count_week(home, bundle, new, back=1)
+    code, told = look(home, one)
+    assert code == 4, told
+    assert "input/age" in told
     told = scheduled(home, one, new, two)
-    assert "drift_alarms 1 about small:1.0.0" in told
+    assert " about small:1.0.0" in told
     assert "better" in told
-    admit(run, served, two)
+    config = write_config(tmp_path, version='"1.0.1"', source='"new.csv"')
+    admit(run, served, two, config, seed=2)
 
     # Admitted is not enough.
     code, told = served("promote", "small:1.0.1", "--dry-run")

@@ -32,7 +32,7 @@ def folder(server, deployment, tmp_path_factory):
     path = tmp_path_factory.mktemp("docs")
     check_security(
         deployment,
-        *("profile", "--url", server.url, "--model", NAME, "--explain"),
+        *("profile", "--url", server.url, "--model", NAME, "--allow", "explain"),
         *("--out", str(path / "profile.json")),
         **toy_settings(deployment),
     )

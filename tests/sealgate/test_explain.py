@@ -35,7 +35,7 @@ def profile_path(server, deployment, tmp_path_factory):
     path = tmp_path_factory.mktemp("client") / "profile.json"
     check_security(
         deployment,
-        *("profile", "--url", server.url, "--model", NAME, "--explain"),
+        *("profile", "--url", server.url, "--model", NAME, "--allow", "explain"),
         *("--out", str(path)),
         **toy_settings(deployment),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -167,8 +167,23 @@ def put(
     subjects: int = SUBJECTS,
     min_subjects: int = 200,
 ) -> Release:
-    """Release one window, a minute after its end."""
-    random = np.random.default_rng(seed)
+    """Release one window of the toy model, a minute after its end."""
+    counts = counts_of(manifest, draw(np.random.default_rng(seed), subjects))
+    kept = {"seed": seed, "subjects": subjects, "min_subjects": min_subjects}
+    return put_counts(folder, manifest, window, counts, **kept)
+
+
+def put_counts(
+    folder: Path,
+    manifest: Manifest,
+    window: Window,
+    counts: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    subjects: int,
+    min_subjects: int = 200,
+) -> Release:
+    """Release counts of any model, a minute after their window's end."""
     layout = layout_of(manifest)
     ledger = LocalLedger(folder)
     ledger.start()
@@ -178,7 +193,7 @@ def put(
                 ledger,
                 BUDGET,
                 About("drift", manifest.name, manifest.version, window),
-                counts_of(manifest, draw(random, subjects)),
+                counts,
                 rho=BUDGET.per_window(window.length) * 0.8,
                 sensitivity=layout.sensitivity,
                 contribution="one event of each subject",
