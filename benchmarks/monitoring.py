@@ -31,7 +31,7 @@ from security.monitoring.keeping import LocalCountStore
 from security.monitoring.layout import Layout, layout_of
 from security.monitoring.ledger import Budget, LocalLedger
 from security.monitoring.monitor import Monitor
-from security.monitoring.noise import DiscreteGaussian, discrete_gaussian
+from security.monitoring.noise import RoundedGaussian, rounded_gaussian
 from security.monitoring.reference import season_keys
 from security.monitoring.release import About, Release, release
 from security.monitoring.windows import Window, window_at, window_named
@@ -103,7 +103,7 @@ def _costs() -> None:
         rows.append(("release of 30 columns", f"{_release(layout, ledger):.1f} ms"))
     sigma = sigma_of(0.0221 * 0.8 * 0.95, layout.sensitivity)
     began = time.process_time()
-    DiscreteGaussian(sigma)
+    RoundedGaussian(sigma)
     made = (time.process_time() - began) * 1e3
     rows.append((f"its table, once, sigma {sigma:.0f}", f"{made:.0f} ms"))
     rows.append(("a full table of 65,536 subjects", _memory(layout, given, answer)))
@@ -165,7 +165,7 @@ def _made(layout: Layout, rows: np.ndarray, window: Window, epsilon: float) -> R
         sigma = sigma_of(rho_of(epsilon, 1e-6), layout.sensitivity)
     counts = _counts(layout, rows)
     if sigma:
-        noise = discrete_gaussian(sigma)
+        noise = rounded_gaussian(sigma)
         counts = {name: item + noise.sample(len(item)) for name, item in counts.items()}
     return Release(
         About("drift", "bench", "1.0.0", window),

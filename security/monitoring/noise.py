@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from security.errors import MonitoringError
 
-__all__ = ["MAX_SIGMA", "DiscreteGaussian", "discrete_gaussian"]
+__all__ = ["MAX_SIGMA", "RoundedGaussian", "rounded_gaussian"]
 
 _BITS = 64
 # Of the whole numbers that probabilities are computed in.
@@ -35,7 +35,7 @@ _PI = 3141592653589793238462643383279502884197169399375105820974944592
 _ROOT_OF_PI = math.isqrt((_PI << 2 * _FRACTION) // 10**63)
 
 
-class DiscreteGaussian:
+class RoundedGaussian:
     """Draws of round(N(0, sigma²)).
 
     Attributes:
@@ -65,7 +65,7 @@ class DiscreteGaussian:
         self.total_variation = (len(cumulated) + 2) * 2.0**-_BITS
 
     def __repr__(self) -> str:
-        return f"<DiscreteGaussian sigma={self.sigma:g}>"
+        return f"<RoundedGaussian sigma={self.sigma:g}>"
 
     def sample(self, count: int) -> NDArray[np.int64]:
         """Independent draws, shape ``(count,)``."""
@@ -75,13 +75,13 @@ class DiscreteGaussian:
 
 
 @functools.lru_cache(maxsize=64)
-def discrete_gaussian(sigma: float) -> DiscreteGaussian:
-    """As `DiscreteGaussian`, whose table is made once.
+def rounded_gaussian(sigma: float) -> RoundedGaussian:
+    """As `RoundedGaussian`, whose table is made once.
 
-    >>> int(abs(discrete_gaussian(3.0).sample(1000)).max()) < 40
+    >>> int(abs(rounded_gaussian(3.0).sample(1000)).max()) < 40
     True
     """
-    return DiscreteGaussian(sigma)
+    return RoundedGaussian(sigma)
 
 
 def _tail(bound: float, sigma: float) -> int:

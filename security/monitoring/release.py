@@ -22,7 +22,7 @@ from sealgate.protocol import strict_json
 from security.errors import BudgetSpentError, MonitoringError
 from security.monitoring.guarantee import epsilon_of, sigma_of
 from security.monitoring.ledger import MAX_RECORD_BYTES, Budget, Entry, Ledger, spent
-from security.monitoring.noise import MAX_SIGMA, discrete_gaussian
+from security.monitoring.noise import MAX_SIGMA, rounded_gaussian
 from security.monitoring.windows import Window, window_named
 
 __all__ = [
@@ -270,7 +270,7 @@ def noisy(
     sigma = sigma_of(entry.rho, sensitivity)
     if sigma > MAX_SIGMA:
         raise BudgetSpentError(f"{entry.key} would have noise of deviation {sigma:.0f}")
-    noise = discrete_gaussian(sigma)
+    noise = rounded_gaussian(sigma)
     ledger.book(entry, budget)
     drawn = noise.sample(sum(map(len, counts)))
     ends = np.cumsum([len(item) for item in counts])[:-1]

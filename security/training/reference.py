@@ -24,7 +24,7 @@ from models.sessions import make_session
 from security.errors import TrainingError
 from security.monitoring.guarantee import epsilon_of, rho_of
 from security.monitoring.layout import layout_of
-from security.monitoring.noise import discrete_gaussian
+from security.monitoring.noise import rounded_gaussian
 from security.monitoring.reference import KIND, reference_details, season_keys
 from security.training.config_sections import TrainingConfig
 from security.training.data import load_split
@@ -148,7 +148,7 @@ def _with_noise(
     epsilon, delta = claim
     noise = 1.0 / math.sqrt(2.0 * rho_of(epsilon, delta))
     sensitivity = layout_of(bundle.manifest).sensitivity
-    table = discrete_gaussian(noise * sensitivity)
+    table = rounded_gaussian(noise * sensitivity)
     # One step over all rows: that is what it costs.
     request = Request(
         **booked_data(*every),

@@ -22,7 +22,7 @@ from security.monitoring.estimate import ScoreBins
 from security.monitoring.guarantee import epsilon_of, rho_of, sigma_of
 from security.monitoring.layout import layout_of
 from security.monitoring.ledger import Budget, LocalLedger
-from security.monitoring.noise import discrete_gaussian
+from security.monitoring.noise import rounded_gaussian
 from security.monitoring.reference import reference_details
 from security.monitoring.release import About, Release, release
 from security.monitoring.windows import Window, window_at
@@ -83,7 +83,7 @@ def reference(bundle: Bundle, *, rows: int = 20_000) -> Report:
     """Evidence of what is usual, of personal rows: with noise, at an epsilon of 1."""
     layout, delta = layout_of(bundle.manifest), 1e-6
     sigma = sigma_of(rho_of(1.0, delta), layout.sensitivity)
-    noise = discrete_gaussian(sigma)
+    noise = rounded_gaussian(sigma)
     exact = counts_of(bundle.manifest, usual(np.random.default_rng(0), rows))
     with known_noise(0):
         part = {n: (c + noise.sample(len(c))).tolist() for n, c in exact.items()}

@@ -14,10 +14,10 @@ from scipy import stats
 
 from security.errors import MonitoringError
 from security.monitoring.guarantee import delta_of, epsilon_of, rho_of, sigma_of
-from security.monitoring.noise import DiscreteGaussian, discrete_gaussian
+from security.monitoring.noise import RoundedGaussian, rounded_gaussian
 
 
-def atoms(noise: DiscreteGaussian) -> list[int]:
+def atoms(noise: RoundedGaussian) -> list[int]:
     """The probability of each atom, in units of 2^-64, as the table gives it."""
     table = [0, *noise._table.tolist(), 1 << 64]
     return [high - low for low, high in itertools.pairwise(table)]
@@ -26,7 +26,7 @@ def atoms(noise: DiscreteGaussian) -> list[int]:
 @pytest.mark.parametrize("sigma", [0.5, 3.0, 23.5])
 def test_each_atom_has_its_probability(sigma: float) -> None:
     """To 40 digits, by mpmath."""
-    noise = DiscreteGaussian(sigma)
+    noise = RoundedGaussian(sigma)
     found = atoms(noise)
     reach = len(found) // 2
     with mpmath.workdps(40):
@@ -43,7 +43,7 @@ def test_each_atom_has_its_probability(sigma: float) -> None:
 
 
 def test_draws_are_as_the_table_says() -> None:
-    noise = discrete_gaussian(4.2)
+    noise = rounded_gaussian(4.2)
     drawn = noise.sample(1 << 18)
     values, counts = np.unique(drawn, return_counts=True)
     likely = {k - len(atoms(noise)) // 2: p for k, p in enumerate(atoms(noise))}
@@ -52,13 +52,13 @@ def test_draws_are_as_the_table_says() -> None:
     statistic = float(((counts - expected)[enough] ** 2 / expected[enough]).sum())
     # One false alarm in a million runs.
     assert statistic < stats.chi2.isf(1e-6, int(enough.sum()) - 1)
-    assert discrete_gaussian(4.2) is noise
+    assert rounded_gaussian(4.2) is noise
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 1e9, math.nan])
 def test_other_deviations_are_refused(sigma: float) -> None:
     with pytest.raises(MonitoringError):
-        DiscreteGaussian(sigma)
+        RoundedGaussian(sigma)
 
 
 def recomputed(rho: float, delta: float) -> float:
