@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from onnxruntime import InferenceSession
 
 from models.bundle import Bundle, read_bundle
+from models.sessions import make_session
 from security.monitoring.layout import layout_of
 from tests.conftest import run_security
 from tests.support.in_process import security_code, security_result
@@ -125,7 +125,7 @@ def count_week(home: Path, bundle: Bundle, asked: Path, *, back: int) -> None:
     jobs = ("baker", "nurse", "smith")
     features = np.array([[age, jobs.index(job)] for age, job in rows], np.float32)
     inputs = {manifest.inputs[0].spec.name: features}
-    session = InferenceSession(bundle.files["model.onnx"])
+    session = make_session(bundle.model)
     names = [output.name for output in session.get_outputs()]
     answers = dict(zip(names, session.run(names, inputs), strict=True))
     layout = layout_of(manifest)
