@@ -7,7 +7,7 @@ budget is spent. A source is read within bounds, and never unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from models.data import identity
 from models.data.columns import Table, codes, numbers, texts
 from models.data.datasets import AnyDataset, ImageDataset, TabularDataset
-from models.data.readers import CsvFormat, read_table
+from models.data.readers import MAX_BYTES, CsvFormat, read_table
 from models.errors import DatasetError
 from models.manifest import Column
 
@@ -29,6 +29,7 @@ __all__ = [
     "feature_values",
     "groups",
     "load_source",
+    "rows_of",
     "source_faults",
 ]
 
@@ -272,6 +273,25 @@ def feature_values(
         return numbers(table, column.name, missing=missing)
     known = {name: code for code, name in enumerate(column.categories)}
     return codes(table, column.name, known, missing=missing, what="category")
+
+
+def rows_of(
+    file: str, columns: Sequence[Column], *, max_bytes: int = MAX_BYTES
+) -> NDArray[np.float64]:
+    """Rows of a model's columns, found in a table by name.
+
+    Args:
+        file: of the table; in the working directory, where its path is relative.
+        columns: of the model, with names.
+        max_bytes: of the file.
+
+    Raises:
+        DatasetError: it cannot be read, lacks a column, or a cell is neither a number
+            nor a category.
+    """
+    table = read_table(file, base=Path(), max_bytes=max_bytes)
+    table.require([column.name for column in columns], also=table.arrays)
+    return np.stack([feature_values(table, c, frozenset()) for c in columns], 1)
 
 
 def _pixels(table: Table, image: ImageSchema) -> NDArray[Any]:

@@ -6,11 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from models.bundle import read_bundle
-from models.data.readers import read_table
-from models.data.sources import feature_values
+from models.data.sources import rows_of
 from models.explanations import QUANTITIES, Explanations
 from models.manifest import Manifest
 from models.output_policy import OutputPolicy
@@ -113,9 +110,7 @@ def _explanations(args: argparse.Namespace, manifest: Manifest) -> Explanations 
     if args.references is not None:
         if not manifest.columns:
             raise SettingsError("--references: the model's columns have no names")
-        table = read_table(str(args.references), base=Path(), max_bytes=_MAX_BYTES)
-        names = [column.name for column in manifest.columns]
-        table.require(names, also=table.arrays)
-        values = [feature_values(table, c, frozenset()) for c in manifest.columns]
-        rows = tuple(map(tuple, np.stack(values, 1).tolist()))
+        file = str(args.references)
+        values = rows_of(file, manifest.columns, max_bytes=_MAX_BYTES)
+        rows = tuple(map(tuple, values.tolist()))
     return Explanations(rows, args.explained, args.quantity)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from models.bundle import read_bundle, report_file
+from models.bundle import Bundle, read_bundle, report_file
 from models.files import write_atomic
+from models.report import Report
 from security.commands.options import Subparsers
 from security.commands.stages import Stages
 from security.settings.loading import load_settings
@@ -26,12 +27,20 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "with `sign --kind reference`.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--config",
         metavar="CONFIG.toml",
         type=Path,
-        required=True,
         help="the configuration that trained it: names the data",
+    )
+    source.add_argument(
+        "--public-rows",
+        metavar="FILE",
+        type=Path,
+        help="usual rows that anyone may know, a table with the model's columns: for "
+        "models that were imported, too. They are counted as they are, so never rows "
+        "of persons",
     )
     parser.add_argument(
         "--epsilon",
@@ -58,21 +67,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; returns the exit code."""
-    bundle = read_bundle(args.bundle)
     with Stages():
-        # Torch takes seconds to import; `--help` and every other command go without.
-        from security.training.data import read_config  # noqa: PLC0415
-        from security.training.ledger import Ledger  # noqa: PLC0415
-        from security.training.reference import Season, make_reference  # noqa: PLC0415
-
-        report = make_reference(
-            bundle,
-            read_config(args.config, args.bundle),
-            ledger=Ledger(load_settings().home / "ledger"),
-            epsilon=args.epsilon,
-            delta=args.delta,
-            season=Season(args.season or "none", args.season_column),
-        )
+        report = _report(args, read_bundle(args.bundle))
     path = args.bundle / report_file(report.kind)
     write_atomic(path, report.to_json())
     cost = report.metrics.get("epsilon")
@@ -81,3 +77,22 @@ def run(args: argparse.Namespace) -> int:
         f"{'epsilon':<12}{'none: public rows' if cost is None else f'{cost.value:g}'}"
     )
     return 0
+
+
+def _report(args: argparse.Namespace, bundle: Bundle) -> Report:
+    # Torch takes seconds to import; `--help` and every other command go without.
+    from security.training import reference  # noqa: PLC0415
+    from security.training.data import read_config  # noqa: PLC0415
+    from security.training.ledger import Ledger  # noqa: PLC0415
+
+    season = reference.Season(args.season or "none", args.season_column)
+    if args.public_rows is not None:
+        return reference.public_reference(bundle, args.public_rows, season=season)
+    return reference.make_reference(
+        bundle,
+        read_config(args.config, args.bundle),
+        ledger=Ledger(load_settings().home / "ledger"),
+        epsilon=args.epsilon,
+        delta=args.delta,
+        season=season,
+    )

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.data import datasets
 from models.data.datasets import AnyDataset
+from models.data.sources import rows_of
+from models.manifest import Column
 from models.report import Dataset, Metric, Report
 from models.sessions import make_session
 from security.errors import TrainingError
@@ -32,7 +37,7 @@ from security.training.entries import Request
 from security.training.ledger import Ledger
 from security.training.session import booked_data, owners_of
 
-__all__ = ["Season", "make_reference"]
+__all__ = ["Season", "make_reference", "public_reference"]
 
 _AT_ONCE = 4096
 
@@ -77,29 +82,37 @@ def make_reference(
     train, holdout = load_split(config)
     every = config, train, holdout
     rows = _one_of_each(train) if train.personal else holdout
-    layout = layout_of(bundle.manifest)
-    codes, keys = _codes(bundle, rows), _seasons(rows, season)
-    parts: _Parts = {
-        key: layout.counts(codes[keys == key]) for key in season_keys(season.name)
-    }
+    parts = _parts(bundle, rows.features, _seasons(rows, season), season)
     if train.personal:
         told = _with_noise(bundle, every, parts, ledger, (epsilon, delta))
     else:
         told = _as_it_is(rows, every, ledger)
-    whole = {
-        key: {name: counts.tolist() for name, counts in part.items()}
-        for key, part in parts.items()
-    }
-    return Report(
-        kind=KIND,
-        created_at=datetime.now(UTC).replace(microsecond=0),
-        subject=bundle.subject,
-        tools={"numpy": np.__version__, "onnxruntime": version("onnxruntime")},
-        datasets=told.datasets,
-        conditions={**told.conditions, "season": season.name},
-        metrics=told.metrics,
-        details=reference_details(bundle.manifest, season.name, whole),
-    )
+    return _report(bundle, season, parts, told)
+
+
+def public_reference(
+    bundle: Bundle, file: Path, *, season: Season = Season()
+) -> Report:
+    """The report of public rows, for a bundle that may have been made anywhere.
+
+    Args:
+        bundle: whose model and manifest; the model's columns have names.
+        file: a table with these columns. Whoever signs the report says that it is
+            public: no ledger knows it.
+        season: divides it.
+
+    Raises:
+        TrainingError: the model does not take such rows, or there is no such column.
+        DatasetError: the table cannot be read, or lacks a column.
+    """
+    columns = bundle.manifest.columns
+    if not columns:
+        raise TrainingError("the model's columns have no names")
+    features = rows_of(str(file), columns)
+    digest = datasets.digest(features, np.zeros(len(features), np.int64))
+    told = _public(Dataset(file.name, "holdout", len(features), digest))
+    keys = _season_keys(columns, features, season)
+    return _report(bundle, season, _parts(bundle, features, keys, season), told)
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,42 @@ _Rows = tuple[TrainingConfig, AnyDataset, AnyDataset]
 _Parts = dict[str, dict[str, NDArray[np.int64]]]
 
 
+def _parts(
+    bundle: Bundle,
+    features: NDArray[Any],
+    keys: NDArray[np.str_],
+    season: Season,
+) -> _Parts:
+    """Histograms of each season's rows."""
+    layout, codes = layout_of(bundle.manifest), _codes(bundle, features)
+    return {key: layout.counts(codes[keys == key]) for key in season_keys(season.name)}
+
+
+def _report(bundle: Bundle, season: Season, parts: _Parts, told: _Told) -> Report:
+    whole = {
+        key: {name: counts.tolist() for name, counts in part.items()}
+        for key, part in parts.items()
+    }
+    return Report(
+        kind=KIND,
+        created_at=datetime.now(UTC).replace(microsecond=0),
+        subject=bundle.subject,
+        tools={"numpy": np.__version__, "onnxruntime": version("onnxruntime")},
+        datasets=told.datasets,
+        conditions={**told.conditions, "season": season.name},
+        metrics=told.metrics,
+        details=reference_details(bundle.manifest, season.name, whole),
+    )
+
+
+def _public(rows: Dataset) -> _Told:
+    return _Told(
+        {"personal_data": False, "rows": "held_out"},
+        {"events": Metric(float(rows.rows)), "sigma": Metric(0.0)},
+        (rows,),
+    )
+
+
 def _as_it_is(rows: AnyDataset, every: _Rows, ledger: Ledger) -> _Told:
     """Public rows, unless the ledger knows them as personal.
 
@@ -126,11 +175,7 @@ def _as_it_is(rows: AnyDataset, every: _Rows, ledger: Ledger) -> _Told:
     digests = [booked["digest"], *booked["former"]]
     ledger.check_public(booked["name"], digests, owners_of(*every))
     digest = datasets.digest(rows.features, rows.labels)
-    return _Told(
-        {"personal_data": False, "rows": "held_out"},
-        {"events": Metric(float(len(rows))), "sigma": Metric(0.0)},
-        (Dataset(rows.name, "holdout", len(rows), digest),),
-    )
+    return _public(Dataset(rows.name, "holdout", len(rows), digest))
 
 
 def _with_noise(
@@ -197,7 +242,7 @@ def _one_of_each(rows: AnyDataset) -> AnyDataset:
     return rows.take(np.sort(order[first]))
 
 
-def _codes(bundle: Bundle, rows: AnyDataset) -> NDArray[np.uint8]:
+def _codes(bundle: Bundle, features: NDArray[Any]) -> NDArray[np.uint8]:
     """Each row with the model's answer, as the server would count it."""
     manifest = bundle.manifest
     if len(manifest.inputs) != 1 or manifest.inputs[0].spec.datatype != "FP32":
@@ -207,8 +252,8 @@ def _codes(bundle: Bundle, rows: AnyDataset) -> NDArray[np.uint8]:
     tensors = {item.spec.name for item in manifest.outputs if item.form == "tensor"}
     outputs = [item for item in manifest.release.names if item in tensors]
     layout, found, leave = layout_of(manifest), [], manifest.release.leave
-    for start in range(0, len(rows), _AT_ONCE):
-        given = {name: rows.features[start : start + _AT_ONCE].astype(np.float32)}
+    for start in range(0, len(features), _AT_ONCE):
+        given = {name: features[start : start + _AT_ONCE].astype(np.float32)}
         arrays = session.run(outputs, given)
         answered = {item: leave(item, array) for item, array in zip(outputs, arrays)}
         found.append(layout.codes(given, answered, slice(0, len(given[name]))))
@@ -221,13 +266,18 @@ def _seasons(rows: AnyDataset, season: Season) -> NDArray[np.str_]:
     Raises:
         TrainingError: there is no such column, or it has other values.
     """
+    return _season_keys(getattr(rows, "columns", ()), rows.features, season)
+
+
+def _season_keys(
+    columns: Sequence[Column], features: NDArray[Any], season: Season
+) -> NDArray[np.str_]:
     if season.name == "none":
-        return np.full(len(rows), "")
-    columns = getattr(rows, "columns", ())
+        return np.full(len(features), "")
     at = next((i for i, item in enumerate(columns) if item.name == season.column), None)
     if at is None:
         raise TrainingError(f"the data has no column {season.column!r}")
-    values = rows.features[:, at]
+    values = features[:, at]
     if columns[at].categories:
         names = columns[at].categories
         values = np.array([float(names[int(code)]) for code in values])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,6 +201,31 @@ def test_what_is_not_as_stated_is_refused(
 def test_answers_are_counted_as_they_leave(tmp_path):
     """The server counts what its output policy leaves: so does the reference."""
     _, rows = trained.rows()
-    whole = _codes(read_bundle(trained.bundle()), rows)
+    whole = _codes(read_bundle(trained.bundle()), rows.features)
     tenths = restrict(trained.copy(tmp_path / "b"), OutputPolicy(decimals=1))
-    assert (_codes(tenths, rows) != whole).any()
+    assert (_codes(tenths, rows.features) != whole).any()
+
+
+def test_public_rows_of_a_file_for_a_model_from_anywhere(
+    small: tuple[Bundle, Path, Ledger],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No configuration is needed: columns are found by their names, in any order."""
+    monkeypatch.setenv("SEALGATE_HOME", str(tmp_path / "home"))
+    bundle = Path(shutil.copytree(small[1].parent / "bundle", tmp_path / "bundle"))
+    usual = tmp_path / "usual.csv"
+    usual.write_text("job,other,age\n" + "nurse,1,30\nbaker,2,61\n" * 50)
+    assert main(["reference", str(bundle), "--public-rows", str(usual)]) == 0
+    assert "public rows" in capsys.readouterr().out
+    given = read_bundle(bundle)
+    report = given.report("reference")
+    assert reference_of(report, given.manifest).sigma == 0.0
+    assert report.metrics["events"].value == 100
+    for counts in report.details["parts"][""].values():
+        assert sum(counts) == 100
+    assert max(report.details["parts"][""]["input/job"]) == 50
+    usual.write_text("job,age\npilot,30\n")
+    assert main(["reference", str(bundle), "--public-rows", str(usual)]) == 2
+    assert "pilot" not in capsys.readouterr().out
