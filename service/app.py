@@ -174,7 +174,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ),
         publication=load_publication(settings.sealing),
     )
-    end = partial(_end, (monitor, cohorts), recorder)
+    end = partial(_end, (follower, monitor, cohorts), recorder)
     return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
 
 
@@ -203,10 +203,13 @@ def _monitors(
     return monitor, cohorts
 
 
-def _end(monitors: Iterable[Monitor | None], recorder: Recorder) -> None:
-    for monitor in monitors:
-        if monitor is not None:
-            monitor.stop()
+def _end(
+    running: Iterable[Follower | Monitor | Cohorts | None], recorder: Recorder
+) -> None:
+    """At the end of the lifespan: after it a signal may end the process at once."""
+    for thread in running:
+        if thread is not None:
+            thread.stop()
     recorder.close()
 
 

@@ -11,7 +11,6 @@ the new one. What no longer passes answers 503 from then on.
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import threading
@@ -53,6 +52,8 @@ _MAX_REASON = 300
 _HELD_OFF = "workers that ran it ended, again and again"
 # How often a worker says that it is there, whatever happens.
 REPORT_S = 2.0
+# At the end, a look that is being taken may go on for so long.
+_END_S = 2.0
 
 _log = logging.getLogger(__name__)
 # A record of the audit log: what was decided about which version, and why.
@@ -91,6 +92,9 @@ class Follower:
         self._refused: dict[str, str] = {}
         self._problem: str | None = None
         self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._follow, name="follower", daemon=True
+        )
         name = f"{os.getpid()}-{time.time_ns():x}.json"
         self._report_path = self._folder.workers_directory / name
         self._reported: dict[str, Any] = {}
@@ -115,12 +119,13 @@ class Follower:
 
     def start(self) -> None:
         """Follow from now on, in a thread that ends with the process."""
-        atexit.register(self.stop)
-        threading.Thread(target=self._follow, name="follower", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Follow no more, and take the report away."""
         self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_END_S)
         self._report_path.unlink(missing_ok=True)
 
     def _follow(self) -> None:

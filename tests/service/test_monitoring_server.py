@@ -146,6 +146,15 @@ def test_nothing_unencrypted_is_left_behind(home: Path) -> None:
     assert all(os.stat(home / "monitoring" / n).st_mode & 0o077 == 0 for n in names)
 
 
+def test_a_worker_that_was_stopped_leaves_no_report(
+    released: list[Release], home: Path
+) -> None:
+    """`models` asks those that run: what ends in good order is not waited for."""
+    folder = home / "deployment" / "workers"
+    assert folder.is_dir()
+    assert not list(folder.glob("*.json"))
+
+
 def test_a_server_without_its_key_or_its_ledger_does_not_start(
     home: Path, tmp_path: Path
 ) -> None:
