@@ -62,10 +62,16 @@ def test_of_a_folder_of_bundles_the_newest_version_comes_first(tmp_path: Path) -
 
 def test_the_bytes_that_are_read_have_the_tag(bundle_folder: Path) -> None:
     """What is found first and what is read later may be two things."""
-    entry = f"path:{bundle_folder}"
+    entry, keys = f"path:{bundle_folder}", Keys.generate()
+
+    def replace(version: str) -> None:
+        shutil.rmtree(bundle_folder)
+        write_bundle(bundle_folder, keys, version=version)
+
+    # A version that no other test has put into the model store of this process.
+    replace("1.9.7")
     (tag,) = served_tags([entry])
-    shutil.rmtree(bundle_folder)
-    write_bundle(bundle_folder, Keys.generate(), version="2.0.0")
+    replace("2.0.0")
     with pytest.raises(BundleError, match="is not in the model store"):
         read_served(tag, [entry])
 
