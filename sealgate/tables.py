@@ -96,19 +96,20 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
         path: the file; ``-`` for CSV on standard input.
 
     Raises:
-        ProfileError: unreadable, or without these columns.
+        ProfileError: unreadable, without these columns, or without any label.
     """
     where = "standard input" if str(path) == "-" else str(path)
     try:
         data = _read(path)
         if path.suffix.lower() in (".jsonl", ".ndjson"):
-            lines = (line for line in data.splitlines() if line.strip())
-            rows = [strict_json.loads_object(line, max_bytes=1 << 16) for line in lines]
+            texts = (line for line in data.splitlines() if line.strip())
+            rows = [strict_json.loads_object(text, max_bytes=1 << 16) for text in texts]
         else:
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-            if not {"ticket", "label"} <= set(reader.fieldnames or ()):
+            (_, header), *lines = _lines(data)
+            frame = _Texts([name.strip() for name in header], lines)
+            if not {"ticket", "label"} <= {*frame.columns}:
                 raise ProfileError("expected the columns ticket and label")
-            rows = list(reader)
+            rows = frame.rows
     except OSError as error:
         raise ProfileError(f"{where}: {error.strerror}") from None
     except _UNREADABLE as error:
@@ -117,7 +118,10 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
     kept = [
         {name: row[name] for name in names if row.get(name, "") != ""} for row in rows
     ]
-    return [row for row in kept if {"ticket", "label"} <= row.keys()]
+    labels = [row for row in kept if {"ticket", "label"} <= row.keys()]
+    if not labels:
+        raise ProfileError(f"{where}: no row has both a ticket and a label")
+    return labels
 
 
 def _read(path: Path) -> bytes:
@@ -151,11 +155,7 @@ def _read_npz(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
 
 
 def _read_csv(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
-    text = io.StringIO(data.decode("utf-8-sig"), newline="")  # any end of lines
-    reader = csv.reader(text, skipinitialspace=True)
-    lines = [(reader.line_num, row) for row in reader if row]
-    if not lines:
-        raise ProfileError("the file is empty")
+    lines = _lines(data)
     header = _header(lines[0][1])
     if header is None:
         header = _names_of_all(metadata, len(lines[0][1]))
@@ -165,6 +165,16 @@ def _read_csv(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
     _tell_ignored(frame.columns, metadata)
     arrays = to_arrays(frame, metadata, row=frame.row)
     return Inputs(arrays, {name: frame.raw(name) for name in frame.columns})
+
+
+def _lines(data: bytes) -> list[tuple[int, list[str]]]:
+    """The cells of a CSV file, each row with the line that it ends in."""
+    text = io.StringIO(data.decode("utf-8-sig"), newline="")  # any end of lines
+    reader = csv.reader(text, skipinitialspace=True)
+    lines = [(reader.line_num, row) for row in reader if row]
+    if not lines:
+        raise ProfileError("the file is empty")
+    return lines
 
 
 class _Texts:
@@ -185,6 +195,11 @@ class _Texts:
                 )
         self.columns = header
         self._lines = lines
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Each row by the names of its columns."""
+        return [dict(zip(self.columns, row)) for _, row in self._lines]
 
     def row(self, index: int) -> str:
         """Where a row ends in the file."""

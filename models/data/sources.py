@@ -276,13 +276,18 @@ def feature_values(
 
 
 def rows_of(
-    file: str, columns: Sequence[Column], *, max_bytes: int = MAX_BYTES
+    file: str,
+    columns: Sequence[Column],
+    *,
+    missing: frozenset[str] = frozenset(),
+    max_bytes: int = MAX_BYTES,
 ) -> NDArray[np.float64]:
     """Rows of a model's columns, found in a table by name.
 
     Args:
         file: of the table; in the working directory, where its path is relative.
         columns: of the model, with names.
+        missing: cells that mean a missing value, which is NaN.
         max_bytes: of the file.
 
     Raises:
@@ -291,7 +296,7 @@ def rows_of(
     """
     table = read_table(file, base=Path(), max_bytes=max_bytes)
     table.require([column.name for column in columns], also=table.arrays)
-    return np.stack([feature_values(table, c, frozenset()) for c in columns], 1)
+    return np.stack([feature_values(table, c, missing) for c in columns], 1)
 
 
 def _pixels(table: Table, image: ImageSchema) -> NDArray[Any]:

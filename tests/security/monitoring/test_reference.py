@@ -226,6 +226,10 @@ def test_public_rows_of_a_file_for_a_model_from_anywhere(
     for counts in report.details["parts"][""].values():
         assert sum(counts) == 100
     assert max(report.details["parts"][""]["input/job"]) == 50
+    usual.write_text("job,age\nnurse,\nbaker,30\n,61\n")
+    assert main(["reference", str(bundle), "--public-rows", str(usual)]) == 0
+    parts = read_bundle(bundle).report("reference").details["parts"][""]
+    assert [parts["input/age"][0], parts["input/job"][0]] == [1, 1]
     usual.write_text("job,age\npilot,30\n")
     assert main(["reference", str(bundle), "--public-rows", str(usual)]) == 2
     assert "pilot" not in capsys.readouterr().out
