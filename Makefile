@@ -9,8 +9,8 @@
 #   make lint         ruff, mypy --strict, import contracts
 #   make bench        the benchmarks
 #   make format       what ruff can fix
-#   make interop      export models with everybody's exporters and measure what becomes
-#                     of them: 3 GB of libraries, about half an hour; not in CI
+#   make interop      what needs heavy installs, a part at a time: exporters, images,
+#                     clusters, ...; make interop-PART for one; not in CI
 #   make lock         compile requirements/*.in
 #   make clean        remove the environment and the quickstart's state
 
@@ -18,6 +18,7 @@ PYTHON ?= python3
 PORT ?= 3000
 VENV := .venv
 INTEROP := .venv-interop
+PARTS := exporters
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 HOME_DIR := .sealgate
@@ -28,7 +29,8 @@ export BENTOML_DO_NOT_TRACK := True
 # uv reads none of pip's settings.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help quickstart serve test test-fast lint format bench interop lock clean
+.PHONY: help quickstart serve test test-fast lint format bench interop lock clean \
+  $(PARTS:%=interop-%)
 .DELETE_ON_ERROR:
 
 # The list at the top of this file.
@@ -66,10 +68,18 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
 
-# RECORD=1 keeps what was measured, as results.json and as the table of docs/exporters.md.
-interop: $(VENV)/.dev $(INTEROP)/.made
-	OMP_NUM_THREADS=1 EXPORTERS=$(CURDIR)/$(INTEROP) RECORD=$(RECORD) \
-	  $(PY) -m pytest tests/interop/exporters $(ARGS)
+# A part has tests in tests/interop/PART; what it installs beside the project's own
+# environment stands in requirements/interop-PART.txt (Python, in an environment that the
+# tests find by INTEROP_PART) and in tests/interop/PART/packages.txt (Debian).
+# RECORD=1 keeps what the exporters gave, as results.json and as the table of
+# docs/exporters.md.
+interop: $(PARTS:%=interop-%)
+
+$(PARTS:%=interop-%): interop-%: $(VENV)/.dev
+	@test ! -e requirements/interop-$*.txt || $(MAKE) --no-print-directory $(INTEROP)/$*/.made
+	@test ! -e tests/interop/$*/packages.txt || tests/interop/packages.sh tests/interop/$*/packages.txt
+	OMP_NUM_THREADS=1 INTEROP=$* INTEROP_PART=$(CURDIR)/$(INTEROP)/$* RECORD=$(RECORD) \
+	  $(PY) -m pytest tests/interop/$* $(ARGS)
 
 # The lock files name no package index, and torch no particular build of it.
 PIP_COMPILE := $(VENV)/bin/pip-compile --quiet --allow-unsafe --strip-extras \
@@ -81,10 +91,11 @@ lock: $(VENV)/.dev
 	  --no-annotate --no-header --quiet
 	$(PIP_COMPILE) requirements/toolkit.in -o requirements/toolkit.txt
 	$(PIP_COMPILE) requirements/dev.in -o requirements/dev.txt
-	$(VENV)/bin/uv pip compile requirements/interop.in -o requirements/interop.txt \
-	  --python-version 3.11 --no-emit-index-url --no-annotate --no-header --quiet
+	for part in requirements/interop-*.in; do \
+	  $(VENV)/bin/uv pip compile $$part -o $${part%.in}.txt --python-version 3.11 \
+	    --no-emit-index-url --no-annotate --no-header --quiet || exit 1; done
 	sed -i 's/^\(torch==[0-9.]*\)+.*/\1/' requirements/toolkit.txt \
-	  requirements/interop.txt
+	  requirements/interop-exporters.txt
 
 clean:
 	rm -rf $(VENV) $(INTEROP) $(HOME_DIR) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
@@ -114,8 +125,8 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.toolkit
 	@$(PIP) install -r requirements/dev.txt
 	@touch $@
 
-$(INTEROP)/.made: requirements/interop.txt $(VENV)/.dev
-	@echo "making $(INTEROP)"
-	@$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(INTEROP)
-	@$(VENV)/bin/uv pip install --quiet --python $(INTEROP) -r requirements/interop.txt
+$(INTEROP)/%/.made: requirements/interop-%.txt $(VENV)/.dev
+	@echo "making $(INTEROP)/$*"
+	@$(VENV)/bin/uv venv --quiet --clear --python $(PY) $(INTEROP)/$*
+	@$(VENV)/bin/uv pip install --quiet --python $(INTEROP)/$* -r requirements/interop-$*.txt
 	@touch $@
