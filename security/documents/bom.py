@@ -1,6 +1,7 @@
-"""bom.cdx.json: a bundle as a CycloneDX 1.6 ML-BOM.
+"""A bundle as a CycloneDX ML-BOM: bom.cdx.json is version 1.6.
 
-Schema: https://cyclonedx.org/schema/bom-1.6.schema.json. A pure function of the bundle
+Schema: https://cyclonedx.org/schema/bom-1.6.schema.json, and 1.7. Version 1.7 adds
+which tools every number is owed to (citations). Both are a pure function of the bundle
 before its verdict, which binds it, like the model card, which it names by digest.
 Numbers are the reports' own, in full; CycloneDX has them as strings.
 """
@@ -20,11 +21,15 @@ from security.documents.facts import Facts, read_facts
 from security.documents.limitations import limitations
 from security.documents.model_card import model_card
 
-__all__ = ["documents", "ml_bom"]
+__all__ = ["VERSIONS", "documents", "ml_bom"]
+
+VERSIONS = ("1.6", "1.7")
 
 # Names of UUIDv5 (RFC 9562, section 5.5) are digests, under our own space.
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://sealgate.dev/bom/v1")
 _MODEL, _CARD = "model", "model-card"
+# The model is the first component.
+_METRICS_POINTER = "/components/0/modelCard/quantitativeAnalysis/performanceMetrics"
 
 # Licenses whose SPDX id we know to be one; any other text is given as a name.
 _SPDX = (
@@ -55,14 +60,15 @@ def documents(bundle: Bundle) -> dict[str, bytes]:
     return {MODEL_CARD_FILE: model_card(bundle), BOM_FILE: ml_bom(bundle)}
 
 
-def ml_bom(bundle: Bundle) -> bytes:
+def ml_bom(bundle: Bundle, version: str = "1.6") -> bytes:
     """Write the ML-BOM.
 
     Args:
         bundle: as read; whoever made it may be hostile.
+        version: of CycloneDX, one of `VERSIONS`; a verdict binds the first of them.
 
     Returns:
-        bom.cdx.json, the same bytes for the same bundle.
+        The same bytes for the same bundle and version.
 
     Raises:
         BundleError: a report or attestation is malformed or about another model.
@@ -70,10 +76,10 @@ def ml_bom(bundle: Bundle) -> bytes:
     facts = read_facts(bundle)
     datasets = {item: _dataset_ref(item) for item in facts.datasets}
     document = {
-        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "$schema": f"http://cyclonedx.org/schema/bom-{version}.schema.json",
         "bomFormat": "CycloneDX",
-        "specVersion": "1.6",
-        "serialNumber": uuid.uuid5(_NAMESPACE, _state(facts)).urn,
+        "specVersion": version,
+        "serialNumber": uuid.uuid5(_NAMESPACE, _state(facts, version)).urn,
         "version": 1,
         "metadata": _metadata(facts),
         "components": [
@@ -86,18 +92,46 @@ def ml_bom(bundle: Bundle) -> bytes:
             *({"ref": ref} for ref in datasets.values()),
         ],
     }
+    if version != VERSIONS[0]:
+        _add_citations(facts, document)
     return json.dumps(document, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def _state(facts: Facts) -> str:
+def _add_citations(facts: Facts, document: dict[str, Any]) -> None:
+    """Say for each metric which tools measured it (CycloneDX 1.7, citations)."""
+    tools = document["metadata"]["tools"]["components"]
+    refs = {}
+    for tool in tools:
+        name = json.dumps([tool["name"], tool["version"]])
+        tool["bom-ref"] = f"tool-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        refs[tool["name"], tool["version"]] = tool["bom-ref"]
+    base, at, citations = _METRICS_POINTER, 0, []
+    for kind, report in facts.reports.items():
+        pointers = [f"{base}/{at + i}" for i in range(len(report.metrics))]
+        at += len(pointers)
+        note = f"{kind} report, {report_file(kind)}"
+        citations += [
+            {
+                "pointers": pointers,
+                "timestamp": format_time(report.created_at),
+                "attributedTo": refs[tool],
+                "note": note,
+            }
+            for tool in sorted(report.tools.items())
+            if pointers
+        ]
+    if citations:
+        document["citations"] = citations
+
+
+def _state(facts: Facts, version: str) -> str:
     """What a BOM is a function of: two BOMs of one model differ when evidence does."""
     files = facts.bundle.files
     reports = [hashlib.sha256(files[report_file(k)]).hexdigest() for k in facts.reports]
     signed = [s.sha256 for kind in facts.signatures.values() for s in kind]
     verdicts = [item.sha256 for item in facts.verdicts]
-    return json.dumps(
-        [facts.bundle.subject.root_sha256, reports, signed, verdicts, facts.waivers]
-    )
+    state = [facts.bundle.subject.root_sha256, reports, signed, verdicts, facts.waivers]
+    return json.dumps(state if version == VERSIONS[0] else [*state, version])
 
 
 def _metadata(facts: Facts) -> dict[str, Any]:

@@ -17,40 +17,18 @@ from models.output_policy import ALL_SCORES
 from models.report import Metric, Report, format_time
 from security.documents.facts import Facts, Signature, Verdict, read_facts
 from security.documents.front_matter import front_matter
+from security.documents.glance import glance
 from security.documents.glossary import CONDITIONS, METRICS, VALUES
 from security.documents.limitations import limitations
-from security.documents.markup import (
-    code,
-    number,
-    prose,
-    table,
-)
+from security.documents.markup import code, number, prose, table
+from security.documents.values import condition, interval, metric_number, metric_value
 
 __all__ = ["model_card"]
 
-# Title, kind and metric of the first table, and the conditions it is true under.
-_GLANCE = (
-    ("Accuracy", "quality", "accuracy"),
-    ("Mean absolute error", "quality", "mae"),
-    ("R squared", "quality", "r2"),
-    ("Privacy (epsilon)", "privacy", "epsilon"),
-    ("Accuracy under attack", "robustness", "robust_accuracy"),
-    ("Answers that stay under attack", "robustness", "stable_share"),
-    ("Membership attack (AUC)", "membership", "auc"),
-)
 _TASKS = {
     "tabular-classification": " that classifies rows of a table",
     "tabular-regression": " that predicts a number from a row of a table",
 }
-_GLANCE_CONDITIONS = {
-    "quality": ("split",),
-    "privacy": ("delta", "neighbouring", "unit", "sampling", "accountant"),
-    "robustness": ("norm", "radius", "units", "attack"),
-    "membership": ("access", "stated_attack"),
-}
-_UP = (
-    *("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_dp_accounting_rdp", "delta"),
-)
 
 
 def model_card(bundle: Bundle) -> bytes:
@@ -106,10 +84,8 @@ def _summary(facts: Facts) -> Iterator[str]:
 
 
 def _glance(facts: Facts) -> Iterator[Sequence[str]]:
-    for title, kind, name in _GLANCE:
-        metric = facts.metric(kind, name)
-        if metric is not None:
-            yield title, _value(name, metric), _glance_conditions(facts, kind)
+    for item in glance(facts):
+        yield item.title, item.value, item.conditions
     for verdict in facts.verdicts:
         yield "Verdict", _result(verdict), prose(verdict.summary.verified_at)
     if facts.waivers:
@@ -123,12 +99,6 @@ def _result(signed: Signature | Verdict) -> str:
     if not applies:
         return "for other bytes"
     return "PASSED" if passed else "FAILED"
-
-
-def _glance_conditions(facts: Facts, kind: str) -> str:
-    report = facts.reports[kind]
-    names = [name for name in _GLANCE_CONDITIONS[kind] if name in report.conditions]
-    return ", ".join(f"{name} {_condition(report.conditions[name])}" for name in names)
 
 
 def _use(facts: Facts) -> Iterator[str]:
@@ -237,15 +207,15 @@ def _privacy(facts: Facts) -> Iterator[str]:
     epsilon, delta = (facts.metric("privacy", name) for name in ("epsilon", "delta"))
     if epsilon is not None and delta is not None:
         yield (
-            f"**Epsilon is {_value('epsilon', epsilon)} at delta "
-            f"{_value('delta', delta)}**, under every assumption below; a claim "
+            f"**Epsilon is {metric_value('epsilon', epsilon)} at delta "
+            f"{metric_value('delta', delta)}**, under every assumption below; a claim "
             "without them means nothing."
         )
         yield from _odds(epsilon)
     yield table(
         ("Assumption", "Stated", "Meaning"),
         (
-            (code(name), _condition(value), _meaning(name, value))
+            (code(name), condition(value), _meaning(name, value))
             for name, value in sorted(report.conditions.items())
         ),
     )
@@ -270,8 +240,7 @@ def _robustness(facts: Facts) -> Iterator[str]:
     yield from _section(facts, "robustness", "Robustness")
     if facts.curve:
         norm, units = (
-            _condition(facts.condition("robustness", name))
-            for name in ("norm", "units")
+            condition(facts.condition("robustness", name)) for name in ("norm", "units")
         )
         yield f"Security curve, norm {norm}, in {units}:"
         yield table(
@@ -317,7 +286,7 @@ def _section(facts: Facts, kind: str, title: str) -> Iterator[str]:
         yield _metrics(report)
     if report.conditions:
         yield "Conditions: " + "; ".join(
-            f"{code(name)} = {_condition(value)}"
+            f"{code(name)} = {condition(value)}"
             for name, value in sorted(report.conditions.items())
         )
     yield from _checks(report)
@@ -345,27 +314,11 @@ def _metric_row(full_name: str, metric: Metric) -> Sequence[str]:
     return (
         code(name),
         code(group) if group else "",
-        number(metric.value, "up" if name in _UP else "nearest"),
-        _interval(metric),
+        metric_number(name, metric),
+        interval(metric),
         "" if metric.n is None else str(metric.n),
         METRICS.get(name, ""),
     )
-
-
-def _value(name: str, metric: Metric) -> str:
-    """A metric inside a sentence or a cell, with what it rests on."""
-    value = number(metric.value, "up" if name in _UP else "nearest")
-    interval = f" ({_interval(metric)})" if metric.low is not None else ""
-    return f"{value}{interval}" + ("" if metric.n is None else f", n = {metric.n}")
-
-
-def _interval(metric: Metric) -> str:
-    if metric.low is None or metric.high is None or metric.confidence is None:
-        return ""
-    low, high = number(metric.low, "down"), number(metric.high, "up")
-    level = metric.confidence
-    sure = f"{number(level * 100)}%" if 0 < level < 1 else number(level)
-    return f"{low} to {high} at {sure}"
 
 
 def _checks(report: Report) -> Iterator[str]:
@@ -376,14 +329,6 @@ def _checks(report: Report) -> Iterator[str]:
         yield "\n".join(
             f"- {code(check.id)} **failed**: {prose(check.message)}" for check in failed
         )
-
-
-def _condition(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return repr(value)
-    return code(value) if isinstance(value, str) else "not stated"
 
 
 def _meaning(name: str, value: object) -> str:
