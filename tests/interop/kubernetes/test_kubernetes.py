@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import tarfile
 import tomllib
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from typing import Any
 import pytest
 import yaml
 
+from security.key_files import write_secret
+from security.sealing.keyring import generate_key
 from security.settings.loading import load_settings
 from tests.interop.kubernetes import tools
 from tests.interop.kubernetes.variants import DIGEST, IMAGE, REFUSED, VARIANTS
@@ -127,6 +130,64 @@ def test_notes_say_what_is_lost(tmp_path: Path) -> None:
     assert "plaintext" in shown["trial"]
     assert "trials" not in shown["shared"]
     assert "without a Redis" not in shown["shared"]
+
+
+def commands(page: str) -> list[list[str]]:
+    """What the page has people type, with helm and kubectl."""
+    joined = page.replace("\\\n", " ")
+    shown = re.findall(r"^\$ ((?:helm|kubectl) .*)$", joined, re.MULTILINE)
+    return [shlex.split(command.partition(" | ")[0]) for command in shown]
+
+
+def test_the_commands_of_the_page(tmp_path: Path) -> None:
+    """Those that make something, without a cluster.
+
+    What they make of keys is mounted and loaded in tests/house/test_kubernetes.py.
+    """
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    generate_key(tmp_path / "keys" / "hpke", 1, created_at=1_700_000_000.0)
+    for name in ("audit.key", "identity.pem", "checkpoint.pem"):
+        write_secret(tmp_path / "keys" / name, b"x" * 32)
+    for name, text in (
+        ("trust.json", '{"roles":{}}'),
+        ("jwks.json", '{"keys":[]}'),
+        ("redis.url", "rediss://sealgate:password@redis:6380/0"),
+    ):
+        (tmp_path / name).write_text(text)
+    made = {}
+    for program, *words in commands((ROOT / "docs" / "kubernetes.md").read_text()):
+        if "create" not in words and "install" not in words:
+            continue
+        if "--dry-run=client" not in words:
+            words.append("--dry-run=client")
+        if program == "kubectl":
+            words += ["-o", "yaml"]
+        result = tools.run(program, *words, folder=tmp_path)
+        assert result.returncode == 0, (words, result.stderr)
+        if program == "kubectl":
+            item = yaml.safe_load(result.stdout)
+            made[item["metadata"]["name"]] = set(item.get("data", ()))
+        else:
+            assert "rollout status deployment/sealgate" in result.stdout
+    assert made == {
+        "sealgate": set(),
+        "sealgate-hpke": {"1-20231114T221320Z.pem"},
+        "sealgate-server": {"audit.key", "identity.pem", "checkpoint.pem"},
+        "sealgate-redis": {"url"},
+    }
+
+
+def test_an_upgrade_by_the_pages_options(tmp_path: Path) -> None:
+    """helm looks for a release first, so its options are given to another command."""
+    (tmp_path / "deploy").symlink_to(DEPLOY)
+    for program, *words in commands((ROOT / "docs" / "kubernetes.md").read_text()):
+        if program == "helm" and words[0] == "upgrade":
+            known = tools.run("helm", "upgrade", "--help").stdout
+            options = {word for word in words if word.startswith("--")}
+            assert all(f"{option} " in known for option in options)
+            start = words.index("--reset-then-reuse-values") + 1
+            given = itertools.takewhile(lambda w: "rollback" not in w, words[start:])
+            assert tools.template(*given).returncode == 0
 
 
 # Schemas.

