@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from security.key_files import read_secret, write_secret
 from security.sealing.keyring import generate_key, load_keyring
 from security.settings.loading import load_settings
 from service.telemetry.metrics import FAMILIES
+from tests.support.kubelets import mount, moved, once, script_of, shell
 from tests.support.servers import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -169,38 +169,6 @@ def mounts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def mount(source: Path, target: Path) -> None:
-    """Put a Secret's files in place, as a kubelet does when it has changed."""
-    target.mkdir(parents=True, exist_ok=True)
-    hidden = target / f"..{len(list(target.iterdir()))}"
-    shutil.copytree(source, hidden)
-    for path in hidden.iterdir():
-        path.chmod(0o440)
-    (target / "..new").symlink_to(hidden.name)
-    (target / "..new").replace(target / "..data")
-    for path in target.iterdir():
-        if not path.name.startswith("..") and not path.exists():
-            path.unlink()
-    for path in hidden.iterdir():
-        if not (target / path.name).is_symlink():
-            (target / path.name).symlink_to(f"..data/{path.name}")
-
-
-def shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script of a manifest, with the pod's folders in another place."""
-    moved = re.sub(r"(?<![\w.])/(state|secrets|trust)\b", rf"{folder}/\1", script)
-    assert moved != script
-    command = ["/bin/sh", "-ec", moved]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=20
-    )
-
-
-def script_of(container: Made) -> str:
-    (script,) = container["args"]
-    return str(script)
-
-
 def loads(folder: Path) -> None:
     """What a server reads, by its own readers."""
     settings = load_settings(
@@ -245,14 +213,6 @@ def test_a_pod_without_a_key_does_not_start(name: str, pod: Made, mounts: Path) 
     assert name in result.stderr
 
 
-def once(follow: Made) -> str:
-    """One turn of the loop, without its wait."""
-    head, found, loop = script_of(follow).partition("while true; do\n")
-    assert found
-    (wait,) = [line for line in loop.splitlines() if "sleep" in line]
-    return head + loop.replace(wait, "").replace("done", "", 1)
-
-
 def test_keys_are_followed(pod: Made, mounts: Path) -> None:
     """A new key appears and an old one goes, with no moment without any."""
     keys, follow = pod["initContainers"]
@@ -281,10 +241,9 @@ def test_keys_are_followed(pod: Made, mounts: Path) -> None:
 def test_following_ends_when_it_is_told_to(pod: Made, mounts: Path) -> None:
     """The first process of a container ignores signals that it does not name."""
     script = script_of(pod["initContainers"][1])
-    moved = re.sub(r"(?<![\w.])/(state|secrets|trust)\b", rf"{mounts}/\1", script)
     # Its sleep may outlive it, so nobody waits for its output.
     with subprocess.Popen(
-        ["/bin/sh", "-c", f"{moved}"],
+        ["/bin/sh", "-c", moved(script, mounts)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
