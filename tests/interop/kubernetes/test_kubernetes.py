@@ -271,6 +271,7 @@ NODE = {"hostPath": {"path": "/"}}
 BREAKS: list[tuple[str, Callable[[Made], object]]] = [
     ("image", lambda pod: first(pod).update(image=f"REGISTRY/other@{DIGEST}")),
     ("image", lambda pod: first(pod).update(image="REGISTRY/sealgate:latest")),
+    ("image", lambda pod: first(pod).update(image=f"REGISTRY/sealgate@{DIGEST[:-1]}")),
     ("image", lambda pod: first(pod).update(image=f"REGISTRY/sealgate2@{DIGEST}")),
     ("image", lambda pod: first(pod).update(image=f"x/REGISTRY/sealgate@{DIGEST}")),
     ("debug", lambda pod: pod["spec"].update(ephemeralContainers=[{"image": "x"}])),
