@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,12 @@ def test_the_schema_knows_every_value_and_no_other() -> None:
                 same(value, inner)
 
     same(values, schema)
+
+
+def test_the_charts_version_is_the_projects() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["version"] == chart["appVersion"] == project["version"]
 
 
 # Metrics, alerts, scaling.
