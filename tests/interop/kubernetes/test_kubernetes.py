@@ -601,6 +601,15 @@ def test_files_are_mounted_as_given(rendered: dict[str, list[Made]]) -> None:
         assert tomllib.loads(text)
 
 
+def test_a_trust_root_may_be_another_config_map(
+    rendered: dict[str, list[Made]],
+) -> None:
+    assert tools.of_kind(rendered["scaled"], "ConfigMap") == []
+    volumes = tools.pod(server(rendered["scaled"]))["spec"]["volumes"]
+    (trust,) = (volume for volume in volumes if volume["name"] == "trust")
+    assert trust["configMap"] == {"name": "own-trust"}
+
+
 def test_a_changed_trust_root_starts_new_pods(tmp_path: Path) -> None:
     def mark(trust: str) -> str:
         items = tools.render({"trust": {"trust": trust}}, tmp_path)

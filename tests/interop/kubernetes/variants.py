@@ -20,6 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "scaled": {
         "redis": REDIS,
+        "trust": {"configMap": "own-trust", "trust": "", "jwks": ""},
         "autoscaling": {"enabled": True},
         "networkPolicy": {"metricsFrom": PROMETHEUS},
         "metrics": {
