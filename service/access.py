@@ -14,7 +14,8 @@ from security.access.issuer import DEVELOPMENT_ISSUER, development_jwks
 from security.access.jwks import load_jwks
 from security.access.key_sources import check_source
 from security.access.permissions import Permissions, load_permissions
-from security.access.revocation import open_store, open_watched
+from security.access.revocation import open_watched
+from security.access.revocation_stores import open_store
 from security.access.tokens import Verifier
 from security.errors import QuotaStoreError, ReplayStoreError
 from security.key_files import read_secret
@@ -86,7 +87,7 @@ def check_access(settings: Settings) -> None:
         ("quotas.store", settings.quotas.store, QuotaStoreError),
     ):
         if url != "local":
-            check_redis(url, setting=setting, refusal=refusal)
+            check_redis(url, settings.redis, setting=setting, refusal=refusal)
     load_permissions(settings.access.permissions)
     for issuer in settings.access.all_issuers:
         (check_introspection if issuer.introspection else check_source)(issuer)
@@ -121,6 +122,7 @@ def _proof_store(settings: Settings) -> ReplayStore:
     return open_replay_store(
         sealing.replay_store,
         sealing.replay_directory / "proofs",
+        reach=sealing.redis,
         max_entries=sealing.max_replay_entries,
         share=sealing.max_replay_entries_per_subject,
         ttls_s=(ttl_s, ttl_s),

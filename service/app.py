@@ -160,7 +160,9 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         watching=open_watching(settings.monitoring, lineup=lineup, metrics=metrics),
         cohorts=cohorts,
         quotas=load_quota_counters(
-            settings.quotas, key=read_secret(settings.audit.pseudonym_key)
+            settings.quotas,
+            key=read_secret(settings.audit.pseudonym_key),
+            report_since=partial(_report_since, metrics, "quotas"),
         ),
     )
     gateway = Gateway(
@@ -170,7 +172,9 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         routes,
         max_body_bytes=settings.service.max_body_bytes,
         freshness=load_freshness(
-            settings.sealing, key=read_secret(settings.audit.pseudonym_key)
+            settings.sealing,
+            key=read_secret(settings.audit.pseudonym_key),
+            report_since=partial(_report_since, metrics, "replays"),
         ),
         publication=load_publication(settings.sealing),
     )
@@ -201,6 +205,11 @@ def _monitors(
         if each is not None:
             each.start()
     return monitor, cohorts
+
+
+def _report_since(metrics: Metrics, store: str, since: int) -> None:
+    """Since when a Redis knows what is asked of it: later than it was is a loss."""
+    metrics.set("sealgate_shared_since_seconds", store, value=float(since))
 
 
 def _end(

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from security.errors import MonitoringError, MonitoringStoreError
+from security.monitoring.remote import names, open_redis
 from security.monitoring.windows import Window
 from security.settings.monitoring import MonitoringSettings
 from security.stores.local import SqliteFile
-from security.stores.shared import Redis
+from security.stores.places import Reach
 
 __all__ = [
     "CountStore",
@@ -123,7 +124,7 @@ def open_count_store(settings: MonitoringSettings) -> CountStore:
     """
     if settings.store == "local":
         return LocalCountStore(settings.directory)
-    return RedisCountStore(settings.store)
+    return RedisCountStore(settings.store, settings.redis)
 
 
 _SCHEMA = (
@@ -204,18 +205,10 @@ class LocalCountStore:
 class RedisCountStore:
     """A Redis that all machines of a deployment share."""
 
-    def __init__(self, url: str) -> None:
-        """Prepare; nothing connects yet.
-
-        Raises:
-            MonitoringStoreError: the redis package is not installed, or not such a URL.
-        """
-        self._redis = Redis(
-            url,
-            setting="monitoring.store",
-            refusal=MonitoringStoreError,
-            timeout_s=_TIMEOUT_S,
-        )
+    def __init__(self, url: str, reach: Reach) -> None:
+        """As `open_redis`."""
+        self._redis = open_redis(url, reach, timeout_s=_TIMEOUT_S)
+        (self._scopes,) = names(self._redis, "scopes")
 
     def __repr__(self) -> str:
         return "<RedisCountStore>"
@@ -228,31 +221,29 @@ class RedisCountStore:
         replaces: Sequence[int] = (),
     ) -> None:
         """As `CountStore.put`; done twice it is the same."""
-        present, counted = _keys(scope)
-        with self._redis.reaching():
-            pipe = self._redis.client.pipeline(transaction=True)
+        present, counted = self._keys(scope)
+        with self._redis.asking() as client:
+            pipe = client.pipeline(transaction=True)
             for number in replaces:
                 pipe.hdel(counted, f"{presence.worker}/{number}")
             for item in segments:
                 pipe.hset(counted, f"{presence.worker}/{item.number}", item.data)
             pipe.hset(present, presence.worker, json.dumps(asdict(presence)))
-            pipe.sadd(_SCOPES, scope)
+            pipe.sadd(self._scopes, scope)
             for key in (present, counted):
                 pipe.expire(key, _KEPT_S)
             pipe.execute()
 
     def scopes(self) -> list[str]:
         """As `CountStore.scopes`."""
-        with self._redis.reaching():
-            return sorted(
-                name.decode() for name in self._redis.client.smembers(_SCOPES)
-            )
+        with self._redis.asking() as client:
+            return sorted(name.decode() for name in client.smembers(self._scopes))
 
     def read(self, scope: str) -> list[tuple[Presence, list[Segment]]]:
         """As `CountStore.read`."""
-        with self._redis.reaching():
-            pipe = self._redis.client.pipeline(transaction=True)
-            for key in _keys(scope):
+        with self._redis.asking() as client:
+            pipe = client.pipeline(transaction=True)
+            for key in self._keys(scope):
                 pipe.hgetall(key)
             present, counted = pipe.execute()
         rows = []
@@ -264,15 +255,18 @@ class RedisCountStore:
 
     def drop(self, scope: str) -> None:
         """As `CountStore.drop`."""
-        with self._redis.reaching():
-            pipe = self._redis.client.pipeline(transaction=True)
-            pipe.delete(*_keys(scope))
-            pipe.srem(_SCOPES, scope)
+        with self._redis.asking() as client:
+            pipe = client.pipeline(transaction=True)
+            pipe.delete(*self._keys(scope))
+            pipe.srem(self._scopes, scope)
             pipe.execute()
 
     def close(self) -> None:
         """As `CountStore.close`."""
         self._redis.close()
+
+    def _keys(self, scope: str) -> tuple[str, ...]:
+        return names(self._redis, f"present:{scope}", f"counts:{scope}")
 
 
 def lost_of(workers: Sequence[Presence], unread: int, window: Window) -> dict[str, Any]:
@@ -287,13 +281,6 @@ def lost_of(workers: Sequence[Presence], unread: int, window: Window) -> dict[st
     if any(one.jumped for one in workers):
         lost["clock_jumped"] = True
     return lost
-
-
-_SCOPES = "sealgate:monitoring:scopes"
-
-
-def _keys(scope: str) -> tuple[str, str]:
-    return f"sealgate:monitoring:present:{scope}", f"sealgate:monitoring:counts:{scope}"
 
 
 def _sorted(

@@ -30,6 +30,7 @@ from security.monitoring.ledger import (
 )
 from security.monitoring.release import About, Release, read_releases, release
 from security.monitoring.windows import window_named
+from security.stores.places import Reach
 from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 
 NOW = 1_796_000_000.0
@@ -50,8 +51,9 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "local":
         found = LocalLedger(tmp_path / "monitoring")
     else:
-        found = RedisLedger(request.getfixturevalue("redis").url)
+        found = RedisLedger(request.getfixturevalue("redis").url, Reach())
         found._redis.client.flushall()  # type: ignore[attr-defined]
+        found.new_ledger()
     found.start()
     yield found
     found.close()
@@ -226,20 +228,21 @@ def test_a_ledger_that_is_gone_is_not_empty(tmp_path: Path) -> None:
 def test_a_redis_that_forgets_is_refused(tmp_path: Path) -> None:
     refused = pytest.raises(MonitoringStoreError, match="appendonly")
     with redis_server(tmp_path, "--appendonly", "no") as running, refused:
-        RedisLedger(running.url).start()
+        RedisLedger(running.url, Reach()).start()
 
 
 def test_a_redis_that_is_away_stops_no_start() -> None:
-    ledger = RedisLedger("redis://127.0.0.1:9/0")
+    ledger = RedisLedger("redis://127.0.0.1:9/0", Reach())
     ledger.start()
     with pytest.raises(MonitoringStoreError):
         ledger.book(Entry(ABOUT.key, NOW, 0.25), BUDGET)
 
 
 def test_a_booking_whose_answer_was_lost_is_one_booking(redis: RedisServer) -> None:
-    RedisLedger(redis.url)._redis.client.flushall()
+    RedisLedger(redis.url, Reach())._redis.client.flushall()
+    RedisLedger(redis.url, Reach()).new_ledger()
     with losing_answers(redis.port, ABOUT.key.encode()) as (url, lost):
-        ledger = RedisLedger(url)
+        ledger = RedisLedger(url, Reach())
         ledger.book(Entry(ABOUT.key, NOW, 0.25), BUDGET)
         assert [entry.rho for entry in ledger.entries()] == [0.25]
         ledger.close()
