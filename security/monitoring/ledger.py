@@ -31,6 +31,7 @@ from security.monitoring.remote import (
     ledger_keys,
     names,
     open_redis,
+    pairs,
     request_key,
 )
 from security.monitoring.windows import PER_YEAR
@@ -318,7 +319,7 @@ class RedisLedger:
 
     def entries(self) -> list[Entry]:
         """As `Ledger.entries`."""
-        booked, records = map(_pairs, self._run(_ENTRIES, self._keys, []))
+        booked, records = map(pairs, self._run(_ENTRIES, self._keys, []))
         found = []
         for key, text in booked.items():
             time, _, rho = text.decode().partition(" ")
@@ -335,10 +336,6 @@ class RedisLedger:
         if answer in ("lost", b"lost"):
             raise MonitoringStoreError(NO_LEDGER)
         return answer
-
-
-def _pairs(items: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(items[::2], items[1::2]))
 
 
 def _check(entry: Entry) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "ledger_keys",
     "names",
     "open_redis",
+    "pairs",
     "request_key",
 ]
 
@@ -63,3 +64,8 @@ def ledger_keys(redis: Redis) -> tuple[str, ...]:
 def request_key(redis: Redis) -> str:
     """As `Redis.request_key`."""
     return redis.request_key(tag=_TAG)
+
+
+def pairs(items: list[bytes]) -> dict[bytes, bytes]:
+    """A hash, of the list that a script makes of it."""
+    return dict(zip(items[::2], items[1::2]))

@@ -142,9 +142,7 @@ def _options(query: str, kind: str) -> tuple[str, dict[str, str]]:
     known = _OPTIONS | set(_SENTINEL_OPTIONS if kind == "sentinel" else ())
     for name, values in given.items():
         if name not in known:
-            raise ValueError(
-                f"not a Redis URL: of its options {', '.join(sorted(known))}"
-            )
+            raise ValueError(f"not a Redis URL: options: {', '.join(sorted(known))}")
         if len(values) > 1:
             raise ValueError("not a Redis URL: an option is there twice")
     flat = {name: values[0] for name, values in given.items()}
