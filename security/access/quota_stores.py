@@ -18,9 +18,16 @@ from typing import Any, Protocol
 from security.errors import QuotaStoreError
 from security.stores.local import SqliteFile
 from security.stores.places import Reach
-from security.stores.shared import AsyncRedis, once
+from security.stores.shared import AsyncRedis, checked_redis, once
 
-__all__ = ["Grant", "LocalQuotaStore", "QuotaStore", "RedisQuotaStore", "Want"]
+__all__ = [
+    "Grant",
+    "LocalQuotaStore",
+    "QuotaStore",
+    "RedisQuotaStore",
+    "Want",
+    "check_quota_store",
+]
 
 # A row with its share of half-filled pages.
 _ROW_BYTES = 64
@@ -286,7 +293,7 @@ class RedisQuotaStore:
         self._redis = AsyncRedis(
             url,
             reach,
-            setting="quotas.store",
+            setting=_SETTING,
             refusal=QuotaStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
@@ -338,7 +345,18 @@ class RedisQuotaStore:
         self._report_since(since)
 
 
+_SETTING = "quotas.store"
 _CLAIMED = ("key", "since")
+
+
+def check_quota_store(url: str, reach: Reach) -> None:
+    """Refuse a Redis that may forget; one that is away is waited for.
+
+    Raises:
+        QuotaStoreError: not such a URL, or not such a Redis.
+    """
+    with checked_redis(url, reach, setting=_SETTING, refusal=QuotaStoreError):
+        pass
 
 
 def _account(counter: bytes) -> str:

@@ -30,12 +30,13 @@ from sealgate.errors import SealgateError
 from security.errors import QuotaError, ReplayStoreError
 from security.stores.local import SqliteFile
 from security.stores.places import Reach
-from security.stores.shared import AsyncRedis
+from security.stores.shared import AsyncRedis, Client, checked_redis
 
 __all__ = [
     "LocalReplayStore",
     "RedisReplayStore",
     "ReplayStore",
+    "check_replay_store",
     "fingerprint",
     "open_replay_store",
 ]
@@ -53,8 +54,6 @@ _BLOCK, _BLOCK_PART = 64, 256
 _REDIS_TIMEOUT_S = 0.5
 # How soon a Redis that was restarted, or replaced by a replica, is noticed.
 _BEGIN_INTERVAL_S = 1.0
-# Parts of a cluster's keys; each lies on one of its servers.
-_PARTS = 16
 
 _log = logging.getLogger(__name__)
 
@@ -289,6 +288,11 @@ redis.call('PEXPIRE', KEYS[2], 2 * ARGV[2])
 return 1
 """
 _NO_SHARE, _EMPTIED, _BEFORE = -1, -2, -3
+_SETTING = "sealing.replay_store"
+_SINCE = ("replay", "since")
+# Parts of a cluster's keys; each lies on one of its servers.
+_PARTS = 16
+_TAGS = tuple(f"replay-{part}" for part in range(_PARTS))
 
 
 class RedisReplayStore:
@@ -325,11 +329,10 @@ class RedisReplayStore:
         self._redis = AsyncRedis(
             url,
             reach,
-            setting="sealing.replay_store",
+            setting=_SETTING,
             refusal=ReplayStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
-        self._parts = _PARTS if self._redis.is_cluster else 1
 
     def __repr__(self) -> str:
         return "<RedisReplayStore>"
@@ -343,7 +346,8 @@ class RedisReplayStore:
         undated = slot < 0
         ttl_s = self._ttls_s[undated]
         period = int(time.time()) // ttl_s
-        tag = self._tag(owner[0] if owner else 0)
+        # A copy has its original's owner, whose token is sealed in both.
+        tag = _tags(self._redis)[owner[0] % _PARTS if self._redis.is_cluster else 0]
         shares = (
             self._redis.key(
                 *("replay", "share", owner.hex(), int(undated), period - back), tag=tag
@@ -353,7 +357,7 @@ class RedisReplayStore:
         keys = [
             self._redis.key("replay", slot, entry.hex(), tag=tag),
             *shares,
-            self._redis.key("replay", "since", tag=tag),
+            self._redis.key(*_SINCE, tag=tag),
         ]
         date = -1 if made is None or undated else made
         values = [secrets.token_bytes(8), ttl_s * 1000, self._share, date]
@@ -370,16 +374,9 @@ class RedisReplayStore:
             raise _share_error()
         return bool(answer)
 
-    def _tag(self, number: int) -> str:
-        """A copy has its original's owner, whose token is sealed in both."""
-        return f"replay-{number % self._parts}"
-
     async def _begin(self) -> None:
         """Learn since when every request is known, in each part."""
-        keys = [
-            self._redis.key("replay", "since", tag=self._tag(part))
-            for part in range(self._parts)
-        ]
+        keys = [self._redis.key(*_SINCE, tag=tag) for tag in _tags(self._redis)]
         if self._since:  # one request asks; the others go on meanwhile
             self._begin_at = time.monotonic() + _BEGIN_INTERVAL_S
         try:
@@ -399,6 +396,25 @@ class RedisReplayStore:
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.close()
+
+
+def check_replay_store(where: str, reach: Reach) -> None:
+    """Refuse a Redis that may forget; where it is new, it knows requests from now on.
+
+    Raises:
+        ReplayStoreError: not such a URL, or not such a Redis.
+    """
+    with checked_redis(
+        where, reach, setting=_SETTING, refusal=ReplayStoreError
+    ) as client:
+        if client is None:
+            return
+        for tag in _tags(client):
+            client.run(_BEGIN, [client.key(*_SINCE, tag=tag)], [])
+
+
+def _tags(redis: Client) -> tuple[str, ...]:
+    return _TAGS if redis.is_cluster else _TAGS[:1]
 
 
 def _share_error() -> QuotaError:

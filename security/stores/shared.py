@@ -32,7 +32,7 @@ from typing import Any
 from security.stores.clients import RETRIES, client_maker, errors
 from security.stores.places import Reach, parse_place
 
-__all__ = ["AsyncRedis", "Redis", "check_redis", "once"]
+__all__ = ["AsyncRedis", "Client", "Redis", "checked_redis", "once"]
 
 CHECK_INTERVAL_S = 60.0
 # So many failures in a row, and one request at a time tries again, after so long.
@@ -62,7 +62,7 @@ def once(script: str) -> str:
     return _ONCE % (script, _ANSWER_MS)
 
 
-class _Client:
+class Client:
     """What both kinds of client share."""
 
     _asynchronous = False
@@ -176,7 +176,7 @@ class _Client:
         )
 
 
-class AsyncRedis(_Client):
+class AsyncRedis(Client):
     """A client for the event loop."""
 
     _asynchronous = True
@@ -190,7 +190,7 @@ class AsyncRedis(_Client):
         refusal: type[Exception],
         timeout_s: float,
     ) -> None:
-        """As of `_Client`."""
+        """As of `Client`."""
         super().__init__(
             url, reach, setting=setting, refusal=refusal, timeout_s=timeout_s
         )
@@ -246,7 +246,7 @@ class AsyncRedis(_Client):
                     await sentinel.aclose()
 
 
-class Redis(_Client):
+class Redis(Client):
     """A client for threads and commands."""
 
     def run(self, script: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
@@ -315,15 +315,19 @@ class Redis(_Client):
                     sentinel.close()
 
 
-def check_redis(
+@contextlib.contextmanager
+def checked_redis(
     url: str,
     reach: Reach,
     *,
     setting: str,
     refusal: type[Exception],
     timeout_s: float = 2.0,
-) -> None:
+) -> Iterator[Redis | None]:
     """As `Redis.look`, of a URL of the settings; says what a restart would lose.
+
+    Yields:
+        A client, for what else a start needs; None while the server is away.
 
     Raises:
         Exception: the refusal.
@@ -331,8 +335,10 @@ def check_redis(
     with contextlib.closing(
         Redis(url, reach, setting=setting, refusal=refusal, timeout_s=timeout_s)
     ) as client:
-        if client.look() and not client.outlives_restart():
+        is_there = client.look()
+        if is_there and not client.outlives_restart():
             _log.warning("%s: a restart of its redis loses it; set appendonly", setting)
+        yield client if is_there else None
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from security.access.claims import Principal
+from security.access.quota_stores import check_quota_store
 from security.access.revocation import (
     Revocations,
     WatchedStore,
@@ -32,7 +33,6 @@ from security.access.revocation_stores import (
 from security.errors import QuotaStoreError, RevocationStoreError, TokenError
 from security.settings.access import AccessSettings
 from security.stores.places import Reach
-from security.stores.shared import check_redis
 from tests.support.issuers import certify
 from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import free_port
@@ -400,9 +400,7 @@ def test_a_redis_that_evicts_is_refused(redis_url: str, policy: str) -> None:
                 with pytest.raises(RevocationStoreError, match=f"is {policy}, not"):
                     ask()
         with pytest.raises(QuotaStoreError, match="noeviction"):
-            check_redis(
-                redis_url, Reach(), setting="quotas.store", refusal=QuotaStoreError
-            )
+            check_quota_store(redis_url, Reach())
     finally:
         server.config_set("maxmemory-policy", "noeviction")
 

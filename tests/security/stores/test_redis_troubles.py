@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from security.access.quota_stores import RedisQuotaStore, Want
+from security.access.quota_stores import RedisQuotaStore, Want, check_quota_store
 from security.access.revocation_stores import RedisStore, Revocation
 from security.errors import (
     MonitoringStoreError,
@@ -26,7 +26,7 @@ from security.monitoring.labels import RedisLabelStore, Room, Spending
 from security.monitoring.ledger import Budget, Entry, RedisLedger
 from security.sealing.replay import RedisReplayStore
 from security.stores.places import Reach
-from security.stores.shared import AWAY_AFTER, check_redis
+from security.stores.shared import AWAY_AFTER
 from tests.support.redis_servers import RedisServer, plain, redis_server, wait_until
 from tests.support.servers import free_port
 
@@ -302,8 +302,9 @@ def test_a_snapshot_brings_no_old_list_back(tmp_path: Path) -> None:
 def test_what_a_restart_loses_is_said_at_the_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with redis_server(tmp_path, "--appendonly", "no") as server:
-        where = {"setting": "quotas.store", "refusal": QuotaStoreError}
-        with caplog.at_level(logging.WARNING):
-            check_redis(server.url, Reach(), **where)
+    with (
+        redis_server(tmp_path, "--appendonly", "no") as server,
+        caplog.at_level(logging.WARNING),
+    ):
+        check_quota_store(server.url, Reach())
     assert "quotas.store: a restart of its redis loses it; set append" in caplog.text
