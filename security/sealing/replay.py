@@ -289,10 +289,8 @@ return 1
 """
 _NO_SHARE, _EMPTIED, _BEFORE = -1, -2, -3
 _SETTING = "sealing.replay_store"
-_SINCE = ("replay", "since")
 # Parts of a cluster's keys; each lies on one of its servers.
 _PARTS = 16
-_TAGS = tuple(f"replay-{part}" for part in range(_PARTS))
 
 
 class RedisReplayStore:
@@ -333,6 +331,7 @@ class RedisReplayStore:
             refusal=ReplayStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
+        self._names = _names(self._redis)
 
     def __repr__(self) -> str:
         return "<RedisReplayStore>"
@@ -347,17 +346,13 @@ class RedisReplayStore:
         ttl_s = self._ttls_s[undated]
         period = int(time.time()) // ttl_s
         # A copy has its original's owner, whose token is sealed in both.
-        tag = _tags(self._redis)[owner[0] % _PARTS if self._redis.is_cluster else 0]
-        shares = (
-            self._redis.key(
-                *("replay", "share", owner.hex(), int(undated), period - back), tag=tag
-            )
-            for back in (0, 1)
-        )
+        name = self._names[owner[0] % len(self._names)]
+        share = f"{name}:share:{owner.hex()}:{undated:d}"
         keys = [
-            self._redis.key("replay", slot, entry.hex(), tag=tag),
-            *shares,
-            self._redis.key(*_SINCE, tag=tag),
+            f"{name}:{slot}:{entry.hex()}",
+            f"{share}:{period}",
+            f"{share}:{period - 1}",
+            f"{name}:since",
         ]
         date = -1 if made is None or undated else made
         values = [secrets.token_bytes(8), ttl_s * 1000, self._share, date]
@@ -376,7 +371,7 @@ class RedisReplayStore:
 
     async def _begin(self) -> None:
         """Learn since when every request is known, in each part."""
-        keys = [self._redis.key(*_SINCE, tag=tag) for tag in _tags(self._redis)]
+        keys = [f"{name}:since" for name in self._names]
         if self._since:  # one request asks; the others go on meanwhile
             self._begin_at = time.monotonic() + _BEGIN_INTERVAL_S
         try:
@@ -409,12 +404,14 @@ def check_replay_store(where: str, reach: Reach) -> None:
     ) as client:
         if client is None:
             return
-        for tag in _tags(client):
-            client.run(_BEGIN, [client.key(*_SINCE, tag=tag)], [])
+        for name in _names(client):
+            client.run(_BEGIN, [f"{name}:since"], [])
 
 
-def _tags(redis: Client) -> tuple[str, ...]:
-    return _TAGS if redis.is_cluster else _TAGS[:1]
+def _names(redis: Client) -> tuple[str, ...]:
+    """What the keys of each part begin with."""
+    parts = range(_PARTS if redis.is_cluster else 1)
+    return tuple(redis.key("replay", tag=f"replay-{part}") for part in parts)
 
 
 def _share_error() -> QuotaError:
