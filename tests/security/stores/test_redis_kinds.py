@@ -18,7 +18,6 @@ from security.access.quota_stores import RedisQuotaStore, Want
 from security.access.revocation_stores import RedisStore
 from security.errors import (
     QuotaStoreError,
-    ReplayStoreError,
     RevocationStoreError,
 )
 from security.stores.places import Reach
@@ -31,7 +30,7 @@ from tests.support.redis_servers import (
     redis_server,
     wait_until,
 )
-from tests.support.redis_stores import KEY, exercise, requests
+from tests.support.redis_stores import KEY, are_answered, exercise
 from tests.support.servers import ROOT, free_port
 
 PASSWORD = "hunter2"
@@ -185,20 +184,11 @@ def test_sentinels_say_who_the_master_is(tmp_path: Path) -> None:
                 assert sentinel.execute_command("SENTINEL FAILOVER", "main")
                 wait_until(lambda: second.info("replication")["role"] == "master")
                 wait_until(lambda: _reads(store) == before)
-                wait_until(lambda: _are_answered(url, reach))
+                wait_until(lambda: are_answered(url, reach, subjects=1))
         with closing(RedisStore(url.replace("door", "x"), reach)) as store:
             with pytest.raises(RevocationStoreError, match="redis: ") as caught:
                 store.version()
             assert PASSWORD not in str(caught.value)
-
-
-def _are_answered(url: str, reach: Reach) -> bool:
-    """Requests are refused while the master changes."""
-    try:
-        asyncio.run(requests(url, reach, subjects=1))
-    except (QuotaStoreError, ReplayStoreError):
-        return False
-    return True
 
 
 def _reads(store: RedisStore) -> object:

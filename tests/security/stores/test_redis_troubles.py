@@ -39,6 +39,7 @@ class Stores:
     """One worker's stores, and what it asks of each."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.since: dict[str, int] = {}
         reach = Reach()
         self.quotas = RedisQuotaStore(
@@ -308,3 +309,23 @@ def test_what_a_restart_loses_is_said_at_the_start(
     ):
         check_quota_store(server.url, Reach())
     assert "quotas.store: a restart of its redis loses it; set append" in caplog.text
+
+
+def test_what_an_earlier_release_left_is_known(asked: Stores, admin: Any) -> None:
+    """Its names are those of today, where there is no cluster."""
+    entry, made = secrets.token_bytes(16), int(time.time()) + 2
+    admin.flushall()
+    admin.incrby(f"sealgate:quota:{(b'a' * 16 + b'rd').hex()}:1", 7)
+    admin.set(f"sealgate:replay:{made // 10}:{entry.hex()}", b"12345678", ex=60)
+    admin.hset("sealgate:revocations", "version", 7)
+    admin.hset("sealgate:monitoring:booked", SCOPE, f"{time.time()!r} 0.25")
+    admin.sadd("sealgate:monitoring:scopes", SCOPE)
+    assert asked.count() == 2
+    asked.replays._begin_at = 0.0  # a server that starts
+    assert not asked.remember(made, entry)
+    with closing(RedisStore(asked.url, Reach())) as started:
+        assert started.version() == 7
+    assert [item.rho for item in asked.ledger.entries()] == [0.25]
+    asked.book()
+    asked.label()
+    assert asked.counts.scopes() == [SCOPE]
