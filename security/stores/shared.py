@@ -38,6 +38,8 @@ CHECK_INTERVAL_S = 60.0
 # So many failures in a row, and one request at a time tries again, after so long.
 AWAY_AFTER = 3
 AWAY_S = 0.1
+# What a server of a cluster says to clients that know nothing of clusters.
+_OF_A_CLUSTER = ("ClusterCrossSlotError", "MovedError")
 # Longer than a repetition can come after its original.
 _ANSWER_MS = 60_000
 
@@ -369,4 +371,10 @@ def _tls_error(error: BaseException) -> ssl.SSLError | None:
 def _why(error: BaseException) -> str:
     """The class of an error, or TLS's own reason, which holds no address."""
     tls = _tls_error(error)
-    return type(error).__name__ if tls is None else f"TLS: {tls.reason}"
+    if tls is not None:
+        return f"TLS: {tls.reason}"
+    name, *causes = (type(one).__name__ for one in _causes(error))
+    if name in _OF_A_CLUSTER:
+        return f"{name}: a cluster, which redis+cluster:// names"
+    # That no server of a cluster could be asked says less than why.
+    return causes[0] if name == "RedisClusterException" and causes else name

@@ -16,10 +16,8 @@ import pytest
 
 from security.access.quota_stores import RedisQuotaStore, Want
 from security.access.revocation_stores import RedisStore
-from security.errors import (
-    QuotaStoreError,
-    RevocationStoreError,
-)
+from security.errors import QuotaStoreError, ReplayStoreError, RevocationStoreError
+from security.sealing.replay import check_replay_store
 from security.stores.places import Reach
 from tests.support.issuers import certify
 from tests.support.redis_servers import (
@@ -138,6 +136,16 @@ def test_a_cluster(tmp_path: Path) -> None:
                 assert not denied(admin)
                 sizes.append(admin.dbsize())
         assert all(size > 10 for size in sizes)
+        # What is wrong for good is said at the start, and not waited for.
+        for wrong, reason in (
+            (url.replace(PASSWORD, "x"), "redis: AuthenticationError"),
+            (url.replace("+cluster", "").partition(",")[0], "redis\\+cluster:// names"),
+        ):
+            refused = pytest.raises(RevocationStoreError, match=reason)
+            with closing(RedisStore(wrong, Reach())) as store, refused:
+                store.start()
+            with pytest.raises(ReplayStoreError, match=reason):
+                check_replay_store(wrong, Reach())
 
 
 @contextmanager
