@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import time
 from contextlib import closing
@@ -16,13 +17,30 @@ from security.monitoring.ledger import Budget, Entry, RedisLedger
 from security.sealing.replay import RedisReplayStore
 from security.stores.places import Reach
 from tests.support.redis_servers import wait_until
+from tests.support.servers import ROOT
 
 KEY = b"k" * 32
+PASSWORD = "hunter2"
 BUDGET = Budget(8.0, 1e-6)
+# Refusals that pass: the server is busy, or another one becomes the master.
 PASSING = {
     f"redis: {why}" for why in ("TimeoutError", "ConnectionError", "ReadOnlyError")
 }
 SCOPE = "drift/toy/1.0.0/2026-W48"
+
+
+def documented(*, cluster: bool = False) -> list[str]:
+    """The rules of the user that docs/operations.md has operators set."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    lines = re.findall(r"^> ACL SETUSER sealgate (.+)$", page, re.MULTILINE)
+    own, more = (line.split() for line in lines)
+    assert own[:2] == ["on", ">PASSWORD"]
+    return own[2:] + (more if cluster else [])
+
+
+def as_user(rules: list[str]) -> tuple[str, ...]:
+    """Options of a server with this user."""
+    return ("--user", "sealgate", "on", f">{PASSWORD}", *rules)
 
 
 def exercise(url: str, reach: Reach) -> None:

@@ -32,6 +32,7 @@ from tests.support.redis_servers import (
     redis_server,
     wait_until,
 )
+from tests.support.redis_stores import PASSWORD, as_user, documented
 from tests.support.servers import ROOT, Server, serve
 
 pytestmark = [
@@ -43,6 +44,7 @@ pytestmark = [
 SEALED = {"content-type": "message/ohttp-req"}
 # What a failover may take, from the master's death to the next answer.
 MOST_S = 15.0
+LOGIN = f"sealgate:{PASSWORD}"
 BODY = (
     b'{"inputs":[{"name":"features","datatype":"FP32","shape":[1,3],"data":[1,2,3]}]}'
 )
@@ -187,8 +189,9 @@ def test_sentinels_fail_over_under_load(
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     with ExitStack() as stack:
-        master = stack.enter_context(redis_server(tmp_path / "one"))
-        behind = ("--replicaof", "127.0.0.1", str(master.port))
+        user = as_user(documented())
+        master = stack.enter_context(redis_server(tmp_path / "one", *user))
+        behind = ("--replicaof", "127.0.0.1", str(master.port), *user)
         replica = stack.enter_context(redis_server(tmp_path / "two", *behind))
         ports = stack.enter_context(
             redis_sentinels(tmp_path, master, quorum=2, count=3)
@@ -197,7 +200,7 @@ def test_sentinels_fail_over_under_load(
             wait_until(lambda: _knows(sentinel, others=2))
         hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
         load = stack.enter_context(
-            loaded(pristine, tmp_path, f"redis+sentinel://{hosts}/main")
+            loaded(pristine, tmp_path, f"redis+sentinel://{LOGIN}@{hosts}/main")
         )
         try:
             _fails_over(load, master, signals)
@@ -214,9 +217,10 @@ def _knows(sentinel: object, *, others: int) -> bool:
 
 def test_a_cluster_fails_over_under_load(pristine: Path, tmp_path: Path) -> None:
     """One of three masters dies; its replica takes over."""
-    with redis_cluster(tmp_path, replicas=1) as servers:
+    user = as_user(documented(cluster=True))
+    with redis_cluster(tmp_path, *user, replicas=1) as servers:
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-        with loaded(pristine, tmp_path, f"redis+cluster://{hosts}") as load:
+        with loaded(pristine, tmp_path, f"redis+cluster://{LOGIN}@{hosts}") as load:
             # The master of the only subject's replays is what its requests need.
             shares = [_shares(server) for server in servers[:3]]
             master = servers[shares.index(max(shares))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -28,25 +27,15 @@ from tests.support.redis_servers import (
     redis_server,
     wait_until,
 )
-from tests.support.redis_stores import KEY, are_answered, exercise
-from tests.support.servers import ROOT, free_port
-
-PASSWORD = "hunter2"
-
-
-def documented(*, cluster: bool = False) -> list[str]:
-    """The rules of the user that docs/operations.md has operators set."""
-    page = (ROOT / "docs" / "operations.md").read_text()
-    lines = re.findall(r"^> ACL SETUSER sealgate (.+)$", page, re.MULTILINE)
-    own, more = (line.split() for line in lines)
-    assert own[:2] == ["on", ">PASSWORD"]
-    return own[2:] + (more if cluster else [])
-
-
-def as_user(rules: list[str]) -> tuple[str, ...]:
-    """Options of a server with this user."""
-    return ("--user", "sealgate", "on", f">{PASSWORD}", *rules)
-
+from tests.support.redis_stores import (
+    KEY,
+    PASSWORD,
+    are_answered,
+    as_user,
+    documented,
+    exercise,
+)
+from tests.support.servers import free_port
 
 OWNER = ("--user", "default", "on", ">admin", "~*", "&*", "+@all")
 
