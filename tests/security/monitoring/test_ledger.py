@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from security.commands import main
 from security.errors import (
     BookedError,
     BudgetSpentError,
@@ -265,3 +267,22 @@ def test_malformed_records_are_refused(change: dict[str, object]) -> None:
     document = json.loads(Release(ABOUT, int(NOW)).to_json()) | change
     with pytest.raises(MonitoringError):
         Release.from_json(json.dumps(document).encode())
+
+
+def test_the_ledger_of_a_new_redis_is_made_by_a_command(
+    redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once, under the deployment's own prefix; a server's start makes none."""
+    reach = Reach("blue")
+    monkeypatch.setenv("SEALGATE_MONITORING_STORE", redis.url)
+    monkeypatch.setenv("SEALGATE_REDIS_PREFIX", reach.prefix)
+    with closing(RedisLedger(redis.url, reach)) as ledger:
+        with pytest.raises(MonitoringStoreError, match="monitor --new-ledger"):
+            ledger.start()
+        assert main(["monitor", "--new-ledger"]) == 0
+        assert "made a ledger" in capsys.readouterr().out
+        ledger.start()
+    assert main(["monitor", "--new-ledger"]) == 2
+    assert capsys.readouterr().err == "error: redis: there is a ledger\n"
