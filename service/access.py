@@ -14,13 +14,17 @@ from security.access.issuer import DEVELOPMENT_ISSUER, development_jwks
 from security.access.jwks import load_jwks
 from security.access.key_sources import check_source
 from security.access.permissions import Permissions, load_permissions
-from security.access.revocation import open_store, open_watched
+from security.access.quota_stores import check_quota_store
+from security.access.revocation import open_watched
+from security.access.revocation_stores import open_store
 from security.access.tokens import Verifier
-from security.errors import QuotaStoreError, ReplayStoreError
 from security.key_files import read_secret
-from security.sealing.replay import ReplayStore, open_replay_store
+from security.sealing.replay import (
+    ReplayStore,
+    check_replay_store,
+    open_replay_store,
+)
 from security.settings.loading import Settings
-from security.stores.shared import check_redis
 from service.callers import Callers, documents
 from service.telemetry.metrics import Metrics
 
@@ -81,12 +85,10 @@ def check_access(settings: Settings) -> None:
     """
     with closing(open_store(settings.access)) as store:
         store.start()
-    for setting, url, refusal in (
-        ("sealing.replay_store", settings.sealing.replay_store, ReplayStoreError),
-        ("quotas.store", settings.quotas.store, QuotaStoreError),
-    ):
-        if url != "local":
-            check_redis(url, setting=setting, refusal=refusal)
+    if settings.sealing.replay_store != "local":
+        check_replay_store(settings.sealing.replay_store, settings.redis)
+    if settings.quotas.store != "local":
+        check_quota_store(settings.quotas.store, settings.redis)
     load_permissions(settings.access.permissions)
     for issuer in settings.access.all_issuers:
         (check_introspection if issuer.introspection else check_source)(issuer)
@@ -121,6 +123,7 @@ def _proof_store(settings: Settings) -> ReplayStore:
     return open_replay_store(
         sealing.replay_store,
         sealing.replay_directory / "proofs",
+        reach=sealing.redis,
         max_entries=sealing.max_replay_entries,
         share=sealing.max_replay_entries_per_subject,
         ttls_s=(ttl_s, ttl_s),

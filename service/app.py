@@ -21,7 +21,7 @@ from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
-from security.access.quotas import load_quota_counters
+from security.access.quotas import Quotas, load_quota_counters
 from security.admission.hooks import (
     BASE_IMAGE,
     SERVICE_NAME,
@@ -36,7 +36,7 @@ from security.errors import SettingsError
 from security.key_files import read_secret
 from security.monitoring.cohorts import Cohorts, check_cohorts, open_cohorts
 from security.monitoring.monitor import Monitor, check_monitor, open_monitor
-from security.sealing.freshness import load_freshness
+from security.sealing.freshness import Freshness, load_freshness
 from security.sealing.keyring import load_keyring
 from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
@@ -144,6 +144,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         metrics,
     )
     readiness.start()
+    quotas, freshness = _counters(settings, metrics)
     routes = Routes(
         lineup,
         access.callers,
@@ -159,9 +160,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         monitor=monitor,
         watching=open_watching(settings.monitoring, lineup=lineup, metrics=metrics),
         cohorts=cohorts,
-        quotas=load_quota_counters(
-            settings.quotas, key=read_secret(settings.audit.pseudonym_key)
-        ),
+        quotas=quotas,
     )
     gateway = Gateway(
         LiveRing(
@@ -169,9 +168,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         ).current,
         routes,
         max_body_bytes=settings.service.max_body_bytes,
-        freshness=load_freshness(
-            settings.sealing, key=read_secret(settings.audit.pseudonym_key)
-        ),
+        freshness=freshness,
         publication=load_publication(settings.sealing),
     )
     end = partial(_end, (follower, monitor, cohorts), recorder)
@@ -201,6 +198,25 @@ def _monitors(
         if each is not None:
             each.start()
     return monitor, cohorts
+
+
+def _counters(settings: Settings, metrics: Metrics) -> tuple[Quotas, Freshness]:
+    """What counts requests, and what knows each of them again."""
+    key = read_secret(settings.audit.pseudonym_key)
+    report = partial(_report_since, metrics)
+    return (
+        load_quota_counters(
+            settings.quotas, key=key, report_since=partial(report, "quotas")
+        ),
+        load_freshness(
+            settings.sealing, key=key, report_since=partial(report, "replays")
+        ),
+    )
+
+
+def _report_since(metrics: Metrics, store: str, since: int) -> None:
+    """Since when a Redis knows what is asked of it: later than it was is a loss."""
+    metrics.set("sealgate_shared_since_seconds", store, value=float(since))
 
 
 def _end(

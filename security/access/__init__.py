@@ -10,6 +10,7 @@ tokens        access tokens (RFC 9068) into a principal, or a refusal
 dpop          proofs that the caller has the key of its token (RFC 9449)
 permissions   what a principal may: scopes, and the table of grants
 revocation    tokens, subjects and clients that are refused before their time
+revocation_stores  where their list is kept: SQLite, Redis
 explain       why a request would be allowed or refused
 quota_table   how much each subject may ask of each model: deploy/quotas.toml
 quota_stores  where that is counted: SQLite, Redis

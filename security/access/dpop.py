@@ -50,8 +50,10 @@ _MAC_BYTES = 16
 class ProofStore(Protocol):
     """Remembers proofs for all workers: `security.sealing.replay.ReplayStore`."""
 
-    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
-        """Remember an entry of an owner; say whether it is new."""
+    async def insert(
+        self, entry: bytes, *, slot: int, owner: bytes, made: int | None = None
+    ) -> bool:
+        """Remember an entry of an owner, made then; say whether it is new."""
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
         """Drop the slots before one."""
@@ -174,8 +176,9 @@ class Proofs:
         text = f"dpop proof\0{jkt}\0{claims['jti']}".encode()
         entry = hashlib.sha256(text).digest()[:16]
         # The end of 11. The slot is the proof's own, so that a copy meets it there.
-        slot = claims["iat"] // SLOT_S
-        if not await self._store.insert(entry, slot=slot, owner=owner):
+        made = claims["iat"]
+        slot = made // SLOT_S
+        if not await self._store.insert(entry, slot=slot, owner=owner, made=made):
             raise ProofError("seen before")
 
     def _forget(self, now: float) -> None:

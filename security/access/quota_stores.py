@@ -17,14 +17,25 @@ from typing import Any, Protocol
 
 from security.errors import QuotaStoreError
 from security.stores.local import SqliteFile
-from security.stores.shared import AsyncRedis, once, request_key
+from security.stores.places import Reach
+from security.stores.shared import AsyncRedis, checked_redis, once
 
-__all__ = ["Grant", "LocalQuotaStore", "QuotaStore", "RedisQuotaStore", "Want"]
+__all__ = [
+    "Grant",
+    "LocalQuotaStore",
+    "QuotaStore",
+    "RedisQuotaStore",
+    "Want",
+    "check_quota_store",
+]
 
 # A row with its share of half-filled pages.
 _ROW_BYTES = 64
 _SPARE_BYTES = 64 << 10
 _REDIS_TIMEOUT_S = 0.5
+_CLAIM_INTERVAL_S = 60.0
+# Of a counter's name: the subject at a model; the rest says what is counted.
+_ACCOUNT_BYTES = 16
 # A window's counter is kept for so long after its end, for workers whose clock is late.
 GRACE_S = 60
 
@@ -235,10 +246,13 @@ end
 return granted
 """
 
-# KEYS: what the names of all counters are made with; the first machine's holds.
+# KEYS: what the names of all counters are made with, of which the first machine's one
+# holds; since when there is a count. Returns nothing for another machine's key.
 _CLAIM = """
 redis.call('SETNX', KEYS[1], ARGV[1])
-return redis.call('GET', KEYS[1]) == ARGV[1]
+redis.call('SETNX', KEYS[2], redis.call('TIME')[1])
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return false end
+return tonumber(redis.call('GET', KEYS[2]))
 """
 
 
@@ -247,42 +261,57 @@ class RedisQuotaStore:
 
     Its own memory limit bounds it; it must be set to refuse writes when full
     (``maxmemory-policy noeviction``), or it would forget what was spent.
+
+    One that was emptied counts from nothing: budgets that end in a minute or a day are
+    not worth refusing everybody for, but somebody must hear of it. So a key says since
+    when there is a count, and is reported each minute.
     """
 
-    def __init__(self, url: str, *, key: bytes) -> None:
+    def __init__(
+        self,
+        url: str,
+        reach: Reach,
+        *,
+        key: bytes,
+        report_since: Callable[[int], None] = lambda since: None,
+    ) -> None:
         """Prepare; nothing connects yet.
 
         Args:
-            url: ``redis://`` or ``rediss://``.
+            url: of the Redis.
+            reach: prefix of the keys, and certificates.
             key: that the counters' names are made with; machines with different ones
                 would count apart, so the first one's is the one that holds.
+            report_since: told since when there is a count, Unix seconds.
 
         Raises:
             QuotaStoreError: the redis package is not installed, or not such a URL.
         """
         self._key_check = hashlib.sha256(b"sealgate quota key\0" + key).hexdigest()
-        self._checked = False
+        self._claim_at = 0.0
+        self._report_since = report_since
         self._redis = AsyncRedis(
             url,
-            setting="quotas.store",
+            reach,
+            setting=_SETTING,
             refusal=QuotaStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
-        register = self._redis.client.register_script
-        self._claim, self._take, self._hold = map(register, (_CLAIM, _TAKE, _HOLD))
 
     def __repr__(self) -> str:
         return "<RedisQuotaStore>"
 
     async def take(self, wants: Sequence[Want]) -> list[Grant]:
-        """As `QuotaStore.take`."""
-        keys = [f"sealgate:quota:{want.counter.hex()}:{want.window}" for want in wants]
+        """As `QuotaStore.take`; the counters are of one subject at one model."""
+        tag = _account(wants[0].counter)
+        keys = [self._key(want.counter, want.window) for want in wants]
         numbers = [
             number
             for want in wants
             for number in (want.limit, want.need, want.block, want.ends + GRACE_S)
         ]
-        answer = await self._call(self._take, [*keys, request_key()], numbers)
+        keys.append(self._redis.request_key(tag=tag))
+        answer = await self._call(_TAKE, keys, numbers)
         return [Grant(amount, left) for amount, left in answer]
 
     async def hold(
@@ -290,8 +319,7 @@ class RedisQuotaStore:
     ) -> int:
         """As `QuotaStore.hold`."""
         values = [holder.hex(), slots, limit, int(ttl_s * 1000)]
-        key = f"sealgate:quota:{counter.hex()}:held"
-        return int(await self._call(self._hold, [key], values))
+        return int(await self._call(_HOLD, [self._key(counter, "held")], values))
 
     def forget(self, *, now: float) -> None:
         """Nothing to do: entries expire by themselves."""
@@ -300,13 +328,39 @@ class RedisQuotaStore:
         """As `QuotaStore.close`."""
         await self._redis.close()
 
-    async def _call(self, script: Any, keys: list[str], values: list[Any]) -> Any:
-        if not self._checked:
-            name = ["sealgate:quota:key"]
-            if not await self._redis.run(self._claim, name, [self._key_check]):
-                raise QuotaStoreError("redis: another machine counts with another key")
-            self._checked = True
+    def _key(self, counter: bytes, part: object) -> str:
+        return self._redis.key("quota", counter.hex(), part, tag=_account(counter))
+
+    async def _call(self, script: str, keys: list[str], values: list[Any]) -> Any:
+        if time.monotonic() >= self._claim_at:
+            await self._claim()
         return await self._redis.run(script, keys, values)
+
+    async def _claim(self) -> None:
+        names = [self._redis.key("quota", name, tag="quota") for name in _CLAIMED]
+        since = await self._redis.run(_CLAIM, names, [self._key_check])
+        if since is None:
+            raise QuotaStoreError("redis: another machine counts with another key")
+        self._claim_at = time.monotonic() + _CLAIM_INTERVAL_S
+        self._report_since(since)
+
+
+_SETTING = "quotas.store"
+_CLAIMED = ("key", "since")
+
+
+def check_quota_store(url: str, reach: Reach) -> None:
+    """Refuse a Redis that may forget; one that is away is waited for.
+
+    Raises:
+        QuotaStoreError: not such a URL, or not such a Redis.
+    """
+    with checked_redis(url, reach, setting=_SETTING, refusal=QuotaStoreError):
+        pass
+
+
+def _account(counter: bytes) -> str:
+    return counter[:_ACCOUNT_BYTES].hex()
 
 
 def _grant(connection: sqlite3.Connection, want: Want) -> Grant:

@@ -401,8 +401,13 @@ class Quotas:
                     await self._hold(account, target)
 
 
-def load_quota_counters(settings: QuotaSettings, *, key: bytes) -> Quotas:
-    """What the settings ask for.
+def load_quota_counters(
+    settings: QuotaSettings,
+    *,
+    key: bytes,
+    report_since: Callable[[int], None] = lambda since: None,
+) -> Quotas:
+    """What the settings ask for; the other arguments are as of `RedisQuotaStore`.
 
     Raises:
         SettingsError: the table is missing or malformed.
@@ -411,7 +416,9 @@ def load_quota_counters(settings: QuotaSettings, *, key: bytes) -> Quotas:
     store: QuotaStore = (
         LocalQuotaStore(settings.directory, max_entries=settings.max_entries)
         if settings.store == "local"
-        else RedisQuotaStore(settings.store, key=key)
+        else RedisQuotaStore(
+            settings.store, settings.redis, key=key, report_since=report_since
+        )
     )
     return Quotas(
         load_quotas(settings.table),

@@ -10,13 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from security.access.permissions import ACTIONS, MODEL_ACTIONS
-from security.access.revocation import (
-    Revocation,
-    Revocations,
-    RevocationStore,
-    open_store,
-    subject_name,
-)
+from security.access.revocation import Revocations, subject_name
+from security.access.revocation_stores import Revocation, RevocationStore, open_store
 from security.audit.journal import record_operation
 from security.audit.records import token_hash
 from security.commands import access_issuer

@@ -36,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
         ("sealing", "replay_store"),
         ("access", "revocation_store"),
         ("quotas", "store"),
+        ("monitoring", "store"),
     ):
         settings[table][key] = _without_secrets(settings[table][key])
+        del settings[table]["redis"]  # a table of its own
     print(json.dumps(settings, indent=2, default=str))
     return 0
 

@@ -39,6 +39,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="sign a monitoring report about each version that answers by default, "
         "and keep it beside the plan, for `promote` and `retrain --if-drifted`",
     )
+    parser.add_argument(
+        "--new-ledger",
+        action="store_true",
+        help="make the ledger of releases in a new Redis, once, and nothing else",
+    )
     parser.add_argument("--role", choices=ROLES, default="monitor")
     add_signing(parser)
     _add_webhook(parser)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -48,6 +49,11 @@ _SOURCE = "urn:sealgate:monitoring"
 def run(args: argparse.Namespace) -> int:
     """Show, and tell whom the options name; returns the exit code."""
     settings = load_settings()
+    if args.new_ledger:
+        with closing(open_ledger(settings.monitoring)) as ledger:
+            ledger.new_ledger()
+        print("made a ledger of releases, with nothing spent")
+        return QUIET
     webhook = _webhook(args)
     seen = see(settings, args.models)
     if not seen:

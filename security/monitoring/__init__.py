@@ -15,6 +15,7 @@ drift      whether released counts differ from a reference
 layout     which histograms a model has, and what falls where
 release    counts become a record: booked, made noisy, published once
 ledger     what all releases of a year have cost, with a cap
+remote     the Redis that the three share
 noise      Gaussian noise on integers, from the operating system's generator
 guarantee  rho, epsilon and delta of what is released
 windows    fixed windows of UTC time

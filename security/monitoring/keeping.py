@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from security.errors import MonitoringError, MonitoringStoreError
+from security.monitoring.remote import names, open_redis, pairs
 from security.monitoring.windows import Window
 from security.settings.monitoring import MonitoringSettings
 from security.stores.local import SqliteFile
-from security.stores.shared import Redis
+from security.stores.places import Reach
 
 __all__ = [
     "CountStore",
@@ -123,7 +124,7 @@ def open_count_store(settings: MonitoringSettings) -> CountStore:
     """
     if settings.store == "local":
         return LocalCountStore(settings.directory)
-    return RedisCountStore(settings.store)
+    return RedisCountStore(settings.store, settings.redis)
 
 
 _SCHEMA = (
@@ -201,21 +202,32 @@ class LocalCountStore:
         self._file.close()
 
 
+# KEYS: hashes of workers to lines and of segments to bytes, the set of scopes. ARGV:
+# seconds to live, the scope, the worker and its line, how many segments go, their
+# names, names and bytes of new ones.
+_PUT = """
+local gone = tonumber(ARGV[5])
+for at = 6, 5 + gone do redis.call('HDEL', KEYS[2], ARGV[at]) end
+for at = 6 + gone, #ARGV, 2 do redis.call('HSET', KEYS[2], ARGV[at], ARGV[at + 1]) end
+redis.call('HSET', KEYS[1], ARGV[3], ARGV[4])
+redis.call('SADD', KEYS[3], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[1])
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+"""
+_READ = "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
+_DROP = """
+redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('SREM', KEYS[3], ARGV[1])
+"""
+
+
 class RedisCountStore:
     """A Redis that all machines of a deployment share."""
 
-    def __init__(self, url: str) -> None:
-        """Prepare; nothing connects yet.
-
-        Raises:
-            MonitoringStoreError: the redis package is not installed, or not such a URL.
-        """
-        self._redis = Redis(
-            url,
-            setting="monitoring.store",
-            refusal=MonitoringStoreError,
-            timeout_s=_TIMEOUT_S,
-        )
+    def __init__(self, url: str, reach: Reach) -> None:
+        """As `open_redis`."""
+        self._redis = open_redis(url, reach, timeout_s=_TIMEOUT_S)
+        (self._scopes,) = names(self._redis, "scopes")
 
     def __repr__(self) -> str:
         return "<RedisCountStore>"
@@ -228,33 +240,21 @@ class RedisCountStore:
         replaces: Sequence[int] = (),
     ) -> None:
         """As `CountStore.put`; done twice it is the same."""
-        present, counted = _keys(scope)
-        with self._redis.reaching():
-            pipe = self._redis.client.pipeline(transaction=True)
-            for number in replaces:
-                pipe.hdel(counted, f"{presence.worker}/{number}")
-            for item in segments:
-                pipe.hset(counted, f"{presence.worker}/{item.number}", item.data)
-            pipe.hset(present, presence.worker, json.dumps(asdict(presence)))
-            pipe.sadd(_SCOPES, scope)
-            for key in (present, counted):
-                pipe.expire(key, _KEPT_S)
-            pipe.execute()
+        worker = presence.worker
+        values: list[Any] = [_KEPT_S, scope, worker, json.dumps(asdict(presence))]
+        values += [len(replaces), *(f"{worker}/{number}" for number in replaces)]
+        for item in segments:
+            values += [f"{worker}/{item.number}", item.data]
+        self._redis.run(_PUT, self._keys(scope), values)
 
     def scopes(self) -> list[str]:
         """As `CountStore.scopes`."""
-        with self._redis.reaching():
-            return sorted(
-                name.decode() for name in self._redis.client.smembers(_SCOPES)
-            )
+        with self._redis.asking() as client:
+            return sorted(name.decode() for name in client.smembers(self._scopes))
 
     def read(self, scope: str) -> list[tuple[Presence, list[Segment]]]:
         """As `CountStore.read`."""
-        with self._redis.reaching():
-            pipe = self._redis.client.pipeline(transaction=True)
-            for key in _keys(scope):
-                pipe.hgetall(key)
-            present, counted = pipe.execute()
+        present, counted = map(pairs, self._redis.run(_READ, self._keys(scope), []))
         rows = []
         for name, data in counted.items():
             worker, _, number = name.decode().partition("/")
@@ -263,16 +263,16 @@ class RedisCountStore:
         return _sorted(lines, sorted(rows, key=lambda row: row[:2]))
 
     def drop(self, scope: str) -> None:
-        """As `CountStore.drop`."""
-        with self._redis.reaching():
-            pipe = self._redis.client.pipeline(transaction=True)
-            pipe.delete(*_keys(scope))
-            pipe.srem(_SCOPES, scope)
-            pipe.execute()
+        """As `CountStore.drop`; possible where nothing more can be written."""
+        self._redis.run(_DROP, self._keys(scope), [scope])
 
     def close(self) -> None:
         """As `CountStore.close`."""
         self._redis.close()
+
+    def _keys(self, scope: str) -> tuple[str, ...]:
+        own = names(self._redis, f"present:{scope}", f"counts:{scope}")
+        return (*own, self._scopes)
 
 
 def lost_of(workers: Sequence[Presence], unread: int, window: Window) -> dict[str, Any]:
@@ -287,13 +287,6 @@ def lost_of(workers: Sequence[Presence], unread: int, window: Window) -> dict[st
     if any(one.jumped for one in workers):
         lost["clock_jumped"] = True
     return lost
-
-
-_SCOPES = "sealgate:monitoring:scopes"
-
-
-def _keys(scope: str) -> tuple[str, str]:
-    return f"sealgate:monitoring:present:{scope}", f"sealgate:monitoring:counts:{scope}"
 
 
 def _sorted(

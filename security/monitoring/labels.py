@@ -13,9 +13,18 @@ from pathlib import Path
 from typing import Protocol
 
 from security.errors import MonitoringStoreError
+from security.monitoring.remote import (
+    HAS_LEDGER,
+    NO_LEDGER,
+    ledger_keys,
+    names,
+    open_redis,
+    request_key,
+)
 from security.settings.monitoring import MonitoringSettings
 from security.stores.local import SqliteFile
-from security.stores.shared import Redis, once, request_key
+from security.stores.places import Reach
+from security.stores.shared import once
 
 __all__ = [
     "ACCEPTED",
@@ -119,7 +128,7 @@ def open_label_store(settings: MonitoringSettings) -> LabelStore:
     """
     if settings.store == "local":
         return LocalLabelStore(settings.directory)
-    return RedisLabelStore(settings.store)
+    return RedisLabelStore(settings.store, settings.redis)
 
 
 _SCHEMA = (
@@ -204,9 +213,12 @@ class LocalLabelStore:
         self._file.close()
 
 
-# KEYS: hashes of ids to labels, and of owners to numbers. ARGV: seconds to live, labels
-# at most, of one owner at most, and for each label its id, owner and bytes.
-_SPEND = once("""
+# KEYS: those of the ledger, hashes of ids to labels, and of owners to numbers. ARGV:
+# when they go by the server's own clock, labels at most, of one owner at most, and for
+# each label its id, owner and bytes.
+_SPEND = once(
+    HAS_LEDGER
+    + """
 local found, most, most_owned = {}, tonumber(ARGV[2]), tonumber(ARGV[3])
 for at = 4, #ARGV, 3 do
   local id, owner, data = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -221,28 +233,20 @@ for at = 4, #ARGV, 3 do
     table.insert(found, 'accepted')
   end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[1])
-redis.call('EXPIRE', KEYS[2], ARGV[1])
+local ends = math.max(ARGV[1], redis.call('TIME')[1] + 1)
+redis.call('EXPIREAT', KEYS[1], ends)
+redis.call('EXPIREAT', KEYS[2], ends)
 return found
-""")
+"""
+)
 
 
 class RedisLabelStore:
     """A Redis that all machines of a deployment share."""
 
-    def __init__(self, url: str) -> None:
-        """Prepare; nothing connects yet.
-
-        Raises:
-            MonitoringStoreError: the redis package is not installed, or not such a URL.
-        """
-        self._redis = Redis(
-            url,
-            setting="monitoring.store",
-            refusal=MonitoringStoreError,
-            timeout_s=_TIMEOUT_S,
-        )
-        self._spend = self._redis.client.register_script(_SPEND)
+    def __init__(self, url: str, reach: Reach) -> None:
+        """As `open_redis`."""
+        self._redis = open_redis(url, reach, timeout_s=_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return "<RedisLabelStore>"
@@ -253,37 +257,31 @@ class RedisLabelStore:
     def spend(
         self, scope: str, until: float, room: Room, items: Sequence[Spending]
     ) -> list[str]:
-        """As `LabelStore.spend`; the server's own clock lets labels go."""
-        (seconds, _) = self._time()
-        left = max(1, int(until - seconds)) + _SLACK_S
-        values: list[object] = [left, room.labels, room.per_owner]
+        """As `LabelStore.spend`; refuses where the ledger is lost."""
+        values: list[object] = [int(until) + _SLACK_S, room.labels, room.per_owner]
         for item in items:
             values += [item.id, item.owner, item.data]
-        keys = [*_keys(scope), request_key()]
-        answer = self._redis.run(self._spend, keys, values)
+        keys = [*ledger_keys(self._redis), *self._keys(scope), request_key(self._redis)]
+        answer = self._redis.run(_SPEND, keys, values)
+        if answer in ("lost", b"lost"):
+            raise MonitoringStoreError(NO_LEDGER)
         return [word.decode() if isinstance(word, bytes) else word for word in answer]
-
-    def _time(self) -> tuple[int, int]:
-        with self._redis.reaching():
-            found: tuple[int, int] = self._redis.client.time()
-            return found
 
     def read(self, scope: str) -> dict[bytes, bytes]:
         """As `LabelStore.read`."""
-        with self._redis.reaching():
-            found: dict[bytes, bytes] = self._redis.client.hgetall(_keys(scope)[0])
+        with self._redis.asking() as client:
+            found: dict[bytes, bytes] = client.hgetall(self._keys(scope)[0])
             return found
 
     def drop(self, scope: str, now: float) -> None:
         """As `LabelStore.drop`; what has expired goes by itself."""
         del now
-        with self._redis.reaching():
-            self._redis.client.delete(*_keys(scope))
+        with self._redis.asking() as client:
+            client.delete(*self._keys(scope))
 
     def close(self) -> None:
         """As `LabelStore.close`."""
         self._redis.close()
 
-
-def _keys(scope: str) -> list[str]:
-    return [f"sealgate:monitoring:{kind}:{scope}" for kind in ("labels", "owners")]
+    def _keys(self, scope: str) -> tuple[str, ...]:
+        return names(self._redis, f"labels:{scope}", f"owners:{scope}")

@@ -13,7 +13,7 @@ local one that is gone is not taken for empty.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,10 +25,20 @@ from security.errors import (
     MonitoringStoreError,
 )
 from security.monitoring.guarantee import epsilon_of, rho_of
+from security.monitoring.remote import (
+    HAS_LEDGER,
+    NO_LEDGER,
+    ledger_keys,
+    names,
+    open_redis,
+    pairs,
+    request_key,
+)
 from security.monitoring.windows import PER_YEAR
 from security.settings.monitoring import MonitoringSettings
 from security.stores.local import SqliteFile
-from security.stores.shared import Redis, once, request_key
+from security.stores.places import Reach
+from security.stores.shared import once
 
 __all__ = [
     "YEAR_S",
@@ -91,10 +101,17 @@ class Ledger(Protocol):
     """Books releases, and keeps what was released."""
 
     def start(self) -> None:
-        """Make the ledger where there never was one.
+        """Refuse what a server cannot start with; a file that never was is made.
 
         Raises:
             MonitoringStoreError: it is gone, or cannot be used.
+        """
+
+    def new_ledger(self) -> None:
+        """Make the ledger where there never was one.
+
+        Raises:
+            MonitoringStoreError: there is one, or was one.
         """
 
     def book(self, entry: Entry, budget: Budget) -> None:
@@ -139,7 +156,7 @@ def open_ledger(settings: MonitoringSettings) -> Ledger:
     """
     if settings.store == "local":
         return LocalLedger(settings.directory)
-    return RedisLedger(settings.store)
+    return RedisLedger(settings.store, settings.redis)
 
 
 _SCHEMA = (
@@ -179,6 +196,12 @@ class LocalLedger:
             )
         self._file.make()
 
+    def new_ledger(self) -> None:
+        """As `Ledger.new_ledger`."""
+        if self._file.path.exists():
+            raise MonitoringStoreError(f"{self._file.path}: is there")
+        self.start()
+
     def book(self, entry: Entry, budget: Budget) -> None:
         """As `Ledger.book`."""
         _check(entry)
@@ -208,27 +231,43 @@ class LocalLedger:
         self._file.close()
 
 
-# KEYS: a hash of keys to "time rho". ARGV: key, time, rho, cap, since when.
-_BOOK = once("""
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then return 'booked' end
+# KEYS: those of the ledger, of which the second is a hash of keys to "time rho". ARGV:
+# key, time, rho, cap, since when.
+_BOOK = once(
+    HAS_LEDGER
+    + """
+if redis.call('HEXISTS', booked, ARGV[1]) == 1 then return 'booked' end
 local spent = 0
-for _, booked in ipairs(redis.call('HVALS', KEYS[1])) do
-  local time, rho = string.match(booked, '(%S+) (%S+)')
+for _, one in ipairs(redis.call('HVALS', booked)) do
+  local time, rho = string.match(one, '(%S+) (%S+)')
   if tonumber(time) > tonumber(ARGV[5]) then spent = spent + tonumber(rho) end
 end
 if spent + tonumber(ARGV[3]) > tonumber(ARGV[4]) then return 'spent' end
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+redis.call('HSET', booked, ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
 return 'done'
-""")
+"""
+)
 
-# KEYS: the hash, and one of keys to records. ARGV: key, time, record.
-_PUBLISH = """
-redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2] .. ' 0')
-redis.call('HSETNX', KEYS[2], ARGV[1], ARGV[3])
+# KEYS: those of the ledger, and a hash of keys to records. ARGV: key, time, record.
+_PUBLISH = (
+    HAS_LEDGER
+    + """
+redis.call('HSETNX', booked, ARGV[1], ARGV[2] .. ' 0')
+redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
-_ENTRIES = "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}"
-_REDIS_KEYS = ["sealgate:monitoring:booked", "sealgate:monitoring:records"]
+)
+_ENTRIES = (
+    HAS_LEDGER
+    + """
+return {redis.call('HGETALL', booked), redis.call('HGETALL', KEYS[1])}
+"""
+)
+_NEW = once("""
+if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then return 0 end
+redis.call('SET', KEYS[1], redis.call('TIME')[1])
+return 1
+""")
 
 
 class RedisLedger:
@@ -237,52 +276,50 @@ class RedisLedger:
     It must outlive a restart (``appendonly yes``): what it forgets is spent twice.
     """
 
-    def __init__(self, url: str) -> None:
-        """Prepare; nothing connects yet.
-
-        Raises:
-            MonitoringStoreError: the redis package is not installed, or not such a URL.
-        """
-        self._redis = Redis(
-            url,
-            setting="monitoring.store",
-            refusal=MonitoringStoreError,
-            timeout_s=_TIMEOUT_S,
-        )
-        register = self._redis.client.register_script
-        self._scripts = tuple(map(register, (_BOOK, _PUBLISH, _ENTRIES)))
+    def __init__(self, url: str, reach: Reach) -> None:
+        """As `open_redis`."""
+        self._redis = open_redis(url, reach, timeout_s=_TIMEOUT_S)
+        self._keys = (*ledger_keys(self._redis), *names(self._redis, "records"))
 
     def __repr__(self) -> str:
         return "<RedisLedger>"
 
     def start(self) -> None:
-        """As `Ledger.start`; that it was lost, or what it is while it is away, it
-        cannot tell: then it is waited for, and nothing is released.
-        """
-        if self._redis.look() and not self._redis.outlives_restart():
+        """As `Ledger.start`; one that is away is waited for, without a release."""
+        if not self._redis.look():
+            return
+        if not self._redis.outlives_restart():
             raise MonitoringStoreError(
                 "redis: a restart would forget what releases have spent; set "
                 "appendonly yes"
             )
+        self.entries()
+
+    def new_ledger(self) -> None:
+        """As `Ledger.new_ledger`; that one was lost it cannot tell."""
+        keys = [*ledger_keys(self._redis), request_key(self._redis)]
+        if not self._redis.run(_NEW, keys, []):
+            raise MonitoringStoreError("redis: there is a ledger")
 
     def book(self, entry: Entry, budget: Budget) -> None:
         """As `Ledger.book`."""
         _check(entry)
         cap, since = budget.rho * (1 + _SLACK), entry.time - YEAR_S
         values = [entry.key, *map(repr, (entry.time, entry.rho, cap, since))]
-        answer = self._run(0, [_REDIS_KEYS[0], request_key()], values)
-        if answer != b"done":
+        keys = [*ledger_keys(self._redis), request_key(self._redis)]
+        if self._run(_BOOK, keys, values) not in ("done", b"done"):
             known = self.entries()
             raise _refusal(known, entry, budget) or BookedError(_booked(entry))
 
     def publish(self, entry: Entry) -> None:
         """As `Ledger.publish`."""
         _check(entry)
-        self._run(1, _REDIS_KEYS, [entry.key, repr(entry.time), entry.record])
+        values = [entry.key, repr(entry.time), entry.record]
+        self._run(_PUBLISH, self._keys, values)
 
     def entries(self) -> list[Entry]:
         """As `Ledger.entries`."""
-        booked, records = (_pairs(item) for item in self._run(2, _REDIS_KEYS, []))
+        booked, records = map(pairs, self._run(_ENTRIES, self._keys, []))
         found = []
         for key, text in booked.items():
             time, _, rho = text.decode().partition(" ")
@@ -294,12 +331,11 @@ class RedisLedger:
         """As `Ledger.close`."""
         self._redis.close()
 
-    def _run(self, script: int, keys: list[str], values: list[Any]) -> Any:
-        return self._redis.run(self._scripts[script], keys, values)
-
-
-def _pairs(items: list[bytes]) -> dict[bytes, bytes]:
-    return dict(zip(items[::2], items[1::2]))
+    def _run(self, script: str, keys: Sequence[str], values: list[Any]) -> Any:
+        answer = self._redis.run(script, keys, values)
+        if answer in ("lost", b"lost"):
+            raise MonitoringStoreError(NO_LEDGER)
+        return answer
 
 
 def _check(entry: Entry) -> None:

@@ -104,10 +104,15 @@ class Freshness:
         date = self._date(headers, now)
         # Without a Date the key decides; its slots are the negative numbers.
         slot = -1 - key_id if date is None else date // SLOT_S
-        return partial(self._remember, fingerprint(enc), slot, live_ids)
+        return partial(self._remember, fingerprint(enc), slot, date, live_ids)
 
     async def _remember(
-        self, entry: bytes, slot: int, live_ids: Sequence[int], account: str
+        self,
+        entry: bytes,
+        slot: int,
+        date: int | None,
+        live_ids: Sequence[int],
+        account: str,
     ) -> None:
         """Check 2."""
         if self._monotonic() >= self._next_forget:
@@ -116,7 +121,7 @@ class Freshness:
             if self._is_steady(now):
                 self._forget(now, live_ids)
         owner = hmac.digest(self._key, b"replay\0" + account.encode(), "sha256")[:8]
-        if not await self._store.insert(entry, slot=slot, owner=owner):
+        if not await self._store.insert(entry, slot=slot, owner=owner, made=date):
             raise ReplayError("seen before")
 
     def _is_steady(self, now: float) -> bool:
@@ -153,8 +158,18 @@ class Freshness:
         return date
 
 
-def load_freshness(settings: SealingSettings, *, key: bytes) -> Freshness:
-    """What the settings ask for; ``key`` makes the names of subjects.
+def load_freshness(
+    settings: SealingSettings,
+    *,
+    key: bytes,
+    report_since: Callable[[int], None] = lambda since: None,
+) -> Freshness:
+    """What the settings ask for.
+
+    Args:
+        settings: of sealed transport.
+        key: makes the names of subjects.
+        report_since: as of `open_replay_store`.
 
     Raises:
         ReplayStoreError: the store's library is not installed, or its URL is none.
@@ -165,6 +180,8 @@ def load_freshness(settings: SealingSettings, *, key: bytes) -> Freshness:
     store = open_replay_store(
         settings.replay_store,
         settings.replay_directory,
+        reach=settings.redis,
+        report_since=report_since,
         max_entries=settings.max_replay_entries,
         share=settings.max_replay_entries_per_subject,
         ttls_s=(2 * window_s + 2 * SLOT_S, 2 * key_s),

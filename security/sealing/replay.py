@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,12 +29,14 @@ from typing import Protocol
 from sealgate.errors import SealgateError
 from security.errors import QuotaError, ReplayStoreError
 from security.stores.local import SqliteFile
-from security.stores.shared import AsyncRedis
+from security.stores.places import Reach
+from security.stores.shared import AsyncRedis, Client, checked_redis
 
 __all__ = [
     "LocalReplayStore",
     "RedisReplayStore",
     "ReplayStore",
+    "check_replay_store",
     "fingerprint",
     "open_replay_store",
 ]
@@ -49,6 +52,11 @@ _SPARE_BYTES = 64 << 10
 # A worker takes so much of an owner's share at once: most inserts then count nothing.
 _BLOCK, _BLOCK_PART = 64, 256
 _REDIS_TIMEOUT_S = 0.5
+# How soon a Redis that was restarted, or replaced by a replica, is noticed.
+_BEGIN_INTERVAL_S = 1.0
+
+_log = logging.getLogger(__name__)
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -60,13 +68,17 @@ def fingerprint(enc: bytes) -> bytes:
 class ReplayStore(Protocol):
     """Remembers requests for all who share it."""
 
-    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
+    async def insert(
+        self, entry: bytes, *, slot: int, owner: bytes, made: int | None = None
+    ) -> bool:
         """Remember an entry; say whether it is new.
 
         Args:
             entry: a `fingerprint`.
             slot: from 0 on by time, below 0 for those that stay until `forget`.
             owner: a name of the verified subject, of whose share it is.
+            made: when its maker says that it was made, Unix seconds; None if it says
+                nothing.
 
         Raises:
             QuotaError: the owner's share is used up; it is not remembered.
@@ -82,23 +94,34 @@ class ReplayStore(Protocol):
 
 
 def open_replay_store(
-    where: str, folder: Path, *, max_entries: int, share: int, ttls_s: tuple[int, int]
+    where: str,
+    folder: Path,
+    *,
+    reach: Reach,
+    max_entries: int,
+    share: int,
+    ttls_s: tuple[int, int],
+    report_since: Callable[[int], None] = lambda since: None,
 ) -> ReplayStore:
     """The store that a setting names.
 
     Args:
         where: "local", or the URL of a Redis.
+        reach: prefix of the keys, and certificates, of a Redis.
         folder: of the local store.
         max_entries: of the local store.
         share: entries of one owner at most.
         ttls_s: how long Redis keeps entries with a slot by time, and the others.
+        report_since: told since when a Redis knows every request, Unix seconds.
 
     Raises:
         ReplayStoreError: not such a URL, or the redis package is not installed.
     """
     if where == "local":
         return LocalReplayStore(folder, max_entries=max_entries, share=share)
-    return RedisReplayStore(where, ttls_s=ttls_s, share=share)
+    return RedisReplayStore(
+        where, reach, ttls_s=ttls_s, share=share, report_since=report_since
+    )
 
 
 @dataclass(frozen=True)
@@ -149,7 +172,9 @@ class LocalReplayStore:
     def __repr__(self) -> str:
         return f"<LocalReplayStore {self._file.path}>"
 
-    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
+    async def insert(
+        self, entry: bytes, *, slot: int, owner: bytes, made: int | None = None
+    ) -> bool:
         """As `ReplayStore.insert`; takes microseconds, so no thread is used.
 
         The entries of one turn of the event loop are one transaction, most of whose
@@ -229,12 +254,31 @@ class LocalReplayStore:
                 other.unlink(missing_ok=True)
 
 
+# KEYS: since when every request is known. It begins anew with each run of the server: a
+# restart may have lost its last second, a snapshot its last hour, a replica its last
+# moments. It begins with the next second, since a Date has no smaller part.
+_BEGIN = """
+local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+local known = redis.call('GET', KEYS[1])
+if known and string.match(known, ' (%w+)$') == run then
+  return tonumber(string.match(known, '^%d+'))
+end
+local since = redis.call('TIME')[1] + 1
+redis.call('SET', KEYS[1], string.format('%d %s', since, run))
+return since
+"""
+
 # KEYS: the entry; how many entries its owner added in this period and in the one
-# before, which together are at least those that are still kept. ARGV: the request's
-# id, how long the entry is kept in milliseconds, the owner's share.
+# before, which together are at least those that are still kept; since when every
+# request is known. ARGV: the request's id, how long the entry is kept in milliseconds,
+# the owner's share, when the request was made, or -1.
 _INSERT = """
 local known = redis.call('GET', KEYS[1])
 if known then return known == ARGV[1] and 1 or 0 end
+local since = redis.call('GET', KEYS[4])
+if not since then return -2 end
+local made = tonumber(ARGV[4])
+if made >= 0 and made < tonumber(string.match(since, '^%d+')) then return -3 end
 local now = tonumber(redis.call('GET', KEYS[2]) or 0)
 local before = tonumber(redis.call('GET', KEYS[3]) or 0)
 if now + before >= tonumber(ARGV[3]) then return -1 end
@@ -243,6 +287,10 @@ redis.call('INCR', KEYS[2])
 redis.call('PEXPIRE', KEYS[2], 2 * ARGV[2])
 return 1
 """
+_NO_SHARE, _EMPTIED, _BEFORE = -1, -2, -3
+_SETTING = "sealing.replay_store"
+# Parts of a cluster's keys; each lies on one of its servers.
+_PARTS = 16
 
 
 class RedisReplayStore:
@@ -250,9 +298,22 @@ class RedisReplayStore:
 
     Its own memory limit bounds it; it must be set to refuse writes when full
     (``maxmemory-policy noeviction``), or it would forget what it must know.
+
+    One that was restarted, emptied or replaced may have forgotten requests: those that
+    were made before it began to know every one are refused until their window is over.
+    Requests without a Date do not say when they were made; after such a loss their keys
+    must go (``keys retire``).
     """
 
-    def __init__(self, url: str, *, ttls_s: tuple[int, int], share: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        reach: Reach,
+        *,
+        ttls_s: tuple[int, int],
+        share: int,
+        report_since: Callable[[int], None] = lambda since: None,
+    ) -> None:
         """Prepare; nothing connects yet; arguments as of `open_replay_store`.
 
         Raises:
@@ -260,34 +321,69 @@ class RedisReplayStore:
         """
         self._ttls_s = ttls_s
         self._share = share
+        self._report_since = report_since
+        self._since = 0
+        self._begin_at = 0.0
         self._redis = AsyncRedis(
             url,
-            setting="sealing.replay_store",
+            reach,
+            setting=_SETTING,
             refusal=ReplayStoreError,
             timeout_s=_REDIS_TIMEOUT_S,
         )
-        self._script = self._redis.client.register_script(_INSERT)
+        self._names = _names(self._redis)
 
     def __repr__(self) -> str:
         return "<RedisReplayStore>"
 
-    async def insert(self, entry: bytes, *, slot: int, owner: bytes) -> bool:
+    async def insert(
+        self, entry: bytes, *, slot: int, owner: bytes, made: int | None = None
+    ) -> bool:
         """As `ReplayStore.insert`: one script, whose repetition is no replay."""
+        if time.monotonic() >= self._begin_at:
+            await self._begin()
         undated = slot < 0
         ttl_s = self._ttls_s[undated]
         period = int(time.time()) // ttl_s
+        # A copy has its original's owner, whose token is sealed in both.
+        name = self._names[owner[0] % len(self._names)]
+        share = f"{name}:share:{owner.hex()}:{undated:d}"
         keys = [
-            f"sealgate:replay:{slot}:{entry.hex()}",
-            *(
-                f"sealgate:replay:share:{owner.hex()}:{undated:d}:{period - back}"
-                for back in (0, 1)
-            ),
+            f"{name}:{slot}:{entry.hex()}",
+            f"{share}:{period}",
+            f"{share}:{period - 1}",
+            f"{name}:since",
         ]
-        values = [secrets.token_bytes(8), ttl_s * 1000, self._share]
-        answer = await self._redis.run(self._script, keys, values)
-        if answer < 0:
+        date = -1 if made is None or undated else made
+        values = [secrets.token_bytes(8), ttl_s * 1000, self._share, date]
+        try:
+            answer = await self._redis.run(_INSERT, keys, values)
+            if answer == _EMPTIED:
+                raise ReplayStoreError("redis: was emptied, and begins anew")
+        except ReplayStoreError:
+            self._begin_at = 0.0
+            raise
+        if answer == _BEFORE:
+            raise ReplayStoreError("redis: began anew after this was made")
+        if answer == _NO_SHARE:
             raise _share_error()
         return bool(answer)
+
+    async def _begin(self) -> None:
+        """Learn since when every request is known, in each part."""
+        keys = [f"{name}:since" for name in self._names]
+        if self._since:  # one request asks; the others go on meanwhile
+            self._begin_at = time.monotonic() + _BEGIN_INTERVAL_S
+        try:
+            since = max([await self._redis.run(_BEGIN, [key], []) for key in keys])
+        except ReplayStoreError:
+            self._begin_at = 0.0
+            raise
+        self._begin_at = time.monotonic() + _BEGIN_INTERVAL_S
+        if 0 < self._since < since:
+            _log.warning("redis began anew: sealed requests from before are refused")
+        self._since = since
+        self._report_since(since)
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
         """Nothing to do: entries expire by themselves."""
@@ -295,6 +391,27 @@ class RedisReplayStore:
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.close()
+
+
+def check_replay_store(where: str, reach: Reach) -> None:
+    """Refuse a Redis that may forget; where it is new, it knows requests from now on.
+
+    Raises:
+        ReplayStoreError: not such a URL, or not such a Redis.
+    """
+    with checked_redis(
+        where, reach, setting=_SETTING, refusal=ReplayStoreError
+    ) as client:
+        if client is None:
+            return
+        for name in _names(client):
+            client.run(_BEGIN, [f"{name}:since"], [])
+
+
+def _names(redis: Client) -> tuple[str, ...]:
+    """What the keys of each part begin with."""
+    parts = range(_PARTS if redis.is_cluster else 1)
+    return tuple(redis.key("replay", tag=f"replay-{part}") for part in parts)
 
 
 def _share_error() -> QuotaError:

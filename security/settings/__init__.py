@@ -10,6 +10,7 @@ profiles       what providers issue beside RFC 9068
 sealing        sealed transport, its keys and its replay window
 admission      which models may run
 quotas         where it is counted what each subject asks
+redis          what all stores that are in a Redis share
 audit          the audit log, its keys and its checkpoints
 runtime        how models are run
 deployment     where it is said which models a running server serves

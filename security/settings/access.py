@@ -8,6 +8,7 @@ from pathlib import Path
 from security.errors import SettingsError
 from security.settings.checks import check_positive, check_store
 from security.settings.issuers import IssuerSettings, check_issuers, check_resource
+from security.settings.redis import RedisSettings
 
 __all__ = ["AccessSettings", "check_access"]
 
@@ -35,14 +36,15 @@ class AccessSettings(IssuerSettings):
         leeway_s: tolerated clock difference.
         max_token_bytes: refuse longer tokens before decoding.
         token_cache_entries: verified tokens that are remembered; 0 remembers none.
-        revocation_store: "local", shared by the workers of this machine, or the
-            ``redis://`` or ``rediss://`` URL of a store shared by all machines.
+        revocation_store: "local", shared by the workers of this machine, or the URL of
+            a Redis that all machines share, as of `security.stores.places`.
         revocation_directory: folder of the local store.
         revocation_require_persistence: refuse to start on a Redis that would lose the
             list when it is restarted (``appendonly no``).
         dpop_key: file with the key that nonces are made with.
         dpop_nonce: proofs must hold a nonce of this server (RFC 9449, section 9).
         dpop_window_s: how far a proof's time may be from our clock, either way.
+        redis: how a Redis is reached; the table [redis].
     """
 
     issuers: tuple[IssuerSettings, ...] = ()
@@ -57,6 +59,7 @@ class AccessSettings(IssuerSettings):
     dpop_key: Path = Path("keys/dpop.key")
     dpop_nonce: bool = True
     dpop_window_s: int = 60
+    redis: RedisSettings = field(default_factory=RedisSettings)
 
     @property
     def all_issuers(self) -> tuple[IssuerSettings, ...]:

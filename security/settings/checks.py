@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from security.errors import SettingsError
+from security.stores.places import parse_place
 
 __all__ = [
     "check_failure_mode",
@@ -39,8 +40,11 @@ def check_store(store: str, where: str) -> None:
         SettingsError: names the key, not the value: a URL that was mistyped may hold
             a password.
     """
-    if store != "local" and not store.startswith(("redis://", "rediss://")):
-        raise SettingsError(f"{where}: local, or a redis:// URL")
+    if store != "local":
+        try:
+            parse_place(store)
+        except ValueError as error:
+            raise SettingsError(f"{where}: {error}") from None
 
 
 def check_failure_mode(mode: str, where: str) -> None:

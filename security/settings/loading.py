@@ -13,7 +13,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from security.settings.monitoring import MonitoringSettings, check_monitoring
 from security.settings.observability import ObservabilitySettings, check_observability
 from security.settings.profiles import PROFILES
 from security.settings.quotas import QuotaSettings, check_quotas
+from security.settings.redis import RedisSettings, check_redis
 from security.settings.runtime import RuntimeSettings, check_runtime
 from security.settings.sealing import SealingSettings, check_sealing
 from security.settings.service import ServiceSettings, check_service
@@ -55,6 +56,7 @@ class Settings:
     sealing: SealingSettings = field(default_factory=SealingSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
     quotas: QuotaSettings = field(default_factory=QuotaSettings)
+    redis: RedisSettings = field(default_factory=RedisSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
     deployment: DeploymentSettings = field(default_factory=DeploymentSettings)
@@ -63,6 +65,8 @@ class Settings:
     observability: ObservabilitySettings = field(default_factory=ObservabilitySettings)
 
 
+# A table of its own, which the sections that name a store have, too.
+_REDIS = "RedisSettings"
 # The kind of what differs for one model, by its name: [runtime.models.NAME].
 _MODELS = "Mapping[str, Mapping[str, Any]]"
 _SECTIONS: Mapping[str, type[Any]] = {
@@ -71,6 +75,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "sealing": SealingSettings,
     "admission": AdmissionSettings,
     "quotas": QuotaSettings,
+    "redis": RedisSettings,
     "audit": AuditSettings,
     "runtime": RuntimeSettings,
     "deployment": DeploymentSettings,
@@ -107,6 +112,9 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         )
         for name, kind in _SECTIONS.items()
     }
+    for name, section in sections.items():
+        if _REDIS in {item.type for item in fields(section)}:
+            sections[name] = replace(section, redis=sections["redis"])
     return _checked(Settings(home=home, **sections))
 
 
@@ -117,6 +125,7 @@ def _checked(settings: Settings) -> Settings:
     check_runtime(settings.runtime)
     check_deployment(settings.deployment)
     check_quotas(settings.quotas)
+    check_redis(settings.redis)
     check_audit(settings.audit)
     check_tls(settings.tls)
     if settings.tls.client_certificates == "off" and any(
@@ -140,7 +149,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     known = {
         f"{_PREFIX}{section}_{item.name}".upper(): (section, item)
         for section, kind in _SECTIONS.items()
-        for item in fields(kind)
+        for item in _keys(kind)
         if item.type != _MODELS
     }
     given = {
@@ -170,7 +179,7 @@ def _from_text(text: str, kind: str) -> Any:
 def _section(
     kind: type[Any], values: Mapping[str, Any], *, where: str, bases: Mapping[str, Path]
 ) -> Any:
-    known = {item.name: str(item.type) for item in fields(kind)}
+    known = {item.name: str(item.type) for item in _keys(kind)}
     if "profile" in known:
         values = _profiled(values, where)
     refuse_unknown(values.keys(), known.keys(), where)
@@ -183,9 +192,14 @@ def _section(
             base=bases[item.metadata.get("base", "home")],
             tables=item.metadata.get("tables"),
         )
-        for item in fields(kind)
+        for item in _keys(kind)
     }
     return kind(**given)
+
+
+def _keys(kind: type[Any]) -> list[Field[Any]]:
+    """What a table may set."""
+    return [item for item in fields(kind) if item.type != _REDIS]
 
 
 def _profiled(values: Mapping[str, Any], where: str) -> Mapping[str, Any]:

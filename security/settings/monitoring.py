@@ -10,6 +10,7 @@ from typing import Any
 
 from security.errors import SettingsError
 from security.settings.checks import check_positive, check_store
+from security.settings.redis import RedisSettings
 
 __all__ = [
     "MAX_GROUP_BYTES",
@@ -70,8 +71,8 @@ class MonitoringSettings:
         min_subjects: a window with fewer, by a noisy count, is not released.
         max_subjects: of one model version and window, in each worker: about 400 bytes
             of memory each. A window with about as many is not released.
-        store: "local", shared by the workers of this machine, or the ``redis://`` or
-            ``rediss://`` URL of a store shared by all machines.
+        store: "local", shared by the workers of this machine, or the URL of
+            a Redis that all machines share, as of `security.stores.places`.
         directory: folder of the local store, and of its ledger.
         key: file with the key that counts are encrypted with until they are released.
         labels_final_after_days: as of `LabelSettings`, for models that have none in
@@ -82,6 +83,7 @@ class MonitoringSettings:
         models: values of `LabelSettings` for one model, by its name.
         flush_s: how often a worker gives the store what it has counted; what a worker
             that is killed loses at most.
+        redis: how a Redis is reached; the table [redis].
     """
 
     enabled: bool = False
@@ -100,6 +102,7 @@ class MonitoringSettings:
     models: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict, metadata={"tables": LabelSettings}
     )
+    redis: RedisSettings = field(default_factory=RedisSettings)
 
     def labels(self, name: str) -> LabelSettings:
         """What holds for a model's labels."""

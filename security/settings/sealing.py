@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from security.errors import SettingsError
 from security.settings.checks import check_positive, check_store
+from security.settings.redis import RedisSettings
 
 __all__ = ["SealingSettings", "check_sealing"]
 
@@ -37,13 +38,14 @@ class SealingSettings:
         require_date: refuse sealed requests without a ``Date``. Without this they are
             remembered until their key is retired.
         date_window_s: how far a ``Date`` may be from the server's clock, either way.
-        replay_store: "local", shared by the workers of this machine, or the
-            ``redis://`` or ``rediss://`` URL of a store shared by all machines.
+        replay_store: "local", shared by the workers of this machine, or the URL of
+            a Redis that all machines share, as of `security.stores.places`.
         replay_directory: folder of the local store.
         max_replay_entries: requests that the local store remembers at most; more are
             answered 503.
         max_replay_entries_per_subject: of one subject, in either store; more of its
             requests are answered 429.
+        redis: how a Redis is reached; the table [redis].
     """
 
     require_sealed: bool = True
@@ -58,6 +60,7 @@ class SealingSettings:
     replay_directory: Path = Path("replay")
     max_replay_entries: int = 1 << 20
     max_replay_entries_per_subject: int = 1 << 18
+    redis: RedisSettings = field(default_factory=RedisSettings)
 
 
 def check_sealing(sealing: SealingSettings) -> None:

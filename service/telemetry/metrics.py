@@ -106,6 +106,11 @@ FAMILIES: Mapping[str, Family] = {
     "sealgate_revocations_volatile": Family(
         "info", "1 where a restart of its store would lose the list of revocations."
     ),
+    "sealgate_shared_since_seconds": Family(
+        "info",
+        "Since when a shared store knows what it is asked; later than it was: a loss.",
+        ("store",),
+    ),
     "sealgate_issuer_keys_stale": Family(
         "info",
         "1 while an issuer's last good keys stand in for those that cannot be read.",

@@ -36,7 +36,7 @@ from sealgate.passport import verify_passport
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.kem import KEM_XWING
 from sealgate.protocol.signedkeys import verify_keys
-from security.access.revocation import LocalStore
+from security.access.revocation_stores import LocalStore
 from security.admission.confidential import (
     check_sealed,
     load_model_key,

@@ -19,7 +19,8 @@ import pytest
 from security.access import introspection as module
 from security.access.explain import Question, Step, explain
 from security.access.introspection import Introspector
-from security.access.revocation import Revocation, Revocations
+from security.access.revocation import Revocations
+from security.access.revocation_stores import Revocation
 from security.access.tokens import Principal, Verifier
 from security.errors import (
     IntrospectionError,

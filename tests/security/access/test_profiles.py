@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, utils
 
 from security.access.claims import Principal
 from security.access.explain import Question, explain
-from security.access.revocation import Revocation, Revocations
+from security.access.revocation import Revocations
+from security.access.revocation_stores import Revocation
 from security.access.tokens import Verifier
 from security.errors import RevocationStoreError, TokenError
 from security.settings.access import AccessSettings

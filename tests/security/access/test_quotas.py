@@ -33,6 +33,7 @@ from security.errors import (
     SettingsError,
 )
 from security.settings.quotas import QuotaSettings
+from security.stores.places import Reach
 from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import ROOT, free_port
 
@@ -643,7 +644,7 @@ def test_hosts_share_a_redis(redis_url: str, limit: int) -> None:
     clock = Clock(time.time())
 
     async def main() -> None:
-        stores = [RedisQuotaStore(redis_url, key=KEY) for _ in range(2)]
+        stores = [RedisQuotaStore(redis_url, Reach(), key=KEY) for _ in range(2)]
         hosts = [
             quotas(store, clock, requests_per_minute=limit, rows_per_day=1000)
             for store in stores
@@ -663,16 +664,18 @@ def test_hosts_share_a_redis(redis_url: str, limit: int) -> None:
 
 def test_redis_refuses_all_or_nothing(redis_url: str) -> None:
     async def main() -> None:
-        store = RedisQuotaStore(redis_url, key=KEY)
+        store = RedisQuotaStore(redis_url, Reach(), key=KEY)
         ends = int(time.time()) + 60
         small, large = (
-            Want(name * 16, 1, ends, limit, 3, 5)
+            Want(b"a" * 16 + name, 1, ends, limit, 3, 5)
             for name, limit in ((b"s", 4), (b"l", 100))
         )
         assert await store.take([small, large]) == [Grant(4, 0), Grant(5, 95)]
         assert await store.take([large, small]) == [Grant(0, 95), Grant(0, 0)]
         assert await store.take([large]) == [Grant(5, 90)]
-        (key,) = await store._redis.client.keys(f"sealgate:quota:{(b'l' * 16).hex()}*")
+        (key,) = await store._redis.client.keys(
+            f"sealgate:quota:{(b'a' * 16 + b'l').hex()}*"
+        )
         assert 60 <= await store._redis.client.ttl(key) <= 125
         await store.close()
 
@@ -681,7 +684,7 @@ def test_redis_refuses_all_or_nothing(redis_url: str) -> None:
 
 def test_redis_holds_slots_for_a_time(redis_url: str) -> None:
     async def main() -> None:
-        store = RedisQuotaStore(redis_url, key=KEY)
+        store = RedisQuotaStore(redis_url, Reach(), key=KEY)
 
         async def hold(holder: bytes, slots: int, ttl_s: float = 30) -> int:
             return await store.hold(b"slots", holder, slots=slots, limit=4, ttl_s=ttl_s)
@@ -705,7 +708,7 @@ def test_a_repetition_is_charged_once(redis: RedisServer) -> None:
     """The client sends again what was done when the wire broke."""
 
     async def main(url: str) -> list[Grant]:
-        store = RedisQuotaStore(url, key=KEY)
+        store = RedisQuotaStore(url, Reach(), key=KEY)
         ends = int(time.time()) + 60
         try:
             first = await store.take([Want(b"repeated", 1, ends, 10, 3, 3)])
@@ -720,11 +723,11 @@ def test_a_repetition_is_charged_once(redis: RedisServer) -> None:
 
 def test_machines_with_other_keys_would_count_apart(redis_url: str) -> None:
     async def main() -> None:
-        first = RedisQuotaStore(redis_url, key=KEY)
+        first = RedisQuotaStore(redis_url, Reach(), key=KEY)
         want = Want(b"x", 1, int(time.time()) + 60, 1, 1, 1)
         await first.take([want])
         await first.close()
-        other = RedisQuotaStore(redis_url, key=b"another")
+        other = RedisQuotaStore(redis_url, Reach(), key=b"another")
         with pytest.raises(QuotaStoreError, match="counts with another key"):
             await other.take([want])
         await other.close()
@@ -734,7 +737,8 @@ def test_machines_with_other_keys_would_count_apart(redis_url: str) -> None:
 
 def test_a_redis_that_is_away() -> None:
     pytest.importorskip("redis", reason="the redis package is not installed")
-    away = RedisQuotaStore(f"redis://user:secret@127.0.0.1:{free_port()}/0", key=KEY)
+    url = f"redis://user:secret@127.0.0.1:{free_port()}/0"
+    away = RedisQuotaStore(url, Reach(), key=KEY)
     assert "secret" not in repr(away)
 
     async def main() -> None:

@@ -29,6 +29,7 @@ from security.monitoring.outcomes import Statement, state
 from security.monitoring.release import Release, about_of, read_releases
 from security.monitoring.tickets import Tickets
 from security.settings.monitoring import MonitoringSettings
+from security.stores.places import Reach
 from tests.security.monitoring.test_monitor import DAY_S, Clock, name
 from tests.support.bundles import manifest
 from tests.support.redis_servers import RedisServer, redis_server
@@ -115,12 +116,13 @@ def any_site(request: pytest.FixtureRequest) -> Site:
         found: Site = request.getfixturevalue("site")
         return found
     url = request.getfixturevalue("redis").url
-    RedisLedger(url)._redis.client.flushall()
+    RedisLedger(url, Reach())._redis.client.flushall()
+    RedisLedger(url, Reach()).new_ledger()
     return Site(
         SETTINGS,
-        lambda: RedisCountStore(url),
-        lambda: RedisLabelStore(url),
-        lambda: RedisLedger(url),
+        lambda: RedisCountStore(url, Reach()),
+        lambda: RedisLabelStore(url, Reach()),
+        lambda: RedisLedger(url, Reach()),
     )
 
 
@@ -366,7 +368,7 @@ def test_the_store_is_away(site: Site, tmp_path: Path) -> None:
 
 def test_redis_is_away(redis: RedisServer, site: Site) -> None:
     worker = replace(
-        site, open_labels=lambda: RedisLabelStore("redis://127.0.0.1:1/0")
+        site, open_labels=lambda: RedisLabelStore("redis://127.0.0.1:1/0", Reach())
     ).worker()
     (ticket,) = ask(worker, 1, 0.9)
     with pytest.raises(MonitoringStoreError, match="redis: ConnectionError"):

@@ -8,11 +8,13 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from security.commands import main
 from security.errors import (
     BookedError,
     BudgetSpentError,
@@ -30,6 +32,7 @@ from security.monitoring.ledger import (
 )
 from security.monitoring.release import About, Release, read_releases, release
 from security.monitoring.windows import window_named
+from security.stores.places import Reach
 from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 
 NOW = 1_796_000_000.0
@@ -50,8 +53,9 @@ def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
     if request.param == "local":
         found = LocalLedger(tmp_path / "monitoring")
     else:
-        found = RedisLedger(request.getfixturevalue("redis").url)
+        found = RedisLedger(request.getfixturevalue("redis").url, Reach())
         found._redis.client.flushall()  # type: ignore[attr-defined]
+        found.new_ledger()
     found.start()
     yield found
     found.close()
@@ -226,20 +230,21 @@ def test_a_ledger_that_is_gone_is_not_empty(tmp_path: Path) -> None:
 def test_a_redis_that_forgets_is_refused(tmp_path: Path) -> None:
     refused = pytest.raises(MonitoringStoreError, match="appendonly")
     with redis_server(tmp_path, "--appendonly", "no") as running, refused:
-        RedisLedger(running.url).start()
+        RedisLedger(running.url, Reach()).start()
 
 
 def test_a_redis_that_is_away_stops_no_start() -> None:
-    ledger = RedisLedger("redis://127.0.0.1:9/0")
+    ledger = RedisLedger("redis://127.0.0.1:9/0", Reach())
     ledger.start()
     with pytest.raises(MonitoringStoreError):
         ledger.book(Entry(ABOUT.key, NOW, 0.25), BUDGET)
 
 
 def test_a_booking_whose_answer_was_lost_is_one_booking(redis: RedisServer) -> None:
-    RedisLedger(redis.url)._redis.client.flushall()
+    RedisLedger(redis.url, Reach())._redis.client.flushall()
+    RedisLedger(redis.url, Reach()).new_ledger()
     with losing_answers(redis.port, ABOUT.key.encode()) as (url, lost):
-        ledger = RedisLedger(url)
+        ledger = RedisLedger(url, Reach())
         ledger.book(Entry(ABOUT.key, NOW, 0.25), BUDGET)
         assert [entry.rho for entry in ledger.entries()] == [0.25]
         ledger.close()
@@ -262,3 +267,22 @@ def test_malformed_records_are_refused(change: dict[str, object]) -> None:
     document = json.loads(Release(ABOUT, int(NOW)).to_json()) | change
     with pytest.raises(MonitoringError):
         Release.from_json(json.dumps(document).encode())
+
+
+def test_the_ledger_of_a_new_redis_is_made_by_a_command(
+    redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Once, under the deployment's own prefix; a server's start makes none."""
+    reach = Reach("blue")
+    monkeypatch.setenv("SEALGATE_MONITORING_STORE", redis.url)
+    monkeypatch.setenv("SEALGATE_REDIS_PREFIX", reach.prefix)
+    with closing(RedisLedger(redis.url, reach)) as ledger:
+        with pytest.raises(MonitoringStoreError, match="monitor --new-ledger"):
+            ledger.start()
+        assert main(["monitor", "--new-ledger"]) == 0
+        assert "made a ledger" in capsys.readouterr().out
+        ledger.start()
+    assert main(["monitor", "--new-ledger"]) == 2
+    assert capsys.readouterr().err == "error: redis: there is a ledger\n"

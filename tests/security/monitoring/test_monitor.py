@@ -24,6 +24,7 @@ from security.monitoring.monitor import PATIENCE_S, Monitor
 from security.monitoring.release import Release, read_releases
 from security.monitoring.windows import BELIEVED_S, window_at
 from security.settings.monitoring import MonitoringSettings
+from security.stores.places import Reach
 from tests.support.bundles import manifest
 from tests.support.redis_servers import RedisServer, redis_server
 
@@ -104,8 +105,13 @@ def any_site(request: pytest.FixtureRequest) -> Site:
         found: Site = request.getfixturevalue("site")
         return found
     url = request.getfixturevalue("redis").url
-    RedisLedger(url)._redis.client.flushall()
-    return Site(SETTINGS, lambda: RedisCountStore(url), lambda: RedisLedger(url))
+    RedisLedger(url, Reach())._redis.client.flushall()
+    RedisLedger(url, Reach()).new_ledger()
+    return Site(
+        SETTINGS,
+        lambda: RedisCountStore(url, Reach()),
+        lambda: RedisLedger(url, Reach()),
+    )
 
 
 def name(subject: int) -> str:
@@ -275,7 +281,11 @@ def test_of_a_store_that_is_away_for_long_the_last_windows_are_kept(
 
 def test_a_redis_that_is_away_is_said_to_be(tmp_path: Path) -> None:
     url = "redis://127.0.0.1:9/0"
-    site = Site(SETTINGS, lambda: RedisCountStore(url), lambda: RedisLedger(url))
+    site = Site(
+        SETTINGS,
+        lambda: RedisCountStore(url, Reach()),
+        lambda: RedisLedger(url, Reach()),
+    )
     monitor = site.worker()
     ask(monitor, 1, 1.0)
     monitor.look()

@@ -20,6 +20,7 @@ from security.errors import (
 from security.sealing.freshness import Freshness, http_date, load_freshness
 from security.sealing.replay import LocalReplayStore, RedisReplayStore, fingerprint
 from security.settings.sealing import SealingSettings
+from security.stores.places import Reach
 from tests.support.redis_servers import RedisServer, losing_answers, redis_server
 from tests.support.servers import free_port
 
@@ -264,7 +265,7 @@ def redis_url(redis: RedisServer) -> str:
 
 
 def redis_store(url: str, *, share: int = 1000) -> RedisReplayStore:
-    return RedisReplayStore(url, ttls_s=(260, 3600), share=share)
+    return RedisReplayStore(url, Reach(), ttls_s=(260, 3600), share=share)
 
 
 def test_redis_remembers_for_all(redis_url: str) -> None:
