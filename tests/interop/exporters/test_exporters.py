@@ -103,7 +103,9 @@ def test_a_few_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.environ.get("INTEROP") != "exporters", reason="exporters: run make interop")
+@pytest.mark.skipif(
+    os.environ.get("INTEROP") != "exporters", reason="exporters: run make interop"
+)
 def test_all_again(tmp_path: Path) -> None:
     results = run.everything(Path(os.environ["INTEROP_PART"]), tmp_path)
     if os.environ.get("RECORD"):

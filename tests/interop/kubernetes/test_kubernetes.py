@@ -37,8 +37,6 @@ pytestmark = pytest.mark.skipif(
 DEPLOY = ROOT / "deploy"
 # Whose schemas Kubernetes does not have.
 CUSTOM = {"Certificate", "PrometheusRule", "ServiceMonitor"}
-# Settings of a branch that this one may be older than.
-TO_COME = {"SEALGATE_REDIS_CA"}
 
 Made = dict[str, Any]
 
@@ -399,11 +397,7 @@ def test_settings_are_those_of_the_server(
         assert len(given) == sum(
             item["name"].startswith("SEALGATE_") for item in container["env"]
         )
-        own = {
-            name: value.replace("/config/", f"{DEPLOY}/")
-            for name, value in given.items()
-            if name not in TO_COME
-        }
+        own = {n: v.replace("/config/", f"{DEPLOY}/") for n, v in given.items()}
         settings = load_settings({**own, "SEALGATE_HOME": str(tmp_path)})
         assert settings.service.environment == "production"
         args = container["args"]
