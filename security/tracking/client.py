@@ -142,22 +142,39 @@ class Client:
                 raise TrackingError(f"{name}: MLflow put it outside of its folder")
             return inside.replace(folder / name)
 
-    def create_run(self, name: str, tags: Mapping[str, str]) -> str:
-        """Begin a run in the experiment that MLFLOW_EXPERIMENT_NAME or _ID names.
+    def experiment(self) -> str:
+        """The id of the experiment that MLFLOW_EXPERIMENT_NAME or _ID names.
+
+        It is made where there is none of that name.
+        """
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
+        told = os.environ.get("MLFLOW_EXPERIMENT_ID") or ("" if name else "0")
+        with _asking():
+            if told:
+                return str(self._client.get_experiment(told).experiment_id)
+            if found := self._client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            return str(self._client.create_experiment(name))
+
+    def create_run(self, name: str, *, began_ms: int | None = None) -> str:
+        """Begin a run in that experiment.
+
+        Args:
+            name: of the run.
+            began_ms: when, in milliseconds since 1970; now, if it is None.
 
         Returns:
             Its id.
         """
+        experiment = self.experiment()
         with _asking():
-            run = self._client.create_run(
-                self._experiment(), run_name=name, tags=dict(tags)
-            )
+            run = self._client.create_run(experiment, began_ms, run_name=name)
             return str(run.info.run_id)
 
-    def end_run(self, run_id: str, status: str) -> None:
-        """End a run: FINISHED, FAILED or KILLED."""
+    def end_run(self, run_id: str) -> None:
+        """End a run in good order."""
         with _asking():
-            self._client.set_terminated(run_id, status)
+            self._client.set_terminated(run_id)
 
     def log(
         self,
@@ -215,15 +232,6 @@ class Client:
             self._client.set_registered_model_alias(
                 address.name, alias, address.version
             )
-
-    def _experiment(self) -> str:
-        told = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
-        if told or not name:
-            return told or "0"
-        if found := self._client.get_experiment_by_name(name):
-            return str(found.experiment_id)
-        return str(self._client.create_experiment(name))
 
 
 def _parts(values: list[Any]) -> Iterator[list[Any]]:

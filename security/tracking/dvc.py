@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,16 @@ class Record:
     current: bool
 
 
-def tracked(path: Path, prefix: str) -> dict[str, Condition]:
+def tracked(path: Path, prefix: str, data: bytes | None = None) -> dict[str, Condition]:
     """What a provenance report says of a file under DVC's control.
 
     Args:
         path: of the file.
         prefix: of the conditions' names, for instance "model".
+        data: the bytes that were read of it; the file is read here, where it is None.
 
     Returns:
-        ``{prefix}_dvc_file``, ``…_dvc_md5`` and ``…_sha256`` of the file, and
+        ``{prefix}_dvc_file``, ``…_dvc_md5`` and ``…_file_sha256`` of the file, and
         ``…_dvc_folder_md5`` where its folder is what DVC tracks; nothing where DVC has
         no record of the file.
 
@@ -69,7 +70,7 @@ def tracked(path: Path, prefix: str) -> dict[str, Condition]:
     record = recorded(path)
     if root is None or record is None:
         return {}
-    md5, sha256 = _digests(path)
+    md5, sha256 = _digests(_chunks(path) if data is None else [data])
     listed = record.md5
     stated: dict[str, Condition] = {}
     if record.md5.endswith(".dir"):
@@ -86,7 +87,7 @@ def tracked(path: Path, prefix: str) -> dict[str, Condition]:
     return stated | {
         f"{prefix}_dvc_file": record.where,
         f"{prefix}_dvc_md5": md5,
-        f"{prefix}_sha256": sha256,
+        f"{prefix}_file_sha256": sha256,
     }
 
 
@@ -175,11 +176,16 @@ def _listed(root: Path, record: Record, path: Path) -> str:
     return str(found.get(name, "no such file"))
 
 
-def _digests(path: Path) -> tuple[str, str]:
-    """MD5, which is DVC's name of the file and proves nothing, and SHA-256."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
-            md5.update(chunk)
-            sha256.update(chunk)
+            yield chunk
+
+
+def _digests(chunks: Iterable[bytes]) -> tuple[str, str]:
+    """MD5, which is DVC's name of the file and proves nothing, and SHA-256."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    for chunk in chunks:
+        md5.update(chunk)
+        sha256.update(chunk)
     return md5.hexdigest(), sha256.hexdigest()

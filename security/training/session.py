@@ -57,7 +57,7 @@ __all__ = [
 # Called with a stage's name, the share of it that is done, its result at the end, and
 # perhaps a note while it runs.
 Progress = Callable[..., None]
-# Called after a step with its number and what may be known of it: all of it is paid for.
+# Called after a step with its number and what may be known of it: it is paid for.
 Seen = Callable[[int, Mapping[str, float]], None]
 
 
