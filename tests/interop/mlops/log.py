@@ -9,6 +9,7 @@ import mlflow
 import mlflow.onnx
 import mlflow.sklearn
 import numpy as np
+from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import to_onnx
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
@@ -31,6 +32,19 @@ def exported(pipeline):
     return to_onnx(pipeline, row, options={"zipmap": False}, target_opset=21)
 
 
+def weighted():
+    """A product with weights, which are tensors: linear models have attributes."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["features", "w"], ["scores"])],
+        "weighted",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 2])],
+        [numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w")],
+    )
+    opset = helper.make_opsetid("", 21)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+
+
 mlflow.set_experiment("credit")
 digests = []
 with mlflow.start_run() as run:
@@ -41,7 +55,7 @@ with mlflow.start_run() as run:
         mlflow.onnx.log_model(model, name=name, registered_model_name="credit")
     # Weights in a file of their own, however small.
     mlflow.onnx.log_model(
-        exported(fitted(0.1)),
+        weighted(),
         name="split",
         registered_model_name="split",
         size_threshold=0,
@@ -54,4 +68,6 @@ with mlflow.start_run() as run:
     )
 client = mlflow.MlflowClient()
 client.set_registered_model_alias("credit", "champion", "1")
-print(json.dumps({"run_id": run.info.run_id, "digests": digests}))
+split = [item.path for item in mlflow.artifacts.list_artifacts("models:/split/1")]
+said = {"run_id": run.info.run_id, "digests": digests, "split": split}
+print(json.dumps(said))

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
@@ -271,8 +272,12 @@ def test_an_artifact_that_was_changed_on_the_server(
 
 def test_weights_in_a_file_of_their_own(tracking: Tracking) -> None:
     tracking.done(*importing("mlflow:models:/split/1", "split"))
+    known = ("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt")
+    beside = set(tracking.logged["split"]) - {*known, "model.onnx"}
+    assert len(beside) == 1
     model = read_bundle(tracking.home / "split").model
-    assert b"external" not in model
+    assert np.arange(6, dtype=np.float32).tobytes() in model
+    assert not any(name.encode() in model for name in beside)
     to = ("--to", "models:/split/1")
     assert "verdict: none" in tracking.done("mlflow", "log", "split", *to)
     found = tracking.read("version", "split", "1")
@@ -320,7 +325,9 @@ def test_a_training_is_a_run_with_its_model(tracking: Tracking) -> None:
     assert found["artifacts"]["model/model.onnx"] == bundle.subject.onnx_sha256
     assert "sealgate/evidence/privacy.json" in found["artifacts"]
     text = json.dumps(found)
-    assert not any(line in text for line in (folder / "rows.csv").open())
+    assert not any(
+        line in text for line in (folder / "rows.csv").read_text().splitlines()
+    )
     tracking.done(*importing("mlflow:models:/small/1", "small", "small"))
     came = read_bundle(tracking.home / "small")
     assert came.subject.onnx_sha256 == bundle.subject.onnx_sha256
