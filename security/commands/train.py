@@ -21,6 +21,7 @@ from security.training.config import check_config, load_config
 
 if TYPE_CHECKING:
     from models.data.datasets import AnyDataset
+    from security.tracking.client import Client
     from security.tracking.training_run import TrainingRun
     from security.training.config_sections import TrainingConfig
 
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return check(args.config)
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
+    client = _client(args.tracking_uri) if args.mlflow and first else None
     with Stages() if first else contextlib.nullcontext(_unseen) as stages:
         rows = None if "RANK" in os.environ else _refused_early(args)
         # Torch takes seconds to import; `--help` and every other command go without.
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
         with joined():
             try:
-                logged = _train(args, stages, rows)
+                logged = _train(args, stages, rows, client)
             except StoppedElsewhereError:
                 if leads():  # whoever stopped it may be too dead to say so
                     raise
@@ -167,15 +169,16 @@ def _train(
     args: argparse.Namespace,
     stages: Callable[..., None],
     rows: tuple[AnyDataset, AnyDataset] | None,
+    client: Client | None,
 ) -> TrainingRun | None:
-    from security.training.distributed import everyone, leads  # noqa: PLC0415
+    from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
     from security.training.session import unseen  # noqa: PLC0415
 
     config = everyone(lambda: load_config(args.config))
     ledger = Ledger(load_settings().home / "ledger")
-    logged = _logged(args, config) if args.mlflow and leads() else None
+    logged = None if client is None else _logged(client, config)
     with stopped_by_ctrl_c() as stop:
         train_bundle(
             config,
@@ -190,13 +193,18 @@ def _train(
     return logged
 
 
-def _logged(args: argparse.Namespace, config: TrainingConfig) -> TrainingRun:
-    """Where the training is to be logged, while nothing has been spent on it."""
+def _client(tracking_uri: str | None) -> Client:
     from security.tracking.client import connect  # noqa: PLC0415  (optional)
+
+    return connect(tracking_uri)
+
+
+def _logged(client: Client, config: TrainingConfig) -> TrainingRun:
+    """Where the training is to be logged, while nothing has been spent on it."""
     from security.tracking.training_run import TrainingRun  # noqa: PLC0415  (as above)
 
     return TrainingRun(
-        connect(args.tracking_uri),
+        client,
         steps=config.privacy.steps,
         sampling_rate=config.privacy.sampling_rate,
     )

@@ -36,7 +36,9 @@ _OURS = {
 _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 _MAX_MESSAGE = 300
 _BATCH = 100  # values in one request, fewer than any of MLflow's limits
-_LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]{32})")
+_VERSION = re.compile(r"[0-9]{1,18}")
+_RUN = re.compile(r"\w{1,64}")
+_LOGGED = re.compile(r"m-[0-9a-f]{32}")
 
 
 class Registered:
@@ -48,11 +50,15 @@ class Registered:
         model_id: of the logged model, or "".
     """
 
-    def __init__(self, found: Any) -> None:
-        self.address = ModelVersion(str(found.name), str(found.version))
-        self.run_id = str(found.run_id or "")
-        logged = _LOGGED_MODEL.fullmatch(str(found.source or ""))
-        self.model_id = str(found.model_id or (logged[1] if logged else ""))
+    def __init__(self, name: str, found: Any) -> None:
+        """Of the model that was asked for, and what the server answered."""
+        version = str(found.version)
+        if not _VERSION.fullmatch(version):
+            raise TrackingError(f"MLflow: {name}: its version is no number")
+        self.address = ModelVersion(name, version)
+        self.run_id = _matching(_RUN, found.run_id)
+        source = str(found.source or "").removeprefix("models:/")
+        self.model_id = _matching(_LOGGED, found.model_id or source)
 
 
 def connect(tracking_uri: str | None) -> Client:
@@ -111,7 +117,7 @@ class Client:
                 found = self._client.get_model_version_by_alias(
                     address.name, address.alias
                 )
-            return Registered(found)
+            return Registered(address.name, found)
 
     def files(self, address: Address) -> dict[str, int]:
         """Names and sizes, as the server states them, of the files in a folder."""
@@ -232,6 +238,11 @@ class Client:
             self._client.set_registered_model_alias(
                 address.name, alias, address.version
             )
+
+
+def _matching(form: re.Pattern[str], value: object) -> str:
+    """What the server says, where it has the form; else nothing."""
+    return value if isinstance(value, str) and form.fullmatch(value) else ""
 
 
 def _parts(values: list[Any]) -> Iterator[list[Any]]:

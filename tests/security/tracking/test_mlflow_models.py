@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -32,6 +33,7 @@ from security.tracking.logged import (
 )
 from security.tracking.mlmodel import MAX_MLMODEL_BYTES, parse_mlmodel
 from tests.conftest import Command
+from tests.support import small_training
 from tests.support.bundles import onnx_model
 
 RUN_ID = "e5ac9925196a43388e53f779e344b1f7"
@@ -160,6 +162,21 @@ def test_what_is_no_identifier_is_not_recorded() -> None:
 # What is downloaded. A server of a folder, which may state other sizes.
 
 
+def answer(**changed: object) -> SimpleNamespace:
+    """What MLflow's client gives of a version."""
+    source = f"models:/m-{'1' * 32}"
+    found = {"version": "7", "run_id": RUN_ID, "model_id": None, "source": source}
+    return SimpleNamespace(**found | changed)
+
+
+def test_what_a_server_may_say_of_a_version() -> None:
+    found = Registered("credit", answer(name="../other", run_id="a b", source="s3://x"))
+    assert found.address.uri == "models:/credit/7"
+    assert (found.run_id, found.model_id) == ("", "")
+    with pytest.raises(TrackingError, match="its version is no number"):
+        Registered("credit", answer(version="1/../../x"))
+
+
 class Folder(Client):
     """A client whose server has the files of one model."""
 
@@ -174,11 +191,7 @@ class Folder(Client):
         return "https://mlflow.example"
 
     def registered(self, address: ModelVersion) -> Registered:
-        class Version:
-            name, version, run_id, model_id = address.name, "7", RUN_ID, None
-            source = f"models:/m-{'1' * 32}"
-
-        return Registered(Version())
+        return Registered(address.name, answer())
 
     def files(self, address: Any) -> dict[str, int]:
         assert not getattr(address, "alias", "")
@@ -300,6 +313,20 @@ def test_without_mlflow_one_line_says_what_to_install(
         "error: MLflow is not installed: pip install mlflow-skinny\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@absent
+def test_without_mlflow_no_training_begins(security: Command, tmp_path: Path) -> None:
+    small_training.write_rows(tmp_path / "rows.csv")
+    (tmp_path / "small.toml").write_text(small_training.CONFIG)
+    out = ("--out", str(tmp_path / "bundle"), "--mlflow")
+    result = security("train", str(tmp_path / "small.toml"), *out)
+    assert result.returncode == 2
+    assert result.stderr.endswith(
+        "error: MLflow is not installed: pip install mlflow-skinny\n"
+    )
+    assert not (tmp_path / "bundle").exists()
+    assert security("ledger", "show").stdout == "nothing was spent\n"
 
 
 @pytest.mark.parametrize(
