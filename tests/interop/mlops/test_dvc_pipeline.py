@@ -111,8 +111,8 @@ def test_what_dvc_adds_is_found_and_held_to_the_file(folder: Path, run: Run) -> 
     model.write_bytes(onnx_model() + b"\x12\x00")  # another producer's empty name
     out = run("security", *made, "--out", "second", code=2)
     assert "run dvc checkout for the recorded file" in out
-    run("dvc", "checkout", "--force")
+    run("dvc", "checkout", "--force", "stored.dvc")
     run("security", *made, "--out", "second")
     model.write_bytes(onnx_model() + b"\x12\x00")
-    run("dvc", "commit", "--force")
+    run("dvc", "commit", "--force", "stored.dvc")
     run("security", *made, "--out", "third")
