@@ -8,9 +8,11 @@ monitoring    drift, told without keeping a row  ledger, counts          runtime
 training      DP-SGD with Opacus, its accounting   mechanism, trainer      offline
 inspection    hostile ONNX files                   structure, backdoors    offline
 assessment    what a model withstands              attacks, quality        offline
+tracking      what MLflow and DVC say of a model   client, records         offline
 documents     what is computed from evidence       card, BOMs              offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
+strict_yaml   YAML of one meaning
 config_reader  TOML to closed, typed tables, for what is read offline
 key_files     private keys in PEM files that only their owner can read
 stores        what replays, quotas and revocations are kept in: SQLite, Redis

@@ -4,6 +4,8 @@
 
     SealgateError
     ├── SettingsError       a setting is missing, unknown or impossible
+    ├── YamlError           not the plain YAML that the caller's bounds allow
+    ├── TrackingError       MLflow cannot be asked, or a record of DVC contradicts
     ├── KeyFileError        a key file is missing, readable by others, or not that key
     ├── AccessError         the caller may not; the answer depends on the subclass
     │   ├── TokenError      no valid token: 401
@@ -69,12 +71,22 @@ __all__ = [
     "ScopeError",
     "SettingsError",
     "TokenError",
+    "TrackingError",
     "TrainingError",
+    "YamlError",
 ]
 
 
 class SettingsError(SealgateError):
     """A setting is missing, unknown or impossible."""
+
+
+class YamlError(SealgateError):
+    """Not the plain YAML that the caller's bounds allow."""
+
+
+class TrackingError(SealgateError):
+    """MLflow cannot be asked, or a record of DVC contradicts the file."""
 
 
 class KeyFileError(SealgateError):

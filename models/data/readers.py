@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from models.data.columns import Table
 from models.errors import DatasetError
 
-__all__ = ["CsvFormat", "read_table"]
+__all__ = ["CALLABLE", "CsvFormat", "read_table"]
 
 MAX_BYTES = 4 << 30
 MAX_COLUMNS = 10_000
-_CALLABLE = "python:"
+CALLABLE = "python:"  # begins a source that is code
 # What reading an archive raises where it is damaged or hostile.
 _DAMAGED = (
     ValueError,
@@ -85,8 +85,8 @@ def read_table(
     Raises:
         DatasetError: missing, too large, malformed, or of another kind.
     """
-    if source.startswith(_CALLABLE):
-        return _call(source.removeprefix(_CALLABLE), base)
+    if source.startswith(CALLABLE):
+        return _call(source.removeprefix(CALLABLE), base)
     path = base / source
     suffixes = [item for item in path.suffixes if item.lower() != ".gz"]
     kind = suffixes[-1].lower() if suffixes else ""
@@ -310,11 +310,11 @@ def _call(target: str, base: Path) -> Table:
         arrays = function()
     except Exception as error:  # noqa: BLE001  (it runs the user's code)
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DatasetError(f"{_CALLABLE}{target}: {reason}") from None
+        raise DatasetError(f"{CALLABLE}{target}: {reason}") from None
     finally:
         sys.path.remove(str(base))
     if not isinstance(arrays, Mapping):
-        raise DatasetError(f"{_CALLABLE}{target}: returned no mapping of arrays")
+        raise DatasetError(f"{CALLABLE}{target}: returned no mapping of arrays")
     return _table([(str(k), np.asarray(v)) for k, v in arrays.items()], target)
 
 

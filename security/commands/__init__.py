@@ -10,6 +10,7 @@ check, train, retrain                  training
 ledger, canaries                       what it spends, and whether that holds
 reference                              what a deployed model is held against
 import_model, inspect                  models from elsewhere
+mlflow                                 what a tracking server is told of a bundle
 outputs                                what may leave of their answers
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
@@ -59,6 +60,7 @@ COMMANDS = {
     "train": "train",
     "ledger": "ledger",
     "import": "import_model",
+    "mlflow": "mlflow",
     "outputs": "outputs",
     "assess": "assess",
     "scan": "scan",

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, report_file
 from models.files import new_directory, read_regular, write_atomic
-from models.manifest import Manifest
+from models.manifest import Column, Manifest
 from models.report import Condition, Report
-from security.commands.options import Subparsers
+from security.commands.options import Subparsers, add_tracking, check_tracking
 from security.commands.rows import add_data_config, answered_rows, data_config
 from security.commands.stages import Stages
 from security.errors import AssessmentError, SettingsError
+from security.tracking import dvc
 
 if TYPE_CHECKING:
     from security.assessment.parity import Comparison
@@ -31,6 +34,22 @@ MAX_MODEL_BYTES = 512 << 20  # what the structural inspection takes
 _SHOWN = 10
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_MLFLOW = "mlflow:"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model as it came, inspected by nobody.
+
+    Attributes:
+        model: the ONNX file's bytes.
+        folder: where weights may lie that it names, or None.
+        stated: what is known of where it is from.
+    """
+
+    model: bytes = field(repr=False)
+    folder: Path | None
+    stated: Mapping[str, Condition]
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Inspect an ONNX file and make a bundle of it: a manifest from its "
         "inputs and outputs, and a provenance report that says it was imported. "
         "Weights in a file beside it, as torch.onnx.export writes them, are embedded. "
-        "It needs evidence and admission like any other. A torch module is exported "
-        "first; its factory is code, and runs. With --expect the model's answers are "
-        "compared with its author's, which makes its parity report.",
+        "It needs evidence and admission like any other. Of a model in MLflow the file "
+        "is taken that its MLmodel names; MLflow loads nothing. A torch module is "
+        "exported first; its factory is code, and runs. With --expect the model's "
+        "answers are compared with its author's, which makes its parity report.",
     )
-    parser.add_argument("source", metavar="FILE.onnx|pkg.module:factory")
+    parser.add_argument("source", metavar="FILE.onnx|mlflow:URI|pkg.module:factory")
     parser.add_argument("--name", required=True, help="name of the model")
     parser.add_argument("--version", required=True, help="dotted numbers, like 1.0.0")
     parser.add_argument(
@@ -73,6 +93,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="what it was trained on, where that is public or about nobody: written as "
         "the privacy report, for whoever answers for it to sign",
     )
+    add_tracking(parser)
     expect = parser.add_argument_group("what the original answers")
     expect.add_argument(
         "--expect",
@@ -99,27 +120,23 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(
             f"--public-data: 1 to {MAX_STATEMENT_CHARACTERS} characters are needed"
         )
+    tracked = args.source.startswith(_MLFLOW)
+    check_tracking(args, used=tracked, by=f"a source {_MLFLOW}URI")
     from security.assessment import imported  # noqa: PLC0415  (onnxruntime, torch)
 
     columns = imported.read_columns(args.columns) if args.columns else ()
-    factory = _FACTORY.fullmatch(args.source) is not None
     with Stages() as stages:
         stages("reading", 0.0)
-        if factory:
-            model, folder = imported.export_factory(args.source, columns), None
-        else:
-            path = Path(args.source)
-            model, folder = read_regular(path, max_bytes=MAX_MODEL_BYTES), path.parent
-        stages("inspection", 0.0)
-        model, findings = imported.inspected(model, folder)
+        with _source(args, columns) as source:
+            stages("inspection", 0.0)
+            model, findings = imported.inspected(source.model, source.folder)
         manifest = imported.describe(
             model, name=args.name, version=args.version, columns=columns
         )
         manifest, notes = imported.corrected(model, manifest)
         stages("comparing", 0.0)
         compared = _compared(args, model, manifest)
-    source = "torch factory" if factory else "ONNX file"
-    said = _Said(_conditions(source, told), notes, compared)
+    said = _Said(_conditions(source.stated, told), notes, compared)
     _write(args.out, model, manifest, said)
     for finding in findings:
         print(f"{'finding':<10}{finding.rule}: {finding.message}")
@@ -131,11 +148,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _conditions(source: str, told: str | None) -> dict[str, dict[str, Condition]]:
+@contextmanager
+def _source(args: argparse.Namespace, columns: Sequence[Column]) -> Iterator[_Source]:
+    """Read the model; its folder is there as long as the block runs."""
+    name = args.source
+    if name.startswith(_MLFLOW):
+        from security.tracking.addresses import parse_address  # noqa: PLC0415
+        from security.tracking.client import connect  # noqa: PLC0415  (optional)
+        from security.tracking.fetched import fetch_onnx  # noqa: PLC0415
+
+        address = parse_address(name.removeprefix(_MLFLOW))
+        with tempfile.TemporaryDirectory() as place:
+            found = fetch_onnx(connect(args.tracking_uri), address, Path(place))
+            yield _Source(
+                found.model, Path(place), {"source": "MLflow", **found.origin}
+            )
+    elif _FACTORY.fullmatch(name):
+        from security.assessment import imported  # noqa: PLC0415  (torch)
+
+        model = imported.export_factory(name, columns)
+        yield _Source(model, None, {"source": "torch factory"})
+    else:
+        path = Path(name)
+        model = read_regular(path, max_bytes=MAX_MODEL_BYTES)
+        stated = {"source": "ONNX file", **dvc.tracked(path, "model", model)}
+        yield _Source(model, path.parent, stated)
+
+
+def _conditions(
+    stated: Mapping[str, Condition], told: str | None
+) -> dict[str, dict[str, Condition]]:
     """What each report states, by its kind."""
     provenance: dict[str, Condition] = {
         "imported": True,
-        "source": source,
+        **stated,
         "training_known": False,
     }
     if told is None:

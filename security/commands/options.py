@@ -7,10 +7,18 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from security.errors import SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
-__all__ = ["Subparsers", "add_admission", "admission_settings", "variables"]
+__all__ = [
+    "Subparsers",
+    "add_admission",
+    "add_tracking",
+    "admission_settings",
+    "check_tracking",
+    "variables",
+]
 
 # argparse's own name for what add_subparsers returns is private.
 Subparsers = argparse._SubParsersAction  # noqa: SLF001
@@ -30,6 +38,25 @@ def add_admission(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="policy (default: admission.policy of the settings)",
     )
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    """Add --tracking-uri."""
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow's server (default: MLFLOW_TRACKING_URI)",
+    )
+
+
+def check_tracking(args: argparse.Namespace, *, used: bool, by: str) -> None:
+    """Refuse --tracking-uri where nothing asks MLflow.
+
+    Raises:
+        SettingsError: it was given.
+    """
+    if args.tracking_uri is not None and not used:
+        raise SettingsError(f"--tracking-uri is about {by}")
 
 
 def admission_settings(args: argparse.Namespace) -> AdmissionSettings:

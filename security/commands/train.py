@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import BundleError
-from security.commands.options import Subparsers
+from security.commands.options import Subparsers, add_tracking, check_tracking
 from security.commands.stages import Stages
-from security.errors import StoppedElsewhereError
+from security.errors import StoppedElsewhereError, TrackingError
 from security.settings.loading import load_settings
 from security.training.config import check_config, load_config
 
 if TYPE_CHECKING:
     from models.data.datasets import AnyDataset
+    from security.tracking.client import Client
+    from security.tracking.training_run import TrainingRun
+    from security.training.config_sections import TrainingConfig
 
 __all__ = ["add_parser", "check", "refuse_existing", "run", "stopped_by_ctrl_c"]
 
@@ -67,14 +70,23 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="go on with the interrupted training of this bundle",
     )
+    parser.add_argument(
+        "--mlflow",
+        action="store_true",
+        help="write the training to MLflow when it is done, as a run with the model; "
+        "its experiment is that of MLFLOW_EXPERIMENT_NAME",
+    )
+    add_tracking(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code."""
+    check_tracking(args, used=args.mlflow, by="--mlflow")
     if args.dry_run:
         return check(args.config)
     first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
+    client = _client(args.tracking_uri) if args.mlflow and first else None
     with Stages() if first else contextlib.nullcontext(_unseen) as stages:
         rows = None if "RANK" in os.environ else _refused_early(args)
         # Torch takes seconds to import; `--help` and every other command go without.
@@ -82,14 +94,30 @@ def run(args: argparse.Namespace) -> int:
 
         with joined():
             try:
-                _train(args, stages, rows)
+                logged = _train(args, stages, rows, client)
             except StoppedElsewhereError:
                 if leads():  # whoever stopped it may be too dead to say so
                     raise
                 return 2
     if first:
         print(f"{'bundle':<12}{args.out}")
+    if logged is not None:
+        print(f"{'mlflow':<12}run {_finished(logged, args.out)}")
     return 0
+
+
+def _finished(logged: TrainingRun, out: Path) -> str:
+    """The id of the run that was written.
+
+    Raises:
+        TrackingError: it was not, or not all of it.
+    """
+    try:
+        return logged.finish(out)
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error}; {out} is whole: `mlflow log` writes it to a run"
+        ) from None
 
 
 def _refused_early(args: argparse.Namespace) -> tuple[AnyDataset, AnyDataset]:
@@ -141,13 +169,16 @@ def _train(
     args: argparse.Namespace,
     stages: Callable[..., None],
     rows: tuple[AnyDataset, AnyDataset] | None,
-) -> None:
+    client: Client | None,
+) -> TrainingRun | None:
     from security.training.distributed import everyone  # noqa: PLC0415
     from security.training.ledger import Ledger  # noqa: PLC0415
     from security.training.run import train_bundle  # noqa: PLC0415
+    from security.training.session import unseen  # noqa: PLC0415
 
     config = everyone(lambda: load_config(args.config))
     ledger = Ledger(load_settings().home / "ledger")
+    logged = None if client is None else _logged(client, config)
     with stopped_by_ctrl_c() as stop:
         train_bundle(
             config,
@@ -157,7 +188,26 @@ def _train(
             going_on=args.resume,
             stop=stop,
             rows=rows,
+            seen=logged.seen if logged is not None else unseen,
         )
+    return logged
+
+
+def _client(tracking_uri: str | None) -> Client:
+    from security.tracking.client import connect  # noqa: PLC0415  (optional)
+
+    return connect(tracking_uri)
+
+
+def _logged(client: Client, config: TrainingConfig) -> TrainingRun:
+    """Where the training is to be logged, while nothing has been spent on it."""
+    from security.tracking.training_run import TrainingRun  # noqa: PLC0415  (as above)
+
+    return TrainingRun(
+        client,
+        steps=config.privacy.steps,
+        sampling_rate=config.privacy.sampling_rate,
+    )
 
 
 def _unseen(*_: object) -> None:

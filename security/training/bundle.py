@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ class Training:
         network: trained, with its graph from before.
         private: None for a training without privacy.
         randomness: name of the generator.
+        tracked: what DVC has recorded of the rows' files.
     """
 
     config: TrainingConfig
@@ -92,6 +93,7 @@ class Training:
     network: Network
     private: Private | None
     randomness: str
+    tracked: Mapping[str, Condition] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -465,6 +467,7 @@ def _provenance_report(training: Training, subject: Subject) -> Report:
             if training.train.units is not None
             else "keyed_hash_of_row",
             "architecture": training.config.model.architecture,
+            **training.tracked,
         },
         details={"config": config, **schema},
     )

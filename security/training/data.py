@@ -11,15 +11,24 @@ from models.bundle import read_bundle, report_file
 from models.data import datasets
 from models.data.datasets import AnyDataset
 from models.data.identity import CURRENT
-from models.data.readers import CsvFormat
+from models.data.readers import CALLABLE, CsvFormat
 from models.data.sources import ImageSchema, Schema, load_source, source_faults
 from models.errors import DatasetError
 from models.manifest import Column
+from models.report import Condition
 from security.config_reader import Found
+from security.errors import TrackingError
+from security.tracking import dvc
 from security.training.config import load_config
 from security.training.config_sections import ColumnConfig, DataConfig, TrainingConfig
 
-__all__ = ["data_faults", "earlier_split", "load_split", "read_config"]
+__all__ = [
+    "data_faults",
+    "earlier_split",
+    "load_split",
+    "read_config",
+    "tracked_sources",
+]
 
 
 def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
@@ -45,6 +54,20 @@ def load_split(config: TrainingConfig) -> tuple[AnyDataset, AnyDataset]:
     if not len(train):
         raise DatasetError(f"{data.source}: every row is also held out")
     return train, holdout
+
+
+def tracked_sources(config: TrainingConfig) -> dict[str, Condition]:
+    """What DVC has recorded of the files that the rows are from, for the evidence.
+
+    Raises:
+        TrackingError: a file is not the one that was recorded.
+    """
+    found: dict[str, Condition] = {}
+    for prefix, key in (("data", "source"), ("holdout", "holdout_source")):
+        source = getattr(config.data, key)
+        if source and not source.startswith(CALLABLE):
+            found |= dvc.tracked(config.base / source, prefix)
+    return found
 
 
 def earlier_split(
@@ -111,7 +134,8 @@ def data_faults(config: TrainingConfig) -> Iterator[Found]:
     if clean:
         try:
             load_split(config)
-        except DatasetError as error:
+            tracked_sources(config)
+        except (DatasetError, TrackingError) as error:
             yield ("data", "source"), str(error)
 
 

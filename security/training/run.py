@@ -21,7 +21,7 @@ from security.errors import TrainingError
 from security.training import bundle
 from security.training.bundle import Private, Training
 from security.training.config_sections import TrainingConfig
-from security.training.data import load_split
+from security.training.data import load_split, tracked_sources
 from security.training.distributed import everyone, leads
 from security.training.keeper import work_folder
 from security.training.ledger import Ledger
@@ -33,10 +33,12 @@ from security.training.search import run_search
 from security.training.session import (
     Job,
     Progress,
+    Seen,
     begun_with,
     check_declared,
     run_private,
     run_public,
+    unseen,
 )
 
 __all__ = ["prepared", "randomness_of", "train_bundle"]
@@ -52,6 +54,7 @@ def train_bundle(
     going_on: bool = False,
     stop: threading.Event | None = None,
     rows: tuple[AnyDataset, AnyDataset] | None = None,
+    seen: Seen = unseen,
 ) -> Path:
     """Train a model and write it as a new bundle, whole or not at all.
 
@@ -65,6 +68,7 @@ def train_bundle(
         going_on: whether to take up the interrupted training of this bundle.
         stop: once set, the training ends after the step it is in.
         rows: what `load_split` gave for the configuration, if it was asked already.
+        seen: told the step and what may be known of it, after each.
 
     Several processes, as `torchrun` starts them, train together; the first one alone
     books, keeps and writes, and what the others do ends with the training.
@@ -76,6 +80,7 @@ def train_bundle(
         TrainingError: the guarantee is impossible, or the training failed.
         LedgerError: the budget does not allow it.
         DatasetError: the data is not what the configuration says.
+        TrackingError: or not what DVC has recorded.
         BundleError: the folder exists already.
     """
     torch.set_num_threads(config.compute.threads)
@@ -89,6 +94,7 @@ def train_bundle(
             going_on=going_on,
             stop=stop or threading.Event(),
             rows=rows,
+            seen=seen,
         )
     )
     config, network, private = job.config, job.network, None
@@ -116,6 +122,7 @@ def prepared(
 
     Raises:
         TrainingError, LedgerError, DatasetError, BundleError: as `train_bundle`.
+        TrackingError: a file of rows is not the one that DVC has recorded.
     """
     if out.exists():
         raise BundleError(f"{out} exists already")
@@ -138,6 +145,7 @@ def prepared(
         examples=examples,
         progress=progress,
         out=out,
+        tracked=tracked_sources(config),
         **given,
     )
     check_declared(job)
@@ -154,7 +162,13 @@ def _write(job: Job, private: Private | None) -> None:
     worst = compared.worst.line()
     job.progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
     training = Training(
-        job.config, job.train, job.holdout, network, private, job.randomness.name
+        job.config,
+        job.train,
+        job.holdout,
+        network,
+        private,
+        job.randomness.name,
+        job.tracked,
     )
     try:
         bundle.write(job.out, training, compared)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from models.data.datasets import AnyDataset, multiset_digest
+from models.report import Condition
 from sealgate.protocol import strict_json
 from security.errors import TrainingError
 from security.training.adversarial import Adversary, adversarial
@@ -38,6 +39,7 @@ from security.training.trainer import (
 __all__ = [
     "Job",
     "Progress",
+    "Seen",
     "against",
     "begun_with",
     "booked_data",
@@ -49,16 +51,26 @@ __all__ = [
     "request_of",
     "run_private",
     "run_public",
+    "unseen",
 ]
 
 # Called with a stage's name, the share of it that is done, its result at the end, and
 # perhaps a note while it runs.
 Progress = Callable[..., None]
+# Called after a step with its number and what may be known of it: it is paid for.
+Seen = Callable[[int, Mapping[str, float]], None]
+
+
+def unseen(step: int, values: Mapping[str, float]) -> None:
+    """Nobody looks."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training that is ready to start; attributes as of `run.train_bundle`."""
+    """A training that is ready to start; attributes as of `run.train_bundle`.
+
+    Also what DVC has recorded of the rows, as `data.tracked_sources` gives it.
+    """
 
     config: TrainingConfig
     train: AnyDataset
@@ -71,6 +83,8 @@ class Job:
     ledger: Ledger
     going_on: bool
     stop: threading.Event
+    seen: Seen = unseen
+    tracked: Mapping[str, Condition] = field(default_factory=dict)
 
     @property
     def module(self) -> Classifier:
@@ -336,6 +350,7 @@ class _Shown:
 
     def __init__(self, job: Job, plan: Plan | None) -> None:
         self._progress, self._steps = job.progress, job.config.privacy.steps
+        self._seen = job.seen
         self._epsilon = (
             None
             if plan is None
@@ -343,9 +358,12 @@ class _Shown:
         )
 
     def __call__(self, report: StepReport) -> None:
-        notes = [] if report.loss is None else [f"loss {report.loss:.3f}"]
+        values = {} if report.loss is None else {"loss": report.loss}
+        notes = [f"loss {value:.3f}" for value in values.values()]
         if self._epsilon is not None:
-            notes.append(f"epsilon about {self._epsilon(report.step):.2f}")
+            values["epsilon"] = self._epsilon(report.step)
+            notes.append(f"epsilon about {values['epsilon']:.2f}")
+        self._seen(report.step, values)
         share = report.step / self._steps
         self._progress("training", share, "", ", ".join(notes))
 

@@ -1,9 +1,8 @@
 """bento.yaml, read strictly: what BentoML runs, and nothing beside it.
 
-YAML lets one text mean several things: documents after one another, keys twice,
-aliases, tags. BentoML's reader takes the last key; another tool takes the first. So
-each of these is refused, and of the rest each value must be the one that this service
-has. What may vary is when it was built, as which version, and with which models.
+What could be read in two ways is refused by `security.strict_yaml`, and of the rest
+each value must be the one that this service has. What may vary is when it was built, as
+which version, and with which models.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]  # it comes with BentoML, untyped
-
+from security import strict_yaml
 from security.admission.hooks import SERVICE_NAME, SERVICE_OPTIONS
-from security.errors import AdmissionRefused
+from security.errors import AdmissionRefused, YamlError
 
 __all__ = ["OUTSIDE_CHECK", "Description", "parse_description", "refused"]
 
 OUTSIDE_CHECK = 26
+MAX_BYTES = 4 << 20
 
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .:+_-]{0,99}")
 _IMAGE = {
@@ -46,24 +45,6 @@ class Description:
     image: Mapping[str, Any]
 
 
-class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
-    """Plain YAML, each key once."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise refused("bento.yaml: aliases are not read")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        names = [key for key in keys if isinstance(key, str)]
-        if len(names) != len(keys) or len(set(names)) != len(names):
-            raise refused("bento.yaml: a key is repeated, or is no text")
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
 def refused(message: str) -> AdmissionRefused:
     """A refusal of what is looked at from outside."""
     return AdmissionRefused(OUTSIDE_CHECK, message)
@@ -77,12 +58,9 @@ def parse_description(data: bytes) -> Description:
             repeated key, or a value that this service does not have.
     """
     try:
-        documents = list(yaml.load_all(data.decode(), _StrictLoader))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise refused("bento.yaml: not plain YAML") from None
-    if len(documents) != 1 or not isinstance(documents[0], dict):
-        raise refused("bento.yaml: expected one document, a mapping")
-    found = documents[0]
+        found = strict_yaml.load_mapping(data, max_bytes=MAX_BYTES)
+    except YamlError as error:
+        raise refused(f"bento.yaml: {error}") from None
     about = _about(found.get("schema"))
     services, tags = _services(found.get("services"))
     expected = _expected(found, services, about)
