@@ -78,7 +78,7 @@ _IN_PROCESS = frozenset(
         *("access", "admit", "assess", "audit", "config", "documents", "import"),
         *("canaries", "check", "compare", "init", "inspect", "keygen", "keys"),
         *("ledger", "policy", "profile", "report", "retrain", "scan", "train"),
-        *("seal", "sign", "token", "waive"),
+        *("pull", "push", "seal", "sign", "token", "waive"),
     }
 )
 
