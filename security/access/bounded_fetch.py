@@ -196,9 +196,11 @@ class Exchanges:
 
 
 def _failed(url: str, error: Exception) -> KeyFileError:
-    cause = error.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return KeyFileError(f"{url}: TLS: {cause.verify_message}")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return KeyFileError(f"{url}: TLS: {cause.verify_message}")
+        cause = cause.__cause__ or cause.__context__
     return KeyFileError(f"{url}: {type(error).__name__}")
 
 

@@ -107,6 +107,8 @@ def _run_outside(
         )
     for item in found:
         print_admission(item)
+    if not found:
+        print("verified a Bento without a model: it serves what is mounted, or nothing")
     if args.release is None:
         print("notice: not compared with a release: --release", file=sys.stderr)
     return 0
