@@ -62,6 +62,10 @@ class Registry:
         plain_http: whether http will do, to this machine.
         environ: where `credentials.login_file` looks for logins.
         timeout_s: for all that is done.
+
+    Raises:
+        SettingsError: plain http to another machine.
+        KeyFileError: no file of authorities.
     """
 
     def __init__(
@@ -77,7 +81,10 @@ class Registry:
         self._reference = reference
         self._plain = plain_http
         scheme = "http" if plain_http else "https"
-        self._base = self._allowed(f"{scheme}://{host}/v2/{reference.name}/")
+        self._base = f"{scheme}://{host}/v2/{reference.name}/"
+        if plain_http:
+            what = f"{reference}, which is not on this machine"
+            https_url(self._base, what, or_here=True)
         self._environ = environ
         self._context: ssl.SSLContext = trusting(authorities)
         self._exchanges = Exchanges(
@@ -281,18 +288,14 @@ class Registry:
         return self._allowed(urljoin(answer.url, answer.headers.get("location", "")))
 
     def _allowed(self, url: str) -> str:
-        """The URL, if it is one that is asked: https, or this machine by http.
+        """A URL that the registry named: https, or this machine by http.
 
         Raises:
-            SettingsError: our own is not.
-            RegistryError: the registry named it.
+            RegistryError: it is neither.
         """
         try:
             return https_url(url, str(self._reference), or_here=self._plain)
-        except SettingsError as error:
-            if not hasattr(self, "_base"):
-                hint = "; --plain-http is for this machine" if self._plain else ""
-                raise SettingsError(f"{error}{hint}") from None
+        except SettingsError:
             raise RegistryError(f"{self._reference} names a URL: only https") from None
 
     def _demand(self, answer: Answer, statuses: tuple[int, ...]) -> None:

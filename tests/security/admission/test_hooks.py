@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -258,6 +259,28 @@ def test_settings_that_name_no_full_tag(home: Path) -> None:
 def test_production_refuses_the_development_issuer(home: Path) -> None:
     result = run(home, "build", SEALGATE_SERVICE_ENVIRONMENT="production")
     refused(result, "the development issuer is refused in production")
+
+
+@pytest.mark.slow
+def test_a_bento_serves_mounted_folders_beside_its_own(
+    home: Path, source: Path, tmp_path: Path
+) -> None:
+    mounted = tmp_path / "mounted"
+    write_bundle(mounted / "x", deployment_keys(home), name="second")
+    entry = f"path:{mounted}"
+    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": entry}
+    with serve(str(source.parent), home, extra=extra, cwd=source, alone=True) as server:
+        log = server.log.read_text()
+        assert f"admitted {TAG}" in log
+        assert "admitted second:1.0.0" in log
+    # Of one tag there is one place: no folder stands in for what was packaged.
+    write_bundle(mounted / "y", deployment_keys(home))
+    command = [sys.executable, "-m", "service", "--port", str(free_port())]
+    result = subprocess.run(
+        command, cwd=source, env=environment(home, extra),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    refused(result, f"refused: service.models: {TAG} is there twice")
 
 
 @pytest.mark.slow

@@ -355,7 +355,7 @@ def test_over_tls(bundle_folder: Path, tmp_path: Path) -> None:
         ):
             store.manifest()
     with (
-        pytest.raises(SettingsError, match="plain-http is for this machine"),
+        pytest.raises(SettingsError, match="not on this machine: only https"),
         open_store("registry.example/toy:1", environ={}, plain_http=True),
     ):
         pass
