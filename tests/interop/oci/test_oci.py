@@ -143,8 +143,12 @@ def test_a_layout_by_skopeo_and_umoci(place: Place, tmp_path: Path) -> None:
     assert os.listdir(unpacked) == ["models"]
     assert read_bundle(unpacked / "models") == read_bundle(bundle)
     assert f"verified {TAG}" in place.run("verify", unpacked / "models")
-    # A copy has the same digest, and all of the evidence.
+    # A copy has all of the evidence; the digest, too, where skopeo is told to keep it.
     call("skopeo", "copy", f"oci:{layout}:1.0.0", f"oci:{copy}:v")
+    assert f"verified {TAG}" in place.run("verify", f"oci:{copy}:v")
+    copy = tmp_path / "exact"
+    keeping = ("--preserve-digests", f"oci:{layout}:1.0.0", f"oci:{copy}:v")
+    call("skopeo", "copy", *keeping)
     assert f"verified {TAG}" in place.run("verify", f"oci:{copy}@{digest}")
     # In Docker's own form too, whose layers are compressed.
     docker = tmp_path / "dir"
