@@ -100,7 +100,7 @@ class Answer:
     Attributes:
         url: what answered.
         status: its status.
-        headers: its fields, by their names in lower case; the last of each.
+        headers: its fields, by their names in lower case; several joined by commas.
     """
 
     url: str
@@ -190,9 +190,15 @@ class Exchanges:
                 )
             except (*_ERRORS, OSError, ValueError) as error:
                 raise _failed(url, error) from None
-            names = ((n.decode("latin-1"), v) for n, v in response.headers)
-            found = {name.lower(): v.decode("latin-1") for name, v in names}
-            yield Answer(url, response.status, found, response)
+            yield Answer(url, response.status, _joined(response.headers), response)
+
+
+def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw, value in fields:
+        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+        found[name] = f"{found[name]}, {text}" if name in found else text
+    return found
 
 
 def _failed(url: str, error: Exception) -> KeyFileError:

@@ -47,6 +47,9 @@ _MAX_CHALLENGE_BYTES = 4 << 10
 _MAX_REFERRERS = 1000
 # Whose API answers at another name than its images have.
 _API_HOSTS = {"docker.io": "registry-1.docker.io"}
+# A registry may offer several schemes, in one field or in several.
+_SCHEME = re.compile(r"(?:^|, *)([A-Za-z]+)(?= +\w+=)")
+_BEARER = re.compile(r"(?:^|, *)bearer +", re.IGNORECASE)
 _PARAMETER = re.compile(r'(\w+)="([^"\\]*)"')
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
@@ -245,13 +248,11 @@ class Registry:
         file = login_file(self._environ)
         host, name = self._reference.host, self._reference.name
         login = find_login(file, host, name) if file else None
-        scheme = challenge.partition(" ")[0].lower()
-        if scheme == "bearer":
+        schemes = {word.lower() for word in _SCHEME.findall(challenge)}
+        if "bearer" in schemes:
             basic = login.authorization if login else None
             self._authorization = b"Bearer " + self._token(challenge, basic)
-        elif scheme == "basic" and login is not None:
-            if self._authorization == login.authorization:
-                raise RegistryError(f"{host}: the login in {file} is refused")
+        elif "basic" in schemes and login is not None:
             self._authorization = login.authorization
         else:
             where = file or "REGISTRY_AUTH_FILE, DOCKER_CONFIG or ~/.docker"
@@ -259,7 +260,7 @@ class Registry:
 
     def _token(self, challenge: str, login: bytes | None) -> bytes:
         """A token for this repository, of the server that the registry names."""
-        parameters = dict(_PARAMETER.findall(challenge))
+        parameters = dict(_PARAMETER.findall(_BEARER.split(challenge)[1]))
         # What is asked for is our own business: never the challenge's scope.
         query = {"scope": f"repository:{self._reference.name}:{self._actions}"}
         if "service" in parameters:

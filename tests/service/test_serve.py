@@ -211,8 +211,10 @@ def build(home: Path, models: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_a_folder_cannot_be_packaged_beside_models(home: Path) -> None:
-    run_security(home, "store", str(home / "bundle"), **toy_settings(home))
+def test_a_folder_cannot_be_packaged_beside_models(
+    pristine: Path, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
     result = build(home, f"path:{home}/bundle,{TAG}")
     assert result.returncode == 1
     assert "a Bento packages what is in the model store" in result.stderr

@@ -106,7 +106,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif registry.auth == "bearer" and not sent.startswith("Bearer for-"):
             realm = registry.realm or f"{registry.url}/token"
             scope = "repository:somebody/elses:*"
-            self.say(401, {"www-authenticate": f'Bearer realm="{realm}",service="us",scope="{scope}"'})  # fmt: skip # noqa: E501
+            self.say(401, {"www-authenticate": f'Basic realm="test", Bearer realm="{realm}",service="us",scope="{scope}"'})  # fmt: skip # noqa: E501
         else:
             name, kind, last = path.path.removeprefix("/v2/").rsplit("/", 2)
             getattr(self, kind)(name, last, body)

@@ -8,7 +8,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -63,11 +62,13 @@ def run(home: Path, *arguments: str, cwd: Path = ROOT, **extra: str) -> Result:
     )
 
 
-def serve_refused(home: Path, target: str, message: str, cwd: Path = ROOT) -> None:
+def serve_refused(
+    home: Path, target: str, message: str, cwd: Path = ROOT, **extra: str
+) -> None:
     """`bentoml serve` ends with one line and code 1, and nothing listens."""
     port = free_port()
     arguments = ("serve", target, "--port", str(port), "--host", "127.0.0.1")
-    refused(run(home, *arguments, cwd=cwd), message)
+    refused(run(home, *arguments, cwd=cwd, **extra), message)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
@@ -127,7 +128,9 @@ def overwrite_stored(home: Path, bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_admitted_model_builds_and_serves(home: Path, source: Path) -> None:
+def test_an_admitted_model_builds_and_serves(
+    home: Path, source: Path, tmp_path: Path
+) -> None:
     lock = json.loads((source / "admission.lock.json").read_bytes())
     subject = read_bundle(stored(home), ignore=frozenset({"model.yaml"})).subject
     assert lock["models"].keys() == {TAG}
@@ -137,8 +140,19 @@ def test_an_admitted_model_builds_and_serves(home: Path, source: Path) -> None:
         stored(home).with_name("2.0.0"), deployment_keys(home), version="2.0.0"
     )
     (stored(home).parent / "latest").write_text("2.0.0")
-    with serve("sealgate:latest", home, extra=toy_settings(home)) as server:
-        assert re.findall("admitted (.*),", server.log.read_text()) == [TAG]
+    # What is mounted is served beside it.
+    mounted = tmp_path / "mounted"
+    write_bundle(mounted / "x", deployment_keys(home), name="second")
+    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": f"path:{mounted}"}
+    with serve("sealgate:latest", home, extra=extra) as server:
+        admitted = re.findall("admitted (.*),", server.log.read_text())
+        assert admitted == [TAG, "second:1.0.0"]
+    # Of one tag there is one place: no folder stands in for what was packaged.
+    write_bundle(mounted / "y", deployment_keys(home))
+    message = f"refused: service.models: {TAG} is there twice"
+    serve_refused(
+        home, "sealgate:latest", message, SEALGATE_SERVICE_MODELS=f"path:{mounted}"
+    )
 
 
 @pytest.mark.slow
@@ -259,28 +273,6 @@ def test_settings_that_name_no_full_tag(home: Path) -> None:
 def test_production_refuses_the_development_issuer(home: Path) -> None:
     result = run(home, "build", SEALGATE_SERVICE_ENVIRONMENT="production")
     refused(result, "the development issuer is refused in production")
-
-
-@pytest.mark.slow
-def test_a_bento_serves_mounted_folders_beside_its_own(
-    home: Path, source: Path, tmp_path: Path
-) -> None:
-    mounted = tmp_path / "mounted"
-    write_bundle(mounted / "x", deployment_keys(home), name="second")
-    entry = f"path:{mounted}"
-    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": entry}
-    with serve(str(source.parent), home, extra=extra, cwd=source, alone=True) as server:
-        log = server.log.read_text()
-        assert f"admitted {TAG}" in log
-        assert "admitted second:1.0.0" in log
-    # Of one tag there is one place: no folder stands in for what was packaged.
-    write_bundle(mounted / "y", deployment_keys(home))
-    command = [sys.executable, "-m", "service", "--port", str(free_port())]
-    result = subprocess.run(
-        command, cwd=source, env=environment(home, extra),
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    refused(result, f"refused: service.models: {TAG} is there twice")
 
 
 @pytest.mark.slow
