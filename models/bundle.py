@@ -49,6 +49,7 @@ __all__ = [
     "Bundle",
     "BundleLimits",
     "attestation_file",
+    "max_file_bytes",
     "read_bundle",
     "report_file",
     "root_digest",
@@ -71,7 +72,6 @@ _DOCUMENTS = re.compile(
     r"|MODEL_CARD\.md|model\.sig|bom\.cdx\.json"
 )
 _FOLDERS = ("evidence", "attestations")
-_FILES = (MODEL_FILE, MANIFEST_FILE, SEALED_FILE)
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,27 @@ def attestation_file(kind: str) -> str:
     return f"attestations/{kind}.sigstore.json"
 
 
+def max_file_bytes(name: str, limits: BundleLimits = BundleLimits()) -> int:
+    """How large a bundle's file of this path may be.
+
+    Raises:
+        BundleError: no bundle has a file there.
+
+    >>> max_file_bytes("manifest.json")
+    4194304
+    """
+    if name == MODEL_FILE:
+        return limits.max_model_bytes
+    if name == SEALED_FILE:
+        most = limits.max_model_bytes
+        return most + sealedfile.overhead_bytes(most)
+    if name == MANIFEST_FILE:
+        return MAX_MANIFEST_BYTES
+    if not _DOCUMENTS.fullmatch(name):
+        raise BundleError(f"{name!r} does not belong in a bundle")
+    return limits.max_document_bytes
+
+
 def root_digest(files: Mapping[str, bytes]) -> str:
     """Hex root digest of the covered files, by path (ossf/model-signing-spec).
 
@@ -175,7 +196,7 @@ def read_bundle(
     names = _list_files(path, limits, ignore)
     _check_names(names)
     files = {
-        name: read_regular(path / name, max_bytes=_max_bytes(name, limits))
+        name: read_regular(path / name, max_bytes=max_file_bytes(name, limits))
         for name in names
     }
     manifest = Manifest.from_json(files[MANIFEST_FILE])
@@ -230,8 +251,7 @@ def _list_files(path: Path, limits: BundleLimits, ignore: frozenset[str]) -> lis
             inner = f"{folder}/{name}" if folder else name
             if inner in _FOLDERS or inner in ignore:
                 continue
-            if inner not in _FILES and not _DOCUMENTS.fullmatch(inner):
-                raise BundleError(f"{inner!r} does not belong in a bundle")
+            max_file_bytes(inner, limits)
             names.append(inner)
     return sorted(names)
 
@@ -257,12 +277,3 @@ def _is_folder(path: Path) -> bool:
     if not stat.S_ISDIR(status.st_mode):
         raise BundleError(f"{path.name}: not a folder")
     return True
-
-
-def _max_bytes(name: str, limits: BundleLimits) -> int:
-    if name == MODEL_FILE:
-        return limits.max_model_bytes
-    if name == SEALED_FILE:
-        most = limits.max_model_bytes
-        return most + sealedfile.overhead_bytes(most)
-    return MAX_MANIFEST_BYTES if name == MANIFEST_FILE else limits.max_document_bytes

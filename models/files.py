@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,12 +55,14 @@ def read_regular(path: Path, *, max_bytes: int, follow_links: bool = False) -> b
     return data
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_atomic(
+    path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644
+) -> None:
     """Write a file under a temporary name, flush it, and rename it into place.
 
     Args:
         path: the final name; its parent is made if missing.
-        data: the whole content.
+        data: the whole content, or its parts.
         mode: permissions from the first moment on (0o600 for secrets).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with open(descriptor, "wb") as file:
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(descriptor)
         os.replace(temporary, path)

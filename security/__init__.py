@@ -10,6 +10,7 @@ inspection    hostile ONNX files                   structure, backdoors    offli
 assessment    what a model withstands              attacks, quality        offline
 tracking      what MLflow and DVC say of a model   client, records         offline
 documents     what is computed from evidence       card, BOMs              offline
+registry      bundles in OCI layouts, registries   images, client          offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
 strict_yaml   YAML of one meaning

@@ -25,6 +25,7 @@
     ├── DateError           the request's Date is missing or outside the window
     ├── PlanError           what is to be served cannot be, or cannot be read
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
+    ├── RegistryError       a registry or an OCI layout does not give or take it
     ├── AuditError          a record cannot be written, or the log does not verify
     ├── MonitoringError     a window, a count or a release makes no sense
     │   ├── BookedError     that release was booked before: it is made once
@@ -65,6 +66,7 @@ __all__ = [
     "ProofError",
     "QuotaError",
     "QuotaStoreError",
+    "RegistryError",
     "ReplayError",
     "ReplayStoreError",
     "RevocationStoreError",
@@ -199,6 +201,10 @@ class ExtractionBudgetError(QuotaError):
 
 class QuotaStoreError(SealgateError):
     """The store of quotas cannot be asked, or is full."""
+
+
+class RegistryError(SealgateError):
+    """A registry or an OCI layout does not have what was asked for, or takes it not."""
 
 
 class AuditError(SealgateError):

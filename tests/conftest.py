@@ -77,17 +77,8 @@ _IN_PROCESS = frozenset(
     {
         *("access", "admit", "assess", "audit", "config", "documents", "import"),
         *("canaries", "check", "compare", "init", "inspect", "keygen", "keys"),
-        *(
-            "ledger",
-            "mlflow",
-            "policy",
-            "profile",
-            "report",
-            "retrain",
-            "scan",
-            "train",
-        ),
-        *("seal", "sign", "token", "waive"),
+        *("ledger", "mlflow", "policy", "profile", "report", "retrain", "scan"),
+        *("pull", "push", "seal", "sign", "token", "train", "waive"),
     }
 )
 

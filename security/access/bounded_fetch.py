@@ -1,4 +1,4 @@
-"""One https answer, within bounds on bytes and on the whole time it takes.
+"""Answers over https, within bounds on bytes and on the whole time they take.
 
 No redirects, no proxies, nothing from the environment. HTTP libraries bound each read;
 a host that sends a byte now and then could hold such a reader for days.
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpcore
 
 from security.errors import KeyFileError
 
-__all__ = ["StatusError", "fetch", "trusting"]
+__all__ = ["Answer", "Exchanges", "StatusError", "fetch", "trusting"]
 
 _HEADERS = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
 _FORM = b"application/x-www-form-urlencoded"
@@ -81,26 +83,131 @@ def fetch(
         headers += [(b"content-type", content_type), (b"content-length", length)]
     if authorization is not None:
         headers.append((b"authorization", authorization))
-    backend = _Backend(time.monotonic() + timeout_s)
-    body = bytearray()
-    try:
-        with (
-            httpcore.ConnectionPool(
-                ssl_context=context, network_backend=backend, http2=False
-            ) as pool,
-            pool.stream(
-                "GET" if form is None else "POST", url, headers=headers, content=form
-            ) as response,
-        ):
-            if response.status not in statuses:
-                raise StatusError(url, response.status)
-            for chunk in response.iter_stream():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise KeyFileError(f"{url}: over {max_bytes} bytes")
-    except (*_ERRORS, OSError, ValueError) as error:
-        raise KeyFileError(f"{url}: {type(error).__name__}") from None
-    return bytes(body)
+    method = "GET" if form is None else "POST"
+    with (
+        Exchanges(context=context, timeout_s=timeout_s) as exchanges,
+        exchanges.send(method, url, headers=headers, content=form) as answer,
+    ):
+        if answer.status not in statuses:
+            raise StatusError(url, answer.status)
+        return answer.read(max_bytes)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer whose body has yet to be read.
+
+    Attributes:
+        url: what answered.
+        status: its status.
+        headers: its fields, by their names in lower case; several joined by commas.
+    """
+
+    url: str
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    _response: httpcore.Response = field(repr=False)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body in parts; whoever reads them bounds their sum.
+
+        Raises:
+            KeyFileError: it broke off, or takes too long.
+        """
+        try:
+            yield from self._response.iter_stream()
+        except (*_ERRORS, OSError, ValueError) as error:
+            raise _failed(self.url, error) from None
+
+    def read(self, max_bytes: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            KeyFileError: it is longer than that, broke off, or takes too long.
+        """
+        body = bytearray()
+        for chunk in self.chunks():
+            body += chunk
+            if len(body) > max_bytes:
+                raise KeyFileError(f"{self.url}: over {max_bytes} bytes")
+        return bytes(body)
+
+
+class Exchanges:
+    """Requests over connections that are kept, all of which end at one time.
+
+    Args:
+        context: whom to believe that it is a URL's host.
+        timeout_s: for all of them together, name resolution aside.
+        stall_s: until a host that neither takes nor gives a byte is given up.
+    """
+
+    def __init__(
+        self,
+        *,
+        context: ssl.SSLContext,
+        timeout_s: float,
+        stall_s: float | None = None,
+    ) -> None:
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=context,
+            network_backend=_Backend(time.monotonic() + timeout_s),
+            http2=False,
+        )
+        names = ("connect", "read", "write")
+        self._timeouts = {} if stall_s is None else dict.fromkeys(names, stall_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.close()
+
+    @contextmanager
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        content: bytes | Iterator[bytes] | None = None,
+    ) -> Iterator[Answer]:
+        """Send a request; the answer is valid inside the block.
+
+        Raises:
+            KeyFileError: no answer; says nothing of what was sent.
+        """
+        with ExitStack() as stack:
+            try:
+                response = stack.enter_context(
+                    self._pool.stream(
+                        method,
+                        url,
+                        headers=[*headers],
+                        content=content,
+                        extensions={"timeout": self._timeouts},
+                    )
+                )
+            except (*_ERRORS, OSError, ValueError) as error:
+                raise _failed(url, error) from None
+            yield Answer(url, response.status, _joined(response.headers), response)
+
+
+def _joined(fields: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for raw, value in fields:
+        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
+        found[name] = f"{found[name]}, {text}" if name in found else text
+    return found
+
+
+def _failed(url: str, error: Exception) -> KeyFileError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return KeyFileError(f"{url}: TLS: {cause.verify_message}")
+        cause = cause.__cause__ or cause.__context__
+    return KeyFileError(f"{url}: {type(error).__name__}")
 
 
 _ERRORS = (
@@ -125,7 +232,7 @@ class _Backend(httpcore.SyncBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        left = _left(self._deadline)
+        left = _left(self._deadline, timeout)
         stream = super().connect_tcp(host, port, left, local_address, socket_options)
         return _Stream(stream, self._deadline)
 
@@ -136,10 +243,10 @@ class _Stream(httpcore.NetworkStream):
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(self._deadline))
+        return self._inner.read(max_bytes, _left(self._deadline, timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _left(self._deadline))
+        self._inner.write(buffer, _left(self._deadline, timeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -150,7 +257,7 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        left = _left(self._deadline)
+        left = _left(self._deadline, timeout)
         inner = self._inner.start_tls(ssl_context, server_hostname, left)
         return _Stream(inner, self._deadline)
 
@@ -158,8 +265,8 @@ class _Stream(httpcore.NetworkStream):
         return self._inner.get_extra_info(info)
 
 
-def _left(deadline: float) -> float:
+def _left(deadline: float, at_most: float | None) -> float:
     left = deadline - time.monotonic()
     if left <= 0:
         raise httpcore.ReadTimeout
-    return left
+    return left if at_most is None else min(left, at_most)

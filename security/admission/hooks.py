@@ -33,8 +33,8 @@ from security.admission.confidential import open_admission
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
-from security.admission.sources import read_served, served_tags
-from security.admission.store import stored_tags
+from security.admission.sources import read_mounted, read_served, served_tags
+from security.admission.store import read_stored, stored_tags
 from security.errors import AdmissionRefused
 from security.settings.loading import Settings, load_settings
 from security.settings.service import is_path
@@ -160,14 +160,23 @@ class AdmittedImage(Image):
         check_sources(source)
         settings = load_settings()
         models = settings.service.models
-        for entry in filter(is_path, models):
+        mounted = [*filter(is_path, models)]
+        if mounted and len(mounted) < len(models):
             raise BentoMLException(
-                f"refused: service.models names {entry}, and a Bento packages what is "
-                "in the model store: `python -m security store` puts it there"
+                f"refused: service.models names {mounted[0]}, and a Bento packages "
+                "what is in the model store: `python -m security store` puts it there"
             )
-        admissions = {tag: _refusing(tag, settings) for tag in models}
-        if not admissions:
+        if not models:
             raise BentoMLException("refused: service.models names no model to package")
+        if mounted:
+            print(
+                f"notice: no model is packaged: {', '.join(mounted)} is read where "
+                "this runs (`python -m security store` is for what is packaged)",
+                file=sys.stderr,
+            )
+        admissions = {
+            tag: _refusing(tag, settings) for tag in models if not is_path(tag)
+        }
         write_atomic(source / LOCK_FILE, _lock(admissions))
         if unnamed := _unnamed(settings):
             print(f"notice: {unnamed}", file=sys.stderr)
@@ -257,33 +266,38 @@ def open_tag(tag: str, settings: Settings) -> Admission:
 
 
 def locked_tags(settings: Settings) -> tuple[str, ...]:
-    """The models to serve: the lock's inside a Bento, the settings' outside.
+    """The models to serve: those of the settings; inside a Bento, its lock's.
+
+    Beside a Bento's own, what is in the folders that the settings name is served too.
 
     Raises:
-        BentoMLException: inside a Bento whose lock is missing or malformed, or outside
-            with a folder in which there is no bundle.
+        BentoMLException: inside a Bento whose lock is missing or malformed, or with a
+            folder in which there is no bundle, or one of a Bento's own.
     """
     models = settings.service.models
     try:
         lock = _read_lock()
         if lock is None:
             return served_tags(models)
+        # The lock has no order of its own; the first version of a model is its default.
+        own = sorted(lock, key=_order_in(models))
+        return served_tags([*own, *filter(is_path, models)])
     except SealgateError as error:
         raise BentoMLException(f"refused: {error}") from None
-    # The lock has no order of its own; the first version of a model is its default.
-    return tuple(sorted(lock, key=_order_in(models)))
 
 
 def stored_models(settings: Settings) -> list[AdmittedModel]:
     """Those of them that BentoML is to find in its store.
 
     Raises:
-        BentoMLException: as `locked_tags`.
+        BentoMLException: inside a Bento whose lock is missing or malformed.
     """
-    tags = locked_tags(settings)
-    if any(map(is_path, settings.service.models)):
-        tags = tuple(tag for tag in tags if tag in settings.service.models)
-    return [AdmittedModel(store_tag(tag)) for tag in tags]
+    try:
+        lock = _read_lock()
+    except SealgateError as error:
+        raise BentoMLException(f"refused: {error}") from None
+    tags = settings.service.models if lock is None else sorted(lock)
+    return [AdmittedModel(store_tag(tag)) for tag in tags if not is_path(tag)]
 
 
 def _order_in(tags: tuple[str, ...]) -> Callable[[str], int]:
@@ -316,11 +330,15 @@ def _opening(tag: str, settings: Settings) -> Admission:
 
 
 def _verified(tag: str, settings: Settings) -> Admission:
-    """Verify what is read now; inside a Bento only what the lock names, check 16."""
-    lock = _read_lock()
-    models = settings.service.models if lock is None else ()
-    admission = verify_bundle(read_served(tag, models), settings.admission)
-    if lock is not None and lock.get(tag) != lock_entry(admission):
+    """Verify what is read now; of a Bento's own it is what the lock has, check 16."""
+    lock, models = _read_lock(), settings.service.models
+    if lock is None:
+        return verify_bundle(read_served(tag, models), settings.admission)
+    mounted = None if tag in lock else read_mounted(tag, models)
+    if mounted is not None:
+        return verify_bundle(mounted, settings.admission)
+    admission = verify_bundle(read_stored(tag), settings.admission)
+    if lock.get(tag) != lock_entry(admission):
         raise AdmissionRefused(
             16, "the model store holds other bytes than were packaged"
         )

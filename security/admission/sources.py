@@ -37,7 +37,7 @@ from security.admission.store import read_stored
 from security.errors import SettingsError
 from security.settings.service import is_path, path_of
 
-__all__ = ["read_served", "served_tags"]
+__all__ = ["read_mounted", "read_served", "served_tags"]
 
 MAX_BUNDLES = 256
 # Where an image holds its bundle: KServe mounts this folder as the model.
@@ -70,6 +70,19 @@ def read_served(tag: str, models: Sequence[str]) -> Bundle:
     Raises:
         BundleError: not there under exactly this tag, or not a bundle.
     """
+    mounted = read_mounted(tag, models)
+    return read_stored(tag) if mounted is None else mounted
+
+
+def read_mounted(tag: str, models: Sequence[str]) -> Bundle | None:
+    """Read a bundle, once, from a folder that ``service.models`` names.
+
+    Returns:
+        None if no folder has this tag.
+
+    Raises:
+        BundleError: not there under exactly this tag, or not a bundle.
+    """
     for entry in models:
         found = _found(path_of(entry)) if is_path(entry) else {}
         if tag in found:
@@ -78,7 +91,7 @@ def read_served(tag: str, models: Sequence[str]) -> Bundle:
             if bundle.manifest.tag != tag:
                 raise BundleError(f"{tag} in {folder} is now {bundle.manifest.tag}")
             return bundle
-    return read_stored(tag)
+    return None
 
 
 def _read_whole(folder: Path) -> Bundle:

@@ -17,6 +17,7 @@ report, compare                        what was found, in other formats and betw
 sign, waive, admit, verify             evidence, its signatures, the verdict
 policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
+registry                               to and from registries: push, pull
 package                                all of these, from an assessed bundle to a Bento
 serve, models, config                  a server that runs, and its settings
 agreement, promote                     a trial's figures, and the default they lead to
@@ -80,6 +81,8 @@ COMMANDS = {
     "sbom": "documents",
     "seal": "seal",
     "store": "store",
+    "push": "registry",
+    "pull": "registry",
     "history": "history",
     "token": "token",
     "profile": "profile",

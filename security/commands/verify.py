@@ -1,4 +1,4 @@
-"""`verify`: what the doors check, for a bundle, a stored model, a Bento or an image."""
+"""`verify`: what the doors check, of a bundle wherever it is, a Bento or an image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from security.admission.gate import Admission
 from security.admission.verification import all_refusals, verify
 from security.commands.admit import print_refusals
 from security.commands.options import Subparsers, add_admission, admission_settings
+from security.commands.registry import add_connection, pulled
 from security.commands.stages import Stages
+from security.registry.references import is_reference
 from security.settings.admission import AdmissionSettings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "print_admission", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -32,7 +34,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "bundle",
         help="folder of a bundle, of a Bento, of an image's file system or of a saved "
-        "image (OCI layout, unpacked `docker save`); or name:version in the store",
+        "image (OCI layout, unpacked `docker save`); name:version in the store; or "
+        "what `push` wrote, oci:FOLDER[:TAG] or REGISTRY/REPOSITORY:TAG",
     )
     parser.add_argument(
         "--all",
@@ -52,6 +55,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="for an image's file system: its configuration, as `docker image inspect` "
         "prints it",
     )
+    add_connection(parser)
     add_admission(parser)
     parser.set_defaults(run=run)
 
@@ -62,12 +66,23 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.bundle)
     if folder.is_dir() and not _is_bundle(folder):
         return _run_outside(folder, args, settings)
-    bundle = _read(args.bundle)
+    if not folder.is_dir() and is_reference(args.bundle):
+        with pulled(args.bundle, args) as (_, bundle, image):
+            code = _run_bundle(bundle, args, settings)
+        if code == 0:
+            print(f"read from {image}")
+        return code
+    return _run_bundle(_read(args.bundle), args, settings)
+
+
+def _run_bundle(
+    bundle: Bundle, args: argparse.Namespace, settings: AdmissionSettings
+) -> int:
     if args.all:
         found = all_refusals(bundle, trust=settings.trust, policy=settings.policy)
         if found:
             return print_refusals(found)
-    _print(verify(bundle, trust=settings.trust, policy=settings.policy))
+    print_admission(verify(bundle, trust=settings.trust, policy=settings.policy))
     return 0
 
 
@@ -91,7 +106,9 @@ def _run_outside(
             folder, settings, release=args.release, image_config=args.image_config
         )
     for item in found:
-        _print(item)
+        print_admission(item)
+    if not found:
+        print("verified a Bento without a model: it serves what is mounted, or nothing")
     if args.release is None:
         print("notice: not compared with a release: --release", file=sys.stderr)
     return 0
@@ -107,7 +124,8 @@ def _read(name: str) -> Bundle:
     return read_stored(name)
 
 
-def _print(admission: Admission) -> None:
+def print_admission(admission: Admission) -> None:
+    """What was admitted, and what it rests on."""
     subject = admission.bundle.subject
     print(
         f"verified {subject.name}:{subject.version}  root sha256:{subject.root_sha256}"

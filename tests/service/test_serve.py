@@ -12,7 +12,6 @@ import httpx
 import numpy as np
 import pytest
 
-from models.files import write_atomic
 from sealgate import Client
 from security.admission.keys import ROLES, load_signing_key
 from tests.conftest import TAG, mint, run_security, toy_settings
@@ -203,13 +202,56 @@ def test_in_production_no_profile_is_written(home: Path) -> None:
         assert not (home / "profile.json").exists()
 
 
-def test_a_folder_cannot_be_packaged(home: Path) -> None:
-    write_atomic(home / "x", b"")
-    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": f"path:{home}/bundle"}
-    result = subprocess.run(
+def build(home: Path, models: str) -> subprocess.CompletedProcess[str]:
+    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": models}
+    return subprocess.run(
         [sys.executable, "-m", "bentoml", "build"],
         cwd=ROOT, env=environment(home, extra),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_a_folder_cannot_be_packaged_beside_models(
+    pristine: Path, tmp_path: Path
+) -> None:
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    result = build(home, f"path:{home}/bundle,{TAG}")
     assert result.returncode == 1
     assert "a Bento packages what is in the model store" in result.stderr
+
+
+def test_a_bento_without_a_model_serves_what_is_mounted(
+    home: Path, tmp_path: Path
+) -> None:
+    """The folder need not be there when it is built; what is in it then is verified."""
+    mounted, extra = tmp_path / "mounted", toy_settings(home)
+    result = build(home, f"path:{mounted}")
+    assert result.returncode == 0, result.stderr
+    assert f"notice: no model is packaged: path:{mounted}" in result.stderr
+    (bento,) = (home / "bentoml" / "bentos" / "sealgate").glob("*/src")
+    checked = run_security(home, "verify", str(bento.parent), **extra)
+    assert checked.stdout.startswith("verified a Bento without a model"), checked.stderr
+
+    def starting(models: str) -> str:
+        port = str(free_port())
+        ended = subprocess.run(
+            [sys.executable, "-m", "service", "--port", port],
+            cwd=bento,
+            env=environment(home, extra | {"SEALGATE_SERVICE_MODELS": models}),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1, ended.stderr
+        return ended.stderr.splitlines()[-1]
+
+    assert "refused: service.models names no model to serve" in starting(TAG)
+    write_bundle(mounted / "any-name", Keys.generate())
+    assert f"{TAG} refused: " in starting(f"path:{mounted}")
+    shutil.rmtree(mounted)
+    shutil.copytree(home / "bundle", mounted / "any-name")
+    extra["SEALGATE_SERVICE_MODELS"] = f"path:{mounted}"
+    extra["SEALGATE_SEALING_REQUIRE_SEALED"] = "false"
+    headers = {"authorization": f"Bearer {mint(home, 'infer:toy')}"}
+    with serve(str(bento.parent), home, extra=extra, cwd=bento, alone=True) as server:
+        assert f"admitted {TAG}" in server.log.read_text()
+        answer = httpx.get(f"{server.url}/v2/models/toy", headers=headers).json()
+        assert answer["versions"] == ["1.0.0"]

@@ -7,7 +7,8 @@ elsewhere, with a trust root and policy of its own, and trusts nothing in the fo
 2. the folder is a Bento of this service, and holds nothing else (`description`);
 3. its sources are on the allow-list, and none is a link;
 4. it is what a release gives, byte for byte, if one is given (`release`);
-5. its lock is there, and names at least one model, and those that bento.yaml names;
+5. its lock is there, and names the models that bento.yaml names; none, if it was built
+   to serve what is mounted;
 6. its models folder holds no model that is not in the lock;
 7. every locked model passes the doors, from that folder, or, unless the Bento is in an
    image, from the model store;
@@ -120,7 +121,7 @@ def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
 
 def _check_tags(lock: Mapping[str, Any]) -> None:
     """A tag becomes a path: no separators, no dots to climb with."""
-    if not lock or not all(map(is_tag, lock)):
+    if not all(map(is_tag, lock)):
         raise AdmissionRefused(LOCK_CHECK, "the Bento's lock file names no full tags")
     if names_that_clash(tag.partition(":")[0] for tag in lock):
         raise AdmissionRefused(LOCK_CHECK, "the lock's tags are equal but for case")

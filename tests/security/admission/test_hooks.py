@@ -62,11 +62,13 @@ def run(home: Path, *arguments: str, cwd: Path = ROOT, **extra: str) -> Result:
     )
 
 
-def serve_refused(home: Path, target: str, message: str, cwd: Path = ROOT) -> None:
+def serve_refused(
+    home: Path, target: str, message: str, cwd: Path = ROOT, **extra: str
+) -> None:
     """`bentoml serve` ends with one line and code 1, and nothing listens."""
     port = free_port()
     arguments = ("serve", target, "--port", str(port), "--host", "127.0.0.1")
-    refused(run(home, *arguments, cwd=cwd), message)
+    refused(run(home, *arguments, cwd=cwd, **extra), message)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
 
@@ -126,7 +128,9 @@ def overwrite_stored(home: Path, bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_admitted_model_builds_and_serves(home: Path, source: Path) -> None:
+def test_an_admitted_model_builds_and_serves(
+    home: Path, source: Path, tmp_path: Path
+) -> None:
     lock = json.loads((source / "admission.lock.json").read_bytes())
     subject = read_bundle(stored(home), ignore=frozenset({"model.yaml"})).subject
     assert lock["models"].keys() == {TAG}
@@ -136,8 +140,19 @@ def test_an_admitted_model_builds_and_serves(home: Path, source: Path) -> None:
         stored(home).with_name("2.0.0"), deployment_keys(home), version="2.0.0"
     )
     (stored(home).parent / "latest").write_text("2.0.0")
-    with serve("sealgate:latest", home, extra=toy_settings(home)) as server:
-        assert re.findall("admitted (.*),", server.log.read_text()) == [TAG]
+    # What is mounted is served beside it.
+    mounted = tmp_path / "mounted"
+    write_bundle(mounted / "x", deployment_keys(home), name="second")
+    extra = toy_settings(home) | {"SEALGATE_SERVICE_MODELS": f"path:{mounted}"}
+    with serve("sealgate:latest", home, extra=extra) as server:
+        admitted = re.findall("admitted (.*),", server.log.read_text())
+        assert admitted == [TAG, "second:1.0.0"]
+    # Of one tag there is one place: no folder stands in for what was packaged.
+    write_bundle(mounted / "y", deployment_keys(home))
+    message = f"refused: service.models: {TAG} is there twice"
+    serve_refused(
+        home, "sealgate:latest", message, SEALGATE_SERVICE_MODELS=f"path:{mounted}"
+    )
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_no_lock(bento: Path, settings: AdmissionSettings) -> None:
     refused(bento, settings, r"lock file: .* no such file .*check 16")
 
 
-@pytest.mark.parametrize("models", [{}, {"../../x:1.0.0": {}}, {"toy:latest": {}}])
+@pytest.mark.parametrize("models", [{"../../x:1.0.0": {}}, {"toy:latest": {}}])
 def test_a_lock_without_full_tags(
     bento: Path, settings: AdmissionSettings, models: dict[str, object]
 ) -> None:
@@ -166,6 +166,15 @@ def test_a_lock_without_full_tags(
     lock = json.loads(path.read_bytes()) | {"models": models}
     path.write_text(json.dumps(lock))
     refused(bento, settings, "names no full tags")
+
+
+def test_a_lock_that_forgot_a_model(bento: Path, settings: AdmissionSettings) -> None:
+    """A Bento may have none, but then it has none."""
+    path = bento / "src" / "admission.lock.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"models": {}}))
+    refused(bento, settings, "names other models than the lock")
+    (bento / "models" / "toy" / "1.0.0").mkdir(parents=True)
+    refused(bento, settings, "model toy:1.0.0 is not in the lock")
 
 
 def test_other_admitted_bytes(
