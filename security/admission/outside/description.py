@@ -15,12 +15,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]  # it comes with BentoML, untyped
 
-from security.admission.hooks import SERVICE_NAME, SERVICE_OPTIONS
-from security.errors import AdmissionRefused
+from security.admission.contents import SERVICE_NAME, SERVICE_OPTIONS, refused
 
-__all__ = ["OUTSIDE_CHECK", "Description", "parse_description", "refused"]
-
-OUTSIDE_CHECK = 26
+__all__ = ["Description", "parse_description"]
 
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .:+_-]{0,99}")
 _IMAGE = {
@@ -62,11 +59,6 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
             raise refused("bento.yaml: a key is repeated, or is no text")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
-
-
-def refused(message: str) -> AdmissionRefused:
-    """A refusal of what is looked at from outside."""
-    return AdmissionRefused(OUTSIDE_CHECK, message)
 
 
 def parse_description(data: bytes) -> Description:
