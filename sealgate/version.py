@@ -1,4 +1,4 @@
-"""`--version` of both commands."""
+"""Which version is installed, and `--version` of both commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import argparse
 import importlib.metadata
 from typing import NoReturn
 
-__all__ = ["PrintVersion"]
+__all__ = ["PrintVersion", "installed_version"]
+
+
+def installed_version() -> str:
+    """The version of this package; "" where it is used without being installed."""
+    try:
+        return importlib.metadata.version("sealgate")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 class PrintVersion(argparse.Action):
@@ -14,9 +22,5 @@ class PrintVersion(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print the command's name and the version, and end."""
-        try:
-            version = importlib.metadata.version("sealgate")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"{parser.prog} {version}")
+        print(f"{parser.prog} {installed_version() or '(not installed)'}")
         parser.exit()

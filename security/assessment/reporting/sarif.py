@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from models.report import format_time, parse_time
+from sealgate.version import installed_version
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
 from security.assessment.results.report import rule_facts
 
@@ -37,11 +38,13 @@ def to_sarif(report: Mapping[str, Any], *more: Mapping[str, Any]) -> bytes:
             tool in an upload, so that they share it.
     """
     reports = (report, *more)
+    version = installed_version()
     rules = sorted({item["rule"] for one in reports for item in one["findings"]})
     run = {
         "tool": {
             "driver": {
                 "name": "Sealgate scan",
+                **({"version": version} if version else {}),
                 "informationUri": _URL,
                 "rules": [_rule(rule) for rule in rules],
                 "supportedTaxonomies": [_component(name) for name in TAXONOMIES],
