@@ -48,9 +48,7 @@ def test_models_that_are_in_order(runner: Runner) -> None:
     assert [item["ruleId"] for item in run["results"]] == ["branch-select"]
 
 
-@pytest.mark.parametrize(
-    ("fail_on", "code"), [("error", 1), ("warning", 1), ("never", 0)]
-)
+@pytest.mark.parametrize(("fail_on", "code"), [("error", 1), ("never", 0)])
 def test_findings_fail_as_asked_and_are_written(
     runner: Runner, fail_on: str, code: int
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -42,19 +43,51 @@ class Lean:
     ) -> subprocess.CompletedProcess[str]:
         """Run `sealgate-toolkit`, as its console script does, in a bare environment."""
         script = "import sys; from sealgate_toolkit import main; sys.exit(main())"
+        return self._run(script, *arguments, cwd=cwd, extra=extra)
+
+    def each(
+        self, lines: Iterable[str], *, cwd: Path
+    ) -> dict[str, tuple[int, str, str]]:
+        """Run several commands in one process: exit code, output and errors of each."""
+        result = self._run(_EACH, cwd=cwd, given=json.dumps([*lines]))
+        assert result.returncode == 0, result.stderr
+        return {line: tuple(end) for line, end in json.loads(result.stdout).items()}
+
+    def _run(
+        self,
+        script: str,
+        *arguments: str,
+        cwd: Path,
+        extra: dict[str, str] | None = None,
+        given: str = "",
+    ) -> subprocess.CompletedProcess[str]:
+        home = {"PATH": os.environ["PATH"], "SEALGATE_HOME": str(cwd)}
         return subprocess.run(
             [self.python, "-P", "-c", script, *arguments],
             cwd=cwd,
-            env={
-                "PATH": os.environ["PATH"],
-                "SEALGATE_HOME": str(cwd),
-                **(extra or {}),
-            },
+            env=home | (extra or {}),
+            input=given,
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
         )
+
+
+# Runs each command line that comes in, and says how it ended.
+_EACH = """
+import contextlib, io, json, sys
+from sealgate_toolkit import ROOMS
+sys.path.insert(0, str(ROOMS))
+from security.commands import main
+ends = {}
+for line in json.load(sys.stdin):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(line.split())
+    ends[line] = (code, out.getvalue(), err.getvalue())
+json.dump(ends, sys.stdout)
+"""
 
 
 def make_lean(folder: Path, wheels: Iterable[Path], *distributions: str) -> Lean:
