@@ -85,7 +85,7 @@ MISSING = {
     "package bundle": 'needs bentoml: pip install "sealgate-toolkit[serve]"',
     "import model.onnx --name m --version 1.0.0 --out out": "toolkit[assess]",
     "init --model model.onnx": 'needs onnx: pip install "sealgate-toolkit[assess]"',
-    "admit bundle": "pip install",
+    "admit bundle --trust trust.json --policy policy.toml": "toolkit[assess]",
     "scan model.onnx --data rows.csv": 'pip install "sealgate-toolkit[assess]"',
     "sign bundle --role trainer --key awskms:x": "[assess]",
     "compare scan.json scan.json": 'needs scipy: pip install "sealgate-toolkit[as',

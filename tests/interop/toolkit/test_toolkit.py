@@ -210,9 +210,8 @@ def test_serve_and_package(installed, home: Path) -> None:
     ):
         assert client.infer(NAME, ROWS)["label"].shape == (2,)
     failed(run("train", "x", "--out", "y", cwd=home), 2, "x: No such file")
-    failed(
-        run("admit", "bundle", cwd=home), 2, 'pip install "sealgate-toolkit[assess]"'
-    )
+    refused = run("admit", "bundle", *OPTIONS, cwd=home)
+    failed(refused, 2, 'pip install "sealgate-toolkit[assess]"')
 
 
 @pytest.fixture(scope="module")
