@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -59,7 +60,8 @@ def run_confined(
     if answer is not None and child.returncode == _NOT_LOADED:
         # One that was taken over can say so too, and gains nothing: it has no answer.
         name = answer[:100].decode("ascii", "replace")
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        if re.fullmatch(r"\w+(\.\w+)*", name):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
     return answer, child.returncode
 
 

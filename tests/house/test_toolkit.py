@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from security.commands.missing import EXTRAS
+from security.commands.missing import EXTRAS, needed
 from tests.support.servers import ROOT
 
 CLIENT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -97,3 +97,24 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.partition(".")[0])
     return found - set(sys.stdlib_module_names)
+
+
+def test_of_our_own_it_is_a_bug() -> None:
+    for name in ("security.nothing", "models", "tomlib", "json.nothing", None):
+        error = ModuleNotFoundError("none", name=name)
+        if name == "tomlib":
+            assert needed(error, "scan") == "needs tomlib, which is not installed"
+            continue
+        with pytest.raises(ModuleNotFoundError):
+            needed(error, "scan")
+
+
+def test_the_scanner_is_locked() -> None:
+    """What the action installs is what the two wheels need, and what builds them."""
+    wanted = [*CLIENT["dependencies"], *PROJECT["dependencies"], *OPTIONAL["inspect"]]
+    names = {name_of(line) for line in wanted} - {"sealgate"}
+    assert lines("scanner") == names | TOOLS
+    text = (ROOT / "requirements" / "scanner.txt").read_text()
+    pinned = set(re.findall(r"^([a-z0-9-]+)==", text, re.MULTILINE))
+    assert {name.partition("[")[0] for name in names} <= pinned
+    assert text.count("--hash=sha256:") > len(pinned)
