@@ -49,13 +49,11 @@ def contracts() -> list[str]:
 
 
 def broken(result: subprocess.CompletedProcess[str]) -> set[str]:
-    lines = [line.strip() for line in result.stdout.splitlines()]
-    return {name for name in contracts() if f"{name} BROKEN" in lines}
+    return {name for name in contracts() if f"\n{name} BROKEN" in result.stdout}
 
 
 def kept(result: subprocess.CompletedProcess[str]) -> set[str]:
-    lines = [line.strip() for line in result.stdout.splitlines()]
-    return {name for name in contracts() if f"{name} KEPT" in lines}
+    return {name for name in contracts() if f"\n{name} KEPT" in result.stdout}
 
 
 def test_the_contracts_hold(packages: Path) -> None:

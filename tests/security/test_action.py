@@ -41,8 +41,8 @@ def runner(tmp_path: Path) -> Runner:
 def test_models_that_are_in_order(runner: Runner) -> None:
     result, outputs = runner.step("Inspect", {"model": "models/*.onnx\nmodels/sub/*\n"})
     assert result.returncode == 0, result.stdout + result.stderr
-    assert outputs == {"sarif": "sealgate.sarif"}
-    (run,) = json.loads((runner.workspace / "sealgate.sarif").read_text())["runs"]
+    assert outputs == {"sarif": "inspection.sarif"}
+    (run,) = json.loads((runner.workspace / "inspection.sarif").read_text())["runs"]
     places = [item["location"]["uri"] for item in run["artifacts"]]
     assert places == ["models/a.onnx", "models/sub/b%20c.onnx"]
     assert [item["ruleId"] for item in run["results"]] == ["branch-select"]
