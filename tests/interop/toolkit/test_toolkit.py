@@ -101,7 +101,10 @@ def installed(
             pip = [UV, "pip", "install", "--quiet", "--python", folder]
             ours = [f"--refresh-package={x}" for x in ("sealgate", "sealgate-toolkit")]
             wanted = f"sealgate-toolkit{f'[{extras}]' if extras else ''}"
-            subprocess.run([*pip, "--find-links", wheels, *ours, wanted], check=True)
+            # The option takes the place of the variable.
+            links = [wheels, *os.environ.get("UV_FIND_LINKS", "").split()]
+            pip += [f"--find-links={link}" for link in links]
+            subprocess.run([*pip, *ours, wanted], check=True)
             made[extras] = Installed(folder, megabytes(folder))
             compiling = [folder / "bin" / "python", "-m", "compileall", "-q", folder]
             subprocess.run(compiling, check=False)
