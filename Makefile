@@ -11,6 +11,7 @@
 #   make format       what ruff can fix
 #   make interop      what needs heavy installs, a part at a time: exporters, images,
 #                     clusters, ...; make interop-PART for one; not in CI
+#   make wheels       the wheels of the client and of the toolkit, into dist
 #   make lock         compile requirements/*.in
 #   make clean        remove the environment and the quickstart's state
 
@@ -18,7 +19,7 @@ PYTHON ?= python3
 PORT ?= 3000
 VENV := .venv
 INTEROP := .venv-interop
-PARTS := exporters kubernetes mlops oci redis
+PARTS := exporters kubernetes mlops oci redis toolkit
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 HOME_DIR := .sealgate
@@ -29,7 +30,7 @@ export BENTOML_DO_NOT_TRACK := True
 # uv reads none of pip's settings.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help quickstart serve test test-fast lint format bench interop lock clean \
+.PHONY: help quickstart serve test test-fast lint format bench interop wheels lock clean \
   $(PARTS:%=interop-%)
 .DELETE_ON_ERROR:
 
@@ -81,6 +82,10 @@ $(PARTS:%=interop-%): interop-%: $(VENV)/.dev
 	OMP_NUM_THREADS=1 INTEROP=$* INTEROP_PART=$(CURDIR)/$(INTEROP)/$* RECORD=$(RECORD) \
 	  $(PY) -m pytest tests/interop/$* $(ARGS)
 
+wheels: $(VENV)/.dev
+	$(PY) -m hatchling build -t wheel -d $(CURDIR)/dist
+	cd packaging/toolkit && $(CURDIR)/$(PY) -m hatchling build -t wheel -d $(CURDIR)/dist
+
 # The lock files name no package index, and torch no particular build of it.
 PIP_COMPILE := $(VENV)/bin/pip-compile --quiet --allow-unsafe --strip-extras \
   --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
@@ -90,6 +95,9 @@ lock: $(VENV)/.dev
 	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
 	  --no-annotate --no-header --quiet
 	$(PIP_COMPILE) requirements/toolkit.in -o requirements/toolkit.txt
+	$(VENV)/bin/uv pip compile requirements/scanner.in -o requirements/scanner.txt \
+	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
+	  --no-annotate --no-header --quiet
 	$(PIP_COMPILE) requirements/dev.in -o requirements/dev.txt
 	for part in requirements/interop-*.in; do \
 	  $(VENV)/bin/uv pip compile $$part -o $${part%.in}.txt --python-version 3.11 \

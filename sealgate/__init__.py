@@ -21,6 +21,7 @@ passport, profile     a model's signed evidence; where the server is, whom to tr
 proxy, inbound        the sealing proxy; its plain side without I/O
 endpoints, peers      where the proxy listens; which account connects to it
 cli, commands         the `sealgate` command
+version               which is installed, and `--version` of both commands
 tables, output        the files that it reads, and what it prints and writes
 page, charts          the frame of HTML pages, and what is drawn in them
 monitoring            what was found of a served model, in lines for people

@@ -7,16 +7,15 @@ An error is one line on standard error.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sealgate import commands
 from sealgate.errors import SealgateError, ServerRefusedError
 from sealgate.tables import KINDS
+from sealgate.version import PrintVersion
 
 __all__ = ["build_parser", "main"]
 
@@ -31,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         "readable by the server alone.",
         epilog="Exit codes: 0 done; 1 the server refused; 2 wrong usage, or an error.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print it and end")
+    parser.add_argument(
+        "--version", action=PrintVersion, nargs=0, help="print it and end"
+    )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, text, add in _COMMANDS:
         add(subparsers.add_parser(name, help=text))
@@ -55,18 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
-
-
-class _Version(argparse.Action):
-    """Looked up when it is asked for: that takes longer than the rest of the start."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        try:
-            version = importlib.metadata.version("sealgate")
-        except importlib.metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"sealgate {version}")
-        parser.exit()
 
 
 def _add_profile(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,7 @@ import bentoml
 import uvicorn
 from bentoml.exceptions import BentoMLException
 
-from security.admission.hooks import SERVICE_NAME
+from security.admission.contents import SERVICE_NAME
 from security.settings.loading import Settings
 
 __all__ = ["main"]

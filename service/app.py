@@ -22,10 +22,8 @@ from bentoml.exceptions import BentoMLException
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import Quotas, load_quota_counters
+from security.admission.contents import BASE_IMAGE, SERVICE_NAME, SERVICE_OPTIONS
 from security.admission.hooks import (
-    BASE_IMAGE,
-    SERVICE_NAME,
-    SERVICE_OPTIONS,
     AdmittedImage,
     admit_all,
     observe_refusals,

@@ -245,11 +245,9 @@ def _first_line(lines: io.StringIO, name: str, layout: CsvFormat) -> tuple[str, 
 
 
 def _parquet(data: bytes, name: str) -> Table:
-    try:
-        import pyarrow as pa  # noqa: PLC0415  (only for parquet)
-        from pyarrow import parquet  # noqa: PLC0415  (only for parquet)
-    except ImportError:
-        raise DatasetError(f"{name}: reading parquet needs pyarrow") from None
+    import pyarrow as pa  # noqa: PLC0415  (only for parquet)
+    from pyarrow import parquet  # noqa: PLC0415  (only for parquet)
+
     try:
         file = parquet.ParquetFile(io.BytesIO(data))
         _bound(file.metadata.num_columns, name)

@@ -11,18 +11,19 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
 
 from sealgate.protocol import strict_json
-from security.access.jwks import JwkSet
 from security.errors import KeyFileError
 from security.key_files import read_private
+
+if TYPE_CHECKING:
+    from security.access.jwks import JwkSet
 
 __all__ = [
     "DEVELOPMENT_ISSUER",
@@ -71,6 +72,8 @@ def mint(
         now: seconds since the epoch.
         confirmation: thumbprint of the key to bind it to (RFC 9449, section 6.1).
     """
+    import jwt  # noqa: PLC0415  (not for --help)
+
     claims: dict[str, object] = {
         "iss": DEVELOPMENT_ISSUER,
         "aud": audience,

@@ -26,5 +26,6 @@ plan             what a running server serves: a file, its history, its reports
 changes          of a plan: load, unload, default, canary, shadow, rollback
 observations     signed reports about what is served, beside the plan: checks 40 to 42
 promotion        whether a version may answer by default: check 43
+contents         what a Bento holds: sources, lock; needs no BentoML
 hooks            the gate at `bentoml build` and at start
 """

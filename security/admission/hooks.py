@@ -4,32 +4,38 @@ The third door, loading, is the runtime's: it runs `open_tag` and hands the chec
 bytes to onnxruntime.
 
 What a build refuses: a model without a valid verdict, a file that is not on the
-allow-list, a link. What it adds: a lock file with the digests of exactly the admitted
-models. A Bento without its lock, or whose store holds other bytes under the same tag,
-does not start.
+allow-list, a link, a line of bentofile.yaml that includes nothing. What it adds: a lock
+file with the digests of exactly the admitted models. A Bento without its lock, or whose
+store holds other bytes under the same tag, does not start.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+from bentoml._internal.bento.build_config import BentoBuildConfig, BentoPathSpec
 from bentoml.exceptions import BentoMLException
 from bentoml.images import Image
 from bentoml.models import BentoModel
 
-from models.errors import BundleError
-from models.files import read_regular, write_atomic
+from models.files import write_atomic
 from models.manifest import store_tag
-from sealgate.errors import JsonError, SealgateError
-from sealgate.protocol import strict_json
+from sealgate.errors import SealgateError
 from security.admission.confidential import open_admission
+from security.admission.contents import (
+    LOCK_CHECK,
+    LOCK_FILE,
+    check_sources,
+    list_files,
+    lock_document,
+    lock_entry,
+    read_lock,
+)
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
@@ -40,78 +46,17 @@ from security.settings.loading import Settings, load_settings
 from security.settings.service import is_path
 
 __all__ = [
-    "BASE_IMAGE",
-    "LOCK_FILE",
-    "SERVICE_NAME",
-    "SERVICE_OPTIONS",
     "AdmittedImage",
     "AdmittedModel",
     "admit_all",
-    "check_sources",
     "current_plan",
-    "is_source",
-    "lock_entry",
     "locked_tags",
     "observe_refusals",
     "open_tag",
-    "read_lock",
     "stored_models",
 ]
 
-# What bento.yaml says of the service, and where it is checked from outside.
-SERVICE_NAME = "sealgate"
-BASE_IMAGE = "python:3.11-slim"
-# The guard answers before these; they would only cost time and memory.
-SERVICE_OPTIONS: Mapping[str, Any] = {
-    "tracing": {"excluded_urls": ".*"},
-    "logging": {"access": {"enabled": False}},
-    "metrics": {"enabled": False},
-}
-
-LOCK_FILE = "admission.lock.json"
-LOCK_SCHEMA = "https://sealgate.dev/lock/v1"
-
-# Everything a Bento's source may hold. The toolkit's code and data are not on it.
-ALLOWED_SOURCES = (
-    "bentofile.yaml",
-    "deploy/access.toml",
-    "deploy/policy.toml",
-    "deploy/quotas.toml",
-    "deploy/service.toml",
-    "models/__init__.py",
-    "models/bundle.py",
-    "models/errors.py",
-    "models/explanations.py",
-    "models/files.py",
-    "models/graph.py",
-    "models/manifest.py",
-    "models/output_policy.py",
-    "models/report.py",
-    "models/sessions.py",
-    "models/shapley.py",
-    "models/trees.py",
-    "sealgate/*.py",
-    "sealgate/protocol/*.py",
-    "sealgate/protocol/drafts/*.py",
-    "sealgate/py.typed",
-    "security/__init__.py",
-    "security/errors.py",
-    "security/key_files.py",
-    "security/access/*.py",
-    "security/admission/*.py",
-    "security/audit/*.py",
-    "security/monitoring/*.py",
-    "security/sealing/*.py",
-    "security/settings/*.py",
-    "security/stores/*.py",
-    "service/*.py",
-    "service/http/*.py",
-    "service/inference/*.py",
-    "service/telemetry/*.py",
-    "service/openapi.yaml",
-)
 _observers: list[Callable[[str, SealgateError], None]] = []
-_MAX_LOCK_BYTES = 64 << 10
 _UNHASHED_PIN = re.compile(r"bentoml==[0-9.]+")
 
 
@@ -157,27 +102,27 @@ class AdmittedImage(Image):
     def freeze(self, bento_fs: Path, *args: Any, **kwargs: Any) -> Any:
         """Refuse unexpected sources, then lock the admitted models into the Bento."""
         source = Path(bento_fs) / "src"
-        check_sources(source)
+        _check(source)
         settings = load_settings()
         models = settings.service.models
         mounted = [*filter(is_path, models)]
         if mounted and len(mounted) < len(models):
             raise BentoMLException(
                 f"refused: service.models names {mounted[0]}, and a Bento packages "
-                "what is in the model store: `python -m security store` puts it there"
+                "what is in the model store: the command `store` puts it there"
             )
         if not models:
             raise BentoMLException("refused: service.models names no model to package")
         if mounted:
             print(
                 f"notice: no model is packaged: {', '.join(mounted)} is read where "
-                "this runs (`python -m security store` is for what is packaged)",
+                "this runs (the command `store` is for what is packaged)",
                 file=sys.stderr,
             )
         admissions = {
             tag: _refusing(tag, settings) for tag in models if not is_path(tag)
         }
-        write_atomic(source / LOCK_FILE, _lock(admissions))
+        write_atomic(source / LOCK_FILE, lock_document(admissions))
         if unnamed := _unnamed(settings):
             print(f"notice: {unnamed}", file=sys.stderr)
         return self.environment(bento_fs, *args, **kwargs)
@@ -193,6 +138,35 @@ class AdmittedImage(Image):
         return attrs.evolve(info, python_requirements=requirements)
 
 
+def _check(source: Path) -> None:
+    """Refuse what a Bento may not hold, and a Bento that lacks what it was to hold.
+
+    Raises:
+        BentoMLException: names the first such file or line.
+    """
+    try:
+        check_sources(source)
+        nothing = next(_matchless(source), None)
+    except AdmissionRefused as error:
+        raise BentoMLException(f"refused: {error.reason}") from None
+    if nothing is not None:
+        raise BentoMLException(
+            f"refused: bentofile.yaml includes {nothing}, and there is none"
+        )
+
+
+def _matchless(source: Path) -> Iterator[str]:
+    """The lines of bentofile.yaml that include no file.
+
+    To `bentoml build` that is no error: the Bento lacks the files, and dies of it where
+    it is served.
+    """
+    names = list_files(source)
+    for line in BentoBuildConfig.from_file(str(source / "bentofile.yaml")).include:
+        if not any(map(BentoPathSpec([line], [], str(source)).includes, names)):
+            yield line
+
+
 def _unnamed(settings: Settings) -> str:
     """What a build leaves out, and someone may have meant; empty if nothing."""
     left = [tag for tag in stored_tags() if tag not in settings.service.models]
@@ -203,26 +177,6 @@ def _unnamed(settings: Settings) -> str:
         f"service.models does not name {', '.join(left[:3])}{more} of the model "
         f"store (SEALGATE_SERVICE_MODELS={left[0]} would)"
     )
-
-
-def check_sources(source: Path, *, beside: tuple[str, ...] = ()) -> None:
-    """Refuse links and files that are not on the allow-list.
-
-    Args:
-        source: the Bento's src folder.
-        beside: names that may be there too.
-
-    Raises:
-        BentoMLException: names the first such file.
-    """
-    for folder, folders, files in os.walk(source):
-        for name in sorted(folders + files):
-            path = Path(folder) / name
-            relative = path.relative_to(source).as_posix()
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise BentoMLException(f"refused: {relative} is not a regular file")
-            if path.is_file() and relative not in beside and not is_source(relative):
-                raise BentoMLException(f"refused: {relative} may not be packaged")
 
 
 def admit_all(settings: Settings) -> list[Admission]:
@@ -340,7 +294,7 @@ def _verified(tag: str, settings: Settings) -> Admission:
     admission = verify_bundle(read_stored(tag), settings.admission)
     if lock.get(tag) != lock_entry(admission):
         raise AdmissionRefused(
-            16, "the model store holds other bytes than were packaged"
+            LOCK_CHECK, "the model store holds other bytes than were packaged"
         )
     return admission
 
@@ -357,26 +311,6 @@ def _read_lock() -> Mapping[str, Any] | None:
     return read_lock(source)
 
 
-def read_lock(source: Path) -> Mapping[str, Any]:
-    """The models that a Bento's lock names, with their digests, by tag.
-
-    Args:
-        source: the Bento's src folder.
-
-    Raises:
-        AdmissionRefused: missing or malformed.
-    """
-    try:
-        data = read_regular(source / LOCK_FILE, max_bytes=_MAX_LOCK_BYTES)
-        lock = strict_json.loads_object(data, max_bytes=_MAX_LOCK_BYTES)
-    except (BundleError, JsonError) as error:
-        raise AdmissionRefused(16, f"the Bento's lock file: {error}") from None
-    models = lock.get("models")
-    if lock.get("schema") != LOCK_SCHEMA or not isinstance(models, dict):
-        raise AdmissionRefused(16, "the Bento's lock file is malformed")
-    return models
-
-
 def _without_unhashed_pin(requirements: str) -> str:
     """Drop the pin of itself that BentoML appends.
 
@@ -385,27 +319,3 @@ def _without_unhashed_pin(requirements: str) -> str:
     """
     lines = requirements.splitlines(keepends=True)
     return "".join(line for line in lines if not _UNHASHED_PIN.fullmatch(line.strip()))
-
-
-def _lock(admissions: Mapping[str, Admission]) -> bytes:
-    models = {tag: lock_entry(admission) for tag, admission in admissions.items()}
-    return strict_json.dumps({"schema": LOCK_SCHEMA, "models": models})
-
-
-def lock_entry(admission: Admission) -> dict[str, str]:
-    """What a lock says of a model."""
-    return {
-        "root_sha256": admission.bundle.subject.root_sha256,
-        "verdict_sha256": admission.verdict_sha256,
-    }
-
-
-def is_source(relative: str) -> bool:
-    """Whether a path in the source tree is of a file that a Bento holds."""
-    parts = relative.split("/")
-    return any(_matches(parts, pattern.split("/")) for pattern in ALLOWED_SOURCES)
-
-
-def _matches(parts: list[str], pattern: list[str]) -> bool:
-    """Folder by folder: a star does not reach into another one."""
-    return len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))

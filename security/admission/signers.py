@@ -101,10 +101,7 @@ def load_signer(
 def _library_signer(
     uri: str, public_key: ec.EllipticCurvePublicKey, passphrase: Path | None
 ) -> LibrarySigner:
-    try:
-        library: Any = importlib.import_module("securesystemslib.signer")
-    except ImportError:
-        raise KeyFileError(f"{_scheme(uri)} keys need securesystemslib") from None
+    library: Any = importlib.import_module("securesystemslib.signer")
     keyval = {"public": public_pem(public_key)}
     wanted = library.SSlibKey(key_hint(public_key), "ecdsa", _SCHEME, keyval)
     try:

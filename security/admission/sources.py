@@ -180,7 +180,9 @@ def _read_image(folder: Path) -> Bundle:
         from security.admission.outside.layers import (  # noqa: PLC0415  (not in Bentos)
             read_saved,
         )
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("security."):
+            raise
         raise BundleError(f"{folder}: a Bento cannot read an OCI layout") from None
     _refuse_links(folder)
     saved = read_saved(folder)

@@ -3,6 +3,9 @@
 The store is a convenience, never a boundary: whoever can write to it can put anything
 there, so the doors verify what they read from it. Its lookups by "latest" or by a
 prefix of a version are refused here: a full tag names one bundle.
+
+BentoML is imported where the store is asked, and not before: who verifies a folder
+needs none.
 """
 
 from __future__ import annotations
@@ -12,10 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import bentoml
-from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml.exceptions import BentoMLException
+from typing import Any
 
 from models.bundle import MANIFEST_FILE, Bundle, read_bundle
 from models.errors import BundleError
@@ -55,7 +55,7 @@ def store_bundle(path: Path) -> tuple[str, bool]:
                 f"{tag} is in the model store already, with other contents"
             )
         _refuse_clash(bundle.manifest)
-        with bentoml.models.create(store_tag(tag)) as model:
+        with _models().create(store_tag(tag)) as model:
             for name, data in bundle.files.items():
                 write_atomic(Path(model.path) / name, data)
     return tag, True
@@ -79,6 +79,10 @@ def read_stored(tag: str) -> Bundle:
 @contextmanager
 def _locked() -> Iterator[None]:
     """Alone among those that store, on this machine."""
+    from bentoml._internal.configuration.containers import (  # noqa: PLC0415  (slow)
+        BentoMLContainer,
+    )
+
     folder = Path(BentoMLContainer.bentoml_home.get())
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
     descriptor = os.open(folder / ".sealgate-store.lock", flags, 0o600)
@@ -91,10 +95,10 @@ def _locked() -> Iterator[None]:
 
 def stored_tags() -> list[str]:
     """What the store holds, under the names of the bundles' own manifests."""
-    return [_own_tag(model) for model in bentoml.models.list()]
+    return [_own_tag(model) for model in _models().list()]
 
 
-def _own_tag(model: bentoml.Model) -> str:
+def _own_tag(model: Any) -> str:
     """The manifest's tag where it can be read; otherwise the store's."""
     try:
         path = Path(model.path) / MANIFEST_FILE
@@ -116,9 +120,17 @@ def _refuse_clash(manifest: Manifest) -> None:
 
 
 def _find(tag: str) -> Path | None:
+    from bentoml.exceptions import BentoMLException  # noqa: PLC0415  (slow)
+
     tag = store_tag(tag)
     try:
-        stored = bentoml.models.get(tag)
+        stored = _models().get(tag)
     except (BentoMLException, ValueError):  # the latter: not even a tag
         return None
     return Path(stored.path) if str(stored.tag) == tag else None
+
+
+def _models() -> Any:
+    import bentoml  # noqa: PLC0415  (slow, and not everywhere)
+
+    return bentoml.models

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.inspection.confined import close_everything, confine, run_confined
+from security.inspection.confined import close_everything, confine, load, run_confined
 from security.inspection.findings import StructureLimits
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def shapes_that_come(
 
     Returns:
         By output, where a tensor came; None if it did not run.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime is not installed.
     """
     parts = [manifest.to_json(), model]
     try:
@@ -65,27 +69,37 @@ def _varying(first: Any, second: Any) -> Shape:
     return tuple(one if one == two and one > 0 else -1 for one, two in pairs)
 
 
-def _main() -> int:
-    _, sizes = confine(sys.argv[1])
+def _tools() -> Any:
     # Imported here: the limits must stand before a large library is loaded.
-    import numpy as np  # noqa: PLC0415
     import onnxruntime  # noqa: F401, PLC0415  (make_session could not open it)
+    from numpy import shape  # noqa: PLC0415
     from numpy.random import default_rng  # noqa: PLC0415
 
     from models.manifest import Manifest  # noqa: PLC0415
     from models.sessions import make_session  # noqa: PLC0415
 
+    return SimpleNamespace(
+        shape=shape,
+        default_rng=default_rng,
+        Manifest=Manifest,
+        make_session=make_session,
+    )
+
+
+def _main() -> int:
+    _, sizes = confine(sys.argv[1])
+    tools = load(_tools)
     close_everything()
     data = memoryview(sys.stdin.buffer.read())
-    manifest = Manifest.from_json(bytes(data[: sizes[0]]))
-    session = make_session(bytes(data[sizes[0] :]))
+    manifest = tools.Manifest.from_json(bytes(data[: sizes[0]]))
+    session = tools.make_session(bytes(data[sizes[0] :]))
     names = [item.spec.name for item in manifest.outputs if item.form == "tensor"]
     seen: dict[str, list[list[int]]] = {name: [] for name in names}
     for rows in _ROWS:
-        random = default_rng(rows)
+        random = tools.default_rng(rows)
         feed = {i.spec.name: i.made_up(rows, random) for i in manifest.inputs}
         for name, value in zip(names, session.run(names, feed)):
-            seen[name].append(list(np.shape(value)))
+            seen[name].append(list(tools.shape(value)))
     sys.stdout.write(json.dumps(seen))
     sys.stdout.flush()
     return 0

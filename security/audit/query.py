@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from security.audit.records import FIELDS, Record
 from security.errors import AuditError
 
@@ -91,6 +89,8 @@ def parse_time(text: str, *, now: float) -> int:
 
 
 def _json_lines(records: Iterator[tuple[str, Record]]) -> Iterator[str]:
+    import orjson  # noqa: PLC0415  (not for --help)
+
     for writer, record in records:
         document = {
             "writer": writer,

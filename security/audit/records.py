@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.errors import AuditError
@@ -93,6 +91,8 @@ def encode(fields: Mapping[str, Scalar]) -> bytes:
     Raises:
         AuditError: a field that no record has, or a value that is not JSON.
     """
+    import orjson  # noqa: PLC0415  (readers of a log need none)
+
     record = {**_EMPTY, **fields}
     if len(record) != len(_EMPTY):
         raise AuditError(f"no field {min(fields.keys() - FIELDS.keys())!r} in a record")

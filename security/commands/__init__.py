@@ -1,7 +1,9 @@
 """One module per subcommand of `python -m security`, and the dispatcher.
 
+`sealgate-toolkit` is the same command, where it was installed from its wheel.
+
 Exit codes: 0 done; 1 refused, or findings; 2 wrong usage, or an error. An error is one
-line on standard error, without a traceback.
+line on standard error, without a traceback; so is a package that is not installed.
 
 keygen, keys, sealing_keys             keys that sign, keys that open requests
 token, profile, access, access_issuer  who calls, and what they may
@@ -24,6 +26,7 @@ agreement, promote                     a trial's figures, and the default they l
 audit, audit_table                     its log
 feedback                               labels of earlier answers
 monitor, watch, events                 what becomes of what is served, and who is told
+missing                                packages that are not installed
 deciding, options, screen, signing, stages, standing, wanted  what several share
 """
 
@@ -39,6 +42,8 @@ from typing import NoReturn
 
 from models.errors import BundleError
 from sealgate.errors import SealgateError
+from sealgate.version import PrintVersion
+from security.commands.missing import needed
 from security.errors import AdmissionRefused, HostileModel
 
 __all__ = ["COMMANDS", "build_parser", "main"]
@@ -92,13 +97,22 @@ COMMANDS = {
 }
 
 
-def build_parser(only: str = "") -> argparse.ArgumentParser:
-    """The parser of the whole command, or of it with one subcommand."""
+def build_parser(only: str = "", *, prog: str = _PROG) -> argparse.ArgumentParser:
+    """The parser of the whole command, or of it with one subcommand.
+
+    Args:
+        only: that subcommand.
+        prog: how the command was called.
+    """
     parser = argparse.ArgumentParser(
-        prog=_PROG,
+        prog=prog,
         description="Train, assess, sign and admit models; manage keys and tokens.",
         epilog="Exit codes: 0 done; 1 refused, or findings; 2 usage or error.",
     )
+    parser.add_argument(
+        "--version", action=PrintVersion, nargs=0, help="print it and end"
+    )
+    parser.set_defaults(prog=prog)
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     modules = [COMMANDS[only]] if only in COMMANDS else [*COMMANDS.values()]
     for module in dict.fromkeys(modules):
@@ -106,18 +120,26 @@ def build_parser(only: str = "") -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code."""
+def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
+    """Run a subcommand; returns the exit code.
+
+    Args:
+        arguments: the command line's by default.
+        prog: how the command was called.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help"):
-        _refuse(arguments[0])
-    args = build_parser(*arguments[:1]).parse_args(arguments)
+    command = arguments[0] if arguments else ""
+    if command and not command.startswith("-") and command not in COMMANDS:
+        _refuse(command, prog)
     try:
+        args = build_parser(command, prog=prog).parse_args(arguments)
         return int(args.run(args))
     except (AdmissionRefused, BundleError, HostileModel) as error:
         return _fail("refused", error, 1)
     except SealgateError as error:
         return _fail("error", error, 2)
+    except ModuleNotFoundError as error:
+        return _fail("error", needed(error, command), 2)
     except BrokenPipeError:
         # Whoever reads our output has enough of it. Nothing may be flushed at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,11 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("error", "interrupted", 130)
 
 
-def _refuse(name: str) -> NoReturn:
+def _refuse(name: str, prog: str) -> NoReturn:
     """What is no command, without importing those that there are."""
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"one of {', '.join(COMMANDS)}"
-    parser = argparse.ArgumentParser(_PROG, usage=f"{_PROG} [-h] COMMAND ...")
+    parser = argparse.ArgumentParser(prog, usage=f"{prog} [-h] COMMAND ...")
     parser.error(f"no command {name!r}; {hint}")
 
 

@@ -24,7 +24,7 @@ def add_parser(own: Subparsers[argparse.ArgumentParser]) -> None:
         "issuer",
         help="serve the keys of the development issuer",
         description="Serve the public keys of the development issuer on this machine "
-        f"at {JWKS_PATH}, until interrupted; `python -m security token` mints what "
+        f"at {JWKS_PATH}, until interrupted; `token` mints what "
         "they verify. With a certificate over https, which servers insist on. Refused "
         "when the environment is production.",
     )

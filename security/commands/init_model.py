@@ -52,10 +52,10 @@ def draft_model(
         names.remove(label)
     return "\n".join(
         [
-            f"# What {path.name} takes, as `python -m security init` proposes it, for",
+            f"# What {path.name} takes, as the command `init` proposes it, for",
             "#",
-            "#   python -m security import FILE.onnx --columns THIS.toml …",
-            "#   python -m security assess BUNDLE --data FILE --data-config THIS.toml",
+            "#   import FILE.onnx --columns THIS.toml …",
+            "#   assess BUNDLE --data FILE --data-config THIS.toml",
             "#",
             *(f"# input   {_shown(item)}" for item in manifest.inputs),
             *(f"# output  {_shown(item)}" for item in manifest.outputs),

@@ -7,15 +7,17 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from security.errors import SettingsError
+from security.errors import AssessmentError, SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
 __all__ = [
     "Subparsers",
     "add_admission",
+    "add_root",
     "add_tracking",
     "admission_settings",
+    "below_root",
     "check_tracking",
     "variables",
 ]
@@ -67,6 +69,39 @@ def admission_settings(args: argparse.Namespace) -> AdmissionSettings:
         trust=args.trust or settings.trust,
         policy=args.policy or settings.policy,
     )
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    """Add --root."""
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="the folder that paths in reports are relative to (default: the "
+        "repository that holds the model, or else this folder)",
+    )
+
+
+def below_root(path: Path, root: Path | None) -> str:
+    """A model's path below the root of reports; "" where it is elsewhere.
+
+    Args:
+        path: of the model.
+        root: what --root says.
+
+    Raises:
+        AssessmentError: it is not below the root that was given.
+    """
+    found, given = Path(os.path.abspath(path)), root
+    if root is None:
+        above = (item for item in found.parents if (item / ".git").exists())
+        root = next(above, Path())
+    try:
+        return found.relative_to(os.path.abspath(root)).as_posix()
+    except ValueError:
+        if given is None:
+            return ""
+        raise AssessmentError(f"--root: {path.name} is not below it") from None
 
 
 def variables(args: argparse.Namespace, settings: Settings) -> dict[str, str]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import sealgate
 from models.bundle import read_bundle
 from models.errors import BundleError
 from sealgate.protocol.dsse import KeySigner
 from security.admission.doors import verify_bundle
 from security.admission.keys import ROLES, load_signing_key
 from security.admission.policy import load_policy
+from security.commands.missing import require
 from security.commands.options import (
     Subparsers,
     add_admission,
@@ -57,6 +62,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Package; returns the exit code."""
+    require("bentoml")
     settings, admission = load_settings(), admission_settings(args)
     # Before anything is made for what is no bundle.
     tag = read_bundle(args.bundle).manifest.tag
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         stages("building", 0.0)
         bento = _build(tag, variables(args, settings))
     policy = f" --policy {args.policy}" if args.policy else ""
-    _say("built", f"{bento}; next: python -m security serve {bento}{policy}")
+    _say("built", f"{bento}; next: {args.prog} serve {bento}{policy}")
     return 0
 
 
@@ -179,20 +185,39 @@ def _build(tag: str, named: Mapping[str, str]) -> str:
         BentoMLContainer,
     )
 
-    result = subprocess.run(
-        [sys.executable, "-m", "bentoml", "build", "--output", "tag"],
-        cwd=_ROOT,
-        env={
-            **os.environ,
-            **named,
-            "BENTOML_HOME": str(BentoMLContainer.bentoml_home.get()),
-            "SEALGATE_SERVICE_MODELS": tag,
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with _source() as folder:
+        result = subprocess.run(
+            [sys.executable, "-m", "bentoml", "build", "--output", "tag"],
+            cwd=folder,
+            env={
+                **os.environ,
+                **named,
+                "BENTOML_HOME": str(BentoMLContainer.bentoml_home.get()),
+                "SEALGATE_SERVICE_MODELS": tag,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["it says nothing"]
         raise BundleError(f"bentoml build: {lines[-1].removeprefix('Error: ')}")
     return result.stdout.strip().rpartition("__tag__:")[2]
+
+
+@contextmanager
+def _source() -> Iterator[Path]:
+    """The source tree of a Bento: this one; with the client, where that lies elsewhere.
+
+    The wheel of the toolkit has no client in it: it needs that of the same version.
+    """
+    if (_ROOT / "sealgate").is_dir():
+        yield _ROOT
+        return
+    ignore = shutil.ignore_patterns("__pycache__")
+    with tempfile.TemporaryDirectory(prefix="sealgate-source-") as name:
+        folder = Path(name) / "source"
+        shutil.copytree(_ROOT, folder, ignore=ignore)
+        client = Path(sealgate.__file__).parent
+        shutil.copytree(client, folder / "sealgate", ignore=ignore)
+        yield folder

@@ -21,7 +21,7 @@ from models.bundle import (
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from security.admission.policy import load_policy
-from security.commands.options import Subparsers
+from security.commands.options import Subparsers, add_root, below_root
 from security.commands.rows import (
     add_data_config,
     add_radius,
@@ -36,6 +36,7 @@ from security.commands.screen import Screen, add_color, show_findings
 from security.commands.stages import Stages
 from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
+from security.inspection.findings import SEVERITIES
 from security.training.config import load_config
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_SEVERITIES = ("error", "warning", "note")
 # Arguments that are about a model.
 _OF_MODELS = (
     *("target", "data", "train_data", "training", "client_profile", "output"),
@@ -141,16 +141,10 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="NAME", help="the model's output with scores or labels"
     )
     add_policy(parser, "with --evidence the deployment's, if it has one")
-    parser.add_argument(
-        "--root",
-        type=Path,
-        metavar="DIR",
-        help="the folder that paths in reports are relative to (default: the "
-        "repository that holds the model, or else this folder)",
-    )
+    add_root(parser)
     parser.add_argument(
         "--fail-on",
-        choices=_SEVERITIES,
+        choices=SEVERITIES,
         metavar="SEVERITY",
         help="exit code 1 for findings this bad: error, warning or note",
     )
@@ -326,27 +320,9 @@ def _source(args: argparse.Namespace, found: Bundle | bytes | None) -> TargetSou
         )
     path = Path(args.target)
     if isinstance(found, Bundle):
-        place = _below_root(args, path / MODEL_FILE)
+        place = below_root(path / MODEL_FILE, args.root)
         return replace(TargetSource.of(found), path=place)
-    return TargetSource("onnx", path.name, found, path=_below_root(args, path))
-
-
-def _below_root(args: argparse.Namespace, path: Path) -> str:
-    """The model's path below the root; "" where it is elsewhere.
-
-    Raises:
-        AssessmentError: it is not below the root that was given.
-    """
-    found, root = Path(os.path.abspath(path)), args.root
-    if root is None:
-        above = (item for item in found.parents if (item / ".git").exists())
-        root = next(above, Path())
-    try:
-        return found.relative_to(os.path.abspath(root)).as_posix()
-    except ValueError:
-        if args.root is None:
-            return ""
-        raise AssessmentError(f"--root: {path.name} is not below it") from None
+    return TargetSource("onnx", path.name, found, path=below_root(path, args.root))
 
 
 def _bundle(args: argparse.Namespace) -> Path | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,16 +13,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Screen", "add_color", "show_findings"]
 
+# Select Graphic Rendition (ECMA-48, 8.3.117): bold, dim, and colours from 31 on.
 _STYLES = {
-    "error": "bold red",
-    "warning": "yellow",
-    "note": "cyan",
-    "refuse": "bold red",
-    "allow": "green",
-    "misses": "bold red",
-    "meets": "green",
-    "head": "bold",
-    "quiet": "dim",
+    "error": "1;31",
+    "warning": "33",
+    "note": "36",
+    "refuse": "1;31",
+    "allow": "32",
+    "misses": "1;31",
+    "meets": "32",
+    "head": "1",
+    "quiet": "2",
 }
 
 
@@ -36,31 +39,22 @@ def add_color(parser: argparse.ArgumentParser) -> None:
 class Screen:
     """Standard output.
 
-    Colours are left out where it is no terminal, where NO_COLOR is set
-    (https://no-color.org), and where ``color`` is false.
+    Colours are left out where it is no terminal, unless FORCE_COLOR is set, where
+    NO_COLOR is set (https://no-color.org), and where ``color`` is false.
     """
 
     def __init__(self, *, color: bool = True) -> None:
-        from rich.console import Console  # noqa: PLC0415  (a tenth of a second)
-
-        console = Console(highlight=False, markup=False, emoji=False)
-        plain = not color or console.no_color
-        self._console = Console(
-            color_system=None if plain else "auto",
-            highlight=False,
-            markup=False,
-            emoji=False,
-        )
+        self._color = color and _has_colors()
 
     def line(self, *parts: str | tuple[str, str]) -> None:
         """Print a line of texts; a pair is a text and its kind, which has a colour."""
-        from rich.text import Text  # noqa: PLC0415  (as above)
+        print(*map(self._shown, parts), sep="")
 
-        shown = Text()
-        for part in parts:
-            text, kind = (part, "") if isinstance(part, str) else part
-            shown.append(_printable(text), _STYLES.get(kind, ""))
-        self._console.print(shown, soft_wrap=True)
+    def _shown(self, part: str | tuple[str, str]) -> str:
+        text, kind = (part, "") if isinstance(part, str) else part
+        style = _STYLES.get(kind) if self._color else None
+        shown = _printable(text)
+        return shown if style is None else f"\x1b[{style}m{shown}\x1b[0m"
 
     def finding(self, severity: str, text: str, *more: str) -> None:
         """Print a finding, and below it what explains it and what to do."""
@@ -81,6 +75,14 @@ def show_findings(screen: Screen, findings: Iterable[ScanFinding]) -> None:
         screen.finding(
             finding.severity, f"{finding.rule}{place}: {finding.message}", remedy
         )
+
+
+def _has_colors() -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _printable(text: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from models.manifest import is_tag
 from sealgate.errors import SealgateError
 from security.admission.plan import PlanFolder
+from security.commands.missing import require
 from security.commands.options import (
     Subparsers,
     add_admission,
@@ -55,11 +56,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Become `python -m service`; returns only if it cannot."""
+    require("bentoml", "httptools", "onnxruntime", "orjson")
     settings = replace(load_settings(), admission=admission_settings(args))
     source, tags = _ROOT, _targets(args.targets, settings)
     environment = {**os.environ, **variables(args, settings)}
     if args.targets:
-        _refuse_plan(settings)
+        _refuse_plan(settings, args.prog)
         bento = _bento(args.targets)
         if bento is not None:
             source = bento / "src"
@@ -139,7 +141,7 @@ def _is_bento(target: str) -> bool:
     return ":" in target and not is_tag(target)
 
 
-def _refuse_plan(settings: Settings) -> None:
+def _refuse_plan(settings: Settings, prog: str) -> None:
     """Refuse to be told what the operator's plan decides.
 
     Raises:
@@ -150,7 +152,7 @@ def _refuse_plan(settings: Settings) -> None:
     if plan is not None:
         raise SettingsError(
             f"{folder.path} decides what is served ({plan.change}): change it by "
-            "`python -m security models`, or name no target"
+            f"`{prog} models`, or name no target"
         )
 
 
@@ -163,7 +165,7 @@ def _write_profile(
         SettingsError, BundleError: what is to be served cannot be told.
     """
     from security.access.issuer import DEVELOPMENT_ISSUER  # noqa: PLC0415  (slow)
-    from security.admission.hooks import read_lock  # noqa: PLC0415  (bentoml)
+    from security.admission.contents import read_lock  # noqa: PLC0415  (slow)
     from security.admission.sources import served_tags  # noqa: PLC0415
     from security.commands.profile import write_profile  # noqa: PLC0415  (slow)
 

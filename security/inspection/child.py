@@ -15,7 +15,7 @@ from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from security.inspection.confined import close_everything, confine
+from security.inspection.confined import close_everything, confine, load
 from security.inspection.engine import ORT_FORMAT
 from security.inspection.findings import Finding, StructureLimits
 
@@ -27,7 +27,7 @@ _MAX_KEPT_ELEMENTS = 1024
 
 def _main() -> int:
     limits, _ = confine(sys.argv[1])
-    tools = _tools()
+    tools = load(_tools)
     close_everything()
     findings, counts, description = _inspect(tools, limits, sys.stdin.buffer)
     answer = {

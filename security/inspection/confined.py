@@ -10,22 +10,28 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from security.inspection.findings import StructureLimits
 
-__all__ = ["close_everything", "confine", "run_confined"]
+__all__ = ["close_everything", "confine", "load", "run_confined"]
+
+_T = TypeVar("_T")
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _SIGKILL = 9
+# The exit code of a process that a library was missing for: it has read nothing.
+_NOT_LOADED = 70
 
 
 def run_confined(
@@ -44,12 +50,19 @@ def run_confined(
 
     Raises:
         OSError: it cannot be started.
+        ModuleNotFoundError: a library that it needs is not installed.
     """
     with (
         tempfile.TemporaryDirectory(prefix="sealgate-confined-") as folder,
         _start(folder, module, parts, limits) as child,
     ):
-        return _exchange(child, parts, limits.wall_s, max_answer), child.returncode
+        answer = _exchange(child, parts, limits.wall_s, max_answer)
+    if answer is not None and child.returncode == _NOT_LOADED:
+        # One that was taken over can say so too, and gains nothing: it has no answer.
+        name = answer[:100].decode("ascii", "replace")
+        if re.fullmatch(r"\w+(\.\w+)*", name):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return answer, child.returncode
 
 
 def confine(argument: str) -> tuple[StructureLimits, list[int]]:
@@ -77,6 +90,20 @@ def confine(argument: str) -> tuple[StructureLimits, list[int]]:
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
         libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0)
     return limits, sizes
+
+
+def load(libraries: Callable[[], _T]) -> _T:
+    """In the child, after `confine`: its libraries, or the name of what is missing.
+
+    Args:
+        libraries: imports them.
+    """
+    try:
+        return libraries()
+    except ModuleNotFoundError as error:
+        sys.stdout.write(error.name or "")
+        sys.stdout.flush()
+        sys.exit(_NOT_LOADED)
 
 
 def close_everything() -> None:

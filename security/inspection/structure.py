@@ -66,6 +66,7 @@ def examine(model: bytes, limits: StructureLimits = StructureLimits()) -> Inspec
 
     Raises:
         AssessmentError: the process could not be started, or answered nonsense.
+        ModuleNotFoundError: onnx is not installed.
     """
     if len(model) > limits.max_model_bytes:
         message = f"{len(model)} bytes, at most {limits.max_model_bytes} allowed"

@@ -141,10 +141,10 @@ def _outwards(value: float, way: Any) -> str:
 
 
 def _head(asked: Asked, recipe: _Recipe, name: str) -> Iterator[str]:
-    yield f"# Training on {asked.source}, as `python -m security init` proposes it."
+    yield f"# Training on {asked.source}, as the command `init` proposes it."
     yield "#"
     yield "# All of it is public and goes into the evidence. What lacks is marked TODO:"
-    yield "# `python -m security check` on this file lists what is left, with lines."
+    yield "# `check` on this file lists what is left, with lines."
     yield ""
     yield "[model]"
     yield f"name = {quoted(name)}"

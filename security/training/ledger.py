@@ -276,8 +276,8 @@ class Ledger:
             raise LedgerError(
                 f"data {', '.join(found.names)}: epsilon {found.before:.2f} of "
                 f"{found.cap:g} is taken at delta {found.delta:.1e}, and with this "
-                f"training it would be {found.after:.2f}; see 'python -m security "
-                "ledger show'"
+                f"training it would be {found.after:.2f}; see "
+                "`ledger show`"
             )
 
     def _forecast(

@@ -88,13 +88,15 @@ def serve(
     graceful_s: int = 5,
     wait_for: str = "ready",
     own: Sequence[str] | None = None,
+    program: Sequence[str] = (sys.executable, "-m", "security"),
     alone: bool = False,
 ) -> Iterator[Server]:
     """Run `bentoml serve TARGET` until the block ends, once it is ready, or live.
 
-    With ``own`` arguments, `python -m security serve TARGET` and those instead. What
-    serves ``alone``, by `python -m service` what the settings name, starts in half the
-    time: for tests that are about answers, and not about workers and their parent.
+    With ``own`` arguments, `python -m security serve TARGET` and those instead, or
+    another ``program`` that is the same. What serves ``alone``, by `python -m service`
+    what the settings name, starts in half the time: for tests that are about answers,
+    and not about workers and their parent.
     """
     port = port or free_port()
     log = home / f"server-{port}.log"
@@ -105,7 +107,7 @@ def serve(
     elif own is None:
         command = bentoml("serve", target, *address, *grace, python=python)
     else:
-        command = [python, "-m", "security", "serve", target, *address, *own]
+        command = [*program, "serve", target, *address, *own]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

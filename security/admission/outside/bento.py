@@ -26,30 +26,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bentoml.exceptions import BentoMLException
-
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from models.files import read_regular
 from models.manifest import is_tag, names_that_clash, store_tag
+from security.admission.contents import (
+    LOCK_CHECK,
+    LOCK_FILE,
+    MAX_SOURCE_BYTES,
+    check_sources,
+    list_files,
+    lock_entry,
+    read_lock,
+    refused,
+)
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
-from security.admission.hooks import LOCK_FILE, check_sources, lock_entry, read_lock
-from security.admission.outside.description import parse_description, refused
+from security.admission.outside.description import Description, parse_description
 from security.admission.outside.image import open_image
-from security.admission.outside.release import (
-    MAX_SOURCE_BYTES,
-    build_release,
-    check_release,
-    list_files,
-)
 from security.admission.store import STORE_FILES, read_stored
 from security.errors import AdmissionRefused
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["verify_bento"]
-
-LOCK_CHECK = 16
 
 _INSIDE = re.compile(
     r"bento\.yaml|README\.md|env/.*|apis/(?:openapi\.yaml|schema\.json)|(?:src|models)/.*",
@@ -105,18 +104,25 @@ def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
     source = bento / "src"
     if source.is_symlink() or not source.is_dir():
         raise refused("the Bento has no src folder")
-    try:
-        check_sources(source, beside=(LOCK_FILE,))
-    except BentoMLException as error:
-        raise refused(str(error).removeprefix("refused: ")) from None
+    check_sources(source, beside=(LOCK_FILE,))
     if (bento / "models").is_symlink():
         raise refused("models is not a folder")
     for name in list_files(bento):
         if not _INSIDE.fullmatch(name):
             raise refused(f"{name} does not belong in a Bento")
     if release is not None:
-        check_release(bento, description, build_release(release, description.about))
+        _compare(bento, description, release)
     return description.tags
+
+
+def _compare(bento: Path, description: Description, release: Path) -> None:
+    """Check 4: BentoML makes the release's files, so it must be installed for this."""
+    from security.admission.outside.release import (  # noqa: PLC0415  (bentoml)
+        build_release,
+        check_release,
+    )
+
+    check_release(bento, description, build_release(release, description.about))
 
 
 def _check_tags(lock: Mapping[str, Any]) -> None:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from security import strict_yaml
-from security.admission.hooks import SERVICE_NAME, SERVICE_OPTIONS
-from security.errors import AdmissionRefused, YamlError
+from security.admission.contents import SERVICE_NAME, SERVICE_OPTIONS, refused
+from security.errors import YamlError
 
-__all__ = ["OUTSIDE_CHECK", "Description", "parse_description", "refused"]
+__all__ = ["Description", "parse_description"]
 
-OUTSIDE_CHECK = 26
 MAX_BYTES = 4 << 20
 
 _TEXT = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .:+_-]{0,99}")
@@ -43,11 +42,6 @@ class Description:
     about: str
     bentoml_version: str
     image: Mapping[str, Any]
-
-
-def refused(message: str) -> AdmissionRefused:
-    """A refusal of what is looked at from outside."""
-    return AdmissionRefused(OUTSIDE_CHECK, message)
 
 
 def parse_description(data: bytes) -> Description:

@@ -24,7 +24,7 @@ from models.errors import BundleError
 from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.admission.outside.description import refused
+from security.admission.contents import refused
 from security.admission.outside.layers import is_saved, read_saved
 
 __all__ = ["check_config", "open_image"]

@@ -21,7 +21,7 @@ from models.errors import BundleError
 from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.admission.outside.description import refused
+from security.admission.contents import refused
 
 __all__ = ["SavedImage", "is_saved", "read_saved"]
 

@@ -26,25 +26,19 @@ from bentoml._internal.bento.build_config import BentoBuildConfig, BentoPathSpec
 
 from models.errors import BundleError
 from models.files import read_regular
-from security.admission.hooks import (
+from security.admission.contents import (
     BASE_IMAGE,
     LOCK_FILE,
+    MAX_SOURCE_BYTES,
     SERVICE_NAME,
-    AdmittedImage,
     is_source,
+    list_files,
+    refused,
 )
-from security.admission.outside.description import Description, refused
+from security.admission.hooks import AdmittedImage
+from security.admission.outside.description import Description
 
-__all__ = [
-    "MAX_SOURCE_BYTES",
-    "Release",
-    "build_release",
-    "check_release",
-    "list_files",
-]
-
-MAX_SOURCE_BYTES = 4 << 20
-MAX_FILES = 10_000
+__all__ = ["Release", "build_release", "check_release"]
 
 # Beside what a release gives: made for each Bento, and looked at elsewhere.
 _OWN = ("bento.yaml", f"src/{LOCK_FILE}")
@@ -117,26 +111,6 @@ def check_release(bento: Path, description: Description, release: Release) -> No
             raise refused(f"{short} is missing, and in the release")
         if _read(bento / name) != release.files[name]:
             raise refused(f"{short} is not the release's")
-
-
-def list_files(folder: Path) -> list[str]:
-    """Relative paths of all files; what is no regular file or folder is refused.
-
-    Raises:
-        AdmissionRefused: a link, a special file, or too many files.
-    """
-    names: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        for name in sorted(folders + files):
-            path = Path(parent) / name
-            relative = path.relative_to(folder).as_posix()
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                raise refused(f"{relative} is not a regular file")
-            if path.is_file():
-                names.append(relative)
-        if len(names) > MAX_FILES:
-            raise refused(f"more than {MAX_FILES} files")
-    return names
 
 
 def _is_model(name: str) -> bool:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import platform
 import time
@@ -43,7 +42,7 @@ from security.assessment.engine.store import RunStore
 from security.assessment.plan.checks import Outcome, ScanCheck, Unit
 from security.assessment.plan.context import Context, Job, TargetSource, prepare
 from security.assessment.plan.options import Options
-from security.assessment.results.report import ScanReport
+from security.assessment.results.report import ScanReport, target_facts
 from security.assessment.results.result import CheckResult
 from security.assessment.targets.dataconfig import DataConfig
 from security.errors import AssessmentError
@@ -252,20 +251,14 @@ def _refusal(
 
 
 def _target(source: TargetSource) -> dict[str, Any]:
-    """Which model: `id` tells two of one name apart, and stays while it is retrained.
-
-    Of a path, where there is one; else of the endpoint, or of the file's content.
-    """
-    digest = hashlib.sha256(source.model).hexdigest() if source.model else None
     asked = "" if source.profile is None else Profile.load(source.profile).model
-    place = source.path or f"{source.url}\0{asked}\0{digest or ''}"
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "sha256": digest,
-        "id": hashlib.sha256(f"{source.name}\0{place}".encode()).hexdigest(),
-        **({"path": source.path} if source.path else {}),
-    }
+    return target_facts(
+        source.name,
+        source.kind,
+        source.model,
+        path=source.path,
+        elsewhere=f"{source.url}\0{asked}",
+    )
 
 
 def _report(job: Job, results: tuple[CheckResult, ...]) -> ScanReport:

@@ -6,10 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from models.files import write_atomic
-from security.assessment.reporting.html import to_html
 from security.assessment.reporting.junit import to_junit
 from security.assessment.reporting.sarif import to_sarif
 from security.assessment.results.report import ScanReport
@@ -47,6 +44,10 @@ def render(data: bytes, form: str, *, fail_on: str = "error") -> bytes:
 
 def _html(report: Mapping[str, Any]) -> bytes:
     """The page; what is drawn of a check's details is held to no schema before."""
+    import jinja2  # noqa: PLC0415  (only for this format)
+
+    from security.assessment.reporting.html import to_html  # noqa: PLC0415  (as above)
+
     try:
         return to_html(report)
     except (

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from models.report import format_time, parse_time
+from sealgate.version import installed_version
 from security.assessment.reporting.taxonomies import TAXONOMIES, rule_tags
 from security.assessment.results.report import rule_facts
 
@@ -28,30 +29,39 @@ _SECURITY_SEVERITY = {"error": "8.0", "warning": "5.0", "note": "2.0"}
 _FINGERPRINT = "sealgateFinding/v2"
 
 
-def to_sarif(report: Mapping[str, Any]) -> bytes:
+def to_sarif(report: Mapping[str, Any], *more: Mapping[str, Any]) -> bytes:
     """One run with every finding.
 
     Args:
         report: as `ScanReport.parse` gives it.
+        more: of other models, by the same tools and options. GitHub takes one run of a
+            tool in an upload, so that they share it.
     """
-    rules = sorted({item["rule"] for item in report["findings"]})
+    reports = (report, *more)
+    version = installed_version()
+    rules = sorted({item["rule"] for one in reports for item in one["findings"]})
     run = {
         "tool": {
             "driver": {
                 "name": "Sealgate scan",
+                **({"version": version} if version else {}),
                 "informationUri": _URL,
                 "rules": [_rule(rule) for rule in rules],
                 "supportedTaxonomies": [_component(name) for name in TAXONOMIES],
             }
         },
         "automationDetails": {
-            "id": f"sealgate-scan/{_run(report['target'])}/"
+            "id": f"sealgate-scan/{_run(report['target']) if not more else 'models'}/"
             f"{report['options'].get('profile', '')}"
         },
-        "invocations": [_invocation(report)],
-        "artifacts": [_artifact(report["target"])],
+        "invocations": [_invocation(one) for one in reports],
+        "artifacts": [_artifact(one["target"]) for one in reports],
         "taxonomies": [_taxonomy(name, rules) for name in TAXONOMIES],
-        "results": [_finding(item, rules, report) for item in report["findings"]],
+        "results": [
+            _finding(item, rules, one["target"], index)
+            for index, one in enumerate(reports)
+            for item in one["findings"]
+        ],
         "columnKind": "unicodeCodePoints",
         "properties": {
             "data": report.get("data", {}),
@@ -92,9 +102,8 @@ def _rule(rule: str) -> dict[str, Any]:
 
 
 def _finding(
-    item: Mapping[str, Any], rules: Sequence[str], report: Mapping[str, Any]
+    item: Mapping[str, Any], rules: Sequence[str], target: Mapping[str, Any], index: int
 ) -> dict[str, Any]:
-    target = report["target"]
     known = target.get("id", target["name"])
     where = item["where"] or item["rule"]
     fingerprint = hashlib.sha256(
@@ -111,7 +120,7 @@ def _finding(
             {
                 # Tools insist on a line, which a model file has not.
                 "physicalLocation": {
-                    "artifactLocation": {"uri": _place(target), "index": 0},
+                    "artifactLocation": {"uri": _place(target), "index": index},
                     "region": {"startLine": 1},
                 },
                 "logicalLocations": [{"fullyQualifiedName": where, "kind": "object"}],

@@ -7,6 +7,7 @@ under ``times``. For a bundle, each check that makes evidence also gives a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +23,14 @@ from security.assessment.results.rules import SCAN_RULES
 from security.errors import AssessmentError
 from security.inspection.findings import RULES, SEVERITIES
 
-__all__ = ["MAX_SCAN_BYTES", "SCAN_SCHEMA", "ScanReport", "read_report", "rule_facts"]
+__all__ = [
+    "MAX_SCAN_BYTES",
+    "SCAN_SCHEMA",
+    "ScanReport",
+    "read_report",
+    "rule_facts",
+    "target_facts",
+]
 
 SCAN_SCHEMA = "https://sealgate.dev/scan/v1"
 MAX_SCAN_BYTES = 256 << 20
@@ -140,6 +148,29 @@ class ScanReport:
             if item.get("metric") is not None:
                 _check_metric(item["metric"])
         return value
+
+
+def target_facts(
+    name: str, kind: str, model: bytes, *, path: str = "", elsewhere: str = "\0"
+) -> dict[str, Any]:
+    """Which model: `id` tells two of one name apart, and stays while it is retrained.
+
+    Args:
+        name: of the model, or its file.
+        kind: of the target: "onnx", "bundle" or "endpoint".
+        model: the file's bytes; none of an endpoint.
+        path: of the file, below the root of reports; "" where it is elsewhere.
+        elsewhere: of an endpoint its URL, a zero byte and the model it is asked for.
+    """
+    digest = hashlib.sha256(model).hexdigest() if model else None
+    place = path or f"{elsewhere}\0{digest or ''}"
+    return {
+        "name": name,
+        "kind": kind,
+        "sha256": digest,
+        "id": hashlib.sha256(f"{name}\0{place}".encode()).hexdigest(),
+        **({"path": path} if path else {}),
+    }
 
 
 def read_report(data: bytes) -> Mapping[str, Any]:

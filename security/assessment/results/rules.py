@@ -285,7 +285,7 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "warning",
         "attributions do not tell who was in the training data",
         "Whoever may ask why an answer was given learns who was trained on.",
-        "Let no explanation leave (`python -m security outputs --no-explanations`), or "
+        "Let no explanation leave (`outputs --no-explanations`), or "
         "train with differential privacy: attributions of such a model told nothing.",
         atlas=("AML.T0024.000",),
         nist=("membership-inference", "privacy"),

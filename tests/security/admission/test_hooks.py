@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
 import subprocess
-import tempfile
-import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +17,14 @@ import pytest
 from models.bundle import read_bundle
 from models.files import write_atomic
 from sealgate import Client
+from security.admission.contents import check_sources
 from security.admission.keys import (
     ROLES,
     load_signing_key,
     public_pem,
     trust_document,
 )
+from security.errors import AdmissionRefused
 from tests.conftest import TAG, check_security, mint, run_security, toy_settings
 from tests.support.bundles import (
     KINDS,
@@ -37,15 +36,6 @@ from tests.support.bundles import (
     write_bundle,
 )
 from tests.support.servers import ROOT, bentoml, environment, free_port, serve
-
-with warnings.catch_warnings():
-    # What BentoML imports warns about how BentoML uses it.
-    warnings.simplefilter("ignore")
-    # It makes its home at import: not in the developer's.
-    os.environ.setdefault("BENTOML_HOME", tempfile.mkdtemp())
-    from bentoml.exceptions import BentoMLException
-
-    from security.admission.hooks import check_sources
 
 Result = subprocess.CompletedProcess
 
@@ -313,6 +303,20 @@ def test_keys_that_are_missing_end_serve(home: Path) -> None:
         (home / "aside").rename(path)
 
 
+@pytest.mark.slow
+def test_a_line_that_includes_nothing_is_refused(home: Path, tmp_path: Path) -> None:
+    """`bentoml build` packs what it finds; the client is found elsewhere."""
+    tree = tmp_path / "tree"
+    ignore = shutil.ignore_patterns("__pycache__", "commands", "training", "assessment")
+    for name in ("service", "security", "models", "deploy", "requirements"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignore)
+    shutil.copy(ROOT / "bentofile.yaml", tree)
+    before = bentos(home)
+    result = run(home, "build", cwd=tree, PYTHONPATH=f"{tree}:{ROOT}")
+    refused(result, "refused: bentofile.yaml includes sealgate/*.py, and there is none")
+    assert bentos(home) == before
+
+
 # Sources, without a build.
 
 
@@ -343,18 +347,18 @@ def tree(tmp_path: Path) -> Path:
 )
 def test_a_file_beyond_the_list(tree: Path, name: str) -> None:
     write_atomic(tree / name, b"")
-    with pytest.raises(BentoMLException, match=f"refused: {name} may not be packaged"):
+    with pytest.raises(AdmissionRefused, match=f"{name} may not be packaged"):
         check_sources(tree)
 
 
 def test_a_link_is_refused_whatever_its_name(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     (tree / "service" / "extra.py").symlink_to(tmp_path / "secret")
-    with pytest.raises(BentoMLException, match=r"service/extra\.py is not a regular"):
+    with pytest.raises(AdmissionRefused, match=r"service/extra\.py is not a regular"):
         check_sources(tree)
 
 
 def test_a_linked_folder_is_refused(tree: Path, tmp_path: Path) -> None:
     (tree / "models").symlink_to(tmp_path)
-    with pytest.raises(BentoMLException, match="models is not a regular file"):
+    with pytest.raises(AdmissionRefused, match="models is not a regular file"):
         check_sources(tree)

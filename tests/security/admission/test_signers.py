@@ -18,6 +18,7 @@ from sealgate.protocol.dsse import KeySigner, key_hint
 from security.admission.attest import sign_report
 from security.admission.keys import public_pem
 from security.admission.signers import LibrarySigner, is_uri, load_signer
+from security.commands.missing import needed
 from security.errors import KeyFileError
 from security.key_files import write_private, write_secret
 from tests.conftest import Command, toy_settings
@@ -133,8 +134,10 @@ def test_a_key_that_cannot_be_had(uri: str, message: str) -> None:
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "securesystemslib.signer", None)
-    with pytest.raises(KeyFileError, match="awskms keys need securesystemslib"):
+    with pytest.raises(ModuleNotFoundError) as caught:
         load_signer("awskms:alias/release", public_key=KEY.public_key)
+    install = 'pip install "sealgate-toolkit[assess]"'
+    assert needed(caught.value, "sign") == f"needs securesystemslib: {install}"
 
 
 def test_what_is_a_uri() -> None:

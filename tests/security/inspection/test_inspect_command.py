@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+import jsonschema
 import pytest
 from onnx import helper
 
@@ -15,15 +16,18 @@ from tests.security.inspection.test_backdoor import BACKDOORS, graph
 from tests.security.inspection.test_structure import model
 
 
-@pytest.fixture
-def command(capsys, tmp_path):
+def arguments(*words):
     parser = argparse.ArgumentParser()
     inspect.add_parser(parser.add_subparsers())
+    return parser.parse_args(["inspect", *map(str, words)])
 
+
+@pytest.fixture
+def command(capsys, tmp_path):
     def run(made, *options):
         path = tmp_path / "m.onnx"
         path.write_bytes(made.SerializeToString())
-        args = parser.parse_args(["inspect", str(path), *options])
+        args = arguments(path, *options)
         return args.run(args), capsys.readouterr().out
 
     return run
@@ -55,13 +59,15 @@ def test_a_warning(command):
     assert second.strip().startswith("Trigger: input 'x' -> Slice")
     assert third.strip() == RULES["branch-select"].remedy
     assert rest[-1].startswith("1 findings; 6 nodes")
-    assert command(backdoored(), "--strict")[0] == 1
+    for more in (["--strict"], ["--fail-on", "warning"], ["--fail-on", "note"]):
+        assert command(backdoored(), *more)[0] == 1
 
 
 def test_an_error(command):
     code, text = command(model(ir=99))
     assert code == 1
     assert text.startswith("error       ir-version            -: IR version 99")
+    assert command(model(ir=99), "--fail-on", "never")[0] == 0
 
 
 def test_json(command):
@@ -77,8 +83,7 @@ def test_json(command):
 
 
 def test_a_bundle(bundle_folder, command, capsys):
-    args = argparse.Namespace(model=bundle_folder, json=True, strict=False)
-    code = inspect.run(args)
+    code = inspect.run(arguments(bundle_folder, "--json"))
     findings = json.loads(capsys.readouterr().out)["findings"]
     assert code == int(any(item["severity"] == "error" for item in findings))
 
@@ -86,7 +91,7 @@ def test_a_bundle(bundle_folder, command, capsys):
 @pytest.mark.parametrize("name", ["nothing.onnx", "folder"])
 def test_no_file(tmp_path, name):
     (tmp_path / "folder").mkdir()
-    args = argparse.Namespace(model=tmp_path / name, json=False, strict=False)
+    args = arguments(tmp_path / name)
     with pytest.raises(AssessmentError, match=r"nothing|model\.onnx"):
         inspect.run(args)
 
@@ -136,3 +141,59 @@ def test_a_color_for_each_severity(command, monkeypatch):
     assert "\x1b[33mwarning" in command(backdoored())[1]
     assert "\x1b[1;31merror" in command(model(ir=99))[1]
     assert "\x1b" not in command(backdoored(), "--no-color")[1]
+
+
+@pytest.fixture
+def several(tmp_path):
+    """A repository with a model in order, one with a warning, and one with an error."""
+    (tmp_path / ".git").mkdir()
+    for name, made in (("a", model()), ("b", backdoored()), ("c", model(ir=99))):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / f"{name}.onnx").write_bytes(made.SerializeToString())
+    return sorted((tmp_path / "models").iterdir())
+
+
+def test_several_are_told_apart(several, capsys):
+    assert inspect.run(arguments(*several)) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line in map(str, several)] == [*map(str, several)]
+    assert inspect.run(arguments("--json", *several[:2])) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [item["model"] for item in answers] == [*map(str, several[:2])]
+    assert [len(item["findings"]) for item in answers] == [0, 1]
+
+
+def test_sarif_of_several_is_one_run(several, tmp_path, shared_data):
+    out = tmp_path / "reports" / "models.sarif"
+    assert inspect.run(arguments("--sarif", out, *several)) == 1
+    sarif = json.loads(out.read_text())
+    schema = shared_data / "spec-sarif" / "sarif-schema-2.1.0.json"
+    jsonschema.Draft4Validator(json.loads(schema.read_text())).validate(sarif)
+    (run,) = sarif["runs"]
+    artifacts = [item["location"]["uri"] for item in run["artifacts"]]
+    assert artifacts == [f"models/{name}.onnx" for name in "abc"]
+    found = {}
+    for result in run["results"]:
+        (place,) = result["locations"]
+        file = place["physicalLocation"]["artifactLocation"]
+        assert artifacts[file["index"]] == file["uri"]
+        found[file["uri"]] = (result["ruleId"], result["level"])
+    assert found["models/b.onnx"] == ("branch-select", "warning")
+    assert found["models/c.onnx"] == ("ir-version", "error")
+    assert "models/a.onnx" not in found
+
+
+def test_sarif_of_one_keeps_its_run(several, tmp_path):
+    """Code scanning goes by it when it closes what was mended."""
+    ids = []
+    for path in (*several[:2], several[1]):
+        out = tmp_path / "models.sarif"
+        inspect.run(arguments("--sarif", out, "--root", path.parent, path))
+        ids.append(json.loads(out.read_text())["runs"][0]["automationDetails"]["id"])
+    assert ids[1] == ids[2] == "sealgate-scan/b.onnx/inspection"
+    assert ids[0] == "sealgate-scan/a.onnx/inspection"
+
+
+def test_a_file_that_is_missing_beside_others_is_no_finding(several, tmp_path):
+    with pytest.raises(AssessmentError, match="gone"):
+        inspect.run(arguments(several[0], tmp_path / "gone.onnx"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from security.commands.missing import needed
 from security.inspection import confined, structure
 from security.inspection.findings import RULES, SEVERITIES, Finding, StructureLimits
 from security.inspection.structure import inspect
@@ -303,6 +304,36 @@ def test_a_child_that_neither_reads_nor_writes(monkeypatch, tmp_path):
     assert [item.rule for item in inspect(b"x" * (1 << 20), limits)] == [
         "inspection-limits"
     ]
+
+
+MISSES = """
+import sys
+from security.inspection.confined import load
+def libraries():
+    raise ModuleNotFoundError("none", name={name!r})
+load(libraries)
+"""
+
+
+def misses(monkeypatch, tmp_path, name):
+    for room in ("security", "sealgate"):
+        (tmp_path / room).symlink_to(ROOT / room)
+    child(monkeypatch, tmp_path, MISSES.format(name=name))
+
+
+def test_a_library_that_is_missing_is_no_finding(monkeypatch, tmp_path):
+    misses(monkeypatch, tmp_path, "onnx.checker")
+    with pytest.raises(ModuleNotFoundError) as caught:
+        inspect(b"x")
+    assert caught.value.name == "onnx.checker"
+    install = 'pip install "sealgate-toolkit[inspect]"'
+    assert needed(caught.value, "inspect") == f"needs onnx: {install}"
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b[2J", "x y", "n." * 60])
+def test_no_name_of_a_library_is_a_finding(monkeypatch, tmp_path, name):
+    misses(monkeypatch, tmp_path, name)
+    assert [item.rule for item in inspect(b"x")] == ["inspection-limits"]
 
 
 CONFINED = """

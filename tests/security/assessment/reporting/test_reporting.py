@@ -511,8 +511,8 @@ def test_the_workflow_in_the_docs_is_one():
     assert {"push", "pull_request"} <= {*workflow[True]}  # YAML 1.1 reads "on" so
     (job,) = workflow["jobs"].values()
     assert job["permissions"]["security-events"] == "write"
-    (scan,) = [s["run"] for s in job["steps"] if "security scan" in s.get("run", "")]
-    arguments = scan.partition("-m security ")[2].split()
+    (scan,) = [s["run"] for s in job["steps"] if "toolkit scan" in s.get("run", "")]
+    arguments = scan.partition("sealgate-toolkit ")[2].split()
     args = build_parser().parse_args(arguments)
     upload = job["steps"][-1]
     assert upload["uses"].startswith("github/codeql-action/upload-sarif@")
