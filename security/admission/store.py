@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,9 @@ def store_bundle(path: Path) -> tuple[str, bool]:
         with bentoml.models.create(store_tag(tag)) as model:
             for name, data in bundle.files.items():
                 write_atomic(Path(model.path) / name, data)
+            # BentoML makes this folder for its maker alone, and copies it into images,
+            # which run as somebody else: it is as open as the store that holds it.
+            shutil.copymode(BentoMLContainer.model_store_dir.get(), model.path)
     return tag, True
 
 

@@ -27,7 +27,7 @@ COMMANDS = (
     "audit", "config", "keys", "import", "inspect", "waive", "policy", "documents",
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
-    "promote", "reference", "monitor", "feedback", "outputs",
+    "promote", "reference", "monitor", "feedback", "outputs", "image",
 )  # fmt: skip
 
 
