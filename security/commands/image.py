@@ -53,8 +53,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Build the image of a Bento by deploy/container/Dockerfile, with "
         "docker, podman or buildah, whichever is here. The Bento is verified before, "
         "the image after. DIR gets image/ (the saved image), "
-        f"{SBOM_FILE} (CycloneDX 1.6) and {PROVENANCE_FILE} (SLSA provenance v1, signed "
-        "by the role release).",
+        f"{SBOM_FILE} (CycloneDX 1.6) and {PROVENANCE_FILE} (SLSA provenance v1, "
+        "signed by the role release).",
     )
     parser.add_argument(
         "bento",
@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
     builder, key = find_builder(args.builder), signer(args, "release")
     settings = admission_settings(args)
     with new_directory(args.out) as out, Stages() as stages:
-        subjects = _build(args, out, builder, settings, stages, key)
+        subjects = _build(
+            args, out, builder=builder, settings=settings, stages=stages, key=key
+        )
     for subject in subjects:
         print(f"{subject.name}  sha256:{subject.sha256}")
     print(f"wrote {args.out}: image, {SBOM_FILE}, {PROVENANCE_FILE}")
@@ -124,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
 def _build(
     args: argparse.Namespace,
     out: Path,
+    *,
     builder: Builder,
     settings: AdmissionSettings,
     stages: Stages,
@@ -143,7 +146,15 @@ def _build(
         image = builder.save(tag, out / "image")
         stages("verifying", 0.0)
         _verified(image, settings)
-        build = _document(args, out, builder, context, found, own, started)
+        build = _document(
+            args,
+            out,
+            builder=builder,
+            context=context,
+            found=found,
+            bento=own,
+            started=started,
+        )
     subjects = image_subjects(image, tag)
     statement = dsse.sign(image_provenance(build, subjects), key)
     write_atomic(out / PROVENANCE_FILE, statement)
@@ -182,10 +193,11 @@ def _verified(folder: Path, settings: AdmissionSettings) -> list[Admission]:
 def _document(
     args: argparse.Namespace,
     out: Path,
+    *,
     builder: Builder,
     context: Path,
     found: list[Admission],
-    tag: str,
+    bento: str,
     started: str,
 ) -> ImageBuild:
     """Write the SBOM; returns what there is to say of the build."""
@@ -193,11 +205,11 @@ def _document(
         context / "bento" / "env" / "python" / "requirements.txt", max_bytes=4 << 20
     )
     models = [item.bundle.subject for item in found]
-    sbom = serving_sbom(requirements, bento=tag, base=args.base, models=models)
+    sbom = serving_sbom(requirements, bento=bento, base=args.base, models=models)
     write_atomic(out / SBOM_FILE, sbom)
     files = ("Dockerfile", "bytecode.py", "bento/bento.yaml")
     return ImageBuild(
-        bento=tag,
+        bento=bento,
         base=args.base,
         build_base=args.build_base or args.base,
         closed=args.wheels is not None,

@@ -36,8 +36,8 @@ from models.manifest import is_tag, names_that_clash, store_tag
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.hooks import LOCK_FILE, check_sources, lock_entry, read_lock
-from security.admission.outside.description import parse_description, refused
 from security.admission.outside.bytecode import bytecode, cached_name
+from security.admission.outside.description import parse_description, refused
 from security.admission.outside.image import OWN_PATH, open_image
 from security.admission.outside.release import (
     MAX_SOURCE_BYTES,
@@ -130,7 +130,7 @@ def _compiled(source: Path) -> dict[str, str]:
 
 
 def _check_bytecode(source: Path, compiled: Mapping[str, str]) -> None:
-    """It runs in place of the sources; it is compared, and never loaded: see `bytecode`.
+    """It runs in place of the sources: it is compared, and never loaded (`bytecode`).
 
     The release is compared before, so that hostile sources are compiled only where no
     release is given.

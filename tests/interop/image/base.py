@@ -1,7 +1,7 @@
 """A base image from this machine's own files, where no registry can be reached.
 
-Debian's essential packages, and the Python that runs the tests under /usr/local, without
-bytecode: as python:3.11-slim has it. What else Python's modules link to is added by name.
+Debian's essential packages, and under /usr/local the Python that runs the tests,
+without bytecode, as python:3.11-slim has it; and the libraries that it links to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def make_root(folder: Path) -> None:
     for link in ("bin", "sbin", "lib", "lib64"):
         (folder / "usr" / link).mkdir(parents=True)
         (folder / link).symlink_to(f"usr/{link}")
-    _copy(folder, _files([*packages, "ca-certificates", "libc6"]))
+    packages += ["apt", "ca-certificates", "libgcc-s1", "libstdc++6"]
+    _copy(folder, _files(packages))
     for name in ("etc/passwd", "etc/group", "etc/ssl/certs/ca-certificates.crt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path("/") / name, folder / name)

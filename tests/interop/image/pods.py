@@ -19,7 +19,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +98,7 @@ class Pod:
             process = subprocess.Popen(command, stdout=log, stderr=log)
         running = Running(self, name, command[-1], process)
         try:
+            running.wait_for_start()
             yield running
         finally:
             with suppress(subprocess.CalledProcessError):
@@ -183,22 +184,32 @@ class Running:
         name: in the pod.
         id: by which runc knows it.
         process: of `runc run`, which ends as the container does.
+        pid: of its first process, here.
     """
 
     pod: Pod
     name: str
     id: str
     process: subprocess.Popen[bytes]
+    pid: int = 0
 
     @property
     def log(self) -> str:
         """What it has printed."""
         return (self.pod.folder / self.name / "log").read_text()
 
-    @property
-    def pid(self) -> int:
-        """Of its first process, here."""
-        return int(json.loads(self.pod.runc("state", self.id))["pid"])
+    def wait_for_start(self) -> None:
+        """Until its first process runs."""
+        deadline = time.monotonic() + 60
+        while True:
+            with suppress(subprocess.CalledProcessError):
+                state = json.loads(self.pod.runc("state", self.id))
+                if state["status"] == "running":
+                    self.pid = int(state["pid"])
+                    return
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, "did not start"
+            time.sleep(0.1)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as its user."""
@@ -240,7 +251,7 @@ class Door:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold_next(self, after_bytes: int) -> None:
-        """Of the next connection, hold back what comes after so many bytes."""
+        """Hold back what the next one to send anything sends after so many bytes."""
         self._limit = after_bytes
 
     def release(self) -> None:
@@ -258,21 +269,23 @@ class Door:
                 threading.Thread(target=self._serve, args=(here,), daemon=True).start()
 
     def _serve(self, here: socket.socket) -> None:
-        limit, self._limit = self._limit, None
         try:
             there = self._connect()
         except OSError:
             here.close()
             return
         threading.Thread(target=_pump, args=(there, here), daemon=True).start()
-        if limit is not None:
-            left = limit
-            while left and (data := here.recv(left)):
-                there.sendall(data)
-                left -= len(data)
-            self.held.set()
-            self._open.wait()
-        _pump(here, there)
+        _pump(here, there, self._pause)
+
+    def _pause(self, data: bytes, there: socket.socket) -> bytes:
+        """Hold data back, if that is asked for; what is left to send."""
+        limit, self._limit = self._limit, None
+        if limit is None:
+            return data
+        there.sendall(data[:limit])
+        self.held.set()
+        self._open.wait()
+        return data[limit:]
 
     def _connect(self) -> socket.socket:
         """A socket belongs to the namespace in which its thread made it."""
@@ -283,10 +296,14 @@ class Door:
         return socket.create_connection(("127.0.0.1", self._port), timeout=60)
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(
+    source: socket.socket,
+    target: socket.socket,
+    pause: Callable[[bytes, socket.socket], bytes] = lambda data, _: data,
+) -> None:
     with suppress(OSError):
         while data := source.recv(1 << 16):
-            target.sendall(data)
+            target.sendall(pause(data, target))
     with suppress(OSError):
         target.shutdown(socket.SHUT_WR)
 
