@@ -59,9 +59,10 @@ def store_bundle(path: Path) -> tuple[str, bool]:
         with bentoml.models.create(store_tag(tag)) as model:
             for name, data in bundle.files.items():
                 write_atomic(Path(model.path) / name, data)
-            # BentoML makes this folder for its maker alone, and copies it into images,
-            # which run as somebody else: it is as open as the store that holds it.
-            shutil.copymode(BentoMLContainer.model_store_dir.get(), model.path)
+        # BentoML makes this folder for its maker alone, and copies it into images,
+        # which run as somebody else: it is as open as the store that holds it.
+        if (stored := _find(tag)) is not None:
+            shutil.copymode(stored.parent.parent, stored)
     return tag, True
 
 

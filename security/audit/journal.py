@@ -27,6 +27,7 @@ __all__ = [
     "load_verifier",
     "open_log",
     "record_operation",
+    "user_name",
 ]
 
 MAX_VERIFIER_BYTES = 4 << 10

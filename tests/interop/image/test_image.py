@@ -97,8 +97,11 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """buildah with a store of its own, isolated as it can be in a container."""
     folder = tmp_path_factory.mktemp("containers")
     settings = folder / "storage.conf"
+    places = ("--root", folder / "storage", "--runroot", folder / "run")
+    trial = ("buildah", "--storage-driver", "overlay", *places, "images")
+    works = subprocess.run(trial, capture_output=True, check=False).returncode == 0
     settings.write_text(
-        '[storage]\ndriver = "vfs"\n'
+        f'[storage]\ndriver = "{"overlay" if works else "vfs"}"\n'
         f'graphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n'
     )
     with pytest.MonkeyPatch.context() as patch:
