@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,14 @@ from models.files import read_regular
 from sealgate.protocol.statement import Resource
 from security.errors import SettingsError
 
-__all__ = ["BUILDERS", "Builder", "find_builder", "image_subjects", "make_context"]
+__all__ = [
+    "BUILDERS",
+    "Builder",
+    "find_builder",
+    "find_wheels",
+    "image_subjects",
+    "make_context",
+]
 
 BUILDERS = ("docker", "podman", "buildah")
 
@@ -109,23 +116,27 @@ def find_builder(name: str | None) -> Builder:
     raise SettingsError(f"{name or 'docker, podman or buildah'}: not installed")
 
 
-def make_context(folder: Path, bento: Path, wheels: Path | None) -> Path:
-    """Lay out what deploy/container/Dockerfile is built from; returns the folder.
+def find_wheels(folder: Path) -> list[Path]:
+    """The packages in a folder.
 
     Raises:
-        SettingsError: the folder of wheels holds none.
+        SettingsError: there are none.
     """
+    found = sorted(folder.glob("*.whl"))
+    if not found:
+        raise SettingsError(f"{folder}: holds no wheels")
+    return found
+
+
+def make_context(folder: Path, bento: Path, wheels: Sequence[Path]) -> Path:
+    """Lay out what deploy/container/Dockerfile is built from; returns the folder."""
     shutil.copytree(bento, folder / "bento")
     shutil.copy(_DOCKERFILE, folder)
     shutil.copy(_BYTECODE, folder)
     target = folder / "wheels"
     target.mkdir()
-    if wheels is not None:
-        found = sorted(wheels.glob("*.whl"))
-        if not found:
-            raise SettingsError(f"{wheels}: holds no wheels")
-        for path in found:
-            shutil.copy(path, target)
+    for path in wheels:
+        shutil.copy(path, target)
     for path in folder.rglob("*"):
         os.utime(path, (0, 0))
     return folder

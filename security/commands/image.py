@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from security.commands.containers import (
     BUILDERS,
     Builder,
     find_builder,
+    find_wheels,
     image_subjects,
     make_context,
 )
@@ -113,9 +114,16 @@ def run(args: argparse.Namespace) -> int:
     # Everything that can be missing, before what takes minutes.
     builder, key = find_builder(args.builder), signer(args, "release")
     settings = admission_settings(args)
+    wheels = find_wheels(args.wheels) if args.wheels else []
     with new_directory(args.out) as out, Stages() as stages:
         subjects = _build(
-            args, out, builder=builder, settings=settings, stages=stages, key=key
+            args,
+            out,
+            builder=builder,
+            settings=settings,
+            stages=stages,
+            key=key,
+            wheels=wheels,
         )
     for subject in subjects:
         print(f"{subject.name}  sha256:{subject.sha256}")
@@ -131,13 +139,14 @@ def _build(
     settings: AdmissionSettings,
     stages: Stages,
     key: dsse.Signer,
+    wheels: Sequence[Path],
 ) -> tuple[Resource, ...]:
     """Make all that there is to make; returns what the image is known by."""
     with tempfile.TemporaryDirectory() as name:
         stages("exporting", 0.0)
         with _exported(args.bento) as (bento, own):
             found = _verified(bento, settings)
-            context = make_context(Path(name), bento, args.wheels)
+            context = make_context(Path(name), bento, wheels)
         stages("building", 0.0)
         tag, started = args.tag or own, _now()
         bases = {"BASE_IMAGE": args.base, "BUILD_IMAGE": args.build_base or args.base}
