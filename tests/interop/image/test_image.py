@@ -65,15 +65,13 @@ class Built:
         folder: that the command wrote.
         bundle: the image, unpacked.
         home: SEALGATE_HOME of who built it.
-        shown: what the command printed.
-        again: arguments that build it once more, but for the last: where.
+        options: that it was built with.
     """
 
     folder: Path
     bundle: Path
     home: Path
-    shown: str
-    again: tuple[str, ...]
+    options: tuple[str, ...]
 
     def document(self, digest: str) -> Any:
         """A JSON document of the saved image."""
@@ -169,6 +167,22 @@ def build_bento(home: Path, settings: Mapping[str, str]) -> str:
     return built.stdout.strip().rpartition("__tag__:")[2]
 
 
+def build_image(home: Path, bento: str, options: tuple[str, ...], out: Path) -> str:
+    """Run the command, which takes minutes; returns what it printed."""
+    command = ["image", bento, *options, "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "security", *command],
+        cwd=ROOT,
+        env=environment(home, toy_settings(home)),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1800,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def built(
     pristine: Path,
@@ -179,24 +193,19 @@ def built(
     """The image, by the one command."""
     folder = tmp_path_factory.mktemp("built")
     home = Path(shutil.copytree(pristine, folder / "home"))
-    arguments = (
-        *(
-            "image",
-            build_bento(home, toy_settings(home)),
-            "--base",
-            bases[0],
-            "--build-base",
-            bases[1],
-        ),
-        *("--wheels", str(wheels), "--builder", "buildah", "--out"),
+    slim, full = bases
+    options = (
+        *("--base", slim, "--build-base", full, "--wheels", str(wheels)),
+        *("--builder", "buildah"),
     )
     began = time.monotonic()
-    shown = check_security(home, *arguments, str(folder / "out"), **toy_settings(home))
+    bento = build_bento(home, toy_settings(home))
+    shown = build_image(home, bento, options, folder / "out")
     FIGURES["build wall s"] = round(time.monotonic() - began)
     saved = f"{folder}/out/image:{re.split('[:/]', shown.split()[0])[-1]}"
     subprocess.run(["umoci", "unpack", "--image", saved, folder / "unpacked"],
                    check=True, capture_output=True)  # fmt: skip
-    return Built(folder / "out", folder / "unpacked", home, shown, arguments)
+    return Built(folder / "out", folder / "unpacked", home, options)
 
 
 @pytest.fixture
@@ -396,26 +405,6 @@ def test_what_lies_beside_it(built: Built, bases: tuple[str, str]) -> None:
     assert made["digest"]["sha256"] == hashlib.sha256(sbom).hexdigest()
 
 
-def test_a_new_model_moves_its_own_layer(built: Built, tmp_path: Path) -> None:
-    """Everything below is the same, byte for byte."""
-    folder = write_bundle(tmp_path / "b", Keys.generate(), admit=False, version="1.0.1")
-    settings = toy_settings(built.home) | {"SEALGATE_SERVICE_MODELS": f"{NAME}:1.0.1"}
-    for role in ("trainer", "assessor"):
-        check_security(built.home, "sign", str(folder), "--role", role, **settings)
-    for command in ("admit", "store"):
-        check_security(built.home, command, str(folder), **settings)
-    command, _, *options = built.again
-    bento = build_bento(built.home, settings)
-    out = tmp_path / "out"
-    check_security(built.home, command, bento, *options, str(out), **settings)
-    other = dataclasses.replace(built, folder=out)
-    *below, last = built.manifest["layers"]
-    *same, moved = other.manifest["layers"]
-    assert same == below
-    assert moved != last
-    FIGURES["a new model moves, bytes"] = moved["size"]
-
-
 def test_the_figures(built: Built) -> None:
     """Within what the image aims at: 400 MB, of which a slim Debian is a third."""
     size = subprocess.check_output(["du", "-sm", built.bundle / "rootfs"], text=True)
@@ -425,6 +414,24 @@ def test_the_figures(built: Built) -> None:
     FIGURES["gzip MB"] = round(sum(layers), 1)
     print(json.dumps(FIGURES, indent=1))
     assert FIGURES["rootfs MB"] <= 400
+
+
+def test_a_new_model_moves_its_own_layer(built: Built, tmp_path: Path) -> None:
+    """Everything below is the same, byte for byte."""
+    folder = write_bundle(tmp_path / "b", Keys.generate(), admit=False, version="1.0.1")
+    settings = toy_settings(built.home) | {"SEALGATE_SERVICE_MODELS": f"{NAME}:1.0.1"}
+    for role in ("trainer", "assessor"):
+        check_security(built.home, "sign", str(folder), "--role", role, **settings)
+    for command in ("admit", "store"):
+        check_security(built.home, command, str(folder), **settings)
+    bento = build_bento(built.home, settings)
+    build_image(built.home, bento, built.options, tmp_path / "out")
+    other = dataclasses.replace(built, folder=tmp_path / "out")
+    *below, last = built.manifest["layers"]
+    *same, moved = other.manifest["layers"]
+    assert same == below
+    assert moved != last
+    print("a new model moves", moved["size"], "bytes")
 
 
 def test_a_linter_finds_nothing() -> None:
