@@ -107,6 +107,11 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("BUILDAH_ISOLATION", "chroot")
         patch.delenv("STORAGE_DRIVER", raising=False)
         yield
+    # The store of layers stays mounted, and could not be removed.
+    mounts = [line.split()[1] for line in Path("/proc/mounts").open(encoding="utf-8")]
+    for mount in reversed(mounts):
+        if mount.startswith(f"{folder}/"):
+            subprocess.run(["umount", mount], check=True)
 
 
 def make_image(folder: Path, tag: str, *lines: str) -> str:
