@@ -108,8 +108,8 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.delenv("STORAGE_DRIVER", raising=False)
         yield
     # The store of layers stays mounted, and could not be removed.
-    mounts = [line.split()[1] for line in Path("/proc/mounts").open(encoding="utf-8")]
-    for mount in reversed(mounts):
+    lines = Path("/proc/mounts").read_text().splitlines()
+    for mount in reversed([line.split()[1] for line in lines]):
         if mount.startswith(f"{folder}/"):
             subprocess.run(["umount", mount], check=True)
 
