@@ -30,7 +30,7 @@ def make_root(folder: Path) -> None:
     for link in ("bin", "sbin", "lib", "lib64"):
         (folder / "usr" / link).mkdir(parents=True)
         (folder / link).symlink_to(f"usr/{link}")
-    packages += ["apt", "ca-certificates", "libgcc-s1", "libstdc++6"]
+    packages += ["apt", "ca-certificates", "libc6", "libgcc-s1", "libstdc++6"]
     _copy(folder, _files(packages))
     for name in ("etc/passwd", "etc/group", "etc/ssl/certs/ca-certificates.crt"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
