@@ -20,7 +20,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,17 @@ class Pod:
         """One of the pod's containers."""
         every = [*self.spec["initContainers"], *self.spec["containers"]]
         return next(item for item in every if item["name"] == name)
+
+    @contextmanager
+    def initialised(self) -> Iterator[None]:
+        """Run the init containers in order; those that stay, until the block ends."""
+        with ExitStack() as stack:
+            for container in self.spec["initContainers"]:
+                if container.get("restartPolicy") == "Always":
+                    stack.enter_context(self.running(container["name"]))
+                else:
+                    self.run_to_end(container["name"])
+            yield
 
     def run_to_end(self, name: str) -> None:
         """Run an init container."""

@@ -283,9 +283,8 @@ def wait_until_ready(running: Running, door: Door, path: str) -> None:
 
 def test_a_pod_from_its_start_to_its_end(built: Built, pod: Pod) -> None:
     """Ready; a sealed inference; nothing to write on; and an end without a loss."""
-    pod.run_to_end("keys")
     container = pod.container("sealgate")
-    with pod.running("sealgate") as running:
+    with pod.initialised(), pod.running("sealgate") as running:
         door = Door(running.pid, container["ports"][0]["containerPort"])
         wait_until_ready(running, door, container["readinessProbe"]["httpGet"]["path"])
         FIGURES["CPU s to ready"] = round(running.cpu_s(), 1)
