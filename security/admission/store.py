@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,10 @@ def store_bundle(path: Path) -> tuple[str, bool]:
         with _models().create(store_tag(tag)) as model:
             for name, data in bundle.files.items():
                 write_atomic(Path(model.path) / name, data)
+        # BentoML makes this folder for its maker alone, and copies it into images,
+        # which run as somebody else: it is as open as the store that holds it.
+        if (stored := _find(tag)) is not None:
+            shutil.copymode(stored.parent.parent, stored)
     return tag, True
 
 

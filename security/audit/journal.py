@@ -27,6 +27,7 @@ __all__ = [
     "load_verifier",
     "open_log",
     "record_operation",
+    "user_name",
 ]
 
 MAX_VERIFIER_BYTES = 4 << 10
@@ -105,7 +106,7 @@ def record_operation(
     """
     if not settings.checkpoint_key.exists():
         return
-    operator = pseudonym(read_secret(settings.pseudonym_key), f"os:{getpass.getuser()}")
+    operator = pseudonym(read_secret(settings.pseudonym_key), f"os:{user_name()}")
     common: dict[str, Scalar] = {
         "time_us": time.time_ns() // 1000,
         "subject": operator,
@@ -117,3 +118,14 @@ def record_operation(
         log.write([encode({**common, **fields}) for fields in operations])
     finally:
         log.close()
+
+
+def user_name() -> str:
+    """Who runs this: the user's name, or the number where it has none.
+
+    In a container the number need not be in /etc/passwd, and mostly is not.
+    """
+    try:
+        return getpass.getuser()
+    except KeyError:
+        return str(os.getuid())

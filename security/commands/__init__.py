@@ -21,6 +21,7 @@ policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 registry                               to and from registries: push, pull
 package                                all of these, from an assessed bundle to a Bento
+image, containers                      a Bento's container image, and what builds it
 serve, models, config                  a server that runs, and its settings
 agreement, promote                     a trial's figures, and the default they lead to
 audit, audit_table                     its log
@@ -80,6 +81,7 @@ COMMANDS = {
     "waive": "waive",
     "admit": "admit",
     "package": "package",
+    "image": "image",
     "verify": "verify",
     "policy": "policy",
     "documents": "documents",

@@ -14,5 +14,6 @@ sourced          sentences that name the verified file they rest on
 annex_iv, annex_iv_points  technical documentation of the EU AI Act
 dp_register      an entry for a register of private deployments
 sbom             CycloneDX SBOM of the serving image
+provenance       how that image was made, as SLSA provenance
 monitoring       a page of what became of served versions over time
 """

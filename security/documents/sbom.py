@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from models.report import Subject
 from security.errors import SettingsError
 
 __all__ = ["serving_sbom"]
@@ -43,16 +44,24 @@ class _Package:
         return f"pkg:pypi/{name}@{quote(self.version, safe='')}"
 
 
-def serving_sbom(requirements: bytes, *, bento: str | None) -> bytes:
+def serving_sbom(
+    requirements: bytes,
+    *,
+    bento: str | None,
+    base: str | None = None,
+    models: Sequence[Subject] = (),
+) -> bytes:
     """Write the SBOM.
 
     Args:
         requirements: compiled requirements, ``name==version`` with hashes.
         bento: ``name:version`` of the Bento that the image holds, if it is known.
+        base: the image under it, ``NAME@sha256:DIGEST``, if it is known.
+        models: that the Bento holds.
 
     Returns:
         CycloneDX JSON, the same bytes for the same arguments. It says itself that it
-        is incomplete: Python and the base image are not in the requirements.
+        is incomplete: what Python and the base image hold is not in the requirements.
 
     Raises:
         SettingsError: a line that is not an exact requirement, or a name that is no
@@ -61,9 +70,14 @@ def serving_sbom(requirements: bytes, *, bento: str | None) -> bytes:
     if bento is not None and not _BENTO.fullmatch(bento):
         raise SettingsError("bento: expected name:version")
     packages = _parse(requirements)
-    refs = [package.purl for package in packages]
+    parts = [_component(package) for package in packages]
+    parts += [_model(subject) for subject in models]
+    parts += [_base(base)] if base else []
+    refs = [part["bom-ref"] for part in parts]
     name, _, version = (bento or "sealgate").partition(":")
-    state = json.dumps([bento, requirements.decode()])
+    about = [base, *(subject.root_sha256 for subject in models)]
+    known = about if base or models else []
+    state = json.dumps([bento, requirements.decode(), *known])
     document = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -79,7 +93,7 @@ def serving_sbom(requirements: bytes, *, bento: str | None) -> bytes:
                 **({"version": version} if version else {}),
             },
         },
-        "components": [_component(package) for package in packages],
+        "components": parts,
         "dependencies": [
             {"ref": _ROOT, "dependsOn": refs},
             *({"ref": ref} for ref in refs),
@@ -87,6 +101,30 @@ def serving_sbom(requirements: bytes, *, bento: str | None) -> bytes:
         "compositions": [{"aggregate": "incomplete", "assemblies": [_ROOT]}],
     }
     return json.dumps(document, indent=2).encode() + b"\n"
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    """A model by its root digest: bom.cdx.json in its bundle says the rest."""
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"bundle-{subject.root_sha256}",
+        "name": subject.name,
+        "version": subject.version,
+        "hashes": [{"alg": "SHA-256", "content": subject.root_sha256}],
+    }
+
+
+def _base(reference: str) -> dict[str, Any]:
+    """The image under it (package-url/purl-spec, type oci)."""
+    name, _, digest = reference.partition("@")
+    purl = f"pkg:oci/{name.rpartition('/')[2].partition(':')[0]}@{quote(digest)}"
+    return {
+        "type": "container",
+        "bom-ref": purl,
+        "name": name,
+        "version": digest,
+        "purl": purl,
+    }
 
 
 def _component(package: _Package) -> dict[str, Any]:

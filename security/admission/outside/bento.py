@@ -7,12 +7,13 @@ elsewhere, with a trust root and policy of its own, and trusts nothing in the fo
 2. the folder is a Bento of this service, and holds nothing else (`description`);
 3. its sources are on the allow-list, and none is a link;
 4. it is what a release gives, byte for byte, if one is given (`release`);
-5. its lock is there, and names the models that bento.yaml names; none, if it was built
+5. bytecode is beside sources in an image only, and what those give (`bytecode`);
+6. its lock is there, and names the models that bento.yaml names; none, if it was built
    to serve what is mounted;
-6. its models folder holds no model that is not in the lock;
-7. every locked model passes the doors, from that folder, or, unless the Bento is in an
+7. its models folder holds no model that is not in the lock;
+8. every locked model passes the doors, from that folder, or, unless the Bento is in an
    image, from the model store;
-8. its bytes are those the lock names.
+9. its bytes are those the lock names.
 
 What the image holds beside the Bento is not looked at: sign images, and demand their
 signature where they are deployed (docs/confidential.md, deploy/kubernetes).
@@ -23,6 +24,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,9 @@ from security.admission.contents import (
 )
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
+from security.admission.outside.bytecode import bytecode, cached_name
 from security.admission.outside.description import Description, parse_description
-from security.admission.outside.image import open_image
+from security.admission.outside.image import OWN_PATH, open_image
 from security.admission.store import STORE_FILES, read_stored
 from security.errors import AdmissionRefused
 from security.settings.admission import AdmissionSettings
@@ -82,7 +85,7 @@ def verify_bento(
         SettingsError: the policy cannot be used.
     """
     with open_image(folder, image_config) as (bento, in_image):
-        tags = _check_tree(bento, release)
+        tags = _check_tree(bento, release, in_image=in_image)
         lock = read_lock(bento / "src")
         _check_tags(lock)
         _check_models(bento / "models", lock)
@@ -94,8 +97,8 @@ def verify_bento(
         ]
 
 
-def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
-    """Checks 2 to 4; returns the tags of the models that bento.yaml names."""
+def _check_tree(bento: Path, release: Path | None, *, in_image: bool) -> frozenset[str]:
+    """Checks 2 to 5; returns the tags of the models that bento.yaml names."""
     try:
         data = read_regular(bento / "bento.yaml", max_bytes=MAX_SOURCE_BYTES)
     except BundleError as error:
@@ -104,7 +107,8 @@ def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
     source = bento / "src"
     if source.is_symlink() or not source.is_dir():
         raise refused("the Bento has no src folder")
-    check_sources(source, beside=(LOCK_FILE,))
+    compiled = _compiled(source) if in_image else {}
+    check_sources(source, beside=(LOCK_FILE, *compiled))
     if (bento / "models").is_symlink():
         raise refused("models is not a folder")
     for name in list_files(bento):
@@ -112,6 +116,7 @@ def _check_tree(bento: Path, release: Path | None) -> frozenset[str]:
             raise refused(f"{name} does not belong in a Bento")
     if release is not None:
         _compare(bento, description, release)
+    _check_bytecode(source, compiled)
     return description.tags
 
 
@@ -123,6 +128,33 @@ def _compare(bento: Path, description: Description, release: Path) -> None:
     )
 
     check_release(bento, description, build_release(release, description.about))
+
+
+def _compiled(source: Path) -> dict[str, str]:
+    """Where bytecode may lie, and of which source."""
+    names = (name for name in list_files(source) if name.endswith(".py"))
+    return {cached_name(name): name for name in names}
+
+
+def _check_bytecode(source: Path, compiled: Mapping[str, str]) -> None:
+    """It runs in place of the sources: it is compared, and never loaded (`bytecode`).
+
+    The release is compared before, so that hostile sources are compiled only where no
+    release is given.
+    """
+    for name, of in compiled.items():
+        if not os.path.lexists(source / name):
+            continue
+        data = read_regular(source / name, max_bytes=MAX_SOURCE_BYTES)
+        if data[: len(MAGIC_NUMBER)] != MAGIC_NUMBER:
+            raise refused(f"{name}: of another version of Python than this one")
+        text = read_regular(source / of, max_bytes=MAX_SOURCE_BYTES)
+        try:
+            expected = bytecode(text, f"{OWN_PATH}/src/{of}")
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            raise refused(f"{of}: cannot be compiled") from None
+        if data != expected:
+            raise refused(f"{name} is not the bytecode of {of}")
 
 
 def _check_tags(lock: Mapping[str, Any]) -> None:

@@ -1,14 +1,15 @@
 """Where an image runs its Bento, by the image's own configuration.
 
 A clean Bento somewhere in an image says nothing: what counts is the one that the
-container runs. An image holds exactly one. Its configuration starts BentoML's
-entrypoint inside that one, works there, names it in BENTO_PATH, and sets no variable
-beyond those that BentoML's images set: one could name other settings, another library,
-another interpreter.
+container runs. An image holds exactly one, and its configuration runs that one, either
+as deploy/container/Dockerfile says, or as BentoML's own images do: that starts
+BentoML's entrypoint inside the Bento, works there, and names it in BENTO_PATH. Neither
+sets a variable beyond its own: one could name other settings, another library, another
+interpreter.
 
 An unpacked file system (`docker export`) has no configuration. It can be given (`docker
-image inspect`); without it, the place is where BentoML's images have their Bento, and
-that the container starts it is not shown.
+image inspect`); without it, the place is where such images have their Bento, and that
+the container starts it is not shown.
 """
 
 from __future__ import annotations
@@ -27,24 +28,42 @@ from sealgate.protocol import strict_json
 from security.admission.contents import refused
 from security.admission.outside.layers import is_saved, read_saved
 
-__all__ = ["check_config", "open_image"]
+__all__ = ["OWN_PATH", "check_config", "open_image"]
 
 MAX_CONFIG_BYTES = 4 << 20
 MAX_FOLDERS = 1_000_000
 
-_DEFAULT_PATH = "home/bentoml/bento"
+# As deploy/container/Dockerfile has it.
+OWN_PATH = "/bento"
+_OWN: Mapping[str, Any] = {
+    "User": "10001:10001",
+    "WorkingDir": OWN_PATH,
+    "Entrypoint": ["/app/bin/python", "-m", "bentoml"],
+    "Cmd": ["serve", "--timeout-graceful-shutdown", "30"],
+}
+_OWN_VARIABLES = {
+    "BENTOML_DO_NOT_TRACK": "True",
+    "BENTOML_HOME": "/tmp/bentoml",  # noqa: S108  (in a container that is its own)
+    "HOME": "/tmp",  # noqa: S108
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "SEALGATE_HOME": "/state",
+}
+
+_DEFAULT_PATHS = ("bento", "home/bentoml/bento")
 # Variables of BentoML's images and of the Python image under them.
 _FIXED = {
     "BENTOML_CONTAINERIZED": "true",
     "BENTOML_HOME": "/home/bentoml/",
     "VIRTUAL_ENV": "/app/.venv",
 }
-_FREE = {
-    *("BENTO_PATH", "GPG_KEY", "LANG", "LC_ALL", "PATH", "PYTHONIOENCODING"),
-    *("PYTHONUNBUFFERED", "PYTHON_GET_PIP_SHA256", "PYTHON_GET_PIP_URL"),
+_FREE_OF_BASE = {
+    *("GPG_KEY", "LANG", "PATH", "PYTHON_GET_PIP_SHA256", "PYTHON_GET_PIP_URL"),
     *("PYTHON_PIP_VERSION", "PYTHON_SETUPTOOLS_VERSION", "PYTHON_SHA256"),
-    *("PYTHON_VERSION", "UV_COMPILE_BYTECODE", "UV_NO_PROGRESS"),
-    "BENTOML_HF_CACHE_DIR",
+    "PYTHON_VERSION",
+}
+_FREE = _FREE_OF_BASE | {
+    *("BENTO_PATH", "LC_ALL", "PYTHONIOENCODING", "PYTHONUNBUFFERED"),
+    *("UV_COMPILE_BYTECODE", "UV_NO_PROGRESS", "BENTOML_HF_CACHE_DIR"),
 }
 
 
@@ -73,7 +92,7 @@ def open_image(folder: Path, config: Path | None) -> Iterator[tuple[Path, bool]]
     place = _only(list(_find(folder)), folder)
     if config is not None:
         _check_place(place, check_config(_read_config(config)))
-    elif place not in ("", _DEFAULT_PATH):
+    elif place not in ("", *_DEFAULT_PATHS):
         raise refused(f"the Bento is in {place}: does the image run that one?")
     for part in Path(place).parents:
         if (folder / part).is_symlink():
@@ -88,14 +107,37 @@ def check_config(document: Mapping[str, Any]) -> str:
         document: an OCI image configuration, or one of `docker image inspect`.
 
     Raises:
-        AdmissionRefused: it does not start BentoML's entrypoint in its Bento, or sets
-            what BentoML's images do not set. Values are not repeated: they may be
-            secret.
+        AdmissionRefused: it runs neither as deploy/container/Dockerfile says nor as
+            BentoML's images do, or sets what these do not set. Values are not repeated:
+            they may be secret.
     """
     config = document.get("config", document.get("Config"))
     if not isinstance(config, dict):
         raise refused("the image's configuration is missing")
-    variables = _variables(config.get("Env"))
+    if config.get("Healthcheck") is not None:
+        raise refused("the image runs a health check of its own")
+    if config.get("WorkingDir") == OWN_PATH:
+        return _check_own(config)
+    return _check_bentoml(config)
+
+
+def _check_own(config: Mapping[str, Any]) -> str:
+    """The same, for an image of deploy/container/Dockerfile."""
+    for key, value in _OWN.items():
+        if config.get(key) != value:
+            raise refused(f"the image's {key} is not that of the Dockerfile")
+    variables = _variables(config.get("Env"), _OWN_VARIABLES, _FREE_OF_BASE)
+    for name in _OWN_VARIABLES:
+        if name not in variables:
+            raise refused(f"the image does not set {name}")
+    return OWN_PATH.removeprefix("/")
+
+
+def _check_bentoml(config: Mapping[str, Any]) -> str:
+    """The same, for an image of BentoML's."""
+    variables = _variables(config.get("Env"), _FIXED, _FREE)
+    if not variables.get("PATH", "").startswith("/app/.venv/bin:"):
+        raise refused("the image's PATH does not begin with /app/.venv/bin")
     path = variables.get("BENTO_PATH", "")
     if not path.startswith("/") or os.path.normpath(path) != path or path == "/":
         raise refused("the image's BENTO_PATH is no path")
@@ -105,22 +147,19 @@ def check_config(document: Mapping[str, Any]) -> str:
         raise refused("the image does not start the entrypoint of its Bento")
     if config.get("Cmd") not in (None, [], ["serve"]):
         raise refused("the image starts something else than `serve`")
-    if config.get("Healthcheck") is not None:
-        raise refused("the image runs a health check of its own")
     return path.removeprefix("/")
 
 
-def _variables(found: Any) -> dict[str, str]:
+def _variables(found: Any, fixed: Mapping[str, str], free: set[str]) -> dict[str, str]:
+    """An image's variables: some with their one value, some with any, no other."""
     texts = found if isinstance(found, list) else []
     pairs = [item.partition("=") for item in texts if isinstance(item, str)]
     variables = {name: value for name, _, value in pairs}
     if len(variables) != len(texts):
         raise refused("the image sets a variable twice")
     for name, value in variables.items():
-        if name not in _FREE and _FIXED.get(name) != value:
+        if name not in free and fixed.get(name) != value:
             raise refused(f"the image sets {name}")
-    if not variables.get("PATH", "").startswith("/app/.venv/bin:"):
-        raise refused("the image's PATH does not begin with /app/.venv/bin")
     return variables
 
 

@@ -86,8 +86,9 @@ class SavedImage:
             AdmissionRefused: as `entries`, or its files are larger than that.
         """
         digests, left = _diff_ids(self.config), max_bytes
+        needed = {abs(n) for name, n in table.items() if name.startswith(f"{prefix}/")}
         for number, (path, digest) in enumerate(zip(self.layers, digests), start=1):
-            for item in _members(path, digest):
+            for item in _members(path, digest) if number in needed else ():
                 name = _name(item.info.name)
                 inside = name.removeprefix(f"{prefix}/")
                 if inside == name or abs(table.get(name, 0)) != number:

@@ -102,7 +102,7 @@ def check_release(bento: Path, description: Description, release: Release) -> No
     for key, value in release.image.items():
         if description.image[key] != value:
             raise refused(f"bento.yaml: image: {key} is not the release's")
-    found = {n for n in list_files(bento) if n not in _OWN and not _is_model(n)}
+    found = {n for n in list_files(bento) if n not in _OWN and not _is_extra(n)}
     for name in sorted(found | release.files.keys()):
         short = name.removeprefix("src/")
         if name not in release.files:
@@ -113,8 +113,10 @@ def check_release(bento: Path, description: Description, release: Release) -> No
             raise refused(f"{short} is not the release's")
 
 
-def _is_model(name: str) -> bool:
-    return name.startswith("models/")
+def _is_extra(name: str) -> bool:
+    """A model's file, or bytecode of a source: both are looked at elsewhere."""
+    compiled = name.startswith("src/") and "/__pycache__/" in name
+    return compiled or name.startswith("models/")
 
 
 def _sources(source: Path, options: BentoBuildConfig) -> Iterator[tuple[str, bytes]]:

@@ -178,6 +178,60 @@ def test_an_image_as_bentoml_makes_it(start: Any) -> None:
     assert check_config({"Config": change()["config"]}) == PLACE
 
 
+# As deploy/container/Dockerfile has it.
+
+OWN: dict[str, Any] = {
+    "User": "10001:10001",
+    "Env": [
+        "PATH=/usr/local/bin:/usr/bin:/bin",
+        "LANG=C.UTF-8",
+        "PYTHON_VERSION=3.11.9",
+        "BENTOML_DO_NOT_TRACK=True",
+        "BENTOML_HOME=/tmp/bentoml",
+        "HOME=/tmp",
+        "PYTHONDONTWRITEBYTECODE=1",
+        "SEALGATE_HOME=/state",
+    ],
+    "Entrypoint": ["/app/bin/python", "-m", "bentoml"],
+    "Cmd": ["serve", "--timeout-graceful-shutdown", "30"],
+    "WorkingDir": "/bento",
+}
+
+
+def test_an_image_of_our_own(tmp_path: Path) -> None:
+    assert check_config({"config": OWN}) == "bento"
+    rootfs = unpacked(tmp_path / "rootfs", {"bento/bento.yaml": b"service: x"})
+    write_atomic(tmp_path / "config.json", json.dumps({"config": OWN}).encode())
+    for config in (None, tmp_path / "config.json"):
+        with open_image(rootfs, config) as (bento, in_image):
+            assert (bento, in_image) == (rootfs / "bento", True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"User": "0:0"}, "User is not that of the Dockerfile"),
+        ({"User": None}, "User is not"),
+        ({"Entrypoint": ["/app/bin/python", "-m", "evil"]}, "Entrypoint is not"),
+        ({"Cmd": ["serve", "/opt/evil"]}, "Cmd is not"),
+        ({"Cmd": None}, "Cmd is not"),
+        ({"Healthcheck": {"Test": ["CMD", "evil"]}}, "a health check of its own"),
+        ({"Env": [*OWN["Env"], "PYTHONPATH=/evil"]}, "sets PYTHONPATH"),
+        ({"Env": [*OWN["Env"], "BENTO_PATH=/evil"]}, "sets BENTO_PATH"),
+        ({"Env": [*OWN["Env"], "HOME=/evil"]}, "a variable twice"),
+        ({"Env": OWN["Env"][:-1]}, "does not set SEALGATE_HOME"),
+        ({"Env": [*OWN["Env"][:-1], "SEALGATE_HOME=/evil"]}, "sets SEALGATE_HOME"),
+        ({"WorkingDir": "/evil"}, "sets BENTOML_DO_NOT_TRACK|BENTO_PATH"),
+    ],
+)
+def test_an_image_of_our_own_that_was_changed(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(AdmissionRefused, match=message) as caught:
+        check_config({"config": OWN | values})
+    assert "/evil" not in str(caught.value)
+
+
 # Saved images: an OCI layout, and what `docker save` writes.
 
 save = functools.partial(images.save, config=CONFIG)

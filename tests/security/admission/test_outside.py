@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,9 @@ with warnings.catch_warnings():
     from bentoml._internal.models import ModelStore
 
     from security.admission.outside.bento import verify_bento
+    from security.admission.outside.bytecode import bytecode, cached_name
     from security.admission.outside.description import parse_description
+    from security.admission.outside.image import OWN_PATH
     from security.admission.outside.release import (
         Release,
         build_release,
@@ -151,6 +154,81 @@ def test_a_source_that_is_not_the_releases(
         file.write("\ndef verify(*_, **__): ...\n")
     verify_bento(bento, settings)  # the allow-list knows names, not contents
     refused(bento, settings, r"admission/gate.py is not the release's", release=ROOT)
+
+
+# Bytecode, which an image of deploy/container/Dockerfile brings along.
+
+
+@pytest.fixture
+def rootfs(bento: Path, home: Path, tmp_path: Path) -> Path:
+    """The file system of an image, with the bytecode of one module."""
+    own_models(bento, home)
+    folder = tmp_path / "rootfs"
+    shutil.move(bento, folder / OWN_PATH.lstrip("/"))
+    write_code(folder, GATE)
+    return folder
+
+
+GATE = "security/admission/gate.py"
+
+
+def write_code(rootfs: Path, name: str, text: bytes | None = None) -> Path:
+    """Bytecode for one source: of that, or of other text."""
+    source = rootfs / "bento" / "src" / name
+    code = bytecode(text or source.read_bytes(), f"{OWN_PATH}/src/{name}")
+    path = Path(cached_name(str(source)))
+    write_atomic(path, code)
+    return path
+
+
+def test_bytecode_in_an_image(rootfs: Path, settings: AdmissionSettings) -> None:
+    (admission,) = verify_bento(rootfs, settings, release=ROOT)
+    assert admission.bundle.manifest.tag == "toy:1.0.0"
+
+
+def test_the_dockerfiles_way_of_making_it(tmp_path: Path) -> None:
+    """As a script in another process, and with other names in memory."""
+    source = tmp_path / "a" / "b.py"
+    write_atomic(source, (ROOT / GATE).read_bytes())
+    script = ROOT / "security" / "admission" / "outside" / "bytecode.py"
+    subprocess.run([sys.executable, script, tmp_path, "/bento/src"], check=True)
+    made = Path(cached_name(str(source))).read_bytes()
+    assert made == bytecode(source.read_bytes(), "/bento/src/a/b.py")
+
+
+def test_bytecode_of_other_sources(rootfs: Path, settings: AdmissionSettings) -> None:
+    """It would run in place of the source that was reviewed."""
+    write_code(rootfs, GATE, b"print('anything')\n")
+    for more in ({}, {"release": ROOT}):
+        refused(rootfs, settings, "is not the bytecode of security/adm", **more)
+
+
+def test_bytecode_of_no_source(rootfs: Path, settings: AdmissionSettings) -> None:
+    path = write_code(rootfs, GATE)
+    path.rename(path.with_name("extra" + path.name.removeprefix("gate")))
+    refused(rootfs, settings, "may not be packaged")
+
+
+def test_bytecode_of_another_python(rootfs: Path, settings: AdmissionSettings) -> None:
+    path = write_code(rootfs, GATE)
+    path.write_bytes(b"\0\0\r\n" + path.read_bytes()[4:])
+    refused(rootfs, settings, "of another version of Python")
+
+
+def test_a_source_that_cannot_be_compiled(
+    rootfs: Path, settings: AdmissionSettings
+) -> None:
+    (rootfs / "bento" / "src" / GATE).write_bytes(b"(" * 10_000)
+    refused(rootfs, settings, "gate.py: cannot be compiled")
+
+
+def test_bytecode_in_a_bento_outside_of_an_image(
+    bento: Path, settings: AdmissionSettings
+) -> None:
+    source = bento / "src" / GATE
+    code = bytecode(source.read_bytes(), f"{OWN_PATH}/src/{GATE}")
+    write_atomic(Path(cached_name(str(source))), code)
+    refused(bento, settings, "may not be packaged")
 
 
 def test_no_lock(bento: Path, settings: AdmissionSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -72,6 +73,17 @@ def verify_stored(tag: str, settings: AdmissionSettings) -> Admission:
 def test_what_is_stored_is_what_was_in_the_folder(bundle_folder: Path) -> None:
     assert store_bundle(bundle_folder) == (TAG, True)
     assert read_stored(TAG).files == read_bundle(bundle_folder).files
+
+
+def test_a_stored_model_is_as_open_as_the_store(
+    bundle_folder: Path, store: Path
+) -> None:
+    """BentoML's images copy the folder, and run as another user than its owner."""
+    for mode in (0o755, 0o700):
+        store.chmod(mode)
+        store_bundle(bundle_folder)
+        assert (store / "toy" / "1.0.0").stat().st_mode & 0o777 == mode
+        shutil.rmtree(store / "toy")
 
 
 def test_an_admitted_model_verifies(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from security.audit import checkpoints
 from security.audit.group import GroupLog
+from security.audit.journal import user_name
 from security.audit.log import AuditLog, LogLimits
 from security.audit.notes import Checkpoint, Signer, Verifier, open_checkpoint
 from security.audit.records import FIELDS, chain, decode, encode
@@ -750,3 +751,12 @@ def test_a_log_that_cannot_be_repaired_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(AuditError):
             log.write(records(2))
     assert log._descriptor == -1
+
+
+def test_who_has_no_name_is_told_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container no line of /etc/passwd need be about its user."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert user_name()
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)
+    assert user_name() == "4000000000"

@@ -8,6 +8,7 @@ import re
 import jsonschema
 import pytest
 
+from models.report import Subject
 from security.documents.sbom import serving_sbom
 from security.errors import SettingsError
 from tests.security.documents.test_bom import validator
@@ -66,6 +67,20 @@ def test_without_hashes_and_without_a_bento():
     assert "version" not in document["metadata"]["component"]
     other = json.loads(serving_sbom(b"b==2\na==1\n", bento="m:1"))
     assert other["serialNumber"] != document["serialNumber"]
+
+
+def test_an_image_with_its_base_and_its_models(cyclonedx):
+    base, subject = f"registry.example/python:3.11-slim@sha256:{A}", "b" * 64
+    model = Subject("m", "1.0.0", subject, A)
+    data = serving_sbom(b"a==1\n", bento="s:1", base=base, models=[model])
+    document = json.loads(data)
+    cyclonedx.validate(document)
+    kinds = {part["type"]: part for part in document["components"]}
+    assert kinds["container"]["purl"] == f"pkg:oci/python@sha256%3A{A}"
+    assert kinds["machine-learning-model"]["hashes"][0]["content"] == subject
+    assert len(document["dependencies"][0]["dependsOn"]) == 3
+    plain = json.loads(serving_sbom(b"a==1\n", bento="s:1"))
+    assert plain["serialNumber"] != document["serialNumber"]
 
 
 @pytest.mark.parametrize(
