@@ -1,8 +1,8 @@
 """Which account of this machine a connection comes from (Linux).
 
 A Unix socket says it itself; of a TCP connection over loopback the kernel does: asked
-for the one connection (sock_diag(7)), or where it may not be asked, in its table of all.
-Where nothing can be read the answer is None: nobody is known.
+for the one connection (sock_diag(7)), or where that is not allowed, in its table of
+all. Where nothing can be read the answer is None: nobody is known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["End", "is_our_end", "is_ours", "peer_uid"]
 End = tuple[str, int]
 
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred
-_TABLES = {socket.AF_INET: "tcp", socket.AF_INET6: "tcp6"}
+_TABLES: dict[int, str] = {socket.AF_INET: "tcp", socket.AF_INET6: "tcp6"}
 # TCP_SYN_SENT in the kernel's tables.
 _SYN_SENT = "02"
 # linux/sock_diag.h and linux/inet_diag.h: the header of a message; what asks for one
@@ -33,6 +33,7 @@ _ASKED = struct.Struct("=BBBxI2s2s16s16sI8s")
 _FOUND = struct.Struct("=BBBB2s2s16s16sI8sIIIII")
 _ANY_COOKIE = b"\xff" * 8
 _ANSWER_S = 1.0
+_MAPPED = b"\0" * 10 + b"\xff" * 2
 _OVERFLOW_UID = Path("/proc/sys/kernel/overflowuid")
 
 
@@ -85,12 +86,16 @@ def _owner(family: int, theirs: End, ours: End) -> int | None:
         pass  # a system without sock_diag, or one that does not let us ask
     except (ValueError, struct.error):
         return None
-    try:
-        table = Path("/proc/self/net") / _TABLES[family]
-        with table.open(encoding="ascii") as lines:
-            return next(_owners(lines, _spelt(*theirs), _spelt(*ours)), None)
-    except (KeyError, OSError, ValueError):
-        return None
+    mapped = [(f"::ffff:{host}", port) for host, port in (theirs, ours)]
+    for kind, ends in ((family, (theirs, ours)), (socket.AF_INET6, mapped)):
+        try:
+            table = Path("/proc/self/net") / _TABLES[kind]
+            with table.open(encoding="ascii") as lines:
+                for uid in _owners(lines, *(_spelt(*end) for end in ends)):
+                    return uid
+        except (KeyError, OSError, ValueError):
+            return None
+    return None
 
 
 def _asked(family: int, theirs: End, ours: End) -> int | None:
@@ -113,10 +118,16 @@ def _asked(family: int, theirs: End, ours: End) -> int | None:
         return None  # an error: there is no such connection
     _, state, _, _, *found = _FOUND.unpack_from(answer, _HEADER.size)
     uid, inode = found[-2:]
+    there = (*found[:2], *map(_unmapped, found[2:4]))
     # A connection that is not there gives the socket that listens for it.
-    if tuple(found[:4]) != ends or state == int(_SYN_SENT, 16) or not inode:
+    if there != ends or state == int(_SYN_SENT, 16) or not inode:
         return None
     return int(uid)
+
+
+def _unmapped(address: bytes) -> bytes:
+    """As `_packed` has it: a client may reach IPv4 by a socket of IPv6."""
+    return address[12:].ljust(16, b"\0") if address.startswith(_MAPPED) else address
 
 
 def _packed(end: End) -> tuple[bytes, bytes]:
