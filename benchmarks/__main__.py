@@ -14,6 +14,7 @@ from benchmarks import (
     gradients,
     monitoring,
     policies,
+    proxying,
     sealing,
     server,
     soak,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "gradients": gradients.run,
     "training": training.run,
     "peers": lambda: peers.main([]),
+    "proxying": proxying.run,
     "soak": lambda: soak.main([]),
 }
 WITH_OPTIONS = {"peers": peers.main, "soak": soak.main}
