@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpcore
 
+from sealgate.exchange import retry_after_seconds
 from security.errors import KeyFileError
 
 __all__ = ["StatusError", "fetch", "trusting"]
@@ -27,10 +28,14 @@ class StatusError(KeyFileError):
 
     Attributes:
         status: which.
+        retry_after_s: how long its host asks to wait, if it says so.
     """
 
-    def __init__(self, url: str, status: int) -> None:
+    def __init__(
+        self, url: str, status: int, retry_after_s: float | None = None
+    ) -> None:
         self.status = status
+        self.retry_after_s = retry_after_s
         super().__init__(f"{url}: answered {status}")
 
 
@@ -58,6 +63,7 @@ def fetch(
     content_type: bytes = _FORM,
     statuses: Collection[int] = (200,),
     authorization: bytes | None = None,
+    fields: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """Get a document, or send a form and get the answer.
 
@@ -70,12 +76,13 @@ def fetch(
         content_type: of the form, which is urlencoded unless this says otherwise.
         statuses: of answers that are one.
         authorization: content of that field.
+        fields: further ones.
 
     Raises:
         KeyFileError: no such answer within the bounds; says no more than that
             of what the host sent, and nothing of what was sent to it.
     """
-    headers = [*_HEADERS]
+    headers = [*_HEADERS, *fields]
     if form is not None:
         length = b"%d" % len(form)
         headers += [(b"content-type", content_type), (b"content-length", length)]
@@ -93,7 +100,7 @@ def fetch(
             ) as response,
         ):
             if response.status not in statuses:
-                raise StatusError(url, response.status)
+                raise StatusError(url, response.status, _wait_s(response.headers))
             for chunk in response.iter_stream():
                 body += chunk
                 if len(body) > max_bytes:
@@ -101,6 +108,14 @@ def fetch(
     except (*_ERRORS, OSError, ValueError) as error:
         raise KeyFileError(f"{url}: {type(error).__name__}") from None
     return bytes(body)
+
+
+def _wait_s(headers: Sequence[tuple[bytes, bytes]]) -> float | None:
+    names = {
+        name.decode("latin-1").lower(): value.decode("latin-1")
+        for name, value in headers
+    }
+    return retry_after_seconds(names)
 
 
 _ERRORS = (

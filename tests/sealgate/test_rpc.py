@@ -391,9 +391,9 @@ def connected(url: str, limits: RpcLimits = LIMITS):
 def test_a_deadline_ends_the_request_behind_it():
     with silent() as (url, connections), connected(url) as (channel, _):
         began = time.monotonic()
-        error = refused(channel, request(), timeout=0.5)
+        error = refused(channel, request(), timeout=2)
         assert error.code() is Code.DEADLINE_EXCEEDED
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10
         assert hung_up(connections[0])
 
 
