@@ -19,6 +19,7 @@ from benchmarks import (
     server,
     soak,
     throughput,
+    traces,
     training,
 )
 from benchmarks.peers import run as peers
@@ -37,6 +38,7 @@ BENCHMARKS = {
     "training": training.run,
     "peers": lambda: peers.main([]),
     "proxying": proxying.run,
+    "traces": traces.run,
     "soak": lambda: soak.main([]),
 }
 WITH_OPTIONS = {"peers": peers.main, "soak": soak.main}

@@ -2,8 +2,8 @@
 
 Nothing here holds a request up: what does not fit the queue is dropped and counted, and
 so is a batch that the receiver did not take in time. Attempts are repeated as OTLP says
-(specification, "OTLP/HTTP Response", "Failures"): after 429, 502, 503 and 504, and where
-there was no answer, with exponential backoff and jitter, or as Retry-After says.
+("OTLP/HTTP Response"): after 429, 502, 503 and 504, and where there was no answer, with
+exponential backoff and jitter, or as Retry-After says.
 """
 
 from __future__ import annotations

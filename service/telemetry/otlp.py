@@ -1,8 +1,8 @@
 """Spans and log records as OTLP/JSON, without I/O.
 
-Specification: opentelemetry-proto 1.x, the JSON encoding of ExportTraceServiceRequest and
-ExportLogsServiceRequest: proto3's, but identifiers are hexadecimal and enumerations are
-numbers. Integers of 64 bits are texts.
+Specification: opentelemetry-proto 1, ExportTraceServiceRequest and
+ExportLogsServiceRequest in JSON: proto3's, but identifiers are hexadecimal and
+enumerations are numbers. Integers of 64 bits are texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["LogRecord", "Span", "Step", "encode_logs", "encode_spans", "rejected
 _SCOPE = {"name": "sealgate"}
 _INTERNAL, _SERVER = 1, 2
 _FAILED = {"code": 2}
-# The flag of W3C's, and two of OTLP's: whether the parent is remote is known, and it is.
+# W3C's flag, and two of OTLP's: whether the parent is remote is known, and it is.
 _SAMPLED, _KNOWN, _REMOTE = 0x1, 0x100, 0x200
 _SEVERITY = {"DEBUG": 5, "INFO": 9, "WARNING": 13, "ERROR": 17, "CRITICAL": 21}
 

@@ -167,6 +167,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "sealgate",
         "sealgate/protocol",
         "sealgate/protocol/drafts",
+        "sealgate/rpc",
         "service/http",
         "service/inference",
         "service/telemetry",
