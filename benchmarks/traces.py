@@ -1,8 +1,8 @@
 """What traces cost: CPU per request of the real server without them, and by share.
 
 Servers that differ in nothing else, in front of one receiver, in alternating rounds, as
-`benchmarks.server` measures. Requests name no trace, so the sampler's share decides. The
-thread that sends is part of the server's CPU.
+`benchmarks.server` measures. Requests name no trace, so the sampler's share decides.
+The thread that sends is part of the server's CPU.
 """
 
 import shutil
