@@ -216,7 +216,7 @@ class Listener:
 
     def _call(self, context: Context) -> _Call:
         headers = tuple(
-            (name.encode("ascii"), value.encode("ascii"))
+            (name.encode("ascii"), value.encode())
             for name, value in context.invocation_metadata() or ()
             if name in _FORWARDED and isinstance(value, str)
         )
