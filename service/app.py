@@ -166,7 +166,19 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         cohorts=cohorts,
         quotas=quotas,
     )
-    gateway = Gateway(
+    end = partial(_end, (follower, monitor, cohorts), recorder, exports)
+    return Guard(
+        inner,
+        routes,
+        _gateway(settings, routes),
+        settings.service,
+        on_shutdown=end,
+        tracer=exports.tracer,
+    )
+
+
+def _gateway(settings: Settings, routes: Routes) -> Gateway:
+    return Gateway(
         LiveRing(
             settings.sealing.keys, overlap_s=settings.sealing.key_overlap_s
         ).current,
@@ -174,15 +186,6 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         max_body_bytes=settings.service.max_body_bytes,
         freshness=freshness,
         publication=load_publication(settings.sealing),
-    )
-    end = partial(_end, (follower, monitor, cohorts), recorder, exports)
-    return Guard(
-        inner,
-        routes,
-        gateway,
-        settings.service,
-        on_shutdown=end,
-        tracer=exports.tracer,
     )
 
 
