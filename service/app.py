@@ -170,14 +170,14 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
     return Guard(
         inner,
         routes,
-        _gateway(settings, routes),
+        _gateway(settings, routes, freshness),
         settings.service,
         on_shutdown=end,
         tracer=exports.tracer,
     )
 
 
-def _gateway(settings: Settings, routes: Routes) -> Gateway:
+def _gateway(settings: Settings, routes: Routes, freshness: Freshness) -> Gateway:
     return Gateway(
         LiveRing(
             settings.sealing.keys, overlap_s=settings.sealing.key_overlap_s
