@@ -14,10 +14,12 @@ from benchmarks import (
     gradients,
     monitoring,
     policies,
+    proxying,
     sealing,
     server,
     soak,
     throughput,
+    traces,
     training,
 )
 from benchmarks.peers import run as peers
@@ -35,6 +37,8 @@ BENCHMARKS = {
     "gradients": gradients.run,
     "training": training.run,
     "peers": lambda: peers.main([]),
+    "proxying": proxying.run,
+    "traces": traces.run,
     "soak": lambda: soak.main([]),
 }
 WITH_OPTIONS = {"peers": peers.main, "soak": soak.main}

@@ -82,10 +82,10 @@ def run() -> None:
         monitored = _cases(other, token)
         cases = _cases(server, token) | {
             "plaintext, monitored, too": monitored["plaintext, JWT, quotas, audited"],
-            "bare Starlette: health": Case(url, pid, _same("GET", READY)),
-            "bare Starlette: inference": Case(url, pid, _same("POST", PATH, _JSON)),
+            "bare Starlette: health": Case(url, pid, same("GET", READY)),
+            "bare Starlette: inference": Case(url, pid, same("POST", PATH, _JSON)),
         }
-        columns = [_measure(cases, connections) for connections in CONNECTIONS]
+        columns = [measure(cases, connections) for connections in CONNECTIONS]
     table(
         ("request", *(f"µs, {n} connections | over health" for n in CONNECTIONS)),
         [(name, *(_cell(column, name) for column in columns)) for name in columns[0]],
@@ -105,13 +105,13 @@ def _cases(server: Server, token: str) -> dict[str, Case]:
     authorized = _JSON | {"authorization": f"Bearer {token}"}
     garbage = bytes([1]) + bytes.fromhex("002000010001") + bytes(900)
     return {
-        "health": case(_same("GET", READY)),
-        "plaintext, JWT, quotas, audited": case(_same("POST", PATH, authorized)),
-        "sealed (X25519), the same": case(_sealer(server, token, KEM_X25519)),
-        "sealed (X-Wing), the same": case(_sealer(server, token, KEM_XWING)),
-        "refused: no token": case(_same("POST", PATH, _JSON), 401),
+        "health": case(same("GET", READY)),
+        "plaintext, JWT, quotas, audited": case(same("POST", PATH, authorized)),
+        "sealed (X25519), the same": case(sealer(server, token, KEM_X25519)),
+        "sealed (X-Wing), the same": case(sealer(server, token, KEM_XWING)),
+        "refused: no token": case(same("POST", PATH, _JSON), 401),
         "refused: garbage for the gateway": case(
-            _same("POST", GATEWAY_PATH, _SEALED, garbage), 422
+            same("POST", GATEWAY_PATH, _SEALED, garbage), 422
         ),
     }
 
@@ -140,7 +140,7 @@ def _bare(model: Path) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def _measure(cases: dict[str, Case], connections: int) -> dict[str, list[float]]:
+def measure(cases: dict[str, Case], connections: int) -> dict[str, list[float]]:
     """Seconds of CPU per request, of each round."""
     samples: dict[str, list[float]] = {name: [] for name in cases}
     for round_number in range(ROUNDS + 1):
@@ -168,7 +168,7 @@ def cpu_of(pid: int) -> float:
     return sum(used) / 1e9
 
 
-def _same(
+def same(
     method: str,
     path: str,
     headers: Mapping[str, str] = MappingProxyType({}),
@@ -179,7 +179,7 @@ def _same(
     return lambda count: [request] * count
 
 
-def _sealer(server: Server, token: str, kem_id: int) -> Callable[[int], list[bytes]]:
+def sealer(server: Server, token: str, kem_id: int) -> Callable[[int], list[bytes]]:
     configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
     config = next(item for item in configs if item.kem_id == kem_id)
 

@@ -311,9 +311,14 @@ def _add_proxy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--listen",
         type=commands.address,
-        default=("127.0.0.1", 8080),
         metavar="ADDRESS",
-        help="host:port (default: 127.0.0.1:8080)",
+        help="host:port (default: 127.0.0.1:8080, or none beside --grpc)",
+    )
+    parser.add_argument(
+        "--grpc",
+        type=commands.address,
+        metavar="ADDRESS",
+        help="host:port for clients that speak gRPC; needs sealgate[grpc]",
     )
     parser.add_argument(
         "--socket",

@@ -7,7 +7,6 @@ import asyncio
 import ipaddress
 import json
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from sealgate.async_client import AsyncClient
 from sealgate.bars import cells_of, explanation_page, format_explanation
@@ -40,7 +39,7 @@ from sealgate.output import (
     write_tickets,
 )
 from sealgate.passport import Passport
-from sealgate.peers import is_ours
+from sealgate.peers import is_our_end, is_ours
 from sealgate.profile import Profile
 from sealgate.protocol.hpke import (
     AEAD_AES_128_GCM,
@@ -67,11 +66,13 @@ __all__ = [
 ]
 
 _MAX_PEM_BYTES = 64 << 10
+_PROXY_ADDRESS = ("127.0.0.1", 8080)
 # Many rows reach quotas by the minute: a command can wait for the next one.
 _PATIENT = RetryPolicy(max_retries=100, max_wait_s=120.0)
 _TELL_S = 5.0
 _MAX_REASON_CHARACTERS = 60
 _KEMS = {KEM_X25519: "X25519", KEM_XWING: "MLKEM768-X25519"}
+_P = ParamSpec("_P")
 _AEADS = {
     AEAD_AES_128_GCM: "AES-128-GCM",
     AEAD_CHACHA20_POLY1305: "ChaCha20-Poly1305",
@@ -223,18 +224,18 @@ def keys(args: argparse.Namespace) -> int:
 
 def proxy(args: argparse.Namespace) -> int:
     """Seal what any client sends, until interrupted."""
-    host, port = args.listen
-    local = args.socket is not None or _is_loopback(host)
-    if not local and not args.allow_remote:
-        raise ProfileError(
-            f"{host} is beyond this machine, and what is sent there is not sealed; "
-            "--allow-remote allows it"
-        )
-    profile = _proxy_profile(args)
-    if not local:
-        print(f"warning: listening on {host}, in the open", file=sys.stderr)
-    with listening(host, port, args.socket) as endpoint:
-        asyncio.run(_serve(profile, endpoint, args))
+    http = args.listen
+    if http is None and args.socket is None and args.grpc is None:
+        http = _PROXY_ADDRESS
+    for host, _ in filter(None, (http, args.grpc)):
+        if not _is_loopback(host):
+            if not args.allow_remote:
+                raise ProfileError(
+                    f"{host} is beyond this machine, and what is sent there is not "
+                    "sealed; --allow-remote allows it"
+                )
+            print(f"warning: listening on {host}, in the open", file=sys.stderr)
+    asyncio.run(_serve(_proxy_profile(args), http, args))
     return 0
 
 
@@ -251,40 +252,75 @@ def address(text: str) -> tuple[str, int]:
 
 
 async def _serve(
-    profile: Profile, endpoint: socket.socket, args: argparse.Namespace
+    profile: Profile, http: tuple[str, int] | None, args: argparse.Namespace
 ) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    where, hosts = answers_to(endpoint, args.listen[0])
-    local = args.socket is not None or _is_loopback(args.listen[0])
+
+    def started(where: str) -> None:
+        print(f"sealing {where} to {profile.url}", flush=True)
+
     client = AsyncClient(
         profile.url,
         token=profile.token,
         options=_options(profile, args),
         timeout_s=args.timeout,
     )
+    servers = []
+    if http is not None or args.socket is not None:
+        servers.append(_serve_http(client, http, args, stop, started))
+    if args.grpc is not None:
+        servers.append(_serve_grpc(client, args, stop, started))
     async with client:
-        server = Proxy(
-            client,
-            hosts=hosts if local else None,
-            lend=_lending(args, local=local),
-        )
-        await server.serve(
-            endpoint,
-            stop=stop,
-            started=lambda: print(f"sealing {where} to {profile.url}", flush=True),
-        )
+        tasks = [asyncio.ensure_future(server) for server in servers]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        stop.set()  # one that cannot listen ends the other
+        await asyncio.gather(*tasks)
+
+
+async def _serve_http(
+    client: AsyncClient,
+    http: tuple[str, int] | None,
+    args: argparse.Namespace,
+    stop: asyncio.Event,
+    started: Callable[[str], None],
+) -> None:
+    host, port = http or _PROXY_ADDRESS
+    local = args.socket is not None or _is_loopback(host)
+    lend = _lending(args, local=local, ours=is_ours)
+    with listening(host, port, args.socket) as endpoint:
+        where, hosts = answers_to(endpoint, host)
+        server = Proxy(client, hosts=hosts if local else None, lend=lend)
+        await server.serve(endpoint, stop=stop, started=lambda: started(where))
+
+
+async def _serve_grpc(
+    client: AsyncClient,
+    args: argparse.Namespace,
+    stop: asyncio.Event,
+    started: Callable[[str], None],
+) -> None:
+    try:
+        from sealgate.rpc.listener import Listener  # noqa: PLC0415  (an extra)
+    except ImportError as error:
+        # Also where the library is there, but older than what was compiled for it.
+        name = error.name or error
+        raise ProfileError(f"--grpc needs {name}: install sealgate[grpc]") from None
+    host, port = args.grpc
+    lend = _lending(args, local=_is_loopback(host), ours=is_our_end)
+    server = Listener(client, lend=lend)
+    await server.serve(host, port, stop=stop, started=started)
 
 
 def _lending(
-    args: argparse.Namespace, *, local: bool
-) -> Callable[[socket.socket], bool]:
+    args: argparse.Namespace, *, local: bool, ours: Callable[_P, bool]
+) -> Callable[_P, bool]:
     """Whose requests get the profile's token; from other machines, nobody's."""
     if args.no_token or not local:
-        return lambda peer: False
-    return (lambda peer: True) if args.allow_others else is_ours
+        return lambda *_, **__: False
+    return (lambda *_, **__: True) if args.allow_others else ours
 
 
 def _proxy_profile(args: argparse.Namespace) -> Profile:

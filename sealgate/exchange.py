@@ -53,6 +53,7 @@ __all__ = [
     "parse_metadata",
     "refusal",
     "refusal_of",
+    "retry_after_seconds",
     "tensors_at",
     "trace_headers",
 ]
@@ -239,7 +240,7 @@ def refusal(answer: Answer, *, sealed: bool = False) -> ClientError:
     error = (kind if nonce is None else ProofNonceError)(
         answer.status,
         problem,
-        retry_after_s=_retry_after_s(answer.headers),
+        retry_after_s=retry_after_seconds(answer.headers),
         sealed=sealed,
         request_id=answer.headers.get("x-request-id"),
     )
@@ -412,7 +413,7 @@ def _problem(answer: Answer) -> dict[str, Any] | None:
         return None
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """Retry-After (RFC 9110, section 10.2.3) in seconds, at most a day.
 
     A date counts from the same answer's Date: our clock may be another.

@@ -58,7 +58,8 @@ from service.supervision import (
     watch_workers,
 )
 from service.telemetry.casualties import Casualties, Notes
-from service.telemetry.logs import LineWriter, RequestLog, install
+from service.telemetry.exports import Exports, check_exports, open_exports
+from service.telemetry.logs import LineWriter, RequestLog, export_messages, install
 from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
 from service.telemetry.recorder import Recorder, open_recorder, record_refusal
 from service.watching import open_watching
@@ -103,7 +104,10 @@ class AdmittedService(Service):
         try:
             install()
             metrics = open_metrics()
-            app = _guard(super().to_asgi(is_main), settings, metrics)
+            exports = open_exports(metrics)
+            if exports.write_line is not None:
+                export_messages(exports.write_line)
+            app = _guard(super().to_asgi(is_main), settings, metrics, exports)
             connections.install(settings, metrics, app)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
@@ -115,7 +119,7 @@ class AdmittedService(Service):
         return app
 
 
-def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
+def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -> Guard:
     lineup = Lineup(
         timeout_s=settings.service.inference_timeout_s,
         settings=settings.runtime,
@@ -151,7 +155,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         documents=access.documents,
         require_sealed=settings.sealing.require_sealed,
         metrics=metrics,
-        log=RequestLog(LineWriter()) if settings.observability.log_requests else None,
+        log=_request_log(settings, exports),
         max_body_bytes=settings.service.max_body_bytes,
         interface=_interface() if settings.observability.serve_openapi else None,
         readiness=readiness,
@@ -160,7 +164,19 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         cohorts=cohorts,
         quotas=quotas,
     )
-    gateway = Gateway(
+    end = partial(_end, (follower, monitor, cohorts), recorder, exports)
+    return Guard(
+        inner,
+        routes,
+        _gateway(settings, routes, freshness),
+        settings.service,
+        on_shutdown=end,
+        tracer=exports.tracer,
+    )
+
+
+def _gateway(settings: Settings, routes: Routes, freshness: Freshness) -> Gateway:
+    return Gateway(
         LiveRing(
             settings.sealing.keys, overlap_s=settings.sealing.key_overlap_s
         ).current,
@@ -169,8 +185,12 @@ def _guard(inner: App, settings: Settings, metrics: Metrics) -> Guard:
         freshness=freshness,
         publication=load_publication(settings.sealing),
     )
-    end = partial(_end, (follower, monitor, cohorts), recorder)
-    return Guard(inner, routes, gateway, settings.service, on_shutdown=end)
+
+
+def _request_log(settings: Settings, exports: Exports) -> RequestLog | None:
+    if not settings.observability.log_requests:
+        return None
+    return RequestLog(LineWriter(), export=exports.write_line)
 
 
 def _monitors(
@@ -218,13 +238,16 @@ def _report_since(metrics: Metrics, store: str, since: int) -> None:
 
 
 def _end(
-    running: Iterable[Follower | Monitor | Cohorts | None], recorder: Recorder
+    running: Iterable[Follower | Monitor | Cohorts | None],
+    recorder: Recorder,
+    exports: Exports,
 ) -> None:
     """At the end of the lifespan: after it a signal may end the process at once."""
     for thread in running:
         if thread is not None:
             thread.stop()
     recorder.close()
+    exports.stop()
 
 
 observe_refusals(record_refusal)
@@ -241,6 +264,7 @@ def _check_operable(settings: Settings) -> None:
     if settings.tls.enabled:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")
+    check_exports()
     check_monitor(settings.monitoring)
     check_cohorts(settings.monitoring)
 

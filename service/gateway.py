@@ -31,6 +31,7 @@ from security.sealing.freshness import Freshness, http_date
 from security.sealing.keyring import KeyRing
 from security.sealing.publish import Document, Publication
 from service.http.exchange import StreamedResponse
+from service.http.intake import step
 from service.problems import Problem
 from service.routes import Routes
 
@@ -123,6 +124,7 @@ class Gateway:
             raise Problem("ohttp-key") from None
         enc = context.encapsulated_key
         self._opened(time.perf_counter() - began)
+        step("open", began)
         del body  # of a large request only the opened copy is kept
         inner = await self._inner(message, enc, key_id=header.key_id, ring=ring)
         del message
@@ -140,6 +142,7 @@ class Gateway:
         """
         message, enc, context = request.finish()
         self._opened(request.seconds)
+        step("open", time.perf_counter() - request.seconds)
         key_id, ring = request.key_id, request.ring
         del request
         inner = await self._inner(message, enc, key_id=key_id, ring=ring)
@@ -158,6 +161,7 @@ class Gateway:
         """
         message, enc, sealer = request.finish()
         self._opened(request.seconds)
+        step("open", time.perf_counter() - request.seconds)
         key_id, ring = request.key_id, request.ring
         del request
         inner = await self._inner(message, enc, key_id=key_id, ring=ring)
@@ -169,6 +173,7 @@ class Gateway:
         began = time.perf_counter()
         sealed = context.seal_parts(_padded(inner))
         self._sealing(time.perf_counter() - began)
+        step("seal", began)
         return Response(200, _OUTER_HEADERS, sealed)
 
     async def _inner(
@@ -317,5 +322,7 @@ def _chunks(
         yield sealed
     began = time.perf_counter()
     sealed = sealer.finish(message[last:])
-    observe(seconds + time.perf_counter() - began)
+    seconds += time.perf_counter() - began
+    observe(seconds)
+    step("seal", time.perf_counter() - seconds)
     yield sealed

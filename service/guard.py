@@ -24,6 +24,7 @@ from service.http.intake import VISIT, Intake, Visit
 from service.problems import Problem, method_not_allowed, problem_response
 from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
+from service.telemetry.spans import Tracer
 from service.telemetry.tracing import OUTER_TRACE, read_trace
 
 __all__ = ["Guard"]
@@ -65,13 +66,14 @@ class Guard:
         settings: ServiceSettings,
         *,
         on_shutdown: Callable[[], None] = lambda: None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._on_shutdown = on_shutdown
         self._inner = inner
         self._routes = routes
         self._gateway = gateway
         self._settings = settings
-        self._intake = Intake(settings, routes.metrics)
+        self._intake = Intake(settings, routes.metrics, tracer=tracer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""

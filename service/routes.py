@@ -31,7 +31,7 @@ from service.callers import Callers
 from service.content import JSON, Asked, encode_answer, failures
 from service.descriptions import model_config, model_metadata, passport
 from service.explanations import explained, explainer_of
-from service.http.intake import VISIT
+from service.http.intake import VISIT, step
 from service.inference.batching import InferenceFailedError, OverloadedError
 from service.inference.lineup import Lineup
 from service.inference.served import Served
@@ -131,8 +131,6 @@ class Routes:
         self._verified = self.metrics.histogram(
             "sealgate_stage_seconds", "verify", "", ""
         )
-        # As many as there are series of `sealgate_requests`.
-        self._counting: dict[tuple[object, ...], Callable[[float], None]] = {}
 
     def is_open(self, path: bytes) -> bool:
         """Whether a path answers without a token."""
@@ -162,6 +160,8 @@ class Routes:
             started=time.perf_counter(),
             principal=principal,
             request_bytes=len(request.body),
+            method=request.method,
+            scheme=request.scheme,
         )
         outer = OUTER_TRACE.get()
         if sealed:
@@ -284,7 +284,9 @@ class Routes:
             if state.cause == "casualties":
                 raise Problem("model-held-off")
             raise Problem("admission-withdrawn")
+        began = time.perf_counter()
         decision.ticket = await self._quotas.enter(principal, decision.model)
+        step("quotas", began)
         return await self._model_action(request, model, decision)
 
     def _find(
@@ -351,6 +353,7 @@ class Routes:
             who, outputs = self._who(decision), list(asked.outputs)
             if source and source not in asked.outputs:
                 outputs.append(source)
+            began = time.perf_counter()
             try:
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
             except (InferenceFailedError, OverloadedError):
@@ -360,6 +363,8 @@ class Routes:
                 model = stand_in
                 _name_model(decision, model)
                 arrays = await self._lineup.infer(model, inputs, outputs, who=who)
+            finally:
+                step("run", began)
             bits = model.model.release.bits
             await decision.charge_bits(lambda: sum(map(bits, asked.outputs, arrays)))
             given = dict(zip(outputs, arrays))
@@ -382,7 +387,11 @@ class Routes:
         explainer = explainer_of(model)
         asked = await self._read(request, model)
         who = self._who(decision)
-        return await explained(asked, model, explainer, decision, who=who)
+        began = time.perf_counter()
+        try:
+            return await explained(asked, model, explainer, decision, who=who)
+        finally:
+            step("run", began)
 
     async def _read(self, request: Request, model: Served) -> Asked:
         return await Asked.read(
@@ -421,8 +430,9 @@ class Routes:
     def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
         status = response.status
-        if decision.principal is None and (visit := VISIT.get()) is not None:
-            visit.stranger = True
+        if (visit := VISIT.get()) is not None:
+            visit.stranger = visit.stranger or decision.principal is None
+            visit.decided(decision, status=status, reason=reason)
         if self._log is not None:
             size = len(response.body)
             self._log.write(decision, status=status, reason=reason, response_bytes=size)
@@ -430,24 +440,11 @@ class Routes:
         model = decision.model or "" if served else ""
         version, action = decision.version or "", decision.action or ""
         elapsed = time.perf_counter() - decision.started
-        self._count(model, version, action, status)(elapsed)
+        self.metrics.answered(model, version, action, status)(elapsed)
         if reason is not None:
             self.metrics.count("sealgate_refusals", reason)
         elif decision.rows is not None and served:
             self.metrics.count("sealgate_rows", model, version, amount=decision.rows)
-
-    def _count(
-        self, model: str, version: str, action: str, status: int
-    ) -> Callable[[float], None]:
-        """What counts an answered request, given the seconds that it took."""
-        labels = model, version, action, status
-        known = self._counting.get(labels)
-        if known is None:
-            known = self._counting[labels] = self.metrics.counted_histogram(
-                ("sealgate_requests", model, version, action, str(status)),
-                ("sealgate_request_seconds", action),
-            )
-        return known
 
     async def _authenticate(self, request: Request) -> Principal:
         began, visit = time.perf_counter(), VISIT.get()
@@ -456,6 +453,7 @@ class Routes:
             return await self._callers.authenticate(request, certificate)
         finally:
             self._verified(time.perf_counter() - began)
+            step("verify", began)
 
     def _answer_open(self, request: Request) -> Response:
         if request.method not in (b"GET", b"HEAD"):
@@ -489,7 +487,7 @@ def _json(document: Any) -> Response:
 def _with_id(response: Response, decision: Decision, fields: Headers = ()) -> Response:
     request_id = (b"x-request-id", decision.request_id.encode())
     headers = (*response.headers, request_id, *fields)
-    if decision.sealed and decision.trace is not None:
-        # Of a plaintext one the guard tells.
+    if decision.sealed and decision.trace is not None and decision.trace.parent_id:
+        # Of a plaintext one the guard tells; of a trace that began here nobody.
         headers = (*headers, decision.trace.header)
     return Response(response.status, headers, response.body, response.trailers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import httpcore
 
+from sealgate.exchange import retry_after_seconds
 from security.errors import KeyFileError
 
 __all__ = ["Answer", "Exchanges", "StatusError", "fetch", "trusting"]
@@ -29,10 +30,14 @@ class StatusError(KeyFileError):
 
     Attributes:
         status: which.
+        retry_after_s: how long its host asks to wait, if it says so.
     """
 
-    def __init__(self, url: str, status: int) -> None:
+    def __init__(
+        self, url: str, status: int, retry_after_s: float | None = None
+    ) -> None:
         self.status = status
+        self.retry_after_s = retry_after_s
         super().__init__(f"{url}: answered {status}")
 
 
@@ -60,6 +65,7 @@ def fetch(
     content_type: bytes = _FORM,
     statuses: Collection[int] = (200,),
     authorization: bytes | None = None,
+    fields: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
     """Get a document, or send a form and get the answer.
 
@@ -72,12 +78,13 @@ def fetch(
         content_type: of the form, which is urlencoded unless this says otherwise.
         statuses: of answers that are one.
         authorization: content of that field.
+        fields: further ones.
 
     Raises:
         KeyFileError: no such answer within the bounds; says no more than that
             of what the host sent, and nothing of what was sent to it.
     """
-    headers = [*_HEADERS]
+    headers = [*_HEADERS, *fields]
     if form is not None:
         length = b"%d" % len(form)
         headers += [(b"content-type", content_type), (b"content-length", length)]
@@ -89,7 +96,8 @@ def fetch(
         exchanges.send(method, url, headers=headers, content=form) as answer,
     ):
         if answer.status not in statuses:
-            raise StatusError(url, answer.status)
+            wait_s = retry_after_seconds(answer.headers)
+            raise StatusError(url, answer.status, wait_s)
         return answer.read(max_bytes)
 
 

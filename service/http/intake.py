@@ -17,8 +17,10 @@ from contextvars import ContextVar
 from security.settings.service import ServiceSettings
 from service.problems import Problem
 from service.telemetry.metrics import Metrics
+from service.telemetry.recorder import Decision
+from service.telemetry.spans import Steps, Tracer
 
-__all__ = ["VISIT", "Allowance", "Intake", "Visit"]
+__all__ = ["VISIT", "Allowance", "Intake", "Visit", "step"]
 
 _RETRY = ((b"retry-after", b"1"),)
 # Nobody is called slow before.
@@ -57,9 +59,11 @@ class Intake:
         settings: ServiceSettings,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock
+        self.tracer = tracer
         self.in_work = 0
         self.held_bytes = 0
         self.readers: set[Visit] = set()
@@ -108,6 +112,7 @@ class Visit:
         stranger: nobody has proved who asks.
         held: bytes that it is accounted for.
         certificate: thumbprint of its client's, as `service.http.tls` knows it.
+        steps: what is noted for its span; None if there are no traces.
     """
 
     def __init__(self, intake: Intake, certificate: str | None = None) -> None:
@@ -124,7 +129,14 @@ class Visit:
         self.began = 0.0
         self.received = 0
         self.stranger = False
+        self.steps = None if intake.tracer is None else Steps()
         self._work()
+
+    def decided(self, decision: Decision, *, status: int, reason: str | None) -> None:
+        """A request has its answer; of a sealed one, the answer that will be sealed."""
+        tracer = self._intake.tracer
+        if tracer is not None and self.steps is not None:
+            tracer.decide(self.steps, decision, status=status, reason=reason)
 
     def rate(self, now: float) -> float:
         """Bytes per second."""
@@ -190,6 +202,8 @@ class Visit:
         self._rest()
         self._free()
         self._intake.tell()
+        if self.steps is not None and self._intake.tracer is not None:
+            self._intake.tracer.end(self.steps)
 
     def _hold(self, size: int) -> None:
         self._intake.make_room(self, size)
@@ -214,3 +228,10 @@ class Visit:
 
 # Whose place a task works in.
 VISIT: ContextVar[Visit | None] = ContextVar("visit", default=None)
+
+
+def step(name: str, began: float) -> None:
+    """A step of this task's request, which began then, has ended."""
+    visit = VISIT.get()
+    if visit is not None and visit.steps is not None:
+        visit.steps.add(name, began)

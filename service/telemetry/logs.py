@@ -20,10 +20,12 @@ import orjson
 
 from service.telemetry.recorder import Decision
 
-__all__ = ["JsonFormatter", "LineWriter", "RequestLog", "install"]
+__all__ = ["JsonFormatter", "LineWriter", "RequestLog", "export_messages", "install"]
 
 _MAX_LINES = 10_000
 _STRANGERS_PER_S = 10
+WriteLine = Callable[[Mapping[str, Any]], None]
+
 _LOGGERS = ("sealgate", "security", "service", "models", "uvicorn.error")
 
 
@@ -70,9 +72,14 @@ class RequestLog:
     """A line for each request."""
 
     def __init__(
-        self, writer: LineWriter, clock: Callable[[], float] = time.monotonic
+        self,
+        writer: LineWriter,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        export: WriteLine | None = None,
     ) -> None:
         self._writer = writer
+        self._export = export
         self._clock = clock
         self._second = 0
         self._strangers = 0
@@ -114,7 +121,10 @@ class RequestLog:
         }
         if self._left_out:
             fields["refusals_left_out"], self._left_out = self._left_out, 0
-        self._writer.write({k: v for k, v in fields.items() if v is not None})
+        line = {k: v for k, v in fields.items() if v is not None}
+        self._writer.write(line)
+        if self._export is not None:
+            self._export(line)
 
     def _lets_stranger(self) -> bool:
         second = int(self._clock())
@@ -135,13 +145,35 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
+        return orjson.dumps(self.fields(record), default=str).decode()
+
+    @staticmethod
+    def fields(record: logging.LogRecord) -> dict[str, Any]:
+        """What its line says."""
         fields = _stamp(record.levelname, record.name)
         fields["message"] = record.getMessage()
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = record.exc_info[0].__name__
             frames = traceback.extract_tb(record.exc_info[2])
             fields["at"] = [f"{f.filename}:{f.lineno} {f.name}" for f in frames]
-        return orjson.dumps(fields, default=str).decode()
+        return fields
+
+
+class _Exporting(logging.Handler):
+    """Exports what the loggers say, as their lines have it."""
+
+    def __init__(self, export: WriteLine) -> None:
+        super().__init__()
+        self._export = export
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._export(JsonFormatter.fields(record))
+
+
+def export_messages(export: WriteLine) -> None:
+    """Have the loggers that `install` set up export their lines, too."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(_Exporting(export))
 
 
 def install() -> None:

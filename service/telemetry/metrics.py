@@ -70,6 +70,11 @@ FAMILIES: Mapping[str, Family] = {
     "sealgate_refusals": Family(
         "counter", "Requests refused, by the problem type's last part.", ("reason",)
     ),
+    "sealgate_exports": Family(
+        "counter",
+        "Spans and log records for an OTLP receiver, by what became of them.",
+        ("signal", "outcome"),
+    ),
     "sealgate_rows": Family(
         "counter", "Rows of answered inferences.", ("model", "version")
     ),
@@ -187,6 +192,8 @@ class Metrics:
 
     def __init__(self, counters: Counters | None = None) -> None:
         self._counters = counters or Counters()
+        # As many as there are series of `sealgate_requests`.
+        self._answered: dict[tuple[object, ...], Callable[[float], None]] = {}
         self._values = self._counters.values
         # The process that these were about is gone.
         for key, values in self._counters.items():
@@ -239,6 +246,19 @@ class Metrics:
             add(value)
 
         return count
+
+    def answered(
+        self, model: str, version: str, action: str, status: int
+    ) -> Callable[[float], None]:
+        """What counts an answered request, given the seconds that it took."""
+        labels = model, version, action, status
+        known = self._answered.get(labels)
+        if known is None:
+            known = self._answered[labels] = self.counted_histogram(
+                ("sealgate_requests", model, version, action, str(status)),
+                ("sealgate_request_seconds", action),
+            )
+        return known
 
     def serves(self, admission: Admission, *, served: bool = True) -> None:
         """Say that a model is served, or no more, with what admitted it.

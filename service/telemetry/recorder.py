@@ -84,6 +84,7 @@ class Decision:
         outer_trace: of the request that held the sealed one. For logs only.
         ticket: what its quotas were charged with.
         diverted: a canary has it, and not the default version.
+        method, scheme: of the request. For traces only.
     """
 
     sealed: bool
@@ -100,6 +101,8 @@ class Decision:
     outer_trace: Trace | None = None
     ticket: Ticket | None = None
     diverted: bool = False
+    method: bytes = b""
+    scheme: bytes = b""
 
     async def charge_rows(self, rows: int) -> None:
         """Charge what is asked, whether or not its values can be read.

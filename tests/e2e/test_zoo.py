@@ -17,6 +17,7 @@ from models.sessions import make_session
 from sealgate.errors import TensorError
 from tests.conftest import mint
 from tests.support import zoo
+from tests.support.proxies import grpc_proxy
 from tests.support.servers import Server, serve
 
 http = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
@@ -244,6 +245,27 @@ def test_every_datatype_by_tritonclient(served: Zoo, echoes) -> None:
             assert result.get_output("o" + name[1:])["datatype"] == name[1:]
             got = result.as_numpy("o" + name[1:])
             same(got.astype(np.float32) if name == "iBF16" else got, array)
+
+
+def test_every_datatype_over_grpc(served: Zoo, echoes) -> None:
+    pytest.importorskip("grpc", reason="grpcio is not installed")
+    rpc = pytest.importorskip("tritonclient.grpc")
+    with (
+        grpc_proxy(served.server.url, token=served.token) as address,
+        rpc.InferenceServerClient(address) as client,
+    ):
+        for model, inputs in echoes:
+            given = []
+            for name, array in inputs.items():
+                kind = name[1:]
+                value = array.astype(utils.triton_to_np_dtype(kind))
+                given.append(rpc.InferInput(name, list(array.shape), kind))
+                given[-1].set_data_from_numpy(value)
+            result = client.infer(model, given)
+            for name, array in inputs.items():
+                assert result.get_output("o" + name[1:]).datatype == name[1:]
+                got = result.as_numpy("o" + name[1:])
+                same(got.astype(np.float32) if name == "iBF16" else got, array)
 
 
 def test_halves_by_our_own_client(served: Zoo, echoes) -> None:

@@ -93,6 +93,10 @@ PLANTED = {
         "security/settings/tls.py",
         "import security.settings.loading",
     ),
+    "rooms of sealgate.rpc": (
+        "sealgate/rpc/messages.py",
+        "import sealgate.rpc.listener",
+    ),
     "rooms of stores": (
         "security/stores/local.py",
         "import security.stores.shared",
@@ -169,6 +173,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "sealgate",
         "sealgate/protocol",
         "sealgate/protocol/drafts",
+        "sealgate/rpc",
         "service/http",
         "service/inference",
         "service/telemetry",
@@ -196,6 +201,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of stores",
         "rooms of monitoring",
         "rooms of sealgate",
+        "rooms of sealgate.rpc",
         "rooms of the protocol",
         "drafts of the protocol",
         "rooms of service.http",

@@ -27,6 +27,11 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 ROW = re.compile(r"^(\w+(?:, \w+)*) {2,}\S", re.MULTILINE)
 # A setting, and the file it is in.
 OTHERS = {"service.models", "service.toml"}
+# Attributes of spans; tests/service/telemetry/test_exports.py holds them to the server.
+OTHERS |= {
+    f"sealgate.{name}"
+    for name in ("model", "model_version", "request_id", "rows", "sealed")
+}
 
 
 def expanded(path: str) -> list[str]:

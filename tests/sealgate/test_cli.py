@@ -87,6 +87,7 @@ def test_help(command):
         (("infer", "--input", "x", "--json", "--output", "y"), "not allowed with"),
         (("proxy", "--listen", "8080"), "argument --listen: invalid"),
         (("proxy", "--listen", "127.0.0.1:99999"), "argument --listen: invalid"),
+        (("proxy", "--grpc", "8001"), "argument --grpc: invalid"),
         (("keys", "--identity"), "--identity: expected at least one argument"),
     ],
 )
@@ -332,6 +333,53 @@ def running_proxy(*arguments):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_proxy_for_grpc(server, profile_path):
+    rpc = pytest.importorskip("tritonclient.grpc", reason="grpcio is not installed")
+    arguments = ("--profile", profile_path, "--grpc", "127.0.0.1:0")
+    with running_proxy(*arguments) as (where, process):
+        assert where.startswith("grpc://127.0.0.1:")
+        address = where.removeprefix("grpc://")
+        with rpc.InferenceServerClient(address) as client:
+            assert client.is_model_ready(NAME)
+        taken = sealgate("proxy", "--profile", profile_path, "--grpc", address)
+        failed(taken, 2, f"error: {address}: ")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+def test_a_proxy_for_both(server, profile_path):
+    rpc = pytest.importorskip("tritonclient.grpc", reason="grpcio is not installed")
+    both = ("--grpc", "127.0.0.1:0", "--listen", "127.0.0.1:0")
+    with running_proxy("--profile", profile_path, *both) as (first, process):
+        second = process.stdout.readline().split()[1]
+        web, address = sorted((first, second), reverse=True)
+        assert httpx.get(f"{web}/v2/models/{NAME}").json()["name"] == NAME
+        with rpc.InferenceServerClient(address.removeprefix("grpc://")) as client:
+            assert client.is_model_ready(NAME)
+
+
+def test_what_grpc_needs_is_named(profile_path):
+    """Where it is not installed; nothing else of the proxy needs it."""
+    code = (
+        "import sys; sys.modules['grpc'] = None; "
+        "from sealgate.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ("proxy", "--profile", profile_path, "--grpc", "127.0.0.1:0")
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    failed(result, 2, "error: --grpc needs grpc: install sealgate[grpc]")
+
+
+def test_grpc_beyond_this_machine_is_refused(profile_path):
+    result = sealgate("proxy", "--profile", profile_path, "--grpc", "0.0.0.0:0")
+    failed(result, 2, "--allow-remote allows it")
 
 
 def test_a_proxy_on_a_socket_is_its_owners_alone(server, profile_path, tmp_path):

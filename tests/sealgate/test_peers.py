@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sealgate.peers import _owners, is_ours, peer_uid
+from sealgate.peers import _owners, is_our_end, is_ours, peer_uid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux's tables")
 SOMEBODY = 54_321
@@ -21,6 +21,7 @@ def accepted(host: str, family: socket.AddressFamily):
         return client, listening.accept()[0]
 
 
+@pytest.mark.usefixtures("_asking")
 @pytest.mark.parametrize(
     ("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)]
 )
@@ -31,6 +32,28 @@ def test_our_own_connection_over_loopback(host, family):
         assert is_ours(server)
 
 
+@pytest.fixture(params=[True, False], ids=["asked", "table"])
+def _asking(request, monkeypatch):
+    """With the kernel asked, and where it may not be."""
+    if not request.param:
+        monkeypatch.delattr(socket, "AF_NETLINK")
+
+
+@pytest.mark.usefixtures("_asking")
+def test_ipv4_by_a_socket_of_ipv6():
+    """gRPC's clients and Java's connect so."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.socket(socket.AF_INET6) as client,
+    ):
+        client.connect(("::ffff:127.0.0.1", listening.getsockname()[1]))
+        with listening.accept()[0] as server:
+            ends = server.getpeername(), server.getsockname()
+            assert peer_uid(server) == os.geteuid()
+            assert is_our_end(socket.AF_INET, *ends)
+            assert not is_our_end(socket.AF_INET, ends[0], ("127.0.0.1", 1))
+
+
 def test_our_own_unix_socket():
     one, other = socket.socketpair(socket.AF_UNIX)
     with one, other:
@@ -38,6 +61,7 @@ def test_our_own_unix_socket():
         assert is_ours(other)
 
 
+@pytest.mark.usefixtures("_asking")
 def test_who_has_left_is_nobody():
     """The kernel gives what is left of a closed connection to root."""
     client, server = accepted("127.0.0.1", socket.AF_INET)

@@ -31,7 +31,7 @@ INPUTS = {"features": np.zeros((2, 3), np.float32)}
 ELSEWHERE = {
     name
     for name in FAMILIES
-    if re.match("sealgate_(comparison|monitoring|drift|label|shared)", name)
+    if re.match("sealgate_(export|comparison|monitoring|drift|label|shared)", name)
 }
 
 
