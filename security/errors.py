@@ -21,6 +21,7 @@
     ├── ReplayError         this sealed request was answered before
     ├── ReplayStoreError    whether it was cannot be told: nothing is answered
     ├── DateError           the request's Date is missing or outside the window
+    ├── InferenceFailedError    onnxruntime refused an input that the manifest allows
     ├── PlanError           what is to be served cannot be, or cannot be read
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── AuditError          a record cannot be written, or the log does not verify
@@ -52,6 +53,7 @@ __all__ = [
     "ExtractionBudgetError",
     "HiddenError",
     "HostileModel",
+    "InferenceFailedError",
     "IntrospectionError",
     "KeyFileError",
     "KeysUnavailableError",
@@ -153,6 +155,10 @@ class ReplayStoreError(SealgateError):
 
 class DateError(SealgateError):
     """A request's Date is missing, malformed or too far from the clock (6.5.2)."""
+
+
+class InferenceFailedError(SealgateError):
+    """onnxruntime refused an input that the manifest allows."""
 
 
 class PlanError(SealgateError):
