@@ -21,6 +21,7 @@
     ├── ReplayError         this sealed request was answered before
     ├── ReplayStoreError    whether it was cannot be told: nothing is answered
     ├── DateError           the request's Date is missing or outside the window
+    ├── BatchError          a batch job cannot be done, or would go on with another's
     ├── InferenceFailedError    onnxruntime refused an input that the manifest allows
     ├── PlanError           what is to be served cannot be, or cannot be read
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
@@ -45,6 +46,7 @@ __all__ = [
     "AdmissionRefused",
     "AssessmentError",
     "AuditError",
+    "BatchError",
     "BookedError",
     "BudgetError",
     "BudgetSpentError",
@@ -155,6 +157,10 @@ class ReplayStoreError(SealgateError):
 
 class DateError(SealgateError):
     """A request's Date is missing, malformed or too far from the clock (6.5.2)."""
+
+
+class BatchError(SealgateError):
+    """A batch job cannot be done, or would go on with what another one began."""
 
 
 class InferenceFailedError(SealgateError):

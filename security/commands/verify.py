@@ -18,7 +18,7 @@ from security.commands.options import Subparsers, add_admission, admission_setti
 from security.commands.stages import Stages
 from security.settings.admission import AdmissionSettings
 
-__all__ = ["add_parser", "run"]
+__all__ = ["add_parser", "read_model", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.bundle)
     if folder.is_dir() and not _is_bundle(folder):
         return _run_outside(folder, args, settings)
-    bundle = _read(args.bundle)
+    bundle = read_model(args.bundle)
     if args.all:
         found = all_refusals(bundle, trust=settings.trust, policy=settings.policy)
         if found:
@@ -97,7 +97,12 @@ def _run_outside(
     return 0
 
 
-def _read(name: str) -> Bundle:
+def read_model(name: str) -> Bundle:
+    """Read a bundle that a command names: its folder, or name:version in the store.
+
+    Raises:
+        BundleError: there is none.
+    """
     if Path(name).is_dir():
         return read_bundle(Path(name))
     if os.sep in name:  # no tag, so the store, which takes seconds, need not be asked

@@ -28,6 +28,7 @@ COMMANDS = (
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs",
+    "batch",
 )  # fmt: skip
 
 
