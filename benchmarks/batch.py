@@ -1,9 +1,9 @@
 """Batch jobs beside a plain loop of pyarrow and onnxruntime, over the same files.
 
 Each round runs both, every other one backwards; a ratio is of two neighbours, so that a
-busy machine disturbs both alike. The loop verifies, books and records nothing. It runs as
-pyarrow and onnxruntime do by default, with threads for all cores; and with one thread,
-since threads that wait for each other are slower on a busy machine.
+busy machine disturbs both alike. The loop verifies, books and records nothing. It has a
+thread for each core, as pyarrow and onnxruntime have by default; and one, since threads
+that wait for each other are slower on a busy machine.
 """
 
 from __future__ import annotations

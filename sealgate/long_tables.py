@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -113,7 +113,7 @@ class LongTable(Protocol):
 
     def read(
         self, place: Place, columns: Sequence[str] | None, most: int
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame, None, None]:
         """Read some of its rows.
 
         Args:
@@ -128,7 +128,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ProfileError(f"{path}: {error.strerror or 'cannot be read'}") from None
+        reason = error.strerror or _first_line(error)
+        raise ProfileError(f"{path}: {reason}") from None
     except UNREADABLE as error:
         raise ProfileError(f"{path}: {_first_line(error)}") from None
 
@@ -220,7 +221,7 @@ class _LongCsv:
 
     def read(
         self, place: Place, columns: Sequence[str] | None, most: int
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame, None, None]:
         del columns  # a line is read as a whole
         with _naming(self._path):
             found: list[tuple[int, list[str]]] = []
@@ -266,7 +267,7 @@ class _LongParquet:
 
     def read(
         self, place: Place, columns: Sequence[str] | None, most: int
-    ) -> Iterator[Frame]:
+    ) -> Generator[Frame, None, None]:
         arrow, _ = arrow_modules()
         first, groups = place.first, range(place.start, place.line)
         with _naming(self._path), self._open() as file:

@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,9 @@ class Worker:
         bad: list[tuple[str, str, str]] = []
         rows, bits = 0, 0.0
         columns: tuple[str, ...] = ()
-        writer = open_writer(answers, self.task.kind)
         try:
-            for frame in self._frames(part):
-                for good, outputs in self._answered(frame, part, bad):
+            with closing(open_writer(answers, self.task.kind)) as writer:
+                for good, outputs in self._all(part, bad):
                     rows += len(good)
                     if self.task.bits:
                         told = (self._model.release.bits(*o) for o in outputs.items())
@@ -150,7 +150,6 @@ class Worker:
                     table = self._table(good, outputs)
                     columns = tuple(table)
                     writer.write(table)
-            writer.close()
             size, digest = forced(answers) if rows else (0, "")
             if bad:
                 _write_bad(refused, bad)
@@ -172,10 +171,14 @@ class Worker:
             refused.name if bad else "",
         )
 
-    def _frames(self, part: Part) -> Iterator[Frame]:
+    def _all(
+        self, part: Part, bad: list[tuple[str, str, str]]
+    ) -> Iterator[tuple[Frame, dict[str, Array]]]:
         part.source.check()
         table = open_table(part.source.path, self._metadata)
-        return table.read(part.place, self.task.columns, BATCH_ROWS)
+        with closing(table.read(part.place, self.task.columns, BATCH_ROWS)) as frames:
+            for frame in frames:
+                yield from self._answered(frame, part, bad)
 
     def _answered(
         self, frame: Frame, part: Part, bad: list[tuple[str, str, str]]

@@ -108,8 +108,11 @@ class _Parquet:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        table = self._arrow.concat_tables(self._waiting)
-        self._waiting, self._rows = [], 0
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        try:
+            table = self._arrow.concat_tables(waiting)
+        except ValueError as error:  # pyarrow's own is one
+            raise BatchError(f"answers of other columns than before: {error}") from None
         if self._writer is None:
             # Of numbers and ids nearly each is another: with a dictionary they take
             # four times as long, and more room.
