@@ -80,6 +80,9 @@ class Journal:
         path = record_path(self._out)
         if path.exists():
             self.record = self._same(path)
+            for file in self.record["files"]:
+                if not (path.parent / file["name"]).exists():
+                    raise BatchError(f"{path}: {file['name']}, which it is of, is gone")
         known = self.folder / _ABOUT
         if known.exists():
             self._same(known)
@@ -186,6 +189,11 @@ class Journal:
         self._tidy_up()
         return record
 
+    def leave(self) -> None:
+        """Of a job that was stopped: what is done stays, and else nothing."""
+        if not self.done and self.record is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def _tidy_up(self) -> None:
         if self._one:
             shutil.rmtree(self.folder)
@@ -227,7 +235,11 @@ def open_journal(
         journal.folder.mkdir(parents=True, exist_ok=True)
     with _locked(path.parent if finished else journal.folder):
         journal.begin(resume=resume)
-        yield journal
+        try:
+            yield journal
+        except BaseException:
+            journal.leave()
+            raise
 
 
 def record_path(out: Path) -> Path:

@@ -107,6 +107,7 @@ class _Failures:
 def _in_processes(
     task: Task, parts: Sequence[Part], book: Book, jobs: int
 ) -> Iterator[Done]:
+    Worker(task)  # what is refused, is refused here
     # A fork server starts clean, imports the libraries once, and copies itself.
     method = multiprocessing.get_context("forkserver")
     method.set_forkserver_preload([__name__])
@@ -181,6 +182,7 @@ def _on_ray(
 
 def _windows(ray: Any, task: Task, parts: Sequence[Part], book: Book) -> Iterator[Done]:
     """Some parts after others, so that no more is booked than is soon done."""
+    Worker(task)  # what is refused, is refused here
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     shared = ray.put((task, {part.number: part for part in parts}))

@@ -16,6 +16,7 @@ from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
 from security.admission.policy import load_policy
 from security.audit.journal import record_operation
+from security.audit.records import Scalar
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.stages import Stages
 from security.commands.verify import read_model
@@ -135,6 +136,11 @@ def _check(args: argparse.Namespace) -> None:
         raise BatchError(f"--part-rows: 1 to {MAX_PART_ROWS}")
     if args.processes is not None and args.processes < 1:
         raise BatchError("--processes: 1 at least")
+    if args.skip_bad is not None:
+        if not args.skip_bad.parent.is_dir():
+            raise BatchError(f"--skip-bad: {args.skip_bad.parent} is no folder")
+        if args.skip_bad.exists() and not args.resume:
+            raise BatchError(f"--skip-bad: {args.skip_bad} is there already")
     if not args.input.exists():
         raise BatchError(f"--input: {args.input} is not there")
 
@@ -147,8 +153,9 @@ def _admitted(
     Raises:
         SealgateError: it is refused, or cannot be read.
     """
+    bundle = read_model(args.model)
     try:
-        admission = verify_bundle(read_model(args.model), rules)
+        admission = verify_bundle(bundle, rules)
         if args.ray is not None and admission.bundle.sealed:
             raise BatchError(
                 "a sealed model stays on this machine: a Ray cluster may write to disk "
@@ -156,10 +163,13 @@ def _admitted(
             )
         return open_admission(admission, settings.admission.model_key)
     except AdmissionRefused as error:
-        refusal = {"model": args.model[:128], "reason": f"check-{error.check}"}
-        record_operation(
-            settings.audit, [{**refusal, "action": "batch", "outcome": "refuse"}]
-        )
+        refusal: dict[str, Scalar] = {
+            "action": "batch",
+            "model": bundle.manifest.tag,
+            "outcome": "refuse",
+            "reason": f"check-{error.check}",
+        }
+        record_operation(settings.audit, [refusal])
         raise
 
 

@@ -270,8 +270,7 @@ def test_quotas_end_a_job_that_goes_on_later(
     table.write_text("[default]\n")
     result = batch(home, source, out)
     assert (result.returncode, "no job may run" in result.stderr) == (2, True)
-    assert not out.exists()
-    shutil.rmtree(tmp_path / "out.csv.parts")
+    assert not list(tmp_path.glob("out*"))
     table.write_text(
         "[batch.default]\nrows_per_day = 1200\n"
         '[[batch.rule]]\nsubjects = ["more"]\nrows_per_day = 5000\n'
@@ -321,6 +320,13 @@ def test_ray_is_named_where_it_is_missing(
     result = batch(home, source, tmp_path / "out", "--ray", "auto")
     assert result.returncode == 2
     assert "--ray needs the package 'ray'" in result.stderr
+
+
+def test_without_a_log_no_job_runs(home: Path, source: Path, tmp_path: Path) -> None:
+    (home / "keys" / "checkpoint.pem").unlink()
+    result = batch(home, source, tmp_path / "out")
+    assert (result.returncode, "checkpoint.pem" in result.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -398,6 +404,9 @@ def test_killed_and_resumed_as_if_nothing_had_been(home: Path, tmp_path: Path) -
     assert not journal.parent.exists()
     again = batch(home, source, out, "--keep", "id", *more, "--resume", "--json")
     assert json.loads(again.stdout)["rows"] == 60_000
+    out.rename(tmp_path / "elsewhere")
+    gone = batch(home, source, out, "--keep", "id", *more, "--resume")
+    assert (gone.returncode, "is gone" in gone.stderr) == (2, True)
     check_security(home, "audit", "verify", **settings(home))
     parts = [item for item in records(home) if item["action"] == "batch-part"]
     assert sum(item["rows"] for item in parts) >= 120_000
