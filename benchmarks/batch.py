@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks batch", description=__doc__
     )
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[1_000_000, 10_000_000], metavar="N"
+        "--rows", type=int, nargs="+", default=[2_000_000, 10_000_000], metavar="N"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain", nargs=4, help=argparse.SUPPRESS)

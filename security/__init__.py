@@ -9,6 +9,7 @@ training      DP-SGD with Opacus, its accounting   mechanism, trainer      offli
 inspection    hostile ONNX files                   structure, backdoors    offline
 assessment    what a model withstands              attacks, quality        offline
 documents     what is computed from evidence       card, BOMs              offline
+batch         large files, answered without a server parts, journal          offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
 config_reader  TOML to closed, typed tables, for what is read offline

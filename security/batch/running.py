@@ -170,14 +170,22 @@ def _on_ray(
         import ray.data  # type: ignore[import-not-found]  # noqa: PLC0415  (optional)
     except ImportError:
         raise BatchError("--ray needs the package 'ray', as ray[data]") from None
+    own = {"include_dashboard": False} if address == "local" else {}
     try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, **own)
+    except Exception as error:  # noqa: BLE001  (what it raises shares no other base)
+        raise _of_ray(error) from None
+    try:
         yield from _windows(ray, task, parts, book)
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        line = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise BatchError(f"Ray: {line[0][:200]}") from None
+    except ray.exceptions.RayError as error:
+        raise _of_ray(error) from None
     finally:
         ray.shutdown()
+
+
+def _of_ray(error: Exception) -> BatchError:
+    line = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    return BatchError(f"Ray: {line[0][:200]}")
 
 
 def _windows(ray: Any, task: Task, parts: Sequence[Part], book: Book) -> Iterator[Done]:

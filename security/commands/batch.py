@@ -68,6 +68,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="COLUMN",
         help="column of the input that goes with the answers, an id say; repeatable",
     )
+    _add_ways(parser)
+    add_admission(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_ways(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -99,8 +105,6 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="run on a Ray cluster: its address, auto, or local for one of its own",
     )
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    add_admission(parser)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

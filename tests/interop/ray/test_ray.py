@@ -62,7 +62,12 @@ def arguments(home: Path, source: Path, out: Path, *more: str) -> list[str]:
 
 def on_ray(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     # Ray writes a token to the home of whoever runs it.
-    own = {"HOME": str(home), "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    own = {
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "300",
+    }
     python = Path(os.environ["INTEROP_PART"]) / "bin" / "python"
     return subprocess.run(
         [str(python), "-m", "security", *words],
