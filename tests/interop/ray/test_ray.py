@@ -66,7 +66,9 @@ def on_ray(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
         "HOME": str(home),
         "PYTHONPATH": str(ROOT),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A busy machine takes longer than Ray waits for by itself.
         "RAY_raylet_start_wait_time_s": "300",
+        "RAY_agent_register_timeout_ms": "300000",
     }
     python = Path(os.environ["INTEROP_PART"]) / "bin" / "python"
     return subprocess.run(
