@@ -1,6 +1,7 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`peers` and `soak` take options of their own: `python -m benchmarks peers --help`.
+`batch`, `peers` and `soak` take options of their own:
+`python -m benchmarks peers --help`.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import sys
 from benchmarks import (
     access,
     assessment,
+    batch,
     explanations,
     gate,
     gradients,
@@ -36,12 +38,13 @@ BENCHMARKS = {
     "monitoring": monitoring.run,
     "gradients": gradients.run,
     "training": training.run,
+    "batch": lambda: batch.main([]),
     "peers": lambda: peers.main([]),
     "proxying": proxying.run,
     "traces": traces.run,
     "soak": lambda: soak.main([]),
 }
-WITH_OPTIONS = {"peers": peers.main, "soak": soak.main}
+WITH_OPTIONS = {"batch": batch.main, "peers": peers.main, "soak": soak.main}
 
 
 def main() -> None:

@@ -94,6 +94,20 @@ class Tensor:
     bounds: tuple[float, float] | None = None
     form: str = "tensor"
 
+    def described(self) -> dict[str, Any]:
+        """As the protocol's metadata of a model has it."""
+        result: dict[str, Any] = {
+            "name": self.spec.name,
+            "datatype": self.spec.datatype,
+            "shape": list(self.spec.shape),
+        }
+        parameters: dict[str, Any] = {}
+        if self.columns:
+            parameters["columns"] = [column.to_object() for column in self.columns]
+        if self.labels:
+            parameters["labels"] = list(self.labels)
+        return result | ({"parameters": parameters} if parameters else {})
+
     def made_up(self, rows: int, random: np.random.Generator) -> Array:
         """Values that an input may take, within its public ranges where it has any.
 

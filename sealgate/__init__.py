@@ -24,6 +24,7 @@ endpoints, peers      where the proxy listens; which account connects to it
 cli, commands         the `sealgate` command
 version               which is installed, and `--version` of both commands
 tables, output        the files that it reads, and what it prints and writes
+long_tables           tables that are too long to be read at once
 page, charts          the frame of HTML pages, and what is drawn in them
 monitoring            what was found of a served model, in lines for people
 protocol              bytes that two parties must agree on

@@ -154,11 +154,12 @@ def named_outputs(
     return table
 
 
-def format_csv(table: Mapping[str, Sequence[Any]]) -> str:
+def format_csv(table: Mapping[str, Sequence[Any]], *, header: bool = True) -> str:
     """A table as CSV (RFC 4180), numbers so that they read back as they were."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(table)
+    if header:
+        writer.writerow(table)
     # str() of numpy's own numbers is the shortest that reads back.
     writer.writerows(zip(*(map(_plain, values) for values in table.values())))
     return stream.getvalue()
@@ -240,10 +241,13 @@ def _labels(metadata: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     }
 
 
-def _names(codes: Array, labels: Sequence[str]) -> list[str]:
+def _names(codes: Array, labels: Sequence[str]) -> Array:
     """The names of labels; a code beyond them stays what it is."""
-    count = len(labels)
-    return [labels[c] if 0 <= c < count else str(c) for c in codes.tolist()]
+    known = (codes >= 0) & (codes < len(labels))
+    names = np.array(labels, dtype=object)[np.where(known, codes, 0)]
+    if not known.all():
+        names[~known] = [str(code) for code in codes[~known].tolist()]
+    return names
 
 
 def _heads(name: str, width: int, labels: Sequence[str] | None) -> Sequence[str]:

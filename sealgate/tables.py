@@ -21,13 +21,26 @@ from sealgate.convert import columns_of, to_arrays
 from sealgate.errors import JsonError, ProfileError, TensorError
 from sealgate.protocol import strict_json, tensors
 
-__all__ = ["KINDS", "Inputs", "read_inputs", "read_labels"]
+__all__ = [
+    "KINDS",
+    "UNREADABLE",
+    "ArrowRows",
+    "Inputs",
+    "TextRows",
+    "arrow_modules",
+    "header_of",
+    "named_columns",
+    "names_of_all",
+    "read_inputs",
+    "read_labels",
+    "refuse_twice",
+]
 
 MAX_INPUT_BYTES = 256 << 20
 Array = npt.NDArray[Any]
 
 # What the readers of these formats raise on files that are damaged or hostile.
-_UNREADABLE = (
+UNREADABLE = (
     ProfileError,
     JsonError,
     TensorError,
@@ -82,7 +95,7 @@ def read_inputs(path: Path, metadata: Mapping[str, Any], kind: str = "") -> Inpu
         return reader(_read(path), metadata)
     except OSError as error:
         raise ProfileError(f"{where}: {error.strerror}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ProfileError(f"{where}: {error}") from None
 
 
@@ -106,13 +119,14 @@ def read_labels(path: Path) -> list[dict[str, Any]]:
             rows = [strict_json.loads_object(text, max_bytes=1 << 16) for text in texts]
         else:
             (_, header), *lines = _lines(data)
-            frame = _Texts([name.strip() for name in header], lines)
+            frame = TextRows([name.strip() for name in header], lines)
+            frame.check()
             if not {"ticket", "label"} <= {*frame.columns}:
                 raise ProfileError("expected the columns ticket and label")
             rows = frame.rows
     except OSError as error:
         raise ProfileError(f"{where}: {error.strerror}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ProfileError(f"{where}: {error}") from None
     names = ("ticket", "label", "group")
     kept = [
@@ -156,12 +170,13 @@ def _read_npz(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
 
 def _read_csv(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
     lines = _lines(data)
-    header = _header(lines[0][1])
+    header = header_of(lines[0][1])
     if header is None:
-        header = _names_of_all(metadata, len(lines[0][1]))
+        header = names_of_all(metadata, len(lines[0][1]))
     else:
         del lines[0]
-    frame = _Texts(header, lines)
+    frame = TextRows(header, lines)
+    frame.check()
     _tell_ignored(frame.columns, metadata)
     arrays = to_arrays(frame, metadata, row=frame.row)
     return Inputs(arrays, {name: frame.raw(name) for name in frame.columns})
@@ -177,24 +192,36 @@ def _lines(data: bytes) -> list[tuple[int, list[str]]]:
     return lines
 
 
-class _Texts:
+class TextRows:
     """Rows of texts with what `sealgate.convert` takes a data frame by."""
 
     def __init__(
         self, header: list[str], lines: Sequence[tuple[int, list[str]]]
     ) -> None:
-        twice = sorted({name for name in header if header.count(name) > 1})
-        if twice:
-            raise ProfileError(f"column {twice[0]!r} occurs twice")
-        if not lines:
-            raise ProfileError("there is a header, but no row")
-        for place, row in lines:
-            if len(row) != len(header):
-                raise ProfileError(
-                    f"line {place} has {len(row)} cells, not {len(header)}"
-                )
         self.columns = header
         self._lines = lines
+
+    def check(self) -> None:
+        """Refuse what is no table.
+
+        Raises:
+            ProfileError: no row, a column twice, or a row with more or fewer cells.
+        """
+        refuse_twice(self.columns)
+        if not self._lines:
+            raise ProfileError("there is a header, but no row")
+        for place, row in self._lines:
+            if len(row) != len(self.columns):
+                raise ProfileError(
+                    f"line {place} has {len(row)} cells, not {len(self.columns)}"
+                )
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def part(self, start: int, end: int) -> TextRows:
+        """Some of its rows."""
+        return TextRows(self.columns, self._lines[start:end])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -214,7 +241,20 @@ class _Texts:
         return _Column(self.raw(name))
 
     def to_numpy(self) -> Array:
-        return np.array([row for _, row in self._lines], dtype=object)
+        """All columns side by side."""
+        cells = np.array([row for _, row in self._lines], dtype=object)
+        return cells.reshape(len(self._lines), len(self.columns))
+
+
+def refuse_twice(header: Sequence[str]) -> None:
+    """Refuse a column that occurs twice.
+
+    Raises:
+        ProfileError: names it.
+    """
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:
+        raise ProfileError(f"column {twice[0]!r} occurs twice")
 
 
 class _Column:
@@ -229,7 +269,7 @@ class _Column:
         return result
 
 
-def _header(first: Sequence[str]) -> list[str] | None:
+def header_of(first: Sequence[str]) -> list[str] | None:
     """The names in a first line; None if it is a row of numbers."""
     cells = [cell for cell in first if cell.strip(" \t")]
     if all(number(cell) is not None for cell in cells):
@@ -237,44 +277,83 @@ def _header(first: Sequence[str]) -> list[str] | None:
     return [name.strip() for name in first]
 
 
-def _names_of_all(metadata: Mapping[str, Any], width: int) -> list[str]:
+def names_of_all(metadata: Mapping[str, Any], width: int) -> list[str]:
     """What columns without a header are: the model's own, if it names so many."""
     names = columns_of(_only_input(metadata))
     return names if len(names) == width else [f"{n}" for n in range(1, width + 1)]
 
 
 def _tell_ignored(header: Sequence[str], metadata: Mapping[str, Any]) -> None:
-    known: set[str] = set()
-    for tensor in metadata["inputs"]:
-        names = columns_of(tensor) or [tensor["name"]]
-        if names == [tensor["name"]] and tensor["name"] not in header:
-            return  # a model that names no columns takes all
-        known.update(names)
-    ignored = [name for name in header if name not in known]
+    known = named_columns(header, metadata)
+    ignored = [] if known is None else [name for name in header if name not in known]
     if ignored:
         print(f"ignored columns: {', '.join(ignored)}", file=sys.stderr)
 
 
-def _read_parquet(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
+def named_columns(
+    header: Sequence[str], metadata: Mapping[str, Any]
+) -> list[str] | None:
+    """The columns that a model takes by name; None if it names none, and takes all."""
+    known: dict[str, None] = {}
+    for tensor in metadata["inputs"]:
+        names = columns_of(tensor) or [tensor["name"]]
+        if names == [tensor["name"]] and tensor["name"] not in header:
+            return None
+        known |= dict.fromkeys(names)
+    return [*known]
+
+
+def arrow_modules() -> tuple[Any, Any]:
+    """pyarrow, and its module for Parquet.
+
+    Raises:
+        ProfileError: it is not installed.
+    """
     try:
-        arrow = importlib.import_module("pyarrow")
-        parquet = importlib.import_module("pyarrow.parquet")
+        return (
+            importlib.import_module("pyarrow"),
+            importlib.import_module("pyarrow.parquet"),
+        )
     except ImportError:
         raise ProfileError("reading .parquet needs pyarrow") from None
+
+
+def _read_parquet(data: bytes, metadata: Mapping[str, Any]) -> Inputs:
+    arrow, parquet = arrow_modules()
     try:
         table = parquet.read_table(arrow.BufferReader(data))
-        arrays = to_arrays(_Frame(table), metadata)
+        arrays = to_arrays(ArrowRows(table), metadata)
         return Inputs(arrays, {name: table[name] for name in table.column_names})
     except arrow.ArrowException as error:
         raise ProfileError(str(error).partition("\n")[0]) from None
 
 
-class _Frame:
+class ArrowRows:
     """An Arrow table with what `sealgate.convert` takes a data frame by."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, first: int = 0) -> None:
         self._table = table
+        self._first = first
         self.columns: list[str] = table.column_names
+
+    def check(self) -> None:
+        """Refuse a column that occurs twice: Parquet has as many cells in each row."""
+        refuse_twice(self.columns)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def row(self, index: int) -> str:
+        """What a row is called, by its number in the file."""
+        return f"row {self._first + index}"
+
+    def raw(self, name: str) -> Any:
+        """A column as the file has it."""
+        return self._table[name]
+
+    def part(self, start: int, end: int) -> ArrowRows:
+        """Some of its rows."""
+        return ArrowRows(self._table.slice(start, end - start), self._first + start)
 
     def __getitem__(self, name: str) -> Any:
         column = self._table[name]
@@ -283,6 +362,7 @@ class _Frame:
         return column if kind is None else column.cast(kind)
 
     def to_numpy(self) -> Array:
+        """All columns side by side."""
         return np.stack([self[name].to_numpy() for name in self.columns], axis=1)
 
 

@@ -23,6 +23,8 @@
     ├── ReplayError         this sealed request was answered before
     ├── ReplayStoreError    whether it was cannot be told: nothing is answered
     ├── DateError           the request's Date is missing or outside the window
+    ├── BatchError          a batch job cannot be done, or would go on with another's
+    ├── InferenceFailedError    onnxruntime refused an input that the manifest allows
     ├── PlanError           what is to be served cannot be, or cannot be read
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── RegistryError       a registry or an OCI layout does not give or take it
@@ -47,6 +49,7 @@ __all__ = [
     "AdmissionRefused",
     "AssessmentError",
     "AuditError",
+    "BatchError",
     "BookedError",
     "BudgetError",
     "BudgetSpentError",
@@ -55,6 +58,7 @@ __all__ = [
     "ExtractionBudgetError",
     "HiddenError",
     "HostileModel",
+    "InferenceFailedError",
     "IntrospectionError",
     "KeyFileError",
     "KeysUnavailableError",
@@ -167,6 +171,14 @@ class ReplayStoreError(SealgateError):
 
 class DateError(SealgateError):
     """A request's Date is missing, malformed or too far from the clock (6.5.2)."""
+
+
+class BatchError(SealgateError):
+    """A batch job cannot be done, or would go on with what another one began."""
+
+
+class InferenceFailedError(SealgateError):
+    """onnxruntime refused an input that the manifest allows."""
 
 
 class PlanError(SealgateError):

@@ -29,6 +29,7 @@ from security.admission.hooks import (
     observe_refusals,
     stored_models,
 )
+from security.admission.loaded import LoadedModel
 from security.audit.journal import load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
@@ -48,7 +49,6 @@ from service.http.tls import server_context
 from service.inference.follower import Follower
 from service.inference.lineup import Lineup
 from service.inference.memory import bound_memory, keep_freed_memory
-from service.inference.runtime import LoadedModel
 from service.readiness import Readiness, answers, own_folders, usable
 from service.routes import Routes
 from service.supervision import (

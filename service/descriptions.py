@@ -43,8 +43,8 @@ def model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
         "name": manifest.name,
         "versions": versions,
         "platform": "onnxruntime_onnx",
-        "inputs": [_tensor_metadata(tensor) for tensor in manifest.inputs],
-        "outputs": [_tensor_metadata(tensor) for tensor in _leaving(model)],
+        "inputs": [tensor.described() for tensor in manifest.inputs],
+        "outputs": [tensor.described() for tensor in _leaving(model)],
         "parameters": {
             "max_rows": manifest.max_rows,
             **({"output_policy": policy} if policy else {}),
@@ -56,20 +56,6 @@ def _leaving(model: Served) -> list[Tensor]:
     """The outputs that callers may ask for: of the others they are told nothing."""
     outputs = model.manifest.outputs
     return [tensor for tensor in outputs if tensor.spec.name in model.output_names]
-
-
-def _tensor_metadata(tensor: Tensor) -> dict[str, Any]:
-    result = {
-        "name": tensor.spec.name,
-        "datatype": tensor.spec.datatype,
-        "shape": list(tensor.spec.shape),
-    }
-    parameters: dict[str, Any] = {}
-    if tensor.columns:
-        parameters["columns"] = [column.to_object() for column in tensor.columns]
-    if tensor.labels:
-        parameters["labels"] = list(tensor.labels)
-    return result | ({"parameters": parameters} if parameters else {})
 
 
 def passport(model: Served) -> dict[str, Any]:

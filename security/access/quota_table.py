@@ -12,6 +12,9 @@
 
 The first rule that fits decides; what it leaves out is the default's. Misspelt keys are
 errors: a limit that silently does not apply is none.
+
+Operators' batch jobs have a table of their own, of the same form, under ``batch``; what
+its default leaves out bounds nothing. A table without it lets no job run.
 """
 
 from __future__ import annotations
@@ -75,11 +78,21 @@ class _Rule:
 
 
 class QuotaTable:
-    """Which limits hold for whom."""
+    """Which limits hold for whom.
 
-    def __init__(self, default: Limits = Limits(), rules: Iterable[_Rule] = ()) -> None:
+    Attributes:
+        batch: those of batch jobs; None where none may run.
+    """
+
+    def __init__(
+        self,
+        default: Limits = Limits(),
+        rules: Iterable[_Rule] = (),
+        batch: QuotaTable | None = None,
+    ) -> None:
         self._default = default
         self._rules = tuple(rules)
+        self.batch = batch
 
     def limits(self, principal: Principal, model: str) -> Limits:
         """The limits of a caller for a model."""
@@ -91,6 +104,25 @@ class QuotaTable:
 
 _LIMITS = frozenset(item.name for item in fields(Limits))
 _PATTERNS = frozenset({"models", "subjects", "clients", "issuers", "groups", "tenants"})
+# A job holds no slot; it is told apart by its name alone.
+_SLOTS = frozenset({"concurrent_requests"})
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Which keys a table has, and what it begins with."""
+
+    limits: frozenset[str]
+    patterns: frozenset[str]
+    default: Limits
+
+
+_OF_CALLERS = _Kind(_LIMITS, _PATTERNS, Limits())
+_OF_JOBS = _Kind(
+    _LIMITS - _SLOTS,
+    frozenset({"models", "subjects"}),
+    Limits(**dict.fromkeys(_LIMITS)),
+)
 
 
 def load_quotas(path: Path) -> QuotaTable:
@@ -113,34 +145,49 @@ def parse_quotas(data: bytes, *, where: str) -> QuotaTable:
 
 
 def _quotas(document: Mapping[str, Any], where: str) -> QuotaTable:
+    served = {name: value for name, value in document.items() if name != "batch"}
+    jobs = document.get("batch")
+    if jobs is not None and not isinstance(jobs, dict):
+        raise SettingsError(f"{where}: expected [batch.default] and [[batch.rule]]")
+    batch = None if jobs is None else _table(jobs, f"{where}: batch", _OF_JOBS)
+    return _table(served, where, _OF_CALLERS, batch)
+
+
+def _table(
+    document: Mapping[str, Any],
+    where: str,
+    kind: _Kind,
+    batch: QuotaTable | None = None,
+) -> QuotaTable:
     refuse_unknown(document, {"default", "rule"}, where)
     table, rules = document.get("default", {}), document.get("rule", [])
     if not isinstance(table, dict) or not isinstance(rules, list):
         raise SettingsError(f"{where}: expected [default] and [[rule]]")
-    default = _limits(table, Limits(), f"{where}: [default]")
+    refuse_unknown(table, kind.limits, f"{where}: [default]")
+    default = _limits(table, kind.default, f"{where}: [default]")
     return QuotaTable(
         default,
         [
-            _rule(item, default, f"{where}: rule {number}")
+            _rule(item, default, kind, f"{where}: rule {number}")
             for number, item in enumerate(rules, start=1)
         ],
+        batch,
     )
 
 
-def _rule(item: Any, default: Limits, where: str) -> _Rule:
+def _rule(item: Any, default: Limits, kind: _Kind, where: str) -> _Rule:
     if not isinstance(item, dict):
         raise SettingsError(f"{where}: expected a table")
-    refuse_unknown(item, _LIMITS | _PATTERNS, where)
+    refuse_unknown(item, kind.limits | kind.patterns, where)
     patterns = {
         name: _names(item[name], f"{where} {name}")
-        for name in sorted(_PATTERNS & item.keys())
+        for name in sorted(kind.patterns & item.keys())
     }
-    own = {name: value for name, value in item.items() if name in _LIMITS}
+    own = {name: value for name, value in item.items() if name in kind.limits}
     return _Rule(patterns, _limits(own, default, where))
 
 
 def _limits(table: Mapping[str, Any], default: Limits, where: str) -> Limits:
-    refuse_unknown(table, _LIMITS, where)
     return replace(
         default,
         **{name: _limit(value, f"{where} {name}") for name, value in table.items()},

@@ -39,7 +39,12 @@ from security.access.quota_stores import (
 )
 from security.access.quota_table import Limits, QuotaTable, load_quotas
 from security.access.tokens import Principal
-from security.errors import ExtractionBudgetError, QuotaError, QuotaStoreError
+from security.errors import (
+    ExtractionBudgetError,
+    QuotaError,
+    QuotaStoreError,
+    SettingsError,
+)
 from security.settings.quotas import QuotaSettings
 
 __all__ = ["Quotas", "Ticket", "load_quota_counters"]
@@ -405,14 +410,27 @@ def load_quota_counters(
     settings: QuotaSettings,
     *,
     key: bytes,
+    batch: bool = False,
     report_since: Callable[[int], None] = lambda since: None,
 ) -> Quotas:
-    """What the settings ask for; the other arguments are as of `RedisQuotaStore`.
+    """What the settings ask for.
+
+    Args:
+        settings: the table, and where is counted.
+        key: of the names that subjects have in the store.
+        batch: of batch jobs. They never run uncounted.
+        report_since: as of `RedisQuotaStore`.
 
     Raises:
-        SettingsError: the table is missing or malformed.
+        SettingsError: the table is missing or malformed, or has nothing for jobs.
         QuotaStoreError: the store's URL cannot be used.
     """
+    served = load_quotas(settings.table)
+    table = served.batch if batch else served
+    if table is None:
+        raise SettingsError(
+            f"{settings.table}: no job may run: [batch.default] says how much one may"
+        )
     store: QuotaStore = (
         LocalQuotaStore(settings.directory, max_entries=settings.max_entries)
         if settings.store == "local"
@@ -421,10 +439,10 @@ def load_quota_counters(
         )
     )
     return Quotas(
-        load_quotas(settings.table),
+        table,
         store,
         key=key,
-        serve_uncounted=settings.on_failure == "serve",
+        serve_uncounted=settings.on_failure == "serve" and not batch,
     )
 
 

@@ -24,6 +24,8 @@ outside          a built Bento, or the folder of an image, checked from outside
 lifecycle        states of a served version, and what may follow what
 plan             what a running server serves: a file, its history, its reports
 changes          of a plan: load, unload, default, canary, shadow, rollback
+loaded           a session over an admitted bundle's bytes, and what may leave it
+signature        a session's values, against the manifest, as tensors
 observations     signed reports about what is served, beside the plan: checks 40 to 42
 promotion        whether a version may answer by default: check 43
 contents         what a Bento holds: sources, lock; needs no BentoML

@@ -2,7 +2,7 @@
 
 The manifest says it (`models.output_policy`), so the root digest and every statement
 cover it. Here it is held to what a policy demands, and to what evidence was measured
-through; `gate` holds the verdict to it, and `service.inference.runtime` every answer.
+through; `gate` holds the verdict to it, and `security.admission.loaded` every answer.
 """
 
 from __future__ import annotations

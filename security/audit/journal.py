@@ -9,7 +9,8 @@ from __future__ import annotations
 import getpass
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,6 +28,7 @@ __all__ = [
     "load_verifier",
     "open_log",
     "record_operation",
+    "recording",
     "user_name",
 ]
 
@@ -106,16 +108,42 @@ def record_operation(
     """
     if not settings.checkpoint_key.exists():
         return
+    with recording(settings) as record:
+        record(operations)
+
+
+@contextmanager
+def recording(
+    settings: AuditSettings, client: str = "command"
+) -> Iterator[Callable[[Iterable[Mapping[str, Scalar]]], None]]:
+    """Record what a long command does, as it goes on; as `record_operation`.
+
+    What is recorded is signed at once: whoever kills the command leaves a log that
+    verifies.
+
+    Args:
+        settings: whose log; this machine must keep one.
+        client: what the command runs as.
+
+    Raises:
+        AuditError: it cannot be written.
+        KeyFileError: a key of the log cannot be read.
+    """
     operator = pseudonym(read_secret(settings.pseudonym_key), f"os:{user_name()}")
     common: dict[str, Scalar] = {
-        "time_us": time.time_ns() // 1000,
         "subject": operator,
-        "client": "command",
+        "client": client,
         "outcome": "allow",
     }
     log = open_log(settings)
+
+    def record(operations: Iterable[Mapping[str, Scalar]]) -> None:
+        now: dict[str, Scalar] = {"time_us": time.time_ns() // 1000}
+        log.write([encode({**now, **common, **fields}) for fields in operations])
+        log.sign_checkpoint()
+
     try:
-        log.write([encode({**common, **fields}) for fields in operations])
+        yield record
     finally:
         log.close()
 

@@ -35,8 +35,9 @@ FIELDS: Mapping[str, str] = {
     "action": "infer, explain, metadata, ready, attestations, monitoring, metrics; "
     "start, load, unload, withdraw, restore, deployment, "
     "worker-ended, key-rotation, revocation, admission, promotion, agreement, "
-    "retraining, no-retraining",
-    "client": "client_id of the token; a pseudonym where it is the subject's own",
+    "retraining, no-retraining, batch, batch-part, batch-end",
+    "client": "client_id of the token; a pseudonym where it is the subject's own; of a "
+    "batch job its name",
     "count": "how many decisions this record stands for; more than 1 for refusals "
     "of strangers beyond their bound, and of callers beyond their quota",
     "latency_us": "from the request being there to its answer, microseconds",
@@ -44,9 +45,11 @@ FIELDS: Mapping[str, str] = {
     "model_sha256": "root digest of the bundle that answered",
     "outcome": "allow or refuse",
     "reason": "the problem's code for a refusal; null for what was allowed, but for "
-    "a promotion the digest of its record, for a retraining of the monitoring report",
+    "a promotion the digest of its record, for a retraining of the monitoring report, "
+    "for a batch job of what it is about, of a part, or of all that it answered",
     "request_bytes": "content of the request, after unsealing",
-    "request_id": "also sent to the caller, as X-Request-Id",
+    "request_id": "also sent to the caller, as X-Request-Id; of a batch job the front "
+    "of the digest of what it is about",
     "response_bytes": "content of the answer, before sealing",
     "rows": "rows of the input",
     "sealed": "whether the request came sealed",

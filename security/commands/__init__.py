@@ -26,6 +26,7 @@ serve, models, config                  a server that runs, and its settings
 agreement, promote                     a trial's figures, and the default they lead to
 audit, audit_table                     its log
 feedback                               labels of earlier answers
+batch                                  rows of large files, answered here
 monitor, watch, events                 what becomes of what is served, and who is told
 missing                                packages that are not installed
 deciding, options, screen, signing, stages, standing, wanted  what several share
@@ -62,6 +63,7 @@ COMMANDS = {
     "promote": "promote",
     "monitor": "monitor",
     "feedback": "feedback",
+    "batch": "batch",
     "init": "init",
     "check": "check",
     "train": "train",

@@ -20,7 +20,7 @@ from security.commands.stages import Stages
 from security.registry.references import is_reference
 from security.settings.admission import AdmissionSettings
 
-__all__ = ["add_parser", "print_admission", "run"]
+__all__ = ["add_parser", "print_admission", "read_model", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         if code == 0:
             print(f"read from {image}")
         return code
-    return _run_bundle(_read(args.bundle), args, settings)
+    return _run_bundle(read_model(args.bundle), args, settings)
 
 
 def _run_bundle(
@@ -114,7 +114,12 @@ def _run_outside(
     return 0
 
 
-def _read(name: str) -> Bundle:
+def read_model(name: str) -> Bundle:
+    """Read a bundle that a command names: its folder, or name:version in the store.
+
+    Raises:
+        BundleError: there is none.
+    """
     if Path(name).is_dir():
         return read_bundle(Path(name))
     if os.sep in name:  # no tag, so the store, which takes seconds, need not be asked

@@ -12,6 +12,4 @@ layout     the columns that are explained, and the references beside them
 batching   runs gathered from requests, bounded, stopped at their deadlines
 memory     what a worker keeps of the memory it frees
 watchdog   stops runs on the event loop that take too long
-runtime    onnxruntime sessions over admitted bytes
-signature  a session's values, against the manifest, as tensors
 """

@@ -27,6 +27,7 @@ import onnxruntime as ort
 
 from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
+from security.errors import InferenceFailedError
 from security.settings.runtime import ModelLimits
 from service.inference.watchdog import Watchdog
 from service.telemetry.casualties import Notes
@@ -45,10 +46,6 @@ Run = Callable[[Inputs, Sequence[str], ort.RunOptions], list[Array]]
 # Told of each run: its requests and rows, the seconds that the first of them waited,
 # and the seconds that it took.
 Observe = Callable[[int, int, float, float], None]
-
-
-class InferenceFailedError(SealgateError):
-    """onnxruntime refused an input that the manifest allows."""
 
 
 class InferenceTimeoutError(SealgateError):

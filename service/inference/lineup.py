@@ -30,10 +30,10 @@ from security.admission.lifecycle import (
     Warm,
     Withdrawn,
 )
+from security.admission.loaded import LoadedModel
 from security.settings.runtime import RuntimeSettings
 from service.inference.agreement import Tally, Trial, compare
 from service.inference.batching import Batcher, Budget, Observe, OverloadedError
-from service.inference.runtime import LoadedModel
 from service.inference.served import Entry, Served, answers_now, check_alike
 from service.inference.study import study
 from service.inference.warmup import Lesson, tidy_up, warm_up

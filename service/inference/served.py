@@ -17,12 +17,12 @@ from security.admission.lifecycle import (
     Withdrawn,
     find,
 )
+from security.admission.loaded import LoadedModel
 from security.errors import AdmissionRefused
 from service.inference.agreement import Trial
 from service.inference.batching import Batcher
 from service.inference.explaining import Explainer
 from service.inference.layout import UnexplainableError
-from service.inference.runtime import LoadedModel
 
 __all__ = ["Entry", "Served", "answers_now", "check_alike"]
 

@@ -11,6 +11,7 @@ from models.manifest import Tensor
 from models.shapley import Orders
 from models.trees import TreeEnsemble, compile_trees
 from sealgate.protocol.tensors import Array
+from security.admission.loaded import LoadedModel
 from service.inference.batching import InferenceFailedError
 from service.inference.explaining import Explainer, Trees, is_rounding
 from service.inference.layout import (
@@ -20,7 +21,6 @@ from service.inference.layout import (
     UnexplainableError,
 )
 from service.inference.quantity import Reading, are_chances, explained_output
-from service.inference.runtime import LoadedModel
 from service.inference.warmup import limited
 
 __all__ = ["study"]

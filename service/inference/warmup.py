@@ -19,10 +19,10 @@ import numpy as np
 import onnxruntime as ort
 
 from sealgate.protocol.tensors import Array
+from security.admission.loaded import LoadedModel
+from security.admission.signature import ShapeError
 from service.inference.batching import InferenceFailedError
 from service.inference.memory import give_back
-from service.inference.runtime import LoadedModel
-from service.inference.signature import ShapeError
 
 __all__ = ["Lesson", "limited", "tidy_up", "warm_up"]
 

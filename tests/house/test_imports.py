@@ -105,6 +105,10 @@ PLANTED = {
         "security/monitoring/windows.py",
         "import security.monitoring.ledger",
     ),
+    "rooms of batch jobs": (
+        "security/batch/writing.py",
+        "import security.batch.work",
+    ),
     "rooms of inspection": (
         "security/inspection/findings.py",
         "import security.inspection.structure",

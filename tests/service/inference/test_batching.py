@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from security.admission.gate import Admission
+from security.admission.loaded import LoadedModel
 from security.settings.runtime import RuntimeSettings
 from service.inference.batching import (
     InferenceFailedError,
@@ -20,7 +21,6 @@ from service.inference.batching import (
     OverloadedError,
 )
 from service.inference.lineup import Lineup
-from service.inference.runtime import LoadedModel
 from service.inference.served import Served
 from service.inference.warmup import Lesson, warm_up
 from service.inference.watchdog import Watchdog

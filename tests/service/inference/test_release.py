@@ -1,4 +1,4 @@
-"""service.inference.runtime: whatever runs a model gets what may leave, and no more."""
+"""security.admission.loaded: whatever runs a model gets what may leave, and no more."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from models.output_policy import OutputPolicy
 from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import TensorSpec
 from security.admission.lifecycle import Planned
+from security.admission.loaded import LoadedModel
 from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError
 from service.inference.lineup import Lineup
-from service.inference.runtime import LoadedModel
 from service.inference.served import Entry, check_alike
 from service.inference.warmup import warm_up
 from tests.support.bundles import manifest, onnx_model

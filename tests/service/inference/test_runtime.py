@@ -1,4 +1,4 @@
-"""service.inference.runtime: what runs is what was checked, until a deadline."""
+"""security.admission.loaded: what runs is what was checked, until a deadline."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 from models.manifest import Manifest, Tensor
 from sealgate.protocol.tensors import TensorSpec
+from security.admission.loaded import LoadedModel
+from security.admission.signature import ShapeError
 from security.errors import AdmissionRefused
 from service.inference.batching import InferenceFailedError, InferenceTimeoutError
 from service.inference.lineup import Lineup
-from service.inference.runtime import LoadedModel
-from service.inference.signature import ShapeError
 from tests.conftest import working_directory
 from tests.support.bundles import WEIGHTS, manifest, onnx_model
 from tests.support.rooms import (

@@ -14,6 +14,7 @@ from models.manifest import Manifest, Tensor
 from models.output_policy import ALL_SCORES, OutputPolicy, scores_left
 from models.restriction import restrict
 from sealgate.protocol.tensors import TensorSpec
+from security.admission.loaded import LoadedModel
 from security.assessment.checks.privacy import curves, signals
 from security.assessment.checks.privacy.extraction import ExtractionCheck
 from security.assessment.checks.privacy.left import chances_left, shadow_logits
@@ -25,7 +26,6 @@ from security.assessment.plan.options import Options
 from security.assessment.targets.answers import Answers
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.errors import AssessmentError
-from service.inference.runtime import LoadedModel
 from tests.support import trained
 from tests.support.peers import Peer, listening
 from tests.support.regressors import TRAINED, diabetes, linear_regressor, ridge

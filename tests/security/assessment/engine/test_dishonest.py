@@ -18,9 +18,9 @@ from models.bundle import read_bundle
 from models.sessions import make_session
 from security.__main__ import main
 from security.admission.gate import Admission
+from security.admission.loaded import LoadedModel
 from security.assessment.targets.decision import Stated
 from security.assessment.targets.target import OnnxTarget, fit_rows
-from service.inference.runtime import LoadedModel
 from tests.support import trained
 from tests.support.polyglots import in_ort_format, polyglot, two_graphs, varint
 

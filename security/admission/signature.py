@@ -18,8 +18,7 @@ from models.manifest import Manifest, Tensor
 from models.sessions import MAPS, SEQUENCE, TYPES, NodeArg, Session, shape_of
 from sealgate.protocol.datatypes import BFLOAT16, DATATYPES
 from sealgate.protocol.tensors import Array
-from security.errors import AdmissionRefused
-from service.inference.batching import InferenceFailedError
+from security.errors import AdmissionRefused, InferenceFailedError
 
 __all__ = ["ShapeError", "Signature"]
 

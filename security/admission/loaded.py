@@ -18,10 +18,9 @@ from models.manifest import Manifest
 from models.sessions import Session, make_session
 from sealgate.protocol.tensors import Array
 from security.admission.gate import Admission
-from security.errors import AdmissionRefused, SettingsError
+from security.admission.signature import Signature
+from security.errors import AdmissionRefused, InferenceFailedError, SettingsError
 from security.settings.runtime import RuntimeSettings
-from service.inference.batching import InferenceFailedError
-from service.inference.signature import Signature
 
 __all__ = ["LoadedModel"]
 
