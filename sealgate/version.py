@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 from typing import NoReturn
 
 __all__ = ["PrintVersion", "installed_version"]
@@ -11,6 +10,9 @@ __all__ = ["PrintVersion", "installed_version"]
 
 def installed_version() -> str:
     """The version of this package; "" where it is used without being installed."""
+    # It takes longer to import than all else that a command needs to refuse an option.
+    import importlib.metadata  # noqa: PLC0415
+
     try:
         return importlib.metadata.version("sealgate")
     except importlib.metadata.PackageNotFoundError:
@@ -18,7 +20,7 @@ def installed_version() -> str:
 
 
 class PrintVersion(argparse.Action):
-    """Looked up when it is asked for: that takes longer than the rest of the start."""
+    """Looked up when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print the command's name and the version, and end."""

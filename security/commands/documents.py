@@ -11,18 +11,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
 from models.files import read_regular, write_atomic
-from security.admission.verification import verify
 from security.commands.options import Subparsers, add_admission, admission_settings
-from security.documents.annex_iv import annex_iv, annex_iv_json
 from security.documents.bom import VERSIONS, documents, ml_bom
 from security.documents.dp_register import SECTORS, Curator, dp_register
 from security.documents.sbom import serving_sbom
-from security.documents.sourced import Sourced, sourced
-from security.documents.spdx import spdx_document
 from security.errors import SettingsError
+
+if TYPE_CHECKING:
+    from security.documents.sourced import Sourced
 
 __all__ = ["add_parser", "run"]
 
@@ -149,10 +149,14 @@ def _other(args: argparse.Namespace, bundle: Bundle) -> bytes | None:
     if args.cyclonedx:
         return ml_bom(bundle, args.cyclonedx)
     if args.spdx:
+        from security.documents.spdx import spdx_document  # noqa: PLC0415  (as below)
+
         _demand(args, "--spdx", "provider")
         return spdx_document(bundle, args.provider)
     if args.annex_iv:
-        write = annex_iv_json if args.json else annex_iv
+        from security.documents import annex_iv  # noqa: PLC0415  (as below)
+
+        write = annex_iv.annex_iv_json if args.json else annex_iv.annex_iv
         return write(_sourced(args, bundle), args.provider)
     if args.dp_register:
         _demand(args, "--dp-register", "provider", "region", "author")
@@ -170,6 +174,10 @@ def _demand(args: argparse.Namespace, what: str, *names: str) -> None:
 
 
 def _sourced(args: argparse.Namespace, bundle: Bundle) -> Sourced:
+    # The gate takes as long to import as all the rest.
+    from security.admission.verification import verify  # noqa: PLC0415
+    from security.documents.sourced import sourced  # noqa: PLC0415
+
     settings = admission_settings(args)
     return sourced(verify(bundle, trust=settings.trust, policy=settings.policy))
 

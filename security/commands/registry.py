@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
@@ -16,9 +17,10 @@ from security.admission.verification import verify
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.stages import Stages
 from security.errors import SettingsError
-from security.registry.documents import Store
-from security.registry.references import RegistryReference, parse_reference
-from security.registry.transfer import FORMS, open_store, pull, push
+from security.registry.references import FORMS, RegistryReference, parse_reference
+
+if TYPE_CHECKING:
+    from security.registry.documents import Store
 
 __all__ = ["add_connection", "add_parser", "pulled"]
 
@@ -40,7 +42,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--artifact",
-        choices=sorted(FORMS),
+        choices=FORMS,
         default="image",
         help="a plain image, which clusters mount, or a CNCF ModelPack artifact "
         "(default: %(default)s)",
@@ -93,6 +95,8 @@ def run_push(args: argparse.Namespace) -> int:
     if reference.digest:
         raise SettingsError(f"{args.target}: a digest is what comes of a push; a tag")
     with Stages() as stages, _store(args.target, args) as store:
+        from security.registry.transfer import push  # noqa: PLC0415  (as below)
+
         stages("pushing", 0.0)
         digest = push(bundle, store, form=args.artifact, tag=tag)
     print(f"pushed {bundle.manifest.tag} to {reference}:{tag}")
@@ -143,6 +147,8 @@ def pulled(
         folder = Path(name) / "bundle"
         folder.mkdir()
         with Stages() as stages, _store(source, args) as store:
+            from security.registry.transfer import pull  # noqa: PLC0415  (as below)
+
             stages("pulling", 0.0)
             digest = pull(store, folder)
         yield folder, read_bundle(folder), f"{parse_reference(source)}@{digest}"
@@ -153,6 +159,9 @@ def _store(source: str, args: argparse.Namespace) -> Iterator[Store]:
     reference = parse_reference(source)
     if args.plain_http and not isinstance(reference, RegistryReference):
         raise SettingsError("--plain-http is for a registry")
+    # With it comes an HTTP client: who mistypes an option need not wait for that.
+    from security.registry.transfer import open_store  # noqa: PLC0415
+
     with open_store(
         source,
         environ=os.environ,

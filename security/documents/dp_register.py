@@ -12,13 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.errors import BundleError
 from models.report import Report
 from security.documents.glossary import VALUES
 from security.documents.markup import yaml_number, yaml_text
-from security.documents.sourced import Sourced
+
+if TYPE_CHECKING:
+    from security.documents.sourced import Sourced
 
 __all__ = ["SECTORS", "Curator", "dp_register"]
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from security.errors import SettingsError
 
-__all__ = ["LayoutReference", "RegistryReference", "is_reference", "parse_reference"]
+__all__ = [
+    "FORMS",
+    "LayoutReference",
+    "RegistryReference",
+    "is_reference",
+    "parse_reference",
+]
+
+# What a bundle is pushed as.
+FORMS = ("image", "modelpack")
 
 _SCHEME = "oci:"
 _TAG = r"\w[\w.-]{0,127}"

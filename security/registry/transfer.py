@@ -12,15 +12,13 @@ from security.registry import images, modelpack
 from security.registry.client import Registry
 from security.registry.documents import Artifact, Store, parse_manifest, sha256
 from security.registry.layout import Layout
-from security.registry.references import LayoutReference, parse_reference
+from security.registry.references import FORMS, LayoutReference, parse_reference
 
-__all__ = ["FORMS", "open_store", "pull", "push"]
+__all__ = ["open_store", "pull", "push"]
 
-# By what `push --artifact` calls them.
-FORMS: Mapping[str, Callable[[Bundle], Artifact]] = {
-    "image": images.image_of,
-    "modelpack": modelpack.artifact_of,
-}
+_MAKERS: Mapping[str, Callable[[Bundle], Artifact]] = dict(
+    zip(FORMS, (images.image_of, modelpack.artifact_of), strict=True)
+)
 
 
 @contextmanager
@@ -57,7 +55,7 @@ def push(bundle: Bundle, store: Store, *, form: str, tag: str) -> str:
         RegistryError: it is not taken.
         KeyFileError: the registry does not answer, or asks for a login that is none.
     """
-    artifact = FORMS[form](bundle)
+    artifact = _MAKERS[form](bundle)
     for blob in artifact.blobs:
         store.put_blob(blob)
     digest = sha256(artifact.manifest)

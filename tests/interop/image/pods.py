@@ -285,8 +285,11 @@ class Door:
         except OSError:
             here.close()
             return
-        threading.Thread(target=_pump, args=(there, here), daemon=True).start()
-        _pump(here, there, self._pause)
+        with here, there:
+            back = threading.Thread(target=_pump, args=(there, here), daemon=True)
+            back.start()
+            _pump(here, there, self._pause)
+            back.join()
 
     def _pause(self, data: bytes, there: socket.socket) -> bytes:
         """Hold data back, if that is asked for; what is left to send."""
