@@ -197,9 +197,11 @@ class LocalQuotaStore:
 
 
 # KEYS: the counters. ARGV: limit, need, block, expiry for each. Returns amount and left
-# for each; all amounts are 0 if one of them is not enough.
+# for each; all amounts are 0 if one of them is not enough. What was counted stays for two
+# minutes at least: by the server's own clock a late worker's window may be over.
 _TAKE = once("""
 local grants, enough = {}, true
+local soonest = redis.call('TIME')[1] + 120
 for i, key in ipairs(KEYS) do
   local at = (i - 1) * 4
   local spent = tonumber(redis.call('GET', key) or 0)
@@ -211,7 +213,7 @@ end
 for i, key in ipairs(KEYS) do
   if enough then
     redis.call('INCRBY', key, grants[i][1])
-    redis.call('EXPIREAT', key, ARGV[(i - 1) * 4 + 4])
+    redis.call('EXPIREAT', key, math.max(ARGV[(i - 1) * 4 + 4], soonest))
   else
     grants[i] = {0, grants[i][1] + grants[i][2]}
   end
