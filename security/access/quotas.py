@@ -29,12 +29,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from security.access.quota_stores import (
     LocalQuotaStore,
     QuotaStore,
     RedisQuotaStore,
+    Turns,
     Want,
 )
 from security.access.quota_table import Limits, QuotaTable, load_quotas
@@ -116,8 +117,7 @@ class _Account:
         self.slots = limits.concurrent_requests
         self.in_use = self.held = self.peak = 0
         self.held_until = self.used_at = 0.0
-        self.lock = asyncio.Lock()
-        self.failures = 0
+        self.lock = Turns()
         self.requests = _meters(key, b"r", "requests", limits)
         self.answers = _meters(key, b"a", "answers", limits)
         self.rows = (*_meters(key, b"n", "rows", limits), *self.answers)
@@ -127,23 +127,6 @@ class _Account:
         self.format = b", ".join(
             b'"%b";r=%%d;t=%%d' % meter.name.encode() for meter in self.meters
         )
-
-    @contextlib.asynccontextmanager
-    async def asking(self) -> AsyncIterator[None]:
-        """A turn to ask the store. Who waits while that fails is refused with it.
-
-        Raises:
-            QuotaStoreError: the store could not be asked meanwhile.
-        """
-        failures = self.failures
-        async with self.lock:
-            if self.failures != failures:
-                raise QuotaStoreError("the store could not be asked a moment ago")
-            try:
-                yield
-            except QuotaStoreError:
-                self.failures += 1
-                raise
 
     def fields(self, now: float) -> Headers:
         """The RateLimit fields (draft-ietf-httpapi-ratelimit-headers-11)."""
@@ -317,7 +300,7 @@ class Quotas:
         now = self._clock()
         for meter in meters:
             if meter.left < amount or meter.ends <= now:
-                async with account.asking():
+                async with account.lock.asking():
                     await self._refill(account, meters, amount)
                 break
         # No other task has run since there was enough.
@@ -362,7 +345,7 @@ class Quotas:
 
     async def _take_slot(self, account: _Account, limit: int) -> None:
         if account.in_use >= account.held or self._clock() >= account.held_until:
-            async with account.asking():
+            async with account.lock.asking():
                 while (
                     account.in_use >= account.held
                     or self._clock() >= account.held_until
