@@ -297,12 +297,16 @@ class Listener:
         ahead: asyncio.Queue[asyncio.Task[pb.StreamInferResponse] | None]
         ahead = asyncio.Queue(self._limits.stream_ahead)
         tasks: set[asyncio.Task[Any]] = set()
+        slots = self._slots[call.lends]
 
         async def read() -> None:
             async for data in requests:
+                # Before the next one is read: what waits is held, so little may wait.
+                await slots.acquire()
                 task = asyncio.create_task(self._streamed(data, call))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+                task.add_done_callback(lambda _: slots.release())
                 await ahead.put(task)
             await ahead.put(None)
 
@@ -320,10 +324,8 @@ class Listener:
         try:
             request = parsed(pb.InferRequest, data)
             named = request.id
-            async with self._slots[call.lends]:
-                return pb.StreamInferResponse(
-                    infer_response=await self._infer(request, call)
-                )
+            answer = await self._infer(request, call)
+            return pb.StreamInferResponse(infer_response=answer)
         except SealgateError as error:
             message = refusal_for(error).message
             about = pb.InferResponse(id=named)

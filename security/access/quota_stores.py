@@ -7,10 +7,12 @@ worker, no budget is ever exceeded.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +27,7 @@ __all__ = [
     "LocalQuotaStore",
     "QuotaStore",
     "RedisQuotaStore",
+    "Turns",
     "Want",
     "check_quota_store",
 ]
@@ -118,6 +121,31 @@ class QuotaStore(Protocol):
         """Close the connection; the next call opens it again."""
 
 
+class Turns(asyncio.Lock):
+    """Turns to ask a store. Who waits while it cannot be asked is refused at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._failures = 0
+
+    @contextlib.asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """A turn.
+
+        Raises:
+            QuotaStoreError: of what is asked within, or meanwhile by somebody else.
+        """
+        failures = self._failures
+        async with self:
+            if self._failures != failures:
+                raise QuotaStoreError("the store could not be asked a moment ago")
+            try:
+                yield
+            except QuotaStoreError:
+                self._failures += 1
+                raise
+
+
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS spent (counter BLOB, part INTEGER, ends INTEGER,"
     " amount INTEGER, PRIMARY KEY (counter, part)) WITHOUT ROWID",
@@ -197,9 +225,11 @@ class LocalQuotaStore:
 
 
 # KEYS: the counters. ARGV: limit, need, block, expiry for each. Returns amount and left
-# for each; all amounts are 0 if one of them is not enough.
+# for each; all amounts are 0 if one of them is not enough. What was counted stays for
+# two minutes at least: by the server's own clock a late worker's window may be over.
 _TAKE = once("""
 local grants, enough = {}, true
+local soonest = redis.call('TIME')[1] + 120
 for i, key in ipairs(KEYS) do
   local at = (i - 1) * 4
   local spent = tonumber(redis.call('GET', key) or 0)
@@ -211,7 +241,7 @@ end
 for i, key in ipairs(KEYS) do
   if enough then
     redis.call('INCRBY', key, grants[i][1])
-    redis.call('EXPIREAT', key, ARGV[(i - 1) * 4 + 4])
+    redis.call('EXPIREAT', key, math.max(ARGV[(i - 1) * 4 + 4], soonest))
   else
     grants[i] = {0, grants[i][1] + grants[i][2]}
   end

@@ -35,6 +35,7 @@ from security.access.quota_stores import (
     LocalQuotaStore,
     QuotaStore,
     RedisQuotaStore,
+    Turns,
     Want,
 )
 from security.access.quota_table import Limits, QuotaTable, load_quotas
@@ -116,7 +117,7 @@ class _Account:
         self.slots = limits.concurrent_requests
         self.in_use = self.held = self.peak = 0
         self.held_until = self.used_at = 0.0
-        self.lock = asyncio.Lock()
+        self.lock = Turns()
         self.requests = _meters(key, b"r", "requests", limits)
         self.answers = _meters(key, b"a", "answers", limits)
         self.rows = (*_meters(key, b"n", "rows", limits), *self.answers)
@@ -299,7 +300,7 @@ class Quotas:
         now = self._clock()
         for meter in meters:
             if meter.left < amount or meter.ends <= now:
-                async with account.lock:
+                async with account.lock.asking():
                     await self._refill(account, meters, amount)
                 break
         # No other task has run since there was enough.
@@ -344,7 +345,7 @@ class Quotas:
 
     async def _take_slot(self, account: _Account, limit: int) -> None:
         if account.in_use >= account.held or self._clock() >= account.held_until:
-            async with account.lock:
+            async with account.lock.asking():
                 while (
                     account.in_use >= account.held
                     or self._clock() >= account.held_until

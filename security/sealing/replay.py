@@ -322,8 +322,9 @@ class RedisReplayStore:
         self._ttls_s = ttls_s
         self._share = share
         self._report_since = report_since
-        self._since = 0
-        self._begin_at = 0.0
+        # By part: since when it knows every request, and when to ask again.
+        self._since: dict[str, int] = {}
+        self._begin_at: dict[str, float] = {}
         self._redis = AsyncRedis(
             url,
             reach,
@@ -340,13 +341,13 @@ class RedisReplayStore:
         self, entry: bytes, *, slot: int, owner: bytes, made: int | None = None
     ) -> bool:
         """As `ReplayStore.insert`: one script, whose repetition is no replay."""
-        if time.monotonic() >= self._begin_at:
-            await self._begin()
+        # A copy has its original's owner, whose token is sealed in both.
+        name = self._names[owner[0] % len(self._names)]
+        if time.monotonic() >= self._begin_at.get(name, 0.0):
+            await self._begin(name)
         undated = slot < 0
         ttl_s = self._ttls_s[undated]
         period = int(time.time()) // ttl_s
-        # A copy has its original's owner, whose token is sealed in both.
-        name = self._names[owner[0] % len(self._names)]
         share = f"{name}:share:{owner.hex()}:{undated:d}"
         keys = [
             f"{name}:{slot}:{entry.hex()}",
@@ -360,8 +361,8 @@ class RedisReplayStore:
             answer = await self._redis.run(_INSERT, keys, values)
             if answer == _EMPTIED:
                 raise ReplayStoreError("redis: was emptied, and begins anew")
-        except ReplayStoreError:
-            self._begin_at = 0.0
+        except BaseException:
+            self._begin_at[name] = 0.0
             raise
         if answer == _BEFORE:
             raise ReplayStoreError("redis: began anew after this was made")
@@ -369,21 +370,21 @@ class RedisReplayStore:
             raise _share_error()
         return bool(answer)
 
-    async def _begin(self) -> None:
-        """Learn since when every request is known, in each part."""
-        keys = [f"{name}:since" for name in self._names]
-        if self._since:  # one request asks; the others go on meanwhile
-            self._begin_at = time.monotonic() + _BEGIN_INTERVAL_S
+    async def _begin(self, name: str) -> None:
+        """Learn since when every request is known, in one part."""
+        known = self._since.get(name, 0)
+        if known:  # one request asks; the others go on meanwhile
+            self._begin_at[name] = time.monotonic() + _BEGIN_INTERVAL_S
         try:
-            since = max([await self._redis.run(_BEGIN, [key], []) for key in keys])
-        except ReplayStoreError:
-            self._begin_at = 0.0
+            since = await self._redis.run(_BEGIN, [f"{name}:since"], [])
+        except BaseException:  # also of one that ended before it had an answer
+            self._begin_at[name] = 0.0
             raise
-        self._begin_at = time.monotonic() + _BEGIN_INTERVAL_S
-        if 0 < self._since < since:
+        self._begin_at[name] = time.monotonic() + _BEGIN_INTERVAL_S
+        if 0 < known < since:
             _log.warning("redis began anew: sealed requests from before are refused")
-        self._since = since
-        self._report_since(since)
+        self._since[name] = since
+        self._report_since(max(self._since.values()))
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
         """Nothing to do: entries expire by themselves."""

@@ -63,8 +63,9 @@ def client_maker(
         options.pop("db", None)
         return partial(_cluster, room, place, options)
     sentinels = {key: options[key] for key in options if key.startswith("ssl")}
-    # The next Sentinel is asked instead of the same one again.
-    sentinels |= {**_times(room, timeout_s, 0), **place.sentinel}
+    # The next Sentinel is asked instead of the same one again, and all of them within
+    # the time of one answer: those that say nothing keep nobody from the others.
+    sentinels |= _times(room, timeout_s / len(place.hosts), 0) | place.sentinel
     options["max_connections"] = MAX_CONNECTIONS
     return partial(_master, room, place, sentinels, options)
 

@@ -29,9 +29,9 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(?::([0-9]{1,5}))?")
 _SERVICE = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Of the library's options: none that turns off what TLS proves.
 _OPTIONS = frozenset(
-    {"client_name", "health_check_interval", "password", "protocol", "username"}
-    | {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+    ("client_name", "health_check_interval", "password", "protocol", "username")
 )
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _SENTINEL_OPTIONS = ("sentinel_username", "sentinel_password")
 
 
@@ -94,7 +94,7 @@ def parse_place(url: str) -> Place:
     names, _, path = rest.partition("/")
     hosts = _hosts(names, kind)
     service, database = _path(path, kind)
-    options, sentinel = _options(query, kind)
+    options, sentinel = _options(query, kind, tls=match[1] == "rediss")
     host, port = hosts[0]
     user = f"{_quoted(login)}@" if login else ""
     shown = f"[{host}]" if ":" in host else host
@@ -137,9 +137,10 @@ def _path(path: str, kind: str) -> tuple[str, str]:
     return service, database or "0"
 
 
-def _options(query: str, kind: str) -> tuple[str, dict[str, str]]:
+def _options(query: str, kind: str, *, tls: bool) -> tuple[str, dict[str, str]]:
     given = parse_qs(query, keep_blank_values=True)
     known = _OPTIONS | set(_SENTINEL_OPTIONS if kind == "sentinel" else ())
+    known |= set(_TLS_OPTIONS if tls else ())
     for name, values in given.items():
         if name not in known:
             raise ValueError(f"not a Redis URL: options: {', '.join(sorted(known))}")

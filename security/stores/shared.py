@@ -95,6 +95,10 @@ class Client:
         self._refusal = refusal
         self._prefix = reach.prefix
         self._next_check = 0.0
+        # Of one question, whomever the library asks.
+        self._limit_s = timeout_s * (1 + RETRIES)
+        self._failures = 0
+        self._again_at = 0.0
         try:
             place = parse_place(url)
             self._exceptions: Any = errors()
@@ -134,6 +138,30 @@ class Client:
         except self._errors as error:
             # The class says enough; the message may hold the address.
             raise self._refusal(f"redis: {_why(error)}") from None
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """As `reaching`; while the server is away, one at a time asks."""
+        if self._failures >= AWAY_AFTER:
+            self._probe()
+        try:
+            with self.reaching():
+                yield
+        except self._refusal as refused:
+            if self._is_away(refused.__context__ or refused):
+                self._failures += 1
+            raise
+        else:
+            self._failures = 0
+        finally:  # also of a request that ended meanwhile, and learned nothing
+            self._again_at = time.monotonic() + AWAY_S
+
+    def _probe(self) -> None:
+        """Let one request try again, and refuse it to the others until then."""
+        now = time.monotonic()
+        if now < self._again_at:
+            raise self._refusal("redis: away")
+        self._again_at = now + self._limit_s
 
     @property
     def _errors(self) -> tuple[type[BaseException], ...]:
@@ -183,50 +211,15 @@ class AsyncRedis(Client):
 
     _asynchronous = True
 
-    def __init__(
-        self,
-        url: str,
-        reach: Reach,
-        *,
-        setting: str,
-        refusal: type[Exception],
-        timeout_s: float,
-    ) -> None:
-        """As of `Client`."""
-        super().__init__(
-            url, reach, setting=setting, refusal=refusal, timeout_s=timeout_s
-        )
-        # Of everything that one request waits for, whomever the library asks.
-        self._limit_s = timeout_s * (1 + RETRIES)
-        self._failures = 0
-        self._again_at = 0.0
-
     async def run(self, script: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
         """Run a script of `once`, or one that needs no such help.
 
         Raises:
             Exception: the refusal: no answer, or none to be relied on.
         """
-        if self._failures >= AWAY_AFTER:
-            self._probe()
-        try:
-            with self.reaching():
-                async with asyncio.timeout(self._limit_s):
-                    answer = await self._run(script, keys, values)
-        except self._refusal as refused:
-            if self._is_away(refused.__context__ or refused):
-                self._failures += 1
-                self._again_at = time.monotonic() + AWAY_S
-            raise
-        self._failures = 0
-        return answer
-
-    def _probe(self) -> None:
-        """Let one request try again, and refuse it to the others until then."""
-        now = time.monotonic()
-        if now < self._again_at:
-            raise self._refusal("redis: away")
-        self._again_at = now + self._limit_s
+        with self._asking():
+            async with asyncio.timeout(self._limit_s):
+                return await self._run(script, keys, values)
 
     async def _run(
         self, script: str, keys: Sequence[str], values: Sequence[Any]
@@ -252,7 +245,7 @@ class Redis(Client):
     """A client for threads and commands."""
 
     def run(self, script: str, keys: Sequence[str], values: Sequence[Any]) -> Any:
-        """As `AsyncRedis.run`, but that each call tries by itself."""
+        """As `AsyncRedis.run`."""
         with self.asking() as client:
             try:
                 return client.evalsha(_sha(script), len(keys), *keys, *values)
@@ -266,7 +259,7 @@ class Redis(Client):
         Raises:
             Exception: the refusal, of what is asked within.
         """
-        with self.reaching():
+        with self._asking():
             self._check()
             yield self.client
 

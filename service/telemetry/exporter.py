@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 _MAX_ANSWER_BYTES = 64 << 10
 _RETRIED = (429, 502, 503, 504)
 _BACKOFF_S, _MAX_BACKOFF_S = 1.0, 10.0
+# A delay of nothing would have the thread look without a pause.
+_LEAST_DELAY_S = 0.01
 _JSON = b"application/json"
 
 T = TypeVar("T")
@@ -108,7 +110,7 @@ class Exporter(Generic[T]):
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            self._full.wait(self._settings.delay_s)
+            self._full.wait(max(self._settings.delay_s, _LEAST_DELAY_S))
             if not self._ending.is_set():
                 self._full.clear()
             self._drain()
@@ -146,7 +148,9 @@ class Exporter(Generic[T]):
             except StatusError as error:
                 if error.status not in _RETRIED:
                     return self._lost("refused", len(batch), f"status {error.status}")
-                wait = error.retry_after_s and max(error.retry_after_s, _BACKOFF_S)
+                wait = error.retry_after_s
+                if wait is not None:  # zero is no leave to storm
+                    wait = max(wait, _BACKOFF_S)
             except KeyFileError:
                 wait = None
             if wait is None:

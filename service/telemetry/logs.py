@@ -167,7 +167,10 @@ class _Exporting(logging.Handler):
         self._export = export
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._export(JsonFormatter.fields(record))
+        try:
+            self._export(JsonFormatter.fields(record))
+        except Exception:  # noqa: BLE001  (as every handler: who logs is not at fault)
+            self.handleError(record)
 
 
 def export_messages(export: WriteLine) -> None:

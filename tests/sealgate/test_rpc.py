@@ -388,6 +388,24 @@ def connected(url: str, limits: RpcLimits = LIMITS):
         yield channel, other
 
 
+def test_of_a_stream_little_waits():
+    """Whatever a caller sends ahead: what waits for its turn is held whole."""
+    limits = RpcLimits(max_requests=1, stream_ahead=64, drain_s=0.2)
+    large = request(raw_input_contents=[bytes(1 << 20)]).SerializeToString()
+    sent = []
+
+    def messages() -> Iterator[bytes]:
+        for number in range(64):
+            sent.append(number)
+            yield large
+
+    with silent() as (url, _), connected(url, limits) as (channel, _):
+        call = channel.stream_stream(STREAM)(messages())
+        time.sleep(2)
+        assert 2 <= len(sent) < 40
+        call.cancel()
+
+
 def test_a_deadline_ends_the_request_behind_it():
     with silent() as (url, connections), connected(url) as (channel, _):
         began = time.monotonic()

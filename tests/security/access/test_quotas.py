@@ -561,6 +561,34 @@ def test_a_store_that_cannot_be_asked(tmp_path: Path, clock: Clock) -> None:
     asyncio.run(main())
 
 
+class Late(LocalQuotaStore):
+    """Cannot be asked, and says so after a while."""
+
+    asked = 0
+
+    async def take(self, wants: Any) -> list[Grant]:
+        self.asked += 1
+        await asyncio.sleep(0.2)
+        raise QuotaStoreError("away")
+
+
+def test_who_waits_is_refused_with_who_asks(tmp_path: Path, clock: Clock) -> None:
+    """One subject's requests ask in turn: their waiting must not add up."""
+    store = Late(tmp_path, max_entries=100, clock=clock)
+    counted = quotas(store, clock, requests_per_minute=90)
+
+    async def main() -> None:
+        entered = [counted.enter(principal(), "m") for _ in range(10)]
+        outcomes = await asyncio.gather(*entered, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {QuotaStoreError}
+        assert store.asked == 1
+        with pytest.raises(QuotaStoreError, match="away"):
+            await counted.enter(principal(), "m")
+        assert store.asked == 2
+
+    asyncio.run(main())
+
+
 def test_a_store_that_comes_back(tmp_path: Path, clock: Clock) -> None:
     store = LocalQuotaStore(tmp_path, max_entries=1 << 16, clock=clock)
     counted = quotas(store, clock, requests_per_minute=5, concurrent_requests=2)

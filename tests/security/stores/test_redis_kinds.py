@@ -6,8 +6,8 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,8 @@ def test_a_cluster(tmp_path: Path) -> None:
                 assert not denied(admin)
                 sizes.append(admin.dbsize())
         assert all(size > 10 for size in sizes)
+        # A first request asks for its own part, not for all of them.
+        assert scripts(servers, lambda: are_answered(url, Reach(), subjects=1)) < 16
         # What is wrong for good is said at the start, and not waited for.
         for wrong, reason in (
             (url.replace(PASSWORD, "x"), "redis: AuthenticationError"),
@@ -135,6 +137,19 @@ def test_a_cluster(tmp_path: Path) -> None:
                 store.start()
             with pytest.raises(ReplayStoreError, match=reason):
                 check_replay_store(wrong, Reach())
+
+
+def scripts(servers: list[RedisServer], work: Callable[[], bool]) -> int:
+    """How many scripts servers run for some work."""
+    with ExitStack() as stack:
+        admins = [
+            stack.enter_context(closing(plain(server.port))) for server in servers
+        ]
+        for admin in admins:
+            admin.config_resetstat()
+        wait_until(work)
+        stats = [admin.info("commandstats") for admin in admins]
+    return sum(one.get("cmdstat_evalsha", {"calls": 0})["calls"] for one in stats)
 
 
 @contextmanager

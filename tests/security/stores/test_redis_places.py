@@ -55,6 +55,7 @@ def test_read(
         ("redis+cluster://a/0", "no databases"),
         ("rediss://a?ssl_cert_reqs=none", "options: client_name, "),
         ("rediss://a?ssl_check_hostname=false", "options: client_name, "),
+        ("redis://a?ssl_ca_certs=/hunter2", "options: client_name, "),
         ("redis://a?sentinel_password=hunter2", "options: client_name, "),
         ("redis://a?password=hunter2&password=b", "twice"),
         ("redis://a?" + "x" * 5000, "4096 characters"),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from security.access.quota_stores import RedisQuotaStore, Want, check_quota_store
+from security.access.quota_stores import (
+    Grant,
+    RedisQuotaStore,
+    Want,
+    check_quota_store,
+)
 from security.access.revocation_stores import RedisStore, Revocation
 from security.errors import (
     MonitoringStoreError,
@@ -26,8 +33,14 @@ from security.monitoring.labels import RedisLabelStore, Room, Spending
 from security.monitoring.ledger import Budget, Entry, RedisLedger
 from security.sealing.replay import RedisReplayStore
 from security.stores.places import Reach
-from security.stores.shared import AWAY_AFTER
-from tests.support.redis_servers import RedisServer, plain, redis_server, wait_until
+from security.stores.shared import AWAY_AFTER, AWAY_S
+from tests.support.redis_servers import (
+    RedisServer,
+    plain,
+    redis_sentinels,
+    redis_server,
+    wait_until,
+)
 from tests.support.servers import free_port
 
 KEY = b"k" * 32
@@ -200,6 +213,82 @@ def test_slow(asked: Stores, admin: Any) -> None:
         wait_until(lambda: _answers(ask, refusal))  # noqa: B023
 
 
+@contextmanager
+def silent(count: int) -> Iterator[list[int]]:
+    """Ports of hosts that take connections, and say nothing."""
+    with ExitStack() as stack:
+        hosts = [
+            stack.enter_context(closing(socket.create_server(("127.0.0.1", 0))))
+            for _ in range(count)
+        ]
+        yield [host.getsockname()[1] for host in hosts]
+
+
+def places_of(ports: list[int]) -> str:
+    return ",".join(f"127.0.0.1:{port}" for port in ports)
+
+
+def test_sentinels_that_say_nothing_hide_no_other(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        redis_sentinels(tmp_path, server) as there,
+        silent(2) as gone,
+        closing(Stores(f"redis+sentinel://{places_of(gone + there)}/main")) as asked,
+    ):
+        wait_until(lambda: _answers(asked.count, QuotaStoreError))
+
+
+def test_who_waits_in_a_thread_is_told_at_once_later() -> None:
+    """Labels are asked one after another: many that wait must not add up."""
+    item = Spending(b"t" * 16, b"o" * 8, b"sealed")
+    with (
+        silent(3) as gone,
+        closing(RedisLabelStore(f"redis+sentinel://{places_of(gone)}/m", Reach())) as s,
+    ):
+        s._redis._failures = AWAY_AFTER - 1  # two that took as long
+        waited = []
+        for why in ("redis: M", "redis: away"):
+            began = time.monotonic()
+            with pytest.raises(MonitoringStoreError, match=why):
+                s.spend(SCOPE, time.time() + 60, Room(9, 9), [item])
+            waited.append(time.monotonic() - began)
+    assert waited[0] < 2 * 2.0 + 1.0
+    assert waited[1] < 0.5
+
+
+def test_a_late_clock_spends_nothing_twice(asked: Stores) -> None:
+    """A worker's window that is long over, by the clock of the Redis, still counts."""
+    want = Want(b"late" * 4 + b"rm", 1, int(time.time()) - 600, 1, 1, 1)
+    for left in (Grant(1, 0), Grant(0, 0)):
+        assert asked.loop.run_until_complete(asked.quotas.take([want])) == [left]
+
+
+def test_a_request_that_ends_takes_no_turn_along(asked: Stores, admin: Any) -> None:
+    """One that was to find out whether the server is back may be cancelled."""
+    redis = asked.quotas._redis
+    redis._failures, redis._again_at = AWAY_AFTER, 0.0
+    admin.client_pause(300, all=True)
+
+    async def given_up() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await redis.run("return 1", [], [])
+
+    asked.loop.run_until_complete(given_up())
+    assert redis._failures == AWAY_AFTER
+    assert redis._again_at - time.monotonic() <= AWAY_S
+    asked.replays._begin_at.clear()
+    admin.client_pause(300, all=True)
+
+    async def left() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await asked.replays.insert(b"e" * 16, slot=1, owner=OWNER)
+
+    asked.loop.run_until_complete(left())
+    assert asked.replays._begin_at == {"sealgate:replay": 0.0}
+
+
 def test_full(asked: Stores, admin: Any) -> None:
     """Revocations are still known; nothing else is guessed."""
     entries = asked.revocations.entries()
@@ -321,7 +410,7 @@ def test_what_an_earlier_release_left_is_known(asked: Stores, admin: Any) -> Non
     admin.hset("sealgate:monitoring:booked", SCOPE, f"{time.time()!r} 0.25")
     admin.sadd("sealgate:monitoring:scopes", SCOPE)
     assert asked.count() == 2
-    asked.replays._begin_at = 0.0  # a server that starts
+    asked.replays._begin_at.clear()  # a server that starts
     assert not asked.remember(made, entry)
     with closing(RedisStore(asked.url, Reach())) as started:
         assert started.version() == 7

@@ -22,7 +22,12 @@ from security.errors import SettingsError
 from service.telemetry.export_settings import Sampling, SignalSettings, read_export
 from service.telemetry.exporter import Exporter
 from service.telemetry.exports import check_exports, open_exports, record_of
-from service.telemetry.logs import JsonFormatter, LineWriter, RequestLog
+from service.telemetry.logs import (
+    JsonFormatter,
+    LineWriter,
+    RequestLog,
+    export_messages,
+)
 from service.telemetry.metrics import Metrics
 from service.telemetry.otlp import Span, Step, encode_spans, rejected
 from service.telemetry.recorder import Decision
@@ -305,6 +310,22 @@ def test_what_may_be_sent_again_is(there, status):
     assert len(there.fields) == 2
 
 
+def test_no_receiver_can_have_itself_stormed(there):
+    there.script = [(503, {"Retry-After": "0"})] * 50
+    with exporting(there.url, export_s=1.5) as (exporter, counted):
+        exporter.put(span())
+        time.sleep(1.6)
+    assert counted == {"unreachable": 1}
+    assert len(there.fields) <= 3
+
+
+def test_a_delay_of_nothing_is_no_storm_either():
+    with exporting("http://127.0.0.1:9", delay_s=0.0):
+        began = time.process_time()
+        time.sleep(0.5)
+        assert time.process_time() - began < 0.25
+
+
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 413, 500, 501])
 def test_what_may_not_is_dropped(there, status, caplog):
     there.script = [(status, {"Location": "http://127.0.0.1:9/"})]
@@ -474,6 +495,18 @@ def test_messages_are_records_too():
     found = record_of(JsonFormatter.fields(record))
     assert (found.severity, found.body) == ("WARNING", "a is away")
     assert found.attributes == {"logger": "service.x"}
+
+
+def test_a_message_that_cannot_be_made_is_no_fault_of_who_logs(monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    for name in ("sealgate", "security", "service", "models", "uvicorn.error"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    lines = []
+    export_messages(lines.append)
+    log = logging.getLogger("service.x")
+    log.warning("%d", "x")
+    log.warning("%s", "y")
+    assert [line["message"] for line in lines] == ["y"]
 
 
 # A real server, by `bentoml serve`: BentoML brings OpenTelemetry's SDK into the process
