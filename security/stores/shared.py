@@ -18,7 +18,6 @@ elsewhere the names have none, and are what they were before there was a cluster
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import hashlib
@@ -217,6 +216,9 @@ class AsyncRedis(Client):
         Raises:
             Exception: the refusal: no answer, or none to be relied on.
         """
+        # A command that reads the ledger has no event loop, and would wait for this.
+        import asyncio  # noqa: PLC0415
+
         with self._asking():
             async with asyncio.timeout(self._limit_s):
                 return await self._run(script, keys, values)
