@@ -23,6 +23,8 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise YamlError("aliases are not read")
+        if getattr(event, "tag", None) is not None:
+            raise YamlError("tags are not read")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -51,7 +53,7 @@ def load_mapping(data: bytes, *, max_bytes: int) -> dict[str, Any]:
         raise YamlError(f"{len(data)} bytes, at most {max_bytes} allowed")
     try:
         documents = list(yaml.load_all(data.decode(), _StrictLoader))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         raise YamlError("not plain YAML") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise YamlError("expected one document, a mapping")

@@ -181,6 +181,16 @@ def test_only_verified_reports_are_sources(rich, keys):
     assert "0.8656" not in annex_iv(bundle).decode(), "a figure of an unverified report"
 
 
+def test_a_use_that_nobody_vouches_for_is_not_stated(rich, keys):
+    """It stands in the provenance report, of which that policy asks nothing."""
+    bundle = admitted(rich, keys)
+    assert "Teaching" not in annex_iv(bundle).decode()
+    assert "(a) The intended purpose." in annex_iv(bundle).decode()
+    entry = yaml.safe_load(dp_register(bundle, CURATOR))
+    stated = entry["deployment"]["basic"]["intended_use"]
+    assert stated == "Not stated by the trainer."
+
+
 def test_the_numbers_are_the_reports(rich, keys):
     page = annex_iv(admitted(rich, keys)).decode()
     privacy = hashlib.sha256(rich.files["evidence/privacy.json"]).hexdigest()
