@@ -15,6 +15,9 @@ from security.errors import YamlError
 
 __all__ = ["load_mapping"]
 
+# Of a whole number, which may have a base of 60: time grows with their square.
+_MAX_DIGITS = 100
+
 
 class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
     """Plain YAML, each key once."""
@@ -34,6 +37,16 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
             raise YamlError("a key is repeated, or is no text")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > _MAX_DIGITS:
+            raise YamlError("a number is too long")
+        return int(super().construct_yaml_int(node))
+
+
+_StrictLoader.add_constructor(
+    "tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int
+)
 
 
 def load_mapping(data: bytes, *, max_bytes: int) -> dict[str, Any]:

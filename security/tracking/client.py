@@ -260,7 +260,8 @@ def asking() -> Iterator[None]:
     except SealgateError:
         raise
     except Exception as error:  # noqa: BLE001  (other people's servers and stores)
-        text = " ".join(str(error).split()) or type(error).__name__
+        shown = "".join(c if c.isprintable() else " " for c in str(error))
+        text = " ".join(shown.split()) or type(error).__name__
         # An address may hold a name and a password, or be signed in its query.
         text = _USER.sub("//", text)
         text = _QUERY.sub("?...", text)

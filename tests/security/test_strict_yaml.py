@@ -39,6 +39,7 @@ def test_plain_yaml() -> None:
         (b"a: [\n", "not plain YAML"),
         (b"\xff\xfe", "not plain YAML"),
         (b"a: " + b"[" * 600, "not plain YAML"),
+        (b"a: 1" + b":1" * 4000, "a number is too long"),
         (b"a: " + b"x" * 10_000, "10003 bytes, at most 10000 allowed"),
     ],
 )

@@ -275,7 +275,7 @@ def test_no_error_tells_a_secret() -> None:
         "url: /bucket/model.onnx?X-Amz-Credential=AK&X-Amz-Signature=5ec7e7 (Caused by x)"
     )
     with pytest.raises(TrackingError) as found, asking():
-        raise OSError(text)
+        raise OSError(f"\x1b{text}")
     said = str(found.value)
     assert said.startswith("MLflow: no answer from https://mlflow.example/api and ")
     assert said.endswith("url: /bucket/model.onnx?... (Caused by x)")
