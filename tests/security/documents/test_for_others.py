@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from spdx_python_model import v3_0_1 as spdx
 
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
+from models.report import Report
 from security.admission import gate
 from security.admission.gate import Admission
 from security.documents.annex_iv import annex_iv, annex_iv_json
-from security.documents.bom import ml_bom
+from security.documents.bom import documents, ml_bom
 from security.documents.dp_register import SECTORS, Curator, dp_register
 from security.documents.sourced import Sourced, sourced
 from security.documents.spdx import spdx_document
@@ -179,6 +181,21 @@ def test_only_verified_reports_are_sources(rich, keys):
     for kind in ("fairness", "membership", "parity", "provenance", "robustness"):
         assert f"The {kind} report in the bundle" in gaps
     assert "0.8656" not in annex_iv(bundle).decode(), "a figure of an unverified report"
+
+
+def test_a_graph_from_elsewhere_is_not_said_to_clip(tmp_path, keys):
+    """Only training here puts that into the graph; `import` leaves it as it came."""
+
+    def imported(item: Report) -> Report:
+        kept = {k: v for k, v in item.conditions.items() if k != "preprocessing"}
+        more = {"imported": True} if item.kind == "provenance" else {}
+        return replace(item, conditions=kept | more)
+
+    here = evidence.write(tmp_path / "here", keys)
+    there = evidence.write(tmp_path / "there", keys, change=imported)
+    for bundle, clips in ((here, True), (there, False)):
+        pages = annex_iv(admitted(bundle, keys)), documents(bundle)["MODEL_CARD.md"]
+        assert [b"clipped" in page for page in pages] == [clips, clips]
 
 
 def test_a_use_that_nobody_vouches_for_is_not_stated(rich, keys):
