@@ -44,9 +44,7 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
         return int(super().construct_yaml_int(node))
 
 
-_StrictLoader.add_constructor(
-    "tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int
-)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
 def load_mapping(data: bytes, *, max_bytes: int) -> dict[str, Any]:

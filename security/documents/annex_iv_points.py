@@ -158,7 +158,7 @@ def _figures(bundle: Sourced, kind: str, start: str) -> Said:
         under = f", under {item.conditions}" if item.conditions else ""
         yield _say(f"{start}{item.title}: {item.value}{under}.", kind)
     if not found:
-        yield Gap(f"{start}There is no {kind} evidence.")
+        yield Gap(f"{start}There is no verified {kind} evidence.")
 
 
 def _security(bundle: Sourced, letter: str) -> Said:
@@ -198,8 +198,9 @@ def _functioning(bundle: Sourced) -> Said:
         text = prose(facts.use.limitations)
         yield _say(f"Limitations, as its trainer states: {text}", "provenance")
     if facts.reports:
-        limits = " ".join(prose(text) for text in limitations(facts))
-        yield _say(f"Limits, computed from all reports: {limits}", *facts.reports)
+        computed = limitations(facts, bundle.unverified)
+        limits = " ".join(prose(text) for text in computed)
+        yield _say(f"Limits, computed from these reports: {limits}", *facts.reports)
     for tensor in facts.manifest.inputs:
         yield _input(bundle, tensor)
     yield Gap(

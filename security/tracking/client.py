@@ -138,7 +138,8 @@ class Client:
             address: of the folder that it is in.
             name: of the file, a plain one.
             folder: of this user alone.
-            room: no file may be longer, in bytes: the system refuses to write more.
+            room: no file may be longer, in bytes: the system refuses to write more. A
+                server may have a folder of many files where it listed one.
         """
         with tempfile.TemporaryDirectory(dir=folder) as place:
             with asking(), _short_files(room):

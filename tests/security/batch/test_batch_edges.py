@@ -190,3 +190,15 @@ def test_a_kept_value_without_a_form_ends_the_job_in_one_line(
     result = batch(home, path, out, "--keep", "when")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)
     assert "the answers cannot be written: " in result.stderr
+
+
+def test_no_column_takes_another_ones_place(home: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "in.csv", tmp_path / "o.csv"
+    path.write_text("a,b,c,yes,predicted_yes\n1,2,3,x,y\n")
+    more = ("--keep", "yes", "--keep", "predicted_yes")
+    assert batch(home, path, out, *more).returncode == 0
+    header, row = (line.split(",") for line in out.read_text().splitlines())
+    assert header == [
+        *("yes", "predicted_yes", "no", "predicted_predicted_yes", "label")
+    ]
+    assert row[:2] == ["x", "y"]

@@ -180,7 +180,10 @@ def test_only_verified_reports_are_sources(rich, keys):
     gaps = " ".join(g for p in document["points"] for g in p["not_shown"])
     for kind in ("fairness", "membership", "parity", "provenance", "robustness"):
         assert f"The {kind} report in the bundle" in gaps
-    assert "0.8656" not in annex_iv(bundle).decode(), "a figure of an unverified report"
+    page = annex_iv(bundle).decode()
+    assert "0.8656" not in page, "a figure of an unverified report"
+    assert "There is no robustness report" not in page
+    assert "There is no verified robustness evidence" in page
 
 
 def test_a_graph_from_elsewhere_is_not_said_to_clip(tmp_path, keys):
