@@ -224,6 +224,7 @@ def test_the_numbers_are_the_reports(rich, keys):
 def test_the_provider_is_nobodys_evidence(rich, keys):
     bundle = admitted(rich, keys)
     assert "The provider's name." in annex_iv(bundle).decode()
+    assert "\ufffd" in annex_iv(bundle, "\udcff").decode()  # an argument, no UTF-8
     named = annex_iv(bundle, "Example [x](https://evil.example)").decode()
     shown, _, gaps = named.partition("## What is not shown")
     assert "Example" not in shown
@@ -275,6 +276,8 @@ def test_the_register_entry_is_the_evidence(rich, keys):
     digest = hashlib.sha256(rich.files["evidence/privacy.json"]).hexdigest()
     assert digest in deployment["administrative"]["notes"]
     assert deployment["administrative"]["registry_authors"] == ["A. Person"]
+    torn = yaml.safe_load(dp_register(admitted(rich, keys), Curator("\udcff", "EU", ())))
+    assert torn["deployment"]["basic"]["data_curators"] == ["\ufffd"]
 
 
 def test_the_register_takes_no_model_without_privacy(tmp_path, keys):
