@@ -32,7 +32,7 @@ _BLOCK_START = re.compile(r"(?=[-+=:])|\d+(?=[.)])")
 # width, is the one thing that breaks them in every dialect.
 _AUTOLINK = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=@)", re.IGNORECASE)
 _JOINER = "\u2060"
-# Also half a surrogate pair, which is what a byte of an argument may be that is no UTF-8.
+# Also half a surrogate pair: what a byte of an argument is that is no UTF-8.
 _UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs")
 _PLAIN_CODE = re.compile(r"[^\\`|{}$<>&\ufffd]+")
 

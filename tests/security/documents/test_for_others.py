@@ -276,7 +276,8 @@ def test_the_register_entry_is_the_evidence(rich, keys):
     digest = hashlib.sha256(rich.files["evidence/privacy.json"]).hexdigest()
     assert digest in deployment["administrative"]["notes"]
     assert deployment["administrative"]["registry_authors"] == ["A. Person"]
-    torn = yaml.safe_load(dp_register(admitted(rich, keys), Curator("\udcff", "EU", ())))
+    unnamed = Curator("\udcff", "EU", ())  # an argument that is no UTF-8
+    torn = yaml.safe_load(dp_register(admitted(rich, keys), unnamed))
     assert torn["deployment"]["basic"]["data_curators"] == ["\ufffd"]
 
 

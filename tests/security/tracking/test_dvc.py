@@ -75,9 +75,7 @@ def test_beside_the_file(project: Path) -> None:
     assert dvc.tracked(rows, "data", DATA) == stated("data/rows.csv.dvc")
 
 
-def test_a_lock_is_read_once(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However deep the file lies below it: reading one may take seconds."""
     deep = project / "a" / "b" / "c" / "rows.csv"
     deep.parent.mkdir(parents=True)
