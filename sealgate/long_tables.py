@@ -34,6 +34,7 @@ __all__ = ["Frame", "LongTable", "Place", "open_table"]
 Array = npt.NDArray[Any]
 
 _LINE = 16 << 20
+_ROW_BYTES = 64 << 20
 _FOOTER = 64 << 20
 _BATCH_BYTES = 32 << 20
 _READ_BYTES = 1 << 20
@@ -152,14 +153,17 @@ def open_table(path: Path, metadata: Mapping[str, Any]) -> LongTable:
 
 
 class _Lines:
-    """The lines of a CSV file from some byte on; where the next one begins."""
+    """The lines of a CSV file from some byte on; where the next one begins.
+
+    Whoever reads rows says in `row` where the one begins that is read.
+    """
 
     def __init__(self, file: Any, start: int) -> None:
         file.seek(start)
         if not start and file.read(len(_BOM)) == _BOM:
             start = len(_BOM)
         file.seek(start)
-        self.next = start
+        self.next = self.row = start
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="")
 
     def __iter__(self) -> _Lines:
@@ -172,6 +176,8 @@ class _Lines:
         if len(line) == _LINE:
             raise ProfileError(f"a line of more than {_LINE} characters")
         self.next += len(line) if line.isascii() else len(line.encode())
+        if self.next - self.row > _ROW_BYTES:
+            raise ProfileError(f"a row of more than {_ROW_BYTES} bytes")
         return line
 
 
@@ -204,6 +210,7 @@ class _LongCsv:
             lines = _Lines(file, start)
             reader = csv.reader(lines, skipinitialspace=True)
             for row in reader:
+                lines.row = lines.next
                 if row:
                     yield lines.next, line + reader.line_num, row
 
@@ -225,12 +232,13 @@ class _LongCsv:
         del columns  # a line is read as a whole
         with _naming(self._path):
             found: list[tuple[int, list[str]]] = []
+            begin = place.start
             rows = islice(self._rows(place.start, place.line), place.rows)
-            for _, line, row in rows:
+            for end, line, row in rows:
                 found.append((line, row))
-                if len(found) == most:
+                if len(found) == most or end - begin >= _BATCH_BYTES:
                     yield TextRows(self.columns, found)
-                    found = []
+                    found, begin = [], end
             if found:
                 yield TextRows(self.columns, found)
 

@@ -147,8 +147,9 @@ def named_outputs(
         rows.add(len(flat))
         one = array.dtype.kind in "iu" and flat.shape[1] == 1 and len(known) == 1
         for i, head in enumerate(_heads(name, flat.shape[1], labels.get(name))):
-            values = _names(flat[:, i], known[0]) if one else flat[:, i]
-            table[f"predicted_{head}" if head in table else head] = values
+            while head in table:
+                head = f"predicted_{head}"  # noqa: PLW2901  (until it is another)
+            table[head] = _names(flat[:, i], known[0]) if one else flat[:, i]
     if len(rows) > 1:
         raise ProfileError("the answer has not a row for each of the input's")
     return table

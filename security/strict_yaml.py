@@ -15,6 +15,9 @@ from security.errors import YamlError
 
 __all__ = ["load_mapping"]
 
+# Of a whole number, which may have a base of 60: time grows with their square.
+_MAX_DIGITS = 100
+
 
 class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
     """Plain YAML, each key once."""
@@ -23,6 +26,8 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise YamlError("aliases are not read")
+        if getattr(event, "tag", None) is not None:
+            raise YamlError("tags are not read")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -32,6 +37,14 @@ class _StrictLoader(yaml.SafeLoader):  # type: ignore[misc]  # as above
             raise YamlError("a key is repeated, or is no text")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > _MAX_DIGITS:
+            raise YamlError("a number is too long")
+        return int(super().construct_yaml_int(node))
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
 def load_mapping(data: bytes, *, max_bytes: int) -> dict[str, Any]:
@@ -51,7 +64,7 @@ def load_mapping(data: bytes, *, max_bytes: int) -> dict[str, Any]:
         raise YamlError(f"{len(data)} bytes, at most {max_bytes} allowed")
     try:
         documents = list(yaml.load_all(data.decode(), _StrictLoader))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
         raise YamlError("not plain YAML") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise YamlError("expected one document, a mapping")

@@ -29,7 +29,7 @@ from security.access.tokens import Principal
 from security.admission.gate import Admission
 from security.audit.journal import recording
 from security.audit.records import Scalar
-from security.batch.journal import Journal, open_journal
+from security.batch.journal import Journal, check_list, open_journal
 from security.batch.plan import Part, Plan, make_plan
 from security.batch.running import Where, run_parts
 from security.batch.work import Done, Task, describe
@@ -124,6 +124,8 @@ def run_job(
         SealgateError: quotas cannot be counted, or the log cannot be written.
     """
     clock = time.monotonic()
+    if job.skip_bad is not None:
+        check_list(job.skip_bad, job.out, resume=job.resume)
     plan = make_plan(
         job.source, describe(job.admission), keep=job.keep, part_rows=job.part_rows
     )

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from security.batch.work import WAITING, Done
 from security.batch.writing import forced, join_parts
 from security.errors import BatchError
 
-__all__ = ["Entry", "Journal", "open_journal", "record_path"]
+__all__ = ["Entry", "Journal", "check_list", "open_journal", "record_path"]
 
 SCHEMA = "https://sealgate.dev/batch/v1"
 MAX_RECORD_BYTES = 256 << 20
 _ABOUT, _LINES, _RECORD = "_about.json", "_parts.jsonl", "_batch.json"
+_HEADER = b"file,row,reason\n"
 _WHAT = {
     "root_sha256": "another model",
     "policy_sha256": "another policy",
@@ -81,8 +82,11 @@ class Journal:
         if path.exists():
             self.record = self._same(path)
             for file in self.record["files"]:
-                if not (path.parent / file["name"]).exists():
+                there = path.parent / file["name"]
+                if not there.exists():
                     raise BatchError(f"{path}: {file['name']}, which it is of, is gone")
+                if there.stat().st_size != file["size"]:
+                    raise BatchError(f"{path}: {file['name']} is not what was written")
         known = self.folder / _ABOUT
         if known.exists():
             self._same(known)
@@ -91,7 +95,9 @@ class Journal:
             if there:
                 raise BatchError(f"{self._out} is there, and no job that began it")
             write_atomic(known, strict_json.dumps(dict(self._about)))
-        if self.record is None and resume:
+        if self.record is not None:
+            self._tidy_up()  # in case that it was stopped just before
+        elif resume:
             self._find_done()
 
     def _same(self, path: Path) -> dict[str, Any]:
@@ -190,13 +196,25 @@ class Journal:
         return record
 
     def leave(self) -> None:
-        """Of a job that was stopped: what is done stays, and else nothing."""
+        """Of a job that was stopped: what is done stays, and else nothing.
+
+        Nor what was answered, and may not leave since a budget is spent.
+        """
+        ours = [f"{WAITING}*"]
         if not self.done and self.record is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            ours += ["part-*", "_part-*.bad", _LINES, _ABOUT]
+        for path in (path for form in ours for path in self.folder.glob(form)):
+            path.unlink(missing_ok=True)
+        self.forget()
+
+    def forget(self) -> None:
+        """The folder, if nothing is in it."""
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _tidy_up(self) -> None:
         if self._one:
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
             return
         for path in (self.folder / _LINES, self.folder / _ABOUT):
             path.unlink(missing_ok=True)
@@ -230,16 +248,47 @@ def open_journal(
         found = next(p for p in (out, path, _folder(out)) if p.exists())
         raise BatchError(f"{found} is there already; --resume goes on with it")
     journal = Journal(out, about)
-    finished = path.exists() and bool(out.suffix)
-    if not finished:
+    if not path.exists():
         journal.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(path.parent if finished else journal.folder):
-        journal.begin(resume=resume)
+    held = journal.folder.exists()
+    with _locked(journal.folder) if held else nullcontext():
+        try:
+            journal.begin(resume=resume)
+        except BaseException:
+            journal.forget()
+            raise
         try:
             yield journal
         except BaseException:
             journal.leave()
             raise
+
+
+def check_list(path: Path, out: Path, *, resume: bool) -> None:
+    """Refuse a place for the list of bad rows where something else is, or will be.
+
+    Args:
+        path: of the list.
+        out: of the job.
+        resume: a list may be there, of a job that was stopped at its end.
+
+    Raises:
+        BatchError: names the place.
+    """
+    whole, place = Path(os.path.abspath(out)), Path(os.path.abspath(path))
+    if place in (whole, record_path(whole)) or _folder(whole) in place.parents:
+        raise BatchError(f"--skip-bad: {path} is where the answers go")
+    if not os.path.lexists(path):
+        return
+    if not resume:
+        raise BatchError(f"--skip-bad: {path} is there already")
+    if not path.is_file() or not _begins(path, _HEADER):
+        raise BatchError(f"--skip-bad: {path} is there, and no list of bad rows")
+
+
+def _begins(path: Path, data: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(data)) == data
 
 
 def record_path(out: Path) -> Path:
@@ -268,7 +317,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _write_bad(path: Path, parts: Iterable[Path]) -> None:
     waiting = path.with_name(f"{path.name}{WAITING}")
     with waiting.open("wb") as file:
-        file.write(b"file,row,reason\n")
+        file.write(_HEADER)
         for part in parts:
             file.write(part.read_bytes())
         file.flush()

@@ -114,19 +114,27 @@ def make_plan(
     Raises:
         ProfileError: a file cannot be read.
         BatchError: no rows, too many files, or a column is missing or cannot be what
-            the model takes; names it.
+            the model takes, names it; or files differ in columns that have no names
+            for the model.
     """
     sources: list[Source] = []
     parts: list[Part] = []
     named: list[str] | None = None
+    taken: list[str] = []
     ignored: list[str] = []
     for file in _files(path):
         table = open_table(file, metadata)
         own = named_columns(table.columns, metadata)
         if not sources:
             named = own
+            taken = _but(table.columns, keep)
             known = {*(own if own is not None else table.columns), *keep}
             ignored = [name for name in table.columns if name not in known]
+        if named is None and _but(table.columns, keep) != taken:
+            raise BatchError(
+                f"{file}: other columns than {sources[0].name}, or in another order, "
+                "and the model takes them as they come"
+            )
         _check_columns(file, table, metadata, named, keep)
         source = _source(path, file, table)
         sources.append(source)
@@ -221,6 +229,10 @@ def _files(path: Path) -> list[Path]:
         what = other[0] if other else "both kinds"
         raise BatchError(f"{path}: expected .csv or .parquet files, found {what}")
     return files
+
+
+def _but(columns: Sequence[str], keep: Sequence[str]) -> list[str]:
+    return [name for name in columns if name not in keep]
 
 
 def _source(path: Path, file: Path, table: LongTable) -> Source:

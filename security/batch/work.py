@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnxruntime as ort
@@ -137,11 +137,11 @@ class Worker:
         began = time.monotonic()
         token = f"{WAITING}{part.number:06d}-{secrets.token_hex(4)}"
         answers, refused = (self.task.folder / f"{token}{end}" for end in ("", ".bad"))
-        bad: list[tuple[str, str, str]] = []
+        bad = _Refused(refused)
         rows, bits = 0, 0.0
         columns: tuple[str, ...] = ()
         try:
-            with closing(open_writer(answers, self.task.kind)) as writer:
+            with closing(open_writer(answers, self.task.kind)) as writer, closing(bad):
                 for good, outputs in self._all(part, bad):
                     rows += len(good)
                     if self.task.bits:
@@ -151,28 +151,29 @@ class Worker:
                     columns = tuple(table)
                     writer.write(table)
             size, digest = forced(answers) if rows else (0, "")
-            if bad:
-                _write_bad(refused, bad)
+            if rows + bad.count != part.place.rows:
+                raise BatchError(f"{part.source.name}: has not the rows that it says")
         except BaseException:
             answers.unlink(missing_ok=True)
+            refused.unlink(missing_ok=True)
             raise
         if not rows:
             answers.unlink(missing_ok=True)
         return Done(
             part.number,
             rows,
-            len(bad),
+            bad.count,
             bits,
             size,
             digest,
             columns,
             time.monotonic() - began,
             answers.name if rows else "",
-            refused.name if bad else "",
+            refused.name if bad.count else "",
         )
 
     def _all(
-        self, part: Part, bad: list[tuple[str, str, str]]
+        self, part: Part, bad: _Refused
     ) -> Iterator[tuple[Frame, dict[str, Array]]]:
         part.source.check()
         table = open_table(part.source.path, self._metadata)
@@ -181,7 +182,7 @@ class Worker:
                 yield from self._answered(frame, part, bad)
 
     def _answered(
-        self, frame: Frame, part: Part, bad: list[tuple[str, str, str]]
+        self, frame: Frame, part: Part, bad: _Refused
     ) -> Iterator[tuple[Frame, dict[str, Array]]]:
         """Rows with their answers; halves of them where one is refused."""
         try:
@@ -190,7 +191,7 @@ class Worker:
             if not self.task.skip:
                 raise BatchError(self._refusal(frame, part, error)) from None
             if len(frame) == 1:
-                bad.append((part.source.name, frame.row(0), str(error)))
+                bad.add(part.source.name, frame.row(0), str(error))
                 return
             half = len(frame) // 2
             for piece in (frame.part(0, half), frame.part(half, len(frame))):
@@ -225,8 +226,22 @@ class Worker:
         return named_outputs(outputs, self._metadata, kept)
 
 
-def _write_bad(path: Path, rows: Sequence[tuple[str, str, str]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
+class _Refused:
+    """The list of a part's rows that are refused: a file, once there is one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self.count = 0
+
+    def add(self, *cells: str) -> None:
+        if self._file is None:
+            self._file = self._path.open("w", encoding="utf-8", newline="")
+        csv.writer(self._file, lineterminator="\n").writerow(cells)
+        self.count += 1
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ __all__ = ["KINDS", "Table", "Writer", "forced", "join_parts", "open_writer"]
 
 KINDS = (".parquet", ".csv", ".jsonl")
 _GROUP_ROWS = 1 << 17
+_GROUP_BYTES = 128 << 20
 _COPY_BYTES = 1 << 20
 
 Table = Mapping[str, Sequence[Any]]
@@ -54,7 +56,9 @@ class _Lines:
         self._file, self._form = path.open("wb"), form
 
     def write(self, table: Table) -> None:
-        self._file.write(self._form(table))
+        with _writable():
+            lines = self._form(table)
+        self._file.write(lines)
 
     def close(self) -> None:
         self._file.close()
@@ -90,13 +94,14 @@ class _Parquet:
         self._writer: Any = None
         self._arrow, self._parquet = _modules()
         self._waiting: list[Any] = []
-        self._rows = 0
+        self._rows = self._bytes = 0
 
     def write(self, table: Table) -> None:
         made = self._arrow.table({name: self._column(v) for name, v in table.items()})
         self._waiting.append(made)
         self._rows += made.num_rows
-        if self._rows >= _GROUP_ROWS:
+        self._bytes += made.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
             self._flush()
 
     def _column(self, values: Any) -> Any:
@@ -108,24 +113,38 @@ class _Parquet:
     def _flush(self) -> None:
         if not self._waiting:
             return
-        waiting, self._waiting, self._rows = self._waiting, [], 0
+        waiting, self._waiting, self._rows, self._bytes = self._waiting, [], 0, 0
         try:
             table = self._arrow.concat_tables(waiting)
         except ValueError as error:  # pyarrow's own is one
             raise BatchError(f"answers of other columns than before: {error}") from None
-        if self._writer is None:
-            # Of numbers and ids nearly each is another: with a dictionary they take
-            # four times as long, and more room.
-            texts = [f.name for f in table.schema if f.type == self._arrow.string()]
-            self._writer = self._parquet.ParquetWriter(
-                self._path, table.schema, use_dictionary=texts or False
-            )
-        self._writer.write_table(table)
+        with _writable():
+            if self._writer is None:
+                self._writer = self._begun(table.schema)
+            self._writer.write_table(table)
+
+    def _begun(self, schema: Any) -> Any:
+        # Of numbers and ids nearly each is another: with a dictionary they take four
+        # times as long, and more room.
+        texts = [field.name for field in schema if field.type == self._arrow.string()]
+        return self._parquet.ParquetWriter(
+            self._path, schema, use_dictionary=texts or False
+        )
 
     def close(self) -> None:
         self._flush()
         if self._writer is not None:
             self._writer.close()
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    """One line where a value, a kept one say, has no form in a kind of file."""
+    try:
+        yield
+    except (ValueError, TypeError, ArithmeticError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BatchError(f"the answers cannot be written: {reason}") from None
 
 
 def forced(path: Path) -> tuple[int, str]:
@@ -165,6 +184,8 @@ def join_parts(
 def _join_parquet(path: Path, parts: Sequence[Path]) -> None:
     writer = _Parquet(path)
     try:
+        if not parts:
+            writer.write({})
         for part in parts:
             table = open_table(part, {})
             for place in table.places(_GROUP_ROWS):

@@ -140,13 +140,15 @@ def _check(args: argparse.Namespace) -> None:
         raise BatchError(f"--part-rows: 1 to {MAX_PART_ROWS}")
     if args.processes is not None and args.processes < 1:
         raise BatchError("--processes: 1 at least")
-    if args.skip_bad is not None:
-        if not args.skip_bad.parent.is_dir():
-            raise BatchError(f"--skip-bad: {args.skip_bad.parent} is no folder")
-        if args.skip_bad.exists() and not args.resume:
-            raise BatchError(f"--skip-bad: {args.skip_bad} is there already")
+    if args.skip_bad is not None and not args.skip_bad.parent.is_dir():
+        raise BatchError(f"--skip-bad: {args.skip_bad.parent} is no folder")
     if not args.input.exists():
         raise BatchError(f"--input: {args.input} is not there")
+    source = args.input.resolve()
+    for option, path in (("--out", args.out), ("--skip-bad", args.skip_bad)):
+        if path is not None and source.is_dir() and path.parent.resolve() == source:
+            # It would be input itself when the job goes on.
+            raise BatchError(f"{option}: {path} is in the folder of the input")
 
 
 def _admitted(

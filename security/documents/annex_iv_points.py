@@ -158,7 +158,7 @@ def _figures(bundle: Sourced, kind: str, start: str) -> Said:
         under = f", under {item.conditions}" if item.conditions else ""
         yield _say(f"{start}{item.title}: {item.value}{under}.", kind)
     if not found:
-        yield Gap(f"{start}There is no {kind} evidence.")
+        yield Gap(f"{start}There is no verified {kind} evidence.")
 
 
 def _security(bundle: Sourced, letter: str) -> Said:
@@ -198,10 +198,11 @@ def _functioning(bundle: Sourced) -> Said:
         text = prose(facts.use.limitations)
         yield _say(f"Limitations, as its trainer states: {text}", "provenance")
     if facts.reports:
-        limits = " ".join(prose(text) for text in limitations(facts))
-        yield _say(f"Limits, computed from all reports: {limits}", *facts.reports)
+        computed = limitations(facts, bundle.unverified)
+        limits = " ".join(prose(text) for text in computed)
+        yield _say(f"Limits, computed from these reports: {limits}", *facts.reports)
     for tensor in facts.manifest.inputs:
-        yield _input(tensor)
+        yield _input(bundle, tensor)
     yield Gap(
         "Foreseeable unintended outcomes, and risks to health, safety and rights."
     )
@@ -211,12 +212,15 @@ def _functioning(bundle: Sourced) -> Said:
 _DEGREES = {"quality": "accuracy", "fairness": "accuracy for groups of people"}
 
 
-def _input(tensor: Tensor) -> Sentence:
+def _input(bundle: Sourced, tensor: Tensor) -> Sentence:
     shape = ", ".join(map(str, tensor.spec.shape))
-    clipped = "; values beyond a column's range are clipped" if tensor.columns else ""
+    # A graph that came from elsewhere does what it likes beyond the ranges.
+    clips = bundle.facts.condition("privacy", "preprocessing") == "public_ranges"
+    clipped = clips and bool(tensor.columns)
+    more = "; values beyond a column's range are clipped" if clipped else ""
     return Sentence(
-        f"Input {code(tensor.spec.name)}: {tensor.spec.datatype} ({shape}){clipped}.",
-        ("manifest",),
+        f"Input {code(tensor.spec.name)}: {tensor.spec.datatype} ({shape}){more}.",
+        ("manifest", "privacy") if clipped else ("manifest",),
         ("Column", "From", "To"),
         tuple(
             (code(item.name), number(item.low), number(item.high))

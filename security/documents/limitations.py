@@ -6,7 +6,7 @@ escapes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from models.report import Report
 from security.documents.facts import Facts
@@ -23,17 +23,18 @@ CUSTOMARY_DELTA_ROWS = 0.01
 _UNTUNED = ("public", "fixed_in_configuration")
 
 
-def limitations(facts: Facts) -> tuple[str, ...]:
+def limitations(facts: Facts, unread: Collection[str] = ()) -> tuple[str, ...]:
     """What a reader must not conclude, most general first.
 
     Args:
         facts: of the bundle; texts in it are somebody else's.
+        unread: kinds of reports that are there, and no part of the facts.
 
     Returns:
         One sentence or a few each; never what the trainer stated, which stands apart.
     """
     return (
-        *_missing(facts),
+        *_missing(facts, unread),
         *_unsigned(facts),
         *_failed(facts),
         *_privacy(facts),
@@ -45,9 +46,9 @@ def limitations(facts: Facts) -> tuple[str, ...]:
     )
 
 
-def _missing(facts: Facts) -> Iterator[str]:
+def _missing(facts: Facts, unread: Collection[str]) -> Iterator[str]:
     for kind, question in KIND_QUESTIONS.items():
-        if kind not in facts.reports:
+        if kind not in facts.reports and kind not in unread:
             yield f"There is no {kind} report: {question} is not known."
     names = {(item.name, item.role): item for item in facts.datasets}
     if len(names) != len(facts.datasets):

@@ -32,6 +32,8 @@ _BLOCK_START = re.compile(r"(?=[-+=:])|\d+(?=[.)])")
 # width, is the one thing that breaks them in every dialect.
 _AUTOLINK = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)|(?<=@)", re.IGNORECASE)
 _JOINER = "\u2060"
+# Also half a surrogate pair: what a byte of an argument is that is no UTF-8.
+_UNSEEN = ("Cc", "Cf", "Co", "Cn", "Cs")
 _PLAIN_CODE = re.compile(r"[^\\`|{}$<>&\ufffd]+")
 
 
@@ -109,13 +111,15 @@ def _yaml_character(char: str) -> str:
         return f"\\{char}"
     if " " <= char <= "~":
         return char
+    if unicodedata.category(char) == "Cs":
+        char = "\ufffd"
     return "\\n" if char == "\n" else f"\\U{ord(char):08X}"
 
 
 def _one_line(text: str) -> str:
     """White space is one space; what is invisible or reorders text shows as U+FFFD."""
     visible = (
-        "\ufffd" if unicodedata.category(char) in ("Cc", "Cf", "Co", "Cn") else char
+        "\ufffd" if unicodedata.category(char) in _UNSEEN else char
         for char in " ".join(text.split())
     )
     return "".join(visible)

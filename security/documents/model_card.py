@@ -131,11 +131,13 @@ def _inputs(facts: Facts) -> Iterator[str]:
     public = ""
     if facts.condition("privacy", "preprocessing") == "public_ranges":
         public = " The ranges are public: they were chosen without the training rows."
+    # A graph that came from elsewhere does what it likes beyond the ranges.
+    imported = facts.condition("provenance", "imported") is True
+    clipped = "" if imported else "; values outside a range are clipped to it"
     for tensor in facts.manifest.inputs:
         if tensor.columns:
             yield (
-                f"Columns of {code(tensor.spec.name)}, in this order; values outside a "
-                f"range are clipped to it.{public}"
+                f"Columns of {code(tensor.spec.name)}, in this order{clipped}.{public}"
             )
             yield table(
                 ("Column", "From", "To"),

@@ -20,7 +20,7 @@ from models.bundle import (
 )
 from models.report import format_time
 from security.admission.gate import Admission
-from security.documents.facts import Facts, read_facts
+from security.documents.facts import Facts, Use, read_facts
 
 __all__ = ["Gap", "Sentence", "Source", "Sourced", "sourced"]
 
@@ -84,7 +84,8 @@ class Sourced:
     """An admitted bundle, as far as keys that were trusted vouch for it.
 
     Attributes:
-        facts: its statements; reports are those that the gate verified.
+        facts: its statements; reports, and the use that one of them states, are those
+            that the gate verified.
         sources: by name.
         unverified: kinds of reports in the bundle that the policy asks nothing of, so
             that no signature of theirs was checked.
@@ -105,8 +106,9 @@ def sourced(admission: Admission) -> Sourced:
     """
     facts = read_facts(admission.bundle)
     verified = {k: v for k, v in facts.reports.items() if k in admission.reports}
+    use = facts.use if "provenance" in verified else Use()
     return Sourced(
-        facts=replace(facts, reports=verified),
+        facts=replace(facts, reports=verified, use=use),
         sources={item.name: item for item in _sources(facts, list(verified))},
         unverified=tuple(kind for kind in facts.reports if kind not in verified),
         admission=admission,

@@ -23,7 +23,7 @@ from sealgate.errors import SealgateError
 from security.errors import SettingsError, TrackingError
 from security.tracking.addresses import ModelId, ModelVersion, RunPath
 
-__all__ = ["Client", "Registered", "connect"]
+__all__ = ["Client", "Registered", "asking", "connect"]
 
 Address = ModelVersion | ModelId | RunPath
 
@@ -36,6 +36,8 @@ _OURS = {
 _DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
 _MAX_MESSAGE = 300
 _BATCH = 100  # values in one request, fewer than any of MLflow's limits
+_USER = re.compile(r"//[^/\s]+@")
+_QUERY = re.compile(r"\?[^\s?]*=\S*")
 _VERSION = re.compile(r"[0-9]{1,18}")
 _RUN = re.compile(r"\w{1,64}")
 _LOGGED = re.compile(r"m-[0-9a-f]{32}")
@@ -95,7 +97,7 @@ class Client:
 
     def __init__(self, mlflow: Any, tracking_uri: str | None) -> None:
         self._mlflow = mlflow
-        with _asking():
+        with asking():
             if tracking_uri:
                 mlflow.set_tracking_uri(tracking_uri)
             self._client = mlflow.MlflowClient()
@@ -110,7 +112,7 @@ class Client:
 
     def registered(self, address: ModelVersion) -> Registered:
         """Look a version up, by its number or by an alias."""
-        with _asking():
+        with asking():
             if address.version:
                 found = self._client.get_model_version(address.name, address.version)
             else:
@@ -121,7 +123,7 @@ class Client:
 
     def files(self, address: Address) -> dict[str, int]:
         """Names and sizes, as the server states them, of the files in a folder."""
-        with _asking():
+        with asking():
             found = self._mlflow.artifacts.list_artifacts(artifact_uri=address.uri)
             return {
                 PurePosixPath(str(item.path)).name: int(item.file_size or 0)
@@ -136,10 +138,11 @@ class Client:
             address: of the folder that it is in.
             name: of the file, a plain one.
             folder: of this user alone.
-            room: no file may be longer, in bytes: the system refuses to write more.
+            room: no file may be longer, in bytes: the system refuses to write more. A
+                server may have a folder of many files where it listed one.
         """
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            with _asking(), _short_files(room):
+            with asking(), _short_files(room):
                 came = self._mlflow.artifacts.download_artifacts(
                     artifact_uri=f"{address.uri}/{name}", dst_path=place
                 )
@@ -155,7 +158,7 @@ class Client:
         """
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "")
         told = os.environ.get("MLFLOW_EXPERIMENT_ID") or ("" if name else "0")
-        with _asking():
+        with asking():
             if told:
                 return str(self._client.get_experiment(told).experiment_id)
             if found := self._client.get_experiment_by_name(name):
@@ -173,13 +176,13 @@ class Client:
             Its id.
         """
         experiment = self.experiment()
-        with _asking():
+        with asking():
             run = self._client.create_run(experiment, began_ms, run_name=name)
             return str(run.info.run_id)
 
     def end_run(self, run_id: str) -> None:
         """End a run in good order."""
-        with _asking():
+        with asking():
             self._client.set_terminated(run_id)
 
     def log(
@@ -193,7 +196,7 @@ class Client:
     ) -> None:
         """Write to a run; metrics also to the logged model, if there is one."""
         points = [(name, value, 0) for name, value in metrics.items()]
-        with _asking():
+        with asking():
             entities = self._mlflow.entities
             rows = {
                 "params": [entities.Param(*item) for item in params.items()],
@@ -209,7 +212,7 @@ class Client:
     ) -> None:
         """Write metrics, each with its step, to a run."""
         now = int(time.time() * 1000)
-        with _asking():
+        with asking():
             metrics = [
                 self._mlflow.entities.Metric(
                     name, value, now, step, model_id=model_id or None, run_id=run_id
@@ -221,12 +224,12 @@ class Client:
 
     def log_files(self, run_id: str, folder: Path, path: str) -> None:
         """Write the files of a folder to a folder of a run's artifacts."""
-        with _asking():
+        with asking():
             self._client.log_artifacts(run_id, str(folder), path)
 
     def tag_version(self, address: ModelVersion, tags: Mapping[str, str]) -> None:
         """Tag a version of a registered model."""
-        with _asking():
+        with asking():
             for name, value in tags.items():
                 self._client.set_model_version_tag(
                     address.name, address.version, name, value
@@ -234,7 +237,7 @@ class Client:
 
     def set_alias(self, address: ModelVersion, alias: str) -> None:
         """Have an alias name a version."""
-        with _asking():
+        with asking():
             self._client.set_registered_model_alias(
                 address.name, alias, address.version
             )
@@ -251,16 +254,18 @@ def _parts(values: list[Any]) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
+def asking() -> Iterator[None]:
     """One line in place of what MLflow, or the store behind it, raises."""
     try:
         yield
     except SealgateError:
         raise
     except Exception as error:  # noqa: BLE001  (other people's servers and stores)
-        text = " ".join(str(error).split()) or type(error).__name__
-        # The address of a server may hold a name and a password.
-        text = re.sub(r"//[^/@\s]+@", "//", text)
+        shown = "".join(c if c.isprintable() else " " for c in str(error))
+        text = " ".join(shown.split()) or type(error).__name__
+        # An address may hold a name and a password, or be signed in its query.
+        text = _USER.sub("//", text)
+        text = _QUERY.sub("?...", text)
         raise TrackingError(f"MLflow: {text[:_MAX_MESSAGE]}") from None
 
 

@@ -101,11 +101,14 @@ def recorded(path: Path) -> Record | None:
     if root is None:
         return None
     path = Path(os.path.abspath(path))  # where links lead is the cache's business
+    read: dict[Path, list[Record]] = {}  # a lock is above many a folder
     for output in (path, *path.parents):
         if output == root:
             return None
         for file in (output.with_name(f"{output.name}.dvc"), *_locks(output, root)):
-            for record in _outputs(file, root):
+            if file not in read:
+                read[file] = [*_outputs(file, root)]
+            for record in read[file]:
                 if record.output == output:
                     return record
     return None

@@ -122,3 +122,23 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch) -> None:
     path.write_text("t,n\n" + "a" * 200 + ",1\n")
     with pytest.raises(ProfileError, match="more than 100 characters"):
         list(open_table(path, METADATA).places(1))
+
+
+def test_a_row_without_end_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """Each of its lines is short: they end within a quoted cell."""
+    monkeypatch.setattr("sealgate.long_tables._ROW_BYTES", 100)
+    path = tmp_path / "x.csv"
+    path.write_text("t,n\n" + "a,1\n" * 90 + '"\n",' * 90 + "1\n")
+    with pytest.raises(ProfileError, match="a row of more than 100 bytes"):
+        list(open_table(path, METADATA).places(1))
+
+
+def test_long_rows_are_read_a_few_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sealgate.long_tables._BATCH_BYTES", 100)
+    path = tmp_path / "x.csv"
+    path.write_text("t,n\n" + "".join(f"{'a' * 45},{n}\n" for n in range(9)))
+    table = open_table(path, METADATA)
+    (place,) = table.places(100)
+    frames = list(table.read(place, None, 100))
+    assert [len(frame) for frame in frames] == [3, 3, 3]
+    assert [cell for f in frames for cell in f.raw("n")] == [str(n) for n in range(9)]

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,11 @@ from spdx_python_model import v3_0_1 as spdx
 
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
+from models.report import Report
 from security.admission import gate
 from security.admission.gate import Admission
 from security.documents.annex_iv import annex_iv, annex_iv_json
-from security.documents.bom import ml_bom
+from security.documents.bom import documents, ml_bom
 from security.documents.dp_register import SECTORS, Curator, dp_register
 from security.documents.sourced import Sourced, sourced
 from security.documents.spdx import spdx_document
@@ -178,7 +180,35 @@ def test_only_verified_reports_are_sources(rich, keys):
     gaps = " ".join(g for p in document["points"] for g in p["not_shown"])
     for kind in ("fairness", "membership", "parity", "provenance", "robustness"):
         assert f"The {kind} report in the bundle" in gaps
-    assert "0.8656" not in annex_iv(bundle).decode(), "a figure of an unverified report"
+    page = annex_iv(bundle).decode()
+    assert "0.8656" not in page, "a figure of an unverified report"
+    assert "There is no robustness report" not in page
+    assert "There is no verified robustness evidence" in page
+
+
+def test_a_graph_from_elsewhere_is_not_said_to_clip(tmp_path, keys):
+    """Only training here puts that into the graph; `import` leaves it as it came."""
+
+    def imported(item: Report) -> Report:
+        kept = {k: v for k, v in item.conditions.items() if k != "preprocessing"}
+        more = {"imported": True} if item.kind == "provenance" else {}
+        return replace(item, conditions=kept | more)
+
+    here = evidence.write(tmp_path / "here", keys)
+    there = evidence.write(tmp_path / "there", keys, change=imported)
+    for bundle, clips in ((here, True), (there, False)):
+        pages = annex_iv(admitted(bundle, keys)), documents(bundle)["MODEL_CARD.md"]
+        assert [b"clipped" in page for page in pages] == [clips, clips]
+
+
+def test_a_use_that_nobody_vouches_for_is_not_stated(rich, keys):
+    """It stands in the provenance report, of which that policy asks nothing."""
+    bundle = admitted(rich, keys)
+    assert "Teaching" not in annex_iv(bundle).decode()
+    assert "(a) The intended purpose." in annex_iv(bundle).decode()
+    entry = yaml.safe_load(dp_register(bundle, CURATOR))
+    stated = entry["deployment"]["basic"]["intended_use"]
+    assert stated == "Not stated by the trainer."
 
 
 def test_the_numbers_are_the_reports(rich, keys):
@@ -194,6 +224,7 @@ def test_the_numbers_are_the_reports(rich, keys):
 def test_the_provider_is_nobodys_evidence(rich, keys):
     bundle = admitted(rich, keys)
     assert "The provider's name." in annex_iv(bundle).decode()
+    assert "\ufffd" in annex_iv(bundle, "\udcff").decode()  # an argument, no UTF-8
     named = annex_iv(bundle, "Example [x](https://evil.example)").decode()
     shown, _, gaps = named.partition("## What is not shown")
     assert "Example" not in shown
@@ -245,6 +276,9 @@ def test_the_register_entry_is_the_evidence(rich, keys):
     digest = hashlib.sha256(rich.files["evidence/privacy.json"]).hexdigest()
     assert digest in deployment["administrative"]["notes"]
     assert deployment["administrative"]["registry_authors"] == ["A. Person"]
+    unnamed = Curator("\udcff", "EU", ())  # an argument that is no UTF-8
+    torn = yaml.safe_load(dp_register(admitted(rich, keys), unnamed))
+    assert torn["deployment"]["basic"]["data_curators"] == ["\ufffd"]
 
 
 def test_the_register_takes_no_model_without_privacy(tmp_path, keys):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from models.bundle import read_bundle
+from security import strict_yaml
 from security.errors import TrackingError
 from security.tracking import dvc
 from tests.conftest import Command
@@ -72,6 +73,24 @@ def test_beside_the_file(project: Path) -> None:
     rows = project / "data" / "rows.csv"
     assert dvc.tracked(rows, "data") == stated("data/rows.csv.dvc")
     assert dvc.tracked(rows, "data", DATA) == stated("data/rows.csv.dvc")
+
+
+def test_a_lock_is_read_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep the file lies below it: reading one may take seconds."""
+    deep = project / "a" / "b" / "c" / "rows.csv"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(DATA)
+    lock(project / "dvc.lock", make={"cmd": "x", "outs": [out("other")]})
+    read: list[bytes] = []
+    load = strict_yaml.load_mapping
+
+    def counted(data: bytes, *, max_bytes: int) -> dict[str, object]:
+        read.append(data)
+        return load(data, max_bytes=max_bytes)
+
+    monkeypatch.setattr(strict_yaml, "load_mapping", counted)
+    assert dvc.recorded(deep) is None
+    assert len(read) == 1
 
 
 def test_from_another_working_folder(project: Path) -> None:

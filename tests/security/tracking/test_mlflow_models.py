@@ -22,7 +22,7 @@ from security.tracking.addresses import (
     RunPath,
     parse_address,
 )
-from security.tracking.client import Client, Registered, connect
+from security.tracking.client import Client, Registered, asking, connect
 from security.tracking.fetched import FetchLimits, fetch_onnx
 from security.tracking.logged import (
     metrics_of,
@@ -265,6 +265,20 @@ def test_a_folder_that_is_no_model(tmp_path: Path) -> None:
         fetch_onnx(Folder({"model.onnx": b""}), address, tmp_path)
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
         fetch_onnx(Folder({"MLmodel": MLMODEL}), address, tmp_path)
+
+
+def test_no_error_tells_a_secret() -> None:
+    """Neither of a server's address nor of a store's, whose query is signed."""
+    text = (
+        "no answer from https://me:pass@word@mlflow.example/api and "
+        "HTTPSConnectionPool(host='s3.example', port=443): Max retries exceeded with "
+        "url: /bucket/model.onnx?X-Amz-Credential=AK&X-Amz-Signature=5ec7e7 (Caused)"
+    )
+    with pytest.raises(TrackingError) as found, asking():
+        raise OSError(f"\x1b{text}")
+    said = str(found.value)
+    assert said.startswith("MLflow: no answer from https://mlflow.example/api and ")
+    assert said.endswith("url: /bucket/model.onnx?... (Caused)")
 
 
 # What goes back.
