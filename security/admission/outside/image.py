@@ -26,7 +26,7 @@ from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.admission.contents import refused
-from security.admission.outside.layers import is_saved, read_saved
+from security.admission.outside.layers import exact, is_saved, read_saved
 
 __all__ = ["OWN_PATH", "check_config", "open_image"]
 
@@ -111,9 +111,11 @@ def check_config(document: Mapping[str, Any]) -> str:
             BentoML's images do, or sets what these do not set. Values are not repeated:
             they may be secret.
     """
-    config = document.get("config", document.get("Config"))
+    name = "config" if "config" in document else "Config"
+    config = exact({**document}, name).get(name)
     if not isinstance(config, dict):
         raise refused("the image's configuration is missing")
+    exact(config, "Env", "Healthcheck", *_OWN)
     if config.get("Healthcheck") is not None:
         raise refused("the image runs a health check of its own")
     if config.get("WorkingDir") == OWN_PATH:
