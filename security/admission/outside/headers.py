@@ -44,7 +44,10 @@ def strict_headers() -> type[tarfile.TarInfo]:
             block = bytes(buf)
             try:
                 info = super().frombuf(block, encoding, errors)
-            except tarfile.InvalidHeaderError:  # where tarfile says that it ends
+            except tarfile.HeaderError:
+                if not block.strip(b"\0"):
+                    raise
+                # Here tarfile would say that the archive ends.
                 raise refused("a layer with a broken header") from None
             _refuse_ambiguous(block, info)
             if info.type in (*_LONG, tarfile.XHDTYPE):

@@ -15,6 +15,7 @@ the container starts it is not shown.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,6 +50,11 @@ _OWN_VARIABLES = {
     "SEALGATE_HOME": "/state",
 }
 
+# What lies in a saved image's folder: an OCI layout's, and docker's before version 25.
+_SAVED = re.compile(
+    r"oci-layout|blobs|(?:index|manifest)\.json|repositories"
+    r"|[0-9a-f]{64}(?:\.json|\.tar)?"
+)
 _DEFAULT_PATHS = ("bento", "home/bentoml/bento")
 # Variables of BentoML's images and of the Python image under them.
 _FIXED = {
@@ -81,6 +87,7 @@ def open_image(folder: Path, config: Path | None) -> Iterator[tuple[Path, bool]]
     if is_saved(folder):
         if config is not None:
             raise refused("a saved image has a configuration of its own")
+        _refuse_more(folder)
         saved = read_saved(folder)
         table = saved.entries()
         place = _only([name for name in table if _is_bento(name)], folder)
@@ -98,6 +105,13 @@ def open_image(folder: Path, config: Path | None) -> Iterator[tuple[Path, bool]]
         if (folder / part).is_symlink():
             raise refused(f"{part} is a link")
     yield folder / place, place != "" or config is not None
+
+
+def _refuse_more(folder: Path) -> None:
+    """A file system could hold a saved image, and run something else."""
+    for name in sorted(os.listdir(folder)):
+        if not _SAVED.fullmatch(name):
+            raise refused(f"{name} does not belong in a saved image")
 
 
 def check_config(document: Mapping[str, Any]) -> str:

@@ -99,19 +99,15 @@ class SavedImage:
                 inside = name.removeprefix(f"{prefix}/")
                 if inside == name or abs(table.get(name, 0)) != number:
                     continue
-                target = to / inside
-                if item.info.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                left -= item.info.size
+                left -= 0 if item.info.isdir() else item.info.size
                 if left < 0:
                     raise refused(f"{prefix}: more than {max_bytes} bytes")
-                if item.info.isreg():
-                    item.copy(target)
-                else:
-                    target.symlink_to("nowhere")
+                try:
+                    item.write(to / inside)
+                except OSError as error:  # a file where a folder is, or the other way
+                    raise refused(
+                        f"{name}: cannot be unpacked: {error.strerror}"
+                    ) from None
 
 
 @dataclass(frozen=True)
@@ -119,8 +115,16 @@ class _Member:
     info: tarfile.TarInfo
     archive: tarfile.TarFile
 
-    def copy(self, target: Path) -> None:
-        """Write a regular file's bytes."""
+    def write(self, target: Path) -> None:
+        """Make a folder, a file with its bytes, or an empty link for all else."""
+        if self.info.isdir():
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if not self.info.isreg():
+            target.symlink_to("nowhere")
+            return
         file = self.archive.extractfile(self.info)
         with target.open("wb") as to:
             if file is not None:

@@ -466,3 +466,26 @@ def test_an_image_that_is_called_an_attestation(tmp_path: Path) -> None:
         index["manifests"][1]["platform"] = platform
         write_atomic(tmp_path / "index.json", json.dumps(index).encode())
         refused(tmp_path, "2 images, where there must be one")
+
+
+def test_a_file_system_that_holds_a_saved_image(tmp_path: Path) -> None:
+    """A clean one in it was looked at, instead of what the container runs."""
+    save(tmp_path, LAYER)
+    (tmp_path / "usr").mkdir()
+    refused(tmp_path, "usr does not belong in a saved image")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_in_place_of_a_folder(tmp_path: Path, *, turned: bool) -> None:
+    layer: Layer = [(f"{PLACE}/env", b"x"), (f"{PLACE}/env/y", b"y")]
+    save(tmp_path, [*LAYER, *(reversed(layer) if turned else layer)])
+    if turned:
+        with open_image(tmp_path, None) as (bento, _):
+            assert (bento / "env").read_bytes() == b"x"
+    else:
+        refused(tmp_path, "cannot be unpacked")
+
+
+def test_a_folder_that_becomes_a_file(tmp_path: Path) -> None:
+    save(tmp_path, [*LAYER, (f"{PLACE}/env", None), (f"{PLACE}/env", b"x")])
+    refused(tmp_path, "cannot be unpacked")
