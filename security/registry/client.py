@@ -262,7 +262,9 @@ class Registry:
 
     def _token(self, challenge: str, login: bytes | None) -> bytes:
         """A token for this repository, of the server that the registry names."""
-        parameters = dict(_PARAMETER.findall(_BEARER.split(challenge)[1]))
+        # Of a name twice the first is this scheme's, what follows may be another's.
+        found = _PARAMETER.findall(_BEARER.split(challenge)[1])
+        parameters = dict(reversed(found))
         # What is asked for is our own business: never the challenge's scope.
         query = {"scope": f"repository:{self._reference.name}:{self._actions}"}
         if "service" in parameters:

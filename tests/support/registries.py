@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             registry.ends.discard(sent)
             realm = registry.realm or f"{registry.url}/token"
             scope = "repository:somebody/elses:*"
-            self.say(401, {"www-authenticate": f'Basic realm="test", Bearer realm="{realm}",service="us",scope="{scope}"'})  # fmt: skip # noqa: E501
+            self.say(401, {"www-authenticate": f'Basic realm="test", Bearer realm="{realm}",service="us",scope="{scope}", Digest realm="x"'})  # fmt: skip # noqa: E501
         else:
             name, kind, last = path.path.removeprefix("/v2/").rsplit("/", 2)
             getattr(self, kind)(name, last, body)
