@@ -38,7 +38,7 @@ class StatusError(KeyFileError):
     ) -> None:
         self.status = status
         self.retry_after_s = retry_after_s
-        super().__init__(f"{url}: answered {status}")
+        super().__init__(f"{_shown(url)}: answered {status}")
 
 
 def trusting(authorities: Path | None) -> ssl.SSLContext:
@@ -137,7 +137,7 @@ class Answer:
         for chunk in self.chunks():
             body += chunk
             if len(body) > max_bytes:
-                raise KeyFileError(f"{self.url}: over {max_bytes} bytes")
+                raise KeyFileError(f"{_shown(self.url)}: over {max_bytes} bytes")
         return bytes(body)
 
 
@@ -213,9 +213,14 @@ def _failed(url: str, error: Exception) -> KeyFileError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return KeyFileError(f"{url}: TLS: {cause.verify_message}")
+            return KeyFileError(f"{_shown(url)}: TLS: {cause.verify_message}")
         cause = cause.__cause__ or cause.__context__
-    return KeyFileError(f"{url}: {type(error).__name__}")
+    return KeyFileError(f"{_shown(url)}: {type(error).__name__}")
+
+
+def _shown(url: str) -> str:
+    """A URL without its query: what is signed for one download has its secret there."""
+    return url.partition("?")[0]
 
 
 _ERRORS = (

@@ -215,19 +215,21 @@ class Registry:
     ) -> Iterator[Answer]:
         """Send a request; where the registry asks for a login, log in and once more.
 
-        Every write begins with a request without a body, so none is sent for nothing.
+        A blob's upload begins with a request without a body, so none is sent for
+        nothing. A manifest is sent again: a token may have ended during the uploads.
         """
         with self._exchanges.send(
             method, url, headers=self._fields(url, fields), content=content
         ) as answer:
-            challenged = answer.status == 401 and self._own(url) and content is None
+            again = content is None or isinstance(content, bytes)
+            challenged = answer.status == 401 and self._own(url) and again
             challenge = answer.headers.get("www-authenticate", "")
             if not challenged:
                 yield answer
                 return
         self._log_in(challenge)
         with self._exchanges.send(
-            method, url, headers=self._fields(url, fields)
+            method, url, headers=self._fields(url, fields), content=content
         ) as answer:
             yield answer
 
@@ -260,7 +262,9 @@ class Registry:
 
     def _token(self, challenge: str, login: bytes | None) -> bytes:
         """A token for this repository, of the server that the registry names."""
-        parameters = dict(_PARAMETER.findall(_BEARER.split(challenge)[1]))
+        # Of a name twice the first is this scheme's, what follows may be another's.
+        found = _PARAMETER.findall(_BEARER.split(challenge)[1])
+        parameters = dict(reversed(found))
         # What is asked for is our own business: never the challenge's scope.
         query = {"scope": f"repository:{self._reference.name}:{self._actions}"}
         if "service" in parameters:
@@ -302,7 +306,7 @@ class Registry:
     def _demand(self, answer: Answer, statuses: tuple[int, ...]) -> None:
         if answer.status in statuses:
             return
-        what = f"{self._reference}:{answer.url.rpartition('/')[2].partition('?')[0]}"
+        what = f"{self._reference}:{answer.url.partition('?')[0].rpartition('/')[2]}"
         if answer.status == 404:
             raise _NotThereError(f"{what}: not there")
         if answer.status in (401, 403):

@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from onnx import helper
 
+from security.commands import main
 from tests.security.inspection.test_inspect_command import backdoored
 from tests.security.inspection.test_structure import model
-from tests.support.actions import ACTION, STEPS, Runner
+from tests.support.actions import ACTION, STEPS, Runner, blocks
 from tests.support.servers import ROOT
 
 
@@ -92,6 +95,65 @@ def test_a_name_like_an_option_is_a_name(runner: Runner) -> None:
     result, _ = runner.step("Inspect", {"model": "--version*"})
     assert result.returncode == 1
     assert "ir-version" in result.stdout
+
+
+def test_no_file_hides_behind_the_names_of_others(runner: Runner) -> None:
+    """A name with a newline in it was taken for two, of which there were two."""
+    hidden = runner.workspace / "models/a.onnx\nmodels/a.onnx"
+    hidden.parent.mkdir()
+    hidden.write_bytes(model(ir=99).SerializeToString())
+    shutil.rmtree(runner.workspace / "models" / "bad")
+    result, _ = runner.step("Inspect", {"model": "models/**/*.onnx"})
+    assert result.returncode == 1
+    assert "ir-version" in result.stdout
+
+
+def test_no_name_in_a_model_is_a_command_to_the_runner(runner: Runner) -> None:
+    """Runners heed `::set-output …` on any line, blanks before it or not."""
+    hostile = "::set-output name=sarif::/etc/passwd"
+    made = model()
+    made.graph.output.append(helper.make_tensor_value_info(hostile, 1, [1, 2]))
+    (runner.workspace / "h.onnx").write_bytes(made.SerializeToString())
+    result, _ = runner.step("Inspect", {"model": "h.onnx"})
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    commands = [line for line in lines if line.startswith("::")]
+    assert any(hostile in line for line in commands)
+    stop, *_, end = commands
+    mark = stop.removeprefix("::stop-commands::")
+    assert re.fullmatch("[0-9a-f]{32}", mark)
+    assert end == f"::{mark}::"
+    assert lines[-1] == end
+    again, _ = runner.step("Inspect", {"model": "h.onnx"})
+    assert mark not in again.stdout
+
+
+def test_an_older_file_is_not_the_result(runner: Runner) -> None:
+    (runner.workspace / "inspection.sarif").write_text("{}")
+    inputs = {"model": "models/a.onnx", "fail-on": "nonsense"}
+    result, outputs = runner.step("Inspect", inputs)
+    assert (result.returncode, outputs) == (2, {})
+
+
+def test_nothing_of_the_checkout_is_imported(runner: Runner, tmp_path: Path) -> None:
+    """`python -m` looks for modules where it runs: in whoever's pull request."""
+    for name in ("venv", "pip", "ensurepip", "secrets"):
+        (runner.workspace / f"{name}.py").write_text("open('pwned', 'w')")
+    runner = Runner(runner.workspace, tmp_path / "fresh", tmp_path / "no-action")
+    runner.temp.mkdir()
+    result, _ = runner.step("Install", {"python": sys.executable})
+    assert "requirements/scanner.txt" in result.stderr  # it went as far as that
+    assert not list(runner.workspace.rglob("pwned"))
+
+
+def test_the_hook_takes_files_for_files(capsys: pytest.CaptureFixture[str]) -> None:
+    """pre-commit appends names; one may look like an option."""
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    shown = yaml.safe_load(blocks("ci.md")[".pre-commit-config.yaml"])
+    (used,) = shown["repos"][0]["hooks"]
+    for given in (hook["args"], used["args"]):
+        arguments = [*hook["entry"].split()[1:], *given, "--sarif=none.onnx"]
+        assert main(arguments) == 2
+        assert "--sarif=none.onnx" in capsys.readouterr().err
 
 
 def test_a_bundle_must_meet_the_policy(runner: Runner, pristine: Path) -> None:

@@ -68,6 +68,7 @@ class Registry:
         realm: where its tokens are to be had; here, unless it says something else.
         location: where an upload is to go; here likewise.
         wrong: whether blobs come with one bit changed.
+        ends: tokens that it takes no more, once a manifest is to be written.
         blobs: by digest.
         manifests: by repository and tag or digest: their type and bytes.
         seen: method, path and content of `authorization` of each request.
@@ -81,6 +82,7 @@ class Registry:
     realm: str = ""
     location: str = ""
     wrong: bool = False
+    ends: set[str] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[tuple[str, str], tuple[str, bytes]] = field(default_factory=dict)
     seen: list[tuple[str, str, str]] = field(default_factory=list)
@@ -103,10 +105,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.token(sent, parse_qs(path.query))
         elif registry.auth == "basic" and sent != BASIC:
             self.say(401, {"www-authenticate": 'Basic realm="test"'})
-        elif registry.auth == "bearer" and not sent.startswith("Bearer for-"):
+        elif registry.auth == "bearer" and (
+            not sent.startswith("Bearer for-")
+            or (
+                self.command == "PUT"
+                and "/manifests/" in path.path
+                and sent in registry.ends
+            )
+        ):
+            registry.ends.discard(sent)
             realm = registry.realm or f"{registry.url}/token"
             scope = "repository:somebody/elses:*"
-            self.say(401, {"www-authenticate": f'Basic realm="test", Bearer realm="{realm}",service="us",scope="{scope}"'})  # fmt: skip # noqa: E501
+            self.say(401, {"www-authenticate": f'Basic realm="test", Bearer realm="{realm}",service="us",scope="{scope}", Digest realm="x"'})  # fmt: skip # noqa: E501
         else:
             name, kind, last = path.path.removeprefix("/v2/").rsplit("/", 2)
             getattr(self, kind)(name, last, body)

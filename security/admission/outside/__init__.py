@@ -6,4 +6,5 @@ bytecode     how the bytecode in an image is made, and must be
 release      what a release gives: sources, environment, interface
 image        where an image runs its Bento, by its own configuration
 layers       the layers of a saved image, without unpacking what nobody looks at
+headers      of their archives: what engines would read otherwise is refused
 """

@@ -15,6 +15,7 @@ the container starts it is not shown.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.admission.contents import refused
-from security.admission.outside.layers import is_saved, read_saved
+from security.admission.outside.layers import exact, is_saved, read_saved
 
 __all__ = ["OWN_PATH", "check_config", "open_image"]
 
@@ -49,6 +50,11 @@ _OWN_VARIABLES = {
     "SEALGATE_HOME": "/state",
 }
 
+# What lies in a saved image's folder: an OCI layout's, and docker's before version 25.
+_SAVED = re.compile(
+    r"oci-layout|blobs|(?:index|manifest)\.json|repositories"
+    r"|[0-9a-f]{64}(?:\.json|\.tar)?"
+)
 _DEFAULT_PATHS = ("bento", "home/bentoml/bento")
 # Variables of BentoML's images and of the Python image under them.
 _FIXED = {
@@ -81,6 +87,7 @@ def open_image(folder: Path, config: Path | None) -> Iterator[tuple[Path, bool]]
     if is_saved(folder):
         if config is not None:
             raise refused("a saved image has a configuration of its own")
+        _refuse_more(folder)
         saved = read_saved(folder)
         table = saved.entries()
         place = _only([name for name in table if _is_bento(name)], folder)
@@ -100,6 +107,13 @@ def open_image(folder: Path, config: Path | None) -> Iterator[tuple[Path, bool]]
     yield folder / place, place != "" or config is not None
 
 
+def _refuse_more(folder: Path) -> None:
+    """A file system could hold a saved image, and run something else."""
+    for name in sorted(os.listdir(folder)):
+        if not _SAVED.fullmatch(name):
+            raise refused(f"{name} does not belong in a saved image")
+
+
 def check_config(document: Mapping[str, Any]) -> str:
     """The path of the Bento that an image runs, without a slash in front.
 
@@ -111,9 +125,11 @@ def check_config(document: Mapping[str, Any]) -> str:
             BentoML's images do, or sets what these do not set. Values are not repeated:
             they may be secret.
     """
-    config = document.get("config", document.get("Config"))
+    name = "config" if "config" in document else "Config"
+    config = exact({**document}, name).get(name)
     if not isinstance(config, dict):
         raise refused("the image's configuration is missing")
+    exact(config, "Env", "Healthcheck", *_OWN)
     if config.get("Healthcheck") is not None:
         raise refused("the image runs a health check of its own")
     if config.get("WorkingDir") == OWN_PATH:

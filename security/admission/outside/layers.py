@@ -4,6 +4,9 @@ An OCI layout, or what `docker save` writes, unpacked. Both name one configurati
 which names the layers by digest; where a folder is both at once, both must name the
 same. Nothing is unpacked but the folder that is asked for: of all else only the names
 are kept (OCI image-spec, layer.md and image-layout.md).
+
+Engines read the same bytes by other libraries, Go's. What those would read otherwise is
+refused: keys of JSON in other letters, and headers of archives (`headers`).
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+import shutil
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +27,9 @@ from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from security.admission.contents import refused
+from security.admission.outside.headers import strict_headers
 
-__all__ = ["SavedImage", "is_saved", "read_saved"]
+__all__ = ["SavedImage", "exact", "is_saved", "read_saved"]
 
 MAX_DOCUMENT_BYTES = 4 << 20
 MAX_LAYERS = 200
@@ -93,19 +99,15 @@ class SavedImage:
                 inside = name.removeprefix(f"{prefix}/")
                 if inside == name or abs(table.get(name, 0)) != number:
                     continue
-                target = to / inside
-                if item.info.isdir():
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                left -= item.info.size
+                left -= 0 if item.info.isdir() else item.info.size
                 if left < 0:
                     raise refused(f"{prefix}: more than {max_bytes} bytes")
-                if item.info.isreg():
-                    target.write_bytes(item.content())
-                else:
-                    target.symlink_to("nowhere")
+                try:
+                    item.write(to / inside)
+                except OSError as error:  # a file where a folder is, or the other way
+                    raise refused(
+                        f"{name}: cannot be unpacked: {error.strerror}"
+                    ) from None
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,20 @@ class _Member:
     info: tarfile.TarInfo
     archive: tarfile.TarFile
 
-    def content(self) -> bytes:
-        """A regular file's bytes."""
+    def write(self, target: Path) -> None:
+        """Make a folder, a file with its bytes, or an empty link for all else."""
+        if self.info.isdir():
+            target.mkdir(parents=True, exist_ok=True)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if not self.info.isreg():
+            target.symlink_to("nowhere")
+            return
         file = self.archive.extractfile(self.info)
-        return b"" if file is None else file.read()
+        with target.open("wb") as to:
+            if file is not None:
+                shutil.copyfileobj(file, to, 1 << 20)
 
 
 def is_saved(folder: Path) -> bool:
@@ -146,7 +158,8 @@ def read_saved(folder: Path) -> SavedImage:
 
 def _from_index(folder: Path) -> tuple[str, tuple[str, ...]]:
     """Paths of configuration and layers, as an OCI layout has them."""
-    document = _object(_bytes(folder, "index.json"), "index.json")
+    names = ("manifests", "layers", "config")
+    document = exact(_object(_bytes(folder, "index.json"), "index.json"), *names)
     while "manifests" in document:
         images = [
             item
@@ -155,7 +168,7 @@ def _from_index(folder: Path) -> tuple[str, tuple[str, ...]]:
         ]
         if len(images) != 1:
             raise refused(f"{len(images)} images, where there must be one")
-        document = _blob_document(folder, images[0])
+        document = exact(_blob_document(folder, images[0]), *names)
     layers = document.get("layers")
     if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
         raise refused("the image has no list of layers")
@@ -163,9 +176,27 @@ def _from_index(folder: Path) -> tuple[str, tuple[str, ...]]:
     return config, tuple(_blob(item) for item in layers)
 
 
-def _is_attestation(item: Mapping[str, Any]) -> bool:
-    notes = item.get("annotations")
-    return isinstance(notes, dict) and "vnd.docker.reference.type" in notes
+def _is_attestation(item: dict[str, Any]) -> bool:
+    """One of BuildKit's. The note alone says nothing: engines choose by platform."""
+    exact(item, "digest", "annotations", "platform")
+    notes, platform = item.get("annotations"), item.get("platform")
+    marked = isinstance(notes, dict) and "vnd.docker.reference.type" in notes
+    return marked and platform == {"architecture": "unknown", "os": "unknown"}
+
+
+def exact(document: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The object, in which no key is one of these names in other letters.
+
+    To Go's reader those are the same, and the last one counts.
+
+    Raises:
+        AdmissionRefused: one is.
+    """
+    spelled = {name.casefold(): name for name in names}
+    for key in document:
+        if spelled.get(key.casefold(), key) != key:
+            raise refused(f"the image says {key!r}, which can be read in two ways")
+    return document
 
 
 def _from_docker(folder: Path) -> tuple[str, tuple[str, ...]]:
@@ -178,6 +209,7 @@ def _from_docker(folder: Path) -> tuple[str, tuple[str, ...]]:
     if not isinstance(images, list) or len(images) != 1:
         raise refused("manifest.json: expected one image")
     image = images[0] if isinstance(images[0], dict) else {}
+    exact(image, "Config", "Layers")
     config, layers = image.get("Config"), image.get("Layers")
     if not isinstance(layers, list) or len(layers) > MAX_LAYERS:
         raise refused("the image has no list of layers")
@@ -193,7 +225,8 @@ def _path(value: Any) -> str:
 
 
 def _blob(descriptor: Any) -> str:
-    digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
+    known = exact(descriptor, "digest") if isinstance(descriptor, dict) else {}
+    digest = known.get("digest")
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if match is None:
         raise refused("the image names something by no SHA-256 digest")
@@ -225,8 +258,9 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
 
 
 def _diff_ids(config: Mapping[str, Any]) -> list[str]:
-    filesystem = config.get("rootfs")
-    digests = filesystem.get("diff_ids") if isinstance(filesystem, dict) else None
+    filesystem = exact({**config}, "rootfs").get("rootfs")
+    known = exact(filesystem, "diff_ids") if isinstance(filesystem, dict) else {}
+    digests = known.get("diff_ids")
     if not isinstance(digests, list) or not all(
         isinstance(item, str) and _DIGEST.fullmatch(item) for item in digests
     ):
@@ -260,12 +294,16 @@ def _members(path: Path, digest: str) -> Iterator[_Member]:
             raw.seek(0)
             stream = _Hashed(gzip.GzipFile(fileobj=raw) if packed else raw)
             # tarfile reads of a stream and does nothing else with it in this mode.
-            with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|") as archive:
+            with tarfile.open(
+                fileobj=cast(IO[bytes], stream), mode="r|", tarinfo=strict_headers()
+            ) as archive:
                 for info in archive:
+                    if any(name.startswith("GNU.sparse") for name in info.pax_headers):
+                        raise refused(f"{path.name}: a sparse file")
                     yield _Member(info, archive)
             while stream.read(1 << 20):
                 pass
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise refused(f"{path.name}: a layer that cannot be read: {error}") from None
     if f"sha256:{stream.digest.hexdigest()}" != digest:
         raise refused(f"{path.name}: not the layer that the configuration names")

@@ -185,6 +185,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"metrics": {"serviceMonitor": {"enabled": True, "bearer": "token"}}},
         "networkPolicy.metricsFrom: is not set",
     ),
+    "metrics for everybody": (
+        {"metrics": {"port": 9090}, "service": {"type": "LoadBalancer"}},
+        "metrics.port: has no token, and a Service of type LoadBalancer",
+    ),
     "metrics without a token": (
         {
             "metrics": {"serviceMonitor": {"enabled": True}},
@@ -204,6 +208,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "networkPolicy": {"metricsFrom": PROMETHEUS},
         },
         "bearer or oauth2, not both",
+    ),
+    "one private key": (
+        {"trust": {"trust": "{}", "jwks": '{"kty":"EC","d":"secret"}'}},
+        "trust.jwks: is no list of keys",
     ),
     "everybody may call": ({"networkPolicy": {"from": []}}, "/networkPolicy/from"),
     "everybody may call, by null": (

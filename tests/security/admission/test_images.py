@@ -18,7 +18,7 @@ import pytest
 from models.files import write_atomic
 from security.errors import AdmissionRefused
 from tests.support import images
-from tests.support.images import Layer, tar
+from tests.support.images import Layer, entry, header, records, tar
 
 with warnings.catch_warnings():
     # What BentoML imports warns about how BentoML uses it.
@@ -380,3 +380,112 @@ def test_a_saved_image_takes_no_other_configuration(tmp_path: Path) -> None:
     save(tmp_path / "image", LAYER)
     write_atomic(tmp_path / "config.json", json.dumps(CONFIG).encode())
     refused(tmp_path / "image", "of its own", tmp_path / "config.json")
+
+
+# What an engine's reader, Go's, sees otherwise than Python's.
+
+_EVIL = f"{PLACE}/src/evil.py".encode()
+_LONG = entry(b"././@LongLink", _EVIL + b"\0", kind=b"L")
+_PAX = entry(b"pax", records(path="tmp/x"), kind=b"x")
+_LATER = entry(b"tmp/x", b"x")
+AMBIGUOUS = {
+    "prefix of V7": entry(_EVIL, b"e", at={345: b"tmp", 257: bytes(8)}),
+    "prefix of star": entry(_EVIL, b"e", at={345: b"tmp", 508: b"tar\0"}),
+    "prefix of GNU": entry(_EVIL, b"e", at={345: b"tmp", 257: b"ustar  \0"}),
+    "a size behind a zero": header(b"tmp/x", at={124: b"\x00000001000\0"}),
+    "for all that follows": entry(b"g", records(path="tmp/x"), kind=b"g")
+    + entry(_EVIL, b"e"),
+    "a sparse file's name": entry(b"x", records(GNU__sparse__name="tmp/x"), kind=b"x")
+    + entry(_EVIL, b"e"),
+    "sparse": entry(b"tmp/x", b"", kind=b"S"),
+    "sparse, broken": entry(
+        b"x", records(GNU__sparse__major="1", GNU__sparse__minor="0"), kind=b"x"
+    )
+    + entry(_EVIL, b"e"),
+    "two names": _PAX + _LONG + entry(b"tmp/y", b"e"),
+    "two names, turned": _LONG + _PAX + entry(b"tmp/y", b"e"),
+    "a name twice": _LONG + _LONG + entry(b"tmp/y", b"e"),
+    "no end": _LATER + b"\1" * 512 + entry(_EVIL, b"e"),
+    "an extension without end": header(b"x", 2 << 20, kind=b"x"),
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_an_archive_that_engines_read_otherwise(tmp_path: Path, name: str) -> None:
+    """Clean to the one that looked, and not to the one that runs it."""
+    save(tmp_path, LAYER, AMBIGUOUS[name] + bytes(1024))
+    refused(tmp_path, "a layer with|a sparse file|cannot be read")
+
+
+def test_long_names_are_read(tmp_path: Path) -> None:
+    target = entry(b"././@LongLink", b"z" * 200 + b"\0", kind=b"K")
+    link = header(b"tmp/y", kind=b"2", at={157: b"z"})
+    long = entry(b"x", records(path=f"{PLACE}/env/{'y' * 200}"), kind=b"x")
+    save(tmp_path, LAYER, target + _LONG + link + long + _LATER + bytes(1024))
+    with open_image(tmp_path, None) as (bento, _):
+        assert (bento / "src" / "evil.py").is_symlink()
+        assert (bento / "env" / ("y" * 200)).read_bytes() == b"x"
+
+
+OTHER_LETTERS = [
+    {**CONFIG, "Config": {"Entrypoint": ["/evil"]}},
+    *(
+        {"config": CONFIG["config"] | {key: ["/evil"]}}
+        for key in ("entrypoint", "CMD", "env", "healthCheck", "u\u017fer")
+    ),
+]
+
+
+@pytest.mark.parametrize("document", OTHER_LETTERS)
+def test_a_configuration_that_engines_read_otherwise(document: dict[str, Any]) -> None:
+    """Go's reader takes a key in other letters, and the last one counts."""
+    with pytest.raises(AdmissionRefused, match="can be read in two ways"):
+        check_config(document)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("index.json", '{"manifests"', '{"Manifests": [], "manifests"'),
+        ("index.json", '[{"digest"', '[{"Digest": "x", "digest"'),
+        ("manifest.json", '[{"Config"', '[{"layers": [], "Config"'),
+    ],
+)
+def test_an_index_that_engines_read_otherwise(
+    tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    corrupted(_rewrite(name, old, new))(tmp_path)
+    refused(tmp_path, "can be read in two ways")
+
+
+def test_an_image_that_is_called_an_attestation(tmp_path: Path) -> None:
+    """Engines take the one of their platform, whatever is noted about it."""
+    save(tmp_path, LAYER, docker=False)
+    index = json.loads((tmp_path / "index.json").read_text())
+    for platform in ({"architecture": "amd64", "os": "linux"}, None):
+        index["manifests"][1]["platform"] = platform
+        write_atomic(tmp_path / "index.json", json.dumps(index).encode())
+        refused(tmp_path, "2 images, where there must be one")
+
+
+def test_a_file_system_that_holds_a_saved_image(tmp_path: Path) -> None:
+    """A clean one in it was looked at, instead of what the container runs."""
+    save(tmp_path, LAYER)
+    (tmp_path / "usr").mkdir()
+    refused(tmp_path, "usr does not belong in a saved image")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_file_in_place_of_a_folder(tmp_path: Path, *, turned: bool) -> None:
+    layer: Layer = [(f"{PLACE}/env", b"x"), (f"{PLACE}/env/y", b"y")]
+    save(tmp_path, [*LAYER, *(reversed(layer) if turned else layer)])
+    if turned:
+        with open_image(tmp_path, None) as (bento, _):
+            assert (bento / "env").read_bytes() == b"x"
+    else:
+        refused(tmp_path, "cannot be unpacked")
+
+
+def test_a_folder_that_becomes_a_file(tmp_path: Path) -> None:
+    save(tmp_path, [*LAYER, (f"{PLACE}/env", None), (f"{PLACE}/env", b"x")])
+    refused(tmp_path, "cannot be unpacked")

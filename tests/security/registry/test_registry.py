@@ -305,6 +305,44 @@ def test_a_registry_that_lies(
         failing(server, RegistryError, "5 redirects", to=tmp_path, environ=environ)
 
 
+@pytest.mark.parametrize("status", [0, 404])
+def test_the_secret_of_a_signed_address_is_not_told(
+    status: int, bundle_folder: Path, tmp_path: Path
+) -> None:
+    """Where blobs are kept elsewhere, a query with a signature opens that address."""
+    with registry() as server, registry() as other:
+        with open_store(f"{server.host}/toy:1", environ={}, plain_http=True) as store:
+            push(read_bundle(bundle_folder), store, form="image", tag="1")
+        url = other.url if status else "http://127.0.0.1:1"
+        server.away = f"{url}/v2/toy/blobs/x?Signature=a/{LOGIN[1]}&of="
+        error, message = (
+            (RegistryError, "x: not there")
+            if status
+            else (KeyFileError, "ConnectError")
+        )
+        failing(server, error, message, to=tmp_path)
+
+
+def test_a_token_that_ends_during_the_uploads(
+    bundle_folder: Path, tmp_path: Path, logins: Path
+) -> None:
+    """Registries' tokens live for minutes; large models take longer."""
+    with registry(auth="bearer") as server:
+        environ = log_in(logins, server)
+        server.ends = {"Bearer for-repository:toy:pull,push"}
+        with open_store(
+            f"{server.host}/toy:1", environ=environ, plain_http=True
+        ) as store:
+            push(read_bundle(bundle_folder), store, form="image", tag="1")
+        assert server.ends == set()
+        with open_store(
+            f"{server.host}/toy:1", environ=environ, plain_http=True
+        ) as store:
+            (tmp_path / "to").mkdir()
+            pull(store, tmp_path / "to")
+    assert read_bundle(tmp_path / "to") == read_bundle(bundle_folder)
+
+
 def test_where_a_login_is_not_taken(tmp_path: Path, logins: Path) -> None:
     with registry(auth="basic") as server:
         failing(server, RegistryError, "asks for a login; none is in", to=tmp_path)

@@ -160,7 +160,9 @@ stores:
 {{- fail (printf "trust.%s: is not a JSON object" $name) -}}
 {{- end -}}
 {{- end -}}
-{{- range (fromJson (default "{}" $v.trust.jwks)).keys -}}
+{{- $jwks := fromJson (default "{}" $v.trust.jwks) -}}
+{{- if and $v.trust.jwks (not (kindIs "slice" $jwks.keys)) }}{{ fail "trust.jwks: is no list of keys" }}{{ end -}}
+{{- range $jwks.keys -}}
 {{- if or (hasKey . "d") (hasKey . "k") }}{{ fail "trust.jwks: holds a private key" }}{{ end -}}
 {{- end -}}
 {{- $pods := $v.replicas -}}
@@ -192,6 +194,9 @@ stores:
 {{- if and $v.tls.certManager.enabled (not $v.tls.certManager.issuer) }}{{ fail "tls.certManager.issuer: is not set" }}{{ end -}}
 {{- if and (ne $v.tls.clientCertificates "off") (not (and $v.tls.enabled $v.tls.clientCa)) -}}
 {{- fail "tls.clientCertificates: needs tls.enabled and tls.clientCa" -}}
+{{- end -}}
+{{- if and $v.metrics.port (ne $v.service.type "ClusterIP") -}}
+{{- fail (printf "metrics.port: has no token, and a Service of type %s would publish it" $v.service.type) -}}
 {{- end -}}
 {{- with $v.metrics.serviceMonitor -}}
 {{- if .enabled -}}
