@@ -198,7 +198,7 @@ def test_away(tmp_path: Path) -> None:
             asked.all_answer()
             assert not asked.remember(made, entry)
             assert asked.count() < left
-            assert asked.revocations.version() == version + 1
+            assert asked.revocations.version() > version
             assert len(asked.ledger.entries()) == 2
 
 
