@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.errors import BundleError
-from security import strict_yaml
 from security.errors import YamlError
 
 __all__ = [
@@ -64,6 +63,9 @@ def parse_mlmodel(data: bytes) -> LoggedOnnx:
         BundleError: not plain YAML, no flavour ``onnx``, or a name that is no plain
             file's beside it.
     """
+    # The list of commands needs no PyYAML, which not every machine has.
+    from security import strict_yaml  # noqa: PLC0415
+
     try:
         found = strict_yaml.load_mapping(data, max_bytes=MAX_MLMODEL_BYTES)
     except YamlError as error:
