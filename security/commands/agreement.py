@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from models.report import Metric, Report, format_time
@@ -179,6 +178,8 @@ def _check_role(role: str, name: str, settings: Settings) -> None:
 
 
 def _report(counts: Counts, kind: str, tried: Admission, default: Admission) -> Report:
+    from importlib.metadata import version  # noqa: PLC0415  (slow to import)
+
     beside = default.bundle.subject
     start, end = (
         format_time(datetime.fromtimestamp(moment, UTC))
