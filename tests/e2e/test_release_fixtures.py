@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -163,11 +164,13 @@ def test_a_changed_report_is_still_refused(release: Path) -> None:
 @pytest.mark.parametrize("name", ["bundle", "imported-bundle"])
 def test_the_documents_are_what_the_evidence_gives(release: Path, name: str) -> None:
     bundle = read_bundle(release / name)
-    card = bundle.files["MODEL_CARD.md"]
+    card, bom = bundle.files["MODEL_CARD.md"], bundle.files["bom.cdx.json"]
     if name == "imported-bundle":  # 0.1.0 said so of graphs that do nothing of the kind
-        card = card.replace(b"; values outside a range are clipped to it", b"")
+        true = card.replace(b"; values outside a range are clipped to it", b"")
+        bom = bom.replace(*(sha256(text).hexdigest().encode() for text in (card, true)))
+        card = true
     assert card == model_card(bundle)
-    assert bundle.files["bom.cdx.json"] == ml_bom(bundle)
+    assert bom == ml_bom(bundle)
 
 
 def test_the_model_gives_the_same_answers(
