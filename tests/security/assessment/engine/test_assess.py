@@ -179,17 +179,22 @@ def test_no_provenance(tmp_path):
 
 
 @pytest.mark.slow
+def but_progress(stderr):
+    """Lines that say something else than how far a slow machine has come."""
+    return [line for line in stderr.splitlines() if " s so far" not in line]
+
+
 def test_commands(security, tmp_path):
     folder = tmp_path / "bundle"
     result = security("train", str(EXAMPLE), "--out", str(folder))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, but_progress(result.stderr)) == (0, [])
     assert (
         "epsilon 3.00 at delta 1.2e-03 (PRV, Poisson q=0.5, 100 steps" in result.stdout
     )
     privacy = Report.from_json((folder / "evidence/privacy.json").read_bytes())
     assert privacy.conditions["noise_generator"] == "os_urandom"
     result = security("assess", str(folder), "--config", str(EXAMPLE))
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, but_progress(result.stderr)) == (0, [])
     said = [line.split()[0] for line in result.stdout.splitlines()]
     # The policy's view of them follows.
     assert said[: len(KINDS) + 1] == [*KINDS, "policy"]
