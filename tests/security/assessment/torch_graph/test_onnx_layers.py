@@ -112,7 +112,7 @@ CASES = {
         *(np.int8(3), f32(0.4), np.uint8(90)),
     ),
     "DynamicQuantizeLinear ConvInteger": integer("ConvInteger", WHOLE, strides=[2, 1]),
-    # Seven bits: without VNNI, onnxruntime adds two products up in 16 bits, and saturates.
+    # Seven bits: without VNNI, onnxruntime adds two products in 16 bits, and saturates.
     "DynamicQuantizeLinear MatMulInteger": integer(
         "MatMulInteger", WHOLE[0, 0, 0, :1].repeat(8)[:, None] // 2
     ),
