@@ -197,7 +197,9 @@ def test_commands(security, tmp_path):
     assert (result.returncode, but_progress(result.stderr)) == (0, [])
     said = [line.split()[0] for line in result.stdout.splitlines()]
     # What the noise of a training left to find comes before, the policy's view after.
-    figures = said[said.index(KINDS[0]) :]
+    start = said.index(KINDS[0])
+    assert "error" not in said[:start]
+    figures = said[start:]
     assert figures[: len(KINDS) + 1] == [*KINDS, "policy"]
     assert written(folder) == set(KINDS)
     result = security("train", str(EXAMPLE), "--out", str(folder))
