@@ -5,19 +5,15 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import Bundle, read_bundle
-from security.admission.keys import load_trust
-from security.admission.observations import check_fresh, read_observation
-from security.admission.policy import load_policy
-from security.admission.promotion import DRIFT_ALARMS, PROMOTION_CHECK
-from security.admission.steps import demand
-from security.audit.journal import record_operation
 from security.commands.options import Subparsers
 from security.commands.stages import Stages
-from security.commands.train import refuse_existing, stopped_by_ctrl_c
 from security.errors import AdmissionRefused, SettingsError
-from security.settings.loading import Settings, load_settings
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from security.settings.loading import Settings
 
 __all__ = ["NOTHING_DRIFTED", "add_parser", "run"]
 
@@ -58,7 +54,16 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Retrain; returns the exit code."""
+    # What a mistyped option needs is imported above, the rest where it is needed.
+    from models.bundle import read_bundle  # noqa: PLC0415
+
     bundle = read_bundle(args.bundle)
+    from security.commands.train import (  # noqa: PLC0415
+        refuse_existing,
+        stopped_by_ctrl_c,
+    )
+    from security.settings.loading import load_settings  # noqa: PLC0415
+
     if args.if_drifted and not _drifted(bundle, load_settings()):
         return NOTHING_DRIFTED
     refuse_existing(args.out)
@@ -88,6 +93,19 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         AdmissionRefused: there is no report that can be believed, or it cannot tell.
         SettingsError: the policy names nobody who may sign one.
     """
+    from security.admission.keys import load_trust  # noqa: PLC0415
+    from security.admission.observations import (  # noqa: PLC0415
+        check_fresh,
+        read_observation,
+    )
+    from security.admission.policy import load_policy  # noqa: PLC0415
+    from security.admission.promotion import (  # noqa: PLC0415
+        DRIFT_ALARMS,
+        PROMOTION_CHECK,
+    )
+    from security.admission.steps import demand  # noqa: PLC0415
+    from security.audit.journal import record_operation  # noqa: PLC0415
+
     tag = bundle.manifest.tag
     policy = load_policy(settings.admission.policy)
     needed = policy.promotion_of(bundle.manifest.name).of("monitoring")
