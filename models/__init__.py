@@ -2,7 +2,8 @@
 
 errors          what a bundle, manifest or report can do wrong
 files           bounded reads and atomic writes
-manifest        manifest.json: names, tensors, limits
+manifest        manifest.json: tensors, limits
+names           what names, versions and tags look like
 output_policy   what may leave of answers, and how much that tells
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 metrics         the names of metrics, and what measures them          (offline)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from models.errors import ManifestError
 from models.explanations import DEFAULT, Explanations
+from models.names import NAME, VERSION
 from models.output_policy import ALL_SCORES, OutputPolicy, Release
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
@@ -24,14 +25,9 @@ from sealgate.protocol.tensors import DATATYPES, Array, TensorSpec
 __all__ = [
     "FORMS",
     "MANIFEST_SCHEMA",
-    "NAME",
-    "VERSION",
     "Column",
     "Manifest",
     "Tensor",
-    "is_tag",
-    "names_that_clash",
-    "store_tag",
 ]
 
 MANIFEST_SCHEMA = "https://sealgate.dev/manifest/v1"
@@ -42,12 +38,6 @@ MAX_ROWS = 1 << 20
 # the tensor are its maps, columns their keys, which the labels name. "sequence" is a
 # sequence of tensors of one shape, which are stacked.
 FORMS = ("tensor", "maps", "sequence")
-
-# Both are also path segments, scope suffixes and labels: no separator, no blank, and a
-# dot only between other characters.
-NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,3}")
-
 
 _Item = TypeVar("_Item")
 _OPTIONAL = {"columns", "labels", "bounds", "form"}
@@ -176,7 +166,7 @@ class Manifest:
 
     @property
     def tag(self) -> str:
-        """``name:version``; BentoML's own is in lower case, see `store_tag`."""
+        """``name:version``; BentoML's own is in lower case, see `names.store_tag`."""
         return f"{self.name}:{self.version}"
 
     @property
@@ -363,35 +353,6 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not 1 <= len(value) <= 256:
         raise ManifestError(f"{where}: expected 1 to 256 characters")
     return value
-
-
-def is_tag(text: str) -> bool:
-    """Whether a text is a full tag, of a name and a version as manifests have them.
-
-    >>> is_tag("densenet_onnx:1.0.0"), is_tag("densenet_onnx:latest")
-    (True, False)
-    """
-    name, _, version = text.partition(":")
-    return bool(NAME.fullmatch(name) and VERSION.fullmatch(version))
-
-
-def store_tag(tag: str) -> str:
-    """What BentoML's store calls a tag: it knows no capitals.
-
-    >>> store_tag("DenseNet.v2:1.0.0")
-    'densenet.v2:1.0.0'
-    """
-    return tag.lower()
-
-
-def names_that_clash(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that are equal but for case, if there are any."""
-    known: dict[str, str] = {}
-    for name in names:
-        other = known.setdefault(store_tag(name), name)
-        if other != name:
-            return other, name
-    return None
 
 
 def _match(value: Any, where: str, pattern: re.Pattern[str]) -> str:

@@ -24,7 +24,7 @@ from bentoml.images import Image
 from bentoml.models import BentoModel
 
 from models.files import write_atomic
-from models.manifest import store_tag
+from models.names import store_tag
 from sealgate.errors import SealgateError
 from security.admission.confidential import open_admission
 from security.admission.contents import (

@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
-from models.manifest import names_that_clash
+from models.names import names_that_clash
 from models.report import format_time
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json

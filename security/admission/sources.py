@@ -32,7 +32,8 @@ from models.bundle import (
 )
 from models.errors import BundleError
 from models.files import read_regular
-from models.manifest import MAX_MANIFEST_BYTES, Manifest, names_that_clash
+from models.manifest import MAX_MANIFEST_BYTES, Manifest
+from models.names import names_that_clash
 from security.admission.store import read_stored
 from security.errors import SettingsError
 from security.settings.service import is_path, path_of

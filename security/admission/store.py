@@ -21,7 +21,8 @@ from typing import Any
 from models.bundle import MANIFEST_FILE, Bundle, read_bundle
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
-from models.manifest import MAX_MANIFEST_BYTES, Manifest, names_that_clash, store_tag
+from models.manifest import MAX_MANIFEST_BYTES, Manifest
+from models.names import names_that_clash, store_tag
 
 __all__ = [
     "STORE_FILES",

@@ -7,21 +7,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from models.report import Metric, Report, format_time
-from security.admission.gate import Admission
-from security.admission.keys import ROLES
-from security.admission.observations import write_observation
-from security.admission.plan import PlanFolder
-from security.admission.policy import load_policy
-from security.admission.steps import CLOCK_SKEW
-from security.audit.journal import record_operation
-from security.commands.models import current, running
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings, load_settings
+
+if TYPE_CHECKING:
+    from models.report import Metric, Report
+    from security.admission.gate import Admission
 
 __all__ = ["Counts", "add_parser", "counts_of", "run"]
 
@@ -33,6 +28,8 @@ _MOST = 1 << 53
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
+    from security.admission.keys import ROLES  # noqa: PLC0415
+
     parser = subparsers.add_parser(
         "agreement",
         help="sign how far a version on trial agrees with the default",
@@ -56,6 +53,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Add up and sign; returns the exit code."""
+    from security.admission.observations import write_observation  # noqa: PLC0415
+    from security.admission.plan import PlanFolder  # noqa: PLC0415
+    from security.audit.journal import record_operation  # noqa: PLC0415
+    from security.commands.models import current, running  # noqa: PLC0415
+
     settings = load_settings()
     name, _, _ = args.tag.partition(":")
     _check_role(args.role, name, settings)
@@ -158,6 +160,8 @@ def counts_of(
 
 def _parsed(trial: Mapping[str, Any]) -> dict[str, Any]:
     """A tally whose numbers can be what they say."""
+    from security.admission.steps import CLOCK_SKEW  # noqa: PLC0415
+
     counts: list[Any] = [trial.get(name) for name in _COUNTS]
     numbers: list[Any] = [trial.get(name) for name in (*_SUMS, *_TIMES)]
     good = all(type(item) is int and 0 <= item < _MOST for item in counts) and all(
@@ -171,6 +175,8 @@ def _parsed(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_role(role: str, name: str, settings: Settings) -> None:
+    from security.admission.policy import load_policy  # noqa: PLC0415
+
     policy = load_policy(settings.admission.policy)
     needed = policy.promotion_of(name).of("agreement")
     if needed is not None and role not in needed.signers:
@@ -179,6 +185,8 @@ def _check_role(role: str, name: str, settings: Settings) -> None:
 
 def _report(counts: Counts, kind: str, tried: Admission, default: Admission) -> Report:
     from importlib.metadata import version  # noqa: PLC0415  (slow to import)
+
+    from models.report import Report, format_time  # noqa: PLC0415
 
     beside = default.bundle.subject
     start, end = (
@@ -207,6 +215,7 @@ def _report(counts: Counts, kind: str, tried: Admission, default: Admission) -> 
 
 
 def _metrics(counts: Counts) -> Iterator[tuple[str, Metric]]:
+    from models.report import Metric  # noqa: PLC0415
     from security.assessment.results import intervals  # noqa: PLC0415  (scipy)
 
     compared = counts.same + counts.different

@@ -11,20 +11,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from security.admission.confidential import open_admission
-from security.admission.doors import verify_bundle
-from security.admission.gate import Admission
-from security.admission.policy import load_policy
-from security.audit.journal import record_operation
-from security.audit.records import Scalar
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.stages import Stages
-from security.commands.verify import read_model
 from security.errors import AdmissionRefused, BatchError, QuotaError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
 if TYPE_CHECKING:
+    from security.admission.gate import Admission
+    from security.audit.records import Scalar
     from security.batch.job import Job, Progress, Summary
 
 __all__ = ["add_parser", "run"]
@@ -109,6 +104,8 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the job, or the rest of it; returns the exit code."""
+    from security.admission.policy import load_policy  # noqa: PLC0415
+
     _check(args)
     settings, rules = load_settings(), admission_settings(args)
     admission = _admitted(args, settings, rules)
@@ -159,6 +156,11 @@ def _admitted(
     Raises:
         SealgateError: it is refused, or cannot be read.
     """
+    from security.admission.confidential import open_admission  # noqa: PLC0415
+    from security.admission.doors import verify_bundle  # noqa: PLC0415
+    from security.audit.journal import record_operation  # noqa: PLC0415
+    from security.commands.verify import read_model  # noqa: PLC0415
+
     bundle = read_model(args.model)
     try:
         admission = verify_bundle(bundle, rules)

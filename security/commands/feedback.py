@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from models.manifest import NAME
+from models.names import NAME
 from sealgate.tables import read_labels
 from security.commands.options import Subparsers
 from security.errors import MonitoringError

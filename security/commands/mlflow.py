@@ -7,13 +7,9 @@ import hashlib
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import VERDICT_FILE, Bundle, read_bundle
 from models.errors import BundleError
-from security.admission.doors import verify_with
-from security.admission.gate import Admission
-from security.admission.keys import load_trust
-from security.admission.policy import load_policy
 from security.commands.options import (
     Subparsers,
     add_admission,
@@ -21,13 +17,14 @@ from security.commands.options import (
     admission_settings,
 )
 from security.commands.stages import Stages
-from security.documents.facts import read_facts
 from security.errors import TrackingError
 from security.settings.admission import AdmissionSettings
-from security.tracking.addresses import ModelVersion, RunPath, parse_address
-from security.tracking.client import Client, connect
-from security.tracking.fetched import fetch_onnx
-from security.tracking.logged import metrics_of, tags_of, write_evidence
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from security.admission.gate import Admission
+    from security.tracking.addresses import ModelVersion
+    from security.tracking.client import Client
 
 __all__ = ["add_parser", "run"]
 
@@ -71,6 +68,15 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify, compare and write; returns the exit code."""
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.documents.facts import read_facts  # noqa: PLC0415
+    from security.tracking.addresses import (  # noqa: PLC0415
+        ModelVersion,
+        RunPath,
+        parse_address,
+    )
+    from security.tracking.client import connect  # noqa: PLC0415
+
     address = parse_address(args.to)
     run_itself = isinstance(address, RunPath) and not address.path
     if not run_itself and not (isinstance(address, ModelVersion) and address.version):
@@ -105,6 +111,12 @@ def _decided(
     Raises:
         AdmissionRefused: there is one, and it does not hold.
     """
+    from models.bundle import VERDICT_FILE  # noqa: PLC0415
+    from security.admission.doors import verify_with  # noqa: PLC0415
+    from security.admission.keys import load_trust  # noqa: PLC0415
+    from security.admission.policy import load_policy  # noqa: PLC0415
+    from security.tracking.logged import tags_of  # noqa: PLC0415
+
     if VERDICT_FILE not in bundle.files:
         return None, tags_of(bundle, None)
     policy = load_policy(settings.policy)
@@ -123,6 +135,7 @@ def _to_version(
         The run's id; of a new one, where the version is of no run.
     """
     from security.assessment import imported  # noqa: PLC0415  (onnxruntime)
+    from security.tracking.fetched import fetch_onnx  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as name:
         fetched = fetch_onnx(client, address, Path(name))
@@ -153,6 +166,8 @@ def _to_run(
     tags: dict[str, str],
     model_id: str = "",
 ) -> None:
+    from security.tracking.logged import metrics_of, write_evidence  # noqa: PLC0415
+
     client.log(run_id, metrics=metrics_of(bundle), tags=tags, model_id=model_id)
     with tempfile.TemporaryDirectory() as name:
         write_evidence(bundle, Path(name))

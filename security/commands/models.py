@@ -7,22 +7,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.errors import BundleError
-from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.admission import changes
-from security.admission.lifecycle import Canary, Live, Shadow, Warm
-from security.admission.plan import Plan, PlanFolder, plan_of_tags
-from security.audit.journal import record_operation
-from security.commands.deciding import Decided, decide_promotion
 from security.commands.options import Subparsers
 from security.commands.stages import Stages
 from security.errors import PlanError
 from security.settings.loading import Settings, load_settings
 from security.settings.service import is_path
+
+if TYPE_CHECKING:
+    from security.admission.lifecycle import Live
+    from security.admission.plan import Plan, PlanFolder
+    from security.commands.deciding import Decided
 
 __all__ = [
     "Worker",
@@ -124,6 +123,9 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
 
 def run(args: argparse.Namespace) -> int:
     """Change or list; returns the exit code."""
+    from security.admission.plan import PlanFolder  # noqa: PLC0415
+    from security.audit.journal import record_operation  # noqa: PLC0415
+
     settings = load_settings()
     if args.action == "default":
         return promote(args.tag, settings, force=args.force, wait_s=args.wait)
@@ -151,6 +153,10 @@ def promote(tag: str, settings: Settings, *, force: bool, wait_s: float) -> int:
         AdmissionRefused: a requirement does not hold; nothing is changed.
         PlanError: it is the default already, or the plan cannot be changed.
     """
+    from security.admission import changes  # noqa: PLC0415
+    from security.admission.plan import PlanFolder  # noqa: PLC0415
+    from security.commands.deciding import decide_promotion  # noqa: PLC0415
+
     folder = PlanFolder(settings.deployment.directory)
     decided: list[Decided] = []
 
@@ -180,6 +186,7 @@ def _first(folder: PlanFolder, settings: Settings) -> Plan:
     A mounted folder may hold more by now than when the server started.
     """
     from security.admission.hooks import locked_tags  # noqa: PLC0415  (bentoml)
+    from security.admission.plan import plan_of_tags  # noqa: PLC0415
 
     workers = running(folder) if any(map(is_path, settings.service.models)) else []
     if not workers:
@@ -200,7 +207,9 @@ def _change(
     args: argparse.Namespace, folder: PlanFolder, settings: Settings
 ) -> Callable[[Plan], Plan]:
     """From the plan in force to the next; what shall answer more is verified first."""
+    from security.admission import changes  # noqa: PLC0415
     from security.admission.hooks import open_tag  # noqa: PLC0415  (bentoml)
+    from security.admission.lifecycle import Warm  # noqa: PLC0415
 
     def make(plan: Plan) -> Plan:
         match args.action:
@@ -242,6 +251,8 @@ def _risen(before: Plan, after: Plan) -> list[str]:
 
     These must be admitted today, whatever they were when they were loaded.
     """
+    from security.admission.lifecycle import Warm  # noqa: PLC0415
+
     states = _states(before)
     return [
         tag
@@ -280,6 +291,8 @@ class Worker:
 
 
 def _list(folder: PlanFolder, plan: Plan) -> int:
+    from security.admission.lifecycle import Canary, Shadow  # noqa: PLC0415
+
     print(f"plan      generation {plan.generation}: {plan.change}")
     for name, model in plan.models.items():
         others = [v for v in model.versions if v != model.default]
@@ -346,6 +359,8 @@ def running(folder: PlanFolder) -> list[Worker]:
 
 
 def _read_report(path: Path) -> dict[str, Any]:
+    from models.files import read_regular  # noqa: PLC0415
+
     data = read_regular(path, max_bytes=MAX_REPORT_BYTES)
     report: dict[str, Any] = strict_json.loads_object(data, max_bytes=MAX_REPORT_BYTES)
     tables = (report.get(name) for name in ("serving", "refused", "withdrawn"))

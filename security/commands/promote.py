@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 
-from security.admission.plan import PlanFolder
-from security.commands.deciding import decide_promotion
 from security.commands.models import add_default, current, promote
 from security.commands.options import Subparsers
 from security.settings.loading import load_settings
@@ -39,6 +37,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Decide, and promote; returns the exit code."""
+    from security.admission.plan import PlanFolder  # noqa: PLC0415
+    from security.commands.deciding import decide_promotion  # noqa: PLC0415
+
     settings = load_settings()
     if not args.dry_run:
         return promote(args.tag, settings, force=args.force, wait_s=args.wait)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.manifest import is_tag
+from models.names import is_tag
 from sealgate.errors import SealgateError
 from security.admission.plan import PlanFolder
 from security.commands.missing import require

@@ -17,7 +17,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from models.manifest import NAME
+from models.names import NAME
 from security.errors import SettingsError
 from security.key_files import PASSPHRASE_VARIABLE
 from security.settings.access import AccessSettings, check_access

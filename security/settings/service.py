@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.manifest import is_tag, names_that_clash
+from models.names import is_tag, names_that_clash
 from security.errors import SettingsError
 from security.settings.checks import check_positive
 

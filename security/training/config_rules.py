@@ -13,7 +13,7 @@ from typing import Any
 
 from models.data.datasets import NAMES
 from models.data.identity import VERSIONS
-from models.manifest import NAME, VERSION
+from models.names import NAME, VERSION
 from models.networks import ARCHITECTURES, FEATURES
 from security.config_reader import Found, hint
 from security.training.candidates import MAX_CANDIDATES, candidates, listed

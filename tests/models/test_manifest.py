@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from models.errors import ManifestError
-from models.manifest import MANIFEST_SCHEMA, Manifest, is_tag, names_that_clash
+from models.manifest import MANIFEST_SCHEMA, Manifest
+from models.names import is_tag, names_that_clash
 from tests.support.bundles import manifest
 from tests.support.mutations import DROP, changed, encode, mutated
 

@@ -31,7 +31,7 @@ from typing import Any
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from models.files import read_regular
-from models.manifest import is_tag, names_that_clash, store_tag
+from models.names import is_tag, names_that_clash, store_tag
 from security.admission.contents import (
     LOCK_CHECK,
     LOCK_FILE,
