@@ -69,6 +69,7 @@ ALLOWED_SOURCES = (
     "models/files.py",
     "models/graph.py",
     "models/manifest.py",
+    "models/names.py",
     "models/output_policy.py",
     "models/report.py",
     "models/sessions.py",
