@@ -11,7 +11,6 @@ has to say so of their key.
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +28,13 @@ from sealgate.protocol.dsse import (
     key_hint,
     public_pem,
 )
-from security.admission.keys import load_mldsa_key, load_signing_key
+from security.admission.keys import load_signing_key
+from security.admission.trust import load_mldsa_key
 from security.errors import KeyFileError
-from security.key_files import passphrase_file, read_passphrase
+from security.key_files import is_uri, passphrase_file, read_passphrase
 
-__all__ = ["LibrarySigner", "is_uri", "load_signer"]
+__all__ = ["LibrarySigner", "load_signer"]
 
-_URI = re.compile(r"[a-z][a-z0-9+.-]+:.*", re.DOTALL)
 # securesystemslib.signer: key type and scheme.
 _SCHEMES = {
     ECDSA_P256: ("ecdsa", "ecdsa-sha2-nistp256"),
@@ -85,15 +84,6 @@ class LibrarySigner:
                 "the key signs, but not as the public key that was named"
             ) from None
         return signature
-
-
-def is_uri(key: str) -> bool:
-    """Whether a key is named by URI rather than by path.
-
-    >>> is_uri("awskms:alias/release"), is_uri("keys/release.pem")
-    (True, False)
-    """
-    return _URI.fullmatch(key) is not None
 
 
 def load_signer(

@@ -12,8 +12,8 @@ from pathlib import Path
 from models.files import write_atomic
 from models.report import format_time
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
-from security.admission.confidential import load_model_key, model_public_pem
 from security.admission.keys import generate_signing_key, load_signing_key
+from security.admission.model_keys import load_model_key, model_public_pem
 from security.admission.trust import (
     ROLES,
     Revocation,
@@ -226,7 +226,7 @@ def _record(settings: Settings, role: str, what: str) -> None:
 def _public(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.model:
-        print(model_public_pem(load_model_key(settings.admission.model_key)), end="")
+        print(_model_public(settings.admission.model_key), end="")
         return 0
     if args.identity:
         identity = load_identity(settings.sealing.identity)
@@ -238,6 +238,16 @@ def _public(args: argparse.Namespace) -> int:
     for key in keys.values():
         print(public_pem(key), end="")
     return 0
+
+
+def _model_public(source: Path | str) -> str:
+    if isinstance(source, Path):
+        return model_public_pem(load_model_key(source))
+    scheme = source.partition(":")[0]
+    raise KeyFileError(
+        f"admission.model_key is {scheme}:, which is asked for an admitted model only; "
+        "the public half comes from where the key was made"
+    )
 
 
 def _find(hint: str, trust: TrustRoot) -> str:
