@@ -116,6 +116,15 @@ class Bundle:
         """Whether the model is encrypted."""
         return SEALED_FILE in self.files
 
+    @property
+    def sealed_to(self) -> tuple[str, ...]:
+        """Hints of the keys that the model is sealed to; none of a plain model.
+
+        Raises:
+            BundleError: the sealed file is none.
+        """
+        return _sealed_header(self.files).recipient_hints if self.sealed else ()
+
     def opened(self, model: bytes) -> Bundle:
         """This sealed bundle with its model in the clear, for memory only.
 
@@ -250,11 +259,15 @@ def _model_digest(files: Mapping[str, bytes]) -> bytes:
     """Of model.onnx: computed, or claimed by the sealed file's header."""
     if SEALED_FILE not in files:
         return hashlib.sha256(files[MODEL_FILE]).digest()
+    return bytes.fromhex(_sealed_header(files).plaintext_sha256)
+
+
+def _sealed_header(files: Mapping[str, bytes]) -> sealedfile.Header:
     try:
         header, _ = sealedfile.parse_header(files[SEALED_FILE])
     except SealedFileError as error:
         raise BundleError(f"{SEALED_FILE}: claims to be sealed: {error}") from None
-    return bytes.fromhex(header.plaintext_sha256)
+    return header
 
 
 def _root(digests: Mapping[str, bytes]) -> str:

@@ -53,7 +53,7 @@ def seal_model(
 
     Args:
         bundle: in the clear.
-        public_keys: raw X25519 public keys of the deployments.
+        public_keys: raw public keys of the deployments, all X25519 or all X-Wing.
         signer: holds the role release.
 
     Returns:
@@ -61,8 +61,8 @@ def seal_model(
 
     Raises:
         BundleError: the bundle is sealed already.
-        SealedFileError: no key, or one twice.
-        DecryptionError: a public key that is none.
+        SealedFileError: no key, one twice, or keys of two kinds.
+        KeyConfigError, DecryptionError: a public key that is none.
     """
     data = b"".join(sealedfile.seal_chunks(bundle.model, public_keys))
     statement = Statement(

@@ -34,7 +34,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         action="append",
         required=True,
         metavar="PUBLIC_KEY.pem",
-        help="a deployment's public model key, from `keys public --model`; repeatable",
+        help="a deployment's public model key, from `keys public --model`; repeatable, "
+        "all X-Wing or all X25519",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to be made"

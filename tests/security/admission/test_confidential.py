@@ -144,7 +144,7 @@ def lie(data: bytes, digest: str) -> bytes:
     lying = replace(core, recipients=(wrapped,)).to_json()
     cipher, prefix = sealedfile._schedule(content_key, lying)
     content = cipher.encrypt(sealedfile._nonce(prefix, 0, last=True), b"other", None)
-    return sealedfile.MAGIC + len(lying).to_bytes(4, "big") + lying + content
+    return b"SGSEAL\x00\x01" + len(lying).to_bytes(4, "big") + lying + content
 
 
 def test_a_lie_that_only_opening_can_find(sealed_folder: Path, keys: Keys) -> None:
@@ -253,7 +253,7 @@ def test_a_public_key_of_another_kind(tmp_path: Path, keys: Keys) -> None:
     from sealgate.protocol.dsse import public_pem
 
     (tmp_path / "a.pem").write_text(public_pem(keys.release.public_key()))
-    with pytest.raises(KeyFileError, match="not an X25519 public key"):
+    with pytest.raises(KeyFileError, match="not an X25519 or X-Wing public key"):
         load_model_public(tmp_path / "a.pem")
     (tmp_path / "b.pem").write_text("nonsense")
     with pytest.raises(KeyFileError, match="not a PEM public key"):
