@@ -11,15 +11,15 @@ from typing import Any
 
 from models.report import Metric, Report, format_time
 from security.admission.gate import Admission
-from security.admission.keys import ROLES
 from security.admission.observations import write_observation
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
 from security.admission.steps import CLOCK_SKEW
+from security.admission.trust import ROLES
 from security.audit.journal import record_operation
 from security.commands.models import current, running
 from security.commands.options import Subparsers
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings, load_settings
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     counts = counts_of(trials, args.trial, tried, default)
     report = _report(counts, args.trial, tried, default)
     path = write_observation(
-        settings.deployment.directory, report, signer(args, args.role)
+        settings.deployment.directory, report, signers(args, args.role)
     )
     record = {
         "action": "agreement",

@@ -27,9 +27,9 @@ from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.tensors import TensorSpec
 from security.admission.attest import sign_report, sign_verdict
 from security.admission.evaluation import Evaluation, Recomputed, evaluation_steps
-from security.admission.keys import ROLES, TrustRoot
 from security.admission.policy import Policy, parse_policy
 from security.admission.steps import Scene, demand
+from security.admission.trust import ROLES, TrustRoot
 
 KINDS = ("structure", "quality", "privacy")
 NAME = "toy"
@@ -92,6 +92,11 @@ class Keys:
 
 def policy(text: bytes = POLICY) -> Policy:
     return parse_policy(text, name="policy.toml")
+
+
+def scene_of(bundle: Bundle, trust: TrustRoot, text: bytes = POLICY) -> Scene:
+    """What the checks look at, now."""
+    return Scene(bundle, policy(text), trust, datetime.now(UTC))
 
 
 def evaluate(
