@@ -30,11 +30,11 @@ from sealgate import Client
 from sealgate.protocol import dsse
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from sealgate.protocol.sealedfile import key_hint, seal_chunks
+from security.admission.attest import Signers
 from security.admission.command_source import CommandSource
 from security.admission.confidential import open_admission, seal_model
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.keys import Revocation, TrustRoot
 from security.admission.model_keys import (
     SOURCES,
     FileSource,
@@ -47,6 +47,7 @@ from security.admission.model_keys import (
     model_public_pem,
     rotate_model_key,
 )
+from security.admission.trust import Revocation, TrustRoot
 from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.hpke_keys import encode_hpke_key, fresh_hpke_key, parse_hpke_key
@@ -101,7 +102,7 @@ def sealed(folder: Path, keys: Keys, *to: ModelKey) -> Path:
     """The bundle of a folder, sealed, beside it."""
     bundle, out = read_bundle(folder), folder.parent / "sealed"
     public = [key.public_bytes for key in to or (KEY,)]
-    _write(out, bundle, seal_model(bundle, public, keys.release))
+    _write(out, bundle, seal_model(bundle, public, Signers(keys.release)))
     return out
 
 
@@ -177,7 +178,7 @@ def _no_statement(folder: Path, keys: Keys) -> None:
 
 def _statement_of_another_role(folder: Path, keys: Keys) -> None:
     bundle = read_bundle(folder.parent / "bundle")
-    files = seal_model(bundle, [KEY.public_bytes], keys.assessor)
+    files = seal_model(bundle, [KEY.public_bytes], Signers(keys.assessor))
     for name, data in files.items():
         write_atomic(folder / name, data)
 
