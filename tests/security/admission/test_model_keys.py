@@ -23,6 +23,7 @@ from models.bundle import (
     SEALED_ATTESTATION_FILE,
     SEALED_FILE,
     VERDICT_FILE,
+    mldsa_file,
     read_bundle,
 )
 from models.files import write_atomic
@@ -248,13 +249,20 @@ def test_a_batch_job_asks_nobody_for_a_refused_model(
     check_security(home, *arguments, str(tmp_path / "sealed"), **settings)
     (tmp_path / "rows.csv").write_text("features\n1\n")
     settings |= {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:{fetch}"}
-    (tmp_path / "sealed" / VERDICT_FILE).unlink()
-    result = run_security(
-        home, "batch", str(tmp_path / "sealed"), "--input", str(tmp_path / "rows.csv"),
-        "--out", str(tmp_path / "out.csv"), "--job", "j", **settings,
-    )  # fmt: skip
-    assert result.returncode == 1
-    assert "verdict is missing" in result.stderr
+    for name, message in (
+        (SEALED_ATTESTATION_FILE, "the ML-DSA-65 signature is missing beside it"),
+        (VERDICT_FILE, "verdict is missing"),
+    ):
+        (tmp_path / "sealed" / mldsa_file(name)).unlink()
+        if name == VERDICT_FILE:
+            (tmp_path / "sealed" / name).unlink()
+        result = run_security(
+            home, "batch", str(tmp_path / "sealed"), "--input",
+            str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out.csv"),
+            "--job", "j", **settings,
+        )  # fmt: skip
+        assert result.returncode == 1
+        assert message in result.stderr
     assert asked(tmp_path) == 0
 
 
