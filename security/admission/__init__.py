@@ -1,6 +1,7 @@
 """Which models may be packaged, started and loaded.
 
-keys             signing keys by role, and the trust root that names their public halves
+trust            the trust root: public keys by role, and what else is believed
+keys             signing keys in files: a role's ECDSA P-256 and ML-DSA-65 keys
 rules            what a policy says: which evidence a model needs, from whom, how fresh
 policy           policy.toml read into rules; its mistakes with their lines
 comparison       two policies: which requirements got stricter, which looser
@@ -15,6 +16,8 @@ gate             every check, numbered: the verdict, or the first refusal, or al
 signers          keys in files, key services and hardware modules
 doors            the gate, and the checks of the files beside the evidence
 verification     the same for other people's pipelines, from Python
+model_keys       keys of sealed models, and the sources that they come from
+command_source   a program that fetches such a key from a KMS or a vault
 confidential     models that are sealed in the bundle and opened in memory
 model_signature  model.sig, for the OpenSSF's model signing
 store            bundles in BentoML's model store

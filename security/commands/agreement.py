@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from security.commands.options import Subparsers
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings, load_settings
 
@@ -28,7 +28,7 @@ _MOST = 1 << 53
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    from security.admission.keys import ROLES  # noqa: PLC0415
+    from security.admission.trust import ROLES  # noqa: PLC0415
 
     parser = subparsers.add_parser(
         "agreement",
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     counts = counts_of(trials, args.trial, tried, default)
     report = _report(counts, args.trial, tried, default)
     path = write_observation(
-        settings.deployment.directory, report, signer(args, args.role)
+        settings.deployment.directory, report, signers(args, args.role)
     )
     record = {
         "action": "agreement",

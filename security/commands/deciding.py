@@ -19,7 +19,6 @@ from models.report import OBSERVED, Report, format_time
 from sealgate.errors import SealgateError
 from sealgate.protocol import strict_json
 from security.admission.gate import Admission
-from security.admission.keys import TrustRoot, load_trust
 from security.admission.observations import (
     Observation,
     promotion_waivers,
@@ -30,6 +29,7 @@ from security.admission.policy import load_policy
 from security.admission.promotion import Case, Decision, decide
 from security.admission.rules import Policy, Promotion, Requirement
 from security.admission.steps import Scene, demand
+from security.admission.trust import TrustRoot, load_trust
 from security.audit.journal import record_operation
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
@@ -189,9 +189,8 @@ class _Gathered:
         # Agreement is about the version on trial, monitoring about what is served.
         about = after.bundle if item.kind == "agreement" else default
         directory = self.settings.deployment.directory
-        signed[item.kind] = read_observation(
-            directory, about, item.kind, item.signers, self.trust
-        )
+        scene = Scene(about, self.policy, self.trust, self.now)
+        signed[item.kind] = read_observation(directory, scene, item)
         return signed[item.kind].report
 
     def _opened(self, tag: str) -> Admission | AdmissionRefused:

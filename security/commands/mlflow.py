@@ -113,8 +113,8 @@ def _decided(
     """
     from models.bundle import VERDICT_FILE  # noqa: PLC0415
     from security.admission.doors import verify_with  # noqa: PLC0415
-    from security.admission.keys import load_trust  # noqa: PLC0415
     from security.admission.policy import load_policy  # noqa: PLC0415
+    from security.admission.trust import load_trust  # noqa: PLC0415
     from security.tracking.logged import tags_of  # noqa: PLC0415
 
     if VERDICT_FILE not in bundle.files:

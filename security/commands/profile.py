@@ -10,8 +10,9 @@ from typing import Any
 from models.files import write_atomic
 from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
+from sealgate.protocol.dsse import public_pem
 from security.access.permissions import MODEL_ACTIONS, model_scope
-from security.admission.keys import load_trust, public_pem
+from security.admission.trust import load_trust
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
@@ -121,8 +122,11 @@ def write_profile(
         model=models[0],
         **_pins(settings.sealing),
         proof_key=None if bound is None else bound.to_pem(),
+        # A client knows signatures of the encoding itself, and no other form.
         trusted_keys=tuple(
-            public_pem(key) for key in trust.keys(("release",)).values()
+            public_pem(key)
+            for hint, key in trust.keys(("release",)).items()
+            if hint not in trust.prehash
         ),
     )
     path = out or settings.home / "profile.json"

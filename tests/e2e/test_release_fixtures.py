@@ -40,17 +40,19 @@ from sealgate.protocol.signedkeys import verify_keys
 from security.access.revocation_stores import LocalStore
 from security.admission.confidential import (
     check_sealed,
-    load_model_key,
-    load_model_public,
     open_admission,
     open_bundle,
 )
 from security.admission.doors import verify_with
 from security.admission.gate import Admission, all_refusals
-from security.admission.keys import load_trust
 from security.admission.lifecycle import Canary
+from security.admission.model_keys import (
+    load_model_key,
+    load_model_public,
+)
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
+from security.admission.trust import load_trust
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.documents import write_documents
 from security.assessment.results.report import SCAN_SCHEMA, ScanReport, read_report
@@ -64,6 +66,7 @@ from security.training.checkpoint import read_checkpoints
 from security.training.config import load_config
 from security.training.ledger import Ledger, Request
 from security.training.run import train_bundle
+from tests.support.bundles import scene_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "release-0.1"
 ROOT = Path(__file__).parents[2]
@@ -299,7 +302,7 @@ def test_the_sealed_bundle_opens_with_its_key(
     bundle = read_bundle(folder / "bundle")
     assert bundle.sealed
     assert bundle.subject.root_sha256 == ROOT_SHA256
-    check_sealed(bundle, load_trust(release / "trust.json"))
+    check_sealed(scene_of(bundle, load_trust(release / "trust.json")))
     admission = admitted(release, bundle, "policy-long.toml")
     assert admission.verdict_sha256 == LONG_VERDICT_SHA256
     key_file = folder / "TEST-ONLY-model-key.pem"

@@ -18,6 +18,7 @@ from models.bundle import VERDICT_FILE, attestation_file, read_bundle, report_fi
 from sealgate.errors import PassportError
 from sealgate.passport import Passport, verify_passport
 from sealgate.protocol import dsse
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.statement import (
     TEST_RESULT_TYPE,
     VSA_TYPE,
@@ -25,7 +26,6 @@ from sealgate.protocol.statement import (
     TestResult,
     VerificationSummary,
 )
-from security.admission.keys import public_pem
 from tests.support.bundles import KINDS, NAME, Keys, write_bundle
 
 KEYS = Keys.generate()
@@ -306,7 +306,7 @@ UNKNOWN_CURVE = (
         (UNKNOWN_CURVE, "a trusted key is not a PEM public key"),
         (
             public_pem(ed25519.Ed25519PrivateKey.generate().public_key()),
-            "a trusted key is not an ECDSA key",
+            "a trusted key is neither ECDSA P-256 nor ML-DSA-65",
         ),
     ],
     ids=["empty", "surrogate", "cut", "unknown curve", "ed25519"],

@@ -14,13 +14,12 @@ from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signature
 from models.bundle import attestation_file, read_bundle
 from models.files import write_atomic
 from sealgate.protocol import dsse
-from sealgate.protocol.dsse import KeySigner, key_hint
+from sealgate.protocol.dsse import KeySigner, key_hint, public_pem
 from security.admission.attest import sign_report
-from security.admission.keys import public_pem
-from security.admission.signers import LibrarySigner, is_uri, load_signer
+from security.admission.signers import LibrarySigner, load_signer
 from security.commands.missing import needed
 from security.errors import KeyFileError
-from security.key_files import write_private, write_secret
+from security.key_files import is_uri, write_private, write_secret
 from tests.conftest import Command, toy_settings
 from tests.support.bundles import Keys, evaluate, policy
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from sealgate import Client, SealgateError
-from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.dsse import key_hint, public_pem
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from sealgate.protocol.keyconfig import decode_list
-from security.admission.keys import ROLES, public_pem
+from security.admission.trust import ROLES
 from security.commands import build_parser
 from security.commands.config import _without_secrets
 from security.errors import KeyFileError
@@ -108,7 +108,8 @@ def test_list_says_which_how_old_and_until_when(security: Command, home: Path) -
     assert line.endswith("  release          trusted")
     shutil.rmtree(hpke(home))
     hpke(home).mkdir()
-    assert len(security("keys", "list").stdout.splitlines()) == len(ROLES)
+    lines = security("keys", "list").stdout.splitlines()
+    assert [line.split()[1] for line in lines] == [*ROLES, "model"]
 
 
 @pytest.mark.parametrize(
