@@ -36,7 +36,7 @@ from sealgate.protocol import dsse, hpke, sealedfile
 from sealgate.protocol.statement import Resource, Statement
 from security.admission.attest import subjects
 from security.admission.gate import Admission
-from security.admission.keys import TrustRoot
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused, KeyFileError
 from security.key_files import read_private, write_private
 
