@@ -32,12 +32,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 
+from sealgate.protocol.dsse import Verified
 from security.errors import StrangeStampError, TimestampError
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Authority",
+    "Signed",
     "Stamp",
     "earliest_stamp",
     "make_request",
+    "read_stamps",
     "verify_stamp",
 ]
 
@@ -86,6 +89,43 @@ class Stamp:
 
     time: datetime
     authority: str
+
+
+@dataclass(frozen=True)
+class Signed(Verified):
+    """A payload whose signature verified, and by when that existed.
+
+    Attributes:
+        stamp: the earliest that counts; None where there is none.
+        unstamped: why there is none, for whoever demands one.
+    """
+
+    stamp: Stamp | None = field(default=None, kw_only=True)
+    unstamped: str = field(default="", kw_only=True)
+
+
+def read_stamps(verified: Verified, authorities: Sequence[Authority]) -> Signed:
+    """A verified signature, with the time that its stamps prove.
+
+    Where the trust root names no authority, stamps are not looked at.
+
+    Raises:
+        TimestampError: a stamp is malformed, or of another signature.
+    """
+    stamp, unstamped = None, "the trust root names no timestamp authority"
+    if authorities:
+        try:
+            stamp = earliest_stamp(verified.timestamps, verified.signature, authorities)
+        except StrangeStampError as error:
+            unstamped = str(error)
+    return Signed(
+        payload=verified.payload,
+        hint=verified.hint,
+        signature=verified.signature,
+        timestamps=verified.timestamps,
+        stamp=stamp,
+        unstamped="" if stamp else unstamped,
+    )
 
 
 def make_request(signature: bytes, *, certificates: bool = True) -> TimeStampRequest:
