@@ -43,6 +43,7 @@ __all__ = [
     "sign_verdict",
     "sign_waiver",
     "signature_files",
+    "signed_digest",
     "subjects",
     "verdict_inputs",
     "verdict_levels",
@@ -204,9 +205,12 @@ def verdict_inputs(
             names += signature_files(bundle.files, item.kind)
         if waiver is not None:
             names.append(waiver_file(item.kind))
-    return tuple(
-        Resource(name, hashlib.sha256(bundle.files[name]).hexdigest()) for name in names
-    )
+    return tuple(Resource(name, signed_digest(bundle.files[name])) for name in names)
+
+
+def signed_digest(signed: bytes) -> str:
+    """SHA-256 of a signed file without its time stamps, which may come later."""
+    return hashlib.sha256(dsse.unstamped(signed)).hexdigest()
 
 
 def verdict_levels(

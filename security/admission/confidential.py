@@ -147,7 +147,7 @@ def check_sealed(bundle: Bundle, trust: TrustRoot) -> None:
     if attestation is None:
         raise _refused("the sealed model is not signed")
     try:
-        verified = dsse.verify(attestation, trust.keys(SIGNERS))
+        verified = trust.verify(attestation, SIGNERS)
         statement = Statement.from_json(verified.payload)
     except StatementError as error:
         raise _refused(f"sealed model's attestation: {error}") from None

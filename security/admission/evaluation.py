@@ -6,7 +6,7 @@ The checks are listed in `security.admission.gate`, in the order they are made h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -23,10 +23,12 @@ from security.admission.steps import (
     Scene,
     Steps,
     check_age,
+    check_stamps,
     describe,
     end_of,
     read_statement,
 )
+from security.admission.timestamps import Stamp
 from security.admission.waivers import waiver_steps
 from security.errors import AdmissionRefused
 
@@ -104,10 +106,10 @@ def evaluation_steps(
         waiver = waivers.get(item.kind)
         if waiver is not None and waiver.whole:
             continue
-        report = yield from _kind_steps(scene, item, waiver)
-        if report is not None:
-            reports[item.kind] = report
-            ends.append(end_of(report.created_at, item.max_age))
+        found = yield from _kind_steps(scene, item, waiver)
+        if found is not None:
+            reports[item.kind], since = found
+            ends.append(end_of(since, item.max_age))
     yield from _benchmark_steps(scene)
     yield from _accounted(reports)
     required = {item.kind: item for item in scene.required}
@@ -134,8 +136,8 @@ def states_epsilon(privacy: Report) -> bool:
 
 def _kind_steps(
     scene: Scene, requirement: Requirement, waiver: Waiver | None
-) -> Steps[Report | None]:
-    """Checks 1 to 9 for one kind."""
+) -> Steps[tuple[Report, datetime] | None]:
+    """Checks 1 to 9 for one kind: its report, and what its age counts from."""
     kind, files = requirement.kind, scene.bundle.files
     data = files.get(report_file(kind))
     if data is None:
@@ -145,37 +147,55 @@ def _kind_steps(
     if not names:
         yield AdmissionRefused(1, f"{kind} report is not signed")
         return None
-    passed: dict[str, bool] = {}
+    signed: list[_Attested] = []
     for name in names:
-        passed |= yield from _attestation_steps(scene, requirement, name, data)
-    if not passed:
+        signed += yield from _attestation_steps(scene, requirement, name, data)
+    if not signed:
         return None
-    if len(passed) < requirement.min_signers:
+    signers = {item.hint for item in signed}
+    if len(signers) < requirement.min_signers:
         yield AdmissionRefused(
             2,
             f"{kind} report needs {requirement.min_signers} signers, "
-            f"has {len(passed)} in {len(names)} attestations",
+            f"has {len(signers)} in {len(names)} attestations",
         )
-    report = yield from _report_steps(scene, requirement, data)
-    if report is not None:
-        yield from _result_steps(report, waiver, passed=all(passed.values()))
-        yield from _content_steps(report, requirement, waiver)
-    return report
+    stamps = [item.stamp for item in signed]
+    found = yield from _report_steps(scene, requirement, data, stamps)
+    if found is not None:
+        passed = all(item.passed for item in signed)
+        yield from _result_steps(found[0], waiver, passed=passed)
+        yield from _content_steps(found[0], requirement, waiver)
+    return found
+
+
+@dataclass(frozen=True)
+class _Attested:
+    """One attestation of a report: by whom, whether the report passed, since when."""
+
+    hint: str
+    passed: bool
+    stamp: Stamp | None
 
 
 def _attestation_steps(
     scene: Scene, requirement: Requirement, name: str, report: bytes
-) -> Steps[dict[str, bool]]:
-    """Checks 2 to 4 for one attestation: its signer's hint, and whether it passed."""
-    kind, keys = requirement.kind, scene.trust.keys(requirement.signers)
+) -> Steps[list[_Attested]]:
+    """Checks 2 to 4 for one attestation; none if one of them failed."""
+    kind = requirement.kind
     what = describe(f"{kind} attestation", name)
-    data, bundle = scene.bundle.files[name], scene.bundle
-    read = yield from read_statement(data, keys, bundle, what, (2, 3))
+    read = yield from read_statement(
+        scene.bundle.files[name],
+        scene.trust,
+        requirement.signers,
+        scene.bundle,
+        what=what,
+        checks=(2, 3),
+        timestamps=requirement.timestamps,
+    )
     if read is None:
-        return {}
-    hint, statement = read
-    result = yield from _bound_steps(statement, kind, report, what)
-    return {} if result is None else {hint: result.passed}
+        return []
+    result = yield from _bound_steps(read.statement, kind, report, what)
+    return [] if result is None else [_Attested(read.hint, result.passed, read.stamp)]
 
 
 def _bound_steps(
@@ -197,9 +217,12 @@ def _bound_steps(
 
 
 def _report_steps(
-    scene: Scene, requirement: Requirement, data: bytes
-) -> Steps[Report | None]:
-    """Checks 5 and 6."""
+    scene: Scene,
+    requirement: Requirement,
+    data: bytes,
+    stamps: Sequence[Stamp | None],
+) -> Steps[tuple[Report, datetime] | None]:
+    """Checks 5 and 6: the report, and what its age counts from."""
     kind = requirement.kind
     try:
         report = Report.from_json(data)
@@ -209,14 +232,12 @@ def _report_steps(
     if report.kind != kind or report.subject != scene.bundle.subject:
         yield AdmissionRefused(5, f"{kind} report is about another model")
         return None
-    yield from check_age(
-        report.created_at,
-        requirement.max_age,
-        now=scene.now,
-        check=6,
-        what=f"{kind} report",
+    what, now = f"{kind} report", scene.now
+    since = yield from check_stamps(
+        report.created_at, stamps, now=now, check=6, what=what
     )
-    return report
+    yield from check_age(since, requirement.max_age, now=now, check=6, what=what)
+    return report, since
 
 
 def _result_steps(

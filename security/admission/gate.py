@@ -62,6 +62,7 @@ from security.admission.steps import (
     Scene,
     Steps,
     check_age,
+    check_stamps,
     demand,
     describe,
     drain,
@@ -171,13 +172,18 @@ def _verdict_steps(
     data, policy = scene.bundle.files[name], scene.policy
     what = describe("verdict", name)
     read = yield from read_statement(
-        data, scene.trust.keys(policy.verdict_signers), scene.bundle, what, (11, 12)
+        data,
+        scene.trust,
+        policy.verdict_signers,
+        scene.bundle,
+        what=what,
+        checks=(11, 12),
+        timestamps=policy.verdict_timestamps,
     )
     if read is None:
         return {}
-    hint, statement = read
     try:
-        summary = VerificationSummary.from_statement(statement)
+        summary = VerificationSummary.from_statement(read.statement)
         verified_at = parse_time(summary.verified_at)
     except (StatementError, BundleError) as error:
         yield AdmissionRefused(12, f"{what}: {error}")
@@ -185,9 +191,12 @@ def _verdict_steps(
     yield from _summary_steps(summary, scene, evaluation, what)
     if summary.documents is None:
         notices.append(f"{what} binds no documents: it is of an earlier release")
-    max_age = policy.verdict_max_age
-    yield from check_age(verified_at, max_age, now=scene.now, check=15, what=what)
-    return {hint: end_of(verified_at, max_age)}
+    max_age, now = policy.verdict_max_age, scene.now
+    since = yield from check_stamps(
+        verified_at, [read.stamp], now=now, check=15, what=what
+    )
+    yield from check_age(since, max_age, now=now, check=15, what=what)
+    return {read.hint: end_of(since, max_age)}
 
 
 def _summary_steps(

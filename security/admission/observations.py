@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from models.bundle import Bundle
@@ -42,6 +42,7 @@ from security.admission.steps import (
     Scene,
     Steps,
     check_age,
+    check_stamps,
     demand,
     end_of,
     read_statement,
@@ -112,8 +113,11 @@ def read_observation(
     kind: str,
     signers: Sequence[str],
     trust: TrustRoot,
+    *,
+    timestamps: bool = False,
+    now: datetime | None = None,
 ) -> Observation:
-    """Read what was signed about a version: checks 40 and 41.
+    """Read what was signed about a version: checks 40 and 41; of 42, its time stamps.
 
     Args:
         directory: of the deployment's plan.
@@ -121,6 +125,8 @@ def read_observation(
         kind: of the report.
         signers: roles whose keys may sign it.
         trust: which keys hold them.
+        timestamps: whether it needs a trusted time stamp.
+        now: the time; the clock's by default.
 
     Raises:
         AdmissionRefused: the first check that failed.
@@ -129,7 +135,11 @@ def read_observation(
     if data is None:
         tag = bundle.manifest.tag
         raise AdmissionRefused(40, f"{kind}: there is no report about {tag}")
-    return demand(_observation_steps(data, bundle, kind, tuple(signers), trust))
+    needed = Requirement(
+        kind, tuple(signers), timedelta(0), {}, (), timestamps=timestamps
+    )
+    moment = now or datetime.now(UTC)
+    return demand(_observation_steps(data, bundle, needed, trust, now=moment))
 
 
 def window_end(report: Report) -> datetime:
@@ -195,7 +205,13 @@ def monitored_until(
     first = end_of(begun, requirement.max_age)
     try:
         read = read_observation(
-            directory, bundle, "monitoring", requirement.signers, trust
+            directory,
+            bundle,
+            "monitoring",
+            requirement.signers,
+            trust,
+            timestamps=requirement.timestamps,
+            now=now,
         )
         until = demand(check_fresh(read.report, requirement, now=now))
     except AdmissionRefused as refusal:
@@ -238,17 +254,32 @@ def _read(path: Path) -> bytes | None:
 
 
 def _observation_steps(
-    data: bytes, bundle: Bundle, kind: str, signers: tuple[str, ...], trust: TrustRoot
+    data: bytes,
+    bundle: Bundle,
+    needed: Requirement,
+    trust: TrustRoot,
+    *,
+    now: datetime,
 ) -> Steps[Observation]:
-    what = f"{kind} report"
-    read = yield from read_statement(data, trust.keys(signers), bundle, what, (40, 41))
+    what = f"{needed.kind} report"
+    read = yield from read_statement(
+        data,
+        trust,
+        needed.signers,
+        bundle,
+        what=what,
+        checks=(40, 41),
+        timestamps=needed.timestamps,
+    )
     if read is None:  # never with `demand`, which raised
         raise AdmissionRefused(40, f"{what} is refused")
-    hint, statement = read
-    report = _report(statement, what)
-    if report.kind != kind or report.subject != bundle.subject:
+    report = _report(read.statement, what)
+    if report.kind != needed.kind or report.subject != bundle.subject:
         raise AdmissionRefused(41, f"{what} is about something else")
-    return Observation(report, hashlib.sha256(data).hexdigest(), hint)
+    # Its age counts from the end of its window, which is no later than what it states.
+    stated, stamps = report.created_at, [read.stamp]
+    yield from check_stamps(stated, stamps, now=now, check=42, what=what)
+    return Observation(report, hashlib.sha256(data).hexdigest(), read.hint)
 
 
 def _report(statement: Statement, what: str) -> Report:

@@ -52,6 +52,7 @@ MAX_WAIVER_DAYS = 365
 MAX_COUNT = 1_000_000_000
 
 _SIGNED = ("signers", "max_age_days")
+_STAMPS = ("required", "optional")
 _MEASURED = ("min_n", "conditions", "metrics")
 _PATTERN = re.compile(r"[A-Za-z0-9._*?-]{1,63}")
 
@@ -115,13 +116,14 @@ def _read(data: bytes, name: str) -> tuple[Policy | None, list[str]]:
 
 def _policy(table: Table, resource: Resource) -> Policy:
     known = ("version", "verdict", "waivers", "require", "models")
-    table.close((*known, "output_policy", "promotion"))
+    table.close((*known, "output_policy", "promotion", "timestamps"))
     version = table.values.get("version")
     if type(version) is not int or version != 1:
         table.note("expected version = 1", "version")
     verdict = table.table("verdict", "[verdict]")
-    verdict.close(("signers", "max_age_days", "min_signers"))
-    requirements = _requirements(table, "")
+    verdict.close(("signers", "max_age_days", "min_signers", "timestamps"))
+    stamps = _timestamps(table)
+    requirements = _requirements(table, "", stamps)
     if not requirements:
         table.notes.add(("require",), "[require]: needs at least one kind of evidence")
     policy = Policy(
@@ -130,8 +132,11 @@ def _policy(table: Table, resource: Resource) -> Policy:
         verdict_max_age=_days(verdict, "max_age_days", MAX_DAYS),
         requirements=requirements,
         verdict_min_signers=verdict.count("min_signers", 1, MAX_SIGNERS, 1),
-        waivers=_waivers(table),
-        models=tuple(_model(item, requirements) for item in table.tables("models")),
+        verdict_timestamps=_timestamps(verdict, stamps),
+        waivers=_waivers(table, stamps),
+        models=tuple(
+            _model(item, requirements, stamps) for item in table.tables("models")
+        ),
         default_leaving=_leaving(table, "[output_policy]") or ALL_SCORES,
         promotion=_promotion(table, "") or Promotion(),
     )
@@ -139,18 +144,28 @@ def _policy(table: Table, resource: Resource) -> Policy:
     return policy
 
 
-def _requirements(table: Table, prefix: str) -> tuple[Requirement, ...]:
+def _timestamps(table: Table, default: bool = False) -> bool:
+    """Whether a trusted time stamp is needed; the default where nothing is said."""
+    if "timestamps" not in table.values:
+        return default
+    value = table.values["timestamps"]
+    if value not in _STAMPS:
+        table.note(f"timestamps must be one of {', '.join(_STAMPS)}", "timestamps")
+    return value == "required"
+
+
+def _requirements(table: Table, prefix: str, stamps: bool) -> tuple[Requirement, ...]:
     kinds = table.table("require", f"[{prefix}require]")
     return tuple(
-        _requirement(kind, kinds.table(kind, f"[{prefix}require.{kind}]"))
+        _requirement(kind, kinds.table(kind, f"[{prefix}require.{kind}]"), stamps)
         for kind in kinds.values
     )
 
 
-def _requirement(kind: str, table: Table) -> Requirement:
+def _requirement(kind: str, table: Table, stamps: bool) -> Requirement:
     if kind not in KINDS:
         table.note(f"no such kind; one of {', '.join(KINDS)}")
-    table.close((*_SIGNED, *_MEASURED, "min_signers"))
+    table.close((*_SIGNED, *_MEASURED, "min_signers", "timestamps"))
     return Requirement(
         kind=kind,
         signers=table.choices("signers", ROLES, "roles"),
@@ -158,6 +173,7 @@ def _requirement(kind: str, table: Table) -> Requirement:
         conditions=_conditions(table),
         thresholds=_thresholds(table),
         min_signers=table.count("min_signers", 1, MAX_SIGNERS, 1),
+        timestamps=_timestamps(table, stamps),
     )
 
 
@@ -193,13 +209,15 @@ def _promotion(table: Table, prefix: str) -> Promotion | None:
 def _promoted(kind: str, table: Table) -> Requirement:
     """A comparison is of evidence that the gate has checked: nobody signs it again."""
     signed = kind in OBSERVED
-    table.close((*_SIGNED, *_MEASURED) if signed else _MEASURED)
+    table.close((*_SIGNED, *_MEASURED, "timestamps") if signed else _MEASURED)
     return Requirement(
         kind=kind,
         signers=table.choices("signers", ROLES, "roles") if signed else (),
         max_age=_days(table, "max_age_days", MAX_DAYS) if signed else timedelta(0),
         conditions=_conditions(table),
         thresholds=_thresholds(table),
+        # Not the policy's default: a timer makes these, with no authority at hand.
+        timestamps=signed and _timestamps(table),
     )
 
 
@@ -229,19 +247,20 @@ def _threshold(table: Table, metric: str, min_n: int) -> Threshold:
     return Threshold(metric, low, high, count, str(bound))
 
 
-def _waivers(table: Table) -> WaiverRules:
+def _waivers(table: Table, stamps: bool) -> WaiverRules:
     if "waivers" not in table.values:
         return WaiverRules()
     waivers = table.table("waivers", "[waivers]")
-    waivers.close(("signers", "max_days", "kinds"))
+    waivers.close(("signers", "max_days", "kinds", "timestamps"))
     return WaiverRules(
         signers=waivers.choices("signers", ROLES, "roles"),
         max_age=_days(waivers, "max_days", MAX_WAIVER_DAYS),
         kinds=waivers.choices("kinds", (*KINDS, *PROMOTION_KINDS), "kinds"),
+        timestamps=_timestamps(waivers, stamps),
     )
 
 
-def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
+def _model(table: Table, defaults: tuple[Requirement, ...], stamps: bool) -> ModelRules:
     table.close(("match", "require", "without", "output_policy", "promotion"))
     match = table.values.get("match")
     if not isinstance(match, str) or not _PATTERN.fullmatch(match):
@@ -252,7 +271,7 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
         without = table.choices("without", KINDS, "kinds")
     rules = ModelRules(
         match,
-        _requirements(table, "models."),
+        _requirements(table, "models.", stamps),
         without,
         leaving=_leaving(table, "[models.output_policy]"),
         promotion=_promotion(table, "models."),

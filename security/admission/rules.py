@@ -71,6 +71,7 @@ class Requirement:
         conditions: the report's conditions that must equal these.
         thresholds: bounds on its metrics.
         min_signers: how many different keys must have signed it.
+        timestamps: whether every statement of it needs a trusted time stamp.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Requirement:
     conditions: Mapping[str, Any]
     thresholds: tuple[Threshold, ...]
     min_signers: int = 1
+    timestamps: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,13 @@ class WaiverRules:
         signers: roles whose keys may sign a waiver; none where nothing can be waived.
         max_age: the longest a waiver may hold.
         kinds: what may be waived.
+        timestamps: whether a waiver needs a trusted time stamp.
     """
 
     signers: tuple[str, ...] = ()
     max_age: timedelta = timedelta(0)
     kinds: tuple[str, ...] = ()
+    timestamps: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,7 @@ class Policy:
         verdict_max_age: of the verdict.
         requirements: the defaults, one per kind, in the file's order.
         verdict_min_signers: how many different keys must have signed a verdict.
+        verdict_timestamps: whether a verdict needs a trusted time stamp.
         waivers: who may waive what.
         models: what differs for some models, in the file's order.
         default_leaving: what may leave of answers at most.
@@ -160,6 +165,7 @@ class Policy:
     verdict_max_age: timedelta
     requirements: tuple[Requirement, ...]
     verdict_min_signers: int = 1
+    verdict_timestamps: bool = False
     waivers: WaiverRules = WaiverRules()
     models: tuple[ModelRules, ...] = ()
     default_leaving: OutputPolicy = ALL_SCORES

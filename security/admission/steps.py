@@ -6,24 +6,26 @@ A step yields a refusal for each check that fails, and returns what it verified.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
 from models.bundle import Bundle
 from sealgate.errors import StatementError
-from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement
 from security.admission.attest import subjects
 from security.admission.rules import Policy, Requirement
-from security.admission.trust import PublicKeys, TrustRoot
+from security.admission.timestamps import Stamp
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 
 __all__ = [
+    "Read",
     "Scene",
     "Steps",
     "check_age",
+    "check_stamps",
     "demand",
     "describe",
     "drain",
@@ -94,18 +96,54 @@ def end_of(start: datetime, lasts: timedelta) -> datetime:
         return start
 
 
+@dataclass(frozen=True)
+class Read:
+    """A statement that is believed.
+
+    Attributes:
+        hint: of the key that signed it.
+        statement: about this very bundle.
+        stamp: by when the signature existed; None where no trusted authority says.
+    """
+
+    hint: str
+    statement: Statement
+    stamp: Stamp | None
+
+
 def read_statement(
-    data: bytes, keys: PublicKeys, bundle: Bundle, what: str, checks: tuple[int, int]
-) -> Steps[tuple[str, Statement] | None]:
-    """Signature and role (first check), then subjects (second).
+    data: bytes,
+    trust: TrustRoot,
+    roles: tuple[str, ...],
+    bundle: Bundle,
+    *,
+    what: str,
+    checks: tuple[int, int],
+    timestamps: bool,
+) -> Steps[Read | None]:
+    """Signature, role and time stamps (first check), then subjects (second).
+
+    Args:
+        data: the signed file.
+        trust: which keys and which authorities of time are believed.
+        roles: whose keys may have signed.
+        bundle: that it must be about.
+        what: to call it.
+        checks: numbers of the two checks.
+        timestamps: whether it needs a trusted time stamp.
 
     Returns:
-        The hint of the key that signed, and the statement; None if refused.
+        None if refused.
     """
     try:
-        verified = dsse.verify(data, keys)
+        verified = trust.verify(data, roles)
     except StatementError as error:
         yield AdmissionRefused(checks[0], f"{what}: {error}")
+        return None
+    if timestamps and verified.stamp is None:
+        yield AdmissionRefused(
+            checks[0], f"{what} needs a time stamp: {verified.unstamped}"
+        )
         return None
     try:
         statement = Statement.from_json(verified.payload)
@@ -115,7 +153,39 @@ def read_statement(
     if statement.subjects != subjects(bundle.subject):
         yield AdmissionRefused(checks[1], f"{what} is about other bytes")
         return None
-    return verified.hint, statement
+    return Read(verified.hint, statement, verified.stamp)
+
+
+def check_stamps(
+    stated: datetime,
+    stamps: Iterable[Stamp | None],
+    *,
+    now: datetime,
+    check: int,
+    what: str,
+) -> Steps[datetime]:
+    """Hold the time that a statement gives itself to its time stamps.
+
+    A stamp proves by when a signature existed, never since when. So a stated time after
+    it is a wrong clock or a lie, and a stated time long before it may be true: who
+    stamps late gains nothing, since age counts from the earlier of the two.
+
+    Args:
+        stated: by whoever signed.
+        stamps: of each signature under it; None for one without.
+        now: the time.
+        check: number of the check.
+        what: to call it.
+
+    Returns:
+        What age counts from.
+    """
+    times = [stamp.time for stamp in stamps if stamp is not None]
+    if any(time > now + CLOCK_SKEW for time in times):
+        yield AdmissionRefused(check, f"{what} has a time stamp from the future")
+    if any(stated > time + CLOCK_SKEW for time in times):
+        yield AdmissionRefused(check, f"{what} says that it is newer than its stamp")
+    return min([stated, *times])
 
 
 def check_age(

@@ -49,6 +49,7 @@ __all__ = [
     "Signed",
     "Stamp",
     "earliest_stamp",
+    "issues_others",
     "make_request",
     "read_stamps",
     "verify_stamp",
@@ -208,6 +209,16 @@ def verify_stamp(
     raise strange
 
 
+def issues_others(certificate: x509.Certificate) -> bool:
+    """Whether a certificate may issue others (RFC 5280, section 4.2.1.9)."""
+    try:
+        return certificate.extensions.get_extension_for_class(
+            x509.BasicConstraints
+        ).value.ca
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+
+
 def _parsed(stamp: bytes) -> TimeStampResponse:
     """Checks 1 and 2."""
     import rfc3161_client  # noqa: PLC0415  (only where there are stamps)
@@ -244,7 +255,7 @@ def _check_signer(
     import rfc3161_client  # noqa: PLC0415  (only where there are stamps)
 
     root, *others = authority.certificates
-    own = others.pop() if others and not _is_authority(others[-1]) else None
+    own = others.pop() if others and not issues_others(others[-1]) else None
     verifier = rfc3161_client.VerifierBuilder(
         tsa_certificate=own, intermediates=others, roots=[root]
     ).build()
@@ -256,16 +267,6 @@ def _check_signer(
             f"the time stamp is not {authority.name}'s, or not of a certificate that "
             "may stamp and was valid then"
         ) from None
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    """Whether a certificate may issue others (RFC 5280, section 4.2.1.9)."""
-    try:
-        return certificate.extensions.get_extension_for_class(
-            x509.BasicConstraints
-        ).value.ca
-    except (x509.ExtensionNotFound, ValueError):
-        return False
 
 
 def _latest(answer: TimeStampResponse) -> datetime:

@@ -20,7 +20,13 @@ from sealgate.errors import StatementError
 from sealgate.protocol.statement import Waiver
 from security.admission.attest import waiver_file
 from security.admission.rules import Policy, Requirement
-from security.admission.steps import CLOCK_SKEW, Scene, Steps, read_statement
+from security.admission.steps import (
+    CLOCK_SKEW,
+    Scene,
+    Steps,
+    check_stamps,
+    read_statement,
+)
 from security.errors import AdmissionRefused
 
 __all__ = ["check_waiver", "read_waiver", "waiver_steps"]
@@ -56,13 +62,20 @@ def check_waiver(
 
 def read_waiver(data: bytes, kind: str, scene: Scene) -> Steps[Waiver | None]:
     """Checks 20 and 21 for one waiver; None if one of them failed."""
-    keys = scene.trust.keys(scene.policy.waivers.signers)
-    what = f"{kind} waiver"
-    read = yield from read_statement(data, keys, scene.bundle, what, (20, 21))
+    what, rules = f"{kind} waiver", scene.policy.waivers
+    read = yield from read_statement(
+        data,
+        scene.trust,
+        rules.signers,
+        scene.bundle,
+        what=what,
+        checks=(20, 21),
+        timestamps=rules.timestamps,
+    )
     if read is None:
         return None
     try:
-        waiver = Waiver.from_statement(read[1])
+        waiver = Waiver.from_statement(read.statement)
         created, expires = parse_time(waiver.created), parse_time(waiver.expires)
     except (StatementError, ReportError) as error:
         yield AdmissionRefused(21, f"{kind} waiver: {error}")
@@ -73,6 +86,7 @@ def read_waiver(data: bytes, kind: str, scene: Scene) -> Steps[Waiver | None]:
     if expires <= created:
         yield AdmissionRefused(21, f"{kind} waiver expires before it begins")
         return None
+    yield from check_stamps(created, [read.stamp], now=scene.now, check=23, what=what)
     return waiver
 
 

@@ -190,7 +190,13 @@ class _Gathered:
         about = after.bundle if item.kind == "agreement" else default
         directory = self.settings.deployment.directory
         signed[item.kind] = read_observation(
-            directory, about, item.kind, item.signers, self.trust
+            directory,
+            about,
+            item.kind,
+            item.signers,
+            self.trust,
+            timestamps=item.timestamps,
+            now=self.now,
         )
         return signed[item.kind].report
 

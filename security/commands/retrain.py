@@ -115,8 +115,17 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         )
     trust = load_trust(settings.admission.trust)
     directory = settings.deployment.directory
-    read = read_observation(directory, bundle, "monitoring", needed.signers, trust)
-    demand(check_fresh(read.report, needed, now=datetime.now(UTC)))
+    now = datetime.now(UTC)
+    read = read_observation(
+        directory,
+        bundle,
+        "monitoring",
+        needed.signers,
+        trust,
+        timestamps=needed.timestamps,
+        now=now,
+    )
+    demand(check_fresh(read.report, needed, now=now))
     alarms = read.report.metrics.get(DRIFT_ALARMS)
     if alarms is None:
         raise AdmissionRefused(
