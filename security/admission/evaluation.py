@@ -20,10 +20,13 @@ from security.admission.consistency import contradiction_steps
 from security.admission.outputs import output_steps
 from security.admission.rules import Requirement, Threshold
 from security.admission.steps import (
+    Read,
     Scene,
+    Signed,
     Steps,
     check_age,
     check_stamps,
+    count_signers,
     describe,
     end_of,
     read_statement,
@@ -86,6 +89,8 @@ class Evaluation:
         inputs: the statements and waivers it rests on.
         levels: what a verdict says was verified.
         expires_at: when the first of them gets too old.
+        signatures: for each of the inputs, the algorithms whose signatures were
+            checked.
     """
 
     reports: Mapping[str, Report]
@@ -93,20 +98,21 @@ class Evaluation:
     inputs: tuple[Resource, ...]
     levels: tuple[str, ...]
     expires_at: datetime
+    signatures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def evaluation_steps(
     scene: Scene, recomputed: Recomputed | None = None
 ) -> Steps[Evaluation]:
     """Checks 20 to 23 for every waiver, 1 to 9 for every kind, then 27, 29 and 10."""
-    waivers = yield from waiver_steps(scene)
+    waivers, signatures = yield from waiver_steps(scene)
     reports: dict[str, Report] = {}
     ends = [parse_time(waiver.expires) for waiver in waivers.values()]
     for item in scene.required:
         waiver = waivers.get(item.kind)
         if waiver is not None and waiver.whole:
             continue
-        found = yield from _kind_steps(scene, item, waiver)
+        found = yield from _kind_steps(scene, item, waiver, signatures)
         if found is not None:
             reports[item.kind], since = found
             ends.append(end_of(since, item.max_age))
@@ -123,6 +129,7 @@ def evaluation_steps(
         inputs=verdict_inputs(scene.bundle, scene.policy, waivers),
         levels=verdict_levels(scene.policy, scene.bundle.manifest.name, waivers),
         expires_at=min(ends, default=scene.now),
+        signatures=signatures,
     )
 
 
@@ -135,9 +142,15 @@ def states_epsilon(privacy: Report) -> bool:
 
 
 def _kind_steps(
-    scene: Scene, requirement: Requirement, waiver: Waiver | None
+    scene: Scene,
+    requirement: Requirement,
+    waiver: Waiver | None,
+    signatures: dict[str, tuple[str, ...]],
 ) -> Steps[tuple[Report, datetime] | None]:
-    """Checks 1 to 9 for one kind: its report, and what its age counts from."""
+    """Checks 1 to 9 for one kind: its report, and what its age counts from.
+
+    Notes which signatures were checked.
+    """
     kind, files = requirement.kind, scene.bundle.files
     data = files.get(report_file(kind))
     if data is None:
@@ -147,55 +160,47 @@ def _kind_steps(
     if not names:
         yield AdmissionRefused(1, f"{kind} report is not signed")
         return None
-    signed: list[_Attested] = []
+    found: dict[str, tuple[Read, bool]] = {}
     for name in names:
-        signed += yield from _attestation_steps(scene, requirement, name, data)
-    if not signed:
+        found |= yield from _attestation_steps(scene, requirement, name, data)
+    if not found:
         return None
-    signers = {item.hint for item in signed}
-    if len(signers) < requirement.min_signers:
+    signatures.update({name: read.algorithms for name, (read, _) in found.items()})
+    signers = count_signers([read for read, _ in found.values()])
+    if signers < requirement.min_signers:
         yield AdmissionRefused(
             2,
             f"{kind} report needs {requirement.min_signers} signers, "
-            f"has {len(signers)} in {len(names)} attestations",
+            f"has {signers} in {len(names)} attestations",
         )
-    stamps = [item.stamp for item in signed]
-    found = yield from _report_steps(scene, requirement, data, stamps)
-    if found is not None:
-        passed = all(item.passed for item in signed)
-        yield from _result_steps(found[0], waiver, passed=passed)
-        yield from _content_steps(found[0], requirement, waiver)
-    return found
-
-
-@dataclass(frozen=True)
-class _Attested:
-    """One attestation of a report: by whom, whether the report passed, since when."""
-
-    hint: str
-    passed: bool
-    stamp: Stamp | None
+    stamps = [stamp for read, _ in found.values() for stamp in read.stamps]
+    dated = yield from _report_steps(scene, requirement, data, stamps)
+    if dated is not None:
+        passed = all(passed for _, passed in found.values())
+        yield from _result_steps(dated[0], waiver, passed=passed)
+        yield from _content_steps(dated[0], requirement, waiver)
+    return dated
 
 
 def _attestation_steps(
     scene: Scene, requirement: Requirement, name: str, report: bytes
-) -> Steps[list[_Attested]]:
-    """Checks 2 to 4 for one attestation; none if one of them failed."""
+) -> Steps[dict[str, tuple[Read, bool]]]:
+    """Checks 2 to 4 for one attestation: by its name what it is, and if it passed."""
     kind = requirement.kind
     what = describe(f"{kind} attestation", name)
     read = yield from read_statement(
-        scene.bundle.files[name],
-        scene.trust,
-        requirement.signers,
-        scene.bundle,
+        Signed.of(scene.bundle.files, name),
+        scene,
+        signers=requirement.signers,
+        mode=requirement.signatures,
+        timestamps=requirement.timestamps,
         what=what,
         checks=(2, 3),
-        timestamps=requirement.timestamps,
     )
     if read is None:
-        return []
+        return {}
     result = yield from _bound_steps(read.statement, kind, report, what)
-    return [] if result is None else [_Attested(read.hint, result.passed, read.stamp)]
+    return {} if result is None else {name: (read, result.passed)}
 
 
 def _bound_steps(
@@ -217,10 +222,7 @@ def _bound_steps(
 
 
 def _report_steps(
-    scene: Scene,
-    requirement: Requirement,
-    data: bytes,
-    stamps: Sequence[Stamp | None],
+    scene: Scene, requirement: Requirement, data: bytes, stamps: Sequence[Stamp]
 ) -> Steps[tuple[Report, datetime] | None]:
     """Checks 5 and 6: the report, and what its age counts from."""
     kind = requirement.kind

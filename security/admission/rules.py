@@ -19,6 +19,8 @@ from sealgate.protocol.statement import Resource
 __all__ = [
     "MAX_SIGNERS",
     "PROMOTION_KINDS",
+    "SIGNATURES",
+    "TIMESTAMPS",
     "ModelRules",
     "Policy",
     "Promotion",
@@ -29,6 +31,13 @@ __all__ = [
 
 # As many as a bundle has places for: <kind>.sigstore.json, <kind>.2 … <kind>.9.
 MAX_SIGNERS = 9
+
+# Which signatures a statement must have: with P-256 and ML-DSA-65; with P-256, and with
+# ML-DSA-65 where there is one; with P-256, whatever else there is.
+SIGNATURES = ("both", "any", "classical")
+
+# Whether a statement needs a time stamp (RFC 3161) of an authority that is trusted.
+TIMESTAMPS = ("required", "optional")
 
 # What a version may have to show beside the gate before it answers by default.
 PROMOTION_KINDS = ("comparison", *OBSERVED)
@@ -71,7 +80,8 @@ class Requirement:
         conditions: the report's conditions that must equal these.
         thresholds: bounds on its metrics.
         min_signers: how many different keys must have signed it.
-        timestamps: whether every statement of it needs a trusted time stamp.
+        signatures: of `SIGNATURES`; None leaves it to the trust root.
+        timestamps: whether every signature of it needs a trusted time stamp.
     """
 
     kind: str
@@ -80,6 +90,7 @@ class Requirement:
     conditions: Mapping[str, Any]
     thresholds: tuple[Threshold, ...]
     min_signers: int = 1
+    signatures: str | None = None
     timestamps: bool = False
 
 
@@ -91,12 +102,13 @@ class WaiverRules:
         signers: roles whose keys may sign a waiver; none where nothing can be waived.
         max_age: the longest a waiver may hold.
         kinds: what may be waived.
-        timestamps: whether a waiver needs a trusted time stamp.
+        signatures, timestamps: as a requirement's.
     """
 
     signers: tuple[str, ...] = ()
     max_age: timedelta = timedelta(0)
     kinds: tuple[str, ...] = ()
+    signatures: str | None = None
     timestamps: bool = False
 
 
@@ -153,11 +165,14 @@ class Policy:
         verdict_max_age: of the verdict.
         requirements: the defaults, one per kind, in the file's order.
         verdict_min_signers: how many different keys must have signed a verdict.
-        verdict_timestamps: whether a verdict needs a trusted time stamp.
         waivers: who may waive what.
         models: what differs for some models, in the file's order.
         default_leaving: what may leave of answers at most.
         promotion: what a version must show before it answers by default.
+        signatures: of `SIGNATURES`, where no table says otherwise: both wherever the
+            trust root gives the signer's role an ML-DSA-65 key, if it is None.
+        verdict_signatures: the same for the verdict.
+        verdict_timestamps: whether a verdict needs a trusted time stamp.
     """
 
     resource: Resource
@@ -165,11 +180,13 @@ class Policy:
     verdict_max_age: timedelta
     requirements: tuple[Requirement, ...]
     verdict_min_signers: int = 1
-    verdict_timestamps: bool = False
     waivers: WaiverRules = WaiverRules()
     models: tuple[ModelRules, ...] = ()
     default_leaving: OutputPolicy = ALL_SCORES
     promotion: Promotion = Promotion()
+    signatures: str | None = None
+    verdict_signatures: str | None = None
+    verdict_timestamps: bool = False
 
     def promotion_of(self, model: str) -> Promotion:
         """What a version of a model must show before it answers by default."""

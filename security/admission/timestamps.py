@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Authority",
-    "Signed",
     "Stamp",
+    "Timed",
     "earliest_stamp",
     "issues_others",
     "make_request",
@@ -93,7 +93,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Signed(Verified):
+class Timed(Verified):
     """A payload whose signature verified, and by when that existed.
 
     Attributes:
@@ -105,7 +105,7 @@ class Signed(Verified):
     unstamped: str = field(default="", kw_only=True)
 
 
-def read_stamps(verified: Verified, authorities: Sequence[Authority]) -> Signed:
+def read_stamps(verified: Verified, authorities: Sequence[Authority]) -> Timed:
     """A verified signature, with the time that its stamps prove.
 
     Where the trust root names no authority, stamps are not looked at.
@@ -119,7 +119,7 @@ def read_stamps(verified: Verified, authorities: Sequence[Authority]) -> Signed:
             stamp = earliest_stamp(verified.timestamps, verified.signature, authorities)
         except StrangeStampError as error:
             unstamped = str(error)
-    return Signed(
+    return Timed(
         payload=verified.payload,
         hint=verified.hint,
         signature=verified.signature,

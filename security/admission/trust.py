@@ -30,7 +30,7 @@ from models.report import format_time, parse_time
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
-from security.admission.timestamps import Signed, read_stamps
+from security.admission.timestamps import Timed, read_stamps
 from security.errors import KeyFileError, TimestampError
 
 __all__ = [
@@ -153,7 +153,7 @@ class TrustRoot:
 
     def verify(
         self, bundle: bytes, roles: tuple[str, ...], *, algorithm: str = dsse.ECDSA_P256
-    ) -> Signed:
+    ) -> Timed:
         """`dsse.verify` against the keys of some roles, each in its form; and its time.
 
         A revoked key is believed for what it signed before others may have had it: its
@@ -242,7 +242,7 @@ class TrustRoot:
         return {name: value for name, value in others.items() if value}
 
 
-def _check_before(signed: Signed, revocation: Revocation) -> None:
+def _check_before(signed: Timed, revocation: Revocation) -> None:
     """Whether a revoked key's signature existed before others may have had the key."""
     if signed.stamp is None:
         raise StatementError(f"signed by a revoked key, and {signed.unstamped}")

@@ -13,7 +13,6 @@ from models.errors import ReportError
 from models.files import write_atomic
 from models.report import format_time, parse_time
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
-from security.admission.confidential import load_model_key, model_public_pem
 from security.admission.keys import generate_signing_key, load_signing_key
 from security.admission.trust import (
     ROLES,
@@ -23,7 +22,8 @@ from security.admission.trust import (
     parse_trust,
 )
 from security.audit.journal import record_operation
-from security.commands import authorities, sealing_keys
+from security.commands import authorities, model_key, sealing_keys
+from security.commands.model_key import MODEL
 from security.commands.options import Subparsers
 from security.commands.sealing_keys import SEALING
 from security.commands.signing import add_passphrase, read_public
@@ -57,11 +57,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List the signing keys of the trust root, by hint and role, with who was "
-        "revoked when and why; then the sealing keys: id, kind, state, age, and when "
-        "a current key is due for rotation or an old one stops opening requests."
+        "revoked when and why; the keys that open models; then the sealing keys: id, "
+        "kind, state, age, and when a current key is due for rotation or an old one "
+        "stops opening requests."
     )
     parser.add_argument(
-        "--role", choices=(*ROLES, SEALING), help="these keys only (default: all)"
+        "--role",
+        choices=(*ROLES, MODEL, SEALING),
+        help="these keys only (default: all)",
     )
     parser.set_defaults(run=run)
 
@@ -81,9 +84,10 @@ def _add_rotate(parser: argparse.ArgumentParser) -> None:
         "Signing roles: make a fresh key, trust it, and put the old one aside; the old "
         "one stays trusted until it is revoked. Sealing: replace what is older than "
         "sealing.key_lifetime_s, and delete what is past its overlap; does nothing "
-        "where nothing is due, so cron may run it every hour."
+        "where nothing is due, so cron may run it every hour. Model: make a fresh "
+        "X-Wing key; the old one is put aside and still opens what is sealed to it."
     )
-    parser.add_argument("--role", required=True, choices=(*ROLES, SEALING))
+    parser.add_argument("--role", required=True, choices=(*ROLES, MODEL, SEALING))
     parser.add_argument(
         "--force", action="store_true", help="sealing keys that are not due yet, too"
     )
@@ -173,8 +177,11 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
 
 def run(args: argparse.Namespace) -> int:
     """List; returns the exit code."""
-    if args.role != SEALING:
+    if args.role not in (MODEL, SEALING):
         for line in _signing_lines(args.role):
+            print(line)
+    if args.role in (None, MODEL):
+        for line in model_key.list_lines():
             print(line)
     if args.role in (None, SEALING):
         for line in sealing_keys.list_lines():
@@ -201,6 +208,8 @@ def _rotate(args: argparse.Namespace) -> int:
     """The old key is put aside last, so that every step can be repeated."""
     if args.role == SEALING:
         return sealing_keys.rotate(args)
+    if args.role == MODEL:
+        return model_key.rotate(args)
     settings = load_settings()
     source = args.passphrase_file or passphrase_file()
     path = settings.home / "keys" / f"{args.role}.pem"
@@ -268,7 +277,7 @@ def _record(settings: Settings, role: str, what: str) -> None:
 def _public(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.model:
-        print(model_public_pem(load_model_key(settings.admission.model_key)), end="")
+        print(model_key.public_half(), end="")
         return 0
     if args.identity:
         identity = load_identity(settings.sealing.identity)

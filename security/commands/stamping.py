@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from sealgate.protocol import dsse
 from security.admission.timestamps import (
@@ -14,6 +15,7 @@ from security.admission.timestamps import (
     make_request,
     verify_stamp,
 )
+from security.admission.trust import load_trust
 from security.errors import SettingsError, StrangeStampError, TimestampError
 
 __all__ = ["Stamping", "add_timestamp_url", "ask", "stamping"]
@@ -35,26 +37,28 @@ def add_timestamp_url(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def stamping(url: str | None, authorities: Sequence[Authority]) -> Stamping | None:
+def stamping(url: str | None, trust: Path) -> Stamping | None:
     """What stamps a signed bundle; None without a URL.
 
     Args:
         url: of an authority, http or https.
-        authorities: of the trust root.
+        trust: the trust root.
 
     Raises:
+        KeyFileError: there is no trust root.
         SettingsError: not a URL, or the trust root names no authority: then nobody
             would believe the stamp.
     """
     if url is None:
         return None
-    from security.settings.issuers import https_url  # noqa: PLC0415  (costs an import)
+    from security.settings.issuers import https_url  # noqa: PLC0415  (seldom needed)
 
+    https_url(url, "--timestamp-url", or_plain=True)
+    authorities = load_trust(trust).timestamp_authorities
     if not authorities:
         raise SettingsError(
-            "the trust root names no timestamp authority: keys add-authority"
+            "the trust root names no timestamp authority: `keys add-authority`"
         )
-    https_url(url, "--timestamp-url", or_plain=True)
     return partial(_stamped, url=url, authorities=authorities)
 
 
