@@ -13,7 +13,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from models.bundle import (
+    MODEL_FILE,
     MODEL_SIGNATURE_FILE,
+    SEALED_ATTESTATION_FILE,
     VERDICT_FILE,
     attestation_file,
     mldsa_file,
@@ -24,10 +26,14 @@ from models.report import format_time
 from sealgate.passport import verify_passport
 from sealgate.protocol import dsse
 from sealgate.protocol.dsse import key_hint, public_pem
+from sealgate.protocol.hpke import PrivateKey
 from sealgate.protocol.statement import Waiver
 from security.admission import gate
-from security.admission.attest import sign_waiver, waiver_file
+from security.admission.attest import Signers, sign_waiver, waiver_file
+from security.admission.confidential import check_sealed, seal_model
 from security.admission.model_signature import check_signature, sign_model
+from security.admission.observations import read_observation, write_observation
+from security.admission.rules import Requirement
 from security.admission.steps import Scene
 from security.admission.timestamps import MAX_STAMP_BYTES
 from security.admission.trust import Revocation, TimestampAuthority, TrustRoot
@@ -43,6 +49,7 @@ from tests.support.bundles import (
     rewrite_report,
     write_bundle,
 )
+from tests.support.promotions import monitoring
 from tests.support.timestamps import TimeAuthority, time_authority
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -349,8 +356,24 @@ def revoking(trust: TrustRoot, role: str, compromised: datetime | None) -> Trust
     return replace(trust, roles=roles, revoked=gone, retired={role: trust.roles[role]})
 
 
+def sealed(folder: Path, keys: Keys) -> Path:
+    """The same bundle, its model encrypted to somebody."""
+    bundle = read_bundle(folder)
+    other = folder.with_name("sealed")
+    key = PrivateKey.generate().public_bytes
+    files = bundle.files | seal_model(bundle, [key], Signers(keys.release))
+    for path, data in files.items():
+        if path != MODEL_FILE:
+            write_atomic(other / path, data)
+    return other
+
+
 def of_statement(folder: Path, trust: TrustRoot) -> None:
     verify(folder, trust, now=NOW)
+
+
+def of_sealed_model(folder: Path, trust: TrustRoot) -> None:
+    check_sealed(Scene(read_bundle(folder), policy(), trust, NOW))
 
 
 def of_model_signature(folder: Path, trust: TrustRoot) -> None:
@@ -360,6 +383,7 @@ def of_model_signature(folder: Path, trust: TrustRoot) -> None:
 CASES = {
     "statement": (QUALITY, "assessor", 2, of_statement),
     "verdict": (VERDICT_FILE, "release", 11, of_statement),
+    "sealed model": (SEALED_ATTESTATION_FILE, "release", 24, of_sealed_model),
     "model.sig": (MODEL_SIGNATURE_FILE, "release", 25, of_model_signature),
 }
 
@@ -374,6 +398,8 @@ def test_a_revoked_key(  # noqa: PLR0917  (fixtures)
     stranger: TimeAuthority,
 ) -> None:
     name, role, check, verify_it = CASES[case]
+    if case == "sealed model":
+        folder = sealed(folder, keys)
     write_atomic(
         folder / MODEL_SIGNATURE_FILE, sign_model(read_bundle(folder), keys.release)
     )
@@ -386,7 +412,7 @@ def test_a_revoked_key(  # noqa: PLR0917  (fixtures)
         assert caught.value.check == check
 
     falls("signed by a revoked key, and it has no time stamp", known)
-    for path in (QUALITY, STRUCTURE, VERDICT_FILE, MODEL_SIGNATURE_FILE):
+    for path in {QUALITY, STRUCTURE, VERDICT_FILE, MODEL_SIGNATURE_FILE, name}:
         stamp(folder / path, tsa)
     verify_it(folder, known)
     # Nobody knows since when: nothing is believed, stamped or not.
@@ -420,6 +446,32 @@ def test_the_gate_agrees_on_who_signed(
     assert known.keys(("assessor",)) == {}
     with pytest.raises(AdmissionRefused, match="not trusted"):
         verify(folder, replace(known, retired={"trainer": known.retired["assessor"]}))
+
+
+def test_what_is_signed_beside_the_plan(
+    folder: Path, keys: Keys, trust: TrustRoot, tsa: TimeAuthority, tmp_path: Path
+) -> None:
+    subject = read_bundle(folder).subject
+    path = write_observation(tmp_path, monitoring(subject), Signers(keys.monitor))
+    needed = Requirement("monitoring", ("monitor",), DAY, {}, (), timestamps=True)
+
+    def read(root: TrustRoot, wanted: Requirement = needed) -> None:
+        scene = Scene(read_bundle(folder), policy(), root, datetime.now(UTC))
+        read_observation(tmp_path, scene, wanted)
+
+    with pytest.raises(AdmissionRefused, match=r"it has no time stamp.*check 40"):
+        read(trust)
+    read(trust, replace(needed, timestamps=False))
+    stamp(path, tsa)
+    read(trust)
+    gone = revoking(trust, "monitor", NOW - DAY)
+    with pytest.raises(AdmissionRefused, match=r"after it was compromised.*check 40"):
+        read(gone)
+    read(revoking(trust, "monitor", NOW + DAY))
+    unstamp(path)
+    stamp(path, tsa, NOW - DAY)
+    with pytest.raises(AdmissionRefused, match=r"newer than its stamp.*check 42"):
+        read(trust)
 
 
 def test_the_passport_has_what_the_verdict_names(
