@@ -7,6 +7,8 @@
     ├── YamlError           not the plain YAML that the caller's bounds allow
     ├── TrackingError       MLflow cannot be asked, or a record of DVC contradicts
     ├── KeyFileError        a key file is missing, readable by others, or not that key
+    ├── TimestampError      a time stamp is malformed, or of another signature
+    │   └── StrangeStampError    it is of no authority that the trust root names
     ├── AccessError         the caller may not; the answer depends on the subclass
     │   ├── TokenError      no valid token: 401
     │   │   └── ProofError  no valid proof that the token's key is there
@@ -76,6 +78,8 @@ __all__ = [
     "RevocationStoreError",
     "ScopeError",
     "SettingsError",
+    "StrangeStampError",
+    "TimestampError",
     "TokenError",
     "TrackingError",
     "TrainingError",
@@ -97,6 +101,14 @@ class TrackingError(SealgateError):
 
 class KeyFileError(SealgateError):
     """A key file is missing, readable by others, or does not hold what it must."""
+
+
+class TimestampError(SealgateError):
+    """A time stamp is malformed, or of another signature; or none can be had."""
+
+
+class StrangeStampError(TimestampError):
+    """There is no time stamp, or none of an authority that the trust root names."""
 
 
 class AccessError(SealgateError):

@@ -12,7 +12,9 @@ from typing import Any
 from models.bundle import VERDICT_FILE, mldsa_file, report_file
 from models.manifest import Tensor
 from sealgate.protocol import binary_tensors
+from sealgate.protocol.dsse import unstamped
 from security.admission.attest import signature_files, waiver_file
+from security.admission.gate import Admission
 from security.admission.lifecycle import State
 from service.inference.served import Served, answers_now
 
@@ -58,25 +60,27 @@ def _leaving(model: Served) -> list[Tensor]:
     return [tensor for tensor in outputs if tensor.spec.name in model.output_names]
 
 
-def passport(model: Served) -> dict[str, Any]:
+def passport(admission: Admission) -> dict[str, Any]:
     """The passport: the signed verdict, and for each kind its attestation and report.
 
-    They travel as text, since digests are over their very bytes.
+    They travel as text, since digests are over their very bytes; without time stamps,
+    which the verdict's digests leave out.
     """
-    files = model.admission.bundle.files
+    files = admission.bundle.files
     second = files.get(mldsa_file(VERDICT_FILE))
     return {
         "verdict": files[VERDICT_FILE].decode(),
         **({} if second is None else {"verdict_mldsa": second.decode()}),
-        "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
+        "evidence": {kind: _evidence(files, kind) for kind in admission.reports},
         "waivers": {
-            kind: files[waiver_file(kind)].decode() for kind in model.admission.waivers
+            kind: unstamped(files[waiver_file(kind)]).decode()
+            for kind in admission.waivers
         },
     }
 
 
 def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
-    signed = [files[name].decode() for name in signature_files(files, kind)]
+    signed = [unstamped(files[name]).decode() for name in signature_files(files, kind)]
     return {
         "attestation": signed[0],
         "further": signed[1:],

@@ -11,7 +11,7 @@ beside that one: ``<kind>.mldsa.sigstore.json``, ``<kind>.2.mldsa.sigstore.json`
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -50,6 +50,7 @@ __all__ = [
     "sign_verdict",
     "sign_waiver",
     "signature_files",
+    "signed_digest",
     "signed_files",
     "subjects",
     "verdict_inputs",
@@ -69,10 +70,12 @@ class Signers:
     Attributes:
         ecdsa: the P-256 key.
         mldsa: the ML-DSA-65 key of the same role, if there is one.
+        stamp: gives a signed bundle with a time stamp more; None for no stamps.
     """
 
     ecdsa: dsse.SigningKey
     mldsa: dsse.SigningKey | None = None
+    stamp: Callable[[bytes], bytes] | None = None
 
     @property
     def hint(self) -> str:
@@ -84,14 +87,21 @@ class Signers:
 def signed_files(name: str, payload: bytes, signers: Signers) -> dict[str, bytes]:
     """A payload as each of the keys signs it, by the path of the file that it is for.
 
+    Each is stamped for itself: a time stamp is of one signature.
+
     Args:
         name: path of the P-256 file.
         payload: the statement's JSON.
-        signers: the keys.
+        signers: the keys, and what stamps.
+
+    Raises:
+        SealgateError: a signer or an authority of time cannot be reached.
     """
     files = {name: dsse.sign(payload, signers.ecdsa)}
     if signers.mldsa is not None:
         files[mldsa_file(name)] = dsse.sign(payload, signers.mldsa)
+    if signers.stamp is not None:
+        files = {path: signers.stamp(data) for path, data in files.items()}
     return files
 
 
@@ -285,9 +295,12 @@ def verdict_inputs(
             names += signature_files(bundle.files, item.kind)
         if waiver is not None:
             names.append(waiver_file(item.kind))
-    return tuple(
-        Resource(name, hashlib.sha256(bundle.files[name]).hexdigest()) for name in names
-    )
+    return tuple(Resource(name, signed_digest(bundle.files[name])) for name in names)
+
+
+def signed_digest(signed: bytes) -> str:
+    """SHA-256 of a signed file without its time stamps, which may come later."""
+    return hashlib.sha256(dsse.unstamped(signed)).hexdigest()
 
 
 def verdict_levels(

@@ -6,7 +6,7 @@ The checks are listed in `security.admission.gate`, in the order they are made h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -25,11 +25,13 @@ from security.admission.steps import (
     Signed,
     Steps,
     check_age,
+    check_stamps,
     count_signers,
     describe,
     end_of,
     read_statement,
 )
+from security.admission.timestamps import Stamp
 from security.admission.waivers import waiver_steps
 from security.errors import AdmissionRefused
 
@@ -110,10 +112,10 @@ def evaluation_steps(
         waiver = waivers.get(item.kind)
         if waiver is not None and waiver.whole:
             continue
-        report = yield from _kind_steps(scene, item, waiver, signatures)
-        if report is not None:
-            reports[item.kind] = report
-            ends.append(end_of(report.created_at, item.max_age))
+        found = yield from _kind_steps(scene, item, waiver, signatures)
+        if found is not None:
+            reports[item.kind], since = found
+            ends.append(end_of(since, item.max_age))
     yield from _benchmark_steps(scene)
     yield from _accounted(reports)
     required = {item.kind: item for item in scene.required}
@@ -144,8 +146,11 @@ def _kind_steps(
     requirement: Requirement,
     waiver: Waiver | None,
     signatures: dict[str, tuple[str, ...]],
-) -> Steps[Report | None]:
-    """Checks 1 to 9 for one kind; notes which signatures were checked."""
+) -> Steps[tuple[Report, datetime] | None]:
+    """Checks 1 to 9 for one kind: its report, and what its age counts from.
+
+    Notes which signatures were checked.
+    """
     kind, files = requirement.kind, scene.bundle.files
     data = files.get(report_file(kind))
     if data is None:
@@ -168,12 +173,13 @@ def _kind_steps(
             f"{kind} report needs {requirement.min_signers} signers, "
             f"has {signers} in {len(names)} attestations",
         )
-    report = yield from _report_steps(scene, requirement, data)
-    if report is not None:
+    stamps = [stamp for read, _ in found.values() for stamp in read.stamps]
+    dated = yield from _report_steps(scene, requirement, data, stamps)
+    if dated is not None:
         passed = all(passed for _, passed in found.values())
-        yield from _result_steps(report, waiver, passed=passed)
-        yield from _content_steps(report, requirement, waiver)
-    return report
+        yield from _result_steps(dated[0], waiver, passed=passed)
+        yield from _content_steps(dated[0], requirement, waiver)
+    return dated
 
 
 def _attestation_steps(
@@ -187,6 +193,7 @@ def _attestation_steps(
         scene,
         signers=requirement.signers,
         mode=requirement.signatures,
+        timestamps=requirement.timestamps,
         what=what,
         checks=(2, 3),
     )
@@ -215,9 +222,9 @@ def _bound_steps(
 
 
 def _report_steps(
-    scene: Scene, requirement: Requirement, data: bytes
-) -> Steps[Report | None]:
-    """Checks 5 and 6."""
+    scene: Scene, requirement: Requirement, data: bytes, stamps: Sequence[Stamp]
+) -> Steps[tuple[Report, datetime] | None]:
+    """Checks 5 and 6: the report, and what its age counts from."""
     kind = requirement.kind
     try:
         report = Report.from_json(data)
@@ -227,14 +234,12 @@ def _report_steps(
     if report.kind != kind or report.subject != scene.bundle.subject:
         yield AdmissionRefused(5, f"{kind} report is about another model")
         return None
-    yield from check_age(
-        report.created_at,
-        requirement.max_age,
-        now=scene.now,
-        check=6,
-        what=f"{kind} report",
+    what, now = f"{kind} report", scene.now
+    since = yield from check_stamps(
+        report.created_at, stamps, now=now, check=6, what=what
     )
-    return report
+    yield from check_age(since, requirement.max_age, now=now, check=6, what=what)
+    return report, since
 
 
 def _result_steps(

@@ -66,6 +66,7 @@ from security.admission.steps import (
     Signed,
     Steps,
     check_age,
+    check_stamps,
     count_signers,
     demand,
     describe,
@@ -186,6 +187,7 @@ def _verdict_steps(
         scene,
         signers=policy.verdict_signers,
         mode=policy.verdict_signatures,
+        timestamps=policy.verdict_timestamps,
         what=what,
         checks=(11, 12),
     )
@@ -200,9 +202,12 @@ def _verdict_steps(
     yield from _summary_steps(summary, scene, evaluation, what)
     if summary.documents is None:
         notices.append(f"{what} binds no documents: it is of an earlier release")
-    max_age = policy.verdict_max_age
-    yield from check_age(verified_at, max_age, now=scene.now, check=15, what=what)
-    return {name: (read, end_of(verified_at, max_age))}
+    max_age, now = policy.verdict_max_age, scene.now
+    since = yield from check_stamps(
+        verified_at, read.stamps, now=now, check=15, what=what
+    )
+    yield from check_age(since, max_age, now=now, check=15, what=what)
+    return {name: (read, end_of(since, max_age))}
 
 
 def _summary_steps(

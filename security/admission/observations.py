@@ -45,6 +45,7 @@ from security.admission.steps import (
     Signed,
     Steps,
     check_age,
+    check_stamps,
     demand,
     end_of,
     read_statement,
@@ -243,6 +244,7 @@ def _observation_steps(
         scene,
         signers=requirement.signers,
         mode=requirement.signatures,
+        timestamps=requirement.timestamps,
         what=what,
         checks=(40, 41),
     )
@@ -251,6 +253,9 @@ def _observation_steps(
     report = _report(read.statement, what)
     if report.kind != kind or report.subject != scene.bundle.subject:
         raise AdmissionRefused(41, f"{what} is about something else")
+    # Its age counts from the end of its window, which is no later than what it states.
+    stated, stamps, now = report.created_at, read.stamps, scene.now
+    yield from check_stamps(stated, stamps, now=now, check=42, what=what)
     return Observation(report, hashlib.sha256(signed.data).hexdigest(), read.hint)
 
 

@@ -6,7 +6,7 @@ A step yields a refusal for each check that fails, and returns what it verified.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -17,6 +17,7 @@ from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement
 from security.admission.attest import subjects
 from security.admission.rules import Policy, Requirement
+from security.admission.timestamps import Stamp, Timed
 from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 
@@ -26,6 +27,7 @@ __all__ = [
     "Signed",
     "Steps",
     "check_age",
+    "check_stamps",
     "count_signers",
     "demand",
     "describe",
@@ -82,11 +84,14 @@ class Read:
         statement: what was signed.
         hint: of the P-256 key.
         mldsa: of the ML-DSA-65 key; None where no such signature was checked.
+        stamps: by when each of the signatures existed, as far as a trusted authority
+            of time says so.
     """
 
     statement: Statement
     hint: str
     mldsa: str | None = None
+    stamps: tuple[Stamp, ...] = ()
 
     @property
     def algorithms(self) -> tuple[str, ...]:
@@ -144,15 +149,18 @@ def read_statement(
     *,
     signers: tuple[str, ...],
     mode: str | None,
+    timestamps: bool,
     what: str,
     checks: tuple[int, int],
 ) -> Steps[Read | None]:
-    """Signatures and role (first check), then subjects (second).
+    """Signatures, role and time stamps (first check), then subjects (second).
 
     1. the P-256 signature, by a key of one of the roles;
     2. the ML-DSA-65 signature, where one is needed: by a key of the same role;
     3. both are over the same payload;
-    4. the payload is a statement about this bundle.
+    4. each has a time stamp, where one is needed: a stamp is of one signature, and says
+       nothing of the other;
+    5. the payload is a statement about this bundle.
 
     Args:
         signed: the statement's files, possibly hostile.
@@ -160,6 +168,7 @@ def read_statement(
         signers: roles that may sign it.
         mode: which signatures it needs, of `rules.SIGNATURES`; None for both where the
             trust root gives the role of the P-256 key an ML-DSA-65 key.
+        timestamps: whether each signature needs a trusted time stamp.
         what: the statement, as refusals call it.
         checks: numbers of the two checks.
 
@@ -169,6 +178,7 @@ def read_statement(
     try:
         verified = scene.trust.verify(signed.data, signers)
         mldsa = _second(signed, verified, scene.trust, mode)
+        stamps = _stamps(verified, mldsa, needed=timestamps)
     except StatementError as error:
         yield AdmissionRefused(checks[0], f"{what}: {error}")
         return None
@@ -180,12 +190,28 @@ def read_statement(
     if statement.subjects != subjects(scene.bundle.subject):
         yield AdmissionRefused(checks[1], f"{what} is about other bytes")
         return None
-    return Read(statement, verified.hint, None if mldsa is None else mldsa.hint)
+    second = None if mldsa is None else mldsa.hint
+    return Read(statement, verified.hint, second, stamps)
+
+
+def _stamps(first: Timed, second: Timed | None, *, needed: bool) -> tuple[Stamp, ...]:
+    """The time stamps of the signatures that were checked.
+
+    Raises:
+        StatementError: one has none, and needs it.
+    """
+    checked = [("", first), *([("ML-DSA-65: ", second)] if second else [])]
+    for whose, signature in checked:
+        if needed and signature.stamp is None:
+            raise StatementError(
+                f"{whose}{signature.unstamped}; the policy demands a trusted one"
+            )
+    return tuple(item.stamp for _, item in checked if item.stamp is not None)
 
 
 def _second(
     signed: Signed, first: dsse.Verified, trust: TrustRoot, mode: str | None
-) -> dsse.Verified | None:
+) -> Timed | None:
     """The ML-DSA-65 signature, if it is to be checked.
 
     Raises:
@@ -207,6 +233,38 @@ def _second(
     if second.payload != first.payload:
         raise StatementError("ML-DSA-65: signs another payload than P-256 does")
     return second
+
+
+def check_stamps(
+    stated: datetime,
+    stamps: Iterable[Stamp],
+    *,
+    now: datetime,
+    check: int,
+    what: str,
+) -> Steps[datetime]:
+    """Hold the time that a statement gives itself to its time stamps.
+
+    A stamp proves by when a signature existed, never since when. So a stated time after
+    it is a wrong clock or a lie, and a stated time long before it may be true: who
+    stamps late gains nothing, since age counts from the earlier of the two.
+
+    Args:
+        stated: by whoever signed.
+        stamps: of each signature under it.
+        now: the time.
+        check: number of the check.
+        what: to call it.
+
+    Returns:
+        What age counts from.
+    """
+    times = [stamp.time for stamp in stamps]
+    if any(time > now + CLOCK_SKEW for time in times):
+        yield AdmissionRefused(check, f"{what} has a time stamp from the future")
+    if any(stated > time + CLOCK_SKEW for time in times):
+        yield AdmissionRefused(check, f"{what} says that it is newer than its stamp")
+    return min([stated, *times])
 
 
 def count_signers(found: Collection[Read]) -> int:

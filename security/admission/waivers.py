@@ -26,6 +26,7 @@ from security.admission.steps import (
     Scene,
     Signed,
     Steps,
+    check_stamps,
     read_statement,
 )
 from security.errors import AdmissionRefused
@@ -76,6 +77,7 @@ def read_waiver(
         scene,
         signers=scene.policy.waivers.signers,
         mode=scene.policy.waivers.signatures,
+        timestamps=scene.policy.waivers.timestamps,
         what=f"{kind} waiver",
         checks=(20, 21),
     )
@@ -93,6 +95,8 @@ def read_waiver(
     if expires <= created:
         yield AdmissionRefused(21, f"{kind} waiver expires before it begins")
         return None
+    what, now = f"{kind} waiver", scene.now
+    yield from check_stamps(created, read.stamps, now=now, check=23, what=what)
     return waiver, read
 
 

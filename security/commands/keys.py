@@ -9,8 +9,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from models.errors import ReportError
 from models.files import write_atomic
-from models.report import format_time
+from models.report import format_time, parse_time
 from sealgate.protocol.dsse import (
     ECDSA_P256,
     ML_DSA_65,
@@ -34,7 +35,7 @@ from security.admission.trust import (
     parse_trust,
 )
 from security.audit.journal import record_operation
-from security.commands import model_key, sealing_keys
+from security.commands import authorities, model_key, sealing_keys
 from security.commands.model_key import MODEL
 from security.commands.options import Subparsers
 from security.commands.sealing_keys import SEALING
@@ -141,16 +142,33 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
 
 def _add_revoke(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Record that a signing key is believed no more, whenever it signed, and "
-        "evaluate every stored model that it signed again. Exit code 1 if one of them "
-        "no longer verifies. A signer with two keys, ECDSA P-256 and ML-DSA-65, is "
-        "revoked by revoking both."
+        "Record that a signing key is believed no more, and evaluate every stored "
+        "model that it signed again. Exit code 1 if one of them no longer verifies. "
+        "Without --compromised nothing that it ever signed is believed; with it, only "
+        "what a trusted authority of time stamped before. A signer with two keys, "
+        "ECDSA P-256 and ML-DSA-65, is revoked by revoking both."
     )
     parser.add_argument(
         "hint", help="its hint, or the first 8 or more characters of it"
     )
     parser.add_argument("--reason", required=True, help="one line, for the record")
+    parser.add_argument(
+        "--compromised",
+        metavar="TIME",
+        help="since when others may have had the key, in UTC: 2026-11-30T08:00:00Z; "
+        "leave out what is not known",
+    )
     parser.set_defaults(run=_revoke)
+
+
+def _add_authority(parser: argparse.ArgumentParser) -> None:
+    authorities.add_add(parser)
+    parser.set_defaults(run=_change_authorities, change=authorities.with_authority)
+
+
+def _remove_authority(parser: argparse.ArgumentParser) -> None:
+    authorities.add_remove(parser)
+    parser.set_defaults(run=_change_authorities, change=authorities.without_authority)
 
 
 def _add_public(parser: argparse.ArgumentParser) -> None:
@@ -181,6 +199,8 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
     ("retire", "delete sealing keys past their overlap, or by id", _add_retire),
     ("add", "trust a key that was made elsewhere", _add_add),
     ("revoke", "believe a key no more, and list what falls with it", _add_revoke),
+    ("add-authority", "believe an authority of time", _add_authority),
+    ("remove-authority", "believe it no more", _remove_authority),
     ("public", "print public keys in PEM", _add_public),
 )
 
@@ -208,7 +228,10 @@ def _signing_lines(only: str | None) -> Iterator[str]:
     for hint, item in trust.revoked.items():
         role = trust.role_of(hint) or "-"
         if only in (None, role):
-            yield f"{hint}  {role:<15}  revoked {item.time}: {item.reason}"
+            since = f", compromised {item.compromised}" if item.compromised else ""
+            yield f"{hint}  {role:<15}  revoked {item.time}{since}: {item.reason}"
+    if only is None:
+        yield from authorities.list_lines(trust)
 
 
 def _form(hint: str, key: PublicKey, trust: TrustRoot) -> str:
@@ -290,12 +313,31 @@ def _revoke(args: argparse.Namespace) -> int:
     settings = load_settings()
     trust = load_trust(settings.admission.trust)
     hint = _find(args.hint, trust)
-    time = format_time(datetime.now(UTC))
-    revoked = {**trust.revoked, hint: Revocation(hint, time, args.reason)}
+    item = _revocation(hint, args, datetime.now(UTC))
+    revoked = {**trust.revoked, hint: item}
     _write(settings.admission, replace(trust, revoked=revoked))
     _record(settings, trust.role_of(hint) or "key", "revoked")
     print(f"revoked   {hint}  {trust.role_of(hint)}")
     return _report_fallen(settings, hint)
+
+
+def _revocation(hint: str, args: argparse.Namespace, now: datetime) -> Revocation:
+    try:
+        if args.compromised and parse_time(args.compromised) > now:
+            raise KeyFileError("--compromised: that time is yet to come")
+    except ReportError as error:
+        raise KeyFileError(f"--compromised: {error}") from None
+    return Revocation(hint, format_time(now), args.reason, args.compromised or None)
+
+
+def _change_authorities(args: argparse.Namespace) -> int:
+    settings = load_settings()
+    trust = args.change(load_trust(settings.admission.trust), args)
+    _write(settings.admission, trust)
+    _record(settings, "timestamps", "changed")
+    for line in authorities.list_lines(trust):
+        print(line)
+    return 0
 
 
 def _record(settings: Settings, role: str, what: str) -> None:

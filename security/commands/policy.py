@@ -126,7 +126,8 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
     mode = policy.verdict_signatures
     signed = _signed(policy.verdict_signers, policy.verdict_min_signers, mode)
     yield (
-        f"The verdict: {signed}, no older than {_days(policy.verdict_max_age.days)}."
+        f"The verdict: {signed}, {_stamped(policy.verdict_timestamps)}"
+        f"no older than {_days(policy.verdict_max_age.days)}."
     )
     yield _waivers(policy)
 
@@ -158,14 +159,15 @@ def _of_promotion(item: Requirement) -> str:
     if not item.signers:
         return " with the default, by the evidence of both"
     signed, days = _signed(item.signers, 1, item.signatures), _days(item.max_age.days)
-    return f": {signed}, its window over for no longer than {days}"
+    stamped = _stamped(item.timestamps)
+    return f": {signed}, {stamped}its window over for no longer than {days}"
 
 
 def _all_requirements(requirements: tuple[Requirement, ...]) -> Iterator[str]:
     for item in requirements:
         signed = _signed(item.signers, item.min_signers, item.signatures)
         yield (
-            f"  - {item.kind}: {signed}, "
+            f"  - {item.kind}: {signed}, {_stamped(item.timestamps)}"
             f"no older than {_days(item.max_age.days)}, every check passed."
         )
         yield from _content(item)
@@ -196,6 +198,10 @@ def _signed(roles: tuple[str, ...], signers: int, mode: str | None) -> str:
     return f"signed by {signers} different keys of {who}{how}"
 
 
+def _stamped(demanded: bool) -> str:
+    return "with a trusted time stamp, " if demanded else ""
+
+
 def _waivers(policy: Policy) -> str:
     rules = policy.waivers
     if not rules.kinds:
@@ -203,7 +209,7 @@ def _waivers(policy: Policy) -> str:
     return (
         f"May be waived: {', '.join(rules.kinds)}; "
         f"{_signed(rules.signers, 1, rules.signatures)}, "
-        f"for at most {_days(rules.max_age.days)}."
+        f"{_stamped(rules.timestamps)}for at most {_days(rules.max_age.days)}."
     )
 
 

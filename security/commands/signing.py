@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from security.admission.attest import Signers
 from security.admission.keys import mldsa_key_file
 from security.admission.signers import LibrarySigner, load_signer
 from security.admission.trust import TrustRoot, load_trust, parse_public
+from security.commands.stamping import add_timestamp_url, stamping
 from security.errors import KeyFileError
 from security.key_files import is_uri
 from security.settings.loading import Settings, load_settings
@@ -24,7 +26,7 @@ MAX_PUBLIC_BYTES = 8 << 10
 
 
 def add_signing(parser: argparse.ArgumentParser) -> None:
-    """Add --key, --mldsa-key, their public halves, and --passphrase-file."""
+    """Add --key, --mldsa-key, their public halves, and with what else one signs."""
     parser.add_argument(
         "--key",
         metavar="FILE|URI",
@@ -51,6 +53,7 @@ def add_signing(parser: argparse.ArgumentParser) -> None:
         help="public half of an ML-DSA-65 key named by URI (default: as --public)",
     )
     add_passphrase(parser)
+    add_timestamp_url(parser)
 
 
 def add_passphrase(parser: argparse.ArgumentParser) -> None:
@@ -65,14 +68,15 @@ def add_passphrase(parser: argparse.ArgumentParser) -> None:
 
 
 def signers(args: argparse.Namespace, role: str) -> Signers:
-    """What the options name to sign with, for a role.
+    """What the options name to sign and to stamp with, for a role.
 
     Raises:
         KeyFileError: a key cannot be used, or the trust root takes its signatures for
             another form than they have.
+        SettingsError: --timestamp-url is no URL, or nobody would believe its stamps.
     """
     settings = load_settings()
-    return role_signers(
+    found = role_signers(
         settings,
         role,
         key=args.key,
@@ -80,6 +84,7 @@ def signers(args: argparse.Namespace, role: str) -> Signers:
         public=(args.public, args.mldsa_public),
         passphrase=args.passphrase_file,
     )
+    return replace(found, stamp=stamping(args.timestamp_url, settings.admission.trust))
 
 
 def role_signers(

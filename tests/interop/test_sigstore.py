@@ -15,10 +15,13 @@ import pytest
 from sigstore_models.bundle.v1 import Bundle as SigstoreBundle
 
 from models.bundle import VERDICT_FILE, attestation_file
+from sealgate.protocol import dsse
 from sealgate.protocol.dsse import PAYLOAD_TYPE, public_pem
 from sealgate.protocol.statement import TEST_RESULT_TYPE, VSA_TYPE
+from security.admission.timestamps import make_request
 from tests.support.bundles import Keys
 from tests.support.npm import install
+from tests.support.timestamps import time_authority
 
 HERE = Path(__file__).parent / "sigstore"
 MODEL = "model.onnx"
@@ -49,13 +52,13 @@ def verify(node: Path, bundle_folder: Path, keys: Keys, tmp_path: Path) -> Verif
     """As `cosign verify-blob-attestation --key … --bundle … --type … BLOB`."""
 
     def run(
-        bundle: str, role: str, blob: str, kind: str
+        bundle: str, role: str, blob: str, kind: str, *tsa: Path
     ) -> subprocess.CompletedProcess[str]:
         key = tmp_path / "key.pem"
         key.write_text(public_pem(getattr(keys, role).public_key()))
         files = (str(bundle_folder / bundle), str(key), str(bundle_folder / blob))
         return subprocess.run(
-            ["node", "verify.mjs", *files, kind],
+            ["node", "verify.mjs", *files, kind, *map(str, tsa)],
             cwd=node,
             capture_output=True,
             text=True,
@@ -75,6 +78,31 @@ def test_accepts_our_statements(verify: Verify) -> None:
     ):
         result = verify(bundle, role, MODEL, kind)
         assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_accepts_our_time_stamps(
+    verify: Verify, bundle_folder: Path, tmp_path: Path
+) -> None:
+    ours = time_authority(tmp_path / "tsa")
+    path, tsa = (
+        bundle_folder / QUALITY,
+        (ours.folder / "tsa.pem", ours.folder / "ca.pem"),
+    )
+    asked = (QUALITY, "assessor", MODEL, TEST_RESULT_TYPE)
+    without = verify(*asked, *tsa)
+    assert "expected 1 timestamps, got 0" in without.stderr
+    plain = path.read_bytes()
+    request = make_request(dsse.read_signature(plain))
+    path.write_bytes(dsse.stamped(plain, ours.answer(request.as_bytes())))
+    result = verify(*asked, *tsa)
+    assert result.returncode == 0, result.stderr
+    # Unlike our gate it demands to know the authority of every stamp there is.
+    assert "timestamp could not be verified" in verify(*asked).stderr
+    other = dsse.read_signature((bundle_folder / VERDICT_FILE).read_bytes())
+    request = make_request(other)
+    path.write_bytes(dsse.stamped(plain, ours.answer(request.as_bytes())))
+    assert "timestamp could not be verified" in verify(*asked, *tsa).stderr
 
 
 @pytest.mark.slow

@@ -107,6 +107,7 @@ signers = ["monitor"]
 max_age_days = 21
 """
 FULL = POLICY + MODELS
+STAMPS = "timestamps must be one of required, optional"
 RANGE = "max_age_days must be 1 to 3650"
 FINITE = r"\[require.structure\] metrics.errors: max must be a finite number"
 NO_MATCH = "match must be a model's name"
@@ -129,6 +130,10 @@ FAULTS = [
     (b'["release"]', b'"release"', 4, r"\[verdict\]: signers must name roles"),
     (b'["release"]', b"[{a = 1}]", 4, r"\[verdict\]: signers must name roles"),
     (b'["release"]', b'["release", "release"]', 4, "each once"),
+    (b"version = 1", b"version = 1\ntimestamps = true", 3, STAMPS),
+    (b"max_age_days = 30", b'max_age_days = 30\ntimestamps = "yes"', 6, STAMPS),
+    (b"max_days = 14", b"max_days = 14\ntimestamps = []", 43, STAMPS),
+    (b"min_n = 10\n", b'timestamps = "required"\n', 47, "unknown key 'timestamps'"),
     (b"max_age_days = 30", b"max_age_days = 0", 5, RANGE),
     (b"max_age_days = 30", b"max_age_days = 3651", 5, RANGE),
     (b"max_age_days = 30", b"max_age_days = 3e1", 5, RANGE),
@@ -305,6 +310,30 @@ def test_what_a_promotion_needs() -> None:
     changed = parse_policy(FULL + own, name="p").promotion_of("own")
     assert [item.kind for item in changed.requirements] == ["agreement"]
     assert not changed.stays_monitored
+
+
+def test_where_time_stamps_are_needed() -> None:
+    needed = b'timestamps = "required"\n'
+    assert not any(item.timestamps for item in policy_of(FULL).required("toy"))
+    everywhere = policy_of(FULL.replace(b"version = 1\n", b"version = 1\n" + needed))
+    assert everywhere.verdict_timestamps
+    assert everywhere.waivers.timestamps
+    for model in ("toy", "fraud-eu"):
+        assert all(item.timestamps for item in everywhere.required(model))
+    # Timers make these: it must be said there.
+    monitoring = everywhere.promotion_of("toy").of("monitoring")
+    assert monitoring is not None
+    assert not monitoring.timestamps
+    table = b"[promotion.monitoring]\n"
+    said = policy_of(FULL.replace(table, table + needed)).promotion_of("toy")
+    assert [item.timestamps for item in said.requirements] == [False, True]
+    but = b'[verdict]\ntimestamps = "optional"\n'
+    text = FULL.replace(b"version = 1\n", b"version = 1\n" + needed)
+    assert not policy_of(text.replace(b"[verdict]\n", but)).verdict_timestamps
+
+
+def policy_of(text: bytes) -> Policy:
+    return parse_policy(text, name="p.toml")
 
 
 def test_waiver_rules() -> None:

@@ -65,6 +65,17 @@ def test_explain(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "May be waived: quality; signed by a privacy-officer key, for at most" in out
 
 
+def test_explain_says_where_stamps_are_needed(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    everywhere = b'version = 1\ntimestamps = "required"\n'
+    file.write_bytes(FULL.replace(b"version = 1\n", everywhere))
+    assert main(["policy", "explain", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    asked = [line for line in lines if "with a trusted time stamp" in line]
+    assert len(asked) == len([line for line in lines if "signed by" in line])
+
+
 def test_explain_one_model(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["policy", "explain", "--model", "fraud-eu", str(file)]) == 0
     out = capsys.readouterr().out
@@ -120,6 +131,27 @@ CHANGES = [
         "privacy",
     ),
     (b"epsilon = { max = 3.0 }", b"", "", "removed", "privacy: metric epsilon"),
+    (
+        b"[require.quality]",
+        b'[require.quality]\ntimestamps = "required"',
+        "",
+        "stricter",
+        "quality: timestamps required",
+    ),
+    (
+        b"[verdict]",
+        b'[verdict]\ntimestamps = "required"',
+        "*",
+        "stricter",
+        "verdict: timestamps required",
+    ),
+    (
+        b"[waivers]",
+        b'[waivers]\ntimestamps = "required"',
+        "*",
+        "stricter",
+        "waivers: timestamps required",
+    ),
     (
         b'neighbouring = "add_or_remove_one"',
         b"",
