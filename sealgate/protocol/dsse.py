@@ -44,6 +44,7 @@ __all__ = [
     "Verified",
     "algorithm_of",
     "check_signature",
+    "decode_base64",
     "key_hint",
     "pae",
     "parse_public",
@@ -280,8 +281,8 @@ def verify(
     signatures = _get(envelope, "signatures")
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise StatementError("envelope: expected exactly one signature")
-    payload = _base64(_get(envelope, "payload"))
-    signature = _base64(_get(signatures[0], "sig"))
+    payload = decode_base64(_get(envelope, "payload"))
+    signature = decode_base64(_get(signatures[0], "sig"))
     timestamps = _timestamps(material)
     data = pae(PAYLOAD_TYPE, payload)
     check_signature(signature, data, key, prehash=hint in prehash)
@@ -296,7 +297,7 @@ def _timestamps(material: Mapping[str, Any]) -> tuple[bytes, ...]:
         raise StatementError("bundle: time stamps are malformed")
     if len(listed) > MAX_TIMESTAMPS:
         raise StatementError(f"bundle: more than {MAX_TIMESTAMPS} time stamps")
-    found = tuple(_base64(_get(item, "signedTimestamp")) for item in listed)
+    found = tuple(decode_base64(_get(item, "signedTimestamp")) for item in listed)
     if any(len(item) > MAX_TIMESTAMP_BYTES for item in found):
         raise StatementError(f"bundle: a time stamp over {MAX_TIMESTAMP_BYTES} bytes")
     return found
@@ -310,8 +311,12 @@ def _get(value: Any, *path: str) -> Any:
     return value
 
 
-def _base64(text: Any) -> bytes:
-    """Decode canonical base64: one encoding for one value, so digests are stable."""
+def decode_base64(text: Any) -> bytes:
+    """Decode canonical base64: one encoding for one value, so digests are stable.
+
+    Raises:
+        StatementError: not a string, not base64, or another encoding of the same bytes.
+    """
     if not isinstance(text, str):
         raise StatementError("envelope: expected base64")
     try:

@@ -11,6 +11,7 @@ are the gate's about waivers, 26 is what else is wrong with a Bento (`outside`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from models.bundle import Bundle
@@ -19,7 +20,8 @@ from security.admission.confidential import check_sealed
 from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import Policy, load_policy
-from security.admission.trust import TrustRoot, load_trust
+from security.admission.trust import TrustRoot
+from security.admission.trust_store import load_trust
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["verify_bundle", "verify_with"]
@@ -27,6 +29,8 @@ __all__ = ["verify_bundle", "verify_with"]
 
 def verify_bundle(bundle: Bundle, settings: AdmissionSettings) -> Admission:
     """Verify a bundle under a deployment's policy and trust root, now.
+
+    The trust root's version is remembered: no older one is believed here from now on.
 
     Raises:
         KeyFileError: the trust root cannot be used.
@@ -36,7 +40,7 @@ def verify_bundle(bundle: Bundle, settings: AdmissionSettings) -> Admission:
     return verify_with(
         bundle,
         load_policy(settings.policy),
-        load_trust(settings.trust),
+        load_trust(settings.trust, remember=True),
         now=datetime.now(UTC),
     )
 
@@ -46,10 +50,13 @@ def verify_with(
 ) -> Admission:
     """As `verify_bundle`, with what was read already.
 
+    What is admitted holds until its evidence is too old or the trust root expires.
+
     Raises:
         AdmissionRefused: the first check that failed.
     """
     admission = gate.verify(bundle, policy, trust, now=now)
     check_sealed(bundle, trust)
     check_signature(bundle, trust)
-    return admission
+    ends = [end for end in (admission.expires_at, trust.expires) if end is not None]
+    return replace(admission, expires_at=min(ends, default=None))

@@ -17,15 +17,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from models.errors import BundleError, ReportError
-from models.files import read_regular
+from models.errors import ReportError
 from models.report import format_time, parse_time
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
@@ -42,7 +40,6 @@ __all__ = [
     "RootKeys",
     "TimestampAuthority",
     "TrustRoot",
-    "load_trust",
     "parse_public",
     "parse_trust",
     "trust_document",
@@ -255,19 +252,6 @@ def trust_document(
     )
     document["schema"] = TRUST_SCHEMA_2 if new else TRUST_SCHEMA
     return strict_json.dumps(document)
-
-
-def load_trust(path: Path) -> TrustRoot:
-    """Read a trust root.
-
-    Raises:
-        KeyFileError: unreadable, or as `parse_trust`.
-    """
-    try:
-        data = read_regular(path, max_bytes=MAX_TRUST_BYTES, follow_links=True)
-    except BundleError as error:
-        raise KeyFileError(f"trust root {path}: {error}") from None
-    return parse_trust(data, f"trust root {path}")
 
 
 def parse_trust(data: bytes, where: str) -> TrustRoot:

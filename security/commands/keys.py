@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from models.files import write_atomic
 from models.report import format_time
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
 from security.admission.confidential import load_model_key, model_public_pem
@@ -18,9 +19,8 @@ from security.admission.trust import (
     ROLES,
     Revocation,
     TrustRoot,
-    load_trust,
-    parse_trust,
 )
+from security.admission.trust_store import change, read_document, read_trust
 from security.audit.journal import record_operation
 from security.commands import sealing_keys
 from security.commands.options import Subparsers
@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _signing_lines(only: str | None) -> Iterator[str]:
     """The signing keys of one role, or of all."""
-    trust = load_trust(load_settings().admission.trust)
+    trust = read_trust(load_settings().admission.trust).root
     for role in ROLES if only is None else (only,):
         for hint in trust.roles.get(role, {}):
             yield f"{hint}  {role:<15}  trusted"
@@ -188,7 +188,11 @@ def _rotate(args: argparse.Namespace) -> int:
         key = load_signing_key(fresh, passphrase=source)
     else:
         key = generate_signing_key(fresh, passphrase=passphrase)
-    _trust_also(settings.admission, args.role, key.public_key())
+    place = _trust_also(settings.admission, args.role, key.public_key())
+    if place != settings.admission.trust:
+        print(f"proposed  {place}  {key_hint(key.public_key())}  {args.role}")
+        print("rotates when this is run again, once that version is in force")
+        return 0
     aside = path.with_suffix(f".{old[:16]}.pem")
     os.replace(path, aside)
     os.replace(fresh, path)
@@ -200,22 +204,38 @@ def _rotate(args: argparse.Namespace) -> int:
 
 def _add(args: argparse.Namespace) -> int:
     key, settings = read_public(args.public_key), load_settings()
-    _trust_also(settings.admission, args.role, key)
-    _record(settings, args.role, "added")
-    print(f"trusted   {key_hint(key)}  {args.role}")
+    place = _trust_also(settings.admission, args.role, key)
+    proposed = place != settings.admission.trust
+    _record(settings, args.role, "add-proposed" if proposed else "added")
+    what = f"proposed  {place}" if proposed else "trusted "
+    print(f"{what}  {key_hint(key)}  {args.role}")
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
     settings = load_settings()
-    trust = load_trust(settings.admission.trust)
+    trust = read_trust(settings.admission.trust).root
     hint = _find(args.hint, trust)
-    time = format_time(datetime.now(UTC))
-    revoked = {**trust.revoked, hint: Revocation(hint, time, args.reason)}
-    _write(settings.admission, replace(trust, revoked=revoked))
-    _record(settings, trust.role_of(hint) or "key", "revoked")
-    print(f"revoked   {hint}  {trust.role_of(hint)}")
-    return _report_fallen(settings, hint)
+    item = Revocation(hint, format_time(datetime.now(UTC)), args.reason)
+    place = change(
+        settings.admission.trust,
+        lambda root: replace(root, revoked={**root.revoked, hint: item}),
+    )
+    proposed, role = place != settings.admission.trust, trust.role_of(hint) or "key"
+    _record(settings, role, "revoke-proposed" if proposed else "revoked")
+    print(f"{f'proposed  {place}' if proposed else 'revoked '}  {hint}  {role}")
+    with _bare(place) as trust_file:
+        judged = replace(settings.admission, trust=trust_file)
+        return _report_fallen(judged, hint)
+
+
+@contextmanager
+def _bare(place: Path) -> Iterator[Path]:
+    """A file of what a trust root or a proposal says, to see what it would refuse."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, place.name)
+        file.write_bytes(read_document(place).root.to_json())
+        yield file
 
 
 def _record(settings: Settings, role: str, what: str) -> None:
@@ -232,7 +252,7 @@ def _public(args: argparse.Namespace) -> int:
         identity = load_identity(settings.sealing.identity)
         print(public_pem(identity.public_key()), end="")
         return 0
-    keys = load_trust(settings.admission.trust).keys((args.role,))
+    keys = read_trust(settings.admission.trust).root.keys((args.role,))
     if not keys:
         raise KeyFileError(f"no key holds the role {args.role}")
     for key in keys.values():
@@ -250,28 +270,26 @@ def _find(hint: str, trust: TrustRoot) -> str:
     return found[0]
 
 
-def _trust_also(admission: AdmissionSettings, role: str, key: PublicKey) -> None:
-    """Add a key to a role; adding it again is no harm."""
-    trust = load_trust(admission.trust)
+def _trust_also(admission: AdmissionSettings, role: str, key: PublicKey) -> Path:
+    """Add a key to a role, adding it again is no harm; the file that says so."""
     hint = key_hint(key)
-    if hint in trust.revoked:
-        raise KeyFileError(f"{hint} was revoked: {trust.revoked[hint].reason}")
-    roles = {**trust.roles, role: {**trust.roles.get(role, {}), hint: key}}
-    _write(admission, replace(trust, roles=roles))
+    if hint in read_trust(admission.trust).root.keys((role,)):
+        return admission.trust
+
+    def add(root: TrustRoot) -> TrustRoot:
+        if hint in root.revoked:
+            raise KeyFileError(f"{hint} was revoked: {root.revoked[hint].reason}")
+        roles = {**root.roles, role: {**root.roles.get(role, {}), hint: key}}
+        return replace(root, roles=roles)
+
+    return change(admission.trust, add)
 
 
-def _write(admission: AdmissionSettings, trust: TrustRoot) -> None:
-    """Write a trust root that can be read again, and no other."""
-    data = trust.to_json()
-    parse_trust(data, f"trust root {admission.trust}")
-    write_atomic(admission.trust, data)
-
-
-def _report_fallen(settings: Settings, hint: str) -> int:
+def _report_fallen(admission: AdmissionSettings, hint: str) -> int:
     from security.admission.lineage import signed_by  # noqa: PLC0415  (bentoml)
 
     fallen = 0
-    for item in signed_by(hint, settings.admission):
+    for item in signed_by(hint, admission):
         verdict = (
             "still verifies" if item.refusal is None else f"refused: {item.refusal}"
         )

@@ -13,7 +13,7 @@ from models.errors import BundleError
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
 from security.admission.policy import load_policy
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.commands.options import (
     Subparsers,
     add_admission,

@@ -9,7 +9,8 @@ from models.errors import BundleError
 from models.files import read_regular
 from sealgate.protocol.dsse import ECDSA_P256, PublicKey, Signer
 from security.admission.signers import load_signer
-from security.admission.trust import load_trust, parse_public
+from security.admission.trust import parse_public
+from security.admission.trust_store import load_trust
 from security.errors import KeyFileError
 from security.settings.loading import Settings, load_settings
 

@@ -39,7 +39,7 @@ from security.admission.lifecycle import (
 from security.admission.observations import monitored_until, observation_file
 from security.admission.plan import ModelPlan, Plan, PlanFolder, default_since
 from security.admission.policy import load_policy
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 from service.inference.lineup import Lineup

@@ -50,7 +50,7 @@ from security.admission.gate import Admission, all_refusals
 from security.admission.lifecycle import Canary
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.documents import write_documents
 from security.assessment.results.report import SCAN_SCHEMA, ScanReport, read_report
