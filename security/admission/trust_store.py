@@ -271,9 +271,7 @@ def _try_to_remember(path: Path, document: TrustDocument) -> None:
 
 @cache
 def _warn(memory: Path, why: str) -> None:
-    _log.warning(
-        "%s: %s: an older trust root is not known after a restart", memory, why
-    )
+    _log.warning("%s: %s: rollbacks are not noticed after a restart", memory, why)
 
 
 @contextmanager
