@@ -8,6 +8,8 @@
     ├── TrackingError       MLflow cannot be asked, or a record of DVC contradicts
     ├── KeyFileError        a key file is missing, readable by others, or not that key
     │   └── TrustRefused    a trust root expired, or does not follow the last one
+    ├── TimestampError      a time stamp is malformed, or of another signature
+    │   └── StrangeStampError    it is of no authority that the trust root names
     ├── AccessError         the caller may not; the answer depends on the subclass
     │   ├── TokenError      no valid token: 401
     │   │   └── ProofError  no valid proof that the token's key is there
@@ -77,6 +79,8 @@ __all__ = [
     "RevocationStoreError",
     "ScopeError",
     "SettingsError",
+    "StrangeStampError",
+    "TimestampError",
     "TokenError",
     "TrackingError",
     "TrainingError",
@@ -103,6 +107,14 @@ class KeyFileError(SealgateError):
 
 class TrustRefused(KeyFileError):  # noqa: N818  (it is a verdict, not a mishap)
     """A trust root has expired, is signed by too few, or does not follow the last."""
+
+
+class TimestampError(SealgateError):
+    """A time stamp is malformed, or of another signature; or none can be had."""
+
+
+class StrangeStampError(TimestampError):
+    """There is no time stamp, or none of an authority that the trust root names."""
 
 
 class AccessError(SealgateError):

@@ -12,6 +12,7 @@ from typing import Any
 from models.bundle import VERDICT_FILE, report_file
 from models.manifest import Tensor
 from sealgate.protocol import binary_tensors
+from sealgate.protocol.dsse import unstamped
 from security.admission.attest import signature_files, waiver_file
 from security.admission.lifecycle import State
 from service.inference.served import Served, answers_now
@@ -61,20 +62,22 @@ def _leaving(model: Served) -> list[Tensor]:
 def passport(model: Served) -> dict[str, Any]:
     """The passport: the signed verdict, and for each kind its attestation and report.
 
-    They travel as text, since digests are over their very bytes.
+    They travel as text, since digests are over their very bytes; without time stamps,
+    which the verdict's digests leave out.
     """
     files = model.admission.bundle.files
     return {
         "verdict": files[VERDICT_FILE].decode(),
         "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
         "waivers": {
-            kind: files[waiver_file(kind)].decode() for kind in model.admission.waivers
+            kind: unstamped(files[waiver_file(kind)]).decode()
+            for kind in model.admission.waivers
         },
     }
 
 
 def _evidence(files: Mapping[str, bytes], kind: str) -> dict[str, Any]:
-    signed = [files[name].decode() for name in signature_files(files, kind)]
+    signed = [unstamped(files[name]).decode() for name in signature_files(files, kind)]
     return {
         "attestation": signed[0],
         "further": signed[1:],

@@ -50,7 +50,10 @@ __all__ = [
     "parse_public",
     "prehashed",
     "public_pem",
+    "read_signature",
     "sign",
+    "stamped",
+    "unstamped",
     "verify",
 ]
 
@@ -67,6 +70,7 @@ PublicKey = ec.EllipticCurvePublicKey | MLDSA65PublicKey
 PrivateKey = ec.EllipticCurvePrivateKey | MLDSA65PrivateKey
 
 _ECDSA = ec.ECDSA(hashes.SHA256())
+_STAMPS = "timestampVerificationData"
 
 
 class Signer(Protocol):
@@ -262,10 +266,7 @@ def verify(
     Raises:
         StatementError: any of the above.
     """
-    try:
-        value = strict_json.loads_object(bundle, max_bytes=MAX_BUNDLE_BYTES)
-    except JsonError as error:
-        raise StatementError(f"bundle: {error}") from None
+    value = _object(bundle)
     if _get(value, "mediaType") != BUNDLE_MEDIA_TYPE:
         raise StatementError("bundle: not a Sigstore bundle v0.3")
     material = _get(value, "verificationMaterial")
@@ -278,9 +279,7 @@ def verify(
     envelope = _get(value, "dsseEnvelope")
     if _get(envelope, "payloadType") != PAYLOAD_TYPE:
         raise StatementError("envelope: not an in-toto payload")
-    signatures = _get(envelope, "signatures")
-    if not isinstance(signatures, list) or len(signatures) != 1:
-        raise StatementError("envelope: expected exactly one signature")
+    signatures = _signatures(envelope)
     payload = decode_base64(_get(envelope, "payload"))
     signature = decode_base64(_get(signatures[0], "sig"))
     timestamps = _timestamps(material)
@@ -289,9 +288,79 @@ def verify(
     return Verified(payload, key_hint(key), signature, timestamps)
 
 
+def read_signature(bundle: bytes) -> bytes:
+    """The raw signature in a bundle, which is what a time stamp is of. Unverified.
+
+    Raises:
+        StatementError: not a bundle with one signature.
+    """
+    (signature,) = _signatures(_get(_object(bundle), "dsseEnvelope"))
+    return decode_base64(_get(signature, "sig"))
+
+
+def stamped(bundle: bytes, stamp: bytes) -> bytes:
+    """A bundle with a time stamp more; what was signed and `unstamped` stay the same.
+
+    Args:
+        bundle: with or without stamps.
+        stamp: RFC 3161 TimeStampResp in DER, of `read_signature`; not verified here.
+
+    Raises:
+        StatementError: not such a bundle, one that is not written as `sign` writes, or
+            with as many stamps as there may be.
+    """
+    value = _object(bundle)
+    material = _get(value, "verificationMaterial")
+    stamps = [*_timestamps(material), stamp]
+    if len(stamps) > MAX_TIMESTAMPS:
+        raise StatementError(f"bundle: more than {MAX_TIMESTAMPS} time stamps")
+    material[_STAMPS] = {
+        "rfc3161Timestamps": [
+            {"signedTimestamp": base64.b64encode(item).decode()} for item in stamps
+        ]
+    }
+    data = strict_json.dumps(value)
+    if unstamped(data) != unstamped(bundle):
+        raise StatementError("bundle: written otherwise than this project does")
+    return data
+
+
+def unstamped(bundle: bytes) -> bytes:
+    """A bundle without its time stamps: the bytes that a verdict's digest is over.
+
+    So a statement can be stamped after a verdict has named it. What has no stamps, or
+    is no bundle, is given back as it is.
+    """
+    # Escapes can spell the name too: then these very bytes are what a digest is over.
+    if _STAMPS.encode() not in bundle:
+        return bundle
+    try:
+        value = _object(bundle)
+    except StatementError:
+        return bundle
+    material = value.get("verificationMaterial")
+    if not isinstance(material, dict) or material.pop(_STAMPS, None) is None:
+        return bundle
+    return strict_json.dumps(value)
+
+
+def _object(bundle: bytes) -> dict[str, Any]:
+    try:
+        return strict_json.loads_object(bundle, max_bytes=MAX_BUNDLE_BYTES)
+    except JsonError as error:
+        raise StatementError(f"bundle: {error}") from None
+
+
+def _signatures(envelope: Any) -> list[Any]:
+    signatures = _get(envelope, "signatures")
+    if not isinstance(signatures, list) or len(signatures) != 1:
+        raise StatementError("envelope: expected exactly one signature")
+    return signatures
+
+
 def _timestamps(material: Mapping[str, Any]) -> tuple[bytes, ...]:
     """RFC 3161 responses, within bounds."""
-    data = material.get("timestampVerificationData") or {}
+    data = material.get(_STAMPS) or {}
     listed = data.get("rfc3161Timestamps") or [] if isinstance(data, dict) else None
     if not isinstance(listed, list):
         raise StatementError("bundle: time stamps are malformed")

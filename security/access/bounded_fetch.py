@@ -21,7 +21,7 @@ from security.errors import KeyFileError
 
 __all__ = ["Answer", "Exchanges", "StatusError", "fetch", "trusting"]
 
-_HEADERS = [(b"accept", b"application/json"), (b"accept-encoding", b"identity")]
+_JSON = b"application/json"
 _FORM = b"application/x-www-form-urlencoded"
 
 
@@ -63,6 +63,7 @@ def fetch(
     timeout_s: float,
     form: bytes | None = None,
     content_type: bytes = _FORM,
+    accept: bytes = _JSON,
     statuses: Collection[int] = (200,),
     authorization: bytes | None = None,
     fields: Sequence[tuple[bytes, bytes]] = (),
@@ -76,6 +77,7 @@ def fetch(
         timeout_s: for all of it, name resolution aside.
         form: sent by POST; without one it is GET.
         content_type: of the form, which is urlencoded unless this says otherwise.
+        accept: media type of the document.
         statuses: of answers that are one.
         authorization: content of that field.
         fields: further ones.
@@ -84,7 +86,7 @@ def fetch(
         KeyFileError: no such answer within the bounds; says no more than that
             of what the host sent, and nothing of what was sent to it.
     """
-    headers = [*_HEADERS, *fields]
+    headers = [(b"accept", accept), (b"accept-encoding", b"identity"), *fields]
     if form is not None:
         length = b"%d" % len(form)
         headers += [(b"content-type", content_type), (b"content-length", length)]

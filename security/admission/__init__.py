@@ -9,6 +9,7 @@ policy           policy.toml read into rules; its mistakes with their lines
 comparison       two policies: which requirements got stricter, which looser
 toml_lines       on which line a TOML document has each key
 attest           reports into signed statements, an evaluation into a verdict, waivers
+timestamps       RFC 3161: by when a signature existed, on an authority's word
 steps            how checks are written: the first refusal, or all of them
 waivers          checks 20 to 23: who may let what pass, and until when
 evaluation       checks 1 to 10: whether the evidence meets the policy
@@ -18,6 +19,8 @@ gate             every check, numbered: the verdict, or the first refusal, or al
 signers          keys in files, key services and hardware modules
 doors            the gate, and the checks of the files beside the evidence
 verification     the same for other people's pipelines, from Python
+model_keys       keys of sealed models, and the sources that they come from
+command_source   a program that fetches such a key from a KMS or a vault
 confidential     models that are sealed in the bundle and opened in memory
 model_signature  model.sig, for the OpenSSF's model signing
 store            bundles in BentoML's model store

@@ -115,7 +115,9 @@ def _for_all(old: Policy, new: Policy) -> Found:
     yield from _count(
         -old.verdict_max_age.days, -new.verdict_max_age.days, "verdict: max_age_days"
     )
+    yield from _stamps(old.verdict_timestamps, new.verdict_timestamps, "verdict")
     before, after = old.waivers, new.waivers
+    yield from _stamps(before.timestamps, after.timestamps, "waivers")
     yield from _roles(before.signers, after.signers, "waivers: signers")
     yield from _roles(before.kinds, after.kinds, "waivers: kinds")
     yield from _count(-before.max_age.days, -after.max_age.days, "waivers: max_days")
@@ -152,6 +154,7 @@ def _requirement(old: Requirement, new: Requirement) -> Found:
     yield from _roles(old.signers, new.signers, f"{kind}: signers")
     yield from _count(old.min_signers, new.min_signers, f"{kind}: min_signers")
     yield from _count(-old.max_age.days, -new.max_age.days, f"{kind}: max_age_days")
+    yield from _stamps(old.timestamps, new.timestamps, kind)
     for name in {**old.conditions, **new.conditions}:
         what = f"{kind}: condition {name}"
         if name not in new.conditions:
@@ -203,6 +206,12 @@ def _count(old: int, new: int, what: str) -> Found:
     if old != new:
         effect = "stricter" if new > old else "looser"
         yield effect, f"{what} {abs(old)} -> {abs(new)}"
+
+
+def _stamps(old: bool, new: bool, what: str) -> Found:
+    if old != new:
+        text = "timestamps required" if new else "timestamps no longer required"
+        yield ("stricter" if new else "looser"), f"{what}: {text}"
 
 
 def _roles(old: tuple[str, ...], new: tuple[str, ...], what: str) -> Found:

@@ -59,7 +59,7 @@ def check_signature(bundle: Bundle, trust: TrustRoot) -> None:
     if data is None:
         return
     try:
-        verified = dsse.verify(data, trust.keys(ROLES))
+        verified = trust.verify(data, ROLES)
         statement = Statement.from_json(verified.payload)
     except StatementError as error:
         raise _refused(f"{MODEL_SIGNATURE_FILE}: {error}") from None

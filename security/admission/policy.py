@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from sealgate.protocol.statement import Resource
 from security.admission.rules import (
     MAX_SIGNERS,
     PROMOTION_KINDS,
+    SIGNATURES,
+    TIMESTAMPS,
     ModelRules,
     Policy,
     Promotion,
@@ -51,7 +54,8 @@ MAX_DAYS = 3650
 MAX_WAIVER_DAYS = 365
 MAX_COUNT = 1_000_000_000
 
-_SIGNED = ("signers", "max_age_days")
+_PROOF = ("signatures", "timestamps")
+_SIGNED = ("signers", "max_age_days", *_PROOF)
 _MEASURED = ("min_n", "conditions", "metrics")
 _PATTERN = re.compile(r"[A-Za-z0-9._*?-]{1,63}")
 
@@ -115,13 +119,15 @@ def _read(data: bytes, name: str) -> tuple[Policy | None, list[str]]:
 
 def _policy(table: Table, resource: Resource) -> Policy:
     known = ("version", "verdict", "waivers", "require", "models")
-    table.close((*known, "output_policy", "promotion"))
+    table.close((*known, "output_policy", "promotion", *_PROOF))
+    proof = _proof(table, _Proof())
     version = table.values.get("version")
     if type(version) is not int or version != 1:
         table.note("expected version = 1", "version")
     verdict = table.table("verdict", "[verdict]")
-    verdict.close(("signers", "max_age_days", "min_signers"))
-    requirements = _requirements(table, "")
+    verdict.close((*_SIGNED, "min_signers"))
+    of_verdict = _proof(verdict, proof)
+    requirements = _requirements(table, "", proof)
     if not requirements:
         table.notes.add(("require",), "[require]: needs at least one kind of evidence")
     policy = Policy(
@@ -130,24 +136,50 @@ def _policy(table: Table, resource: Resource) -> Policy:
         verdict_max_age=_days(verdict, "max_age_days", MAX_DAYS),
         requirements=requirements,
         verdict_min_signers=verdict.count("min_signers", 1, MAX_SIGNERS, 1),
-        waivers=_waivers(table),
-        models=tuple(_model(item, requirements) for item in table.tables("models")),
+        waivers=_waivers(table, proof),
+        models=tuple(
+            _model(item, requirements, proof) for item in table.tables("models")
+        ),
         default_leaving=_leaving(table, "[output_policy]") or ALL_SCORES,
-        promotion=_promotion(table, "") or Promotion(),
+        promotion=_promotion(table, "", proof) or Promotion(),
+        signatures=proof.signatures,
+        verdict_signatures=of_verdict.signatures,
+        verdict_timestamps=of_verdict.timestamps,
     )
     _check_models(table, policy)
     return policy
 
 
-def _requirements(table: Table, prefix: str) -> tuple[Requirement, ...]:
+@dataclass(frozen=True)
+class _Proof:
+    """What must show who signed, and when: as a requirement's."""
+
+    signatures: str | None = None
+    timestamps: bool = False
+
+
+def _proof(table: Table, default: _Proof) -> _Proof:
+    """What a table says of it; what holds for all where it says nothing."""
+    mode = table.values.get("signatures", default.signatures)
+    if "signatures" in table.values and mode not in SIGNATURES:
+        table.note(f"signatures must be one of {', '.join(SIGNATURES)}", "signatures")
+        mode = default.signatures
+    stamps = table.values.get("timestamps")
+    if "timestamps" in table.values and stamps not in TIMESTAMPS:
+        table.note(f"timestamps must be one of {', '.join(TIMESTAMPS)}", "timestamps")
+    needed = default.timestamps if stamps is None else stamps == "required"
+    return _Proof(mode, needed)
+
+
+def _requirements(table: Table, prefix: str, proof: _Proof) -> tuple[Requirement, ...]:
     kinds = table.table("require", f"[{prefix}require]")
     return tuple(
-        _requirement(kind, kinds.table(kind, f"[{prefix}require.{kind}]"))
+        _requirement(kind, kinds.table(kind, f"[{prefix}require.{kind}]"), proof)
         for kind in kinds.values
     )
 
 
-def _requirement(kind: str, table: Table) -> Requirement:
+def _requirement(kind: str, table: Table, proof: _Proof) -> Requirement:
     if kind not in KINDS:
         table.note(f"no such kind; one of {', '.join(KINDS)}")
     table.close((*_SIGNED, *_MEASURED, "min_signers"))
@@ -158,6 +190,7 @@ def _requirement(kind: str, table: Table) -> Requirement:
         conditions=_conditions(table),
         thresholds=_thresholds(table),
         min_signers=table.count("min_signers", 1, MAX_SIGNERS, 1),
+        **vars(_proof(table, proof)),
     )
 
 
@@ -170,7 +203,7 @@ def _thresholds(table: Table) -> tuple[Threshold, ...]:
     )
 
 
-def _promotion(table: Table, prefix: str) -> Promotion | None:
+def _promotion(table: Table, prefix: str, proof: _Proof) -> Promotion | None:
     if "promotion" not in table.values:
         return None
     promotion = table.table("promotion", f"[{prefix}promotion]")
@@ -182,7 +215,7 @@ def _promotion(table: Table, prefix: str) -> Promotion | None:
         promotion.note("stays_monitored needs a table monitoring", "stays_monitored")
     return Promotion(
         tuple(
-            _promoted(kind, promotion.table(kind, f"[{prefix}promotion.{kind}]"))
+            _promoted(kind, promotion.table(kind, f"[{prefix}promotion.{kind}]"), proof)
             for kind in promotion.values
             if kind in PROMOTION_KINDS
         ),
@@ -190,9 +223,11 @@ def _promotion(table: Table, prefix: str) -> Promotion | None:
     )
 
 
-def _promoted(kind: str, table: Table) -> Requirement:
+def _promoted(kind: str, table: Table, proof: _Proof) -> Requirement:
     """A comparison is of evidence that the gate has checked: nobody signs it again."""
     signed = kind in OBSERVED
+    # A timer makes these, with no authority at hand: stamps only where it says so.
+    given = replace(proof, timestamps=False) if signed else _Proof()
     table.close((*_SIGNED, *_MEASURED) if signed else _MEASURED)
     return Requirement(
         kind=kind,
@@ -200,6 +235,7 @@ def _promoted(kind: str, table: Table) -> Requirement:
         max_age=_days(table, "max_age_days", MAX_DAYS) if signed else timedelta(0),
         conditions=_conditions(table),
         thresholds=_thresholds(table),
+        **vars(_proof(table, given) if signed else given),
     )
 
 
@@ -229,19 +265,22 @@ def _threshold(table: Table, metric: str, min_n: int) -> Threshold:
     return Threshold(metric, low, high, count, str(bound))
 
 
-def _waivers(table: Table) -> WaiverRules:
+def _waivers(table: Table, proof: _Proof) -> WaiverRules:
     if "waivers" not in table.values:
         return WaiverRules()
     waivers = table.table("waivers", "[waivers]")
-    waivers.close(("signers", "max_days", "kinds"))
+    waivers.close(("signers", "max_days", "kinds", *_PROOF))
     return WaiverRules(
         signers=waivers.choices("signers", ROLES, "roles"),
         max_age=_days(waivers, "max_days", MAX_WAIVER_DAYS),
         kinds=waivers.choices("kinds", (*KINDS, *PROMOTION_KINDS), "kinds"),
+        **vars(_proof(waivers, proof)),
     )
 
 
-def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
+def _model(
+    table: Table, defaults: tuple[Requirement, ...], proof: _Proof
+) -> ModelRules:
     table.close(("match", "require", "without", "output_policy", "promotion"))
     match = table.values.get("match")
     if not isinstance(match, str) or not _PATTERN.fullmatch(match):
@@ -252,10 +291,10 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
         without = table.choices("without", KINDS, "kinds")
     rules = ModelRules(
         match,
-        _requirements(table, "models."),
+        _requirements(table, "models.", proof),
         without,
         leaving=_leaving(table, "[models.output_policy]"),
-        promotion=_promotion(table, "models."),
+        promotion=_promotion(table, "models.", proof),
     )
     own = {item.kind for item in rules.requirements}
     for kind in without:

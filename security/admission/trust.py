@@ -28,7 +28,8 @@ from models.report import format_time, parse_time
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
-from security.errors import KeyFileError
+from security.admission.timestamps import Timed, read_stamps
+from security.errors import KeyFileError, TimestampError
 
 __all__ = [
     "MAX_REASON_CHARACTERS",
@@ -149,15 +150,36 @@ class TrustRoot:
 
     def verify(
         self, bundle: bytes, roles: tuple[str, ...], *, algorithm: str = dsse.ECDSA_P256
-    ) -> dsse.Verified:
-        """`dsse.verify` against the keys of some roles, each in its form.
+    ) -> Timed:
+        """`dsse.verify` against the keys of some roles, each in its form; and its time.
+
+        A revoked key is believed for what it signed before others may have had it: its
+        revocation must state when that was, and a time stamp of a trusted authority
+        must lie before.
 
         Raises:
-            StatementError: as `dsse.verify`.
+            StatementError: as `dsse.verify`; a stamp is malformed, or of another
+                signature; the key is revoked, and no stamp lies before the compromise.
         """
-        return dsse.verify(
-            bundle, self.keys(roles), algorithm=algorithm, prehash=self.prehash
-        )
+        keys = {**self.keys(roles), **self._once_good(roles)}
+        verified = dsse.verify(bundle, keys, algorithm=algorithm, prehash=self.prehash)
+        try:
+            signed = read_stamps(verified, self.timestamp_authorities)
+        except TimestampError as error:
+            raise StatementError(str(error)) from None
+        revocation = self.revoked.get(signed.hint)
+        if revocation is not None:
+            _check_before(signed, revocation)
+        return signed
+
+    def _once_good(self, roles: tuple[str, ...]) -> PublicKeys:
+        """The revoked keys of some roles of which it is known since when."""
+        return {
+            hint: key
+            for role in roles
+            for hint, key in self.retired.get(role, {}).items()
+            if self.revoked[hint].compromised is not None
+        }
 
     def has(self, role: str, algorithm: str) -> bool:
         """Whether a role holds a key of an algorithm, or held one that was revoked.
@@ -215,6 +237,16 @@ class TrustRoot:
             },
         }
         return {name: value for name, value in others.items() if value}
+
+
+def _check_before(signed: Timed, revocation: Revocation) -> None:
+    """Whether a revoked key's signature existed before others may have had the key."""
+    if signed.stamp is None:
+        raise StatementError(f"signed by a revoked key, and {signed.unstamped}")
+    if signed.stamp.time >= parse_time(revocation.compromised or ""):
+        raise StatementError(
+            "signed by a revoked key, and stamped after it was compromised"
+        )
 
 
 def parse_public(pem: Any, where: str) -> PublicKey:

@@ -43,8 +43,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "the trust root and the JWK Set that belong to them. No key is overwritten. "
         "With a passphrase, the signing keys are encrypted. If "
         "SEALGATE_KEY_PASSPHRASE_FILE names it, where a server finds it too, the "
-        "sealing keys and the identity key are. The identity key is printed with its "
-        "fingerprint, which clients can compare.",
+        "sealing keys, the identity key and the model key are. The identity key is "
+        "printed with its fingerprint, which clients can compare.",
     )
     add_passphrase(parser)
     parser.set_defaults(run=run)
@@ -71,7 +71,7 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     Raises:
         KeyFileError: one that is there cannot be used.
     """
-    from security.admission.confidential import (  # noqa: PLC0415  (not for --help)
+    from security.admission.model_keys import (  # noqa: PLC0415  (not for --help)
         generate_model_key,
     )
 
@@ -86,7 +86,11 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     yield _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
     yield from _ensure_sealing(settings.sealing)
     model_key = settings.admission.model_key
-    yield _ensure(model_key, partial(generate_model_key, model_key))
+    if isinstance(model_key, Path):  # else it is made where it is kept
+        sealed_under = _server_passphrase()
+        yield _ensure(
+            model_key, partial(generate_model_key, model_key, passphrase=sealed_under)
+        )
     for path in (
         settings.audit.pseudonym_key,
         settings.access.dpop_key,
@@ -112,12 +116,8 @@ def _write_secret(path: Path) -> None:
 
 
 def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
-    """The HPKE keys and the identity key.
-
-    A server starts unattended: their passphrase is the one that the environment names.
-    """
-    source = passphrase_file()
-    passphrase = read_passphrase(source) if source else None
+    """The HPKE keys and the identity key."""
+    passphrase = _server_passphrase()
     folder, identity = sealing.keys, sealing.identity
     if folder.is_dir() and any(folder.iterdir()):
         yield f"kept      {folder}  {load_keyring(folder)!r}"
@@ -129,6 +129,12 @@ def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
         partial(generate_identity, identity, passphrase=passphrase),
         lambda: f"  sha256:{key_hint(load_identity(identity).public_key())}",
     )
+
+
+def _server_passphrase() -> bytes | None:
+    """A server starts unattended: its passphrase is the one the environment names."""
+    source = passphrase_file()
+    return read_passphrase(source) if source else None
 
 
 def _write_public(settings: Settings, passphrase: Path | None) -> Iterator[str]:

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from models.report import format_time
+from models.errors import ReportError
+from models.report import format_time, parse_time
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
-from security.admission.confidential import load_model_key, model_public_pem
 from security.admission.keys import generate_signing_key, load_signing_key
 from security.admission.trust import (
     ROLES,
@@ -22,7 +22,8 @@ from security.admission.trust import (
 )
 from security.admission.trust_store import change, read_document, read_trust
 from security.audit.journal import record_operation
-from security.commands import sealing_keys
+from security.commands import authorities, model_key, sealing_keys
+from security.commands.model_key import MODEL
 from security.commands.options import Subparsers
 from security.commands.sealing_keys import SEALING
 from security.commands.signing import add_passphrase, read_public
@@ -56,11 +57,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List the signing keys of the trust root, by hint and role, with who was "
-        "revoked when and why; then the sealing keys: id, kind, state, age, and when "
-        "a current key is due for rotation or an old one stops opening requests."
+        "revoked when and why; the keys that open models; then the sealing keys: id, "
+        "kind, state, age, and when a current key is due for rotation or an old one "
+        "stops opening requests."
     )
     parser.add_argument(
-        "--role", choices=(*ROLES, SEALING), help="these keys only (default: all)"
+        "--role",
+        choices=(*ROLES, MODEL, SEALING),
+        help="these keys only (default: all)",
     )
     parser.set_defaults(run=run)
 
@@ -80,9 +84,10 @@ def _add_rotate(parser: argparse.ArgumentParser) -> None:
         "Signing roles: make a fresh key, trust it, and put the old one aside; the old "
         "one stays trusted until it is revoked. Sealing: replace what is older than "
         "sealing.key_lifetime_s, and delete what is past its overlap; does nothing "
-        "where nothing is due, so cron may run it every hour."
+        "where nothing is due, so cron may run it every hour. Model: make a fresh "
+        "X-Wing key; the old one is put aside and still opens what is sealed to it."
     )
-    parser.add_argument("--role", required=True, choices=(*ROLES, SEALING))
+    parser.add_argument("--role", required=True, choices=(*ROLES, MODEL, SEALING))
     parser.add_argument(
         "--force", action="store_true", help="sealing keys that are not due yet, too"
     )
@@ -114,15 +119,32 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
 
 def _add_revoke(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Record that a signing key is believed no more, whenever it signed, and "
-        "evaluate every stored model that it signed again. Exit code 1 if one of them "
-        "no longer verifies."
+        "Record that a signing key is believed no more, and evaluate every stored "
+        "model that it signed again. Exit code 1 if one of them no longer verifies. "
+        "Without --compromised nothing that it ever signed is believed; with it, only "
+        "what a trusted authority of time stamped before."
     )
     parser.add_argument(
         "hint", help="its hint, or the first 8 or more characters of it"
     )
     parser.add_argument("--reason", required=True, help="one line, for the record")
+    parser.add_argument(
+        "--compromised",
+        metavar="TIME",
+        help="since when others may have had the key, in UTC: 2026-11-30T08:00:00Z; "
+        "leave out what is not known",
+    )
     parser.set_defaults(run=_revoke)
+
+
+def _add_authority(parser: argparse.ArgumentParser) -> None:
+    authorities.add_add(parser)
+    parser.set_defaults(run=_change_authorities, change=authorities.with_authority)
+
+
+def _remove_authority(parser: argparse.ArgumentParser) -> None:
+    authorities.add_remove(parser)
+    parser.set_defaults(run=_change_authorities, change=authorities.without_authority)
 
 
 def _add_public(parser: argparse.ArgumentParser) -> None:
@@ -147,14 +169,19 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
     ("retire", "delete sealing keys past their overlap, or by id", _add_retire),
     ("add", "trust a key that was made elsewhere", _add_add),
     ("revoke", "believe a key no more, and list what falls with it", _add_revoke),
+    ("add-authority", "believe an authority of time", _add_authority),
+    ("remove-authority", "believe it no more", _remove_authority),
     ("public", "print public keys in PEM", _add_public),
 )
 
 
 def run(args: argparse.Namespace) -> int:
     """List; returns the exit code."""
-    if args.role != SEALING:
+    if args.role not in (MODEL, SEALING):
         for line in _signing_lines(args.role):
+            print(line)
+    if args.role in (None, MODEL):
+        for line in model_key.list_lines():
             print(line)
     if args.role in (None, SEALING):
         for line in sealing_keys.list_lines():
@@ -171,13 +198,18 @@ def _signing_lines(only: str | None) -> Iterator[str]:
     for hint, item in trust.revoked.items():
         role = trust.role_of(hint) or "-"
         if only in (None, role):
-            yield f"{hint}  {role:<15}  revoked {item.time}: {item.reason}"
+            since = f", compromised {item.compromised}" if item.compromised else ""
+            yield f"{hint}  {role:<15}  revoked {item.time}{since}: {item.reason}"
+    if only is None:
+        yield from authorities.list_lines(trust)
 
 
 def _rotate(args: argparse.Namespace) -> int:
     """The old key is put aside last, so that every step can be repeated."""
     if args.role == SEALING:
         return sealing_keys.rotate(args)
+    if args.role == MODEL:
+        return model_key.rotate(args)
     settings = load_settings()
     source = args.passphrase_file or passphrase_file()
     path = settings.home / "keys" / f"{args.role}.pem"
@@ -216,7 +248,7 @@ def _revoke(args: argparse.Namespace) -> int:
     settings = load_settings()
     trust = read_trust(settings.admission.trust).root
     hint = _find(args.hint, trust)
-    item = Revocation(hint, format_time(datetime.now(UTC)), args.reason)
+    item = _revocation(hint, args, datetime.now(UTC))
     place = change(
         settings.admission.trust,
         lambda root: replace(root, revoked={**root.revoked, hint: item}),
@@ -238,6 +270,27 @@ def _bare(place: Path) -> Iterator[Path]:
         yield file
 
 
+def _revocation(hint: str, args: argparse.Namespace, now: datetime) -> Revocation:
+    try:
+        if args.compromised and parse_time(args.compromised) > now:
+            raise KeyFileError("--compromised: that time is yet to come")
+    except ReportError as error:
+        raise KeyFileError(f"--compromised: {error}") from None
+    return Revocation(hint, format_time(now), args.reason, args.compromised or None)
+
+
+def _change_authorities(args: argparse.Namespace) -> int:
+    settings = load_settings()
+    place = change(settings.admission.trust, lambda root: args.change(root, args))
+    proposed = place != settings.admission.trust
+    _record(settings, "timestamps", "change-proposed" if proposed else "changed")
+    if proposed:
+        print(f"proposed  {place}")
+    for line in authorities.list_lines(read_document(place).root):
+        print(line)
+    return 0
+
+
 def _record(settings: Settings, role: str, what: str) -> None:
     operation = {"action": "key-rotation", "reason": f"{role}-{what}"}
     record_operation(settings.audit, [operation])
@@ -246,7 +299,7 @@ def _record(settings: Settings, role: str, what: str) -> None:
 def _public(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.model:
-        print(model_public_pem(load_model_key(settings.admission.model_key)), end="")
+        print(model_key.public_half(), end="")
         return 0
     if args.identity:
         identity = load_identity(settings.sealing.identity)

@@ -116,6 +116,7 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
     yield from _promotions(policy, model)
     yield (
         f"The verdict: {_signed(policy.verdict_signers, policy.verdict_min_signers)}, "
+        f"{_stamped(policy.verdict_timestamps)}"
         f"no older than {_days(policy.verdict_max_age.days)}."
     )
     yield _waivers(policy)
@@ -148,14 +149,16 @@ def _of_promotion(item: Requirement) -> str:
     if not item.signers:
         return " with the default, by the evidence of both"
     signed, days = _signed(item.signers, 1), _days(item.max_age.days)
-    return f": {signed}, its window over for no longer than {days}"
+    stamped = _stamped(item.timestamps)
+    return f": {signed}, {stamped}its window over for no longer than {days}"
 
 
 def _all_requirements(requirements: tuple[Requirement, ...]) -> Iterator[str]:
     for item in requirements:
         yield (
             f"  - {item.kind}: {_signed(item.signers, item.min_signers)}, "
-            f"no older than {_days(item.max_age.days)}, every check passed."
+            f"{_stamped(item.timestamps)}no older than {_days(item.max_age.days)}, "
+            "every check passed."
         )
         yield from _content(item)
 
@@ -185,13 +188,17 @@ def _signed(roles: tuple[str, ...], signers: int) -> str:
     return f"signed by {signers} different keys of {who}"
 
 
+def _stamped(demanded: bool) -> str:
+    return "with a trusted time stamp, " if demanded else ""
+
+
 def _waivers(policy: Policy) -> str:
     rules = policy.waivers
     if not rules.kinds:
         return "Nothing may be waived."
     return (
         f"May be waived: {', '.join(rules.kinds)}; {_signed(rules.signers, 1)}, "
-        f"for at most {_days(rules.max_age.days)}."
+        f"{_stamped(rules.timestamps)}for at most {_days(rules.max_age.days)}."
     )
 
 

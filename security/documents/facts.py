@@ -29,7 +29,12 @@ from sealgate.protocol.statement import (
     VerificationSummary,
     Waiver,
 )
-from security.admission.attest import signature_files, subjects, waiver_file
+from security.admission.attest import (
+    signature_files,
+    signed_digest,
+    subjects,
+    waiver_file,
+)
 
 __all__ = ["CurvePoint", "Facts", "Signature", "Use", "Verdict", "read_facts"]
 
@@ -41,7 +46,7 @@ class Signature:
     """An attestation of a report.
 
     Attributes:
-        file, sha256: of the attestation.
+        file, sha256: of the attestation, without time stamps.
         hint: which key it names (`dsse.key_hint`); the signature was not checked.
         passed: what it says of the report.
         binds: it is about this bundle and this very report.
@@ -62,7 +67,7 @@ class Verdict:
     them cannot be named in them.
 
     Attributes:
-        file, sha256: of the verdict.
+        file, sha256: of the verdict, without time stamps.
         hint: which key it names.
         summary: what was decided, under which policy, on which attestations,
             and what was waived.
@@ -207,7 +212,7 @@ def _signature(bundle: Bundle, kind: str, file: str) -> Signature:
     report = Resource(name, _sha256(bundle.files.get(name, b"")))
     return Signature(
         file=file,
-        sha256=_sha256(bundle.files[file]),
+        sha256=signed_digest(bundle.files[file]),
         hint=hint,
         passed=result.passed,
         binds=result.kind == kind
@@ -234,12 +239,13 @@ def _verdict(bundle: Bundle, file: str) -> Verdict:
     except StatementError as error:
         raise BundleError(f"{file}: {error}") from None
     unchanged = all(
-        item.name in bundle.files and _sha256(bundle.files[item.name]) == item.sha256
+        item.name in bundle.files
+        and signed_digest(bundle.files[item.name]) == item.sha256
         for item in summary.inputs
     )
     return Verdict(
         file=file,
-        sha256=_sha256(bundle.files[file]),
+        sha256=signed_digest(bundle.files[file]),
         hint=hint,
         summary=summary,
         current=unchanged and statement.subjects == subjects(bundle.subject),

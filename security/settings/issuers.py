@@ -267,20 +267,23 @@ def listening_origin(host: str, port: int, *, tls: bool) -> str:
     return origin
 
 
-def https_url(url: str, where: str, *, or_here: bool = False) -> str:
+def https_url(
+    url: str, where: str, *, or_here: bool = False, or_plain: bool = False
+) -> str:
     """Give the URL back if it is one that keys may come from.
 
     Args:
         url: as somebody wrote it.
         where: what to call it.
         or_here: whether plain http will do to this machine, by its loopback.
+        or_plain: whether plain http will do to any: what comes from there is signed.
 
     Raises:
         SettingsError: not https, or with a user, a password or a fragment.
     """
     parts = _split(url, where)
-    here = or_here and parts.scheme == "http" and parts.hostname in _LOOPBACK
-    if parts.scheme != "https" and not here:
+    near = or_plain or (or_here and parts.hostname in _LOOPBACK)
+    if parts.scheme != "https" and not (parts.scheme == "http" and near):
         raise SettingsError(f"{where}: only https URLs")
     return url
 

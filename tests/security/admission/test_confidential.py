@@ -29,16 +29,18 @@ from security.admission.attest import subjects
 from security.admission.confidential import (
     SEALED_MODEL_TYPE,
     check_sealed,
-    generate_model_key,
-    load_model_key,
-    load_model_public,
-    model_public_pem,
     open_admission,
     open_bundle,
     seal_model,
 )
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
+from security.admission.model_keys import (
+    generate_model_key,
+    load_model_key,
+    load_model_public,
+    model_public_pem,
+)
 from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError
 from security.key_files import write_private
@@ -142,7 +144,7 @@ def lie(data: bytes, digest: str) -> bytes:
     lying = replace(core, recipients=(wrapped,)).to_json()
     cipher, prefix = sealedfile._schedule(content_key, lying)
     content = cipher.encrypt(sealedfile._nonce(prefix, 0, last=True), b"other", None)
-    return sealedfile.MAGIC + len(lying).to_bytes(4, "big") + lying + content
+    return b"SGSEAL\x00\x01" + len(lying).to_bytes(4, "big") + lying + content
 
 
 def test_a_lie_that_only_opening_can_find(sealed_folder: Path, keys: Keys) -> None:
@@ -243,7 +245,7 @@ def test_the_key_file(tmp_path: Path, keys: Keys) -> None:
     assert load_model_public(tmp_path / "public.pem") == key.public_bytes
     assert (tmp_path / "model.pem").stat().st_mode & 0o777 == 0o600
     write_private(tmp_path / "release.pem", keys.release)
-    with pytest.raises(KeyFileError, match="not an X25519 key"):
+    with pytest.raises(KeyFileError, match="not an X25519 or X-Wing key"):
         load_model_key(tmp_path / "release.pem")
 
 
@@ -251,7 +253,7 @@ def test_a_public_key_of_another_kind(tmp_path: Path, keys: Keys) -> None:
     from sealgate.protocol.dsse import public_pem
 
     (tmp_path / "a.pem").write_text(public_pem(keys.release.public_key()))
-    with pytest.raises(KeyFileError, match="not an X25519 public key"):
+    with pytest.raises(KeyFileError, match="not an X25519 or X-Wing public key"):
         load_model_public(tmp_path / "a.pem")
     (tmp_path / "b.pem").write_text("nonsense")
     with pytest.raises(KeyFileError, match="not a PEM public key"):

@@ -1,0 +1,119 @@
+"""--timestamp-url, and who asks an authority of time for its stamp (RFC 3161, 3.4)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from sealgate.protocol import dsse
+from security.admission.timestamps import (
+    MAX_STAMP_BYTES,
+    Authority,
+    Stamp,
+    make_request,
+    verify_stamp,
+)
+from security.admission.trust_store import load_trust
+from security.errors import SettingsError, StrangeStampError, TimestampError
+
+__all__ = ["Stamping", "add_timestamp_url", "ask", "stamping"]
+
+TIMEOUT_S = 30.0
+_QUERY, _REPLY = b"application/timestamp-query", b"application/timestamp-reply"
+
+# Gives the bundle with a stamp more.
+Stamping = Callable[[bytes], bytes]
+
+
+def add_timestamp_url(parser: argparse.ArgumentParser) -> None:
+    """Add --timestamp-url."""
+    parser.add_argument(
+        "--timestamp-url",
+        metavar="URL",
+        help="authority of time (RFC 3161) that stamps what is signed; the trust root "
+        "must name it (`keys add-authority`)",
+    )
+
+
+def stamping(url: str | None, trust: Path) -> Stamping | None:
+    """What stamps a signed bundle; None without a URL.
+
+    Args:
+        url: of an authority, http or https.
+        trust: the trust root.
+
+    Raises:
+        KeyFileError: there is no trust root.
+        SettingsError: not a URL, or the trust root names no authority: then nobody
+            would believe the stamp.
+    """
+    if url is None:
+        return None
+    from security.settings.issuers import https_url  # noqa: PLC0415  (seldom needed)
+
+    https_url(url, "--timestamp-url", or_plain=True)
+    authorities = load_trust(trust).timestamp_authorities
+    if not authorities:
+        raise SettingsError(
+            "the trust root names no timestamp authority: `keys add-authority`"
+        )
+    return partial(_stamped, url=url, authorities=authorities)
+
+
+def _stamped(bundle: bytes, *, url: str, authorities: Sequence[Authority]) -> bytes:
+    der, _ = ask(url, dsse.read_signature(bundle), authorities)
+    return dsse.stamped(bundle, der)
+
+
+def ask(
+    url: str, signature: bytes, authorities: Sequence[Authority]
+) -> tuple[bytes, Stamp]:
+    """Have a signature stamped; what comes is verified before it is given back.
+
+    The authority learns a digest of the signature, and nothing of what was signed. A
+    reply that cannot be read is asked for again without certificates: some authorities
+    send several in an order that DER does not allow. Such a stamp is believed where the
+    trust root pins the authority's own certificate.
+
+    Args:
+        url: of the authority.
+        signature: raw.
+        authorities: of the trust root, one of which must have made the stamp.
+
+    Returns:
+        The TimeStampResp in DER, and what it proves.
+
+    Raises:
+        KeyFileError: no answer within `TIMEOUT_S` and `MAX_STAMP_BYTES`.
+        TimestampError: the stamp does not verify.
+    """
+    try:
+        return _asked(url, signature, authorities, certificates=True)
+    except StrangeStampError:
+        raise
+    except TimestampError as first:
+        try:
+            return _asked(url, signature, authorities, certificates=False)
+        except TimestampError:
+            raise first from None
+
+
+def _asked(
+    url: str, signature: bytes, authorities: Sequence[Authority], *, certificates: bool
+) -> tuple[bytes, Stamp]:
+    from security.access.bounded_fetch import fetch, trusting  # noqa: PLC0415  (ssl)
+
+    request = make_request(signature, certificates=certificates)
+    der = fetch(
+        url,
+        context=trusting(None),
+        max_bytes=MAX_STAMP_BYTES,
+        timeout_s=TIMEOUT_S,
+        form=request.as_bytes(),
+        content_type=_QUERY,
+        accept=_REPLY,
+    )
+    nonce = request.nonce
+    return der, verify_stamp(der, signature, authorities, nonce=nonce)
