@@ -215,6 +215,8 @@ def propose(
 ) -> TrustDocument:
     """Change the next version of a trust root, which nobody has signed then.
 
+    A change that changes nothing leaves the signatures that were collected.
+
     Args:
         path: of the trust root in force.
         edit: from the version proposed so far, or else from the one in force, whose
@@ -232,6 +234,8 @@ def propose(
         expires=expires.replace(microsecond=0),
     )
     document = draft(edit(fresh if begun is None else begun.root))
+    if begun is not None and begun.payload == document.payload:
+        return begun
     write_atomic(proposal_file(path), document.to_json())
     return document
 

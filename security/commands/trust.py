@@ -83,9 +83,9 @@ def _add_propose(parser: argparse.ArgumentParser) -> None:
         "--drop",
         action="append",
         default=[],
-        metavar="HINT",
-        help="a root key that is none any more, by its hint or the first 8 or more "
-        "characters of it; repeatable",
+        metavar="HINT|FILE.pub.pem",
+        help="a root key that is none any more, by its public half, its hint, or the "
+        "first 8 or more characters of that; repeatable",
     )
     parser.add_argument(
         "--threshold",

@@ -23,7 +23,7 @@ from sealgate.protocol.dsse import (
 from security.access.bounded_fetch import StatusError, fetch, trusting
 from security.admission import trust_store
 from security.admission.keys import generate_mldsa_key, generate_signing_key
-from security.admission.signers import is_uri, load_signer
+from security.admission.signers import load_signer
 from security.admission.trust import RootKeys, TrustRoot
 from security.admission.trust_chain import (
     MAX_DOCUMENT_BYTES,
@@ -37,7 +37,12 @@ from security.admission.trust_chain import (
 from security.audit.journal import record_operation
 from security.commands.signing import read_public
 from security.errors import KeyFileError, TrustRefused
-from security.key_files import passphrase_file, read_passphrase, read_private
+from security.key_files import (
+    is_uri,
+    passphrase_file,
+    read_passphrase,
+    read_private,
+)
 from security.settings.issuers import https_url
 from security.settings.loading import load_settings
 
@@ -241,6 +246,9 @@ def _root_keys(root: RootKeys | None, args: argparse.Namespace) -> RootKeys | No
 
 
 def _find(given: str, keys: Mapping[str, PublicKey]) -> str:
+    """The root key that a file, a hint, or the beginning of one names."""
+    if Path(given).is_file():
+        given = key_hint(read_public(Path(given)))
     if len(given) < MIN_HINT_CHARACTERS:
         raise KeyFileError(f"{given!r}: give {MIN_HINT_CHARACTERS} characters or more")
     found = [hint for hint in keys if hint.startswith(given.lower())]
