@@ -78,7 +78,7 @@ _IN_PROCESS = frozenset(
         *("access", "admit", "assess", "audit", "config", "documents", "import"),
         *("canaries", "check", "compare", "init", "inspect", "keygen", "keys"),
         *("ledger", "mlflow", "policy", "profile", "report", "retrain", "scan"),
-        *("pull", "push", "seal", "sign", "token", "train", "waive"),
+        *("pull", "push", "seal", "sign", "timestamp", "token", "train", "waive"),
     }
 )
 

@@ -20,6 +20,7 @@ from security.admission.confidential import check_sealed
 from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import Policy, load_policy
+from security.admission.steps import Scene
 from security.admission.trust import TrustRoot
 from security.admission.trust_store import load_trust
 from security.settings.admission import AdmissionSettings
@@ -56,7 +57,8 @@ def verify_with(
         AdmissionRefused: the first check that failed.
     """
     admission = gate.verify(bundle, policy, trust, now=now)
-    check_sealed(bundle, trust)
-    check_signature(bundle, trust)
+    scene = Scene(bundle, policy, trust, now)
+    check_sealed(scene)
+    check_signature(scene)
     ends = [end for end in (admission.expires_at, trust.expires) if end is not None]
     return replace(admission, expires_at=min(ends, default=None))

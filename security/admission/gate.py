@@ -169,7 +169,7 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
         verdict_sha256=hashlib.sha256(files.get(VERDICT_FILE, b"")).hexdigest(),
         reports=evaluation.reports,
         waivers=evaluation.waivers,
-        expires_at=min(evaluation.expires_at, *(end for _, end in found.values())),
+        expires_at=min([evaluation.expires_at, *(end for _, end in found.values())]),
         notices=tuple(notices),
         signatures={
             **evaluation.signatures,

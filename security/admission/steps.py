@@ -203,7 +203,9 @@ def _stamps(first: Timed, second: Timed | None, *, needed: bool) -> tuple[Stamp,
     checked = [("", first), *([("ML-DSA-65: ", second)] if second else [])]
     for whose, signature in checked:
         if needed and signature.stamp is None:
-            raise StatementError(f"{whose}needs a time stamp: {signature.unstamped}")
+            raise StatementError(
+                f"{whose}{signature.unstamped}; the policy demands a trusted one"
+            )
     return tuple(item.stamp for _, item in checked if item.stamp is not None)
 
 

@@ -164,7 +164,7 @@ def earliest_stamp(
         TimestampError: one is malformed, or of another signature.
     """
     found: list[Stamp] = []
-    strange = StrangeStampError("there is no time stamp")
+    strange = StrangeStampError("it has no time stamp")
     for stamp in stamps:
         try:
             found.append(verify_stamp(stamp, signature, authorities))

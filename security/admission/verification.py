@@ -23,6 +23,7 @@ from security.admission.doors import verify_with
 from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import load_policy
+from security.admission.steps import Scene
 from security.admission.trust_store import load_trust
 from security.errors import AdmissionRefused
 
@@ -67,11 +68,12 @@ def all_refusals(
     """
     bundle = folder if isinstance(folder, Bundle) else read_bundle(Path(folder))
     moment = now or datetime.now(UTC)
-    root = load_trust(trust, now=moment)
-    found = gate.all_refusals(bundle, load_policy(policy), root, now=moment)
+    root, rules = load_trust(trust, now=moment), load_policy(policy)
+    scene = Scene(bundle, rules, root, moment)
+    found = gate.all_refusals(bundle, rules, root, now=moment)
     for check in (check_sealed, check_signature):
         try:
-            check(bundle, root)
+            check(scene)
         except AdmissionRefused as refusal:
             found.append(refusal)
     return found

@@ -17,7 +17,7 @@ mlflow                                 what a tracking server is told of a bundl
 outputs                                what may leave of their answers
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
-sign, waive, admit, verify             evidence, its signatures, the verdict
+sign, waive, timestamp, admit, verify  evidence, its signatures, the verdict
 policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it
 registry                               to and from registries: push, pull
@@ -30,7 +30,8 @@ feedback                               labels of earlier answers
 batch                                  rows of large files, answered here
 monitor, watch, events                 what becomes of what is served, and who is told
 missing                                packages that are not installed
-deciding, options, screen, signing, stages, standing, wanted  what several share
+authorities                            whose stamps of time are believed: of keys
+deciding, options, screen, signing, stages, stamping, standing, wanted  for several
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ COMMANDS = {
     "inspect": "inspect",
     "sign": "sign",
     "waive": "waive",
+    "timestamp": "timestamp",
     "admit": "admit",
     "package": "package",
     "image": "image",

@@ -38,6 +38,7 @@ from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
+from security.commands.stamping import remind
 from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
 from security.settings.admission import AdmissionSettings
@@ -169,6 +170,7 @@ def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
     name = place(bundle, "verdict", keys.hint, signers=policy.verdict_min_signers)
     signed = signed_files(name, payload, keys)
     write_signed(folder, signed)
+    remind(keys, demanded=policy.verdict_timestamps)
     _record(bundle, None)
     return Admitted(
         tag=bundle.manifest.tag,

@@ -14,7 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from models.files import write_atomic
 from sealgate.protocol.dsse import key_hint, public_pem
 from security.access.issuer import jwks_document, load_issuer_key
-from security.admission.keys import generate_signing_key, load_signing_key
+from security.admission.keys import (
+    generate_mldsa_key,
+    generate_signing_key,
+    load_mldsa_key,
+    load_signing_key,
+    mldsa_key_file,
+)
 from security.admission.trust import ROLES, trust_document
 from security.audit.journal import generate_checkpoint_key, load_signer
 from security.commands.options import Subparsers
@@ -40,7 +46,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "keygen",
         help="generate the keys that are missing, and their public documents",
         description="Generate the keys that are missing under SEALGATE_HOME, and write "
-        "the trust root and the JWK Set that belong to them. No key is overwritten. "
+        "the trust root and the JWK Set that belong to them. Each signing role gets an "
+        "ECDSA P-256 and an ML-DSA-65 key; where a trust root is there already, `keys "
+        "generate` adds the second. No key is overwritten. "
         "With a passphrase, the signing keys are encrypted. If "
         "SEALGATE_KEY_PASSPHRASE_FILE names it, where a server finds it too, the "
         "sealing keys, the identity key and the model key are. The identity key is "
@@ -79,9 +87,15 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     source = source or passphrase_file()
     passphrase = read_passphrase(source) if source else None
+    # A trust root that is there would not name further keys: it is the operator's.
+    fresh = not settings.admission.trust.exists()
     for role in ROLES:
         path = keys / f"{role}.pem"
         yield _ensure(path, partial(generate_signing_key, path, passphrase=passphrase))
+        second = mldsa_key_file(path)
+        if fresh:
+            make = partial(generate_mldsa_key, second, passphrase=passphrase)
+            yield _ensure(second, make)
     issuer = keys / "issuer.pem"
     yield _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
     yield from _ensure_sealing(settings.sealing)
@@ -156,7 +170,8 @@ def _trust(settings: Settings, passphrase: Path | None) -> bytes:
     for role in ROLES:
         path = settings.home / "keys" / f"{role}.pem"
         key = load_signing_key(path, passphrase=passphrase)
-        roles[role] = [public_pem(key.public_key())]
+        second = load_mldsa_key(mldsa_key_file(path), passphrase=passphrase)
+        roles[role] = [public_pem(key.public_key()), public_pem(second.public_key())]
     return trust_document(roles)
 
 

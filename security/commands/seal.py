@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         _write(
             args.out,
             bundle,
-            seal_model(bundle, public_keys, keys.ecdsa, mldsa=keys.mldsa),
+            seal_model(bundle, public_keys, keys),
         )
     print(f"sealed {bundle.manifest.tag} to deployments: {len(public_keys)}")
     return 0

@@ -16,6 +16,7 @@ from security.admission.signers import write_signed
 from security.admission.trust import ROLES
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signers
+from security.commands.stamping import remind
 from security.errors import SettingsError
 from security.settings.loading import load_settings
 
@@ -100,11 +101,16 @@ def sign_reports(
         name = place(bundle, kind, keys.hint, signers=needed)
         signed |= signed_files(name, report_payload(bundle, kind), keys)
     write_signed(folder, signed)
+    stamps = [required[kind].timestamps for kind in kinds if kind in required]
+    remind(keys, demanded=any(stamps))
     return kinds
 
 
 def _sign_model(args: argparse.Namespace, keys: Signers) -> int:
     bundle = read_bundle(args.bundle)
-    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, keys.ecdsa))
+    signed = sign_model(bundle, keys.ecdsa)
+    if keys.stamp is not None:
+        signed = keys.stamp(signed)
+    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, signed)
     print(f"signed {MODEL_SIGNATURE_FILE} as {args.role[0]}")
     return 0

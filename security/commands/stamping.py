@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from sealgate.protocol import dsse
+from security.admission.attest import Signers
 from security.admission.timestamps import (
     MAX_STAMP_BYTES,
     Authority,
@@ -15,10 +17,11 @@ from security.admission.timestamps import (
     make_request,
     verify_stamp,
 )
+from security.admission.trust import TrustRoot
 from security.admission.trust_store import load_trust
 from security.errors import SettingsError, StrangeStampError, TimestampError
 
-__all__ = ["Stamping", "add_timestamp_url", "ask", "stamping"]
+__all__ = ["Stamping", "add_timestamp_url", "ask", "remind", "stamping", "stamping_url"]
 
 TIMEOUT_S = 30.0
 _QUERY, _REPLY = b"application/timestamp-query", b"application/timestamp-reply"
@@ -40,31 +43,48 @@ def add_timestamp_url(parser: argparse.ArgumentParser) -> None:
 def stamping(url: str | None, trust: Path) -> Stamping | None:
     """What stamps a signed bundle; None without a URL.
 
-    Args:
-        url: of an authority, http or https.
-        trust: the trust root.
-
     Raises:
-        KeyFileError: there is no trust root.
-        SettingsError: not a URL, or the trust root names no authority: then nobody
-            would believe the stamp.
+        KeyFileError: the trust root cannot be used.
+        SettingsError: as `stamping_url`.
     """
     if url is None:
         return None
+    root = load_trust(trust)
+    return partial(
+        _stamped,
+        url=stamping_url(url, root),
+        authorities=root.timestamp_authorities,
+    )
+
+
+def stamping_url(url: str, trust: TrustRoot) -> str:
+    """Give an authority's URL back, if its stamps can be believed. Plain http will do.
+
+    Raises:
+        SettingsError: not a URL, or the trust root names no authority.
+    """
     from security.settings.issuers import https_url  # noqa: PLC0415  (seldom needed)
 
-    https_url(url, "--timestamp-url", or_plain=True)
-    authorities = load_trust(trust).timestamp_authorities
-    if not authorities:
+    if not trust.timestamp_authorities:
         raise SettingsError(
             "the trust root names no timestamp authority: `keys add-authority`"
         )
-    return partial(_stamped, url=url, authorities=authorities)
+    return https_url(url, "the authority's URL", or_plain=True)
 
 
 def _stamped(bundle: bytes, *, url: str, authorities: Sequence[Authority]) -> bytes:
     der, _ = ask(url, dsse.read_signature(bundle), authorities)
     return dsse.stamped(bundle, der)
+
+
+def remind(keys: Signers, *, demanded: bool) -> None:
+    """Say now what every door would refuse later."""
+    if demanded and keys.stamp is None:
+        print(
+            "notice: the policy demands a time stamp, which is not there yet: "
+            "`timestamp BUNDLE --url URL`, or --timestamp-url",
+            file=sys.stderr,
+        )
 
 
 def ask(

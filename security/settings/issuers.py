@@ -284,7 +284,8 @@ def https_url(
     parts = _split(url, where)
     near = or_plain or (or_here and parts.hostname in _LOOPBACK)
     if parts.scheme != "https" and not (parts.scheme == "http" and near):
-        raise SettingsError(f"{where}: only https URLs")
+        plain = "http and " if or_plain else ""
+        raise SettingsError(f"{where}: only {plain}https URLs")
     return url
 
 
