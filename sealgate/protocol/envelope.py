@@ -11,7 +11,7 @@ A Sigstore bundle holds one signature only: statements are in those, by `dsse.si
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -88,7 +88,9 @@ class Envelope:
         signature = signer.sign(pae(self.payload_type, self.payload))
         return replace(self, signatures={**self.signatures, signer.hint: signature})
 
-    def signers(self, keys: Mapping[str, PublicKey]) -> frozenset[str]:
+    def signers(
+        self, keys: Mapping[str, PublicKey], *, prehash: Collection[str] = ()
+    ) -> frozenset[str]:
         """Whose signatures verify: the hints of distinct keys.
 
         Signatures by other keys, and those that do not verify, count for nothing: who
@@ -96,18 +98,20 @@ class Envelope:
 
         Args:
             keys: that are asked about, by `key_hint`.
+            prehash: hints of the ML-DSA-65 keys that sign `dsse.prehashed` encodings.
         """
         data = pae(self.payload_type, self.payload)
         return frozenset(
             hint
             for hint, key in keys.items()
-            if hint in self.signatures and _verifies(self.signatures[hint], data, key)
+            if hint in self.signatures
+            and _verifies(self.signatures[hint], data, key, prehash=hint in prehash)
         )
 
 
-def _verifies(signature: bytes, data: bytes, key: PublicKey) -> bool:
+def _verifies(signature: bytes, data: bytes, key: PublicKey, *, prehash: bool) -> bool:
     try:
-        check_signature(signature, data, key)
+        check_signature(signature, data, key, prehash=prehash)
     except StatementError:
         return False
     return True

@@ -28,10 +28,16 @@ from security.settings.admission import AdmissionSettings
 __all__ = ["verify_bundle", "verify_with"]
 
 
-def verify_bundle(bundle: Bundle, settings: AdmissionSettings) -> Admission:
+def verify_bundle(
+    bundle: Bundle, settings: AdmissionSettings, *, remember: bool = False
+) -> Admission:
     """Verify a bundle under a deployment's policy and trust root, now.
 
-    The trust root's version is remembered: no older one is believed here from now on.
+    Args:
+        bundle: that is to be admitted.
+        settings: where the policy and the trust root are.
+        remember: the version of the trust root, for doors of a deployment: no older one
+            is believed there from now on.
 
     Raises:
         KeyFileError: the trust root cannot be used.
@@ -41,7 +47,7 @@ def verify_bundle(bundle: Bundle, settings: AdmissionSettings) -> Admission:
     return verify_with(
         bundle,
         load_policy(settings.policy),
-        load_trust(settings.trust, remember=True),
+        load_trust(settings.trust, remember=remember),
         now=datetime.now(UTC),
     )
 

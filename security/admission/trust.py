@@ -311,17 +311,19 @@ def parse_trust(data: bytes, where: str) -> TrustRoot:
         document.get("revoked", []), where, new=schema == TRUST_SCHEMA_2
     )
     expires = document.get("expires")
+    root = _root(document.get("root"), keys, where)
+    signing = keys if root is None else {**keys, "root": root.keys}
     return TrustRoot(
         roles=_select(keys, lambda hint: hint not in revoked),
         revoked=MappingProxyType(revoked),
         retired=_select(keys, lambda hint: hint in revoked),
-        prehash=_prehash(document.get("prehash", []), keys, where),
+        prehash=_prehash(document.get("prehash", []), signing, where),
         timestamp_authorities=_authorities(
             document.get("timestamp_authorities", []), where
         ),
         version=_version(document, where),
         expires=None if expires is None else _time(expires, "expires", where),
-        root=_root(document.get("root"), keys, where),
+        root=root,
     )
 
 
@@ -385,7 +387,9 @@ def _prehash(value: Any, keys: Mapping[str, PublicKeys], where: str) -> frozense
     known = {hint: key for of in keys.values() for hint, key in of.items()}
     for hint in value:
         if hint not in known or not _post_quantum(known[hint]):
-            raise KeyFileError(f"{where}: prehash names no ML-DSA-65 key of a role")
+            raise KeyFileError(
+                f"{where}: prehash names no ML-DSA-65 key of a role or root"
+            )
     return frozenset(value)
 
 

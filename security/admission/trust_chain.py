@@ -42,7 +42,7 @@ from models.report import format_time
 from sealgate.errors import StatementError
 from sealgate.protocol.dsse import Signer, algorithm_of
 from sealgate.protocol.envelope import Envelope
-from security.admission.trust import RootKeys, TrustRoot, parse_trust
+from security.admission.trust import TrustRoot, parse_trust
 from security.errors import KeyFileError, TrustRefused
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "follow",
     "parse",
     "shortfall",
+    "signers_of",
     "steps",
 ]
 
@@ -156,8 +157,8 @@ def accept(document: TrustDocument) -> TrustDocument:
     Raises:
         TrustRefused: too few of them did.
     """
-    if document.envelope is not None and document.root.root is not None:
-        missing = shortfall(document, document.root.root, "its own root")
+    if document.envelope is not None:
+        missing = shortfall(document, document.root, "its own root")
         if missing:
             raise TrustRefused(
                 f"{document.where}: version {document.version}: {missing}"
@@ -165,16 +166,19 @@ def accept(document: TrustDocument) -> TrustDocument:
     return document
 
 
-def shortfall(document: TrustDocument, root: RootKeys, whose: str) -> str:
-    """What signatures are missing for a threshold of some root keys; "" if none are.
+def shortfall(document: TrustDocument, trust: TrustRoot, whose: str) -> str:
+    """What signatures are missing for the threshold of a root; "" if none are.
 
     Args:
         document: that is to be signed.
-        root: keys, of each algorithm of which that many must have signed.
+        trust: with the root keys, of each algorithm of which a threshold must have
+            signed; without root keys nothing is missing.
         whose: root that is, in words.
     """
-    envelope = document.envelope
-    signers = frozenset() if envelope is None else envelope.signers(root.keys)
+    root = trust.root
+    if root is None:
+        return ""
+    signers = signers_of(document, trust)
     signed = Counter(algorithm_of(root.keys[hint]) for hint in signers)
     wanted = {algorithm_of(key) for key in root.keys.values()}
     return "; ".join(
@@ -183,6 +187,13 @@ def shortfall(document: TrustDocument, root: RootKeys, whose: str) -> str:
         for algorithm in sorted(wanted)
         if signed[algorithm] < root.threshold
     )
+
+
+def signers_of(document: TrustDocument, trust: TrustRoot) -> frozenset[str]:
+    """Which root keys of a trust root signed a document, by hint."""
+    if document.envelope is None or trust.root is None:
+        return frozenset()
+    return document.envelope.signers(trust.root.keys, prehash=trust.prehash)
 
 
 def check_continues(known: TrustDocument, document: TrustDocument) -> TrustDocument:
@@ -291,7 +302,7 @@ def _next(known: TrustDocument, document: TrustDocument) -> TrustDocument:
             f"{known.where}: names no root keys, so no version can follow it"
         )
     whose = f"the root of version {known.version}"
-    missing = shortfall(document, known.root.root, whose)
+    missing = shortfall(document, known.root, whose)
     if missing:
         raise TrustRefused(f"{document.where}: version {document.version}: {missing}")
     return accept(document)

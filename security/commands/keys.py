@@ -249,10 +249,17 @@ def _generate(args: argparse.Namespace) -> int:
     path = mldsa_key_file(settings.home / "keys" / f"{args.role}.pem")
     if path.exists():
         raise KeyFileError(f"{path}: exists already; `keys rotate` makes a fresh one")
-    key = generate_mldsa_key(
-        path, passphrase=read_passphrase(source) if source else None
-    )
-    _trust_also(settings.admission, args.role, key.public_key())
+    fresh = _next(path)
+    if fresh.exists():  # it stopped half way, or was proposed
+        key = load_mldsa_key(fresh, passphrase=source)
+    else:
+        passphrase = read_passphrase(source) if source else None
+        key = generate_mldsa_key(fresh, passphrase=passphrase)
+    place = _trust_also(settings.admission, args.role, key.public_key())
+    if place != settings.admission.trust:
+        _tell_proposed(place, key.public_key(), args.role)
+        return 0
+    os.replace(fresh, path)
     _record(settings, args.role, "added")
     print(f"generated {path}  {key_hint(key.public_key())}")
     return 0
@@ -278,6 +285,12 @@ def _next(path: Path) -> Path:
     return path.with_suffix(".next.pem")
 
 
+def _tell_proposed(place: Path, key: PublicKey, role: str) -> None:
+    """Of a key that must not sign yet: no trust root in force names it."""
+    print(f"proposed  {place}  {key_hint(key)}  {role}")
+    print("run this again once that version is in force: then the key is used")
+
+
 def _renew(settings: Settings, role: str, path: Path, source: Path | None) -> None:
     """A fresh key in place of one of a role's."""
     post_quantum = path == mldsa_key_file(path.parent / f"{role}.pem")
@@ -292,8 +305,7 @@ def _renew(settings: Settings, role: str, path: Path, source: Path | None) -> No
         key = generate(fresh, passphrase=passphrase)
     place = _trust_also(settings.admission, role, key.public_key())
     if place != settings.admission.trust:
-        print(f"proposed  {place}  {key_hint(key.public_key())}  {role}")
-        print("rotates when this is run again, once that version is in force")
+        _tell_proposed(place, key.public_key(), role)
         return
     aside = path.with_suffix(f".{old[:16]}.pem")
     os.replace(path, aside)

@@ -80,6 +80,12 @@ def _add_propose(parser: argparse.ArgumentParser) -> None:
         help="a further root key; repeatable",
     )
     parser.add_argument(
+        "--prehash",
+        action="store_true",
+        help="the ML-DSA-65 ones among them are in a key service, which signs a "
+        "pre-hash",
+    )
+    parser.add_argument(
         "--drop",
         action="append",
         default=[],

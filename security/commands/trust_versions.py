@@ -12,6 +12,8 @@ from pathlib import Path
 from models.files import write_atomic
 from models.report import format_time
 from sealgate.protocol.dsse import (
+    ECDSA_P256,
+    ML_DSA_65,
     KeySigner,
     PrivateKey,
     PublicKey,
@@ -32,6 +34,7 @@ from security.admission.trust_chain import (
     check_fresh,
     parse,
     shortfall,
+    signers_of,
     steps,
 )
 from security.audit.journal import record_operation
@@ -98,7 +101,7 @@ def propose(args: argparse.Namespace) -> int:
     path = _path(args)
 
     def change(root: TrustRoot) -> TrustRoot:
-        root = replace(root, root=_root_keys(root.root, args))
+        root = _with_root_keys(root, args)
         if args.expires_days is not None:
             root = replace(root, expires=_expiry(args.expires_days))
         return root
@@ -118,13 +121,8 @@ def sign(args: argparse.Namespace) -> int:
     file: Path = args.file or trust_store.proposal_file(path)
     document, current = trust_store.read_document(file), trust_store.anchor(path)
     signer = _signer(args)
-    roots = (document.root.root, current.root.root)
-    if not any(root is not None and signer.hint in root.keys for root in roots):
-        raise KeyFileError(
-            f"{signer.hint} is a root key of neither version {current.version} nor "
-            f"version {document.version}"
-        )
     signed = document.signed_by(signer)
+    _check_counts(signed, current, signer.hint)
     write_atomic(file, signed.to_json())
     print(f"signed    {file}  version {signed.version}, sha256:{signed.digest}")
     print(_state(signed, current))
@@ -172,8 +170,8 @@ ACTIONS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "update": update,
 }
 _GENERATE: Mapping[str, Callable[..., PrivateKey]] = {
-    "ecdsa-p256-sha256": generate_signing_key,
-    "ml-dsa-65": generate_mldsa_key,
+    ECDSA_P256: generate_signing_key,
+    ML_DSA_65: generate_mldsa_key,
 }
 
 
@@ -195,7 +193,7 @@ def _lines(document: TrustDocument) -> Iterator[str]:
     """A document in words: what it is, and its root keys."""
     root, envelope = document.root.root, document.envelope
     keys = {} if root is None else root.keys
-    signers = frozenset() if envelope is None else envelope.signers(keys)
+    signers = signers_of(document, document.root)
     version = f"version {document.version}" if document.version else "no version"
     signed = "bare" if envelope is None else f"signed by {len(signers)} keys"
     yield f"{document.where}: {version}, {signed}, {_until(document)}"
@@ -219,30 +217,51 @@ def _until(document: TrustDocument) -> str:
 def _state(document: TrustDocument, current: TrustDocument) -> str:
     """Whose signatures a proposal lacks, in words."""
     whose = f"the root of version {current.version}"
+    roots = ((document.root, "its own root"), (current.root, whose))
     lacks = [
-        missing
-        for root, name in (
-            (document.root.root, "its own root"),
-            (current.root.root, whose),
-        )
-        if root is not None and (missing := shortfall(document, root, name))
+        missing for root, name in roots if (missing := shortfall(document, root, name))
     ]
     return f"not yet valid: {'; '.join(lacks)}" if lacks else "has all signatures"
 
 
-def _root_keys(root: RootKeys | None, args: argparse.Namespace) -> RootKeys | None:
+def _check_counts(signed: TrustDocument, current: TrustDocument, hint: str) -> None:
+    """Say now of a signature what every reader would say later.
+
+    Raises:
+        KeyFileError: it counts for neither version's root.
+    """
+    if hint in signers_of(signed, signed.root) | signers_of(signed, current.root):
+        return
+    roots = [item.root.root for item in (signed, current)]
+    if any(root is not None and hint in root.keys for root in roots):
+        raise KeyFileError(
+            f"the signature by {hint} does not verify: a key service signs a pre-hash "
+            "with ML-DSA-65, which `trust propose --prehash` is for"
+        )
+    raise KeyFileError(
+        f"{hint} is a root key of neither version {current.version} nor version "
+        f"{signed.version}"
+    )
+
+
+def _with_root_keys(trust: TrustRoot, args: argparse.Namespace) -> TrustRoot:
+    root, prehash = trust.root, set(trust.prehash)
     keys: dict[str, PublicKey] = {} if root is None else dict(root.keys)
     for given in args.drop:
-        del keys[_find(given, keys)]
+        dropped = _find(given, keys)
+        prehash.discard(dropped)
+        del keys[dropped]
     for file in args.root_key:
         public = read_public(file)
         keys[key_hint(public)] = public
+        if args.prehash and algorithm_of(public) == ML_DSA_65:
+            prehash.add(key_hint(public))
     if not keys:
         raise KeyFileError("a signed trust root needs root keys: give --root-key")
     threshold = args.threshold
     if threshold is None:
         threshold = 1 if root is None else root.threshold
-    return RootKeys(keys, threshold)
+    return replace(trust, root=RootKeys(keys, threshold), prehash=frozenset(prehash))
 
 
 def _find(given: str, keys: Mapping[str, PublicKey]) -> str:
@@ -267,10 +286,12 @@ def _signer(args: argparse.Namespace) -> Signer:
     if is_uri(args.key):
         if args.public is None:
             raise KeyFileError("a key named by URI needs --public")
+        public = read_public(args.public)
         return load_signer(
             args.key,
-            public_key=lambda: read_public(args.public),
+            public_key=lambda: public,
             passphrase=args.passphrase_file,
+            algorithm=algorithm_of(public),
         )
     private = read_private(Path(args.key), passphrase=args.passphrase_file)
     if not isinstance(private, PrivateKey):

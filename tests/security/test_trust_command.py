@@ -66,7 +66,7 @@ def test_the_example_of_the_docs(
     assert "version 2, signed by 2 keys" in shown
     root = load_trust(home / "trust.json")
     assert root.version == 2
-    assert len(root.keys(("release",))) == 2
+    assert len(root.keys(("release",), algorithm="ecdsa-p256-sha256")) == 2
     assert (home / "keys" / "release.pem").read_bytes() != before
     # Somebody who was away since version 1 follows, with the folder alone.
     other = home.parent / "other" / "trust.json"
@@ -238,6 +238,19 @@ def test_a_root_key_is_never_overwritten(
     file = foreign(home.parent)
     assert file.stat().st_mode & 0o777 == 0o600
     tried(capsys, 2, "exists already", "trust", "key", file)
+
+
+def test_a_signature_that_would_not_count_is_not_added(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the other form of ML-DSA-65, which only key services sign."""
+    key = home.parent / "c.pem"
+    assert main(["trust", "key", str(key), "--algorithm", "ml-dsa-65"]) == 0
+    propose = ("trust", "propose", "--root-key", str(key.with_suffix(".pub.pem")))
+    assert main([*propose, "--prehash"]) == 0
+    before = (home / "trust.next.json").read_bytes()
+    tried(capsys, 2, "`trust propose --prehash` is for", "trust", "sign", "--key", key)
+    assert (home / "trust.next.json").read_bytes() == before
 
 
 def test_signatures_survive_a_change_that_is_none(

@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -17,7 +18,8 @@ from securesystemslib.dsse import Envelope as SslibEnvelope
 from securesystemslib.signer import Signature, SSlibKey
 from tuf.api.metadata import Role, Root
 
-from sealgate.protocol.dsse import KeySigner, PrivateKey, pae, public_pem
+from sealgate.protocol.dsse import KeySigner, PrivateKey, pae, prehashed, public_pem
+from sealgate.protocol.envelope import Envelope
 from security.admission.trust import Revocation, TrustRoot
 from security.admission.trust_chain import (
     MAX_DOCUMENT_BYTES,
@@ -446,3 +448,25 @@ def test_signed_documents_of_one_payload_are_one_version() -> None:
     """ECDSA is not deterministic: another signature is no fork."""
     root = trust(1, [A])
     assert check_continues(signed(root, [A]), signed(root, [A]))
+
+
+def test_a_root_key_in_a_key_service_signs_its_own_form() -> None:
+    """ML-DSA-65 over a pre-hash, where the root says so, and nowhere else."""
+    told = replace(trust(1, [MA]), prehash=frozenset({hint(MA)}))
+    for root, form, believed in (
+        (told, prehashed, True),
+        (told, bytes, False),
+        (trust(1, [MA]), prehashed, False),
+        (trust(1, [MA]), bytes, True),
+    ):
+        envelope = Envelope(PAYLOAD_TYPE, root.to_json())
+        signature = MA.sign(form(pae(PAYLOAD_TYPE, envelope.payload)))
+        envelope = replace(envelope, signatures={hint(MA): signature})
+        document = parse(envelope.to_json(), "version 1")
+        if believed:
+            assert accept(document)
+        else:
+            with pytest.raises(TrustRefused, match="signed by 0 ml-dsa-65"):
+                accept(document)
+    with pytest.raises(KeyFileError, match="prehash names no ML-DSA-65 key"):
+        signed(replace(trust(1, [A]), prehash=frozenset({hint(A)})), [A])
