@@ -571,10 +571,10 @@ def test_a_program_is_told_for_what_it_is_asked_and_no_more(
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": os.path.expanduser("~"),
         "LC_ALL": "C",
-        "SEALGATE_MODEL": "toy:1.0.0",
-        "SEALGATE_MODEL_ROOT_SHA256": subject.root_sha256,
-        "SEALGATE_VERDICT_SHA256": admission.verdict_sha256,
-        "SEALGATE_MODEL_KEY_HINTS": key_hint(KEY.public_bytes),
+        "ADMITTED_MODEL": "toy:1.0.0",
+        "ADMITTED_ROOT_SHA256": subject.root_sha256,
+        "ADMITTED_VERDICT_SHA256": admission.verdict_sha256,
+        "ADMITTED_KEY_HINTS": key_hint(KEY.public_bytes),
     }
     assert (tmp_path / "pwd").read_text() == "/\n"
 
