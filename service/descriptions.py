@@ -14,6 +14,7 @@ from models.manifest import Tensor
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.dsse import unstamped
 from security.admission.attest import signature_files, waiver_file
+from security.admission.gate import Admission
 from security.admission.lifecycle import State
 from service.inference.served import Served, answers_now
 
@@ -59,21 +60,21 @@ def _leaving(model: Served) -> list[Tensor]:
     return [tensor for tensor in outputs if tensor.spec.name in model.output_names]
 
 
-def passport(model: Served) -> dict[str, Any]:
+def passport(admission: Admission) -> dict[str, Any]:
     """The passport: the signed verdict, and for each kind its attestation and report.
 
     They travel as text, since digests are over their very bytes; without time stamps,
     which the verdict's digests leave out.
     """
-    files = model.admission.bundle.files
+    files = admission.bundle.files
     second = files.get(mldsa_file(VERDICT_FILE))
     return {
         "verdict": files[VERDICT_FILE].decode(),
         **({} if second is None else {"verdict_mldsa": second.decode()}),
-        "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
+        "evidence": {kind: _evidence(files, kind) for kind in admission.reports},
         "waivers": {
             kind: unstamped(files[waiver_file(kind)]).decode()
-            for kind in model.admission.waivers
+            for kind in admission.waivers
         },
     }
 

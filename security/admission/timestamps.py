@@ -34,7 +34,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography import x509
 
@@ -272,17 +272,19 @@ def _check_signer(
 def _latest(answer: TimeStampResponse) -> datetime:
     """Check 6; the end of the interval that the stamp's time is in."""
     try:
-        moment, accuracy = answer.tst_info.gen_time, answer.tst_info.accuracy
-        whole = 0 if accuracy is None else accuracy.seconds or 0
-        parts = () if accuracy is None else (accuracy.millis, accuracy.micros)
+        moment = answer.tst_info.gen_time
+        # Optional (2.4.2), which the library's annotations do not say.
+        accuracy: Any = answer.tst_info.accuracy
     except ValueError:
         raise TimestampError("the time stamp is malformed") from None
-    # Compared before it is a timedelta, which holds no number of a thousand digits.
-    if whole > MAX_ACCURACY.total_seconds():
+    if accuracy is None:
+        return moment
+    seconds = accuracy.seconds or 0
+    # Compared before it is a timedelta, which holds no number of forty digits.
+    if seconds > MAX_ACCURACY.total_seconds():
         raise TimestampError("the time stamp does not know its time to 5 minutes")
-    millis, micros = (part or 0 for part in parts) if parts else (0, 0)
-    around = timedelta(seconds=whole, milliseconds=millis, microseconds=micros)
+    parts = {"milliseconds": accuracy.millis or 0, "microseconds": accuracy.micros or 0}
     try:
-        return moment + around
+        return moment + timedelta(seconds=seconds, **parts)
     except OverflowError:  # at the end of the year 9999
         return moment

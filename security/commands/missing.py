@@ -15,10 +15,10 @@ __all__ = ["EXTRAS", "needed", "require"]
 EXTRAS = {
     "": ("jwt", "orjson"),
     "inspect": ("onnx",),
-    "verify": ("yaml",),
+    "verify": ("rfc3161_client", "yaml"),
     "serve": (
         *("attrs", "bentoml", "_bentoml_sdk", "httptools", "onnxruntime", "redis"),
-        *("uv", "uvloop"),
+        *("rfc3161_client", "uv", "uvloop"),
     ),
     "assess": (
         *("art", "dp_accounting", "fairlearn", "jinja2", "matplotlib", "multiprocess"),

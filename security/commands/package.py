@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from security.commands.options import (
 )
 from security.commands.signing import add_passphrase, role_signers
 from security.commands.stages import Stages
+from security.commands.stamping import Stamping, add_timestamp_url, stamping
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
@@ -55,6 +57,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     add_passphrase(parser)
+    add_timestamp_url(parser)
     add_admission(parser)
     parser.set_defaults(run=run)
 
@@ -66,7 +69,10 @@ def run(args: argparse.Namespace) -> int:
     # Before anything is made for what is no bundle.
     tag = read_bundle(args.bundle).manifest.tag
     _say("keys", _keys(settings, args.passphrase_file))
-    for step, text in _admit(args.bundle, settings, admission, args.passphrase_file):
+    stamp = stamping(args.timestamp_url, admission.trust)
+    for step, text in _admit(
+        args.bundle, settings, admission, args.passphrase_file, stamp
+    ):
         _say(step, text)
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
 
@@ -119,6 +125,7 @@ def _admit(
     settings: Settings,
     admission: AdmissionSettings,
     passphrase: Path | None,
+    stamp: Stamping | None,
 ) -> Iterator[tuple[str, str]]:
     """Sign what the keys may and admit, unless the bundle is admitted already.
 
@@ -139,7 +146,8 @@ def _admit(
         pass  # what is missing follows, or the same refusal by `admit`
     policy, keys = load_policy(admission.policy), _role_keys(settings)
     signers = {
-        role: role_signers(settings, role, passphrase=passphrase) for role in keys
+        role: replace(role_signers(settings, role, passphrase=passphrase), stamp=stamp)
+        for role in keys
     }
     for role, key in signers.items():
         kinds = sign_reports(folder, role, key, policy)

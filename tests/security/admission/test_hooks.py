@@ -19,7 +19,6 @@ from models.files import write_atomic
 from sealgate import Client
 from sealgate.protocol.dsse import public_pem
 from security.admission.contents import check_sources
-from security.admission.keys import load_signing_key
 from security.admission.trust import ROLES, trust_document
 from security.errors import AdmissionRefused
 from tests.conftest import TAG, check_security, mint, run_security, toy_settings
@@ -98,7 +97,7 @@ def stored(home: Path) -> Path:
 
 
 def deployment_keys(home: Path) -> Keys:
-    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    return Keys.of(home)
 
 
 def replace_stored(home: Path, keys: Keys) -> None:
