@@ -153,13 +153,13 @@ def pin(path: Path, document: TrustDocument) -> None:
         write_atomic(_memory(path), document.to_json())
 
 
-def version_name(path: Path, version: int) -> str:
+def version_name(version: int) -> str:
     """The file name of a version where versions are published.
 
-    >>> version_name(Path("/etc/sealgate/trust.json"), 4)
+    >>> version_name(4)
     '4.trust.json'
     """
-    return f"{version}.{path.name}"
+    return f"{version}.trust.json"
 
 
 def proposal_file(path: Path) -> Path:
@@ -245,7 +245,7 @@ def _between(
 ) -> Iterator[TrustDocument]:
     """The versions after one and before another, as far as they lie beside the file."""
     for version in range(known.version + 1, document.version):
-        file = path.with_name(version_name(path, version))
+        file = path.with_name(version_name(version))
         if not file.exists():
             return
         yield read_document(file)

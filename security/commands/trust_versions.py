@@ -151,7 +151,11 @@ def update(args: argparse.Namespace) -> int:
     """Follow to the newest version; returns the exit code."""
     path, now = _path(args), datetime.now(UTC)
     newest = known = trust_store.anchor(path)
-    for newest in steps(known, _published(args, path, known.version)):
+    if known.root.root is None:
+        raise KeyFileError(
+            f"{known.where}: names no root keys; `trust pin` the first signed version"
+        )
+    for newest in steps(known, _published(args, known.version)):
         trust_store.put(path, newest)
         _tell(path, newest, "accepted")
     if newest is known and known.envelope is not None:
@@ -300,23 +304,21 @@ def _signer(args: argparse.Namespace) -> Signer:
     return KeySigner(private)
 
 
-def _published(
-    args: argparse.Namespace, path: Path, version: int
-) -> Iterator[TrustDocument]:
+def _published(args: argparse.Namespace, version: int) -> Iterator[TrustDocument]:
     """The published version that is here, if it is there too, and all that follow."""
     source: str = args.source
     if "://" in source:
         https_url(source, "the source of versions", or_here=True)
-        yield from _fetched(source, path, version, args.ca)
+        yield from _fetched(source, version, args.ca)
     elif Path(source).is_dir():
-        yield from _stored(Path(source), path, version)
+        yield from _stored(Path(source), version)
     else:
         yield trust_store.read_document(Path(source))
 
 
-def _stored(folder: Path, path: Path, version: int) -> Iterator[TrustDocument]:
+def _stored(folder: Path, version: int) -> Iterator[TrustDocument]:
     for number in count(max(version, 1)):
-        file = folder / trust_store.version_name(path, number)
+        file = folder / trust_store.version_name(number)
         if file.exists():
             yield trust_store.read_document(file)
         elif number > version:
@@ -324,11 +326,11 @@ def _stored(folder: Path, path: Path, version: int) -> Iterator[TrustDocument]:
 
 
 def _fetched(
-    url: str, path: Path, version: int, authorities: Path | None
+    url: str, version: int, authorities: Path | None
 ) -> Iterator[TrustDocument]:
     context = trusting(authorities)
     for number in count(max(version, 1)):
-        full = f"{url.rstrip('/')}/{trust_store.version_name(path, number)}"
+        full = f"{url.rstrip('/')}/{trust_store.version_name(number)}"
         try:
             data = fetch(
                 full,
