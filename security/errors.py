@@ -7,6 +7,7 @@
     ├── YamlError           not the plain YAML that the caller's bounds allow
     ├── TrackingError       MLflow cannot be asked, or a record of DVC contradicts
     ├── KeyFileError        a key file is missing, readable by others, or not that key
+    │   └── TrustRefused    a trust root expired, or does not follow the last one
     ├── TimestampError      a time stamp is malformed, or of another signature
     │   └── StrangeStampError    it is of no authority that the trust root names
     ├── AccessError         the caller may not; the answer depends on the subclass
@@ -83,6 +84,7 @@ __all__ = [
     "TokenError",
     "TrackingError",
     "TrainingError",
+    "TrustRefused",
     "YamlError",
 ]
 
@@ -101,6 +103,10 @@ class TrackingError(SealgateError):
 
 class KeyFileError(SealgateError):
     """A key file is missing, readable by others, or does not hold what it must."""
+
+
+class TrustRefused(KeyFileError):  # noqa: N818  (it is a verdict, not a mishap)
+    """A trust root has expired, is signed by too few, or does not follow the last."""
 
 
 class TimestampError(SealgateError):

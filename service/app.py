@@ -131,6 +131,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         lineup,
         record=lambda fields: record_operation(settings.audit, [fields]),
         casualties=Casualties(metrics.folder),
+        metrics=metrics,
     )
     follower.load_first()
     follower.start()

@@ -18,6 +18,7 @@ long_arrays   JSON whose long arrays are read in portions
 binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them
+envelope      an envelope that several keys sign
 drafts        what is not a standard yet
 statement     in-toto statements: test results and verification summaries
 """

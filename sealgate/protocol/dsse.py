@@ -44,6 +44,7 @@ __all__ = [
     "Verified",
     "algorithm_of",
     "check_signature",
+    "decode_base64",
     "key_hint",
     "pae",
     "parse_public",
@@ -279,8 +280,8 @@ def verify(
     if _get(envelope, "payloadType") != PAYLOAD_TYPE:
         raise StatementError("envelope: not an in-toto payload")
     signatures = _signatures(envelope)
-    payload = _base64(_get(envelope, "payload"))
-    signature = _base64(_get(signatures[0], "sig"))
+    payload = decode_base64(_get(envelope, "payload"))
+    signature = decode_base64(_get(signatures[0], "sig"))
     timestamps = _timestamps(material)
     data = pae(PAYLOAD_TYPE, payload)
     check_signature(signature, data, key, prehash=hint in prehash)
@@ -294,7 +295,7 @@ def read_signature(bundle: bytes) -> bytes:
         StatementError: not a bundle with one signature.
     """
     (signature,) = _signatures(_get(_object(bundle), "dsseEnvelope"))
-    return _base64(_get(signature, "sig"))
+    return decode_base64(_get(signature, "sig"))
 
 
 def stamped(bundle: bytes, stamp: bytes) -> bytes:
@@ -365,7 +366,7 @@ def _timestamps(material: Mapping[str, Any]) -> tuple[bytes, ...]:
         raise StatementError("bundle: time stamps are malformed")
     if len(listed) > MAX_TIMESTAMPS:
         raise StatementError(f"bundle: more than {MAX_TIMESTAMPS} time stamps")
-    found = tuple(_base64(_get(item, "signedTimestamp")) for item in listed)
+    found = tuple(decode_base64(_get(item, "signedTimestamp")) for item in listed)
     if any(len(item) > MAX_TIMESTAMP_BYTES for item in found):
         raise StatementError(f"bundle: a time stamp over {MAX_TIMESTAMP_BYTES} bytes")
     return found
@@ -379,8 +380,12 @@ def _get(value: Any, *path: str) -> Any:
     return value
 
 
-def _base64(text: Any) -> bytes:
-    """Decode canonical base64: one encoding for one value, so digests are stable."""
+def decode_base64(text: Any) -> bytes:
+    """Decode canonical base64: one encoding for one value, so digests are stable.
+
+    Raises:
+        StatementError: not a string, not base64, or another encoding of the same bytes.
+    """
     if not isinstance(text, str):
         raise StatementError("envelope: expected base64")
     try:

@@ -1,6 +1,8 @@
 """Which models may be packaged, started and loaded.
 
 trust            the trust root: public keys by role, and what else is believed
+trust_chain      signed trust roots, each vouched for by the one before: TUF's rules
+trust_store      the trust root where a deployment keeps it: read, remembered, replaced
 keys             signing keys in files: a role's ECDSA P-256 and ML-DSA-65 keys
 rules            what a policy says: which evidence a model needs, from whom, how fresh
 policy           policy.toml read into rules; its mistakes with their lines

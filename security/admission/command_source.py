@@ -100,10 +100,10 @@ def _environment(admission: Admission) -> dict[str, str]:
         "PATH": _PATH,
         "HOME": os.path.expanduser("~"),
         "LC_ALL": "C",
-        "SEALGATE_MODEL": f"{subject.name}:{subject.version}",
-        "SEALGATE_MODEL_ROOT_SHA256": subject.root_sha256,
-        "SEALGATE_VERDICT_SHA256": admission.verdict_sha256,
-        "SEALGATE_MODEL_KEY_HINTS": " ".join(admission.bundle.sealed_to),
+        "ADMITTED_MODEL": f"{subject.name}:{subject.version}",
+        "ADMITTED_ROOT_SHA256": subject.root_sha256,
+        "ADMITTED_VERDICT_SHA256": admission.verdict_sha256,
+        "ADMITTED_KEY_HINTS": " ".join(admission.bundle.sealed_to),
     }
 
 

@@ -11,6 +11,7 @@ are the gate's about waivers, 26 is what else is wrong with a Bento (`outside`).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from models.bundle import Bundle
@@ -20,14 +21,23 @@ from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import Policy, load_policy
 from security.admission.steps import Scene
-from security.admission.trust import TrustRoot, load_trust
+from security.admission.trust import TrustRoot
+from security.admission.trust_store import load_trust
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["verify_bundle", "verify_with"]
 
 
-def verify_bundle(bundle: Bundle, settings: AdmissionSettings) -> Admission:
+def verify_bundle(
+    bundle: Bundle, settings: AdmissionSettings, *, remember: bool = False
+) -> Admission:
     """Verify a bundle under a deployment's policy and trust root, now.
+
+    Args:
+        bundle: that is to be admitted.
+        settings: where the policy and the trust root are.
+        remember: the version of the trust root, for doors of a deployment: no older one
+            is believed there from now on.
 
     Raises:
         KeyFileError: the trust root cannot be used.
@@ -37,7 +47,7 @@ def verify_bundle(bundle: Bundle, settings: AdmissionSettings) -> Admission:
     return verify_with(
         bundle,
         load_policy(settings.policy),
-        load_trust(settings.trust),
+        load_trust(settings.trust, remember=remember),
         now=datetime.now(UTC),
     )
 
@@ -47,6 +57,8 @@ def verify_with(
 ) -> Admission:
     """As `verify_bundle`, with what was read already.
 
+    What is admitted holds until its evidence is too old or the trust root expires.
+
     Raises:
         AdmissionRefused: the first check that failed.
     """
@@ -54,4 +66,5 @@ def verify_with(
     scene = Scene(bundle, policy, trust, now)
     check_sealed(scene)
     check_signature(scene)
-    return admission
+    ends = [end for end in (admission.expires_at, trust.expires) if end is not None]
+    return replace(admission, expires_at=min(ends, default=None))

@@ -95,7 +95,8 @@ class Admission:
         verdict_sha256: digest of the verdict's file.
         reports: the parsed evidence by kind.
         waivers: what was let pass, by kind.
-        expires_at: when evidence, a waiver or the verdict gets too old.
+        expires_at: when evidence, a waiver or the verdict gets too old, or, of a
+            door, when the trust root expires.
         notices: what evidence of an earlier release leaves open, one line each.
         signatures: by file of a statement or verdict, the algorithms whose signatures
             were checked.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -286,12 +287,13 @@ def _opening(tag: str, settings: Settings) -> Admission:
 def _verified(tag: str, settings: Settings) -> Admission:
     """Verify what is read now; of a Bento's own it is what the lock has, check 16."""
     lock, models = _read_lock(), settings.service.models
+    verify = partial(verify_bundle, settings=settings.admission, remember=True)
     if lock is None:
-        return verify_bundle(read_served(tag, models), settings.admission)
+        return verify(read_served(tag, models))
     mounted = None if tag in lock else read_mounted(tag, models)
     if mounted is not None:
-        return verify_bundle(mounted, settings.admission)
-    admission = verify_bundle(read_stored(tag), settings.admission)
+        return verify(mounted)
+    admission = verify(read_stored(tag))
     if lock.get(tag) != lock_entry(admission):
         raise AdmissionRefused(
             LOCK_CHECK, "the model store holds other bytes than were packaged"

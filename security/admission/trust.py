@@ -17,15 +17,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from models.errors import BundleError, ReportError
-from models.files import read_regular
+from models.errors import ReportError
 from models.report import format_time, parse_time
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
@@ -43,7 +41,6 @@ __all__ = [
     "RootKeys",
     "TimestampAuthority",
     "TrustRoot",
-    "load_trust",
     "parse_public",
     "parse_trust",
     "trust_document",
@@ -289,19 +286,6 @@ def trust_document(
     return strict_json.dumps(document)
 
 
-def load_trust(path: Path) -> TrustRoot:
-    """Read a trust root.
-
-    Raises:
-        KeyFileError: unreadable, or as `parse_trust`.
-    """
-    try:
-        data = read_regular(path, max_bytes=MAX_TRUST_BYTES, follow_links=True)
-    except BundleError as error:
-        raise KeyFileError(f"trust root {path}: {error}") from None
-    return parse_trust(data, f"trust root {path}")
-
-
 def parse_trust(data: bytes, where: str) -> TrustRoot:
     """Parse a trust root's bytes, of either version.
 
@@ -327,17 +311,19 @@ def parse_trust(data: bytes, where: str) -> TrustRoot:
         document.get("revoked", []), where, new=schema == TRUST_SCHEMA_2
     )
     expires = document.get("expires")
+    root = _root(document.get("root"), keys, where)
+    signing = keys if root is None else {**keys, "root": root.keys}
     return TrustRoot(
         roles=_select(keys, lambda hint: hint not in revoked),
         revoked=MappingProxyType(revoked),
         retired=_select(keys, lambda hint: hint in revoked),
-        prehash=_prehash(document.get("prehash", []), keys, where),
+        prehash=_prehash(document.get("prehash", []), signing, where),
         timestamp_authorities=_authorities(
             document.get("timestamp_authorities", []), where
         ),
         version=_version(document, where),
         expires=None if expires is None else _time(expires, "expires", where),
-        root=_root(document.get("root"), keys, where),
+        root=root,
     )
 
 
@@ -401,7 +387,9 @@ def _prehash(value: Any, keys: Mapping[str, PublicKeys], where: str) -> frozense
     known = {hint: key for of in keys.values() for hint, key in of.items()}
     for hint in value:
         if hint not in known or not _post_quantum(known[hint]):
-            raise KeyFileError(f"{where}: prehash names no ML-DSA-65 key of a role")
+            raise KeyFileError(
+                f"{where}: prehash names no ML-DSA-65 key of a role or root"
+            )
     return frozenset(value)
 
 

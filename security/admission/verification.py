@@ -24,7 +24,7 @@ from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import load_policy
 from security.admission.steps import Scene
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.errors import AdmissionRefused
 
 __all__ = ["all_refusals", "verify"]
@@ -53,9 +53,9 @@ def verify(
         SettingsError: the policy cannot be used.
     """
     bundle = folder if isinstance(folder, Bundle) else read_bundle(Path(folder))
-    return verify_with(
-        bundle, load_policy(policy), load_trust(trust), now=now or datetime.now(UTC)
-    )
+    moment = now or datetime.now(UTC)
+    root = load_trust(trust, now=moment)
+    return verify_with(bundle, load_policy(policy), root, now=moment)
 
 
 def all_refusals(
@@ -67,9 +67,10 @@ def all_refusals(
         BundleError, KeyFileError, SettingsError: as `verify`.
     """
     bundle = folder if isinstance(folder, Bundle) else read_bundle(Path(folder))
-    root, rules = load_trust(trust), load_policy(policy)
-    scene = Scene(bundle, rules, root, now or datetime.now(UTC))
-    found = gate.all_refusals(bundle, rules, root, now=scene.now)
+    moment = now or datetime.now(UTC)
+    root, rules = load_trust(trust, now=moment), load_policy(policy)
+    scene = Scene(bundle, rules, root, moment)
+    found = gate.all_refusals(bundle, rules, root, now=moment)
     for check in (check_sealed, check_signature):
         try:
             check(scene)

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused, or findings; 2 wrong usage, or an error. An error
 line on standard error, without a traceback; so is a package that is not installed.
 
 keygen, keys, sealing_keys, model_key  keys that sign, that open requests, and models
+trust, trust_versions                  who says which keys those are, version by version
 token, profile, access, access_issuer  who calls, and what they may
 init, init_model                       a first configuration
 check, train, retrain                  training
@@ -47,7 +48,7 @@ from models.errors import BundleError
 from sealgate.errors import SealgateError
 from sealgate.version import PrintVersion
 from security.commands.missing import needed
-from security.errors import AdmissionRefused, HostileModel
+from security.errors import AdmissionRefused, HostileModel, TrustRefused
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -58,6 +59,7 @@ _PROG = "python -m security"
 COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
+    "trust": "trust",
     "serve": "serve",
     "models": "models",
     "agreement": "agreement",
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = _PROG) -> int:
     try:
         args = build_parser(command, prog=prog).parse_args(arguments)
         return int(args.run(args))
-    except (AdmissionRefused, BundleError, HostileModel) as error:
+    except (AdmissionRefused, BundleError, HostileModel, TrustRefused) as error:
         return _fail("refused", error, 1)
     except SealgateError as error:
         return _fail("error", error, 2)

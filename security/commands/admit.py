@@ -32,7 +32,8 @@ from security.admission.evaluation import (
 from security.admission.policy import load_policy
 from security.admission.signers import write_signed
 from security.admission.steps import Scene, demand, drain
-from security.admission.trust import ROLES, load_trust
+from security.admission.trust import ROLES
+from security.admission.trust_store import load_trust
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signers

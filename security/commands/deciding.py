@@ -29,7 +29,8 @@ from security.admission.policy import load_policy
 from security.admission.promotion import Case, Decision, decide
 from security.admission.rules import Policy, Promotion, Requirement
 from security.admission.steps import Scene, demand
-from security.admission.trust import TrustRoot, load_trust
+from security.admission.trust import TrustRoot
+from security.admission.trust_store import load_trust
 from security.audit.journal import record_operation
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings

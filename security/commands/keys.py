@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from models.errors import ReportError
-from models.files import write_atomic
 from models.report import format_time, parse_time
 from sealgate.protocol.dsse import (
     ECDSA_P256,
@@ -31,9 +32,8 @@ from security.admission.trust import (
     ROLES,
     Revocation,
     TrustRoot,
-    load_trust,
-    parse_trust,
 )
+from security.admission.trust_store import change, read_document, read_trust
 from security.audit.journal import record_operation
 from security.commands import authorities, model_key, sealing_keys
 from security.commands.model_key import MODEL
@@ -221,7 +221,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _signing_lines(only: str | None) -> Iterator[str]:
     """The signing keys of one role, or of all."""
-    trust = load_trust(load_settings().admission.trust)
+    trust = read_trust(load_settings().admission.trust).root
     for role in ROLES if only is None else (only,):
         for hint, key in trust.roles.get(role, {}).items():
             yield f"{hint}  {role:<15}  trusted{_form(hint, key, trust)}"
@@ -249,10 +249,17 @@ def _generate(args: argparse.Namespace) -> int:
     path = mldsa_key_file(settings.home / "keys" / f"{args.role}.pem")
     if path.exists():
         raise KeyFileError(f"{path}: exists already; `keys rotate` makes a fresh one")
-    key = generate_mldsa_key(
-        path, passphrase=read_passphrase(source) if source else None
-    )
-    _trust_also(settings.admission, args.role, key.public_key())
+    fresh = _next(path)
+    if fresh.exists():  # it stopped half way, or was proposed
+        key = load_mldsa_key(fresh, passphrase=source)
+    else:
+        passphrase = read_passphrase(source) if source else None
+        key = generate_mldsa_key(fresh, passphrase=passphrase)
+    place = _trust_also(settings.admission, args.role, key.public_key())
+    if place != settings.admission.trust:
+        _tell_proposed(place, key.public_key(), args.role)
+        return 0
+    os.replace(fresh, path)
     _record(settings, args.role, "added")
     print(f"generated {path}  {key_hint(key.public_key())}")
     return 0
@@ -278,6 +285,12 @@ def _next(path: Path) -> Path:
     return path.with_suffix(".next.pem")
 
 
+def _tell_proposed(place: Path, key: PublicKey, role: str) -> None:
+    """Of a key that must not sign yet: no trust root in force names it."""
+    print(f"proposed  {place}  {key_hint(key)}  {role}")
+    print("run this again once that version is in force: then the key is used")
+
+
 def _renew(settings: Settings, role: str, path: Path, source: Path | None) -> None:
     """A fresh key in place of one of a role's."""
     post_quantum = path == mldsa_key_file(path.parent / f"{role}.pem")
@@ -290,7 +303,10 @@ def _renew(settings: Settings, role: str, path: Path, source: Path | None) -> No
         key = load(fresh, passphrase=source)
     else:
         key = generate(fresh, passphrase=passphrase)
-    _trust_also(settings.admission, role, key.public_key())
+    place = _trust_also(settings.admission, role, key.public_key())
+    if place != settings.admission.trust:
+        _tell_proposed(place, key.public_key(), role)
+        return
     aside = path.with_suffix(f".{old[:16]}.pem")
     os.replace(path, aside)
     os.replace(fresh, path)
@@ -303,22 +319,38 @@ def _add(args: argparse.Namespace) -> int:
     key, settings = read_public(args.public_key), load_settings()
     if args.prehash and algorithm_of(key) != ML_DSA_65:
         raise KeyFileError(f"{args.public_key}: --prehash is for ML-DSA-65 keys")
-    _trust_also(settings.admission, args.role, key, prehash=args.prehash)
-    _record(settings, args.role, "added")
-    print(f"trusted   {key_hint(key)}  {args.role}")
+    place = _trust_also(settings.admission, args.role, key, prehash=args.prehash)
+    proposed = place != settings.admission.trust
+    _record(settings, args.role, "add-proposed" if proposed else "added")
+    what = f"proposed  {place}" if proposed else "trusted "
+    print(f"{what}  {key_hint(key)}  {args.role}")
     return 0
 
 
 def _revoke(args: argparse.Namespace) -> int:
     settings = load_settings()
-    trust = load_trust(settings.admission.trust)
+    trust = read_trust(settings.admission.trust).root
     hint = _find(args.hint, trust)
     item = _revocation(hint, args, datetime.now(UTC))
-    revoked = {**trust.revoked, hint: item}
-    _write(settings.admission, replace(trust, revoked=revoked))
-    _record(settings, trust.role_of(hint) or "key", "revoked")
-    print(f"revoked   {hint}  {trust.role_of(hint)}")
-    return _report_fallen(settings, hint)
+    place = change(
+        settings.admission.trust,
+        lambda root: replace(root, revoked={**root.revoked, hint: item}),
+    )
+    proposed, role = place != settings.admission.trust, trust.role_of(hint) or "key"
+    _record(settings, role, "revoke-proposed" if proposed else "revoked")
+    print(f"{f'proposed  {place}' if proposed else 'revoked '}  {hint}  {role}")
+    with _bare(place) as trust_file:
+        judged = replace(settings.admission, trust=trust_file)
+        return _report_fallen(judged, hint)
+
+
+@contextmanager
+def _bare(place: Path) -> Iterator[Path]:
+    """A file of what a trust root or a proposal says, to see what it would refuse."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, place.name)
+        file.write_bytes(read_document(place).root.to_json())
+        yield file
 
 
 def _revocation(hint: str, args: argparse.Namespace, now: datetime) -> Revocation:
@@ -332,10 +364,12 @@ def _revocation(hint: str, args: argparse.Namespace, now: datetime) -> Revocatio
 
 def _change_authorities(args: argparse.Namespace) -> int:
     settings = load_settings()
-    trust = args.change(load_trust(settings.admission.trust), args)
-    _write(settings.admission, trust)
-    _record(settings, "timestamps", "changed")
-    for line in authorities.list_lines(trust):
+    place = change(settings.admission.trust, lambda root: args.change(root, args))
+    proposed = place != settings.admission.trust
+    _record(settings, "timestamps", "change-proposed" if proposed else "changed")
+    if proposed:
+        print(f"proposed  {place}")
+    for line in authorities.list_lines(read_document(place).root):
         print(line)
     return 0
 
@@ -354,7 +388,7 @@ def _public(args: argparse.Namespace) -> int:
         identity = load_identity(settings.sealing.identity)
         print(public_pem(identity.public_key()), end="")
         return 0
-    trust = load_trust(settings.admission.trust)
+    trust = read_trust(settings.admission.trust).root
     keys = trust.keys((args.role,), algorithm=args.algorithm)
     if not keys:
         raise KeyFileError(f"no {args.algorithm} key holds the role {args.role}")
@@ -375,29 +409,32 @@ def _find(hint: str, trust: TrustRoot) -> str:
 
 def _trust_also(
     admission: AdmissionSettings, role: str, key: PublicKey, *, prehash: bool = False
-) -> None:
-    """Add a key to a role; adding it again is no harm, and may change its form."""
-    trust = load_trust(admission.trust)
+) -> Path:
+    """Add a key to a role; adding it again is no harm, and may change its form.
+
+    Returns:
+        The file that says so: the trust root, or what is proposed.
+    """
     hint = key_hint(key)
-    if hint in trust.revoked:
-        raise KeyFileError(f"{hint} was revoked: {trust.revoked[hint].reason}")
-    roles = {**trust.roles, role: {**trust.roles.get(role, {}), hint: key}}
-    forms = trust.prehash | {hint} if prehash else trust.prehash - {hint}
-    _write(admission, replace(trust, roles=roles, prehash=forms))
+    known = read_trust(admission.trust).root
+    if hint in known.keys((role,)) and prehash == (hint in known.prehash):
+        return admission.trust
+
+    def add(root: TrustRoot) -> TrustRoot:
+        if hint in root.revoked:
+            raise KeyFileError(f"{hint} was revoked: {root.revoked[hint].reason}")
+        roles = {**root.roles, role: {**root.roles.get(role, {}), hint: key}}
+        forms = root.prehash | {hint} if prehash else root.prehash - {hint}
+        return replace(root, roles=roles, prehash=forms)
+
+    return change(admission.trust, add)
 
 
-def _write(admission: AdmissionSettings, trust: TrustRoot) -> None:
-    """Write a trust root that can be read again, and no other."""
-    data = trust.to_json()
-    parse_trust(data, f"trust root {admission.trust}")
-    write_atomic(admission.trust, data)
-
-
-def _report_fallen(settings: Settings, hint: str) -> int:
+def _report_fallen(admission: AdmissionSettings, hint: str) -> int:
     from security.admission.lineage import signed_by  # noqa: PLC0415  (bentoml)
 
     fallen = 0
-    for item in signed_by(hint, settings.admission):
+    for item in signed_by(hint, admission):
         verdict = (
             "still verifies" if item.refusal is None else f"refused: {item.refusal}"
         )

@@ -12,7 +12,7 @@ from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
 from sealgate.protocol.dsse import public_pem
 from security.access.permissions import MODEL_ACTIONS, model_scope
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring

@@ -103,7 +103,7 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         PROMOTION_CHECK,
     )
     from security.admission.steps import Scene, demand  # noqa: PLC0415
-    from security.admission.trust import load_trust  # noqa: PLC0415
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
     from security.audit.journal import record_operation  # noqa: PLC0415
 
     tag = bundle.manifest.tag

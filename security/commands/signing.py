@@ -14,7 +14,8 @@ from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65, PublicKey, Signer
 from security.admission.attest import Signers
 from security.admission.keys import mldsa_key_file
 from security.admission.signers import LibrarySigner, load_signer
-from security.admission.trust import TrustRoot, load_trust, parse_public
+from security.admission.trust import TrustRoot, parse_public
+from security.admission.trust_store import load_trust
 from security.commands.stamping import add_timestamp_url, stamping
 from security.errors import KeyFileError
 from security.key_files import is_uri

@@ -17,7 +17,8 @@ from security.admission.timestamps import (
     make_request,
     verify_stamp,
 )
-from security.admission.trust import TrustRoot, load_trust
+from security.admission.trust import TrustRoot
+from security.admission.trust_store import load_trust
 from security.errors import SettingsError, StrangeStampError, TimestampError
 
 __all__ = ["Stamping", "add_timestamp_url", "ask", "remind", "stamping", "stamping_url"]

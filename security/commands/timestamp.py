@@ -13,7 +13,8 @@ from models.report import format_time
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from security.admission.timestamps import Stamp, Timed
-from security.admission.trust import ROLES, TrustRoot, load_trust
+from security.admission.trust import ROLES, TrustRoot
+from security.admission.trust_store import load_trust
 from security.commands.options import Subparsers
 from security.commands.stamping import ask, stamping_url
 from security.settings.loading import load_settings

@@ -16,14 +16,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from models.files import write_atomic
-from models.report import parse_time
+from models.report import format_time, parse_time
 from sealgate.errors import SealgateError
 from security.admission.hooks import current_plan, open_tag
 from security.admission.lifecycle import (
@@ -40,12 +40,13 @@ from security.admission.observations import monitored_until, observation_file
 from security.admission.plan import ModelPlan, Plan, PlanFolder, default_since
 from security.admission.policy import load_policy
 from security.admission.steps import Scene
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 from service.inference.lineup import Lineup
 from service.inference.served import Entry, Served, check_alike
 from service.telemetry.casualties import Casualties, who_is_held_off
+from service.telemetry.metrics import Metrics
 
 __all__ = ["REPORT_S", "Follower", "Record"]
 
@@ -55,6 +56,10 @@ _HELD_OFF = "workers that ran it ended, again and again"
 REPORT_S = 2.0
 # At the end, a look that is being taken may go on for so long.
 _END_S = 2.0
+
+_TELL_S = 86_400.0
+# Long enough for several people to sign the next version.
+_EXPIRES_SOON = timedelta(days=30)
 
 _log = logging.getLogger(__name__)
 # A record of the audit log: what was decided about which version, and why.
@@ -72,6 +77,7 @@ class Follower:
         *,
         record: Record | None = None,
         casualties: Casualties | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Prepare; nothing is loaded yet.
 
@@ -80,6 +86,7 @@ class Follower:
             lineup: of this worker.
             record: called for each decision, from the thread.
             casualties: of the server, to hold off who ended workers.
+            metrics: told of the trust root.
         """
         self._settings = settings
         self._lineup = lineup
@@ -89,6 +96,8 @@ class Follower:
         self._plan_stamp: Stamp = None
         self._rules_stamp = self._rules()
         self._casualties = casualties or Casualties(None)
+        self._metrics = metrics or Metrics()
+        self._next_told = 0.0
         self._watched: dict[Path, Stamp] = {}
         self._refused: dict[str, str] = {}
         self._problem: str | None = None
@@ -116,6 +125,7 @@ class Follower:
             raise first
         if not self._lineup.table:
             raise PlanError("no model is to be served")
+        self._tell_trust()
         self._report()
 
     def start(self) -> None:
@@ -150,6 +160,8 @@ class Follower:
         elif changed and self._refused:
             # What was refused may pass under the new rules.
             self._apply(self._plan)
+        if changed or time.monotonic() >= self._next_told:
+            self._tell_trust()
         self._report()
 
     def _hold_off(self) -> bool:
@@ -313,6 +325,21 @@ class Follower:
             return self._standing(restored)
         except SealgateError as error:
             return restored.withdraw(str(error))
+
+    def _tell_trust(self) -> None:
+        """Say which trust root is in force, and that it expires soon: once a day."""
+        self._next_told = time.monotonic() + _TELL_S
+        try:
+            trust = load_trust(self._settings.admission.trust)
+        except SealgateError as error:
+            _log.warning("no trust root is in force: %s", error)
+            return
+        expires = trust.expires
+        ends = 0.0 if expires is None else expires.timestamp()
+        self._metrics.set("sealgate_trust_root_version", value=trust.version or 0)
+        self._metrics.set("sealgate_trust_root_expires_seconds", value=ends)
+        if expires is not None and expires - datetime.now(UTC) < _EXPIRES_SOON:
+            _log.warning("the trust root expires at %s", format_time(expires))
 
     def _rules(self) -> tuple[Stamp, Stamp]:
         admission = self._settings.admission

@@ -121,6 +121,12 @@ FAMILIES: Mapping[str, Family] = {
         "1 while an issuer's last good keys stand in for those that cannot be read.",
         ("issuer",),
     ),
+    "sealgate_trust_root_version": Family(
+        "info", "Version of the trust root in force; 0 where it has none."
+    ),
+    "sealgate_trust_root_expires_seconds": Family(
+        "info", "When the trust root expires, Unix seconds; 0 for never."
+    ),
     "sealgate_monitoring_away": Family(
         "info", "1 while a worker cannot store what it counts, or release it."
     ),

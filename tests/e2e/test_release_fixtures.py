@@ -52,7 +52,7 @@ from security.admission.model_keys import (
 )
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.documents import write_documents
 from security.assessment.results.report import SCAN_SCHEMA, ScanReport, read_report

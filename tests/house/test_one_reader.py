@@ -1,4 +1,7 @@
-"""Tables are read in one place, and in the client's two, which may not import it."""
+"""Tables are read in one place, and in the client's two, which may not import it.
+
+Trust roots are, too.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 from tests.support.servers import ROOT
 
 READERS = re.compile(r"read_csv|csv\.(?:reader|DictReader)|read_parquet|ParquetFile")
+TRUST = re.compile(r"\bparse_trust\(")
 PANDAS = re.compile(r"^\s*(?:import|from) pandas", re.MULTILINE)
 
 
@@ -29,3 +33,11 @@ def test_one_module_reads_tables() -> None:
 
 def test_no_module_reads_by_pandas() -> None:
     assert not modules(PANDAS)
+
+
+def test_one_module_reads_trust_roots() -> None:
+    """Whoever parsed one by itself would believe an old, a forged or an expired one."""
+    assert modules(TRUST) == {
+        "security/admission/trust.py",
+        "security/admission/trust_chain.py",
+    }

@@ -14,7 +14,8 @@ import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.report import Metric
-from security.admission.trust import ROLES, load_trust
+from security.admission.trust import ROLES
+from security.admission.trust_store import load_trust
 from security.commands import build_parser
 from security.errors import AdmissionRefused
 from security.key_files import read_secret
@@ -28,7 +29,7 @@ COMMANDS = (
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs", "mlflow",
-    "push", "pull", "image", "batch", "timestamp",
+    "push", "pull", "image", "batch", "timestamp", "trust",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 from models.bundle import read_bundle
 from security.admission.observations import observation_file, read_observation
 from security.admission.rules import Requirement
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.commands.policy import _unknown
 from security.monitoring.estimate import BLIND
 from tests.conftest import TAG

@@ -15,7 +15,7 @@ from sigstore_models.bundle.v1 import Bundle as SigstoreBundle
 
 from models.bundle import attestation_file
 from models.report import format_time
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.admission.verification import verify
 from security.errors import AdmissionRefused
 from tests.conftest import check_security, run_security, toy_settings

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 
 from sealgate.protocol.dsse import key_hint, public_pem
 from security.admission.keys import generate_signing_key, load_signing_key
-from security.admission.trust import ROLES, load_trust, trust_document
+from security.admission.trust import ROLES, trust_document
+from security.admission.trust_store import load_trust
 from security.errors import KeyFileError
 from security.key_files import write_private
 from tests.support.mutations import changed, encode, mutated

@@ -14,7 +14,8 @@ from models.bundle import VERDICT_FILE, read_bundle
 from models.files import write_atomic
 from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65, key_hint, public_pem
 from security.admission.keys import load_mldsa_key, load_signing_key
-from security.admission.trust import ROLES, load_trust
+from security.admission.trust import ROLES
+from security.admission.trust_store import load_trust
 from security.key_files import write_secret
 from tests.conftest import Command, check_security, run_security, toy_settings
 from tests.support.bundles import Keys, attest, rewrite_report, sign, write_bundle

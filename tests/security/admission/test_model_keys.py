@@ -533,6 +533,14 @@ def test_seal_refuses_keys_of_two_kinds(
     assert result.returncode == 2
     assert "as strong as its weakest recipient" in result.stderr
     assert not (tmp_path / "out").exists()
+    for number, said in ((1, "does not withstand a quantum computer"), (3, "")):
+        result = security(
+            "seal", str(bundle_folder), "--to", to[number], "--out",
+            str(tmp_path / f"out{number}"), "--key", str(tmp_path / "release.pem"),
+        )  # fmt: skip
+        assert result.stdout == "sealed toy:1.0.0 to deployments: 1\n"
+        assert said in result.stderr
+        assert bool(said) == bool(result.stderr)
 
 
 # Programs.
@@ -563,10 +571,10 @@ def test_a_program_is_told_for_what_it_is_asked_and_no_more(
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": os.path.expanduser("~"),
         "LC_ALL": "C",
-        "SEALGATE_MODEL": "toy:1.0.0",
-        "SEALGATE_MODEL_ROOT_SHA256": subject.root_sha256,
-        "SEALGATE_VERDICT_SHA256": admission.verdict_sha256,
-        "SEALGATE_MODEL_KEY_HINTS": key_hint(KEY.public_bytes),
+        "ADMITTED_MODEL": "toy:1.0.0",
+        "ADMITTED_ROOT_SHA256": subject.root_sha256,
+        "ADMITTED_VERDICT_SHA256": admission.verdict_sha256,
+        "ADMITTED_KEY_HINTS": key_hint(KEY.public_bytes),
     }
     assert (tmp_path / "pwd").read_text() == "/\n"
 
@@ -714,6 +722,59 @@ def test_a_key_that_is_kept_encrypted_for_another_key(
                "-in", str(kept)]  # fmt: skip
     opened = open_admission(admission, "exec:" + shlex.join(command))
     assert opened.bundle.model == onnx_model()
+
+
+TOKEN_LIBRARIES = (
+    Path("/usr/lib/softhsm/libsofthsm2.so"),
+    Path("/usr/lib64/pkcs11/libsofthsm2.so"),
+)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("pkcs11-tool") and any(p.exists() for p in TOKEN_LIBRARIES)),
+    reason="needs softhsm2 and opensc",
+)
+def test_a_key_that_a_hardware_module_decrypts(
+    tmp_path: Path, admission: Admission, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/confidential.md's script, with a token in software."""
+    library = next(path for path in TOKEN_LIBRARIES if path.exists())
+    (tmp_path / "tokens").mkdir()
+    config = tmp_path / "softhsm2.conf"
+    config.write_text(f"directories.tokendir = {tmp_path}/tokens\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(config))
+
+    def done(*arguments: str) -> None:
+        subprocess.run(arguments, check=True, capture_output=True)
+
+    token = ("pkcs11-tool", "--module", str(library), "--token-label", "sealgate")
+    label = ("--label", "sealgate", "--so-pin", "5678", "--pin", "1234")
+    done("softhsm2-util", "--init-token", "--free", *label)
+    pair = ("--keypairgen", "--key-type", "rsa:3072", "--id", "01")
+    done(*token, "--login", "--pin", "1234", *pair)
+    public, kept = tmp_path / "public.der", tmp_path / "model.enc"
+    done(*token, "--read-object", "--type", "pubkey", "--id", "01", "-o", str(public))
+    write_secret(tmp_path / "plain.pem", PEM)
+    oaep = ("-pkeyopt", "rsa_padding_mode:oaep", "-pkeyopt", "rsa_oaep_md:sha1")
+    done("openssl", "pkeyutl", "-encrypt", "-pubin", "-keyform", "DER", "-inkey",
+         str(public), *oaep, "-in", str(tmp_path / "plain.pem"),
+         "-out", str(kept))  # fmt: skip
+    (tmp_path / "plain.pem").unlink()
+    write_secret(tmp_path / "pin", b"1234")
+    script = program(
+        tmp_path,
+        f"export SOFTHSM2_CONF={config}\n"
+        f"export PIN=$(cat {tmp_path}/pin)\n"
+        f"exec pkcs11-tool --module {library} --token-label sealgate --login \\\n"
+        "  --pin env:PIN --decrypt --id 01 --mechanism RSA-PKCS-OAEP \\\n"
+        f"  --hash-algorithm SHA-1 --mgf MGF1-SHA1 --input-file {kept}",
+    )
+    opened = open_admission(admission, f"exec:{script}")
+    assert opened.bundle.model == onnx_model()
+    (tmp_path / "pin").unlink()
+    write_secret(tmp_path / "pin", b"4321")
+    with pytest.raises(AdmissionRefused, match=r"no key opens it: exec: .*exit code 1"):
+        open_admission(admission, f"exec:{script}")
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from models.report import Metric
 from sealgate.protocol.dsse import public_pem
 from security.admission import gate
 from security.admission.policy import load_policy
-from security.admission.trust import load_trust, trust_document
+from security.admission.trust import trust_document
+from security.admission.trust_store import load_trust
 from security.admission.verification import all_refusals, verify
 from security.commands import main
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
