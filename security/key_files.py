@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from models.files import read_regular, write_atomic
 from security.errors import KeyFileError
 
 __all__ = [
+    "MAX_KEY_BYTES",
     "PASSPHRASE_VARIABLE",
     "encode_private",
+    "is_uri",
     "passphrase_file",
     "pseudonym",
     "read_passphrase",
@@ -33,7 +36,17 @@ MAX_PASSPHRASE_BYTES = 1 << 10
 # Names a file, never the passphrase: an environment is inherited, dumped and logged.
 PASSPHRASE_VARIABLE = "SEALGATE_KEY_PASSPHRASE_FILE"  # noqa: S105  (a name)
 
+_URI = re.compile(r"[a-z][a-z0-9+.-]+:.*", re.DOTALL)
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+
+
+def is_uri(key: str) -> bool:
+    """Whether a key is named by URI rather than by path.
+
+    >>> is_uri("awskms:alias/release"), is_uri("keys/release.pem")
+    (True, False)
+    """
+    return _URI.fullmatch(key) is not None
 
 
 def read_secret(path: Path) -> bytes:

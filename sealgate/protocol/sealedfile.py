@@ -252,7 +252,7 @@ def parse_header(data: Buffer) -> tuple[Header, int]:
     return header, start
 
 
-def open_chunks(data: Buffer, key: hpke.PrivateKey) -> Iterator[bytes]:
+def open_chunks(data: Buffer, key: hpke.KemPrivateKey) -> Iterator[bytes]:
     """Decrypt; yields the plaintext in pieces.
 
     1. the header is well-formed, and the content as long as it says;
@@ -318,7 +318,7 @@ def _wrap(core: Header, content_key: bytes, public_key: bytes) -> Recipient:
     return Recipient(key_hint(public_key), enc, context.seal(content_key))
 
 
-def _unwrap(header: Header, key: hpke.PrivateKey) -> bytes:
+def _unwrap(header: Header, key: hpke.KemPrivateKey) -> bytes:
     hint = key_hint(key.public_bytes)
     for recipient in header.recipients:
         if recipient.hint == hint:

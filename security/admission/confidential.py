@@ -21,33 +21,21 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.x25519 import (
-    X25519PrivateKey,
-    X25519PublicKey,
-)
-
 from models.bundle import SEALED_ATTESTATION_FILE, SEALED_FILE, Bundle
 from models.errors import BundleError
-from models.files import read_regular
 from sealgate.errors import DecryptionError, SealedFileError, StatementError
-from sealgate.protocol import dsse, hpke, sealedfile
+from sealgate.protocol import dsse, sealedfile
 from sealgate.protocol.statement import Resource, Statement
 from security.admission.attest import subjects
 from security.admission.gate import Admission
 from security.admission.keys import TrustRoot
+from security.admission.model_keys import ModelKey, key_source
 from security.errors import AdmissionRefused, KeyFileError
-from security.key_files import read_private, write_private
 
 __all__ = [
     "SEALED_CHECK",
     "SEALED_MODEL_TYPE",
     "check_sealed",
-    "generate_model_key",
-    "load_model_key",
-    "load_model_public",
-    "model_public_pem",
     "open_admission",
     "open_bundle",
     "seal_model",
@@ -56,55 +44,6 @@ __all__ = [
 SEALED_MODEL_TYPE = "https://sealgate.dev/sealed-model/v1"
 SEALED_CHECK = 24
 SIGNERS = ("release",)
-MAX_PUBLIC_BYTES = 4 << 10
-
-
-def generate_model_key(path: Path) -> None:
-    """Write a fresh X25519 key that models can be sealed to, 0600.
-
-    Raises:
-        KeyFileError: the file exists.
-    """
-    write_private(path, X25519PrivateKey.generate())
-
-
-def load_model_key(path: Path) -> hpke.PrivateKey:
-    """Read a deployment's model key.
-
-    Raises:
-        KeyFileError: not an X25519 key that only this user can read.
-    """
-    key = read_private(path)
-    if not isinstance(key, X25519PrivateKey):
-        raise KeyFileError(f"{path}: not an X25519 key")
-    return hpke.PrivateKey(key)
-
-
-def load_model_public(path: Path) -> bytes:
-    """Read the public half of a deployment's model key; returns its 32 raw bytes.
-
-    Raises:
-        KeyFileError: not an X25519 public key in PEM.
-    """
-    try:
-        data = read_regular(path, max_bytes=MAX_PUBLIC_BYTES)
-        key = serialization.load_pem_public_key(data)
-    except (BundleError, ValueError, UnsupportedAlgorithm) as error:
-        raise KeyFileError(f"{path}: not a PEM public key: {error}") from None
-    if not isinstance(key, X25519PublicKey):
-        raise KeyFileError(f"{path}: not an X25519 public key")
-    return key.public_bytes_raw()
-
-
-def model_public_pem(key: hpke.PrivateKey) -> str:
-    """The public half in PEM: what `seal --to` takes."""
-    return (
-        X25519PublicKey.from_public_bytes(key.public_bytes)
-        .public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        .decode()
-    )
 
 
 def seal_model(
@@ -162,7 +101,7 @@ def check_sealed(bundle: Bundle, trust: TrustRoot) -> None:
         raise _refused("claims to be sealed, and its chunks are not encrypted")
 
 
-def open_bundle(bundle: Bundle, key: hpke.PrivateKey) -> Bundle:
+def open_bundle(bundle: Bundle, key: ModelKey) -> Bundle:
     """Decrypt a sealed bundle's model into memory.
 
     The ciphertext and the plaintext are the only copies; the caller may drop the first.
@@ -181,20 +120,21 @@ def open_bundle(bundle: Bundle, key: hpke.PrivateKey) -> Bundle:
         raise _refused(f"{SEALED_FILE} cannot be opened: {error}") from None
 
 
-def open_admission(admission: Admission, key_path: Path) -> Admission:
+def open_admission(admission: Admission, setting: Path | str) -> Admission:
     """An admission whose model can be loaded; as it is, if it was never sealed.
 
     Args:
         admission: passed the gate and `check_sealed`.
-        key_path: file of the deployment's model key; not read unless needed.
+        setting: names the deployment's source of keys, `admission.model_key`. It is
+            asked for a sealed model only.
 
     Raises:
-        AdmissionRefused: as `open_bundle`, or the key cannot be used.
+        AdmissionRefused: as `open_bundle`, or the source gives no key.
     """
     if not admission.bundle.sealed:
         return admission
     try:
-        key = load_model_key(key_path)
+        key = key_source(setting).key(admission)
     except KeyFileError as error:
         raise _refused(f"the model is sealed, and no key opens it: {error}") from None
     return replace(admission, bundle=open_bundle(admission.bundle, key))

@@ -8,7 +8,6 @@ is not in the serving image, and each kind of key asks for more of it: docs/keys
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,11 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from sealgate.protocol.dsse import KeySigner, Signer, key_hint
 from security.admission.keys import load_signing_key, public_pem
 from security.errors import KeyFileError
-from security.key_files import passphrase_file, read_passphrase
+from security.key_files import is_uri, passphrase_file, read_passphrase
 
-__all__ = ["LibrarySigner", "is_uri", "load_signer"]
+__all__ = ["LibrarySigner", "load_signer"]
 
-_URI = re.compile(r"[a-z][a-z0-9+.-]+:.*", re.DOTALL)
 _ECDSA = ec.ECDSA(hashes.SHA256())
 _SCHEME = "ecdsa-sha2-nistp256"
 
@@ -65,15 +63,6 @@ class LibrarySigner:
                 "the key signs, but not as the public key that was named"
             ) from None
         return signature
-
-
-def is_uri(key: str) -> bool:
-    """Whether a key is named by URI rather than by path.
-
-    >>> is_uri("awskms:alias/release"), is_uri("keys/release.pem")
-    (True, False)
-    """
-    return _URI.fullmatch(key) is not None
 
 
 def load_signer(

@@ -76,7 +76,7 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     Raises:
         KeyFileError: one that is there cannot be used.
     """
-    from security.admission.confidential import (  # noqa: PLC0415  (not for --help)
+    from security.admission.model_keys import (  # noqa: PLC0415  (not for --help)
         generate_model_key,
     )
 
@@ -91,7 +91,8 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     yield _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
     yield from _ensure_sealing(settings.sealing)
     model_key = settings.admission.model_key
-    yield _ensure(model_key, partial(generate_model_key, model_key))
+    if isinstance(model_key, Path):  # else it is made where it is kept
+        yield _ensure(model_key, partial(generate_model_key, model_key))
     for path in (
         settings.audit.pseudonym_key,
         settings.access.dpop_key,

@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from models.files import write_atomic
 from models.report import format_time
 from sealgate.protocol.dsse import key_hint
-from security.admission.confidential import load_model_key, model_public_pem
 from security.admission.keys import (
     ROLES,
     Revocation,
@@ -24,6 +23,7 @@ from security.admission.keys import (
     parse_trust,
     public_pem,
 )
+from security.admission.model_keys import load_model_key, model_public_pem
 from security.audit.journal import record_operation
 from security.commands import sealing_keys
 from security.commands.options import Subparsers
@@ -229,7 +229,7 @@ def _record(settings: Settings, role: str, what: str) -> None:
 def _public(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.model:
-        print(model_public_pem(load_model_key(settings.admission.model_key)), end="")
+        print(_model_public(settings.admission.model_key), end="")
         return 0
     if args.identity:
         identity = load_identity(settings.sealing.identity)
@@ -241,6 +241,16 @@ def _public(args: argparse.Namespace) -> int:
     for key in keys.values():
         print(public_pem(key), end="")
     return 0
+
+
+def _model_public(source: Path | str) -> str:
+    if isinstance(source, Path):
+        return model_public_pem(load_model_key(source))
+    scheme = source.partition(":")[0]
+    raise KeyFileError(
+        f"admission.model_key is {scheme}:, which is asked for an admitted model only; "
+        "the public half comes from where the key was made"
+    )
 
 
 def _find(hint: str, trust: TrustRoot) -> str:

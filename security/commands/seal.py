@@ -7,7 +7,8 @@ from pathlib import Path
 
 from models.bundle import MODEL_FILE, Bundle, read_bundle
 from models.files import new_directory, write_atomic
-from security.admission.confidential import load_model_public, seal_model
+from security.admission.confidential import seal_model
+from security.admission.model_keys import load_model_public
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.commands.stages import Stages

@@ -2,9 +2,9 @@
 
 A folder holds one key per file, ``<key id>-<creation time>.pem``, for example
 ``7-20261121T030000Z.pem``; without the time, the file's own modification time counts.
-Since each file says all about its key, adding and removing one is atomic. An X25519
-key is one PKCS#8 block; an X-Wing key is two, ML-KEM-768 and X25519. These keys serve
-Oblivious HTTP and nothing else (section 6.6).
+Since each file says all about its key, adding and removing one is atomic. What is in it
+`security.hpke_keys` says. These keys serve Oblivious HTTP and nothing else (section
+6.6).
 """
 
 from __future__ import annotations
@@ -16,32 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
-from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from sealgate.errors import UnknownKeyError
 from sealgate.protocol import keyconfig
-from sealgate.protocol.hpke import (
-    KEM_X25519,
-    KEM_XWING,
-    HybridPrivateKey,
-    KemPrivateKey,
-    PrivateKey,
-)
+from sealgate.protocol.hpke import KEM_X25519, KEM_XWING, KemPrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.ohttp import RequestHeader
 from security.errors import KeyFileError
-from security.key_files import (
-    PASSPHRASE_VARIABLE,
-    encode_private,
-    passphrase_file,
-    read_passphrase,
-    read_secret,
-    write_secret,
-)
+from security.hpke_keys import encode_hpke_key, fresh_hpke_key, read_hpke_key
+from security.key_files import write_secret
 
 __all__ = [
     "KEMS",
@@ -59,7 +41,6 @@ KEMS = (KEM_XWING, KEM_X25519)
 
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _NAME = re.compile(r"(0|[1-9][0-9]*)(?:-([0-9]{8}T[0-9]{6}Z))?\.pem", re.ASCII)
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -192,16 +173,8 @@ def generate_key(
         raise KeyFileError(f"{folder}: key {key_id} exists; keys are never overwritten")
     time = "" if created_at is None else f"-{_format(created_at)}"
     path = folder / f"{key_id}{time}.pem"
-    blocks = [encode_private(key, passphrase=passphrase) for key in _fresh(kem_id)]
-    write_secret(path, b"".join(blocks))
+    write_secret(path, encode_hpke_key(fresh_hpke_key(kem_id), passphrase=passphrase))
     return path
-
-
-def _fresh(kem_id: int) -> list[PrivateKeyTypes]:
-    if kem_id == KEM_X25519:
-        return [X25519PrivateKey.generate()]
-    key = HybridPrivateKey.generate()
-    return [key.mlkem, key.x25519.key]
 
 
 def _by_age(keys: Iterable[RingKey], kem_id: int) -> list[RingKey]:
@@ -212,30 +185,7 @@ def _by_age(keys: Iterable[RingKey], kem_id: int) -> list[RingKey]:
 
 def _load(path: Path) -> RingKey:
     key_id, created_at = _parse_name(path)
-    match _private_keys(path):
-        case [X25519PrivateKey() as key]:
-            return RingKey(key_id, PrivateKey(key), created_at, path)
-        case [MLKEM768PrivateKey() as lattice, X25519PrivateKey() as curve]:
-            return RingKey(key_id, HybridPrivateKey(lattice, curve), created_at, path)
-    raise KeyFileError(f"{path}: not an X25519 or X-Wing key")
-
-
-def _private_keys(path: Path) -> list[PrivateKeyTypes]:
-    data = read_secret(path)
-    password: bytes | None = None
-    if b"-----BEGIN ENCRYPTED PRIVATE KEY-----" in data:
-        source = passphrase_file()
-        if source is None:
-            raise KeyFileError(
-                f"{path}: is encrypted; name its passphrase's file in "
-                f"{PASSPHRASE_VARIABLE}"
-            )
-        password = read_passphrase(source)
-    blocks = [match[0] for match in _BLOCK.finditer(data)]
-    try:
-        return [serialization.load_pem_private_key(b, password) for b in blocks]
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise KeyFileError(f"{path}: another passphrase, or not PKCS#8") from None
+    return RingKey(key_id, read_hpke_key(path), created_at, path)
 
 
 def _parse_name(path: Path) -> tuple[int, float]:

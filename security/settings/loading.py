@@ -19,7 +19,7 @@ from typing import Any
 
 from models.manifest import NAME
 from security.errors import SettingsError
-from security.key_files import PASSPHRASE_VARIABLE
+from security.key_files import PASSPHRASE_VARIABLE, is_uri
 from security.settings.access import AccessSettings, check_access
 from security.settings.admission import AdmissionSettings
 from security.settings.attestation import AttestationSettings, check_attestation
@@ -27,7 +27,7 @@ from security.settings.audit import AuditSettings, check_audit
 from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
 from security.settings.documents import read_toml
-from security.settings.issuers import IssuerSettings, KeyLocation
+from security.settings.issuers import IssuerSettings
 from security.settings.monitoring import MonitoringSettings, check_monitoring
 from security.settings.observability import ObservabilitySettings, check_observability
 from security.settings.profiles import PROFILES
@@ -71,6 +71,11 @@ class Settings:
 _REDIS = "RedisSettings"
 # The kind of what differs for one model, by its name: [runtime.models.NAME].
 _MODELS = "Mapping[str, Mapping[str, Any]]"
+# Kinds of what is a file or elsewhere, and how a message names them.
+_LOCATIONS: Mapping[str, str] = {
+    "KeyLocation": "a file or an https URL",
+    "ModelKeySetting": "a file or a source of keys",
+}
 _SECTIONS: Mapping[str, type[Any]] = {
     "service": ServiceSettings,
     "access": AccessSettings,
@@ -172,7 +177,7 @@ def _variables(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 def _from_text(text: str, kind: str) -> Any:
     if kind == "tuple[str, ...]":
         return [item.strip() for item in text.split(",") if item.strip()]
-    if kind in ("str", "Path", "Path | None", "KeyLocation"):
+    if kind in ("str", "Path", "Path | None", *_LOCATIONS):
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -218,7 +223,9 @@ def _convert(
     value: Any, kind: str, *, where: str, base: Path, tables: type[Any] | None = None
 ) -> Any:
     match kind:
-        case "Path" | "Path | None" | "KeyLocation" if isinstance(value, str | Path):
+        case "Path" | "Path | None" if isinstance(value, str | Path):
+            return _location(value, kind, base)
+        case _ if kind in _LOCATIONS and isinstance(value, str | Path):
             return _location(value, kind, base)
         case "Path | None" if value is None:
             return None
@@ -240,12 +247,14 @@ def _convert(
             isinstance(item, str) for item in value
         ):
             return tuple(value)
-    expected = {"KeyLocation": "a file or an https URL"}.get(kind, kind)
+    expected = _LOCATIONS.get(kind, kind)
     raise SettingsError(f"{where}: expected {expected}, got {type(value).__name__}")
 
 
-def _location(value: str | Path, kind: str, base: Path) -> KeyLocation | None:
+def _location(value: str | Path, kind: str, base: Path) -> Path | str | None:
     if kind == "KeyLocation" and isinstance(value, str) and "://" in value:
+        return value
+    if kind == "ModelKeySetting" and isinstance(value, str) and is_uri(value):
         return value
     if kind == "Path | None" and not str(value):
         return None

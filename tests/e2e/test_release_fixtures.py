@@ -40,8 +40,6 @@ from sealgate.protocol.signedkeys import verify_keys
 from security.access.revocation_stores import LocalStore
 from security.admission.confidential import (
     check_sealed,
-    load_model_key,
-    load_model_public,
     open_admission,
     open_bundle,
 )
@@ -49,6 +47,10 @@ from security.admission.doors import verify_with
 from security.admission.gate import Admission, all_refusals
 from security.admission.keys import load_trust
 from security.admission.lifecycle import Canary
+from security.admission.model_keys import (
+    load_model_key,
+    load_model_public,
+)
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
 from security.assessment.reporting.comparison import compare

@@ -29,16 +29,18 @@ from security.admission.attest import subjects
 from security.admission.confidential import (
     SEALED_MODEL_TYPE,
     check_sealed,
-    generate_model_key,
-    load_model_key,
-    load_model_public,
-    model_public_pem,
     open_admission,
     open_bundle,
     seal_model,
 )
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
+from security.admission.model_keys import (
+    generate_model_key,
+    load_model_key,
+    load_model_public,
+    model_public_pem,
+)
 from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError
 from security.key_files import write_private
@@ -243,7 +245,7 @@ def test_the_key_file(tmp_path: Path, keys: Keys) -> None:
     assert load_model_public(tmp_path / "public.pem") == key.public_bytes
     assert (tmp_path / "model.pem").stat().st_mode & 0o777 == 0o600
     write_private(tmp_path / "release.pem", keys.release)
-    with pytest.raises(KeyFileError, match="not an X25519 key"):
+    with pytest.raises(KeyFileError, match="not an X25519 or X-Wing key"):
         load_model_key(tmp_path / "release.pem")
 
 

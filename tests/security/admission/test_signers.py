@@ -17,10 +17,10 @@ from sealgate.protocol import dsse
 from sealgate.protocol.dsse import KeySigner, key_hint
 from security.admission.attest import sign_report
 from security.admission.keys import public_pem
-from security.admission.signers import LibrarySigner, is_uri, load_signer
+from security.admission.signers import LibrarySigner, load_signer
 from security.commands.missing import needed
 from security.errors import KeyFileError
-from security.key_files import write_private, write_secret
+from security.key_files import is_uri, write_private, write_secret
 from tests.conftest import Command, toy_settings
 from tests.support.bundles import Keys, evaluate, policy
 
