@@ -9,7 +9,7 @@ of evidence, which a profile's ``attestation`` then finds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Protocol
@@ -17,16 +17,16 @@ from typing import Any, Protocol
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sealgate.errors import AttestationError, ProfileError
+from sealgate.keys import load_identity_keys
 from sealgate.protocol import tpm2
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.signedkeys import SignedKeys
-from sealgate.keys import load_identity_keys
 
 __all__ = [
     "ENTRY_POINTS",
-    "Attested",
     "AttestationPolicy",
     "AttestationVerifier",
+    "Attested",
     "Tpm2Verifier",
 ]
 

@@ -92,14 +92,14 @@ class KeySource:
         ML-DSA key, or demands evidence, takes no less than the second.
         """
         version = 1 if self._policy is None and is_classical(self._identities) else 2
-        path = (signedkeys.SIGNED_KEYS_PATH, signedkeys.SIGNED_KEYS_V2_PATH)[version - 1]
+        path = (signedkeys.SIGNED_KEYS_PATH, signedkeys.SIGNED_KEYS_V2_PATH)[
+            version - 1
+        ]
         answer = yield from self._fetch(
             self._url + path, signedkeys.SIGNED_KEYS_MEDIA_TYPE
         )
         now = self._now()
-        signed = verify_signed(
-            answer.body, self._identities, now=now, version=version
-        )
+        signed = verify_signed(answer.body, self._identities, now=now, version=version)
         self._check(signed)
         return signed.document, min(now + _age(answer), signed.not_after)
 

@@ -1,8 +1,15 @@
-"""DSSE envelopes inside Sigstore bundles, signed with ECDSA P-256 and SHA-256.
+r"""DSSE envelopes inside Sigstore bundles, signed with ECDSA P-256 or with ML-DSA-65.
 
 Envelope: secure-systems-lab/dsse, envelope.md and protocol.md. Bundle: Sigstore bundle
 v0.3 with a public key instead of a certificate; its hint is the hex SHA-256 of the
-key's SubjectPublicKeyInfo in PEM.
+key's SubjectPublicKeyInfo in PEM. Such a bundle has one signature: what two algorithms
+sign is in two bundles over the same payload.
+
+ECDSA is with SHA-256 over the pre-authentication encoding, in DER. ML-DSA-65 (FIPS 204,
+algorithm 2: pure, the context empty) is over the encoding itself. securesystemslib's
+signers, and so those of key services, sign ``"tuf\x01" || SHA-512(encoding)`` instead.
+A key has one of the two forms, and the caller says which: neither is taken for the
+other.
 """
 
 from __future__ import annotations
@@ -10,25 +17,38 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import (
+    MLDSA65PrivateKey,
+    MLDSA65PublicKey,
+)
 
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import strict_json
 
 __all__ = [
     "BUNDLE_MEDIA_TYPE",
+    "ECDSA_P256",
+    "ML_DSA_65",
     "KeySigner",
+    "PrivateKey",
+    "PublicKey",
     "Signer",
     "SigningKey",
     "Verified",
+    "algorithm_of",
+    "check_signature",
     "key_hint",
     "pae",
+    "parse_public",
+    "prehashed",
+    "public_pem",
     "sign",
     "verify",
 ]
@@ -36,33 +56,41 @@ __all__ = [
 BUNDLE_MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 MAX_BUNDLE_BYTES = 4 << 20
+MAX_TIMESTAMPS = 8
+MAX_TIMESTAMP_BYTES = 16 << 10
+
+ECDSA_P256 = "ecdsa-p256-sha256"
+ML_DSA_65 = "ml-dsa-65"
+
+PublicKey = ec.EllipticCurvePublicKey | MLDSA65PublicKey
+PrivateKey = ec.EllipticCurvePrivateKey | MLDSA65PrivateKey
 
 _ECDSA = ec.ECDSA(hashes.SHA256())
 
 
 class Signer(Protocol):
-    """Whoever can sign with an ECDSA P-256 key, wherever that key is kept."""
+    """Whoever can sign with an ECDSA P-256 or ML-DSA-65 key, wherever it is kept."""
 
     @property
     def hint(self) -> str:
         """`key_hint` of the public key."""
 
     @property
-    def public_key(self) -> ec.EllipticCurvePublicKey:
+    def public_key(self) -> PublicKey:
         """What the signatures verify under."""
 
     def sign(self, data: bytes) -> bytes:
-        """An ECDSA signature with SHA-256 over the data, in DER."""
+        """A signature over the data: ECDSA with SHA-256 in DER, or 3,309 bytes."""
 
 
-SigningKey = Signer | ec.EllipticCurvePrivateKey
+SigningKey = Signer | PrivateKey
 
 
 @dataclass(frozen=True)
 class KeySigner:
-    """A `Signer` over a key in memory."""
+    """A `Signer` over a key in memory; ML-DSA-65 in its plain form."""
 
-    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    key: PrivateKey = field(repr=False)
 
     @property
     def hint(self) -> str:
@@ -70,26 +98,33 @@ class KeySigner:
         return key_hint(self.key.public_key())
 
     @property
-    def public_key(self) -> ec.EllipticCurvePublicKey:
+    def public_key(self) -> PublicKey:
         """What the signatures verify under."""
         return self.key.public_key()
 
     def sign(self, data: bytes) -> bytes:
-        """An ECDSA signature with SHA-256 over the data, in DER."""
+        """A signature over the data: ECDSA with SHA-256 in DER, or 3,309 bytes."""
+        if isinstance(self.key, MLDSA65PrivateKey):
+            return self.key.sign(data)
         return self.key.sign(data, _ECDSA)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """A payload whose signature verified, and by which key.
+    """A payload whose signature verified, and by which key: what makes two equal.
 
     Attributes:
         payload: the signed bytes.
         hint: `key_hint` of the key that signed.
+        signature: its raw bytes: DER, or 3,309 bytes of ML-DSA-65.
+        timestamps: RFC 3161 TimeStampResp in DER, as the bundle has them: nothing of
+            them is verified.
     """
 
     payload: bytes
     hint: str
+    signature: bytes = field(default=b"", repr=False, compare=False)
+    timestamps: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
@@ -102,17 +137,86 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def key_hint(key: ec.EllipticCurvePublicKey) -> str:
-    """Hex SHA-256 of the key's SubjectPublicKeyInfo in PEM."""
-    pem = key.public_bytes(
+def algorithm_of(key: PublicKey) -> str:
+    """`ECDSA_P256` or `ML_DSA_65`.
+
+    Raises:
+        StatementError: the key is of neither.
+    """
+    if isinstance(key, MLDSA65PublicKey):
+        return ML_DSA_65
+    if isinstance(key.curve, ec.SECP256R1):
+        return ECDSA_P256
+    raise StatementError("a key is neither ECDSA P-256 nor ML-DSA-65")
+
+
+def parse_public(pem: str) -> PublicKey:
+    """The public key of a SubjectPublicKeyInfo in PEM.
+
+    Raises:
+        StatementError: not that, or a key of another algorithm.
+    """
+    try:
+        key = serialization.load_pem_public_key(pem.encode(errors="replace"))
+    except (ValueError, UnsupportedAlgorithm):
+        raise StatementError("not a PEM public key") from None
+    if isinstance(key, PublicKey):
+        algorithm_of(key)
+        return key
+    raise StatementError("a key is neither ECDSA P-256 nor ML-DSA-65")
+
+
+def public_pem(key: PublicKey) -> str:
+    """SubjectPublicKeyInfo in PEM: what a `key_hint` is the digest of."""
+    return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return hashlib.sha256(pem).hexdigest()
+    ).decode()
+
+
+def key_hint(key: PublicKey) -> str:
+    """Hex SHA-256 of the key's SubjectPublicKeyInfo in PEM."""
+    return hashlib.sha256(public_pem(key).encode()).hexdigest()
+
+
+def prehashed(data: bytes) -> bytes:
+    """What securesystemslib signs with ML-DSA in place of the data.
+
+    securesystemslib 1.6, signer/_mldsa.py: a prefix that no encoding begins with.
+
+    >>> len(prehashed(b""))
+    68
+    """
+    return b"tuf\x01" + hashlib.sha512(data).digest()
+
+
+def check_signature(
+    signature: bytes, data: bytes, key: PublicKey, *, prehash: bool = False
+) -> None:
+    """Verify a signature over data, by a key whose algorithm the caller has checked.
+
+    Args:
+        signature: raw, possibly hostile.
+        data: what was signed.
+        key: whose algorithm decides how.
+        prehash: whether this key signs `prehashed` data; only ML-DSA-65 can.
+
+    Raises:
+        StatementError: it does not verify.
+    """
+    try:
+        if isinstance(key, MLDSA65PublicKey):
+            key.verify(signature, prehashed(data) if prehash else data)
+        elif prehash:
+            raise StatementError("only ML-DSA-65 signs a pre-hash")
+        else:
+            key.verify(signature, data, _ECDSA)
+    except InvalidSignature:
+        raise StatementError("signature does not verify") from None
 
 
 def sign(payload: bytes, key: SigningKey) -> bytes:
     """Sign an in-toto payload; returns the Sigstore bundle as JSON."""
-    signer = KeySigner(key) if isinstance(key, ec.EllipticCurvePrivateKey) else key
+    signer = KeySigner(key) if isinstance(key, PrivateKey) else key
     signature = signer.sign(pae(PAYLOAD_TYPE, payload))
     return strict_json.dumps(
         {
@@ -130,19 +234,29 @@ def sign(payload: bytes, key: SigningKey) -> bytes:
     )
 
 
-def verify(bundle: bytes, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> Verified:
+def verify(
+    bundle: bytes,
+    keys: Mapping[str, PublicKey],
+    *,
+    algorithm: str = ECDSA_P256,
+    prehash: Collection[str] = (),
+) -> Verified:
     """Verify a Sigstore bundle against the keys one trusts.
 
     1. bounded, strict JSON; exact media type;
-    2. the hint names a trusted key: it only selects, trust is the mapping's;
+    2. the hint names a trusted key: it only selects, trust is the mapping's; the key is
+       of the algorithm that the caller expects, whatever the bundle says;
     3. exact payload type; canonical base64; exactly one signature;
-    4. ECDSA over the pre-authentication encoding.
+    4. the signature over the pre-authentication encoding, in the key's form.
 
-    Transparency log entries are not looked at: keys are pinned, not issued.
+    Transparency log entries are not looked at: keys are pinned, not issued. Time stamps
+    are bounded and returned, not verified.
 
     Args:
         bundle: JSON, possibly hostile.
-        keys: trusted public keys by `key_hint`.
+        keys: trusted public keys by `key_hint`, of either algorithm.
+        algorithm: of the signature that is expected, `ECDSA_P256` or `ML_DSA_65`.
+        prehash: hints of the ML-DSA-65 keys that sign `prehashed` encodings.
 
     Raises:
         StatementError: any of the above.
@@ -153,10 +267,13 @@ def verify(bundle: bytes, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> Veri
         raise StatementError(f"bundle: {error}") from None
     if _get(value, "mediaType") != BUNDLE_MEDIA_TYPE:
         raise StatementError("bundle: not a Sigstore bundle v0.3")
-    hint = _get(value, "verificationMaterial", "publicKey", "hint")
+    material = _get(value, "verificationMaterial")
+    hint = _get(material, "publicKey", "hint")
     key = keys.get(hint) if isinstance(hint, str) else None
     if key is None:
         raise StatementError("signed by a key that is not trusted for it")
+    if algorithm_of(key) != algorithm:
+        raise StatementError(f"expected a signature by {algorithm}")
     envelope = _get(value, "dsseEnvelope")
     if _get(envelope, "payloadType") != PAYLOAD_TYPE:
         raise StatementError("envelope: not an in-toto payload")
@@ -164,13 +281,25 @@ def verify(bundle: bytes, keys: Mapping[str, ec.EllipticCurvePublicKey]) -> Veri
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise StatementError("envelope: expected exactly one signature")
     payload = _base64(_get(envelope, "payload"))
-    try:
-        key.verify(
-            _base64(_get(signatures[0], "sig")), pae(PAYLOAD_TYPE, payload), _ECDSA
-        )
-    except InvalidSignature:
-        raise StatementError("signature does not verify") from None
-    return Verified(payload=payload, hint=key_hint(key))
+    signature = _base64(_get(signatures[0], "sig"))
+    timestamps = _timestamps(material)
+    data = pae(PAYLOAD_TYPE, payload)
+    check_signature(signature, data, key, prehash=hint in prehash)
+    return Verified(payload, key_hint(key), signature, timestamps)
+
+
+def _timestamps(material: Mapping[str, Any]) -> tuple[bytes, ...]:
+    """RFC 3161 responses, within bounds."""
+    data = material.get("timestampVerificationData") or {}
+    listed = data.get("rfc3161Timestamps") or [] if isinstance(data, dict) else None
+    if not isinstance(listed, list):
+        raise StatementError("bundle: time stamps are malformed")
+    if len(listed) > MAX_TIMESTAMPS:
+        raise StatementError(f"bundle: more than {MAX_TIMESTAMPS} time stamps")
+    found = tuple(_base64(_get(item, "signedTimestamp")) for item in listed)
+    if any(len(item) > MAX_TIMESTAMP_BYTES for item in found):
+        raise StatementError(f"bundle: a time stamp over {MAX_TIMESTAMP_BYTES} bytes")
+    return found
 
 
 def _get(value: Any, *path: str) -> Any:

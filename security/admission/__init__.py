@@ -1,6 +1,7 @@
 """Which models may be packaged, started and loaded.
 
-keys             signing keys by role, and the trust root that names their public halves
+trust            the trust root: public keys by role, and what else is believed
+keys             signing keys in files: a role's ECDSA P-256 and ML-DSA-65 keys
 rules            what a policy says: which evidence a model needs, from whom, how fresh
 policy           policy.toml read into rules; its mistakes with their lines
 comparison       two policies: which requirements got stricter, which looser

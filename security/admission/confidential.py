@@ -28,8 +28,8 @@ from sealgate.protocol import dsse, sealedfile
 from sealgate.protocol.statement import Resource, Statement
 from security.admission.attest import subjects
 from security.admission.gate import Admission
-from security.admission.keys import TrustRoot
 from security.admission.model_keys import ModelKey, key_source
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused, KeyFileError
 
 __all__ = [

@@ -17,9 +17,9 @@ from models.bundle import Bundle
 from security.admission import gate
 from security.admission.confidential import check_sealed
 from security.admission.gate import Admission
-from security.admission.keys import TrustRoot, load_trust
 from security.admission.model_signature import check_signature
 from security.admission.policy import Policy, load_policy
+from security.admission.trust import TrustRoot, load_trust
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["verify_bundle", "verify_with"]

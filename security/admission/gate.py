@@ -56,7 +56,6 @@ from security.admission.evaluation import (
     evaluation_steps,
     states_epsilon,
 )
-from security.admission.keys import TrustRoot
 from security.admission.outputs import OUTPUT_CHECK
 from security.admission.rules import Policy
 from security.admission.steps import (
@@ -69,6 +68,7 @@ from security.admission.steps import (
     end_of,
     read_statement,
 )
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 
 __all__ = [

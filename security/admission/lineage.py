@@ -17,8 +17,8 @@ from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement, VerificationSummary
 from security.admission.doors import verify_bundle
-from security.admission.keys import ROLES, PublicKeys, TrustRoot, load_trust
 from security.admission.store import read_stored, stored_tags
+from security.admission.trust import ROLES, PublicKeys, TrustRoot, load_trust
 from security.errors import AdmissionRefused
 from security.settings.admission import AdmissionSettings
 

@@ -24,7 +24,7 @@ from models.bundle import (
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Resource, Statement
-from security.admission.keys import ROLES, TrustRoot
+from security.admission.trust import ROLES, TrustRoot
 from security.errors import AdmissionRefused
 
 __all__ = ["MODEL_SIGNATURE_TYPE", "check_signature", "sign_model"]

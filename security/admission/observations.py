@@ -36,7 +36,6 @@ from sealgate.errors import JsonError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
 from security.admission.attest import subjects
-from security.admission.keys import TrustRoot
 from security.admission.rules import PROMOTION_KINDS, Promotion, Requirement
 from security.admission.steps import (
     CLOCK_SKEW,
@@ -47,6 +46,7 @@ from security.admission.steps import (
     end_of,
     read_statement,
 )
+from security.admission.trust import TrustRoot
 from security.admission.waivers import check_waiver, read_waiver
 from security.errors import AdmissionRefused
 

@@ -19,7 +19,6 @@ from models.files import read_regular
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import KINDS, OBSERVED
 from sealgate.protocol.statement import Resource
-from security.admission.keys import ROLES
 from security.admission.rules import (
     MAX_SIGNERS,
     PROMOTION_KINDS,
@@ -31,6 +30,7 @@ from security.admission.rules import (
     WaiverRules,
 )
 from security.admission.toml_lines import Notes, Table, syntax_line
+from security.admission.trust import ROLES
 from security.errors import SettingsError
 
 __all__ = [

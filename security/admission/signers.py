@@ -3,6 +3,9 @@
 A URI names a key outside: ``awskms:…``, ``gcpkms:…``, ``azurekms:…``, ``hv:…`` (Vault),
 ``hsm:…`` (PKCS#11), ``file2:…``. Anything else is the path of a PEM file. The library
 is not in the serving image, and each kind of key asks for more of it: docs/keys.md.
+
+With ML-DSA-65 the library's signers sign a pre-hash (`dsse.prehashed`): the trust root
+has to say so of their key.
 """
 
 from __future__ import annotations
@@ -13,19 +16,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from sealgate.protocol.dsse import KeySigner, Signer, key_hint
-from security.admission.keys import load_signing_key, public_pem
+from sealgate.errors import StatementError
+from sealgate.protocol.dsse import (
+    ECDSA_P256,
+    ML_DSA_65,
+    KeySigner,
+    PublicKey,
+    Signer,
+    algorithm_of,
+    check_signature,
+    key_hint,
+    public_pem,
+)
+from security.admission.keys import load_mldsa_key, load_signing_key
 from security.errors import KeyFileError
 from security.key_files import is_uri, passphrase_file, read_passphrase
 
 __all__ = ["LibrarySigner", "load_signer"]
 
-_ECDSA = ec.ECDSA(hashes.SHA256())
-_SCHEME = "ecdsa-sha2-nistp256"
+# securesystemslib.signer: key type and scheme.
+_SCHEMES = {
+    ECDSA_P256: ("ecdsa", "ecdsa-sha2-nistp256"),
+    ML_DSA_65: ("ml-dsa", "ml-dsa-65/1"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class LibrarySigner:
         signer: the library's, which holds or reaches the key.
     """
 
-    public_key: ec.EllipticCurvePublicKey
+    public_key: PublicKey
     signer: Any = field(repr=False)
 
     @property
@@ -45,8 +58,13 @@ class LibrarySigner:
         """`key_hint` of the public key."""
         return key_hint(self.public_key)
 
+    @property
+    def signs_prehash(self) -> bool:
+        """Whether its signatures are over `dsse.prehashed` data."""
+        return algorithm_of(self.public_key) == ML_DSA_65
+
     def sign(self, data: bytes) -> bytes:
-        """An ECDSA signature with SHA-256 over the data, in DER.
+        """A signature over the data: ECDSA in DER, or ML-DSA-65 over its pre-hash.
 
         Raises:
             KeyFileError: the key cannot be reached, or is not the public key's.
@@ -57,8 +75,10 @@ class LibrarySigner:
             raise KeyFileError(f"signing failed: {_line(error)}") from None
         try:
             # A key service can hold several versions of a key under one name.
-            self.public_key.verify(signature, data, _ECDSA)
-        except InvalidSignature:
+            check_signature(
+                signature, data, self.public_key, prehash=self.signs_prehash
+            )
+        except StatementError:
             raise KeyFileError(
                 "the key signs, but not as the public key that was named"
             ) from None
@@ -68,8 +88,9 @@ class LibrarySigner:
 def load_signer(
     key: str,
     *,
-    public_key: Callable[[], ec.EllipticCurvePublicKey],
+    public_key: Callable[[], PublicKey],
     passphrase: Path | None = None,
+    algorithm: str = ECDSA_P256,
 ) -> Signer:
     """The signer that a path or URI names.
 
@@ -78,21 +99,27 @@ def load_signer(
         public_key: gives the public half of a key named by URI; not asked for a path.
         passphrase: file of a key file's passphrase, or of a token's PIN; the
             environment's if absent.
+        algorithm: that the key must be of.
 
     Raises:
         KeyFileError: the key cannot be used, or the library is not installed.
     """
     if is_uri(key):
-        return _library_signer(key, public_key(), passphrase)
-    return KeySigner(load_signing_key(Path(key), passphrase=passphrase))
+        public = public_key()
+        if algorithm_of(public) != algorithm:
+            raise KeyFileError(f"the public key is not of {algorithm}")
+        return _library_signer(key, public, passphrase)
+    load = load_mldsa_key if algorithm == ML_DSA_65 else load_signing_key
+    return KeySigner(load(Path(key), passphrase=passphrase))
 
 
 def _library_signer(
-    uri: str, public_key: ec.EllipticCurvePublicKey, passphrase: Path | None
+    uri: str, public_key: PublicKey, passphrase: Path | None
 ) -> LibrarySigner:
     library: Any = importlib.import_module("securesystemslib.signer")
     keyval = {"public": public_pem(public_key)}
-    wanted = library.SSlibKey(key_hint(public_key), "ecdsa", _SCHEME, keyval)
+    kind, scheme = _SCHEMES[algorithm_of(public_key)]
+    wanted = library.SSlibKey(key_hint(public_key), kind, scheme, keyval)
     try:
         signer = library.Signer.from_priv_key_uri(
             uri, wanted, lambda _: _secret(passphrase)

@@ -16,8 +16,8 @@ from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement
 from security.admission.attest import subjects
-from security.admission.keys import PublicKeys, TrustRoot
 from security.admission.rules import Policy, Requirement
+from security.admission.trust import PublicKeys, TrustRoot
 from security.errors import AdmissionRefused
 
 __all__ = [

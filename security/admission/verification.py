@@ -21,9 +21,9 @@ from security.admission import gate
 from security.admission.confidential import check_sealed
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.keys import load_trust
 from security.admission.model_signature import check_signature
 from security.admission.policy import load_policy
+from security.admission.trust import load_trust
 from security.errors import AdmissionRefused
 
 __all__ = ["all_refusals", "verify"]

@@ -67,7 +67,7 @@ class Tpm:
 
     def _call(self, *arguments: str | Path, given: bytes = b"") -> bytes:
         try:
-            result = subprocess.run(  # noqa: S603  (arguments of our own)
+            result = subprocess.run(
                 [self._program, *map(str, arguments)],
                 cwd=self.folder,
                 env=self._environ,
@@ -103,7 +103,9 @@ def opened() -> Iterator[Tpm]:
 @contextmanager
 def _locked(tcti: str) -> Iterator[None]:
     """Workers of one user take turns; a TPM itself only says that it is busy."""
-    name = f"sealgate-tpm-{os.getuid()}-{hashlib.sha256(tcti.encode()).hexdigest()[:16]}"
+    name = (
+        f"sealgate-tpm-{os.getuid()}-{hashlib.sha256(tcti.encode()).hexdigest()[:16]}"
+    )
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         lock = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)

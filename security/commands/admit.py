@@ -24,9 +24,9 @@ from security.admission.evaluation import (
     evaluation_steps,
     states_epsilon,
 )
-from security.admission.keys import ROLES, load_trust
 from security.admission.policy import load_policy
 from security.admission.steps import Scene, demand, drain
+from security.admission.trust import ROLES, load_trust
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signer

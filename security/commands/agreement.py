@@ -11,11 +11,11 @@ from typing import Any
 
 from models.report import Metric, Report, format_time
 from security.admission.gate import Admission
-from security.admission.keys import ROLES
 from security.admission.observations import write_observation
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
 from security.admission.steps import CLOCK_SKEW
+from security.admission.trust import ROLES
 from security.audit.journal import record_operation
 from security.commands.models import current, running
 from security.commands.options import Subparsers

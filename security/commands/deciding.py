@@ -19,7 +19,6 @@ from models.report import OBSERVED, Report, format_time
 from sealgate.errors import SealgateError
 from sealgate.protocol import strict_json
 from security.admission.gate import Admission
-from security.admission.keys import TrustRoot, load_trust
 from security.admission.observations import (
     Observation,
     promotion_waivers,
@@ -30,6 +29,7 @@ from security.admission.policy import load_policy
 from security.admission.promotion import Case, Decision, decide
 from security.admission.rules import Policy, Promotion, Requirement
 from security.admission.steps import Scene, demand
+from security.admission.trust import TrustRoot, load_trust
 from security.audit.journal import record_operation
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings

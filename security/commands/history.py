@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from security.admission.keys import TrustRoot, load_trust
+from security.admission.trust import TrustRoot, load_trust
 from security.commands.options import Subparsers, add_admission, admission_settings
 
 if TYPE_CHECKING:  # the module imports bentoml

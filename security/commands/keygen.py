@@ -12,15 +12,10 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from models.files import write_atomic
-from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.dsse import key_hint, public_pem
 from security.access.issuer import jwks_document, load_issuer_key
-from security.admission.keys import (
-    ROLES,
-    generate_signing_key,
-    load_signing_key,
-    public_pem,
-    trust_document,
-)
+from security.admission.keys import generate_signing_key, load_signing_key
+from security.admission.trust import ROLES, trust_document
 from security.audit.journal import generate_checkpoint_key, load_signer
 from security.commands.options import Subparsers
 from security.commands.signing import add_passphrase

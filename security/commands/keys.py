@@ -5,25 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from models.files import write_atomic
 from models.report import format_time
-from sealgate.protocol.dsse import key_hint
-from security.admission.keys import (
+from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
+from security.admission.keys import generate_signing_key, load_signing_key
+from security.admission.model_keys import load_model_key, model_public_pem
+from security.admission.trust import (
     ROLES,
     Revocation,
     TrustRoot,
-    generate_signing_key,
-    load_signing_key,
     load_trust,
     parse_trust,
-    public_pem,
 )
-from security.admission.model_keys import load_model_key, model_public_pem
 from security.audit.journal import record_operation
 from security.commands import sealing_keys
 from security.commands.options import Subparsers
@@ -215,7 +212,7 @@ def _revoke(args: argparse.Namespace) -> int:
     hint = _find(args.hint, trust)
     time = format_time(datetime.now(UTC))
     revoked = {**trust.revoked, hint: Revocation(hint, time, args.reason)}
-    _write(settings.admission, TrustRoot(trust.roles, revoked, trust.retired))
+    _write(settings.admission, replace(trust, revoked=revoked))
     _record(settings, trust.role_of(hint) or "key", "revoked")
     print(f"revoked   {hint}  {trust.role_of(hint)}")
     return _report_fallen(settings, hint)
@@ -263,16 +260,14 @@ def _find(hint: str, trust: TrustRoot) -> str:
     return found[0]
 
 
-def _trust_also(
-    admission: AdmissionSettings, role: str, key: ec.EllipticCurvePublicKey
-) -> None:
+def _trust_also(admission: AdmissionSettings, role: str, key: PublicKey) -> None:
     """Add a key to a role; adding it again is no harm."""
     trust = load_trust(admission.trust)
     hint = key_hint(key)
     if hint in trust.revoked:
         raise KeyFileError(f"{hint} was revoked: {trust.revoked[hint].reason}")
     roles = {**trust.roles, role: {**trust.roles.get(role, {}), hint: key}}
-    _write(admission, TrustRoot(roles, trust.revoked, trust.retired))
+    _write(admission, replace(trust, roles=roles))
 
 
 def _write(admission: AdmissionSettings, trust: TrustRoot) -> None:

@@ -12,8 +12,8 @@ from models.bundle import VERDICT_FILE, Bundle, read_bundle
 from models.errors import BundleError
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.keys import load_trust
 from security.admission.policy import load_policy
+from security.admission.trust import load_trust
 from security.commands.options import (
     Subparsers,
     add_admission,

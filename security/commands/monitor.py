@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from security.admission.keys import ROLES
+from security.admission.trust import ROLES
 from security.commands.options import Subparsers
 from security.commands.screen import add_color
 from security.commands.signing import add_signing

@@ -18,8 +18,9 @@ from models.bundle import read_bundle
 from models.errors import BundleError
 from sealgate.protocol.dsse import KeySigner
 from security.admission.doors import verify_bundle
-from security.admission.keys import ROLES, load_signing_key
+from security.admission.keys import load_signing_key
 from security.admission.policy import load_policy
+from security.admission.trust import ROLES
 from security.commands.missing import require
 from security.commands.options import (
     Subparsers,

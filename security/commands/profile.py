@@ -10,8 +10,9 @@ from typing import Any
 from models.files import write_atomic
 from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
+from sealgate.protocol.dsse import public_pem
 from security.access.permissions import MODEL_ACTIONS, model_scope
-from security.admission.keys import load_trust, public_pem
+from security.admission.trust import load_trust
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring

@@ -93,7 +93,6 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         AdmissionRefused: there is no report that can be believed, or it cannot tell.
         SettingsError: the policy names nobody who may sign one.
     """
-    from security.admission.keys import load_trust  # noqa: PLC0415
     from security.admission.observations import (  # noqa: PLC0415
         check_fresh,
         read_observation,
@@ -104,6 +103,7 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         PROMOTION_CHECK,
     )
     from security.admission.steps import demand  # noqa: PLC0415
+    from security.admission.trust import load_trust  # noqa: PLC0415
     from security.audit.journal import record_operation  # noqa: PLC0415
 
     tag = bundle.manifest.tag

@@ -11,9 +11,9 @@ from models.files import write_atomic
 from models.report import KINDS
 from sealgate.protocol.dsse import Signer
 from security.admission.attest import place, sign_report
-from security.admission.keys import ROLES
 from security.admission.model_signature import sign_model
 from security.admission.policy import Policy, load_policy
+from security.admission.trust import ROLES
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer
 from security.errors import SettingsError

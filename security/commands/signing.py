@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from models.errors import BundleError
 from models.files import read_regular
-from sealgate.protocol.dsse import Signer
-from security.admission.keys import load_trust, parse_public
+from sealgate.protocol.dsse import ECDSA_P256, PublicKey, Signer
 from security.admission.signers import load_signer
+from security.admission.trust import load_trust, parse_public
 from security.errors import KeyFileError
 from security.settings.loading import Settings, load_settings
 
@@ -63,11 +61,11 @@ def signer(args: argparse.Namespace, role: str) -> Signer:
     )
 
 
-def read_public(path: Path) -> ec.EllipticCurvePublicKey:
+def read_public(path: Path) -> PublicKey:
     """Read a signing key's public half.
 
     Raises:
-        KeyFileError: not an ECDSA P-256 public key in PEM.
+        KeyFileError: neither an ECDSA P-256 nor an ML-DSA-65 public key in PEM.
     """
     try:
         data = read_regular(path, max_bytes=MAX_PUBLIC_BYTES)
@@ -76,12 +74,10 @@ def read_public(path: Path) -> ec.EllipticCurvePublicKey:
         raise KeyFileError(f"{path}: not a PEM public key: {error}") from None
 
 
-def _public(
-    args: argparse.Namespace, settings: Settings, role: str
-) -> ec.EllipticCurvePublicKey:
+def _public(args: argparse.Namespace, settings: Settings, role: str) -> PublicKey:
     if args.public:
         return read_public(args.public)
-    keys = load_trust(settings.admission.trust).keys((role,))
+    keys = load_trust(settings.admission.trust).keys((role,), algorithm=ECDSA_P256)
     if len(keys) != 1:
         raise KeyFileError(
             f"{len(keys)} keys hold the role {role}; name one by --public"

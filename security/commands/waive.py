@@ -12,11 +12,11 @@ from models.report import KINDS, format_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import WAIVER_TYPE, Statement, Waiver
 from security.admission.attest import sign_waiver, waiver_file
-from security.admission.keys import ROLES
 from security.admission.observations import observation_file
 from security.admission.policy import load_policy
 from security.admission.rules import PROMOTION_KINDS
 from security.admission.steps import demand
+from security.admission.trust import ROLES
 from security.admission.waivers import check_waiver
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signer

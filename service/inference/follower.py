@@ -26,7 +26,6 @@ from models.files import write_atomic
 from models.report import parse_time
 from sealgate.errors import SealgateError
 from security.admission.hooks import current_plan, open_tag
-from security.admission.keys import load_trust
 from security.admission.lifecycle import (
     Canary,
     Default,
@@ -40,6 +39,7 @@ from security.admission.lifecycle import (
 from security.admission.observations import monitored_until, observation_file
 from security.admission.plan import ModelPlan, Plan, PlanFolder, default_since
 from security.admission.policy import load_policy
+from security.admission.trust import load_trust
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 from service.inference.lineup import Lineup

@@ -45,7 +45,6 @@ from security.admission.confidential import (
 )
 from security.admission.doors import verify_with
 from security.admission.gate import Admission, all_refusals
-from security.admission.keys import load_trust
 from security.admission.lifecycle import Canary
 from security.admission.model_keys import (
     load_model_key,
@@ -53,6 +52,7 @@ from security.admission.model_keys import (
 )
 from security.admission.plan import PlanFolder
 from security.admission.policy import load_policy
+from security.admission.trust import load_trust
 from security.assessment.reporting.comparison import compare
 from security.assessment.reporting.documents import write_documents
 from security.assessment.results.report import SCAN_SCHEMA, ScanReport, read_report

@@ -19,7 +19,7 @@ from sealgate.profile import Profile
 from sealgate.protocol.datatypes import DATATYPES
 from security.access.permissions import ACTIONS
 from security.access.quotas import Limits
-from security.admission.keys import ROLES
+from security.admission.trust import ROLES
 from security.assessment.engine.registry import NAMES
 from security.audit.records import FIELDS
 from security.commands import build_parser

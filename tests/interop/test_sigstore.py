@@ -15,9 +15,8 @@ import pytest
 from sigstore_models.bundle.v1 import Bundle as SigstoreBundle
 
 from models.bundle import VERDICT_FILE, attestation_file
-from sealgate.protocol.dsse import PAYLOAD_TYPE
+from sealgate.protocol.dsse import PAYLOAD_TYPE, public_pem
 from sealgate.protocol.statement import TEST_RESULT_TYPE, VSA_TYPE
-from security.admission.keys import public_pem
 from tests.support.bundles import Keys
 from tests.support.npm import install
 

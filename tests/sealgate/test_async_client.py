@@ -18,7 +18,8 @@ from sealgate import (
     ServerRefusedError,
     TransportError,
 )
-from security.admission.keys import load_signing_key, public_pem
+from sealgate.protocol.dsse import public_pem
+from security.admission.keys import load_signing_key
 from tests.sealgate.test_client import junk
 from tests.support.bundles import NAME, Keys
 

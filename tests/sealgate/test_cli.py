@@ -20,9 +20,9 @@ import pytest
 from sealgate.endpoints import answers_to, listening
 from sealgate.keys import parse_configs
 from sealgate.profile import Profile
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.hpke import KEM_X25519, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig, encode_list
-from security.admission.keys import public_pem
 from tests.conftest import check_security, toy_settings
 from tests.support.bundles import NAME, Keys
 from tests.support.servers import ROOT, sealgate

@@ -31,10 +31,11 @@ from sealgate.exchange import GATEWAY_PATH, OHTTP_KEY_PROBLEM
 from sealgate.keys import KeyChoice, choose_config
 from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.bhttp import Response
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.hpke import KEM_X25519, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
 from security.access import issuer
-from security.admission.keys import load_signing_key, public_pem
+from security.admission.keys import load_signing_key
 from security.settings.loading import load_settings
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import KINDS, NAME, Keys, onnx_model

@@ -28,9 +28,9 @@ from sealgate.exchange import DATE_PROBLEM, OHTTP_KEY_PROBLEM
 from sealgate.options import Options
 from sealgate.protocol import keyconfig, ohttp
 from sealgate.protocol.bhttp import Response
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.hpke import KEM_X25519, KEM_XWING
 from sealgate.retry import RetryPolicy
-from security.admission.keys import public_pem
 from tests.support.gateways import (
     METADATA,
     URL,

@@ -18,6 +18,7 @@ from models.bundle import VERDICT_FILE, attestation_file, read_bundle, report_fi
 from sealgate.errors import PassportError
 from sealgate.passport import Passport, verify_passport
 from sealgate.protocol import dsse
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.statement import (
     TEST_RESULT_TYPE,
     VSA_TYPE,
@@ -25,7 +26,6 @@ from sealgate.protocol.statement import (
     TestResult,
     VerificationSummary,
 )
-from security.admission.keys import public_pem
 from tests.support.bundles import KINDS, NAME, Keys, write_bundle
 
 KEYS = Keys.generate()

@@ -14,7 +14,7 @@ import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.report import Metric
-from security.admission.keys import ROLES, load_trust
+from security.admission.trust import ROLES, load_trust
 from security.commands import build_parser
 from security.errors import AdmissionRefused
 from security.key_files import read_secret

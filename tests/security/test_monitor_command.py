@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from models.bundle import read_bundle
-from security.admission.keys import load_trust
 from security.admission.observations import observation_file, read_observation
+from security.admission.trust import load_trust
 from security.commands.policy import _unknown
 from security.monitoring.estimate import BLIND
 from tests.conftest import TAG

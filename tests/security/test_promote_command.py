@@ -13,9 +13,10 @@ import pytest
 
 from models.bundle import read_bundle
 from security.admission import gate
-from security.admission.keys import ROLES, load_signing_key
+from security.admission.keys import load_signing_key
 from security.admission.observations import observation_file, write_observation
 from security.admission.plan import PlanFolder
+from security.admission.trust import ROLES
 from security.commands.agreement import counts_of
 from security.errors import AdmissionRefused, PlanError
 from tests.conftest import run_security, toy_settings

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sealgate.protocol.dsse import public_pem
 from security.admission import changes
-from security.admission.keys import public_pem
 from security.admission.plan import PlanFolder
 from security.errors import PlanError
 from tests.conftest import mint, run_security

@@ -17,9 +17,10 @@ from sealgate.errors import OverloadedError
 from sealgate.options import Options
 from sealgate.output import format_metadata
 from sealgate.protocol import binary_tensors
+from sealgate.protocol.dsse import public_pem
 from sealgate.retry import RetryPolicy
 from security.admission import changes
-from security.admission.keys import load_signing_key, public_pem
+from security.admission.keys import load_signing_key
 from tests.conftest import check_security, mint, toy_settings
 from tests.service.test_service import document, seal
 from tests.support.bundles import NAME, POLICY

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from sealgate import Client
-from security.admission.keys import ROLES, load_signing_key
+from security.admission.keys import load_signing_key
+from security.admission.trust import ROLES
 from tests.conftest import TAG, mint, run_security, toy_settings
 from tests.security.admission.test_sources import layout
 from tests.support.bundles import NAME, Keys, write_bundle

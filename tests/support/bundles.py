@@ -27,9 +27,9 @@ from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.tensors import TensorSpec
 from security.admission.attest import sign_report, sign_verdict
 from security.admission.evaluation import Evaluation, Recomputed, evaluation_steps
-from security.admission.keys import ROLES, TrustRoot
 from security.admission.policy import Policy, parse_policy
 from security.admission.steps import Scene, demand
+from security.admission.trust import ROLES, TrustRoot
 
 KINDS = ("structure", "quality", "privacy")
 NAME = "toy"

@@ -16,8 +16,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from security.admission.keys import ROLES, load_signing_key
+from security.admission.keys import load_signing_key
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
+from security.admission.trust import ROLES
 from tests.conftest import TAG, check_security, toy_settings
 from tests.support.bundles import NAME, POLICY, Keys, write_bundle
 from tests.support.servers import Server

@@ -28,7 +28,7 @@ import yaml
 from sealgate import Client, Options
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement
-from security.admission.keys import load_trust
+from security.admission.trust import load_trust
 from security.documents.provenance import PROVENANCE_TYPE
 from tests.conftest import check_security, run_security, toy_settings
 from tests.interop.image.base import make_root, make_tools

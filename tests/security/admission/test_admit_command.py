@@ -9,8 +9,9 @@ import pytest
 from models.bundle import VERDICT_FILE, attestation_file, read_bundle, report_file
 from models.files import write_atomic
 from models.report import Metric
+from sealgate.protocol.dsse import public_pem
 from security.admission.attest import waiver_file
-from security.admission.keys import ROLES, public_pem, trust_document
+from security.admission.trust import ROLES, trust_document
 from security.commands import main
 from security.key_files import write_private
 from tests.support.bundles import POLICY, Keys, attest, rewrite_report, write_bundle

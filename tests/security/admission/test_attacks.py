@@ -21,7 +21,7 @@ from models.files import write_atomic
 from models.report import Metric
 from sealgate.passport import verify_passport
 from sealgate.protocol import dsse
-from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.dsse import key_hint, public_pem
 from sealgate.protocol.statement import (
     SCAI_TYPE,
     TEST_RESULT_TYPE,
@@ -31,7 +31,7 @@ from sealgate.protocol.statement import (
 from security.admission import gate
 from security.admission.attest import place, sign_report, sign_verdict
 from security.admission.gate import Recomputed
-from security.admission.keys import TrustRoot, public_pem
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 from tests.support.bundles import (
     POLICY,

@@ -250,7 +250,7 @@ def test_the_key_file(tmp_path: Path, keys: Keys) -> None:
 
 
 def test_a_public_key_of_another_kind(tmp_path: Path, keys: Keys) -> None:
-    from security.admission.keys import public_pem
+    from sealgate.protocol.dsse import public_pem
 
     (tmp_path / "a.pem").write_text(public_pem(keys.release.public_key()))
     with pytest.raises(KeyFileError, match="not an X25519 public key"):

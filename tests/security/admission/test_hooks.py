@@ -17,13 +17,10 @@ import pytest
 from models.bundle import read_bundle
 from models.files import write_atomic
 from sealgate import Client
+from sealgate.protocol.dsse import public_pem
 from security.admission.contents import check_sources
-from security.admission.keys import (
-    ROLES,
-    load_signing_key,
-    public_pem,
-    trust_document,
-)
+from security.admission.keys import load_signing_key
+from security.admission.trust import ROLES, trust_document
 from security.errors import AdmissionRefused
 from tests.conftest import TAG, check_security, mint, run_security, toy_settings
 from tests.support.bundles import (

@@ -11,15 +11,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 
-from sealgate.protocol.dsse import key_hint
-from security.admission.keys import (
-    ROLES,
-    generate_signing_key,
-    load_signing_key,
-    load_trust,
-    public_pem,
-    trust_document,
-)
+from sealgate.protocol.dsse import key_hint, public_pem
+from security.admission.keys import generate_signing_key, load_signing_key
+from security.admission.trust import ROLES, load_trust, trust_document
 from security.errors import KeyFileError
 from security.key_files import write_private
 from tests.support.mutations import changed, encode, mutated
@@ -134,12 +128,12 @@ FAULTS = [
     (
         "roles.release",
         [pem_of(ed25519.Ed25519PrivateKey.generate().public_key())],
-        "a key is not ECDSA P-256",
+        "a key is neither ECDSA P-256 nor ML-DSA-65",
     ),
     (
         "roles.release",
         [pem_of(ec.generate_private_key(ec.SECP384R1()).public_key())],
-        "a key is not ECDSA P-256",
+        "a key is neither ECDSA P-256 nor ML-DSA-65",
     ),
 ]
 

@@ -12,13 +12,9 @@ import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.files import write_atomic
-from sealgate.protocol.dsse import key_hint
-from security.admission.keys import (
-    ROLES,
-    load_signing_key,
-    load_trust,
-    public_pem,
-)
+from sealgate.protocol.dsse import key_hint, public_pem
+from security.admission.keys import load_signing_key
+from security.admission.trust import ROLES, load_trust
 from security.key_files import write_secret
 from tests.conftest import Command, check_security, run_security, toy_settings
 from tests.support.bundles import Keys, attest, rewrite_report, sign, write_bundle

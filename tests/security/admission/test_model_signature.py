@@ -16,10 +16,11 @@ import pytest
 from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
 from models.files import write_atomic
 from sealgate.protocol import dsse
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.statement import Resource, Statement
 from security.admission.doors import verify_with
-from security.admission.keys import TrustRoot, public_pem
 from security.admission.model_signature import _statement, check_signature, sign_model
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 from security.key_files import write_private
 from tests.conftest import Command

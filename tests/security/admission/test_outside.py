@@ -21,12 +21,9 @@ from hypothesis import strategies as st
 
 from models.errors import BundleError
 from models.files import write_atomic
-from security.admission.keys import (
-    ROLES,
-    load_signing_key,
-    public_pem,
-    trust_document,
-)
+from sealgate.protocol.dsse import public_pem
+from security.admission.keys import load_signing_key
+from security.admission.trust import ROLES, trust_document
 from security.errors import AdmissionRefused, KeyFileError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import load_settings

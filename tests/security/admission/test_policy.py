@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.report import KINDS
-from security.admission.keys import ROLES
 from security.admission.policy import (
     Policy,
     Promotion,
@@ -28,6 +27,7 @@ from security.admission.policy import (
 )
 from security.admission.rules import PROMOTION_KINDS, Requirement
 from security.admission.toml_lines import key_lines
+from security.admission.trust import ROLES
 from security.errors import SettingsError
 from tests.support.bundles import POLICY
 from tests.support.servers import ROOT

@@ -16,7 +16,6 @@ from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
 from security.admission import gate, steps
 from security.admission.attest import sign_waiver, subjects
-from security.admission.keys import TrustRoot
 from security.admission.observations import (
     check_fresh,
     monitored_until,
@@ -29,6 +28,7 @@ from security.admission.plan import Plan, default_since, plan_of_tags
 from security.admission.promotion import Case, Decision, decide
 from security.admission.rules import Promotion
 from security.admission.steps import demand
+from security.admission.trust import TrustRoot
 from security.assessment.reporting.versions import compare_versions
 from security.errors import AdmissionRefused
 from tests.support.bundles import (

@@ -14,9 +14,8 @@ from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, Signature
 from models.bundle import attestation_file, read_bundle
 from models.files import write_atomic
 from sealgate.protocol import dsse
-from sealgate.protocol.dsse import KeySigner, key_hint
+from sealgate.protocol.dsse import KeySigner, key_hint, public_pem
 from security.admission.attest import sign_report
-from security.admission.keys import public_pem
 from security.admission.signers import LibrarySigner, load_signer
 from security.commands.missing import needed
 from security.errors import KeyFileError

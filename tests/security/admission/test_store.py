@@ -14,9 +14,10 @@ import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.errors import BundleError
+from sealgate.protocol.dsse import public_pem
 from security.admission.doors import verify_bundle
 from security.admission.gate import Admission
-from security.admission.keys import public_pem, trust_document
+from security.admission.trust import trust_document
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
 from tests.support.bundles import POLICY, Keys, write_bundle

@@ -16,9 +16,10 @@ from models.bundle import read_bundle
 from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Metric
+from sealgate.protocol.dsse import public_pem
 from security.admission import gate
-from security.admission.keys import load_trust, public_pem, trust_document
 from security.admission.policy import load_policy
+from security.admission.trust import load_trust, trust_document
 from security.admission.verification import all_refusals, verify
 from security.commands import main
 from security.errors import AdmissionRefused, KeyFileError, SettingsError

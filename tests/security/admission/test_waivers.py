@@ -24,6 +24,7 @@ from sealgate.commands import _passport_lines
 from sealgate.errors import PassportError, StatementError
 from sealgate.passport import verify_passport
 from sealgate.protocol import dsse, strict_json
+from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.statement import (
     WAIVER_TYPE,
     Resource,
@@ -33,7 +34,6 @@ from sealgate.protocol.statement import (
 )
 from security.admission import gate
 from security.admission.attest import sign_verdict, sign_waiver, subjects, waiver_file
-from security.admission.keys import public_pem
 from security.errors import AdmissionRefused
 from tests.support import bundles
 from tests.support.bundles import (

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from sealgate import Client, SealgateError
-from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.dsse import key_hint, public_pem
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from sealgate.protocol.keyconfig import decode_list
-from security.admission.keys import ROLES, public_pem
+from security.admission.trust import ROLES
 from security.commands import build_parser
 from security.commands.config import _without_secrets
 from security.errors import KeyFileError
