@@ -150,7 +150,7 @@ class Tpm2Verifier:
         Raises:
             ProfileError: no key or register is named, or one that cannot be.
         """
-        keys = [key for key in load_identity_keys(self.keys).values()]
+        keys = list(load_identity_keys(self.keys).values())
         classical = [key for key in keys if isinstance(key, ec.EllipticCurvePublicKey)]
         if not classical or len(classical) != len(keys):
             raise ProfileError("attestation: tpm2 needs attestation keys on P-256")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from sealgate.attestation import Attested
 from sealgate.batches import Progress, in_parts, joined
 from sealgate.content import JSON, decode_answer, encode_arrays, max_rows_of, rows_of
 from sealgate.convert import to_arrays
@@ -237,6 +238,14 @@ class Core:
         if not isinstance(value, dict) or not isinstance(value.get("windows"), list):
             raise TransportError("what the server tells of monitoring is malformed")
         return value
+
+    @property
+    def attested(self) -> Attested | None:
+        """What is attested of the machine behind the keys that were fetched last.
+
+        None without a policy, and without evidence where the policy can do so.
+        """
+        return self._keys.attested
 
     def keys(self) -> Steps[bytes]:
         """The key configurations that the server offers now; verified, if pinned so."""

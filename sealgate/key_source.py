@@ -92,12 +92,10 @@ class KeySource:
         ML-DSA key, or demands evidence, takes no less than the second.
         """
         version = 1 if self._policy is None and is_classical(self._identities) else 2
-        path = (signedkeys.SIGNED_KEYS_PATH, signedkeys.SIGNED_KEYS_V2_PATH)[
-            version - 1
-        ]
-        answer = yield from self._fetch(
-            self._url + path, signedkeys.SIGNED_KEYS_MEDIA_TYPE
-        )
+        first = version == 1
+        path = signedkeys.SIGNED_KEYS_PATH if first else signedkeys.SIGNED_KEYS_V2_PATH
+        media_type = signedkeys.SIGNED_KEYS_MEDIA_TYPE
+        answer = yield from self._fetch(self._url + path, media_type)
         now = self._now()
         signed = verify_signed(answer.body, self._identities, now=now, version=version)
         self._check(signed)

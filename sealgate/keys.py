@@ -45,6 +45,7 @@ IdentityKeys = Mapping[str, PublicKey]
 _PREFERRED_KEMS = (KEM_XWING,)
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=([0-9]{1,9})(?:$|[,\s])")
 _MAX_AGE_S = 86_400
+_PEM = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,15 @@ def choose_config(document: bytes) -> KeyConfig:
 def load_identity_keys(pems: Iterable[str]) -> IdentityKeys:
     """Identity keys by hint.
 
+    Args:
+        pems: texts, each with one key or several, one after the other.
+
     Raises:
         ProfileError: one is not a PEM public key, ECDSA P-256 or ML-DSA-65.
     """
     keys: dict[str, PublicKey] = {}
-    for pem in pems:
+    blocks = [block for text in pems for block in _PEM.findall(text) or (text,)]
+    for pem in blocks:
         try:
             key = parse_public(pem)
         except StatementError as error:

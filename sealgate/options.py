@@ -98,15 +98,16 @@ def options_of(profile: Profile) -> Options:
     """The options that a profile asks for.
 
     Raises:
-        ProfileError: the profile's key is none.
+        ProfileError: the profile's key is none, or its attestation malformed.
     """
     pem = profile.proof_key
     certificate, key = profile.client_certificate, profile.client_key
     return Options(
         key_configs=profile.key_configs,
         identity_keys=profile.identity_keys,
-        attestation=profile.attestation
-        and AttestationPolicy.from_object(profile.attestation),
+        attestation=None
+        if profile.attestation is None
+        else AttestationPolicy.from_object(profile.attestation),
         trusted_keys=profile.trusted_keys,
         require_passport=profile.require_passport,
         relay_url=profile.relay_url,

@@ -9,6 +9,7 @@ file::
 
     keys/model.pem                        a file, encrypted or not
     exec:/usr/local/bin/fetch-model-key   a program that writes the key
+    tpm:/var/lib/sealgate/model.tpm       a file whose key a TPM gives in one state only
 
 What a source gives is PEM, as `security.hpke_keys` reads it.
 """
@@ -29,6 +30,7 @@ from models.files import read_regular
 from sealgate.protocol.hpke import KEM_X25519, KemPrivateKey
 from security.admission.command_source import CommandSource
 from security.admission.gate import Admission
+from security.admission.tpm_source import TpmSource
 from security.errors import KeyFileError
 from security.hpke_keys import encode_hpke_key, fresh_hpke_key, read_hpke_key
 from security.key_files import is_uri, write_secret
@@ -86,7 +88,10 @@ class FileSource:
 
 
 # By the scheme of the URI; given is what follows the colon.
-SOURCES: Mapping[str, Callable[[str], KeySource]] = {"exec": CommandSource.parse}
+SOURCES: Mapping[str, Callable[[str], KeySource]] = {
+    "exec": CommandSource.parse,
+    "tpm": TpmSource.parse,
+}
 
 
 def key_source(setting: Path | str) -> KeySource:

@@ -29,7 +29,7 @@ class Attester(Protocol):
             nonce: 32 bytes, bound into the evidence.
 
         Raises:
-            SealgateError: there is none to be had now.
+            AttesterError: there is none to be had now.
         """
 
 

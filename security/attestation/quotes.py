@@ -19,13 +19,14 @@ from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from sealgate.errors import AttestationError, StatementError
 from sealgate.protocol import tpm2
-from sealgate.protocol.dsse import key_hint, parse_public
+from sealgate.protocol.dsse import key_hint, parse_public, public_pem
 from security.attestation.tools import Tpm, opened
 from security.errors import TpmError
 from security.settings.attestation import AttestationSettings
 
 __all__ = [
     "TpmAttester",
+    "client_policy",
     "create_attestation_key",
     "load_attestation_key",
     "measure",
@@ -148,16 +149,33 @@ def read_registers(pcrs: Sequence[int]) -> Mapping[int, bytes]:
         return _registers((tpm.folder / "values").read_bytes(), ordered)
 
 
-def measure(pcr: int, data: bytes) -> bytes:
-    """Extend a register by the SHA-256 of some bytes; returns that digest.
+def measure(pcr: int, path: Path) -> str:
+    """Extend a register by the SHA-256 of a file; returns that digest in hex.
 
     Raises:
-        TpmError: the TPM refuses.
+        TpmError: the file cannot be read, or the TPM refuses.
     """
-    digest = hashlib.sha256(data).digest()
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TpmError(f"{path}: {error.strerror}") from None
     with opened() as tpm:
-        tpm.run("pcrextend", f"{pcr}:sha256={digest.hex()}")
+        tpm.run("pcrextend", f"{pcr}:sha256={digest}")
     return digest
+
+
+def client_policy(settings: AttestationSettings) -> dict[str, Any]:
+    """What a client can demand of this machine, as its profile's ``attestation``.
+
+    Raises:
+        TpmError: the TPM cannot be asked, or its attestation key not be read.
+    """
+    key = load_attestation_key(settings.public_key)
+    found = read_registers(settings.registers)
+    pcrs = {str(index): value.hex() for index, value in found.items()}
+    types = {tpm2.TPM2: {"keys": [public_pem(key)], "pcrs": pcrs}}
+    return {"mode": "required", "types": types}
 
 
 def _selection(pcrs: Sequence[int]) -> str:
