@@ -290,7 +290,7 @@ class Client:
 
         None without a policy, and without evidence where the policy can do so.
         """
-        return self._core.attested
+        return self._core.key_source.attested
 
     def keys(self) -> bytes:
         """The ``application/ohttp-keys`` document that the server offers now.

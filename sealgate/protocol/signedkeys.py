@@ -109,7 +109,7 @@ def attestation_nonce(document: bytes, *, not_before: int, not_after: int) -> by
     of no use in this one.
 
     >>> attestation_nonce(b"keys", not_before=0, not_after=1).hex()[:16]
-    'NONCE'
+    '985380007b95d2b8'
     """
     core = _core(document, not_before, not_after)
     return hashlib.sha256(_NONCE_LABEL + strict_json.dumps(core)).digest()
