@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from security.errors import TpmError
@@ -59,11 +59,16 @@ class Tpm:
         Raises:
             TpmError: it failed, or took too long.
         """
+        # Without a resource manager three objects fill a TPM.
+        forget = ("flushcontext", "-t")
         try:
-            return self._call(*arguments, given=given)
-        finally:
-            # Without a resource manager three objects fill a TPM.
-            self._call("flushcontext", "-t")
+            output = self._call(*arguments, given=given)
+        except TpmError:
+            with suppress(TpmError):
+                self._call(*forget)
+            raise
+        self._call(*forget)
+        return output
 
     def _call(self, *arguments: str | Path, given: bytes = b"") -> bytes:
         try:

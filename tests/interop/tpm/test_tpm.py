@@ -29,11 +29,10 @@ from sealgate.protocol.tpm2 import Evidence, extended, verify_evidence
 from security.admission.confidential import open_admission
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.model_keys import key_source
 from security.admission.trust import load_trust
 from security.attestation.quotes import TpmAttester, create_attestation_key
 from security.attestation.sealed import seal_secret, unseal_secret
-from security.errors import AdmissionRefused, KeyFileError, TpmError
+from security.errors import AdmissionRefused, TpmError
 from tests.conftest import check_security, mint, run_security, toy_settings
 from tests.support.bundles import NAME, policy
 from tests.support.servers import ROOT, bentoml, environment, sealgate, serve
@@ -288,27 +287,6 @@ def test_no_key_for_a_model_whose_verdict_does_not_verify(
     assert "TPM" not in refused.stderr
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"schema": "https://sealgate.dev/tpm-sealed-key/v2"},
-        {"pcrs": []},
-        {"pcrs": [16, 15]},
-        {"pcrs": [True]},
-        {"public": ""},
-        {"private": "%"},
-        {"key": None},
-        {"key": "-----BEGIN ENCRYPTED PRIVATE KEY-----"},
-        {"more": 1},
-    ],
-)
-def test_files_that_are_no_sealed_key(home: Path, change: dict[str, object]) -> None:
-    path = home / "keys" / "model.tpm"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(KeyFileError, match="tpm: "):
-        key_source(f"tpm:{path}").key(admitted(home))
-
-
 def test_the_policy_is_the_tpms_not_the_files(home: Path, tpm: SoftTpm) -> None:
     """Whoever edits the registers in the file gains nothing."""
     path = home / "keys" / "model.tpm"
@@ -316,9 +294,3 @@ def test_the_policy_is_the_tpms_not_the_files(home: Path, tpm: SoftTpm) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pcrs": [16]}))
     with pytest.raises(AdmissionRefused, match="a policy check failed"):
         open_admission(admitted(home), f"tpm:{path}")
-
-
-def test_a_source_without_a_file(home: Path) -> None:
-    with pytest.raises(KeyFileError, match="absolute path"):
-        key_source("tpm:keys/model.tpm")
-    assert read_bundle(home / "sealed").sealed
