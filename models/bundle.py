@@ -8,6 +8,7 @@
     attestations/<kind>.sigstore.json           who vouches for each report
     attestations/verdict.sigstore.json          that a policy was met
     attestations/sealed.sigstore.json           which ciphertext is which model
+    attestations/<any>.mldsa.sigstore.json      the same, signed with ML-DSA-65 too
     model.sig                                   an OpenSSF signature of the same files
     MODEL_CARD.md   bom.cdx.json                for people and inventories
 
@@ -50,6 +51,7 @@ __all__ = [
     "BundleLimits",
     "attestation_file",
     "max_file_bytes",
+    "mldsa_file",
     "read_bundle",
     "report_file",
     "root_digest",
@@ -68,10 +70,11 @@ _KIND = "|".join(KINDS)
 _DOCUMENTS = re.compile(
     rf"evidence/(?:{_KIND})\.json"
     rf"|attestations/(?:(?:{_KIND}|verdict)(?:\.[2-9])?|waiver-(?:{_KIND})|sealed)"
-    r"\.sigstore\.json"
+    r"(?:\.mldsa)?\.sigstore\.json"
     r"|MODEL_CARD\.md|model\.sig|bom\.cdx\.json"
 )
 _FOLDERS = ("evidence", "attestations")
+_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,15 @@ class Bundle:
         """Whether the model is encrypted."""
         return SEALED_FILE in self.files
 
+    @property
+    def sealed_to(self) -> tuple[str, ...]:
+        """Hints of the keys that the model is sealed to; none of a plain model.
+
+        Raises:
+            BundleError: the sealed file is none.
+        """
+        return _sealed_header(self.files).recipient_hints if self.sealed else ()
+
     def opened(self, model: bytes) -> Bundle:
         """This sealed bundle with its model in the clear, for memory only.
 
@@ -145,6 +157,15 @@ def report_file(kind: str) -> str:
 def attestation_file(kind: str) -> str:
     """Where a bundle keeps the statement that binds the report of a kind."""
     return f"attestations/{kind}.sigstore.json"
+
+
+def mldsa_file(name: str) -> str:
+    """Where the ML-DSA-65 signature of a statement is, beside the P-256 one.
+
+    >>> mldsa_file("attestations/quality.2.sigstore.json")
+    'attestations/quality.2.mldsa.sigstore.json'
+    """
+    return name.removesuffix(_SUFFIX) + _MLDSA_SUFFIX
 
 
 def max_file_bytes(name: str, limits: BundleLimits = BundleLimits()) -> int:
@@ -215,7 +236,11 @@ def read_bundle(
 
 
 def _check_names(names: list[str]) -> None:
-    """Refuse a folder without a model or manifest, or with a model twice over."""
+    """Refuse a folder without a model or manifest, or with half of what belongs there.
+
+    An ML-DSA-65 signature alone is none: verdicts, passports and registries name a
+    statement by the P-256 file.
+    """
     if MODEL_FILE in names and SEALED_FILE in names:
         raise BundleError(f"{MODEL_FILE} and {SEALED_FILE}: a bundle has one of them")
     if MODEL_FILE in names and SEALED_ATTESTATION_FILE in names:
@@ -224,17 +249,25 @@ def _check_names(names: list[str]) -> None:
         raise BundleError(f"{MODEL_FILE} is missing")
     if MANIFEST_FILE not in names:
         raise BundleError(f"{MANIFEST_FILE} is missing")
+    for name in names:
+        first = name.removesuffix(_MLDSA_SUFFIX) + _SUFFIX
+        if name.endswith(_MLDSA_SUFFIX) and first not in names:
+            raise BundleError(f"{name}: {first} is missing beside it")
 
 
 def _model_digest(files: Mapping[str, bytes]) -> bytes:
     """Of model.onnx: computed, or claimed by the sealed file's header."""
     if SEALED_FILE not in files:
         return hashlib.sha256(files[MODEL_FILE]).digest()
+    return bytes.fromhex(_sealed_header(files).plaintext_sha256)
+
+
+def _sealed_header(files: Mapping[str, bytes]) -> sealedfile.Header:
     try:
         header, _ = sealedfile.parse_header(files[SEALED_FILE])
     except SealedFileError as error:
         raise BundleError(f"{SEALED_FILE}: claims to be sealed: {error}") from None
-    return bytes.fromhex(header.plaintext_sha256)
+    return header
 
 
 def _root(digests: Mapping[str, bytes]) -> str:

@@ -1,6 +1,7 @@
 """The passport: a model's signed verdict, and the evidence behind it, checked here.
 
-1. the verdict is signed by a key the client trusts, and passed;
+1. the verdict is signed by a key the client trusts, and passed; where the client trusts
+   an ML-DSA-65 key, it is signed by such a key too, over the same payload;
 2. it is about the model that was asked for;
 3. each attestation and waiver it rests on is present, byte for byte;
 4. each attestation and waiver is about the same files as the verdict;
@@ -18,10 +19,6 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from sealgate.errors import JsonError, PassportError, StatementError
 from sealgate.protocol import dsse, strict_json
@@ -80,7 +77,8 @@ def verify_passport(
     Args:
         document: decoded JSON, possibly hostile.
         model: name of the model that was asked for.
-        trusted_keys: PEM public keys that may sign verdicts.
+        trusted_keys: PEM public keys that may sign verdicts, ECDSA P-256 and
+            ML-DSA-65. With one of the second kind, a verdict needs both signatures.
 
     Raises:
         PassportError: any of the module's checks failed.
@@ -91,11 +89,14 @@ def verify_passport(
         raise PassportError(f"passport of {model}: {error}") from None
 
 
-def _verify(
-    document: Any, model: str, keys: Mapping[str, ec.EllipticCurvePublicKey]
-) -> Passport:
+def _verify(document: Any, model: str, keys: Mapping[str, dsse.PublicKey]) -> Passport:
     verdict = _bytes(document, "verdict")
-    statement = Statement.from_json(dsse.verify(verdict, keys).payload)
+    payload = dsse.verify(verdict, keys).payload
+    if dsse.ML_DSA_65 in map(dsse.algorithm_of, keys.values()):
+        second = _bytes(document, "verdict_mldsa")
+        if dsse.verify(second, keys, algorithm=dsse.ML_DSA_65).payload != payload:
+            raise PassportError(f"passport of {model}: two verdicts, not one")
+    statement = Statement.from_json(payload)
     summary = VerificationSummary.from_statement(statement)
     name = statement.subjects[0].name
     if not summary.passed or name.partition(":")[0] != model:
@@ -186,15 +187,13 @@ def _payload(attestation: bytes) -> bytes:
         raise PassportError("an attestation is malformed") from None
 
 
-def _keys(pems: Iterable[str]) -> dict[str, ec.EllipticCurvePublicKey]:
-    keys: dict[str, ec.EllipticCurvePublicKey] = {}
+def _keys(pems: Iterable[str]) -> dict[str, dsse.PublicKey]:
+    keys: dict[str, dsse.PublicKey] = {}
     for pem in pems:
         try:
-            key = load_pem_public_key(pem.encode())
-        except (ValueError, UnsupportedAlgorithm):
-            raise PassportError("a trusted key is not a PEM public key") from None
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise PassportError("a trusted key is not an ECDSA key")
+            key = dsse.parse_public(pem)
+        except StatementError as error:
+            raise PassportError(f"a trusted key: {error}") from None
         keys[dsse.key_hint(key)] = key
     return keys
 

@@ -12,9 +12,15 @@ from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import (
+    MLKEM768PrivateKey,
+    MLKEM768PublicKey,
+)
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
 
 from sealgate.protocol.hpke import (
     KEM_X25519,
@@ -31,7 +37,13 @@ from security.key_files import (
     read_secret,
 )
 
-__all__ = ["encode_hpke_key", "fresh_hpke_key", "parse_hpke_key", "read_hpke_key"]
+__all__ = [
+    "encode_hpke_key",
+    "fresh_hpke_key",
+    "parse_hpke_key",
+    "parse_hpke_public",
+    "read_hpke_key",
+]
 
 _ENCRYPTED = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)
@@ -81,6 +93,29 @@ def parse_hpke_key(
         case [MLKEM768PrivateKey() as lattice, X25519PrivateKey() as curve]:
             return HybridPrivateKey(lattice, curve)
     raise KeyFileError(f"{where}: not an X25519 or X-Wing key")
+
+
+def parse_hpke_public(data: bytes, where: str) -> bytes:
+    """A raw public key from its PEM, as `kem.public_pem` writes it.
+
+    Args:
+        data: possibly hostile, of at most some KiB.
+        where: it came from, for errors.
+
+    Raises:
+        KeyFileError: something else.
+    """
+    blocks = [match[0] for match in _BLOCK.finditer(data)]
+    try:
+        keys = [serialization.load_pem_public_key(block) for block in blocks or [data]]
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise KeyFileError(f"{where}: not a PEM public key: {error}") from None
+    match keys:
+        case [X25519PublicKey() as key]:
+            return key.public_bytes_raw()
+        case [MLKEM768PublicKey() as lattice, X25519PublicKey() as curve]:
+            return lattice.public_bytes_raw() + curve.public_bytes_raw()
+    raise KeyFileError(f"{where}: not an X25519 or X-Wing public key")
 
 
 def _private_keys(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from models.bundle import VERDICT_FILE, report_file
+from models.bundle import VERDICT_FILE, mldsa_file, report_file
 from models.manifest import Tensor
 from sealgate.protocol import binary_tensors
 from security.admission.attest import signature_files, waiver_file
@@ -64,8 +64,10 @@ def passport(model: Served) -> dict[str, Any]:
     They travel as text, since digests are over their very bytes.
     """
     files = model.admission.bundle.files
+    second = files.get(mldsa_file(VERDICT_FILE))
     return {
         "verdict": files[VERDICT_FILE].decode(),
+        **({} if second is None else {"verdict_mldsa": second.decode()}),
         "evidence": {kind: _evidence(files, kind) for kind in model.admission.reports},
         "waivers": {
             kind: files[waiver_file(kind)].decode() for kind in model.admission.waivers

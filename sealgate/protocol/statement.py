@@ -42,6 +42,9 @@ MAX_STATEMENT_BYTES = 3 << 20
 MAX_SUBJECTS = 64
 MAX_WAIVER_CHARACTERS = 1000
 
+# What verdicts that name no algorithms were given on.
+_FORMERLY = ("ecdsa-p256-sha256",)
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -203,6 +206,8 @@ class VerificationSummary:
             extension field. None in verdicts of releases that bound none.
         output_policy: how much of each answer may leave, as the manifest says; an
             extension field. None in verdicts of releases that knew of none.
+        signatures: by name of an input, the algorithms whose signatures were checked;
+            an extension field. None in verdicts of releases that knew one algorithm.
     """
 
     verifier: str
@@ -215,6 +220,13 @@ class VerificationSummary:
     waivers: tuple[str, ...] = ()
     documents: tuple[Resource, ...] | None = None
     output_policy: Mapping[str, Any] | None = None
+    signatures: Mapping[str, tuple[str, ...]] | None = None
+
+    def signed_with(self, name: str) -> tuple[str, ...]:
+        """The algorithms whose signatures of an input were checked."""
+        if self.signatures is None:
+            return _FORMERLY
+        return self.signatures.get(name, ())
 
     def to_predicate(self) -> dict[str, Any]:
         """The VSA v1 predicate."""
@@ -225,6 +237,10 @@ class VerificationSummary:
             extensions["documents"] = [_uri_object(item) for item in self.documents]
         if self.output_policy is not None:
             extensions["outputPolicy"] = dict(self.output_policy)
+        if self.signatures is not None:
+            extensions["inputSignatures"] = {
+                name: list(algorithms) for name, algorithms in self.signatures.items()
+            }
         return extensions | {
             "verifier": {"id": self.verifier},
             "timeVerified": self.verified_at,
@@ -261,6 +277,7 @@ class VerificationSummary:
             waivers=_texts(predicate.get("waivers", ()), "waivers"),
             documents=_documents(predicate),
             output_policy=_output_policy(predicate),
+            signatures=_signatures(predicate),
         )
 
 
@@ -371,6 +388,15 @@ def _output_policy(predicate: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if "outputPolicy" in predicate and not isinstance(value, dict):
         raise StatementError("verdict: outputPolicy is not an object")
     return value
+
+
+def _signatures(predicate: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
+    if "inputSignatures" not in predicate:
+        return None
+    value = predicate["inputSignatures"]
+    if not isinstance(value, dict):
+        raise StatementError("verdict: inputSignatures is not an object")
+    return {name: _texts(item, "inputSignatures") for name, item in value.items()}
 
 
 def _text(value: Any, where: str) -> str:

@@ -3,12 +3,16 @@
 A statement has one signature. Where the policy asks for several signers, each makes a
 statement of their own, in ``attestations/<kind>.sigstore.json`` and, after that,
 ``<kind>.2.sigstore.json`` to ``<kind>.9.sigstore.json``; a verdict likewise.
+
+A signer who also has an ML-DSA-65 key signs the same payload with it, into a file
+beside that one: ``<kind>.mldsa.sigstore.json``, ``<kind>.2.mldsa.sigstore.json``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 from models.bundle import (
@@ -17,6 +21,7 @@ from models.bundle import (
     MODEL_FILE,
     Bundle,
     attestation_file,
+    mldsa_file,
     report_file,
 )
 from models.report import Report, Subject, format_time
@@ -36,20 +41,58 @@ from security.admission.rules import MAX_SIGNERS, Policy
 from security.errors import AdmissionRefused
 
 __all__ = [
+    "Signers",
     "documents",
     "place",
+    "report_payload",
     "resource_uri",
     "sign_report",
     "sign_verdict",
     "sign_waiver",
     "signature_files",
+    "signed_files",
     "subjects",
     "verdict_inputs",
     "verdict_levels",
+    "verdict_payload",
     "waiver_file",
+    "waiver_payload",
 ]
 
 VERIFIER = "https://sealgate.dev/admission-gate/v1"
+
+
+@dataclass(frozen=True)
+class Signers:
+    """With what one signs.
+
+    Attributes:
+        ecdsa: the P-256 key.
+        mldsa: the ML-DSA-65 key of the same role, if there is one.
+    """
+
+    ecdsa: dsse.SigningKey
+    mldsa: dsse.SigningKey | None = None
+
+    @property
+    def hint(self) -> str:
+        """`dsse.key_hint` of the P-256 key, by which a signer is known."""
+        key = self.ecdsa
+        return (dsse.KeySigner(key) if isinstance(key, dsse.PrivateKey) else key).hint
+
+
+def signed_files(name: str, payload: bytes, signers: Signers) -> dict[str, bytes]:
+    """A payload as each of the keys signs it, by the path of the file that it is for.
+
+    Args:
+        name: path of the P-256 file.
+        payload: the statement's JSON.
+        signers: the keys.
+    """
+    files = {name: dsse.sign(payload, signers.ecdsa)}
+    if signers.mldsa is not None:
+        files[mldsa_file(name)] = dsse.sign(payload, signers.mldsa)
+    return files
 
 
 def subjects(subject: Subject) -> tuple[Resource, ...]:
@@ -96,13 +139,13 @@ def signature_files(files: Iterable[str], stem: str) -> list[str]:
     return [name for name in _places(stem) if name in present]
 
 
-def place(bundle: Bundle, stem: str, signed: bytes, *, signers: int) -> str:
+def place(bundle: Bundle, stem: str, hint: str, *, signers: int) -> str:
     """Where a new statement belongs: over its signer's former one, or in a free place.
 
     Args:
         bundle: that it will be written to.
         stem: kind of the evidence, or "verdict".
-        signed: the statement.
+        hint: of its signer's P-256 key.
         signers: how many the policy asks for; with one, there is only one place.
 
     Raises:
@@ -110,7 +153,6 @@ def place(bundle: Bundle, stem: str, signed: bytes, *, signers: int) -> str:
     """
     if signers == 1:
         return attestation_file(stem)
-    hint = _hint(signed)
     for name in _places(stem):
         if name not in bundle.files or _hint(bundle.files[name]) == hint:
             return name
@@ -118,10 +160,16 @@ def place(bundle: Bundle, stem: str, signed: bytes, *, signers: int) -> str:
 
 
 def sign_report(bundle: Bundle, kind: str, key: dsse.SigningKey) -> bytes:
-    """Vouch for a report about this very bundle.
+    """Vouch for a report about this very bundle; as `report_payload`.
 
     Returns:
         The Sigstore bundle for ``attestations/<kind>.sigstore.json``.
+    """
+    return dsse.sign(report_payload(bundle, kind), key)
+
+
+def report_payload(bundle: Bundle, kind: str) -> bytes:
+    """The statement that binds a report about this very bundle.
 
     Raises:
         BundleError: there is no such report, or it is malformed.
@@ -147,7 +195,7 @@ def sign_report(bundle: Bundle, kind: str, key: dsse.SigningKey) -> bytes:
     statement = Statement(
         subjects(bundle.subject), TEST_RESULT_TYPE, result.to_predicate()
     )
-    return dsse.sign(statement.to_json(), key)
+    return statement.to_json()
 
 
 def sign_waiver(bundle: Bundle, waiver: Waiver, key: dsse.SigningKey) -> bytes:
@@ -156,8 +204,14 @@ def sign_waiver(bundle: Bundle, waiver: Waiver, key: dsse.SigningKey) -> bytes:
     Returns:
         The Sigstore bundle for ``attestations/waiver-<kind>.sigstore.json``.
     """
-    statement = Statement(subjects(bundle.subject), WAIVER_TYPE, waiver.to_predicate())
-    return dsse.sign(statement.to_json(), key)
+    return dsse.sign(waiver_payload(bundle, waiver), key)
+
+
+def waiver_payload(bundle: Bundle, waiver: Waiver) -> bytes:
+    """The statement that waives a requirement for this very bundle."""
+    return Statement(
+        subjects(bundle.subject), WAIVER_TYPE, waiver.to_predicate()
+    ).to_json()
 
 
 def sign_verdict(
@@ -167,14 +221,39 @@ def sign_verdict(
     *,
     now: datetime,
     waivers: Mapping[str, Waiver] | None = None,
+    signatures: Mapping[str, tuple[str, ...]] | None = None,
 ) -> bytes:
-    """Sign the verdict of an evaluation that has just passed.
-
-    The caller has run `evaluation.evaluation_steps` on this bundle and this policy, and
-    passes the waivers that it returned.
+    """Sign the verdict of an evaluation that has just passed; as `verdict_payload`.
 
     Returns:
         The Sigstore bundle for ``attestations/verdict.sigstore.json``.
+    """
+    payload = verdict_payload(
+        bundle, policy, now=now, waivers=waivers, signatures=signatures
+    )
+    return dsse.sign(payload, key)
+
+
+def verdict_payload(
+    bundle: Bundle,
+    policy: Policy,
+    *,
+    now: datetime,
+    waivers: Mapping[str, Waiver] | None = None,
+    signatures: Mapping[str, tuple[str, ...]] | None = None,
+) -> bytes:
+    """The verdict of an evaluation that has just passed.
+
+    The caller has run `evaluation.evaluation_steps` on this bundle and this policy, and
+    passes the waivers and the signatures that it returned.
+
+    Args:
+        bundle: that was evaluated.
+        policy: that it met.
+        now: the time.
+        waivers: what was let pass, by kind.
+        signatures: by file of a statement, the algorithms whose signatures were
+            checked; P-256 alone everywhere if absent.
     """
     waivers = waivers or {}
     summary = VerificationSummary(
@@ -188,9 +267,11 @@ def sign_verdict(
         waivers=tuple(str(waiver) for waiver in waivers.values()),
         documents=documents(bundle),
         output_policy=bundle.manifest.output_policy.to_object(),
+        signatures=signatures,
     )
-    statement = Statement(subjects(bundle.subject), VSA_TYPE, summary.to_predicate())
-    return dsse.sign(statement.to_json(), key)
+    return Statement(
+        subjects(bundle.subject), VSA_TYPE, summary.to_predicate()
+    ).to_json()
 
 
 def verdict_inputs(

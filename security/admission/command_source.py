@@ -103,6 +103,7 @@ def _environment(admission: Admission) -> dict[str, str]:
         "SEALGATE_MODEL": f"{subject.name}:{subject.version}",
         "SEALGATE_MODEL_ROOT_SHA256": subject.root_sha256,
         "SEALGATE_VERDICT_SHA256": admission.verdict_sha256,
+        "SEALGATE_MODEL_KEY_HINTS": " ".join(admission.bundle.sealed_to),
     }
 
 

@@ -115,10 +115,24 @@ def _for_all(old: Policy, new: Policy) -> Found:
     yield from _count(
         -old.verdict_max_age.days, -new.verdict_max_age.days, "verdict: max_age_days"
     )
+    modes = old.verdict_signatures, new.verdict_signatures
+    yield from _signatures(*modes, "verdict: signatures")
     before, after = old.waivers, new.waivers
+    yield from _signatures(before.signatures, after.signatures, "waivers: signatures")
     yield from _roles(before.signers, after.signers, "waivers: signers")
     yield from _roles(before.kinds, after.kinds, "waivers: kinds")
     yield from _count(-before.max_age.days, -after.max_age.days, "waivers: max_days")
+
+
+def _signatures(old: str | None, new: str | None, what: str) -> Found:
+    """Which algorithms must have signed: by the trust root is between any and both."""
+    if old != new:
+        order = ("classical", "any", None, "both")
+        effect = "stricter" if order.index(new) > order.index(old) else "looser"
+        yield (
+            effect,
+            f"{what}: {old or 'by the trust root'} -> {new or 'by the trust root'}",
+        )
 
 
 def _leaving(old: OutputPolicy, new: OutputPolicy) -> Found:
@@ -151,6 +165,7 @@ def _requirement(old: Requirement, new: Requirement) -> Found:
     kind = old.kind
     yield from _roles(old.signers, new.signers, f"{kind}: signers")
     yield from _count(old.min_signers, new.min_signers, f"{kind}: min_signers")
+    yield from _signatures(old.signatures, new.signatures, f"{kind}: signatures")
     yield from _count(-old.max_age.days, -new.max_age.days, f"{kind}: max_age_days")
     for name in {**old.conditions, **new.conditions}:
         what = f"{kind}: condition {name}"

@@ -23,13 +23,13 @@ from pathlib import Path
 
 from models.bundle import SEALED_ATTESTATION_FILE, SEALED_FILE, Bundle
 from models.errors import BundleError
-from sealgate.errors import DecryptionError, SealedFileError, StatementError
-from sealgate.protocol import dsse, sealedfile
+from sealgate.errors import DecryptionError, SealedFileError
+from sealgate.protocol import sealedfile
 from sealgate.protocol.statement import Resource, Statement
-from security.admission.attest import subjects
+from security.admission.attest import Signers, signed_files, subjects
 from security.admission.gate import Admission
 from security.admission.model_keys import ModelKey, key_source
-from security.admission.trust import TrustRoot
+from security.admission.steps import Scene, Signed, demand, read_statement
 from security.errors import AdmissionRefused, KeyFileError
 
 __all__ = [
@@ -47,55 +47,56 @@ SIGNERS = ("release",)
 
 
 def seal_model(
-    bundle: Bundle, public_keys: Sequence[bytes], signer: dsse.SigningKey
+    bundle: Bundle, public_keys: Sequence[bytes], signers: Signers
 ) -> dict[str, bytes]:
     """Encrypt a bundle's model, and bind the ciphertext to it.
 
     Args:
         bundle: in the clear.
-        public_keys: raw X25519 public keys of the deployments.
-        signer: holds the role release.
+        public_keys: raw public keys of the deployments, all X25519 or all X-Wing.
+        signers: keys of the role release.
 
     Returns:
-        The sealed file and its statement, by path inside the bundle.
+        The sealed file and its signed statement, by path inside the bundle.
 
     Raises:
         BundleError: the bundle is sealed already.
-        SealedFileError: no key, or one twice.
-        DecryptionError: a public key that is none.
+        SealedFileError: no key, one twice, or keys of two kinds.
+        KeyConfigError, DecryptionError: a public key that is none.
     """
     data = b"".join(sealedfile.seal_chunks(bundle.model, public_keys))
     statement = Statement(
         subjects(bundle.subject), SEALED_MODEL_TYPE, {"sealed": _resource(data)}
     )
-    return {
-        SEALED_FILE: data,
-        SEALED_ATTESTATION_FILE: dsse.sign(statement.to_json(), signer),
-    }
+    signed = signed_files(SEALED_ATTESTATION_FILE, statement.to_json(), signers)
+    return {SEALED_FILE: data, **signed}
 
 
-def check_sealed(bundle: Bundle, trust: TrustRoot) -> None:
+def check_sealed(scene: Scene) -> None:
     """Check 24, of a bundle whose model is sealed; no key is needed.
 
     Raises:
         AdmissionRefused: the first of the module's checks that failed.
     """
+    bundle = scene.bundle
     if not bundle.sealed:
         return
-    attestation = bundle.files.get(SEALED_ATTESTATION_FILE)
-    if attestation is None:
+    if SEALED_ATTESTATION_FILE not in bundle.files:
         raise _refused("the sealed model is not signed")
-    try:
-        verified = dsse.verify(attestation, trust.keys(SIGNERS))
-        statement = Statement.from_json(verified.payload)
-    except StatementError as error:
-        raise _refused(f"sealed model's attestation: {error}") from None
-    if statement.predicate_type != SEALED_MODEL_TYPE:
+    read = demand(
+        read_statement(
+            Signed.of(bundle.files, SEALED_ATTESTATION_FILE),
+            scene,
+            signers=SIGNERS,
+            mode=scene.policy.signatures,
+            what="sealed model's attestation",
+            checks=(SEALED_CHECK, SEALED_CHECK),
+        )
+    )
+    if read is None or read.statement.predicate_type != SEALED_MODEL_TYPE:
         raise _refused("sealed model's attestation is of another type")
-    if statement.subjects != subjects(bundle.subject):
-        raise _refused("sealed model's attestation is about another model")
     data = bundle.files[SEALED_FILE]
-    if statement.predicate != {"sealed": _resource(data)}:
+    if read.statement.predicate != {"sealed": _resource(data)}:
         raise _refused("the sealed model was changed after it was signed")
     if sealedfile.is_plaintext(data):
         raise _refused("claims to be sealed, and its chunks are not encrypted")

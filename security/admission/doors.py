@@ -19,6 +19,7 @@ from security.admission.confidential import check_sealed
 from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import Policy, load_policy
+from security.admission.steps import Scene
 from security.admission.trust import TrustRoot, load_trust
 from security.settings.admission import AdmissionSettings
 
@@ -50,6 +51,7 @@ def verify_with(
         AdmissionRefused: the first check that failed.
     """
     admission = gate.verify(bundle, policy, trust, now=now)
-    check_sealed(bundle, trust)
-    check_signature(bundle, trust)
+    scene = Scene(bundle, policy, trust, now)
+    check_sealed(scene)
+    check_signature(scene)
     return admission

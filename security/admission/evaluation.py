@@ -20,9 +20,12 @@ from security.admission.consistency import contradiction_steps
 from security.admission.outputs import output_steps
 from security.admission.rules import Requirement, Threshold
 from security.admission.steps import (
+    Read,
     Scene,
+    Signed,
     Steps,
     check_age,
+    count_signers,
     describe,
     end_of,
     read_statement,
@@ -84,6 +87,8 @@ class Evaluation:
         inputs: the statements and waivers it rests on.
         levels: what a verdict says was verified.
         expires_at: when the first of them gets too old.
+        signatures: for each of the inputs, the algorithms whose signatures were
+            checked.
     """
 
     reports: Mapping[str, Report]
@@ -91,20 +96,21 @@ class Evaluation:
     inputs: tuple[Resource, ...]
     levels: tuple[str, ...]
     expires_at: datetime
+    signatures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def evaluation_steps(
     scene: Scene, recomputed: Recomputed | None = None
 ) -> Steps[Evaluation]:
     """Checks 20 to 23 for every waiver, 1 to 9 for every kind, then 27, 29 and 10."""
-    waivers = yield from waiver_steps(scene)
+    waivers, signatures = yield from waiver_steps(scene)
     reports: dict[str, Report] = {}
     ends = [parse_time(waiver.expires) for waiver in waivers.values()]
     for item in scene.required:
         waiver = waivers.get(item.kind)
         if waiver is not None and waiver.whole:
             continue
-        report = yield from _kind_steps(scene, item, waiver)
+        report = yield from _kind_steps(scene, item, waiver, signatures)
         if report is not None:
             reports[item.kind] = report
             ends.append(end_of(report.created_at, item.max_age))
@@ -121,6 +127,7 @@ def evaluation_steps(
         inputs=verdict_inputs(scene.bundle, scene.policy, waivers),
         levels=verdict_levels(scene.policy, scene.bundle.manifest.name, waivers),
         expires_at=min(ends, default=scene.now),
+        signatures=signatures,
     )
 
 
@@ -133,9 +140,12 @@ def states_epsilon(privacy: Report) -> bool:
 
 
 def _kind_steps(
-    scene: Scene, requirement: Requirement, waiver: Waiver | None
+    scene: Scene,
+    requirement: Requirement,
+    waiver: Waiver | None,
+    signatures: dict[str, tuple[str, ...]],
 ) -> Steps[Report | None]:
-    """Checks 1 to 9 for one kind."""
+    """Checks 1 to 9 for one kind; notes which signatures were checked."""
     kind, files = requirement.kind, scene.bundle.files
     data = files.get(report_file(kind))
     if data is None:
@@ -145,37 +155,45 @@ def _kind_steps(
     if not names:
         yield AdmissionRefused(1, f"{kind} report is not signed")
         return None
-    passed: dict[str, bool] = {}
+    found: dict[str, tuple[Read, bool]] = {}
     for name in names:
-        passed |= yield from _attestation_steps(scene, requirement, name, data)
-    if not passed:
+        found |= yield from _attestation_steps(scene, requirement, name, data)
+    if not found:
         return None
-    if len(passed) < requirement.min_signers:
+    signatures.update({name: read.algorithms for name, (read, _) in found.items()})
+    signers = count_signers([read for read, _ in found.values()])
+    if signers < requirement.min_signers:
         yield AdmissionRefused(
             2,
             f"{kind} report needs {requirement.min_signers} signers, "
-            f"has {len(passed)} in {len(names)} attestations",
+            f"has {signers} in {len(names)} attestations",
         )
     report = yield from _report_steps(scene, requirement, data)
     if report is not None:
-        yield from _result_steps(report, waiver, passed=all(passed.values()))
+        passed = all(passed for _, passed in found.values())
+        yield from _result_steps(report, waiver, passed=passed)
         yield from _content_steps(report, requirement, waiver)
     return report
 
 
 def _attestation_steps(
     scene: Scene, requirement: Requirement, name: str, report: bytes
-) -> Steps[dict[str, bool]]:
-    """Checks 2 to 4 for one attestation: its signer's hint, and whether it passed."""
-    kind, keys = requirement.kind, scene.trust.keys(requirement.signers)
+) -> Steps[dict[str, tuple[Read, bool]]]:
+    """Checks 2 to 4 for one attestation: by its name what it is, and if it passed."""
+    kind = requirement.kind
     what = describe(f"{kind} attestation", name)
-    data, bundle = scene.bundle.files[name], scene.bundle
-    read = yield from read_statement(data, keys, bundle, what, (2, 3))
+    read = yield from read_statement(
+        Signed.of(scene.bundle.files, name),
+        scene,
+        signers=requirement.signers,
+        mode=requirement.signatures,
+        what=what,
+        checks=(2, 3),
+    )
     if read is None:
         return {}
-    hint, statement = read
-    result = yield from _bound_steps(statement, kind, report, what)
-    return {} if result is None else {hint: result.passed}
+    result = yield from _bound_steps(read.statement, kind, report, what)
+    return {} if result is None else {name: (read, result.passed)}
 
 
 def _bound_steps(

@@ -6,7 +6,8 @@ listed in `security.admission.waivers`), then for each required kind:
 
 1. the report and its attestation are in the bundle;
 2. every attestation of it is signed by a key whose role the policy allows for this
-   kind, and together by as many different keys as the policy asks for;
+   kind, with the algorithms that it asks for (`steps.read_statement`), and together by
+   as many different keys as the policy asks for;
 3. each statement is about this bundle: root digest and model digest, both;
 4. each statement is a passed test result of this kind, and binds this report's bytes;
 5. the report says the same itself: kind, name, version and digests;
@@ -26,6 +27,7 @@ A waiver lifts all of these for its kind, or one metric, condition or failed che
 12. it is about this bundle, and a verification summary that passed;
 13. it was made under this very policy, by digest;
 14. it rests on exactly these attestations and waivers, by digest, and claims no more;
+    of each it names every algorithm whose signature was checked here;
 15. it is fresh, and not from the future;
 28. the model card and the bill of materials are those that it was signed over. Verdicts
     of releases that bound none still count, and the admission says so.
@@ -59,9 +61,12 @@ from security.admission.evaluation import (
 from security.admission.outputs import OUTPUT_CHECK
 from security.admission.rules import Policy
 from security.admission.steps import (
+    Read,
     Scene,
+    Signed,
     Steps,
     check_age,
+    count_signers,
     demand,
     describe,
     drain,
@@ -91,6 +96,8 @@ class Admission:
         waivers: what was let pass, by kind.
         expires_at: when evidence, a waiver or the verdict gets too old.
         notices: what evidence of an earlier release leaves open, one line each.
+        signatures: by file of a statement or verdict, the algorithms whose signatures
+            were checked.
     """
 
     bundle: Bundle
@@ -99,6 +106,7 @@ class Admission:
     waivers: Mapping[str, Waiver] = field(default_factory=dict)
     expires_at: datetime | None = None
     notices: tuple[str, ...] = ()
+    signatures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def verify(
@@ -137,17 +145,17 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
     """An evaluation, then checks 11 to 15 for every verdict in the bundle."""
     evaluation = yield from evaluation_of
     policy, files = scene.policy, scene.bundle.files
-    ends = {"": evaluation.expires_at}
+    found: dict[str, tuple[Read, datetime]] = {}
     notices: list[str] = []
     names = signature_files(files, "verdict")
     if VERDICT_FILE not in names:
         yield AdmissionRefused(11, "verdict is missing: the bundle was not admitted")
     for name in names:
-        ends |= yield from _verdict_steps(scene, evaluation, name, notices)
+        found |= yield from _verdict_steps(scene, evaluation, name, notices)
     privacy = evaluation.reports.get("privacy")
     if privacy and states_epsilon(privacy) and initial_weights(privacy) is None:
         notices.append("the privacy report does not say what the weights started from")
-    signers = len(ends) - 1
+    signers = count_signers([read for read, _ in found.values()])
     if 0 < signers < policy.verdict_min_signers:
         yield AdmissionRefused(
             11,
@@ -159,25 +167,32 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
         verdict_sha256=hashlib.sha256(files.get(VERDICT_FILE, b"")).hexdigest(),
         reports=evaluation.reports,
         waivers=evaluation.waivers,
-        expires_at=min(ends.values()),
+        expires_at=min([evaluation.expires_at, *(end for _, end in found.values())]),
         notices=tuple(notices),
+        signatures={
+            **evaluation.signatures,
+            **{name: read.algorithms for name, (read, _) in found.items()},
+        },
     )
 
 
 def _verdict_steps(
     scene: Scene, evaluation: Evaluation, name: str, notices: list[str]
-) -> Steps[dict[str, datetime]]:
-    """Checks 11 to 15, 28, 29 for one verdict: its signer's hint, and its end."""
-    data, policy = scene.bundle.files[name], scene.policy
-    what = describe("verdict", name)
+) -> Steps[dict[str, tuple[Read, datetime]]]:
+    """Checks 11 to 15, 28, 29 for one verdict: by its name what it is, and its end."""
+    policy, what = scene.policy, describe("verdict", name)
     read = yield from read_statement(
-        data, scene.trust.keys(policy.verdict_signers), scene.bundle, what, (11, 12)
+        Signed.of(scene.bundle.files, name),
+        scene,
+        signers=policy.verdict_signers,
+        mode=policy.verdict_signatures,
+        what=what,
+        checks=(11, 12),
     )
     if read is None:
         return {}
-    hint, statement = read
     try:
-        summary = VerificationSummary.from_statement(statement)
+        summary = VerificationSummary.from_statement(read.statement)
         verified_at = parse_time(summary.verified_at)
     except (StatementError, BundleError) as error:
         yield AdmissionRefused(12, f"{what}: {error}")
@@ -187,7 +202,7 @@ def _verdict_steps(
         notices.append(f"{what} binds no documents: it is of an earlier release")
     max_age = policy.verdict_max_age
     yield from check_age(verified_at, max_age, now=scene.now, check=15, what=what)
-    return {hint: end_of(verified_at, max_age)}
+    return {name: (read, end_of(verified_at, max_age))}
 
 
 def _summary_steps(
@@ -203,6 +218,9 @@ def _summary_steps(
     lines = {str(waiver) for waiver in evaluation.waivers.values()}
     if set(summary.levels) != set(evaluation.levels) or set(summary.waivers) != lines:
         yield AdmissionRefused(14, f"{what} claims something else than was verified")
+    for name, checked in evaluation.signatures.items():
+        for algorithm in sorted({*checked} - {*summary.signed_with(name)}):
+            yield AdmissionRefused(14, f"{what}: {algorithm} of {name} was not checked")
     if summary.documents is not None:
         present = documents(scene.bundle)
         for name in sorted({item.name for item in {*present} ^ {*summary.documents}}):

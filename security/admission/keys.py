@@ -15,7 +15,17 @@ __all__ = [
     "generate_signing_key",
     "load_mldsa_key",
     "load_signing_key",
+    "mldsa_key_file",
 ]
+
+
+def mldsa_key_file(path: Path) -> Path:
+    """Where the ML-DSA-65 key is that belongs to a P-256 key's file.
+
+    >>> mldsa_key_file(Path("keys/release.pem")).name
+    'release.mldsa.pem'
+    """
+    return path.with_suffix(".mldsa.pem")
 
 
 def generate_signing_key(

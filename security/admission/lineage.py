@@ -24,7 +24,7 @@ from security.settings.admission import AdmissionSettings
 
 __all__ = ["Version", "history", "signed_by"]
 
-_SUFFIX = ".sigstore.json"
+_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _version(
         tag=tag,
         root_sha256=bundle.subject.root_sha256,
         refusal=_refusal(bundle, settings),
-        signed=_signed(bundle, keys),
+        signed=_signed(bundle, keys, trust),
         verified_at=_verified_at(verdict, keys),
         verdict_sha256=hashlib.sha256(verdict).hexdigest() if verdict else "",
         reports=_reports(bundle),
@@ -113,17 +113,26 @@ def _refusal(bundle: Bundle, settings: AdmissionSettings) -> str | None:
     return None
 
 
-def _signed(bundle: Bundle, keys: PublicKeys) -> dict[str, str]:
+def _signed(bundle: Bundle, keys: PublicKeys, trust: TrustRoot) -> dict[str, str]:
     """The signed documents of a bundle, and whose signature on each verifies."""
     signed = {}
     for name, data in sorted(bundle.files.items()):
         if name.endswith((_SUFFIX, ".sig")):
             try:
-                hint = dsse.verify(data, keys).hint
+                hint = _verify(name, data, keys, trust).hint
             except StatementError:
                 continue
             signed[name.removeprefix("attestations/").removesuffix(_SUFFIX)] = hint
     return signed
+
+
+def _verify(
+    name: str, data: bytes, keys: PublicKeys, trust: TrustRoot
+) -> dsse.Verified:
+    """By the algorithm that the file's name says, in the form of the key."""
+    second = name.endswith(_MLDSA_SUFFIX)
+    algorithm = dsse.ML_DSA_65 if second else dsse.ECDSA_P256
+    return dsse.verify(data, keys, algorithm=algorithm, prehash=trust.prehash)
 
 
 def _verified_at(verdict: bytes | None, keys: PublicKeys) -> str:

@@ -16,23 +16,26 @@ What a source gives is PEM, as `security.hpke_keys` reads it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-
 from models.errors import BundleError
 from models.files import read_regular
-from sealgate.protocol.hpke import KEM_X25519, KemPrivateKey
+from sealgate.protocol.kem import KEM_XWING, KemPrivateKey, public_pem
+from sealgate.protocol.sealedfile import key_hint
 from security.admission.command_source import CommandSource
 from security.admission.gate import Admission
 from security.admission.tpm_source import TpmSource
 from security.errors import KeyFileError
-from security.hpke_keys import encode_hpke_key, fresh_hpke_key, read_hpke_key
+from security.hpke_keys import (
+    encode_hpke_key,
+    fresh_hpke_key,
+    parse_hpke_public,
+    read_hpke_key,
+)
 from security.key_files import is_uri, write_secret
 
 __all__ = [
@@ -40,11 +43,13 @@ __all__ = [
     "FileSource",
     "KeySource",
     "ModelKey",
+    "former_key_file",
     "generate_model_key",
     "key_source",
     "load_model_key",
     "load_model_public",
     "model_public_pem",
+    "rotate_model_key",
 ]
 
 ModelKey = KemPrivateKey
@@ -70,6 +75,9 @@ class KeySource(Protocol):
 class FileSource:
     """A `KeySource`: a file that only this user can read, encrypted or not.
 
+    Beside it may be keys that were in its place before, for models that are sealed to
+    them: see `rotate_model_key`.
+
     Attributes:
         path: read anew for each model; its passphrase's file is the one that the
             environment names.
@@ -78,13 +86,19 @@ class FileSource:
     path: Path
 
     def key(self, admission: Admission) -> ModelKey:
-        """Read the file.
+        """The key to which the model is sealed, or else the file's.
 
         Raises:
             KeyFileError: as `load_model_key`.
         """
-        del admission  # a file has no conditions
-        return load_model_key(self.path)
+        key, hints = load_model_key(self.path), admission.bundle.sealed_to
+        if key_hint(key.public_bytes) in hints:
+            return key
+        for hint in hints:
+            former = former_key_file(self.path, hint)
+            if former.exists():
+                return load_model_key(former)
+        return key
 
 
 # By the scheme of the URI; given is what follows the colon.
@@ -118,13 +132,13 @@ def key_source(setting: Path | str) -> KeySource:
 
 
 def generate_model_key(
-    path: Path, *, kem_id: int = KEM_X25519, passphrase: bytes | None = None
+    path: Path, *, kem_id: int = KEM_XWING, passphrase: bytes | None = None
 ) -> None:
     """Write a fresh key that models can be sealed to, 0600.
 
     Args:
         path: of the file.
-        kem_id: `KEM_X25519` or `KEM_XWING`.
+        kem_id: `KEM_XWING` or `KEM_X25519`.
         passphrase: encrypts the file, if given.
 
     Raises:
@@ -144,27 +158,53 @@ def load_model_key(path: Path) -> ModelKey:
 
 
 def load_model_public(path: Path) -> bytes:
-    """Read the public half of a deployment's model key; returns its 32 raw bytes.
+    """Read the public half of a deployment's model key.
+
+    Returns:
+        Its raw bytes: 32 of X25519, 1216 of X-Wing.
 
     Raises:
-        KeyFileError: not an X25519 public key in PEM.
+        KeyFileError: not such a public key in PEM.
     """
     try:
         data = read_regular(path, max_bytes=MAX_PUBLIC_BYTES)
-        key = serialization.load_pem_public_key(data)
-    except (BundleError, ValueError, UnsupportedAlgorithm) as error:
+    except BundleError as error:
         raise KeyFileError(f"{path}: not a PEM public key: {error}") from None
-    if not isinstance(key, X25519PublicKey):
-        raise KeyFileError(f"{path}: not an X25519 public key")
-    return key.public_bytes_raw()
+    return parse_hpke_public(data, str(path))
 
 
 def model_public_pem(key: ModelKey) -> str:
     """The public half in PEM: what `seal --to` takes."""
-    return (
-        X25519PublicKey.from_public_bytes(key.public_bytes)
-        .public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-        .decode()
-    )
+    return public_pem(key.public_bytes).decode()
+
+
+def former_key_file(path: Path, hint: str) -> Path:
+    """Where a model key is put aside when another takes its place.
+
+    >>> former_key_file(Path("keys/model.pem"), "ab" * 32)
+    PosixPath('keys/model.abababababababab.pem')
+    """
+    return path.with_suffix(f".{hint[:16]}{path.suffix}")
+
+
+def rotate_model_key(path: Path, *, passphrase: bytes | None = None) -> Path:
+    """Put a fresh X-Wing key in the place of a model key.
+
+    The old one is put aside and still opens what is sealed to it. At every moment there
+    is a key at the path, and each step can be repeated.
+
+    Returns:
+        Where the old one is now.
+
+    Raises:
+        KeyFileError: the key there cannot be used.
+    """
+    old = key_hint(load_model_key(path).public_bytes)
+    fresh, aside = path.with_suffix(f".next{path.suffix}"), former_key_file(path, old)
+    if not fresh.exists():  # else an earlier rotation stopped half way
+        generate_model_key(fresh, passphrase=passphrase)
+    load_model_key(fresh)
+    if not aside.exists():
+        os.link(path, aside)
+    os.replace(fresh, path)
+    return aside

@@ -6,7 +6,8 @@ names, everything else in the folder is ignored. `model_signing verify key` take
 
 It is for other people's tools; no policy asks for it. Yet a signature that lies about
 the files beside it would mislead them, so every door demands of a model.sig (check 25)
-that a trusted key made it, and that it is about this bundle.
+that a trusted key made it, and that it is about this bundle. Those tools know no
+ML-DSA-65: it has no second signature.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from models.bundle import (
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Resource, Statement
-from security.admission.trust import ROLES, TrustRoot
+from security.admission.steps import Scene
+from security.admission.trust import ROLES
 from security.errors import AdmissionRefused
 
 __all__ = ["MODEL_SIGNATURE_TYPE", "check_signature", "sign_model"]
@@ -49,17 +51,18 @@ def sign_model(bundle: Bundle, signer: dsse.SigningKey) -> bytes:
     return dsse.sign(_statement(bundle).to_json(), signer)
 
 
-def check_signature(bundle: Bundle, trust: TrustRoot) -> None:
+def check_signature(scene: Scene) -> None:
     """Check 25, of a bundle that carries a model.sig.
 
     Raises:
         AdmissionRefused: not signed by a trusted key, or about other files.
     """
+    bundle = scene.bundle
     data = bundle.files.get(MODEL_SIGNATURE_FILE)
     if data is None:
         return
     try:
-        verified = dsse.verify(data, trust.keys(ROLES))
+        verified = scene.trust.verify(data, ROLES)
         statement = Statement.from_json(verified.payload)
     except StatementError as error:
         raise _refused(f"{MODEL_SIGNATURE_FILE}: {error}") from None

@@ -7,9 +7,10 @@ while it is tried or answers, is a report of the same format in a file of its ow
     deployment/observations/NAME/VERSION/monitoring.sigstore.json
     deployment/observations/NAME/VERSION/waiver-KIND.sigstore.json
 
-Each is a Sigstore bundle whose in-toto statement has the subjects of every other one
-about the version, the type `REPORT_SCHEMA`, and the report's object for a predicate, so
-that one file is whole. A report states from when to when it looked (`window_start` and
+and beside each, ``.mldsa.sigstore.json`` where its signer has an ML-DSA-65 key. Each
+is a Sigstore bundle whose in-toto statement has the subjects of every other one about
+the version, the type `REPORT_SCHEMA`, and the report's object for a predicate, so that
+one file is whole. A report states from when to when it looked (`window_start` and
 `window_end`, RFC 3339). Its age counts from the end of that: to sign an old window
 again makes nothing fresh.
 
@@ -28,25 +29,26 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from models.bundle import Bundle
+from models.bundle import mldsa_file
 from models.errors import BundleError, ReportError
-from models.files import read_regular, write_atomic
+from models.files import read_regular
 from models.report import REPORT_SCHEMA, Report, Subject, parse_time
 from sealgate.errors import JsonError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
-from security.admission.attest import subjects
-from security.admission.rules import PROMOTION_KINDS, Promotion, Requirement
+from security.admission.attest import Signers, signed_files, subjects
+from security.admission.rules import PROMOTION_KINDS, Requirement
+from security.admission.signers import write_signed
 from security.admission.steps import (
     CLOCK_SKEW,
     Scene,
+    Signed,
     Steps,
     check_age,
     demand,
     end_of,
     read_statement,
 )
-from security.admission.trust import TrustRoot
 from security.admission.waivers import check_waiver, read_waiver
 from security.errors import AdmissionRefused
 
@@ -89,7 +91,7 @@ def observation_file(directory: Path, subject: Subject, stem: str) -> Path:
     return folder / f"{stem}.sigstore.json"
 
 
-def write_observation(directory: Path, report: Report, key: dsse.SigningKey) -> Path:
+def write_observation(directory: Path, report: Report, signers: Signers) -> Path:
     """Sign a report about a served version, and put it beside the plan.
 
     It takes the place of the one before, whole or not at all.
@@ -102,34 +104,30 @@ def write_observation(directory: Path, report: Report, key: dsse.SigningKey) -> 
     )
     statement = Statement(subjects(report.subject), REPORT_SCHEMA, document)
     path = observation_file(directory, report.subject, report.kind)
-    write_atomic(path, dsse.sign(statement.to_json(), key))
+    signed = signed_files(path.name, statement.to_json(), signers)
+    write_signed(path.parent, signed)
     return path
 
 
 def read_observation(
-    directory: Path,
-    bundle: Bundle,
-    kind: str,
-    signers: Sequence[str],
-    trust: TrustRoot,
+    directory: Path, scene: Scene, requirement: Requirement
 ) -> Observation:
     """Read what was signed about a version: checks 40 and 41.
 
     Args:
         directory: of the deployment's plan.
-        bundle: the version.
-        kind: of the report.
-        signers: roles whose keys may sign it.
-        trust: which keys hold them.
+        scene: the version, the policy, the keys and the time.
+        requirement: the kind of the report, and who may sign it.
 
     Raises:
         AdmissionRefused: the first check that failed.
     """
-    data = _read(observation_file(directory, bundle.subject, kind))
-    if data is None:
+    kind, bundle = requirement.kind, scene.bundle
+    signed = _read(observation_file(directory, bundle.subject, kind))
+    if signed is None:
         tag = bundle.manifest.tag
         raise AdmissionRefused(40, f"{kind}: there is no report about {tag}")
-    return demand(_observation_steps(data, bundle, kind, tuple(signers), trust))
+    return demand(_observation_steps(signed, scene, requirement))
 
 
 def window_end(report: Report) -> datetime:
@@ -165,13 +163,7 @@ def check_fresh(
 
 
 def monitored_until(
-    directory: Path,
-    bundle: Bundle,
-    promotion: Promotion,
-    trust: TrustRoot,
-    *,
-    begun: datetime,
-    now: datetime,
+    directory: Path, scene: Scene, *, begun: datetime
 ) -> tuple[datetime | None, str]:
     """Until when a version may answer by default, for the policy's ``stays_monitored``.
 
@@ -180,24 +172,20 @@ def monitored_until(
 
     Args:
         directory: of the deployment's plan.
-        bundle: the version.
-        promotion: what the policy needs of this model.
-        trust: which keys may sign.
+        scene: the version, the policy, the keys and the time.
         begun: when the version became the default.
-        now: the time.
 
     Returns:
         None where the policy does not ask for it; and why it is not later.
     """
+    promotion = scene.policy.promotion_of(scene.bundle.manifest.name)
     requirement = promotion.of("monitoring")
     if not promotion.stays_monitored or requirement is None:
         return None, ""
     first = end_of(begun, requirement.max_age)
     try:
-        read = read_observation(
-            directory, bundle, "monitoring", requirement.signers, trust
-        )
-        until = demand(check_fresh(read.report, requirement, now=now))
+        read = read_observation(directory, scene, requirement)
+        until = demand(check_fresh(read.report, requirement, now=scene.now))
     except AdmissionRefused as refusal:
         return first, str(refusal)
     return max(first, until or first), ""
@@ -219,17 +207,25 @@ def promotion_waivers(
     waivers = {}
     for kind in PROMOTION_KINDS:
         path = observation_file(directory, scene.bundle.subject, f"waiver-{kind}")
-        data = _read(path)
-        waiver = None if data is None else (yield from read_waiver(data, kind, scene))
-        if waiver is not None:
-            policy, now = scene.policy, scene.now
+        signed = _read(path)
+        found = (
+            None if signed is None else (yield from read_waiver(signed, kind, scene))
+        )
+        if found is not None:
+            waiver, policy, now = found[0], scene.policy, scene.now
             refused = yield from check_waiver(waiver, policy, required, now=now)
             if not refused:
                 waivers[kind] = waiver
     return waivers
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path) -> Signed | None:
+    """What was signed; None if there is nothing, or nothing that can be read."""
+    data = _bytes(path)
+    return None if data is None else Signed(data, _bytes(Path(mldsa_file(str(path)))))
+
+
+def _bytes(path: Path) -> bytes | None:
     """A signed file within bounds; None if there is none, or none that can be read."""
     try:
         return read_regular(path, max_bytes=dsse.MAX_BUNDLE_BYTES, follow_links=True)
@@ -238,17 +234,24 @@ def _read(path: Path) -> bytes | None:
 
 
 def _observation_steps(
-    data: bytes, bundle: Bundle, kind: str, signers: tuple[str, ...], trust: TrustRoot
+    signed: Signed, scene: Scene, requirement: Requirement
 ) -> Steps[Observation]:
+    kind = requirement.kind
     what = f"{kind} report"
-    read = yield from read_statement(data, trust.keys(signers), bundle, what, (40, 41))
+    read = yield from read_statement(
+        signed,
+        scene,
+        signers=requirement.signers,
+        mode=requirement.signatures,
+        what=what,
+        checks=(40, 41),
+    )
     if read is None:  # never with `demand`, which raised
         raise AdmissionRefused(40, f"{what} is refused")
-    hint, statement = read
-    report = _report(statement, what)
-    if report.kind != kind or report.subject != bundle.subject:
+    report = _report(read.statement, what)
+    if report.kind != kind or report.subject != scene.bundle.subject:
         raise AdmissionRefused(41, f"{what} is about something else")
-    return Observation(report, hashlib.sha256(data).hexdigest(), hint)
+    return Observation(report, hashlib.sha256(signed.data).hexdigest(), read.hint)
 
 
 def _report(statement: Statement, what: str) -> Report:

@@ -22,6 +22,7 @@ from sealgate.protocol.statement import Resource
 from security.admission.rules import (
     MAX_SIGNERS,
     PROMOTION_KINDS,
+    SIGNATURES,
     ModelRules,
     Policy,
     Promotion,
@@ -51,7 +52,7 @@ MAX_DAYS = 3650
 MAX_WAIVER_DAYS = 365
 MAX_COUNT = 1_000_000_000
 
-_SIGNED = ("signers", "max_age_days")
+_SIGNED = ("signers", "max_age_days", "signatures")
 _MEASURED = ("min_n", "conditions", "metrics")
 _PATTERN = re.compile(r"[A-Za-z0-9._*?-]{1,63}")
 
@@ -115,13 +116,14 @@ def _read(data: bytes, name: str) -> tuple[Policy | None, list[str]]:
 
 def _policy(table: Table, resource: Resource) -> Policy:
     known = ("version", "verdict", "waivers", "require", "models")
-    table.close((*known, "output_policy", "promotion"))
+    table.close((*known, "output_policy", "promotion", "signatures"))
+    mode = _signatures(table, None)
     version = table.values.get("version")
     if type(version) is not int or version != 1:
         table.note("expected version = 1", "version")
     verdict = table.table("verdict", "[verdict]")
-    verdict.close(("signers", "max_age_days", "min_signers"))
-    requirements = _requirements(table, "")
+    verdict.close(("signers", "max_age_days", "min_signers", "signatures"))
+    requirements = _requirements(table, "", mode)
     if not requirements:
         table.notes.add(("require",), "[require]: needs at least one kind of evidence")
     policy = Policy(
@@ -130,24 +132,39 @@ def _policy(table: Table, resource: Resource) -> Policy:
         verdict_max_age=_days(verdict, "max_age_days", MAX_DAYS),
         requirements=requirements,
         verdict_min_signers=verdict.count("min_signers", 1, MAX_SIGNERS, 1),
-        waivers=_waivers(table),
-        models=tuple(_model(item, requirements) for item in table.tables("models")),
+        waivers=_waivers(table, mode),
+        models=tuple(
+            _model(item, requirements, mode) for item in table.tables("models")
+        ),
         default_leaving=_leaving(table, "[output_policy]") or ALL_SCORES,
-        promotion=_promotion(table, "") or Promotion(),
+        promotion=_promotion(table, "", mode) or Promotion(),
+        signatures=mode,
+        verdict_signatures=_signatures(verdict, mode),
     )
     _check_models(table, policy)
     return policy
 
 
-def _requirements(table: Table, prefix: str) -> tuple[Requirement, ...]:
+def _signatures(table: Table, default: str | None) -> str | None:
+    """Which algorithms must have signed; what holds for all where nothing is said."""
+    mode = table.values.get("signatures", default)
+    if "signatures" in table.values and mode not in SIGNATURES:
+        table.note(f"signatures must be one of {', '.join(SIGNATURES)}", "signatures")
+        return default
+    return mode
+
+
+def _requirements(
+    table: Table, prefix: str, mode: str | None
+) -> tuple[Requirement, ...]:
     kinds = table.table("require", f"[{prefix}require]")
     return tuple(
-        _requirement(kind, kinds.table(kind, f"[{prefix}require.{kind}]"))
+        _requirement(kind, kinds.table(kind, f"[{prefix}require.{kind}]"), mode)
         for kind in kinds.values
     )
 
 
-def _requirement(kind: str, table: Table) -> Requirement:
+def _requirement(kind: str, table: Table, mode: str | None) -> Requirement:
     if kind not in KINDS:
         table.note(f"no such kind; one of {', '.join(KINDS)}")
     table.close((*_SIGNED, *_MEASURED, "min_signers"))
@@ -158,6 +175,7 @@ def _requirement(kind: str, table: Table) -> Requirement:
         conditions=_conditions(table),
         thresholds=_thresholds(table),
         min_signers=table.count("min_signers", 1, MAX_SIGNERS, 1),
+        signatures=_signatures(table, mode),
     )
 
 
@@ -170,7 +188,7 @@ def _thresholds(table: Table) -> tuple[Threshold, ...]:
     )
 
 
-def _promotion(table: Table, prefix: str) -> Promotion | None:
+def _promotion(table: Table, prefix: str, mode: str | None) -> Promotion | None:
     if "promotion" not in table.values:
         return None
     promotion = table.table("promotion", f"[{prefix}promotion]")
@@ -182,7 +200,7 @@ def _promotion(table: Table, prefix: str) -> Promotion | None:
         promotion.note("stays_monitored needs a table monitoring", "stays_monitored")
     return Promotion(
         tuple(
-            _promoted(kind, promotion.table(kind, f"[{prefix}promotion.{kind}]"))
+            _promoted(kind, promotion.table(kind, f"[{prefix}promotion.{kind}]"), mode)
             for kind in promotion.values
             if kind in PROMOTION_KINDS
         ),
@@ -190,7 +208,7 @@ def _promotion(table: Table, prefix: str) -> Promotion | None:
     )
 
 
-def _promoted(kind: str, table: Table) -> Requirement:
+def _promoted(kind: str, table: Table, mode: str | None) -> Requirement:
     """A comparison is of evidence that the gate has checked: nobody signs it again."""
     signed = kind in OBSERVED
     table.close((*_SIGNED, *_MEASURED) if signed else _MEASURED)
@@ -200,6 +218,7 @@ def _promoted(kind: str, table: Table) -> Requirement:
         max_age=_days(table, "max_age_days", MAX_DAYS) if signed else timedelta(0),
         conditions=_conditions(table),
         thresholds=_thresholds(table),
+        signatures=_signatures(table, mode) if signed else None,
     )
 
 
@@ -229,19 +248,22 @@ def _threshold(table: Table, metric: str, min_n: int) -> Threshold:
     return Threshold(metric, low, high, count, str(bound))
 
 
-def _waivers(table: Table) -> WaiverRules:
+def _waivers(table: Table, mode: str | None) -> WaiverRules:
     if "waivers" not in table.values:
         return WaiverRules()
     waivers = table.table("waivers", "[waivers]")
-    waivers.close(("signers", "max_days", "kinds"))
+    waivers.close(("signers", "max_days", "kinds", "signatures"))
     return WaiverRules(
         signers=waivers.choices("signers", ROLES, "roles"),
         max_age=_days(waivers, "max_days", MAX_WAIVER_DAYS),
         kinds=waivers.choices("kinds", (*KINDS, *PROMOTION_KINDS), "kinds"),
+        signatures=_signatures(waivers, mode),
     )
 
 
-def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
+def _model(
+    table: Table, defaults: tuple[Requirement, ...], mode: str | None
+) -> ModelRules:
     table.close(("match", "require", "without", "output_policy", "promotion"))
     match = table.values.get("match")
     if not isinstance(match, str) or not _PATTERN.fullmatch(match):
@@ -252,10 +274,10 @@ def _model(table: Table, defaults: tuple[Requirement, ...]) -> ModelRules:
         without = table.choices("without", KINDS, "kinds")
     rules = ModelRules(
         match,
-        _requirements(table, "models."),
+        _requirements(table, "models.", mode),
         without,
         leaving=_leaving(table, "[models.output_policy]"),
-        promotion=_promotion(table, "models."),
+        promotion=_promotion(table, "models.", mode),
     )
     own = {item.kind for item in rules.requirements}
     for kind in without:

@@ -19,6 +19,7 @@ from sealgate.protocol.statement import Resource
 __all__ = [
     "MAX_SIGNERS",
     "PROMOTION_KINDS",
+    "SIGNATURES",
     "ModelRules",
     "Policy",
     "Promotion",
@@ -29,6 +30,10 @@ __all__ = [
 
 # As many as a bundle has places for: <kind>.sigstore.json, <kind>.2 … <kind>.9.
 MAX_SIGNERS = 9
+
+# Which signatures a statement must have: with P-256 and ML-DSA-65; with P-256, and with
+# ML-DSA-65 where there is one; with P-256, whatever else there is.
+SIGNATURES = ("both", "any", "classical")
 
 # What a version may have to show beside the gate before it answers by default.
 PROMOTION_KINDS = ("comparison", *OBSERVED)
@@ -71,6 +76,7 @@ class Requirement:
         conditions: the report's conditions that must equal these.
         thresholds: bounds on its metrics.
         min_signers: how many different keys must have signed it.
+        signatures: of `SIGNATURES`; None leaves it to the trust root.
     """
 
     kind: str
@@ -79,6 +85,7 @@ class Requirement:
     conditions: Mapping[str, Any]
     thresholds: tuple[Threshold, ...]
     min_signers: int = 1
+    signatures: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,13 @@ class WaiverRules:
         signers: roles whose keys may sign a waiver; none where nothing can be waived.
         max_age: the longest a waiver may hold.
         kinds: what may be waived.
+        signatures: as a requirement's.
     """
 
     signers: tuple[str, ...] = ()
     max_age: timedelta = timedelta(0)
     kinds: tuple[str, ...] = ()
+    signatures: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,9 @@ class Policy:
         models: what differs for some models, in the file's order.
         default_leaving: what may leave of answers at most.
         promotion: what a version must show before it answers by default.
+        signatures: of `SIGNATURES`, where no table says otherwise: both wherever the
+            trust root gives the signer's role an ML-DSA-65 key, if it is None.
+        verdict_signatures: the same for the verdict.
     """
 
     resource: Resource
@@ -164,6 +176,8 @@ class Policy:
     models: tuple[ModelRules, ...] = ()
     default_leaving: OutputPolicy = ALL_SCORES
     promotion: Promotion = Promotion()
+    signatures: str | None = None
+    verdict_signatures: str | None = None
 
     def promotion_of(self, model: str) -> Promotion:
         """What a version of a model must show before it answers by default."""

@@ -11,11 +11,13 @@ has to say so of their key.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.bundle import mldsa_file
+from models.files import write_atomic
 from sealgate.errors import StatementError
 from sealgate.protocol.dsse import (
     ECDSA_P256,
@@ -32,7 +34,7 @@ from security.admission.keys import load_mldsa_key, load_signing_key
 from security.errors import KeyFileError
 from security.key_files import is_uri, passphrase_file, read_passphrase
 
-__all__ = ["LibrarySigner", "load_signer"]
+__all__ = ["LibrarySigner", "load_signer", "write_signed"]
 
 # securesystemslib.signer: key type and scheme.
 _SCHEMES = {
@@ -111,6 +113,26 @@ def load_signer(
         return _library_signer(key, public, passphrase)
     load = load_mldsa_key if algorithm == ML_DSA_65 else load_signing_key
     return KeySigner(load(Path(key), passphrase=passphrase))
+
+
+def write_signed(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write statements that were signed.
+
+    No ML-DSA-65 signature of an earlier payload stays beside a new P-256 file. What
+    stops half way leaves none: where one is needed, that is refused.
+
+    Args:
+        folder: where they belong.
+        files: by path inside, as `attest.signed_files` gives them.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    for name in files:
+        if mldsa_file(name) not in files:
+            (folder / mldsa_file(name)).unlink(missing_ok=True)
+    for name, data in files.items():
+        write_atomic(folder / name, data)
 
 
 def _library_signer(

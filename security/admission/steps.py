@@ -6,24 +6,27 @@ A step yields a refusal for each check that fails, and returns what it verified.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from models.bundle import Bundle
+from models.bundle import Bundle, mldsa_file
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement
 from security.admission.attest import subjects
 from security.admission.rules import Policy, Requirement
-from security.admission.trust import PublicKeys, TrustRoot
+from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 
 __all__ = [
+    "Read",
     "Scene",
+    "Signed",
     "Steps",
     "check_age",
+    "count_signers",
     "demand",
     "describe",
     "drain",
@@ -50,6 +53,47 @@ class Scene:
     def required(self) -> tuple[Requirement, ...]:
         """What the policy requires of a model of this bundle's name."""
         return self.policy.required(self.bundle.manifest.name)
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A statement as it lies in files, one for each algorithm that signed it.
+
+    Attributes:
+        data: the Sigstore bundle that is signed with ECDSA P-256.
+        mldsa: the one over the same payload that is signed with ML-DSA-65, if there is
+            one.
+    """
+
+    data: bytes
+    mldsa: bytes | None = None
+
+    @classmethod
+    def of(cls, files: Mapping[str, bytes], name: str) -> Signed:
+        """The statement of a name in a bundle's files, which has it."""
+        return cls(files[name], files.get(mldsa_file(name)))
+
+
+@dataclass(frozen=True)
+class Read:
+    """A statement whose signatures verified.
+
+    Attributes:
+        statement: what was signed.
+        hint: of the P-256 key.
+        mldsa: of the ML-DSA-65 key; None where no such signature was checked.
+    """
+
+    statement: Statement
+    hint: str
+    mldsa: str | None = None
+
+    @property
+    def algorithms(self) -> tuple[str, ...]:
+        """Those whose signatures were checked."""
+        if self.mldsa is None:
+            return (dsse.ECDSA_P256,)
+        return (dsse.ECDSA_P256, dsse.ML_DSA_65)
 
 
 def demand(steps: Steps[_T]) -> _T:
@@ -95,15 +139,36 @@ def end_of(start: datetime, lasts: timedelta) -> datetime:
 
 
 def read_statement(
-    data: bytes, keys: PublicKeys, bundle: Bundle, what: str, checks: tuple[int, int]
-) -> Steps[tuple[str, Statement] | None]:
-    """Signature and role (first check), then subjects (second).
+    signed: Signed,
+    scene: Scene,
+    *,
+    signers: tuple[str, ...],
+    mode: str | None,
+    what: str,
+    checks: tuple[int, int],
+) -> Steps[Read | None]:
+    """Signatures and role (first check), then subjects (second).
+
+    1. the P-256 signature, by a key of one of the roles;
+    2. the ML-DSA-65 signature, where one is needed: by a key of the same role;
+    3. both are over the same payload;
+    4. the payload is a statement about this bundle.
+
+    Args:
+        signed: the statement's files, possibly hostile.
+        scene: whose keys count, and the bundle that it must be about.
+        signers: roles that may sign it.
+        mode: which signatures it needs, of `rules.SIGNATURES`; None for both where the
+            trust root gives the role of the P-256 key an ML-DSA-65 key.
+        what: the statement, as refusals call it.
+        checks: numbers of the two checks.
 
     Returns:
-        The hint of the key that signed, and the statement; None if refused.
+        None if it was refused.
     """
     try:
-        verified = dsse.verify(data, keys)
+        verified = scene.trust.verify(signed.data, signers)
+        mldsa = _second(signed, verified, scene.trust, mode)
     except StatementError as error:
         yield AdmissionRefused(checks[0], f"{what}: {error}")
         return None
@@ -112,10 +177,46 @@ def read_statement(
     except StatementError as error:
         yield AdmissionRefused(checks[1], f"{what}: {error}")
         return None
-    if statement.subjects != subjects(bundle.subject):
+    if statement.subjects != subjects(scene.bundle.subject):
         yield AdmissionRefused(checks[1], f"{what} is about other bytes")
         return None
-    return verified.hint, statement
+    return Read(statement, verified.hint, None if mldsa is None else mldsa.hint)
+
+
+def _second(
+    signed: Signed, first: dsse.Verified, trust: TrustRoot, mode: str | None
+) -> dsse.Verified | None:
+    """The ML-DSA-65 signature, if it is to be checked.
+
+    Raises:
+        StatementError: it is missing, does not verify, or is over something else.
+    """
+    role = trust.role_of(first.hint) or ""
+    known = trust.has(role, dsse.ML_DSA_65)
+    needed = mode == "both" or (mode is None and known)
+    if not needed and not (mode == "any" and known and signed.mldsa is not None):
+        return None
+    if not known:
+        raise StatementError(f"the trust root gives {role} no ML-DSA-65 key")
+    if signed.mldsa is None:
+        raise StatementError("the ML-DSA-65 signature is missing beside it")
+    try:
+        second = trust.verify(signed.mldsa, (role,), algorithm=dsse.ML_DSA_65)
+    except StatementError as error:
+        raise StatementError(f"ML-DSA-65: {error}") from None
+    if second.payload != first.payload:
+        raise StatementError("ML-DSA-65: signs another payload than P-256 does")
+    return second
+
+
+def count_signers(found: Collection[Read]) -> int:
+    """How many people signed: no key of either algorithm counts twice.
+
+    Where both algorithms were checked it is the smaller number of different keys.
+    """
+    first = {read.hint for read in found}
+    second = {read.mldsa or read.hint for read in found}
+    return min(len(first), len(second))
 
 
 def check_age(

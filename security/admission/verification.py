@@ -23,6 +23,7 @@ from security.admission.doors import verify_with
 from security.admission.gate import Admission
 from security.admission.model_signature import check_signature
 from security.admission.policy import load_policy
+from security.admission.steps import Scene
 from security.admission.trust import load_trust
 from security.errors import AdmissionRefused
 
@@ -66,12 +67,12 @@ def all_refusals(
         BundleError, KeyFileError, SettingsError: as `verify`.
     """
     bundle = folder if isinstance(folder, Bundle) else read_bundle(Path(folder))
-    root = load_trust(trust)
-    moment = now or datetime.now(UTC)
-    found = gate.all_refusals(bundle, load_policy(policy), root, now=moment)
+    root, rules = load_trust(trust), load_policy(policy)
+    scene = Scene(bundle, rules, root, now or datetime.now(UTC))
+    found = gate.all_refusals(bundle, rules, root, now=scene.now)
     for check in (check_sealed, check_signature):
         try:
-            check(bundle, root)
+            check(scene)
         except AdmissionRefused as refusal:
             found.append(refusal)
     return found

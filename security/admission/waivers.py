@@ -20,29 +20,42 @@ from sealgate.errors import StatementError
 from sealgate.protocol.statement import Waiver
 from security.admission.attest import waiver_file
 from security.admission.rules import Policy, Requirement
-from security.admission.steps import CLOCK_SKEW, Scene, Steps, read_statement
+from security.admission.steps import (
+    CLOCK_SKEW,
+    Read,
+    Scene,
+    Signed,
+    Steps,
+    read_statement,
+)
 from security.errors import AdmissionRefused
 
 __all__ = ["check_waiver", "read_waiver", "waiver_steps"]
 
 
-def waiver_steps(scene: Scene) -> Steps[dict[str, Waiver]]:
+def waiver_steps(
+    scene: Scene,
+) -> Steps[tuple[dict[str, Waiver], dict[str, tuple[str, ...]]]]:
     """Checks 20 to 23 for every waiver in a bundle.
 
     Returns:
-        The waivers in force, by kind.
+        The waivers in force, by kind; for the file of each, the algorithms whose
+        signatures were checked.
     """
-    waivers = {}
+    waivers, signatures = {}, {}
     for kind in KINDS:
-        data = scene.bundle.files.get(waiver_file(kind))
-        waiver = None if data is None else (yield from read_waiver(data, kind, scene))
-        if waiver is not None:
+        name, files = waiver_file(kind), scene.bundle.files
+        if name not in files:
+            continue
+        found = yield from read_waiver(Signed.of(files, name), kind, scene)
+        if found is not None:
+            waiver, read = found
             refused = yield from check_waiver(
                 waiver, scene.policy, scene.required, now=scene.now
             )
             if not refused:
-                waivers[kind] = waiver
-    return waivers
+                waivers[kind], signatures[name] = waiver, read.algorithms
+    return waivers, signatures
 
 
 def check_waiver(
@@ -54,15 +67,22 @@ def check_waiver(
     return bool(found)
 
 
-def read_waiver(data: bytes, kind: str, scene: Scene) -> Steps[Waiver | None]:
+def read_waiver(
+    signed: Signed, kind: str, scene: Scene
+) -> Steps[tuple[Waiver, Read] | None]:
     """Checks 20 and 21 for one waiver; None if one of them failed."""
-    keys = scene.trust.keys(scene.policy.waivers.signers)
-    what = f"{kind} waiver"
-    read = yield from read_statement(data, keys, scene.bundle, what, (20, 21))
+    read = yield from read_statement(
+        signed,
+        scene,
+        signers=scene.policy.waivers.signers,
+        mode=scene.policy.waivers.signatures,
+        what=f"{kind} waiver",
+        checks=(20, 21),
+    )
     if read is None:
         return None
     try:
-        waiver = Waiver.from_statement(read[1])
+        waiver = Waiver.from_statement(read.statement)
         created, expires = parse_time(waiver.created), parse_time(waiver.expires)
     except (StatementError, ReportError) as error:
         yield AdmissionRefused(21, f"{kind} waiver: {error}")
@@ -73,7 +93,7 @@ def read_waiver(data: bytes, kind: str, scene: Scene) -> Steps[Waiver | None]:
     if expires <= created:
         yield AdmissionRefused(21, f"{kind} waiver expires before it begins")
         return None
-    return waiver
+    return waiver, read
 
 
 def _permitted(

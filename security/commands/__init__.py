@@ -5,7 +5,7 @@
 Exit codes: 0 done; 1 refused, or findings; 2 wrong usage, or an error. An error is one
 line on standard error, without a traceback; so is a package that is not installed.
 
-keygen, keys, sealing_keys             keys that sign, keys that open requests
+keygen, keys, sealing_keys, model_key  keys that sign, that open requests, and models
 tpm                                    a TPM's keys, what is measured, what is sealed
 token, profile, access, access_issuer  who calls, and what they may
 init, init_model                       a first configuration

@@ -16,8 +16,13 @@ from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
 from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
-from sealgate.protocol.dsse import Signer
-from security.admission.attest import place, sign_verdict, signature_files
+from security.admission.attest import (
+    Signers,
+    place,
+    signature_files,
+    signed_files,
+    verdict_payload,
+)
 from security.admission.consistency import CONTRADICTION_CHECK, initial_weights
 from security.admission.evaluation import (
     Recomputed,
@@ -25,11 +30,12 @@ from security.admission.evaluation import (
     states_epsilon,
 )
 from security.admission.policy import load_policy
+from security.admission.signers import write_signed
 from security.admission.steps import Scene, demand, drain
 from security.admission.trust import ROLES, load_trust
 from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
 from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
@@ -77,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     admission = admission_settings(args)
     if args.all:
         return print_refusals(_all_refusals(_scene(args.bundle, admission)))
-    admitted = admit_bundle(args.bundle, signer(args, args.role), admission)
+    admitted = admit_bundle(args.bundle, signers(args, args.role), admission)
     for name, size in admitted.documents.items():
         print(f"wrote {name}, {size} bytes")
     print(
@@ -114,7 +120,7 @@ class Admitted:
     signers: int
 
 
-def admit_bundle(folder: Path, key: Signer, admission: AdmissionSettings) -> Admitted:
+def admit_bundle(folder: Path, keys: Signers, admission: AdmissionSettings) -> Admitted:
     """Evaluate the policy over a bundle, write its documents, sign the verdict.
 
     The decision is recorded in the audit log, either way.
@@ -126,7 +132,7 @@ def admit_bundle(folder: Path, key: Signer, admission: AdmissionSettings) -> Adm
     """
     scene = _scene(folder, admission)
     try:
-        return _sign(folder, scene, key)
+        return _sign(folder, scene, keys)
     except AdmissionRefused as refusal:
         _record(scene.bundle, f"check-{refusal.check}")
         raise
@@ -141,7 +147,7 @@ def _scene(folder: Path, admission: AdmissionSettings) -> Scene:
     )
 
 
-def _sign(folder: Path, scene: Scene, key: Signer) -> Admitted:
+def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
@@ -149,16 +155,24 @@ def _sign(folder: Path, scene: Scene, key: Signer) -> Admitted:
         recomputed = _recompute(bundle, privacy)
     _check_ledger(bundle, privacy)
     _check_start(bundle, privacy)
-    waivers = demand(evaluation_steps(scene, recomputed)).waivers
+    evaluation = demand(evaluation_steps(scene, recomputed))
+    waivers = evaluation.waivers
     bundle, written = _with_documents(folder, bundle)
-    verdict = sign_verdict(bundle, policy, key, now=scene.now, waivers=waivers)
-    name = place(bundle, "verdict", verdict, signers=policy.verdict_min_signers)
-    write_atomic(folder / name, verdict)
+    payload = verdict_payload(
+        bundle,
+        policy,
+        now=scene.now,
+        waivers=waivers,
+        signatures=evaluation.signatures,
+    )
+    name = place(bundle, "verdict", keys.hint, signers=policy.verdict_min_signers)
+    signed = signed_files(name, payload, keys)
+    write_signed(folder, signed)
     _record(bundle, None)
     return Admitted(
         tag=bundle.manifest.tag,
         policy_sha256=policy.resource.sha256,
-        verdict_sha256=hashlib.sha256(verdict).hexdigest(),
+        verdict_sha256=hashlib.sha256(signed[name]).hexdigest(),
         documents=written,
         waivers=[str(waiver) for waiver in waivers.values()],
         signed=len(signature_files({*bundle.files, name}, "verdict")),

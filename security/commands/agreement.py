@@ -19,7 +19,7 @@ from security.admission.trust import ROLES
 from security.audit.journal import record_operation
 from security.commands.models import current, running
 from security.commands.options import Subparsers
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings, load_settings
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     counts = counts_of(trials, args.trial, tried, default)
     report = _report(counts, args.trial, tried, default)
     path = write_observation(
-        settings.deployment.directory, report, signer(args, args.role)
+        settings.deployment.directory, report, signers(args, args.role)
     )
     record = {
         "action": "agreement",

@@ -189,9 +189,8 @@ class _Gathered:
         # Agreement is about the version on trial, monitoring about what is served.
         about = after.bundle if item.kind == "agreement" else default
         directory = self.settings.deployment.directory
-        signed[item.kind] = read_observation(
-            directory, about, item.kind, item.signers, self.trust
-        )
+        scene = Scene(about, self.policy, self.trust, self.now)
+        signed[item.kind] = read_observation(directory, scene, item)
         return signed[item.kind].report
 
     def _opened(self, tag: str) -> Admission | AdmissionRefused:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from models.errors import BundleError
 from models.files import new_directory, read_regular, write_atomic
 from models.report import format_time
-from sealgate.protocol import dsse
 from sealgate.protocol.statement import Resource
+from security.admission.attest import Signers, signed_files
+from security.admission.signers import write_signed
 from security.commands.containers import (
     BUILDERS,
     Builder,
@@ -28,7 +29,7 @@ from security.commands.containers import (
     make_context,
 )
 from security.commands.options import Subparsers, add_admission, admission_settings
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
 from security.documents.provenance import ImageBuild, image_provenance
 from security.documents.sbom import serving_sbom
@@ -55,7 +56,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "docker, podman or buildah, whichever is here. The Bento is verified before, "
         "the image after. DIR gets image/ (the saved image), "
         f"{SBOM_FILE} (CycloneDX 1.6) and {PROVENANCE_FILE} (SLSA provenance v1, "
-        "signed by the role release).",
+        "signed by the role release; with ML-DSA-65 in a second file where it has such "
+        "a key).",
     )
     parser.add_argument(
         "bento",
@@ -112,7 +114,7 @@ def _tag(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Build; returns the exit code."""
     # Everything that can be missing, before what takes minutes.
-    builder, key = find_builder(args.builder), signer(args, "release")
+    builder, keys = find_builder(args.builder), signers(args, "release")
     settings = admission_settings(args)
     wheels = find_wheels(args.wheels) if args.wheels else []
     with new_directory(args.out) as out, Stages() as stages:
@@ -122,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             builder=builder,
             settings=settings,
             stages=stages,
-            key=key,
+            keys=keys,
             wheels=wheels,
         )
     for subject in subjects:
@@ -138,7 +140,7 @@ def _build(
     builder: Builder,
     settings: AdmissionSettings,
     stages: Stages,
-    key: dsse.Signer,
+    keys: Signers,
     wheels: Sequence[Path],
 ) -> tuple[Resource, ...]:
     """Make all that there is to make; returns what the image is known by."""
@@ -165,8 +167,8 @@ def _build(
             started=started,
         )
     subjects = image_subjects(image, tag)
-    statement = dsse.sign(image_provenance(build, subjects), key)
-    write_atomic(out / PROVENANCE_FILE, statement)
+    provenance = image_provenance(build, subjects)
+    write_signed(out, signed_files(PROVENANCE_FILE, provenance, keys))
     return subjects
 
 

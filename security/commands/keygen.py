@@ -14,7 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from models.files import write_atomic
 from sealgate.protocol.dsse import key_hint, public_pem
 from security.access.issuer import jwks_document, load_issuer_key
-from security.admission.keys import generate_signing_key, load_signing_key
+from security.admission.keys import (
+    generate_mldsa_key,
+    generate_signing_key,
+    load_mldsa_key,
+    load_signing_key,
+    mldsa_key_file,
+)
 from security.admission.trust import ROLES, trust_document
 from security.audit.journal import generate_checkpoint_key, load_signer
 from security.commands.options import Subparsers
@@ -45,11 +51,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "keygen",
         help="generate the keys that are missing, and their public documents",
         description="Generate the keys that are missing under SEALGATE_HOME, and write "
-        "the trust root and the JWK Set that belong to them. No key is overwritten. "
+        "the trust root and the JWK Set that belong to them. Each signing role gets an "
+        "ECDSA P-256 and an ML-DSA-65 key; where a trust root is there already, `keys "
+        "generate` adds the second. No key is overwritten. "
         "With a passphrase, the signing keys are encrypted. If "
         "SEALGATE_KEY_PASSPHRASE_FILE names it, where a server finds it too, the "
-        "sealing keys and the identity key are. The identity key is printed with its "
-        "fingerprint, which clients can compare.",
+        "sealing keys, the identity key and the model key are. The identity key is "
+        "printed with its fingerprint, which clients can compare.",
     )
     add_passphrase(parser)
     parser.set_defaults(run=run)
@@ -84,15 +92,24 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     source = source or passphrase_file()
     passphrase = read_passphrase(source) if source else None
+    # A trust root that is there would not name further keys: it is the operator's.
+    fresh = not settings.admission.trust.exists()
     for role in ROLES:
         path = keys / f"{role}.pem"
         yield _ensure(path, partial(generate_signing_key, path, passphrase=passphrase))
+        second = mldsa_key_file(path)
+        if fresh:
+            make = partial(generate_mldsa_key, second, passphrase=passphrase)
+            yield _ensure(second, make)
     issuer = keys / "issuer.pem"
     yield _ensure(issuer, lambda: write_private(issuer, Ed25519PrivateKey.generate()))
     yield from _ensure_sealing(settings.sealing)
     model_key = settings.admission.model_key
     if isinstance(model_key, Path):  # else it is made where it is kept
-        yield _ensure(model_key, partial(generate_model_key, model_key))
+        sealed_under = _server_passphrase()
+        yield _ensure(
+            model_key, partial(generate_model_key, model_key, passphrase=sealed_under)
+        )
     for path in (
         settings.audit.pseudonym_key,
         settings.access.dpop_key,
@@ -118,12 +135,8 @@ def _write_secret(path: Path) -> None:
 
 
 def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
-    """The HPKE keys and the identity keys.
-
-    A server starts unattended: their passphrase is the one that the environment names.
-    """
-    source = passphrase_file()
-    passphrase = read_passphrase(source) if source else None
+    """The HPKE keys and the identity keys."""
+    passphrase = _server_passphrase()
     folder, identity = sealing.keys, sealing.identity
     if folder.is_dir() and any(folder.iterdir()):
         yield f"kept      {folder}  {load_keyring(folder)!r}"
@@ -141,6 +154,12 @@ def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
         partial(generate_mldsa_identity, mldsa, passphrase=passphrase),
         lambda: f"  sha256:{key_hint(load_mldsa_identity(mldsa).public_key())}",
     )
+
+
+def _server_passphrase() -> bytes | None:
+    """A server starts unattended: its passphrase is the one the environment names."""
+    source = passphrase_file()
+    return read_passphrase(source) if source else None
 
 
 def _write_public(settings: Settings, passphrase: Path | None) -> Iterator[str]:
@@ -162,7 +181,8 @@ def _trust(settings: Settings, passphrase: Path | None) -> bytes:
     for role in ROLES:
         path = settings.home / "keys" / f"{role}.pem"
         key = load_signing_key(path, passphrase=passphrase)
-        roles[role] = [public_pem(key.public_key())]
+        second = load_mldsa_key(mldsa_key_file(path), passphrase=passphrase)
+        roles[role] = [public_pem(key.public_key()), public_pem(second.public_key())]
     return trust_document(roles)
 
 

@@ -11,9 +11,21 @@ from pathlib import Path
 
 from models.files import write_atomic
 from models.report import format_time
-from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
-from security.admission.keys import generate_signing_key, load_signing_key
-from security.admission.model_keys import load_model_key, model_public_pem
+from sealgate.protocol.dsse import (
+    ECDSA_P256,
+    ML_DSA_65,
+    PublicKey,
+    algorithm_of,
+    key_hint,
+    public_pem,
+)
+from security.admission.keys import (
+    generate_mldsa_key,
+    generate_signing_key,
+    load_mldsa_key,
+    load_signing_key,
+    mldsa_key_file,
+)
 from security.admission.trust import (
     ROLES,
     Revocation,
@@ -22,7 +34,8 @@ from security.admission.trust import (
     parse_trust,
 )
 from security.audit.journal import record_operation
-from security.commands import sealing_keys
+from security.commands import model_key, sealing_keys
+from security.commands.model_key import MODEL
 from security.commands.options import Subparsers
 from security.commands.sealing_keys import SEALING
 from security.commands.signing import add_passphrase, read_public
@@ -56,33 +69,41 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "List the signing keys of the trust root, by hint and role, with who was "
-        "revoked when and why; then the sealing keys: id, kind, state, age, and when "
-        "a current key is due for rotation or an old one stops opening requests."
+        "revoked when and why; the keys that open models; then the sealing keys: id, "
+        "kind, state, age, and when a current key is due for rotation or an old one "
+        "stops opening requests."
     )
     parser.add_argument(
-        "--role", choices=(*ROLES, SEALING), help="these keys only (default: all)"
+        "--role",
+        choices=(*ROLES, MODEL, SEALING),
+        help="these keys only (default: all)",
     )
     parser.set_defaults(run=run)
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Add a fresh sealing key of each kind, X25519 and X-Wing, whatever the age of "
+        "Sealing: add a fresh key of each kind, X25519 and X-Wing, whatever the age of "
         "those there are. Clients are offered the new ones; the old ones open requests "
-        "until their overlap ends."
+        "until their overlap ends. Signing roles: make the ML-DSA-65 key that the role "
+        "lacks, and trust it. From then on every statement of the role needs a "
+        "signature with it, unless the policy says otherwise: sign and admit again."
     )
-    parser.add_argument("--role", required=True, choices=(SEALING,))
-    parser.set_defaults(run=sealing_keys.generate)
+    parser.add_argument("--role", required=True, choices=(*ROLES, SEALING))
+    add_passphrase(parser)
+    parser.set_defaults(run=_generate)
 
 
 def _add_rotate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Signing roles: make a fresh key, trust it, and put the old one aside; the old "
-        "one stays trusted until it is revoked. Sealing: replace what is older than "
+        "Signing roles: make a fresh key in place of each that is there, ECDSA P-256 "
+        "and ML-DSA-65, trust it, and put the old one aside; the old one stays trusted "
+        "until it is revoked. Sealing: replace what is older than "
         "sealing.key_lifetime_s, and delete what is past its overlap; does nothing "
-        "where nothing is due, so cron may run it every hour."
+        "where nothing is due, so cron may run it every hour. Model: make a fresh "
+        "X-Wing key; the old one is put aside and still opens what is sealed to it."
     )
-    parser.add_argument("--role", required=True, choices=(*ROLES, SEALING))
+    parser.add_argument("--role", required=True, choices=(*ROLES, MODEL, SEALING))
     parser.add_argument(
         "--force", action="store_true", help="sealing keys that are not due yet, too"
     )
@@ -109,6 +130,12 @@ def _add_add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("public_key", type=Path, metavar="PUBLIC_KEY.pem")
     parser.add_argument("--role", required=True, choices=ROLES)
+    parser.add_argument(
+        "--prehash",
+        action="store_true",
+        help="an ML-DSA-65 key that signs as securesystemslib does, a key service's "
+        "for instance: over a prefix and the SHA-512 digest of what is signed",
+    )
     parser.set_defaults(run=_add)
 
 
@@ -116,7 +143,8 @@ def _add_revoke(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Record that a signing key is believed no more, whenever it signed, and "
         "evaluate every stored model that it signed again. Exit code 1 if one of them "
-        "no longer verifies."
+        "no longer verifies. A signer with two keys, ECDSA P-256 and ML-DSA-65, is "
+        "revoked by revoking both."
     )
     parser.add_argument(
         "hint", help="its hint, or the first 8 or more characters of it"
@@ -138,12 +166,18 @@ def _add_public(parser: argparse.ArgumentParser) -> None:
         help="the keys that sign the key configurations, ECDSA P-256 and, where there "
         "is one, ML-DSA-65; clients pin them",
     )
+    parser.add_argument(
+        "--algorithm",
+        choices=(ECDSA_P256, ML_DSA_65),
+        default=ECDSA_P256,
+        help="of a role's keys (default: %(default)s, which other tools know)",
+    )
     parser.set_defaults(run=_public)
 
 
 _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
     ("list", "every signing and sealing key", _add_list),
-    ("generate", "further sealing keys", _add_generate),
+    ("generate", "further sealing keys, or the ML-DSA-65 key of a role", _add_generate),
     ("rotate", "a fresh key for a role", _add_rotate),
     ("retire", "delete sealing keys past their overlap, or by id", _add_retire),
     ("add", "trust a key that was made elsewhere", _add_add),
@@ -154,8 +188,11 @@ _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...]
 
 def run(args: argparse.Namespace) -> int:
     """List; returns the exit code."""
-    if args.role != SEALING:
+    if args.role not in (MODEL, SEALING):
         for line in _signing_lines(args.role):
+            print(line)
+    if args.role in (None, MODEL):
+        for line in model_key.list_lines():
             print(line)
     if args.role in (None, SEALING):
         for line in sealing_keys.list_lines():
@@ -167,41 +204,84 @@ def _signing_lines(only: str | None) -> Iterator[str]:
     """The signing keys of one role, or of all."""
     trust = load_trust(load_settings().admission.trust)
     for role in ROLES if only is None else (only,):
-        for hint in trust.roles.get(role, {}):
-            yield f"{hint}  {role:<15}  trusted"
+        for hint, key in trust.roles.get(role, {}).items():
+            yield f"{hint}  {role:<15}  trusted{_form(hint, key, trust)}"
     for hint, item in trust.revoked.items():
         role = trust.role_of(hint) or "-"
         if only in (None, role):
             yield f"{hint}  {role:<15}  revoked {item.time}: {item.reason}"
 
 
+def _form(hint: str, key: PublicKey, trust: TrustRoot) -> str:
+    """What is not ECDSA P-256."""
+    if algorithm_of(key) == ECDSA_P256:
+        return ""
+    return f"  {algorithm_of(key)}" + (", pre-hash" if hint in trust.prehash else "")
+
+
+def _generate(args: argparse.Namespace) -> int:
+    if args.role == SEALING:
+        return sealing_keys.generate(args)
+    settings = load_settings()
+    source = args.passphrase_file or passphrase_file()
+    path = mldsa_key_file(settings.home / "keys" / f"{args.role}.pem")
+    if path.exists():
+        raise KeyFileError(f"{path}: exists already; `keys rotate` makes a fresh one")
+    key = generate_mldsa_key(
+        path, passphrase=read_passphrase(source) if source else None
+    )
+    _trust_also(settings.admission, args.role, key.public_key())
+    _record(settings, args.role, "added")
+    print(f"generated {path}  {key_hint(key.public_key())}")
+    return 0
+
+
 def _rotate(args: argparse.Namespace) -> int:
     """The old key is put aside last, so that every step can be repeated."""
     if args.role == SEALING:
         return sealing_keys.rotate(args)
+    if args.role == MODEL:
+        return model_key.rotate(args)
     settings = load_settings()
     source = args.passphrase_file or passphrase_file()
     path = settings.home / "keys" / f"{args.role}.pem"
-    fresh = path.with_suffix(".next.pem")
-    old = key_hint(load_signing_key(path, passphrase=source).public_key())
+    second = mldsa_key_file(path)
+    _renew(settings, args.role, path, source)
+    if second.exists():
+        _renew(settings, args.role, second, source)
+    return 0
+
+
+def _next(path: Path) -> Path:
+    return path.with_suffix(".next.pem")
+
+
+def _renew(settings: Settings, role: str, path: Path, source: Path | None) -> None:
+    """A fresh key in place of one of a role's."""
+    post_quantum = path == mldsa_key_file(path.parent / f"{role}.pem")
+    load = load_mldsa_key if post_quantum else load_signing_key
+    generate = generate_mldsa_key if post_quantum else generate_signing_key
+    fresh = _next(path)
+    old = key_hint(load(path, passphrase=source).public_key())
     passphrase = read_passphrase(source) if source else None
     if fresh.exists():  # an earlier rotation stopped half way
-        key = load_signing_key(fresh, passphrase=source)
+        key = load(fresh, passphrase=source)
     else:
-        key = generate_signing_key(fresh, passphrase=passphrase)
-    _trust_also(settings.admission, args.role, key.public_key())
+        key = generate(fresh, passphrase=passphrase)
+    _trust_also(settings.admission, role, key.public_key())
     aside = path.with_suffix(f".{old[:16]}.pem")
     os.replace(path, aside)
     os.replace(fresh, path)
-    _record(settings, args.role, "rotated")
+    _record(settings, role, "rotated")
     print(f"rotated   {path}  {key_hint(key.public_key())}")
     print(f"old key   {aside}  {old}  trusted until revoked")
-    return 0
 
 
 def _add(args: argparse.Namespace) -> int:
     key, settings = read_public(args.public_key), load_settings()
-    _trust_also(settings.admission, args.role, key)
+    if args.prehash and algorithm_of(key) != ML_DSA_65:
+        raise KeyFileError(f"{args.public_key}: --prehash is for ML-DSA-65 keys")
+    _trust_also(settings.admission, args.role, key, prehash=args.prehash)
     _record(settings, args.role, "added")
     print(f"trusted   {key_hint(key)}  {args.role}")
     return 0
@@ -227,28 +307,19 @@ def _record(settings: Settings, role: str, what: str) -> None:
 def _public(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.model:
-        print(_model_public(settings.admission.model_key), end="")
+        print(model_key.public_half(), end="")
         return 0
     if args.identity:
         for key in load_identities(settings.sealing):
             print(public_pem(key), end="")
         return 0
-    keys = load_trust(settings.admission.trust).keys((args.role,))
+    trust = load_trust(settings.admission.trust)
+    keys = trust.keys((args.role,), algorithm=args.algorithm)
     if not keys:
-        raise KeyFileError(f"no key holds the role {args.role}")
+        raise KeyFileError(f"no {args.algorithm} key holds the role {args.role}")
     for key in keys.values():
         print(public_pem(key), end="")
     return 0
-
-
-def _model_public(source: Path | str) -> str:
-    if isinstance(source, Path):
-        return model_public_pem(load_model_key(source))
-    scheme = source.partition(":")[0]
-    raise KeyFileError(
-        f"admission.model_key is {scheme}:, which is asked for an admitted model only; "
-        "the public half comes from where the key was made"
-    )
 
 
 def _find(hint: str, trust: TrustRoot) -> str:
@@ -261,14 +332,17 @@ def _find(hint: str, trust: TrustRoot) -> str:
     return found[0]
 
 
-def _trust_also(admission: AdmissionSettings, role: str, key: PublicKey) -> None:
-    """Add a key to a role; adding it again is no harm."""
+def _trust_also(
+    admission: AdmissionSettings, role: str, key: PublicKey, *, prehash: bool = False
+) -> None:
+    """Add a key to a role; adding it again is no harm, and may change its form."""
     trust = load_trust(admission.trust)
     hint = key_hint(key)
     if hint in trust.revoked:
         raise KeyFileError(f"{hint} was revoked: {trust.revoked[hint].reason}")
     roles = {**trust.roles, role: {**trust.roles.get(role, {}), hint: key}}
-    _write(admission, replace(trust, roles=roles))
+    forms = trust.prehash | {hint} if prehash else trust.prehash - {hint}
+    _write(admission, replace(trust, roles=roles, prehash=forms))
 
 
 def _write(admission: AdmissionSettings, trust: TrustRoot) -> None:

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING
 import sealgate
 from models.bundle import read_bundle
 from models.errors import BundleError
-from sealgate.protocol.dsse import KeySigner
 from security.admission.doors import verify_bundle
-from security.admission.keys import load_signing_key
 from security.admission.policy import load_policy
 from security.admission.trust import ROLES
 from security.commands.missing import require
@@ -28,7 +26,7 @@ from security.commands.options import (
     admission_settings,
     variables,
 )
-from security.commands.signing import add_passphrase
+from security.commands.signing import add_passphrase, role_signers
 from security.commands.stages import Stages
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
@@ -141,8 +139,7 @@ def _admit(
         pass  # what is missing follows, or the same refusal by `admit`
     policy, keys = load_policy(admission.policy), _role_keys(settings)
     signers = {
-        role: KeySigner(load_signing_key(path, passphrase=passphrase))
-        for role, path in keys.items()
+        role: role_signers(settings, role, passphrase=passphrase) for role in keys
     }
     for role, key in signers.items():
         kinds = sign_reports(folder, role, key, policy)

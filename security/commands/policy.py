@@ -27,6 +27,15 @@ from security.settings.loading import load_settings
 __all__ = ["add_parser", "explain"]
 
 
+# Without a word on it the trust root decides, which this command does not look at.
+_MODES = {
+    None: "",
+    "both": " with P-256 and one with ML-DSA-65",
+    "any": " with P-256, and one with ML-DSA-65 where there is such a signature",
+    "classical": " with P-256",
+}
+
+
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand, with its own subcommands."""
     parser = subparsers.add_parser(
@@ -114,9 +123,10 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
             if entry.without:
                 yield f"  - no evidence of: {', '.join(entry.without)}"
     yield from _promotions(policy, model)
+    mode = policy.verdict_signatures
+    signed = _signed(policy.verdict_signers, policy.verdict_min_signers, mode)
     yield (
-        f"The verdict: {_signed(policy.verdict_signers, policy.verdict_min_signers)}, "
-        f"no older than {_days(policy.verdict_max_age.days)}."
+        f"The verdict: {signed}, no older than {_days(policy.verdict_max_age.days)}."
     )
     yield _waivers(policy)
 
@@ -147,14 +157,15 @@ def _promotions(policy: Policy, model: str | None) -> Iterator[str]:
 def _of_promotion(item: Requirement) -> str:
     if not item.signers:
         return " with the default, by the evidence of both"
-    signed, days = _signed(item.signers, 1), _days(item.max_age.days)
+    signed, days = _signed(item.signers, 1, item.signatures), _days(item.max_age.days)
     return f": {signed}, its window over for no longer than {days}"
 
 
 def _all_requirements(requirements: tuple[Requirement, ...]) -> Iterator[str]:
     for item in requirements:
+        signed = _signed(item.signers, item.min_signers, item.signatures)
         yield (
-            f"  - {item.kind}: {_signed(item.signers, item.min_signers)}, "
+            f"  - {item.kind}: {signed}, "
             f"no older than {_days(item.max_age.days)}, every check passed."
         )
         yield from _content(item)
@@ -178,11 +189,11 @@ def _threshold(item: Threshold) -> str:
     return f"{worse}{item.metric} must be {' and '.join(bounds)}{samples}"
 
 
-def _signed(roles: tuple[str, ...], signers: int) -> str:
-    who = " or ".join(roles)
+def _signed(roles: tuple[str, ...], signers: int, mode: str | None) -> str:
+    who, how = " or ".join(roles), _MODES[mode]
     if signers == 1:
-        return f"signed by {'an' if who[0] in 'aeiou' else 'a'} {who} key"
-    return f"signed by {signers} different keys of {who}"
+        return f"signed by {'an' if who[0] in 'aeiou' else 'a'} {who} key{how}"
+    return f"signed by {signers} different keys of {who}{how}"
 
 
 def _waivers(policy: Policy) -> str:
@@ -190,7 +201,8 @@ def _waivers(policy: Policy) -> str:
     if not rules.kinds:
         return "Nothing may be waived."
     return (
-        f"May be waived: {', '.join(rules.kinds)}; {_signed(rules.signers, 1)}, "
+        f"May be waived: {', '.join(rules.kinds)}; "
+        f"{_signed(rules.signers, 1, rules.signatures)}, "
         f"for at most {_days(rules.max_age.days)}."
     )
 

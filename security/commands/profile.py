@@ -146,8 +146,11 @@ def write_profile(
         model=models[0],
         **_pins(settings.sealing, settings.attestation, classical=classical),
         proof_key=None if bound is None else bound.to_pem(),
+        # A client knows signatures of the encoding itself, and no other form.
         trusted_keys=tuple(
-            public_pem(key) for key in trust.keys(("release",)).values()
+            public_pem(key)
+            for hint, key in trust.keys(("release",)).items()
+            if hint not in trust.prehash
         ),
     )
     path = out or settings.home / "profile.json"

@@ -102,7 +102,7 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
         DRIFT_ALARMS,
         PROMOTION_CHECK,
     )
-    from security.admission.steps import demand  # noqa: PLC0415
+    from security.admission.steps import Scene, demand  # noqa: PLC0415
     from security.admission.trust import load_trust  # noqa: PLC0415
     from security.audit.journal import record_operation  # noqa: PLC0415
 
@@ -114,9 +114,9 @@ def _drifted(bundle: Bundle, settings: Settings) -> bool:
             "the policy has no [promotion.monitoring]: nobody may say what has drifted"
         )
     trust = load_trust(settings.admission.trust)
-    directory = settings.deployment.directory
-    read = read_observation(directory, bundle, "monitoring", needed.signers, trust)
-    demand(check_fresh(read.report, needed, now=datetime.now(UTC)))
+    scene = Scene(bundle, policy, trust, datetime.now(UTC))
+    read = read_observation(settings.deployment.directory, scene, needed)
+    demand(check_fresh(read.report, needed, now=scene.now))
     alarms = read.report.metrics.get(DRIFT_ALARMS)
     if alarms is None:
         raise AdmissionRefused(

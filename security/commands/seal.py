@@ -10,7 +10,7 @@ from models.files import new_directory, write_atomic
 from security.admission.confidential import seal_model
 from security.admission.model_keys import load_model_public
 from security.commands.options import Subparsers
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
 
 __all__ = ["add_parser", "run"]
@@ -34,7 +34,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         action="append",
         required=True,
         metavar="PUBLIC_KEY.pem",
-        help="a deployment's public model key, from `keys public --model`; repeatable",
+        help="a deployment's public model key, from `keys public --model`; repeatable, "
+        "all X-Wing or all X25519",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder to be made"
@@ -47,10 +48,14 @@ def run(args: argparse.Namespace) -> int:
     """Seal; returns the exit code."""
     bundle = read_bundle(args.bundle)
     public_keys = [load_model_public(path) for path in args.to]
-    key = signer(args, "release")
+    keys = signers(args, "release")
     with Stages() as stages:
         stages("sealing", 0.0)
-        _write(args.out, bundle, seal_model(bundle, public_keys, key))
+        _write(
+            args.out,
+            bundle,
+            seal_model(bundle, public_keys, keys),
+        )
     print(f"sealed {bundle.manifest.tag} to deployments: {len(public_keys)}")
     return 0
 

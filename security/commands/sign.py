@@ -9,13 +9,13 @@ from pathlib import Path
 from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
 from models.files import write_atomic
 from models.report import KINDS
-from sealgate.protocol.dsse import Signer
-from security.admission.attest import place, sign_report
+from security.admission.attest import Signers, place, report_payload, signed_files
 from security.admission.model_signature import sign_model
 from security.admission.policy import Policy, load_policy
+from security.admission.signers import write_signed
 from security.admission.trust import ROLES
 from security.commands.options import Subparsers
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.errors import SettingsError
 from security.settings.loading import load_settings
 
@@ -28,7 +28,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "sign",
         help="sign the reports of a bundle as in-toto statements",
         description="Sign reports of a bundle as in-toto statements (DSSE, ECDSA "
-        "P-256) into its attestations/ folder, or its model for other people's tools.",
+        "P-256, and ML-DSA-65 in a second file where the role has such a key) into its "
+        "attestations/ folder, or its model for other people's tools.",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument(
@@ -56,9 +57,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sign; returns the exit code."""
-    if len(args.role) > 1 and (args.key or args.model_signature):
+    if len(args.role) > 1 and (args.key or args.mldsa_key or args.model_signature):
         raise SettingsError("--key and --model-signature are for one --role")
-    keys = {role: signer(args, role) for role in args.role}
+    keys = {role: signers(args, role) for role in args.role}
     if args.model_signature:
         return _sign_model(args, *keys.values())
     policy = load_policy(args.policy or load_settings().admission.policy)
@@ -72,14 +73,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def sign_reports(
-    folder: Path, role: str, key: Signer, policy: Policy, *, kinds: Sequence[str] = ()
+    folder: Path, role: str, keys: Signers, policy: Policy, *, kinds: Sequence[str] = ()
 ) -> Sequence[str]:
     """Vouch for reports of a bundle, in its folder; nothing is written if one fails.
 
     Args:
         folder: of the bundle.
-        role: whose key it is.
-        key: of the role.
+        role: whose keys they are.
+        keys: of the role.
         policy: says which reports the role may sign.
         kinds: of the reports; all that the policy lets the role sign if empty.
 
@@ -93,18 +94,17 @@ def sign_reports(
     bundle = read_bundle(folder)
     required = {item.kind: item for item in policy.required(bundle.manifest.name)}
     kinds = kinds or [kind for kind, it in required.items() if role in it.signers]
-    signed = {}
+    signed: dict[str, bytes] = {}
     for kind in kinds:
-        data = sign_report(bundle, kind, key)
-        signers = required[kind].min_signers if kind in required else 1
-        signed[place(bundle, kind, data, signers=signers)] = data
-    for name, data in signed.items():
-        write_atomic(folder / name, data)
+        needed = required[kind].min_signers if kind in required else 1
+        name = place(bundle, kind, keys.hint, signers=needed)
+        signed |= signed_files(name, report_payload(bundle, kind), keys)
+    write_signed(folder, signed)
     return kinds
 
 
-def _sign_model(args: argparse.Namespace, key: Signer) -> int:
+def _sign_model(args: argparse.Namespace, keys: Signers) -> int:
     bundle = read_bundle(args.bundle)
-    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, key))
+    write_atomic(args.bundle / MODEL_SIGNATURE_FILE, sign_model(bundle, keys.ecdsa))
     print(f"signed {MODEL_SIGNATURE_FILE} as {args.role[0]}")
     return 0

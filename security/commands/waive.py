@@ -7,19 +7,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from models.bundle import Bundle, read_bundle
-from models.files import write_atomic
 from models.report import KINDS, format_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import WAIVER_TYPE, Statement, Waiver
-from security.admission.attest import sign_waiver, waiver_file
+from security.admission.attest import signed_files, waiver_file, waiver_payload
 from security.admission.observations import observation_file
 from security.admission.policy import load_policy
 from security.admission.rules import PROMOTION_KINDS
+from security.admission.signers import write_signed
 from security.admission.steps import demand
 from security.admission.trust import ROLES
 from security.admission.waivers import check_waiver
 from security.commands.options import Subparsers
-from security.commands.signing import add_signing, signer
+from security.commands.signing import add_signing, signers
 from security.errors import AdmissionRefused, SettingsError
 from security.settings.loading import load_settings
 
@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     )
     demand(check_waiver(waiver, policy, required, now=now))
     path = _place(args, bundle, settings.deployment.directory)
-    write_atomic(path, sign_waiver(bundle, waiver, signer(args, args.role)))
+    keys = signers(args, args.role)
+    signed = signed_files(path.name, waiver_payload(bundle, waiver), keys)
+    write_signed(path.parent, signed)
     print(f"signed as {args.role}: {waiver}")
     return 0
 

@@ -25,7 +25,7 @@ from security.audit.journal import record_operation
 from security.commands.events import Webhook, event
 from security.commands.models import current
 from security.commands.screen import Screen
-from security.commands.signing import signer
+from security.commands.signing import signers
 from security.errors import AdmissionRefused, MonitoringError, PlanError, SettingsError
 from security.monitoring.estimate import CONFIDENCE
 from security.monitoring.ledger import Budget, open_ledger
@@ -182,9 +182,9 @@ def _sign(args: argparse.Namespace, seen: Sequence[Seen], settings: Settings) ->
                 40, f"the policy does not let {args.role} sign monitoring"
             )
     reports = [report_of(item.overview) for item in defaults]
-    key = signer(args, args.role)
+    keys = signers(args, args.role)
     for report in reports:
-        path = write_observation(settings.deployment.directory, report, key)
+        path = write_observation(settings.deployment.directory, report, keys)
         subject = report.subject
         record = {
             "action": "monitoring",

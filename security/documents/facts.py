@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from models.bundle import Bundle, report_file
+from models.bundle import Bundle, mldsa_file, report_file
 from models.errors import BundleError
 from models.manifest import Manifest
 from models.report import KINDS, Dataset, Metric, Report
@@ -102,7 +102,7 @@ class Facts:
     Attributes:
         bundle: where they come from.
         reports: evidence by kind, in the order of `models.report.KINDS`.
-        signatures: attestations by kind, one per signer.
+        signatures: attestations by kind, one per key.
         verdicts: those that bind no documents, one per signer.
         waivers: what was let pass, one line each, by verdicts and waiver statements.
         use: from the training configuration in the provenance report.
@@ -182,7 +182,7 @@ def read_facts(bundle: Bundle) -> Facts:
         signatures={
             kind: tuple(_signature(bundle, kind, file) for file in files)
             for kind in KINDS
-            if (files := signature_files(bundle.files, kind))
+            if (files := _signed_files(bundle, kind))
         },
         verdicts=verdicts,
         waivers=_waivers(bundle, verdicts),
@@ -195,6 +195,16 @@ def _report(bundle: Bundle, kind: str) -> Report:
     if report.kind != kind or report.subject != bundle.subject:
         raise BundleError(f"{kind} report is about another model")
     return report
+
+
+def _signed_files(bundle: Bundle, kind: str) -> list[str]:
+    """A kind's statements: each that P-256 signed, and what ML-DSA-65 did beside it."""
+    return [
+        file
+        for name in signature_files(bundle.files, kind)
+        for file in (name, mldsa_file(name))
+        if file in bundle.files
+    ]
 
 
 def _signature(bundle: Bundle, kind: str, file: str) -> Signature:

@@ -16,6 +16,7 @@ from models.bundle import (
     MODEL_CARD_FILE,
     MODEL_FILE,
     VERDICT_FILE,
+    mldsa_file,
     report_file,
 )
 from models.report import format_time
@@ -109,13 +110,15 @@ def sourced(admission: Admission) -> Sourced:
     use = facts.use if "provenance" in verified else Use()
     return Sourced(
         facts=replace(facts, reports=verified, use=use),
-        sources={item.name: item for item in _sources(facts, list(verified))},
+        sources={
+            item.name: item for item in _sources(facts, admission, list(verified))
+        },
         unverified=tuple(kind for kind in facts.reports if kind not in verified),
         admission=admission,
     )
 
 
-def _sources(facts: Facts, kinds: list[str]) -> Iterator[Source]:
+def _sources(facts: Facts, admission: Admission, kinds: list[str]) -> Iterator[Source]:
     files = facts.bundle.files
     subject = facts.bundle.subject
     yield Source("model", MODEL_FILE, subject.onnx_sha256)
@@ -127,12 +130,18 @@ def _sources(facts: Facts, kinds: list[str]) -> Iterator[Source]:
     ):
         if file in files:
             yield Source(name, file, hashlib.sha256(files[file]).hexdigest())
+    # Under a policy that asks for P-256 alone, nobody looked at ML-DSA-65 signatures.
+    checked = {
+        file
+        for name, algorithms in admission.signatures.items()
+        for file in (name, mldsa_file(name))[: len(algorithms)]
+    }
     for kind in kinds:
         signed = facts.signatures.get(kind, ())
         yield Source(
             kind,
             report_file(kind),
             hashlib.sha256(files[report_file(kind)]).hexdigest(),
-            tuple(item.hint for item in signed if item.binds),
+            tuple(it.hint for it in signed if it.binds and it.file in checked),
             format_time(facts.reports[kind].created_at),
         )

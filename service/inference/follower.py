@@ -39,6 +39,7 @@ from security.admission.lifecycle import (
 from security.admission.observations import monitored_until, observation_file
 from security.admission.plan import ModelPlan, Plan, PlanFolder, default_since
 from security.admission.policy import load_policy
+from security.admission.steps import Scene
 from security.admission.trust import load_trust
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
@@ -235,8 +236,8 @@ class Follower:
     def _stands(self, served: Served) -> tuple[datetime | None, str]:
         """Until when it may answer by default, and why not longer."""
         admission = self._settings.admission
-        promotion = load_policy(admission.policy).promotion_of(served.manifest.name)
-        if not promotion.stays_monitored:
+        policy = load_policy(admission.policy)
+        if not policy.promotion_of(served.manifest.name).stays_monitored:
             return None, ""
         bundle = served.admission.bundle
         directory = self._settings.deployment.directory
@@ -246,11 +247,8 @@ class Follower:
         made = [item.created_at for item in served.admission.reports.values()]
         return monitored_until(
             directory,
-            bundle,
-            promotion,
-            load_trust(admission.trust),
+            Scene(bundle, policy, load_trust(admission.trust), datetime.now(UTC)),
             begun=parse_time(since) if since else max(made, default=datetime.now(UTC)),
-            now=datetime.now(UTC),
         )
 
     def _is_held(self, warm: Warm[Served]) -> bool:

@@ -66,6 +66,7 @@ from security.training.checkpoint import read_checkpoints
 from security.training.config import load_config
 from security.training.ledger import Ledger, Request
 from security.training.run import train_bundle
+from tests.support.bundles import scene_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "release-0.1"
 ROOT = Path(__file__).parents[2]
@@ -301,7 +302,7 @@ def test_the_sealed_bundle_opens_with_its_key(
     bundle = read_bundle(folder / "bundle")
     assert bundle.sealed
     assert bundle.subject.root_sha256 == ROOT_SHA256
-    check_sealed(bundle, load_trust(release / "trust.json"))
+    check_sealed(scene_of(bundle, load_trust(release / "trust.json")))
     admission = admitted(release, bundle, "policy-long.toml")
     assert admission.verdict_sha256 == LONG_VERDICT_SHA256
     key_file = folder / "TEST-ONLY-model-key.pem"

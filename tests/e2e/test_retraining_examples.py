@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from models.bundle import read_bundle
+from security.admission.attest import Signers
 from security.admission.keys import load_signing_key
 from security.admission.observations import write_observation
 from tests.conftest import toy_settings
@@ -43,7 +44,7 @@ def home(pristine: Path, tmp_path: Path) -> Path:
 def seen(home: Path, alarms: int) -> None:
     key = load_signing_key(home / "keys" / "monitor.pem")
     subject = read_bundle(home / "bundle").subject
-    write_observation(home / "deployment", monitoring(subject, alarms), key)
+    write_observation(home / "deployment", monitoring(subject, alarms), Signers(key))
 
 
 def shell(home: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,11 +16,12 @@ import pytest
 
 from models.bundle import read_bundle
 from security.admission.observations import observation_file, read_observation
+from security.admission.rules import Requirement
 from security.admission.trust import load_trust
 from security.commands.policy import _unknown
 from security.monitoring.estimate import BLIND
 from tests.conftest import TAG
-from tests.support.bundles import NAME, policy
+from tests.support.bundles import NAME, policy, scene_of
 from tests.support.in_process import security_result
 from tests.support.released import (
     WATCHED,
@@ -109,10 +111,9 @@ def test_the_report_is_signed_and_believed(drifted: Path) -> None:
     path = observation_file(drifted / "deployment", bundle.subject, "monitoring")
     assert f"signed as monitor: {path}" in out
     trust = load_trust(drifted / "trust.json")
-    signers = ("monitor",)
-    read = read_observation(
-        drifted / "deployment", bundle, "monitoring", signers, trust
-    )
+    needed = Requirement("monitoring", ("monitor",), timedelta(days=1), {}, ())
+    scene = scene_of(bundle, trust)
+    read = read_observation(drifted / "deployment", scene, needed)
     metrics = read.report.metrics
     assert metrics["drift_alarms"].value >= 1
     assert metrics["psi/input/a"].value > 0.1

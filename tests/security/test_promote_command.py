@@ -13,6 +13,7 @@ import pytest
 
 from models.bundle import read_bundle
 from security.admission import gate
+from security.admission.attest import Signers
 from security.admission.keys import load_signing_key
 from security.admission.observations import observation_file, write_observation
 from security.admission.plan import PlanFolder
@@ -102,7 +103,7 @@ def test_from_a_refusal_by_a_waiver_to_the_default_and_back(
     assert forced.stderr.startswith("refused: monitoring: ")
     default = read_bundle(home / "toy-1.0.0").subject
     key = keys_of(home).monitor
-    write_observation(home / "deployment", monitoring(default), key)
+    write_observation(home / "deployment", monitoring(default), Signers(key))
     done = run(home, "promote", NEXT, "--force")
     assert done.returncode == 0, done.stderr
     assert "waived     agreement" in done.stdout
@@ -154,10 +155,12 @@ def test_retrain_reads_only_what_it_can_believe(
         (monitoring(subject, 1), keys.trainer, "[check 40]"),
         (monitoring(subject, None), keys.monitor, "cannot tell of drift"),
     ):
-        write_observation(home / "deployment", report, key)
+        write_observation(home / "deployment", report, Signers(key))
         found, error = code()
         assert (found, said in error) == (1, True), error
-    write_observation(home / "deployment", monitoring(subject, 0), keys.monitor)
+    write_observation(
+        home / "deployment", monitoring(subject, 0), Signers(keys.monitor)
+    )
     assert code()[0] == 3
     plain = ASKING[: ASKING.index(b"[promotion.monitoring]")]
     found, error = code(policy_text=plain)

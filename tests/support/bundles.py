@@ -94,6 +94,11 @@ def policy(text: bytes = POLICY) -> Policy:
     return parse_policy(text, name="policy.toml")
 
 
+def scene_of(bundle: Bundle, trust: TrustRoot, text: bytes = POLICY) -> Scene:
+    """What the checks look at, now."""
+    return Scene(bundle, policy(text), trust, datetime.now(UTC))
+
+
 def evaluate(
     bundle: Bundle,
     policy: Policy,

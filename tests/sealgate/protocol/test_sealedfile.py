@@ -15,7 +15,6 @@ from sealgate.errors import DecryptionError, ProtocolError, SealedFileError
 from sealgate.protocol import sealedfile, strict_json
 from sealgate.protocol.hpke import PrivateKey
 from sealgate.protocol.sealedfile import (
-    MAX_HEADER_BYTES,
     Header,
     is_plaintext,
     key_hint,
@@ -28,6 +27,7 @@ from tests.support.mutations import changed, mutated
 KEY = PrivateKey.from_bytes(b"\x07" * 32)
 OTHER = PrivateKey.from_bytes(b"\x08" * 32)
 CHUNK = 1024
+MAGIC = b"SGSEAL\x00\x01"
 TAG = 16
 PLAIN = bytes(range(256)) * 10  # 2560 bytes: two whole chunks and a half
 
@@ -47,7 +47,7 @@ DOCUMENT = json.loads(HEADER.to_json())
 
 
 def with_header(header: bytes, content: bytes = SEALED[START:]) -> bytes:
-    return sealedfile.MAGIC + len(header).to_bytes(4, "big") + header + content
+    return MAGIC + len(header).to_bytes(4, "big") + header + content
 
 
 def canonical(document: Any) -> bytes:
@@ -139,7 +139,7 @@ def test_every_flipped_bit_is_refused() -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused(data: bytes) -> None:
-    for given_ in (data, sealedfile.MAGIC + data, with_header(data)):
+    for given_ in (data, MAGIC + data, with_header(data)):
         with pytest.raises(SealedFileError):
             open_(given_)
 
@@ -244,10 +244,10 @@ def test_a_header_with_one_fault(path: str, value: object, message: str) -> None
     [
         (b"", "does not begin like one"),
         (b"\x08\x0a" * 50, "does not begin like one"),
-        (sealedfile.MAGIC, "header of 1 to 65536 bytes"),
-        (sealedfile.MAGIC + b"\x00\x00\x00\x00", "header of 1 to 65536 bytes"),
-        (sealedfile.MAGIC + b"\xff\xff\xff\xff", "header of 1 to 65536 bytes"),
-        (sealedfile.MAGIC + b"\x00\x00\x00\x09{}", "cut inside the header"),
+        (MAGIC, "header of 1 to 65536 bytes"),
+        (MAGIC + b"\x00\x00\x00\x00", "header of 1 to 65536 bytes"),
+        (MAGIC + b"\xff\xff\xff\xff", "header of 1 to 65536 bytes"),
+        (MAGIC + b"\x00\x00\x00\x09{}", "cut inside the header"),
         (with_header(b"{"), "header: not JSON"),
         (with_header(HEADER.to_json() + b" "), "header is not canonical"),
     ],
@@ -262,7 +262,7 @@ def test_the_longest_header_fits() -> None:
     keys = [PrivateKey.generate() for _ in range(64)]
     header, start = parse_header(seal(b"", *keys))
     assert len(header.recipients) == 64
-    assert start < MAX_HEADER_BYTES
+    assert start < 64 << 10
 
 
 @pytest.mark.parametrize("field", ["plaintext.sha256", "plaintext.bytes"])

@@ -25,7 +25,7 @@ from sealgate import Client
 from sealgate.protocol import dsse, sealedfile
 from sealgate.protocol.hpke import PrivateKey
 from sealgate.protocol.statement import Resource, Statement
-from security.admission.attest import subjects
+from security.admission.attest import Signers, subjects
 from security.admission.confidential import (
     SEALED_MODEL_TYPE,
     check_sealed,
@@ -45,7 +45,7 @@ from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError
 from security.key_files import write_private
 from tests.conftest import Command, check_security, mint, run_security, toy_settings
-from tests.support.bundles import NAME, Keys, onnx_model, policy
+from tests.support.bundles import NAME, Keys, onnx_model, policy, scene_of
 from tests.support.servers import ROOT, bentoml, environment, serve
 
 KEY = PrivateKey.generate()
@@ -55,7 +55,7 @@ TAG_BYTES = 16
 @pytest.fixture
 def sealed_folder(bundle_folder: Path, keys: Keys, tmp_path: Path) -> Path:
     bundle = read_bundle(bundle_folder)
-    sealed = seal_model(bundle, [KEY.public_bytes], keys.release)
+    sealed = seal_model(bundle, [KEY.public_bytes], Signers(keys.release))
     _write(tmp_path / "sealed", bundle, sealed)
     return tmp_path / "sealed"
 
@@ -144,7 +144,7 @@ def lie(data: bytes, digest: str) -> bytes:
     lying = replace(core, recipients=(wrapped,)).to_json()
     cipher, prefix = sealedfile._schedule(content_key, lying)
     content = cipher.encrypt(sealedfile._nonce(prefix, 0, last=True), b"other", None)
-    return sealedfile.MAGIC + len(lying).to_bytes(4, "big") + lying + content
+    return b"SGSEAL\x00\x01" + len(lying).to_bytes(4, "big") + lying + content
 
 
 def test_a_lie_that_only_opening_can_find(sealed_folder: Path, keys: Keys) -> None:
@@ -204,7 +204,7 @@ def statement_with(sealed_folder: Path, keys: Keys, **changes: object) -> Bundle
     ("changes", "message"),
     [
         ({"predicate_type": "https://in-toto.io/other"}, "of another type"),
-        ({"subjects": (Resource("x", "0" * 64),)}, "about another model"),
+        ({"subjects": (Resource("x", "0" * 64),)}, "about other bytes"),
         ({"predicate": {}}, "changed after it was signed"),
         ({"predicate": {"sealed": {}}}, "changed after it was signed"),
     ],
@@ -213,7 +213,9 @@ def test_a_statement_with_one_fault(
     sealed_folder: Path, keys: Keys, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(AdmissionRefused, match=message):
-        check_sealed(statement_with(sealed_folder, keys, **changes), keys.trust)
+        check_sealed(
+            scene_of(statement_with(sealed_folder, keys, **changes), keys.trust)
+        )
 
 
 # Keys.
@@ -253,7 +255,7 @@ def test_a_public_key_of_another_kind(tmp_path: Path, keys: Keys) -> None:
     from sealgate.protocol.dsse import public_pem
 
     (tmp_path / "a.pem").write_text(public_pem(keys.release.public_key()))
-    with pytest.raises(KeyFileError, match="not an X25519 public key"):
+    with pytest.raises(KeyFileError, match="not an X25519 or X-Wing public key"):
         load_model_public(tmp_path / "a.pem")
     (tmp_path / "b.pem").write_text("nonsense")
     with pytest.raises(KeyFileError, match="not a PEM public key"):
@@ -262,7 +264,9 @@ def test_a_public_key_of_another_kind(tmp_path: Path, keys: Keys) -> None:
 
 def test_a_sealed_bundle_is_not_sealed_again(sealed_folder: Path, keys: Keys) -> None:
     with pytest.raises(BundleError, match="must be opened first"):
-        seal_model(read_bundle(sealed_folder), [KEY.public_bytes], keys.release)
+        seal_model(
+            read_bundle(sealed_folder), [KEY.public_bytes], Signers(keys.release)
+        )
 
 
 # Size.

@@ -24,7 +24,7 @@ from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 from security.key_files import write_private
 from tests.conftest import Command
-from tests.support.bundles import Keys, policy
+from tests.support.bundles import Keys, policy, scene_of
 
 # Beside this interpreter, or wherever it is.
 MODEL_SIGNING = shutil.which(
@@ -114,20 +114,20 @@ def test_it_belongs_in_a_bundle_and_changes_nothing(
 def test_any_role_may_sign_it(bundle_folder: Path, keys: Keys) -> None:
     signature = sign_model(read_bundle(bundle_folder), keys.trainer)
     write_atomic(bundle_folder / MODEL_SIGNATURE_FILE, signature)
-    check_signature(read_bundle(bundle_folder), keys.trust)
+    check_signature(scene_of(read_bundle(bundle_folder), keys.trust))
 
 
 def test_a_stranger_may_not(bundle_folder: Path, keys: Keys) -> None:
     signature = sign_model(read_bundle(bundle_folder), Keys.generate().release)
     write_atomic(bundle_folder / MODEL_SIGNATURE_FILE, signature)
     with pytest.raises(AdmissionRefused, match=r"model.sig: .* not trusted.*check 25"):
-        check_signature(read_bundle(bundle_folder), keys.trust)
+        check_signature(scene_of(read_bundle(bundle_folder), keys.trust))
 
 
 def test_nor_a_key_that_is_no_longer_trusted(signed_folder: Path, keys: Keys) -> None:
     roles = {role: held for role, held in keys.trust.roles.items() if role != "release"}
     with pytest.raises(AdmissionRefused, match="not trusted"):
-        check_signature(read_bundle(signed_folder), TrustRoot(roles))
+        check_signature(scene_of(read_bundle(signed_folder), TrustRoot(roles)))
 
 
 @pytest.mark.parametrize(
@@ -147,10 +147,10 @@ def test_about_other_files(
     signed = dsse.sign(statement.to_json(), keys.release)
     write_atomic(bundle_folder / MODEL_SIGNATURE_FILE, signed)
     with pytest.raises(AdmissionRefused, match=r"model.sig is about other files"):
-        check_signature(read_bundle(bundle_folder), keys.trust)
+        check_signature(scene_of(read_bundle(bundle_folder), keys.trust))
 
 
 def test_no_json(bundle_folder: Path, keys: Keys) -> None:
     (bundle_folder / MODEL_SIGNATURE_FILE).write_bytes(b"x")
     with pytest.raises(AdmissionRefused, match=r"model.sig: bundle: not JSON"):
-        check_signature(read_bundle(bundle_folder), keys.trust)
+        check_signature(scene_of(read_bundle(bundle_folder), keys.trust))

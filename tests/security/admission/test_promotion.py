@@ -15,7 +15,7 @@ from models.report import Metric, Report, format_time
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
 from security.admission import gate, steps
-from security.admission.attest import sign_waiver, subjects
+from security.admission.attest import Signers, sign_waiver, subjects
 from security.admission.observations import (
     check_fresh,
     monitored_until,
@@ -36,6 +36,7 @@ from tests.support.bundles import (
     attest,
     policy,
     rewrite_report,
+    scene_of,
     sign,
     write_bundle,
 )
@@ -434,15 +435,15 @@ def test_pairs_of_a_retraining_count_before_evidence(scene: Scene) -> None:
 @pytest.fixture
 def beside(scene: Scene, tmp_path: Path) -> Path:
     report = monitoring(scene.before.bundle.subject)
-    write_observation(tmp_path, report, scene.keys.monitor)
+    write_observation(tmp_path, report, Signers(scene.keys.monitor))
     return tmp_path
 
 
 def read(scene: Scene, folder: Path, bundle: Bundle | None = None) -> Report:
     about = bundle or scene.before.bundle
-    return read_observation(
-        folder, about, "monitoring", ("monitor",), scene.trust
-    ).report
+    needed = policy(ASKING).promotion.of("monitoring")
+    assert needed is not None
+    return read_observation(folder, scene_of(about, scene.trust), needed).report
 
 
 def resigned(scene: Scene, folder: Path, key: str, **changes: object) -> None:
@@ -524,9 +525,9 @@ def until(
     """Days from now, and why not longer."""
     now = datetime.now(UTC)
     asked = replace(policy(ASKING).promotion, stays_monitored=stays)
-    end, why = monitored_until(
-        folder, scene.before.bundle, asked, scene.trust, begun=now - begun, now=now
-    )
+    rules = replace(policy(ASKING), promotion=asked)
+    looked = steps.Scene(scene.before.bundle, rules, scene.trust, now)
+    end, why = monitored_until(folder, looked, begun=now - begun)
     return (None if end is None else (end - now) / timedelta(days=1)), why
 
 
@@ -538,11 +539,11 @@ def test_a_default_is_watched_or_ends(scene: Scene, tmp_path: Path) -> None:
     assert "there is no report" in why
     assert (until(scene, tmp_path, begun=old)[0] or 0) < 0
     report = monitoring(scene.before.bundle.subject, 3, age=timedelta(days=2))
-    write_observation(tmp_path, report, scene.keys.monitor)
+    write_observation(tmp_path, report, Signers(scene.keys.monitor))
     days, why = until(scene, tmp_path, begun=old)
     assert days == pytest.approx(12, abs=0.01)
     assert why == ""
-    write_observation(tmp_path, report, scene.keys.release)
+    write_observation(tmp_path, report, Signers(scene.keys.release))
     assert (until(scene, tmp_path, begun=old)[0] or 0) < 0
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from models.bundle import read_bundle
 from security.admission import changes
+from security.admission.attest import Signers
 from security.admission.lifecycle import Default, Warm, Withdrawn
 from security.admission.observations import write_observation
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
@@ -54,7 +55,9 @@ class Scene:
     def sign(self, version: str, *, key: str = "monitor", age: timedelta = OLD) -> None:
         subject = read_bundle(self.folder / "bundles" / version).subject
         report = monitoring(subject, age=age)
-        write_observation(self.folder / "plan", report, getattr(self.keys, key))
+        write_observation(
+            self.folder / "plan", report, Signers(getattr(self.keys, key))
+        )
 
     def change(self, make: Callable[[Plan], Plan]) -> None:
         first = plan_of_tags(["toy:1.0.0", "toy:2.0.0"])
