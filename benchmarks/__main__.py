@@ -11,6 +11,7 @@ from benchmarks import (
     access,
     assessment,
     batch,
+    confidential,
     explanations,
     gate,
     gradients,
@@ -29,6 +30,7 @@ from benchmarks.peers import run as peers
 BENCHMARKS = {
     "sealing": sealing.run,
     "gate": gate.run,
+    "confidential": confidential.run,
     "assessment": assessment.run,
     "server": server.run,
     "access": access.run,

@@ -17,6 +17,7 @@ What a source gives is PEM, as `security.hpke_keys` reads it.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ __all__ = [
     "KeySource",
     "ModelKey",
     "former_key_file",
+    "former_key_files",
     "generate_model_key",
     "key_source",
     "load_model_key",
@@ -185,6 +187,13 @@ def former_key_file(path: Path, hint: str) -> Path:
     PosixPath('keys/model.abababababababab.pem')
     """
     return path.with_suffix(f".{hint[:16]}{path.suffix}")
+
+
+def former_key_files(path: Path) -> list[Path]:
+    """The keys that were put aside for the one at a path."""
+    start, end = f"{path.stem}.", path.suffix
+    name = re.compile(rf"{re.escape(start)}[0-9a-f]{{16}}{re.escape(end)}")
+    return sorted(p for p in path.parent.iterdir() if name.fullmatch(p.name))
 
 
 def rotate_model_key(path: Path, *, passphrase: bytes | None = None) -> Path:

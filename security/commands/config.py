@@ -14,6 +14,7 @@ __all__ = ["add_parser", "run"]
 
 # Where a URL may hold a password: in front of the host, and in Redis's options.
 _USERINFO = re.compile(r"//.*@", re.DOTALL)
+_ARGUMENTS = re.compile(r"\s.*", re.DOTALL)
 _OPTIONS = re.compile(r"[?#].*", re.DOTALL)
 
 
@@ -40,6 +41,9 @@ def run(args: argparse.Namespace) -> int:
     ):
         settings[table][key] = _without_secrets(settings[table][key])
         del settings[table]["redis"]  # a table of its own
+    source = settings["admission"]["model_key"]
+    if isinstance(source, str):  # of a program, its arguments are left out
+        settings["admission"]["model_key"] = _ARGUMENTS.sub(" ***", source)
     print(json.dumps(settings, indent=2, default=str))
     return 0
 

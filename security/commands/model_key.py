@@ -10,7 +10,7 @@ from sealgate.protocol.kem import KEM_XWING
 from sealgate.protocol.sealedfile import key_hint
 from security.admission.model_keys import (
     ModelKey,
-    former_key_file,
+    former_key_files,
     load_model_key,
     model_public_pem,
     rotate_model_key,
@@ -32,9 +32,10 @@ def list_lines() -> Iterator[str]:
         scheme = path.partition(":")[0]
         yield f"{'-':<64}  {MODEL:<15}  from {scheme}:, asked when a model was admitted"
         return
-    if path.exists():
-        yield _line(load_model_key(path), "current")
-    for former in sorted(path.parent.glob(former_key_file(path, "[0-9a-f]" * 16).name)):
+    if not path.exists():
+        return
+    yield _line(load_model_key(path), "current")
+    for former in former_key_files(path):
         yield _line(load_model_key(former), "replaced, opens what is sealed to it")
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from models.bundle import MODEL_FILE, Bundle, read_bundle
 from models.files import new_directory, write_atomic
+from sealgate.protocol.kem import KEM_X25519, kem_of
 from security.admission.confidential import seal_model
 from security.admission.model_keys import load_model_public
 from security.commands.options import Subparsers
@@ -14,6 +16,11 @@ from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
 
 __all__ = ["add_parser", "run"]
+
+_CLASSICAL = (
+    "note: X25519 alone does not withstand a quantum computer; `keys rotate --role "
+    "model` gives a deployment an X-Wing key"
+)
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -57,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
             seal_model(bundle, public_keys, keys),
         )
     print(f"sealed {bundle.manifest.tag} to deployments: {len(public_keys)}")
+    if kem_of(public_keys[0]) == KEM_X25519:
+        print(_CLASSICAL, file=sys.stderr)
     return 0
 
 

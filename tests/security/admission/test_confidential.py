@@ -339,9 +339,9 @@ def test_build_needs_no_key_and_serve_does(
     home = Path(shutil.copytree(deployment_with_sealed, tmp_path / "home"))
     (home / "keys" / "model.pem").unlink()
     assert _bentoml(home, "build").returncode == 0
-    for key in (None, PrivateKey.generate()):
+    for key in (None, home / "keys" / "model.pem"):
         if key is not None:
-            write_private(home / "keys" / "model.pem", key.key)
+            generate_model_key(key)
         result = _bentoml(home, "serve", "service.app:Sealgate", "--port", "0")
         assert result.returncode == 1
         (line,) = result.stderr.strip().splitlines()
