@@ -7,6 +7,8 @@
     ├── YamlError           not the plain YAML that the caller's bounds allow
     ├── TrackingError       MLflow cannot be asked, or a record of DVC contradicts
     ├── KeyFileError        a key file is missing, readable by others, or not that key
+    ├── AttesterError       there is no evidence about this machine to be had now
+    │   └── TpmError        its TPM cannot be asked, or refuses
     ├── AccessError         the caller may not; the answer depends on the subclass
     │   ├── TokenError      no valid token: 401
     │   │   └── ProofError  no valid proof that the token's key is there
@@ -48,6 +50,7 @@ __all__ = [
     "AccessError",
     "AdmissionRefused",
     "AssessmentError",
+    "AttesterError",
     "AuditError",
     "BatchError",
     "BookedError",
@@ -77,6 +80,7 @@ __all__ = [
     "ScopeError",
     "SettingsError",
     "TokenError",
+    "TpmError",
     "TrackingError",
     "TrainingError",
     "YamlError",
@@ -97,6 +101,14 @@ class TrackingError(SealgateError):
 
 class KeyFileError(SealgateError):
     """A key file is missing, readable by others, or does not hold what it must."""
+
+
+class AttesterError(SealgateError):
+    """There is no evidence about this machine to be had now."""
+
+
+class TpmError(AttesterError):
+    """A TPM cannot be asked, or refuses; the message shows no secret."""
 
 
 class AccessError(SealgateError):

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 refused, or findings; 2 wrong usage, or an error. An error
 line on standard error, without a traceback; so is a package that is not installed.
 
 keygen, keys, sealing_keys, model_key  keys that sign, that open requests, and models
+tpm                                    a TPM's keys, what is measured, what is sealed
 token, profile, access, access_issuer  who calls, and what they may
 init, init_model                       a first configuration
 check, train, retrain                  training
@@ -57,6 +58,7 @@ _PROG = "python -m security"
 COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
+    "tpm": "tpm",
     "serve": "serve",
     "models": "models",
     "agreement": "agreement",
