@@ -9,6 +9,7 @@ core, options         what both do, as steps without I/O; what callers trust and
 steps, answers        what is asked of who does the I/O; answers read as they come
 exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, key_source      which key to seal to, and where it comes from
+attestation           what must be attested of the machine behind it
 retry                 when a request may be sent again
 transport             how bytes leave: connections, and a closed list of fields
 batches               more rows than a model takes in one request

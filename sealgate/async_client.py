@@ -21,6 +21,7 @@ import httpcore
 import numpy.typing as npt
 
 from sealgate.answers import StreamedAnswer, check_clock, once, read_head
+from sealgate.attestation import Attested
 from sealgate.core import Core
 from sealgate.errors import (
     ClientError,
@@ -218,6 +219,14 @@ class AsyncClient:
     ) -> dict[str, Any]:
         """What monitoring found of a version. Takes ``monitoring:MODEL``."""
         return await self._run(self._core.monitoring(model, version))
+
+    @property
+    def attested(self) -> Attested | None:
+        """What is attested of the machine behind the keys that were fetched last.
+
+        None without a policy, and without evidence where the policy can do so.
+        """
+        return self._core.key_source.attested
 
     async def keys(self) -> bytes:
         """The ``application/ohttp-keys`` document that the server offers now."""

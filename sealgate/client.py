@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 import httpcore
 import numpy.typing as npt
 
+from sealgate.attestation import Attested
 from sealgate.core import Core
 from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
@@ -282,6 +283,14 @@ class Client:
             PassportError, TransportError: as `infer`.
         """
         return self._run(self._core.monitoring(model, version))
+
+    @property
+    def attested(self) -> Attested | None:
+        """What is attested of the machine behind the keys that were fetched last.
+
+        None without a policy, and without evidence where the policy can do so.
+        """
+        return self._core.key_source.attested
 
     def keys(self) -> bytes:
         """The ``application/ohttp-keys`` document that the server offers now.

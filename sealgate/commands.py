@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from sealgate.client import Client
 from sealgate.endpoints import answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
 from sealgate.feedback import Ticketed
-from sealgate.keys import fingerprint, parse_configs
+from sealgate.keys import fingerprint, load_identity_keys, parse_configs
 from sealgate.monitoring import lines
 from sealgate.options import Options, options_of
 from sealgate.output import (
@@ -41,6 +41,7 @@ from sealgate.output import (
 from sealgate.passport import Passport
 from sealgate.peers import is_our_end, is_ours
 from sealgate.profile import Profile
+from sealgate.protocol.dsse import ECDSA_P256, algorithm_of
 from sealgate.protocol.hpke import (
     AEAD_AES_128_GCM,
     AEAD_CHACHA20_POLY1305,
@@ -208,13 +209,16 @@ def keys(args: argparse.Namespace) -> int:
     given = tuple(map(_read_pem, args.identity))
     profile = replace(profile, identity_keys=given or profile.identity_keys)
     with _open(profile, args) as client:
-        document = client.keys()
+        document, attested = client.keys(), client.attested
     for config in parse_configs(document):
         print(_describe(config))
     if args.output is not None:
         _write(args.output, document)
     if profile.identity_keys:
-        print("signed by the identity key")
+        print(f"signed by the identity key{_algorithms(profile.identity_keys)}")
+    if attested is not None:
+        claims = ", ".join(f"{name} {value}" for name, value in attested.claims.items())
+        print(f"attested: {attested.type}  {claims}")
     if profile.key_configs is None:
         return 0
     same = profile.key_configs == document
@@ -410,6 +414,12 @@ def _interval(metric: dict[str, float]) -> str:
         level = f"{metric['confidence']:.0%}"
         text += f"  {level} interval {metric['low']:.4g} to {metric['high']:.4g}"
     return text
+
+
+def _algorithms(pems: Iterable[str]) -> str:
+    """By which algorithms, where that is more than the first one."""
+    names = sorted(map(algorithm_of, load_identity_keys(pems).values()))
+    return "" if set(names) == {ECDSA_P256} else f": {', '.join(dict.fromkeys(names))}"
 
 
 def _describe(config: KeyConfig) -> str:

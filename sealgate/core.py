@@ -94,7 +94,7 @@ class Core:
         self._clock_offset = 0.0
         self._nonce: str | None = None
         self._nonce_since = float("-inf")
-        self._keys = KeySource(self.url, options, now=self._now)
+        self.key_source = KeySource(self.url, options, now=self._now)
         self._metadata: dict[str, dict[str, Any]] = {}
         self._passports: dict[str, tuple[float, Passport]] = {}
         self._binary: bool | None = None
@@ -240,7 +240,7 @@ class Core:
 
     def keys(self) -> Steps[bytes]:
         """The key configurations that the server offers now; verified, if pinned so."""
-        return (yield from self._keys.fetch())[0]
+        return (yield from self.key_source.fetch())[0]
 
     def forward(
         self,
@@ -299,7 +299,7 @@ class Core:
             # The content can be sent once: a nonce is asked for before that.
             attempts = Attempts(self.options.retry)
             yield from self._exchange(Message("GET", "/v2", token), attempts)
-        config = yield from self._keys.choose()
+        config = yield from self.key_source.choose()
         request = build_request(
             method,
             path,
@@ -338,9 +338,9 @@ class Core:
         """Put right what a refusal tells, if that may help and was not tried yet."""
         self._answered_at = float("-inf")
         if isinstance(error, KeyRefusedError):
-            if self._keys.pinned or not attempts.recover_once(error):
+            if self.key_source.pinned or not attempts.recover_once(error):
                 return False
-            self._keys.forget()
+            self.key_source.forget()
             return True
         now = error.server_time
         if not error.sealed or now is None or not attempts.recover_once(error):
@@ -424,7 +424,7 @@ class Core:
                     raise
 
     def _attempt(self, message: Message) -> Steps[Response]:
-        config = yield from self._keys.choose()
+        config = yield from self.key_source.choose()
         request = build_request(
             message.method,
             message.path,

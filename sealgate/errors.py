@@ -12,6 +12,7 @@
     │   ├── DecryptionError      authentication failed; never says which check
     │   ├── SealedFileError      a sealed file that was never one, or was cut
     │   ├── TensorError          Open Inference Protocol v2 tensors
+    │   ├── AttestationError     evidence of a TPM, or what a policy asks of it
     │   └── StatementError       DSSE, in-toto, Sigstore bundle
     ├── ClientError              what the SDK and the `sealgate` command raise
     │   ├── ProfileError         the profile or the input file cannot be used
@@ -35,6 +36,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "AttestationError",
     "AuthenticationError",
     "BinaryHttpError",
     "ClientError",
@@ -104,6 +106,10 @@ class SealedFileError(ProtocolError):
 
 class TensorError(ProtocolError):
     """A v2 tensor, or a v2 request or response, is not what the model takes."""
+
+
+class AttestationError(ProtocolError):
+    """Evidence about a machine is malformed or forged, or not what was asked of it."""
 
 
 class StatementError(ProtocolError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sealgate.errors import TransportError
+from sealgate.attestation import Attested
+from sealgate.errors import AttestationError, TransportError
 from sealgate.exchange import GATEWAY_PATH, Answer
 from sealgate.keys import (
     KeyChoice,
     choose_config,
+    is_classical,
     load_identity_keys,
     max_age_s,
     verify_signed,
@@ -16,6 +18,7 @@ from sealgate.keys import (
 from sealgate.options import Options
 from sealgate.protocol import keyconfig, signedkeys
 from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.protocol.signedkeys import SignedKeys
 from sealgate.steps import Fetch, Steps
 
 __all__ = ["KeySource"]
@@ -24,10 +27,12 @@ _MAX_KEYS_BYTES = 1 << 20
 
 
 class KeySource:
-    """The keys of one server: pinned, signed by its identity key, or as it offers them.
+    """The keys of one server: pinned, signed by identity keys, or as it offers them.
 
     Attributes:
         pinned: the caller gave them; no others are taken.
+        attested: what was found of the machine behind the keys that were fetched last,
+            by the caller's policy; None without one, or without evidence.
     """
 
     def __init__(self, url: str, options: Options, *, now: Callable[[], float]) -> None:
@@ -45,6 +50,8 @@ class KeySource:
         self._url = url
         self._now = now
         self._identities = load_identity_keys(options.identity_keys)
+        self._policy = options.attestation
+        self.attested: Attested | None = None
         self.pinned = options.key_configs is not None
         self._choice: KeyChoice | None = None
         if options.key_configs is not None:
@@ -69,7 +76,8 @@ class KeySource:
         """The document, and until when it may be used.
 
         Raises:
-            TransportError: there is none, or it does not verify.
+            TransportError: there is none, it does not verify, or the machine behind
+                it is not what the policy asks for.
         """
         if self._identities:
             return (yield from self._fetch_signed())
@@ -78,11 +86,28 @@ class KeySource:
         return answer.body, self._now() + _age(answer)
 
     def _fetch_signed(self) -> Steps[tuple[bytes, float]]:
-        url = self._url + signedkeys.SIGNED_KEYS_PATH
-        answer = yield from self._fetch(url, signedkeys.SIGNED_KEYS_MEDIA_TYPE)
+        """The first version, unless what is trusted is in the second alone.
+
+        Servers that only know the first are asked for no more; whoever trusts an
+        ML-DSA key, or demands evidence, takes no less than the second.
+        """
+        version = 1 if self._policy is None and is_classical(self._identities) else 2
+        first = version == 1
+        path = signedkeys.SIGNED_KEYS_PATH if first else signedkeys.SIGNED_KEYS_V2_PATH
+        media_type = signedkeys.SIGNED_KEYS_MEDIA_TYPE
+        answer = yield from self._fetch(self._url + path, media_type)
         now = self._now()
-        signed = verify_signed(answer.body, self._identities, now=now)
+        signed = verify_signed(answer.body, self._identities, now=now, version=version)
+        self._check(signed)
         return signed.document, min(now + _age(answer), signed.not_after)
+
+    def _check(self, signed: SignedKeys) -> None:
+        if self._policy is None:
+            return
+        try:
+            self.attested = self._policy.check(signed)
+        except AttestationError as error:
+            raise TransportError(f"the server's attestation: {error}") from None
 
     def _fetch(self, url: str, media_type: str) -> Steps[Answer]:
         answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)

@@ -8,18 +8,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 from sealgate.errors import (
     KeyConfigError,
     ProfileError,
     ProtocolError,
+    StatementError,
     TransportError,
 )
 from sealgate.protocol import keyconfig, signedkeys
-from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.dsse import (
+    ECDSA_P256,
+    PublicKey,
+    algorithm_of,
+    key_hint,
+    parse_public,
+)
 from sealgate.protocol.hpke import KEM_XWING
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.protocol.signedkeys import SignedKeys
@@ -29,18 +32,20 @@ __all__ = [
     "KeyChoice",
     "choose_config",
     "fingerprint",
+    "is_classical",
     "load_identity_keys",
     "max_age_s",
     "parse_configs",
     "verify_signed",
 ]
 
-IdentityKeys = Mapping[str, ec.EllipticCurvePublicKey]
+IdentityKeys = Mapping[str, PublicKey]
 # Key encapsulation that also resists a quantum computer comes first, where offered:
 # MLKEM768-X25519 (draft-ietf-hpke-pq).
 _PREFERRED_KEMS = (KEM_XWING,)
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age=([0-9]{1,9})(?:$|[,\s])")
 _MAX_AGE_S = 86_400
+_PEM = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -85,31 +90,45 @@ def choose_config(document: bytes) -> KeyConfig:
 def load_identity_keys(pems: Iterable[str]) -> IdentityKeys:
     """Identity keys by hint.
 
+    Args:
+        pems: texts, each with one key or several, one after the other.
+
     Raises:
-        ProfileError: one is not a PEM public key on P-256.
+        ProfileError: one is not a PEM public key, ECDSA P-256 or ML-DSA-65.
     """
-    keys: dict[str, ec.EllipticCurvePublicKey] = {}
-    for pem in pems:
+    keys: dict[str, PublicKey] = {}
+    blocks = [block for text in pems for block in _PEM.findall(text) or (text,)]
+    for pem in blocks:
         try:
-            key = load_pem_public_key(pem.encode(errors="replace"))
-        except (ValueError, UnsupportedAlgorithm):
-            raise ProfileError("an identity key is not a PEM public key") from None
-        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != (
-            "secp256r1"
-        ):
-            raise ProfileError("an identity key is not an ECDSA key on P-256")
+            key = parse_public(pem)
+        except StatementError as error:
+            raise ProfileError(f"an identity key is not usable: {error}") from None
         keys[key_hint(key)] = key
     return keys
 
 
-def verify_signed(envelope: bytes, keys: IdentityKeys, *, now: float) -> SignedKeys:
-    """The key configurations that an identity key vouches for.
+def is_classical(keys: IdentityKeys) -> bool:
+    """Whether the first version of signed key configurations is enough for these."""
+    return all(algorithm_of(key) == ECDSA_P256 for key in keys.values())
+
+
+def verify_signed(
+    envelope: bytes, keys: IdentityKeys, *, now: float, version: int = 1
+) -> SignedKeys:
+    """The key configurations that identity keys vouch for.
+
+    Args:
+        envelope: as it was fetched.
+        keys: that are trusted.
+        now: Unix seconds.
+        version: the one that was asked for, 1 or 2.
 
     Raises:
-        TransportError: it does not, or not now.
+        TransportError: they do not, or not now.
     """
+    verify = signedkeys.verify_keys if version == 1 else signedkeys.verify_keys_v2
     try:
-        return signedkeys.verify_keys(envelope, keys, now=now)
+        return verify(envelope, keys, now=now)
     except ProtocolError as error:
         raise TransportError(f"the server's signed keys: {error}") from None
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sealgate.attestation import AttestationPolicy
 from sealgate.errors import ProfileError
 from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
@@ -20,8 +21,11 @@ class Options:
 
     Attributes:
         key_configs: pinned ``application/ohttp-keys`` bytes; fetched if None.
-        identity_keys: PEM public keys of the deployment: seal only to configurations
-            that one of them signed. They outlast the keys that they sign.
+        identity_keys: PEM public keys of the deployment, ECDSA P-256 or ML-DSA-65: seal
+            only to configurations that one of each of these algorithms signed. They
+            outlast the keys that they sign.
+        attestation: what evidence about the server's machine must come with the keys;
+            needs identity_keys.
         trusted_keys: PEM public keys whose verdicts are believed.
         require_passport: refuse to use a model whose passport does not verify.
         passport_max_age_s: verify a model's passport again after this time.
@@ -47,6 +51,7 @@ class Options:
 
     key_configs: bytes | None = None
     identity_keys: tuple[str, ...] = ()
+    attestation: AttestationPolicy | None = None
     trusted_keys: tuple[str, ...] = ()
     require_passport: bool = False
     passport_max_age_s: float = 3600.0
@@ -75,6 +80,13 @@ class Options:
                 isinstance(key, str) for key in keys
             ):
                 raise ProfileError(f"{name}: a tuple of PEM texts")
+        if self.attestation is not None and (
+            self.key_configs is not None or not self.identity_keys
+        ):
+            raise ProfileError(
+                "attestation: comes with signed keys; needs identity_keys, and no "
+                "key_configs"
+            )
         if self.client_key is not None and self.client_certificate is None:
             raise ProfileError("client_key: needs client_certificate")
         if self.relay_url is not None and self.client_certificate is not None:
@@ -86,13 +98,16 @@ def options_of(profile: Profile) -> Options:
     """The options that a profile asks for.
 
     Raises:
-        ProfileError: the profile's key is none.
+        ProfileError: the profile's key is none, or its attestation malformed.
     """
     pem = profile.proof_key
     certificate, key = profile.client_certificate, profile.client_key
     return Options(
         key_configs=profile.key_configs,
         identity_keys=profile.identity_keys,
+        attestation=None
+        if profile.attestation is None
+        else AttestationPolicy.from_object(profile.attestation),
         trusted_keys=profile.trusted_keys,
         require_passport=profile.require_passport,
         relay_url=profile.relay_url,

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ class Profile:
         key_configs: ``application/ohttp-keys`` bytes to seal to. They are pinned: the
             client does not ask the server, or anyone between, for others. None fetches.
         trusted_keys: PEM public keys whose verdicts about models are believed.
-        identity_keys: PEM public keys of the deployment. If there is one, only key
-            configurations that it signed are sealed to; they may change, it does not.
+        identity_keys: PEM public keys of the deployment, ECDSA P-256 or ML-DSA-65. If
+            there is one, only key configurations that it signed are sealed to; they may
+            change, it does not. Of each algorithm that is named here, one must sign.
+        attestation: what evidence about the server's machine must come with the keys,
+            as `sealgate.attestation.AttestationPolicy.from_object` reads it.
         require_passport: use no model whose passport does not verify.
         relay_url: where to send sealed requests instead of to ``url``.
         proof_key: PEM private key that the token is bound to (RFC 9449); kept out of
@@ -49,6 +53,7 @@ class Profile:
     key_configs: bytes | None = field(default=None, repr=False)
     trusted_keys: tuple[str, ...] = field(default=(), repr=False)
     identity_keys: tuple[str, ...] = field(default=(), repr=False)
+    attestation: Mapping[str, Any] | None = field(default=None, repr=False)
     require_passport: bool = False
     relay_url: str | None = None
     proof_key: str | None = field(default=None, repr=False)
@@ -84,6 +89,7 @@ class Profile:
             key_configs=_base64(value.get("key_configs")),
             trusted_keys=_texts(value.get("trusted_keys", []), "trusted_keys"),
             identity_keys=_texts(value.get("identity_keys", []), "identity_keys"),
+            attestation=_table(value.get("attestation"), "attestation"),
             require_passport=_flag(value.get("require_passport", False)),
             relay_url=_optional(value.get("relay_url"), "relay_url"),
             proof_key=_optional(value.get("proof_key"), "proof_key"),
@@ -103,6 +109,8 @@ class Profile:
         }
         if self.identity_keys:
             document["identity_keys"] = list(self.identity_keys)
+        if self.attestation is not None:
+            document["attestation"] = self.attestation
         if self.require_passport:
             document["require_passport"] = True
         if self.relay_url is not None:
@@ -121,6 +129,12 @@ def _text(value: Any, name: str) -> str:
 
 def _optional(value: Any, name: str) -> str | None:
     return None if value is None else _text(value, name)
+
+
+def _table(value: Any, name: str) -> Mapping[str, Any] | None:
+    if value is None or isinstance(value, dict):
+        return value
+    raise ProfileError(f"profile: {name} is not an object")
 
 
 def _beside(profile: Path, value: dict[str, Any], name: str) -> str | None:

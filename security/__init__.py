@@ -3,6 +3,7 @@
 access        who calls, and what they may         tokens, permissions     runtime
 sealing       the keys that open sealed requests   key ring                runtime
 admission     which models may run                 policy, gate, hooks     both
+attestation   what this machine can show   TPM quotes, sealing     runtime
 audit         what was decided, provably           log, verifier           runtime
 monitoring    drift, told without keeping a row  ledger, counts          runtime
 training      DP-SGD with Opacus, its accounting   mechanism, trainer      offline

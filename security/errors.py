@@ -10,6 +10,8 @@
     │   └── TrustRefused    a trust root expired, or does not follow the last one
     ├── TimestampError      a time stamp is malformed, or of another signature
     │   └── StrangeStampError    it is of no authority that the trust root names
+    ├── AttesterError       there is no evidence about this machine to be had now
+    │   └── TpmError        its TPM cannot be asked, or refuses
     ├── AccessError         the caller may not; the answer depends on the subclass
     │   ├── TokenError      no valid token: 401
     │   │   └── ProofError  no valid proof that the token's key is there
@@ -51,6 +53,7 @@ __all__ = [
     "AccessError",
     "AdmissionRefused",
     "AssessmentError",
+    "AttesterError",
     "AuditError",
     "BatchError",
     "BookedError",
@@ -82,6 +85,7 @@ __all__ = [
     "StrangeStampError",
     "TimestampError",
     "TokenError",
+    "TpmError",
     "TrackingError",
     "TrainingError",
     "TrustRefused",
@@ -115,6 +119,14 @@ class TimestampError(SealgateError):
 
 class StrangeStampError(TimestampError):
     """There is no time stamp, or none of an authority that the trust root names."""
+
+
+class AttesterError(SealgateError):
+    """There is no evidence about this machine to be had now."""
+
+
+class TpmError(AttesterError):
+    """A TPM cannot be asked, or refuses; the message shows no secret."""
 
 
 class AccessError(SealgateError):

@@ -73,18 +73,21 @@ def read_hpke_key(path: Path) -> KemPrivateKey:
     return parse_hpke_key(read_secret(path), str(path))
 
 
-def parse_hpke_key(data: bytes, where: str) -> KemPrivateKey:
+def parse_hpke_key(
+    data: bytes, where: str, *, passphrase: bytes | None = None
+) -> KemPrivateKey:
     """A key from its PEM.
 
     Args:
         data: one or two PKCS#8 blocks, of at most some KiB.
         where: it came from, for errors, which show nothing of the data.
+        passphrase: of encrypted blocks; the environment's if absent.
 
     Raises:
         KeyFileError: something else, or encrypted and its passphrase is missing or
             another.
     """
-    match _private_keys(data, where):
+    match _private_keys(data, where, passphrase):
         case [X25519PrivateKey() as key]:
             return PrivateKey(key)
         case [MLKEM768PrivateKey() as lattice, X25519PrivateKey() as curve]:
@@ -115,9 +118,13 @@ def parse_hpke_public(data: bytes, where: str) -> bytes:
     raise KeyFileError(f"{where}: not an X25519 or X-Wing public key")
 
 
-def _private_keys(data: bytes, where: str) -> list[PrivateKeyTypes]:
+def _private_keys(
+    data: bytes, where: str, passphrase: bytes | None
+) -> list[PrivateKeyTypes]:
     password: bytes | None = None
-    if _ENCRYPTED in data:
+    if _ENCRYPTED in data and passphrase is not None:
+        password = passphrase
+    elif _ENCRYPTED in data:
         source = passphrase_file()
         if source is None:
             raise KeyFileError(

@@ -184,7 +184,7 @@ def _gateway(settings: Settings, routes: Routes, freshness: Freshness) -> Gatewa
         routes,
         max_body_bytes=settings.service.max_body_bytes,
         freshness=freshness,
-        publication=load_publication(settings.sealing),
+        publication=load_publication(settings.sealing, settings.attestation),
     )
 
 
@@ -257,9 +257,9 @@ observe_refusals(record_refusal)
 def _check_operable(settings: Settings) -> None:
     """Fail in the parent what would otherwise fail again and again in every worker."""
     check_access(settings)
-    load_keyring(settings.sealing.keys)
+    publication = load_publication(settings.sealing, settings.attestation)
+    publication.signed_v2(load_keyring(settings.sealing.keys))
     load_freshness(settings.sealing, key=b"")
-    load_publication(settings.sealing)
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)
     if settings.tls.enabled:

@@ -13,6 +13,7 @@ included, is sealed (section 5.2). The outer status of a sealed answer is always
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -82,6 +83,8 @@ class Gateway:
         self._freshness = freshness
         self._publication = publication
         self._clock = clock
+        # Who asks while evidence is made waits here, and takes no thread.
+        self._attesting = asyncio.Lock()
         self._limits = BhttpLimits(max_body_bytes=max_body_bytes)
         self._opened, self._sealing = (
             routes.metrics.histogram("sealgate_stage_seconds", stage, "", "")
@@ -103,10 +106,20 @@ class Gateway:
         Raises:
             Problem: this deployment has no identity key.
         """
-        document = self._publication.signed(self._ring())
-        if document is None:
-            raise Problem("not-found", "this deployment does not sign its keys")
-        return document
+        return _offered(self._publication.signed(self._ring()))
+
+    async def published_signed_v2(self) -> Document:
+        """The signed key configurations of the second version.
+
+        Raises:
+            Problem: this deployment has no identity key.
+            AttesterError: it offers evidence, and there is none now.
+        """
+        publication, ring = self._publication, self._ring()
+        if not publication.attests:
+            return _offered(publication.signed_v2(ring))
+        async with self._attesting:
+            return _offered(await asyncio.to_thread(publication.signed_v2, ring))
 
     async def answer(self, body: Body) -> Response:
         """Open an encapsulated request, answer it, seal the answer.
@@ -293,6 +306,12 @@ class ChunkedRequest:
         key = self.ring.find(header)
         self.key_id = header.key_id
         return key
+
+
+def _offered(document: Document | None) -> Document:
+    if document is None:
+        raise Problem("not-found", "this deployment does not sign its keys")
+    return document
 
 
 def _padded(inner: Response) -> list[Body]:

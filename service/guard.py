@@ -44,7 +44,8 @@ _HARDENING = (
 )
 _NO_STORE = (b"cache-control", b"no-store")
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
-_SIGNED_KEYS_PATH = signedkeys.SIGNED_KEYS_PATH.encode()
+_SIGNED_KEYS_V2_PATH = signedkeys.SIGNED_KEYS_V2_PATH.encode()
+_SIGNED_KEYS_PATHS = (signedkeys.SIGNED_KEYS_PATH.encode(), _SIGNED_KEYS_V2_PATH)
 # Bodies from here on are not gathered first: each copy of one counts.
 _LARGE_BYTES = 64 << 10
 # An answer that takes longer is not made for a client that has left.
@@ -167,7 +168,7 @@ class Guard:
     async def _answer(self, head: Request, body: _AnyBody) -> Answer:
         if head.path == GATEWAY_PATH:
             return await self._answer_gateway(head, body)
-        if head.path == _SIGNED_KEYS_PATH:
+        if head.path in _SIGNED_KEYS_PATHS:
             return await self._answer_signed_keys(head, body)
         health = self._routes.is_open(head.path)
         principal = None if health else await self._routes.check_early(head)
@@ -211,7 +212,10 @@ class Guard:
         if head.method not in (b"GET", b"HEAD"):
             raise method_not_allowed(b"GET", b"HEAD")
         await body.read()
-        document = self._gateway.published_signed()
+        if head.path == _SIGNED_KEYS_V2_PATH:
+            document = await self._gateway.published_signed_v2()
+        else:
+            document = self._gateway.published_signed()
         return _keys(signedkeys.SIGNED_KEYS_MEDIA_TYPE, document)
 
 

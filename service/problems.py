@@ -23,6 +23,7 @@ from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.dpop import NONCE_HEADER
 from security.errors import (
     AccessError,
+    AttesterError,
     AuditError,
     CredentialsError,
     ExtractionBudgetError,
@@ -135,6 +136,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(503, "quota-unavailable", "What you have used up cannot be told now"),
         _kind(503, "monitoring-unavailable", "What was released cannot be read now"),
         _kind(503, "labels-unavailable", "Labels cannot be kept now; send them again"),
+        _kind(503, "attestation-unavailable", "There is no evidence of this machine"),
         _kind(503, "audit-unavailable", "The decision could not be recorded"),
         _kind(504, "inference-timeout", "The inference took too long"),
     )
@@ -227,15 +229,25 @@ def to_problem(error: SealgateError, challenges: Challenges = Challenges()) -> P
             return Problem("malformed-message")
         case ReplayError():
             return Problem("replayed")
-        case ReplayStoreError():
-            return Problem("replay-unavailable", headers=_RETRY)
-        case QuotaStoreError():
-            return Problem("quota-unavailable", headers=_RETRY)
-        case MonitoringStoreError():
-            return Problem("labels-unavailable", headers=_RETRY)
+        case AttesterError():
+            return Problem("attestation-unavailable", headers=_RETRY)
+        case ReplayStoreError() | QuotaStoreError() | MonitoringStoreError():
+            return _store_problem(error)
         case AuditError():
             return Problem("audit-unavailable")
     return Problem("internal")
+
+
+def _store_problem(error: SealgateError) -> Problem:
+    """A store cannot be asked: what depends on it is not answered."""
+    match error:
+        case ReplayStoreError():
+            code = "replay-unavailable"
+        case QuotaStoreError():
+            code = "quota-unavailable"
+        case _:
+            code = "labels-unavailable"
+    return Problem(code, headers=_RETRY)
 
 
 def _refused(error: AccessError, challenges: Challenges) -> Problem:

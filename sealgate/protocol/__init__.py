@@ -9,7 +9,8 @@ kem           the key encapsulations, by identifier
 hpke          HPKE base mode with export (RFC 9180)
 sealedfile    a file encrypted to the keys of deployments, in chunks
 keyconfig     key configurations (RFC 9458, section 3)
-signedkeys    key configurations signed by a deployment's identity key
+signedkeys    key configurations signed by a deployment's identity keys
+tpm2          quotes of a TPM 2.0 (TCG, Part 2)
 ohttp         encapsulated requests and responses (RFC 9458, section 4)
 ohttp_stream  a large encapsulated request, decrypted as it arrives
 datatypes     v2's datatypes, BF16 and BYTES among them

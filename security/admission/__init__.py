@@ -21,6 +21,7 @@ doors            the gate, and the checks of the files beside the evidence
 verification     the same for other people's pipelines, from Python
 model_keys       keys of sealed models, and the sources that they come from
 command_source   a program that fetches such a key from a KMS or a vault
+tpm_source       such a key that this machine's TPM gives in one state only
 confidential     models that are sealed in the bundle and opened in memory
 model_signature  model.sig, for the OpenSSF's model signing
 store            bundles in BentoML's model store

@@ -9,6 +9,7 @@ file::
 
     keys/model.pem                        a file, encrypted or not
     exec:/usr/local/bin/fetch-model-key   a program that writes the key
+    tpm:/var/lib/sealgate/model.tpm       a file whose key a TPM gives in one state only
 
 What a source gives is PEM, as `security.hpke_keys` reads it.
 """
@@ -28,6 +29,7 @@ from sealgate.protocol.kem import KEM_XWING, KemPrivateKey, public_pem
 from sealgate.protocol.sealedfile import key_hint
 from security.admission.command_source import CommandSource
 from security.admission.gate import Admission
+from security.admission.tpm_source import TpmSource
 from security.errors import KeyFileError
 from security.hpke_keys import (
     encode_hpke_key,
@@ -102,7 +104,10 @@ class FileSource:
 
 
 # By the scheme of the URI; given is what follows the colon.
-SOURCES: Mapping[str, Callable[[str], KeySource]] = {"exec": CommandSource.parse}
+SOURCES: Mapping[str, Callable[[str], KeySource]] = {
+    "exec": CommandSource.parse,
+    "tpm": TpmSource.parse,
+}
 
 
 def key_source(setting: Path | str) -> KeySource:

@@ -7,6 +7,7 @@ line on standard error, without a traceback; so is a package that is not install
 
 keygen, keys, sealing_keys, model_key  keys that sign, that open requests, and models
 trust, trust_versions                  who says which keys those are, version by version
+tpm                                    a TPM's keys, what is measured, what is sealed
 token, profile, access, access_issuer  who calls, and what they may
 init, init_model                       a first configuration
 check, train, retrain                  training
@@ -60,6 +61,7 @@ COMMANDS = {
     "keygen": "keygen",
     "keys": "keys",
     "trust": "trust",
+    "tpm": "tpm",
     "serve": "serve",
     "models": "models",
     "agreement": "agreement",

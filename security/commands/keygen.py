@@ -33,7 +33,12 @@ from security.key_files import (
 )
 from security.sealing import rotation
 from security.sealing.keyring import load_keyring
-from security.sealing.publish import generate_identity, load_identity
+from security.sealing.publish import (
+    generate_identity,
+    generate_mldsa_identity,
+    load_identity,
+    load_mldsa_identity,
+)
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
@@ -130,7 +135,7 @@ def _write_secret(path: Path) -> None:
 
 
 def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
-    """The HPKE keys and the identity key."""
+    """The HPKE keys and the identity keys."""
     passphrase = _server_passphrase()
     folder, identity = sealing.keys, sealing.identity
     if folder.is_dir() and any(folder.iterdir()):
@@ -142,6 +147,12 @@ def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
         identity,
         partial(generate_identity, identity, passphrase=passphrase),
         lambda: f"  sha256:{key_hint(load_identity(identity).public_key())}",
+    )
+    mldsa = sealing.identity_mldsa
+    yield _ensure(
+        mldsa,
+        partial(generate_mldsa_identity, mldsa, passphrase=passphrase),
+        lambda: f"  sha256:{key_hint(load_mldsa_identity(mldsa).public_key())}",
     )
 
 

@@ -42,7 +42,7 @@ from security.commands.sealing_keys import SEALING
 from security.commands.signing import add_passphrase, read_public
 from security.errors import KeyFileError
 from security.key_files import passphrase_file, read_passphrase
-from security.sealing.publish import load_identity
+from security.sealing.publish import load_identities
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
@@ -181,7 +181,8 @@ def _add_public(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--identity",
         action="store_true",
-        help="the key that signs the key configurations; clients pin it",
+        help="the keys that sign the key configurations, ECDSA P-256 and, where there "
+        "is one, ML-DSA-65; clients pin them",
     )
     parser.add_argument(
         "--algorithm",
@@ -385,8 +386,8 @@ def _public(args: argparse.Namespace) -> int:
         print(model_key.public_half(), end="")
         return 0
     if args.identity:
-        identity = load_identity(settings.sealing.identity)
-        print(public_pem(identity.public_key()), end="")
+        for key in load_identities(settings.sealing):
+            print(public_pem(key), end="")
         return 0
     trust = read_trust(settings.admission.trust).root
     keys = trust.keys((args.role,), algorithm=args.algorithm)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.errors import BundleError
-from security.admission.trust_store import load_trust
 from security.commands.options import (
     Subparsers,
     add_admission,
@@ -115,6 +114,7 @@ def _decided(
     from models.bundle import VERDICT_FILE  # noqa: PLC0415
     from security.admission.doors import verify_with  # noqa: PLC0415
     from security.admission.policy import load_policy  # noqa: PLC0415
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
     from security.tracking.logged import tags_of  # noqa: PLC0415
 
     if VERDICT_FILE not in bundle.files:

@@ -10,13 +10,16 @@ from typing import Any
 from models.files import write_atomic
 from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
-from sealgate.protocol.dsse import public_pem
+from sealgate.protocol.dsse import ECDSA_P256, algorithm_of, public_pem
+from sealgate.protocol.tpm2 import TPM2
 from security.access.permissions import MODEL_ACTIONS, model_scope
 from security.admission.trust_store import load_trust
+from security.attestation.quotes import client_policy
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
-from security.sealing.publish import load_identity
+from security.sealing.publish import load_identities
+from security.settings.attestation import AttestationSettings
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
@@ -29,8 +32,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "profile",
         help="write a client profile with a fresh development token",
         description="Write the profile that `sealgate` and the SDK read: the server's "
-        "URL, a fresh token from the development issuer, the identity key that signs "
-        "the server's key configurations, and the keys trusted to sign verdicts.",
+        "URL, a fresh token from the development issuer, the identity keys that sign "
+        "the server's key configurations, what its TPM holds now if it attests, and "
+        "the keys trusted to sign verdicts.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="%(default)s")
     parser.add_argument("--model", required=True, help="name of the model")
@@ -54,15 +58,31 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="bind the token to this key (DPoP, RFC 9449), and put the key into the "
         "profile; made if it is not there",
     )
+    parser.add_argument(
+        "--classical",
+        action="store_true",
+        help="for clients of release 0.1: pin the ECDSA P-256 identity key alone, and "
+        "demand no evidence of the machine",
+    )
     parser.set_defaults(run=run)
 
 
-def _pins(sealing: SealingSettings) -> dict[str, Any]:
+def _pins(
+    sealing: SealingSettings, attestation: AttestationSettings, *, classical: bool
+) -> dict[str, Any]:
     """What the client knows the server's keys by: they rotate, the signer does not."""
-    if sealing.identity.exists():
-        identity = load_identity(sealing.identity).public_key()
-        return {"identity_keys": (public_pem(identity),)}
-    return {"key_configs": load_keyring(sealing.keys).document}
+    if not sealing.identity.exists():
+        return {"key_configs": load_keyring(sealing.keys).document}
+    pins: dict[str, Any] = {
+        "identity_keys": tuple(
+            public_pem(key)
+            for key in load_identities(sealing)
+            if not classical or algorithm_of(key) == ECDSA_P256
+        )
+    }
+    if attestation.type == TPM2 and not classical:
+        pins["attestation"] = client_policy(attestation)
+    return pins
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         lifetime_s=args.lifetime,
         out=args.out,
         bound=None if args.proof_key is None else proof_key(args.proof_key),
+        classical=args.classical,
     )
     print(f"wrote {path}, token valid for {args.lifetime} s")
     return 0
@@ -89,6 +110,7 @@ def write_profile(
     lifetime_s: int,
     out: Path | None = None,
     bound: ProofKey | None = None,
+    classical: bool = False,
 ) -> Path:
     """Write a profile with a fresh development token, for its owner alone.
 
@@ -100,6 +122,8 @@ def write_profile(
         lifetime_s: of the token.
         out: where; by default profile.json in SEALGATE_HOME.
         bound: the key that the token is bound to, if any.
+        classical: pin no ML-DSA-65 key and demand no evidence, of which clients of
+            release 0.1 know nothing.
 
     Returns:
         The file.
@@ -120,7 +144,7 @@ def write_profile(
         url=url,
         token=token,
         model=models[0],
-        **_pins(settings.sealing),
+        **_pins(settings.sealing, settings.attestation, classical=classical),
         proof_key=None if bound is None else bound.to_pem(),
         # A client knows signatures of the encoding itself, and no other form.
         trusted_keys=tuple(

@@ -9,6 +9,7 @@ issuers        what is said about each issuer of tokens
 profiles       what providers issue beside RFC 9068
 sealing        sealed transport, its keys and its replay window
 admission      which models may run
+attestation    evidence about the machine, beside the signed keys
 quotas         where it is counted what each subject asks
 redis          what all stores that are in a Redis share
 audit          the audit log, its keys and its checkpoints

@@ -22,6 +22,7 @@ from security.errors import SettingsError
 from security.key_files import PASSPHRASE_VARIABLE, is_uri
 from security.settings.access import AccessSettings, check_access
 from security.settings.admission import AdmissionSettings
+from security.settings.attestation import AttestationSettings, check_attestation
 from security.settings.audit import AuditSettings, check_audit
 from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
@@ -55,6 +56,7 @@ class Settings:
     access: AccessSettings = field(default_factory=AccessSettings)
     sealing: SealingSettings = field(default_factory=SealingSettings)
     admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    attestation: AttestationSettings = field(default_factory=AttestationSettings)
     quotas: QuotaSettings = field(default_factory=QuotaSettings)
     redis: RedisSettings = field(default_factory=RedisSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
@@ -79,6 +81,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "access": AccessSettings,
     "sealing": SealingSettings,
     "admission": AdmissionSettings,
+    "attestation": AttestationSettings,
     "quotas": QuotaSettings,
     "redis": RedisSettings,
     "audit": AuditSettings,
@@ -127,6 +130,7 @@ def _checked(settings: Settings) -> Settings:
     check_service(settings.service)
     check_access(settings.access)
     check_sealing(settings.sealing)
+    check_attestation(settings.attestation)
     check_runtime(settings.runtime)
     check_deployment(settings.deployment)
     check_quotas(settings.quotas)

@@ -30,8 +30,10 @@ class SealingSettings:
     Attributes:
         require_sealed: refuse inference in plaintext.
         keys: folder of HPKE private keys.
-        identity: the key that signs the key configurations; without the file they are
-            only offered unsigned.
+        identity: the key that signs the key configurations, ECDSA P-256; without the
+            file they are only offered unsigned.
+        identity_mldsa: the key that signs them beside it, ML-DSA-65, where there is the
+            file.
         key_lifetime_s: age at which a key is replaced.
         key_overlap_s: for how long the key before it still opens requests.
         key_cache_s: how long clients may keep the configurations; within the overlap.
@@ -51,6 +53,7 @@ class SealingSettings:
     require_sealed: bool = True
     keys: Path = Path("keys/hpke")
     identity: Path = Path("keys/identity.pem")
+    identity_mldsa: Path = Path("keys/identity.mldsa.pem")
     key_lifetime_s: int = 24 * 3600
     key_overlap_s: int = 2 * 3600
     key_cache_s: int = 3600

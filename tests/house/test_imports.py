@@ -101,6 +101,10 @@ PLANTED = {
         "security/stores/local.py",
         "import security.stores.shared",
     ),
+    "rooms of attestation": (
+        "security/attestation/tools.py",
+        "import security.attestation.quotes",
+    ),
     "rooms of monitoring": (
         "security/monitoring/windows.py",
         "import security.monitoring.ledger",
@@ -183,6 +187,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "service/telemetry",
         "security/settings",
         "security/stores",
+        "security/attestation",
         "security/monitoring",
         "security/inspection",
         "security/assessment",
@@ -203,6 +208,7 @@ def test_a_new_module_fails_until_it_is_placed(packages: Path) -> None:
         "rooms of service",
         "rooms of models",
         "rooms of stores",
+        "rooms of attestation",
         "rooms of monitoring",
         "rooms of sealgate",
         "rooms of sealgate.rpc",

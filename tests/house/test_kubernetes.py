@@ -158,7 +158,7 @@ def mounts(tmp_path: Path) -> Path:
     home = tmp_path / "made"
     generate_key(home / "hpke", 1)
     generate_checkpoint_key(home / "server" / "checkpoint.pem")
-    for name in ("audit.key", "identity.pem", "dpop.key"):
+    for name in ("audit.key", "identity.pem", "identity.mldsa.pem", "dpop.key"):
         write_secret(home / "server" / name, b"x" * 32)
     (home / "trust").mkdir()
     for name in ("trust.json", "jwks.json"):
@@ -177,7 +177,8 @@ def loads(folder: Path) -> None:
     )
     load_keyring(settings.sealing.keys)
     load_signer(settings.audit)
-    for path in (settings.audit.pseudonym_key, settings.access.dpop_key):
+    mldsa = settings.sealing.identity_mldsa
+    for path in (settings.audit.pseudonym_key, settings.access.dpop_key, mldsa):
         assert read_secret(path) == b"x" * 32
     assert settings.admission.trust.read_text() == "{}"
     assert settings.audit.directory.is_dir()

@@ -8,7 +8,9 @@ from email.utils import formatdate
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
+from sealgate.attestation import AttestationPolicy
 from sealgate.core import Core
 from sealgate.errors import (
     AuthenticationError,
@@ -39,6 +41,7 @@ from tests.support.gateways import (
     refusal,
     unsealed,
 )
+from tests.support.quotes import OURS_PEM, RECORDED, REGISTERS, quote
 
 NO_JITTER = RetryPolicy(jitter=0.0)
 
@@ -155,6 +158,65 @@ def test_old_signed_keys():
     client = Core(URL, Options(identity_keys=(PEM,)), clock=lambda: gateway.now + 2000)
     with pytest.raises(TransportError, match="not valid any more"):
         gateway.run(client.metadata("m"))
+
+
+LATTICE = MLDSA65PrivateKey.from_seed_bytes(b"\7" * 32)
+LATTICE_PEM = public_pem(LATTICE.public_key())
+BOTH = {"identities": (IDENTITY, LATTICE), "identity": IDENTITY}
+PINS = {"identity_keys": (PEM, LATTICE_PEM)}
+POLICY = AttestationPolicy.from_object(
+    {"types": {"tpm2": {"keys": [OURS_PEM], "pcrs": {"15": REGISTERS[15].hex()}}}}
+)
+
+
+@pytest.mark.parametrize("pins", [PINS, {"identity_keys": (PEM + LATTICE_PEM,)}])
+def test_keys_signed_by_both_algorithms(pins):
+    gateway = Gateway(lambda _: json_response(METADATA), **BOTH)
+    gateway.run(core(gateway, **pins).metadata("m"))
+    gets = [url for method, url in gateway.fetched if method == "GET"]
+    assert gets == [f"{URL}/.well-known/sealgate-keys-v2"]
+
+
+@pytest.mark.parametrize("identities", [(IDENTITY,), (LATTICE,)])
+def test_half_of_the_signatures_that_are_pinned(identities):
+    gateway = Gateway(identities=identities)
+    with pytest.raises(TransportError, match="no signature by a trusted key of"):
+        call(gateway, **PINS)
+    assert gateway.sealed == []
+
+
+def test_a_server_that_only_knows_the_first_version():
+    gateway = Gateway(lambda _: json_response(METADATA), identity=IDENTITY)
+    gateway.run(core(gateway, identity_keys=(PEM,)).metadata("m"))
+    with pytest.raises(TransportError, match=r"the server offers no keys \(404\)"):
+        call(gateway, **PINS)
+
+
+def test_keys_that_a_machine_is_attested_with():
+    gateway = Gateway(lambda _: json_response(METADATA), attest=quote, **BOTH)
+    client = core(gateway, attestation=POLICY, **PINS)
+    gateway.run(client.metadata("m"))
+    assert client.key_source.attested.claims == {"PCR 15": REGISTERS[15].hex()}
+
+
+ATTESTED = {
+    "nothing": (None, "without evidence of a machine"),
+    "a replay": (lambda _: quote(bytes(32)), "over another nonce"),
+    "another state": (
+        lambda nonce: quote(nonce, {15: bytes(32), 16: bytes(32)}),
+        "PCR 15 does not hold what it should",
+    ),
+    "another kind": (lambda _: {"type": "of-tests"}, "that the policy does not name"),
+    "another key's": (lambda _: RECORDED["evidence"], "key that is not trusted"),
+}
+
+
+@pytest.mark.parametrize(("attest", "message"), ATTESTED.values(), ids=ATTESTED)
+def test_nothing_is_sealed_to_what_is_not_attested(attest, message):
+    gateway = Gateway(attest=attest, **BOTH)
+    with pytest.raises(TransportError, match=f"the server's attestation: .*{message}"):
+        call(gateway, attestation=POLICY, **PINS)
+    assert gateway.sealed == []
 
 
 P384 = public_pem(ec.generate_private_key(ec.SECP384R1()).public_key())

@@ -29,7 +29,7 @@ COMMANDS = (
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs", "mlflow",
-    "push", "pull", "image", "batch", "timestamp", "trust",
+    "push", "pull", "image", "batch", "timestamp", "trust", "tpm",
 )  # fmt: skip
 
 

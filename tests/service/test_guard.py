@@ -17,7 +17,8 @@ from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.bhttp import Response
 from sealgate.protocol.drafts.chunked import seal_chunked_request
 from sealgate.protocol.dsse import key_hint
-from sealgate.protocol.signedkeys import verify_keys
+from sealgate.protocol.signedkeys import verify_keys, verify_keys_v2
+from security.errors import AttesterError
 from tests.support.rooms import (
     INPUT,
     Rooms,
@@ -444,6 +445,68 @@ def test_signed_keys(tmp_path: Path) -> None:
 def test_no_signed_keys_without_an_identity(rooms: Rooms) -> None:
     response = call(rooms.guard(Inner()), scope("GET", SIGNED)).response
     assert (response.status, code(response)) == (404, "not-found")
+
+
+class Machine:
+    """An `Attester` that takes its time, or has no evidence."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.asked = 0
+
+    def attest(self, nonce: bytes) -> dict[str, str]:
+        self.asked += 1
+        time.sleep(0.2)
+        if self.error is not None:
+            raise self.error
+        return {"type": "of-tests", "nonce": nonce.hex()}
+
+
+def test_signed_keys_of_the_second_version(tmp_path: Path) -> None:
+    identity, machine = ec.generate_private_key(ec.SECP256R1()), Machine()
+    guard = wire(tmp_path, identity=identity, attester=machine).guard(Inner())
+    asked = scope("GET", f"{SIGNED}-v2")
+    clients = [Client(body(b"")) for _ in range(3)]
+    longest = 0.0
+
+    async def look() -> None:
+        nonlocal longest
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - began)
+
+    async def together() -> None:
+        looking = asyncio.create_task(look())
+        await asyncio.gather(*(guard(asked, c.receive, c.send) for c in clients))
+        looking.cancel()
+
+    asyncio.run(together())
+    assert longest < 0.15  # the loop goes on while the machine is asked
+    assert machine.asked == 1
+    trusted = {key_hint(identity.public_key()): identity.public_key()}
+    for client in clients:
+        content = bytes(client.response.body)
+        signed = verify_keys_v2(content, trusted, now=time.time())
+        assert signed.attestation == {"type": "of-tests", "nonce": signed.nonce.hex()}
+
+
+def test_no_evidence_now(tmp_path: Path) -> None:
+    identity = ec.generate_private_key(ec.SECP256R1())
+    machine = Machine(AttesterError("the machine's own words"))
+    guard = wire(tmp_path, identity=identity, attester=machine).guard(Inner())
+    response = call(guard, scope("GET", f"{SIGNED}-v2")).response
+    assert (response.status, code(response)) == (503, "attestation-unavailable")
+    assert dict(response.headers)[b"retry-after"] == b"1"
+    assert b"own words" not in bytes(response.body)
+    assert call(guard, scope("GET", SIGNED)).response.status == 200
+
+
+def test_the_second_version_without_an_identity(rooms: Rooms) -> None:
+    response = call(rooms.guard(Inner()), scope("GET", f"{SIGNED}-v2")).response
+    assert (response.status, code(response)) == (404, "not-found")
+    posted = call(rooms.guard(Inner()), scope("POST", f"{SIGNED}-v2")).response
+    assert posted.status == 405
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "post"])

@@ -10,7 +10,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sealgate.exchange import GATEWAY_PATH, OHTTP_KEY_PROBLEM, Answer
-from sealgate.protocol import bhttp, keyconfig, ohttp, signedkeys
+from sealgate.protocol import bhttp, dsse, keyconfig, ohttp, signedkeys
 from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.drafts import chunked
 from sealgate.protocol.hpke import KEM_X25519, KEM_XWING, HybridPrivateKey, PrivateKey
@@ -51,6 +51,8 @@ class Gateway:
     Attributes:
         handle: gives the inner response to an inner request.
         identity: signs the key configurations.
+        identities: sign them in the second version, which is not offered without.
+        attest: makes evidence over a nonce, for the second version.
         outer: answers in the open instead, where it gives something.
         takes_chunks: whether chunked requests are understood.
     """
@@ -58,6 +60,8 @@ class Gateway:
     handle: Callable[[Request], Response] = lambda _: json_response({})
     identity: ec.EllipticCurvePrivateKey | None = None
     outer: Callable[[Fetch], Answer | None] = lambda _: None
+    identities: tuple[dsse.PrivateKey, ...] = ()
+    attest: Callable[[bytes], Mapping[str, Any]] | None = None
     takes_chunks: bool = True
     post_quantum: bool = True
     cache_control: str = "max-age=3600"
@@ -145,13 +149,18 @@ class Gateway:
         if url == URL + GATEWAY_PATH:
             headers["content-type"] = keyconfig.KEYS_MEDIA_TYPE
             return Answer(200, headers, self.document)
+        window = {"not_before": int(self.now) - 10, "not_after": int(self.now) + 1000}
+        headers["content-type"] = signedkeys.SIGNED_KEYS_MEDIA_TYPE
         if url == URL + signedkeys.SIGNED_KEYS_PATH and self.identity is not None:
-            headers["content-type"] = signedkeys.SIGNED_KEYS_MEDIA_TYPE
-            envelope = signedkeys.sign_keys(
+            envelope = signedkeys.sign_keys(self.document, self.identity, **window)
+            return Answer(200, headers, envelope)
+        if url == URL + signedkeys.SIGNED_KEYS_V2_PATH and self.identities:
+            nonce = signedkeys.attestation_nonce(self.document, **window)
+            envelope = signedkeys.sign_keys_v2(
                 self.document,
-                self.identity,
-                not_before=int(self.now) - 10,
-                not_after=int(self.now) + 1000,
+                self.identities,
+                attestation=None if self.attest is None else self.attest(nonce),
+                **window,
             )
             return Answer(200, headers, envelope)
         return Answer(404, {}, b"")

@@ -30,6 +30,7 @@ from security.access.quotas import Quotas
 from security.access.tokens import RevocationList, Verifier
 from security.admission.gate import Admission, verify
 from security.admission.lifecycle import Planned, State
+from security.attestation.attesters import Attester
 from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
 from security.sealing.freshness import Freshness
@@ -107,6 +108,7 @@ def wire(
     require_date: bool = False,
     kems: Iterable[int] = (KEM_X25519,),
     identity: ec.EllipticCurvePrivateKey | None = None,
+    attester: Attester | None = None,
     ring: Callable[[], KeyRing] | None = None,
     replay_share: int = 1 << 14,
     limits: Limits = Limits(10**9, 10**9, 10**9, 10**9, 1000),
@@ -165,7 +167,9 @@ def wire(
             clock=clock,
         ),
         clock=clock,
-        publication=Publication(overlap_s=7200, cache_s=3600, identity=identity),
+        publication=Publication(
+            overlap_s=7200, cache_s=3600, identity=identity, attester=attester
+        ),
     )
     return Rooms(routes, gateway, log, all_admissions[0])
 

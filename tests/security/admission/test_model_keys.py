@@ -285,6 +285,8 @@ def test_a_setting_names_a_source(tmp_path: Path) -> None:
         ("exec:", "name a program by its absolute path"),
         ("exec:fetch", "name a program by its absolute path"),
         ("exec:./fetch", "name a program by its absolute path"),
+        ("exec:A=1", "name a program by its absolute path"),
+        ("exec:ADMITTED_MODEL=x /bin/fetch", "name a program by its absolute path"),
         ("exec:'/bin/fetch", "No closing quotation"),
     ],
 )
@@ -503,7 +505,7 @@ def test_keygen_encrypts_it_under_what_a_server_finds(
 def test_the_commands_ask_no_source(
     security: Command, tmp_path: Path, fetch: Path
 ) -> None:
-    extra = {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:{fetch} --token hunter2"}
+    extra = {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:T=hunter2 {fetch} --t hunter2"}
     assert security("keygen", **extra).returncode == 0
     assert not (tmp_path / "home" / "keys" / "model.pem").exists()
     (line,) = security("keys", "list", "--role", "model", **extra).stdout.splitlines()
@@ -513,7 +515,7 @@ def test_the_commands_ask_no_source(
         assert result.returncode == 2
         assert "is asked for an admitted model only" in result.stderr
     config = security("config", **extra).stdout
-    assert json.loads(config)["admission"]["model_key"] == f"exec:{fetch} ***"
+    assert json.loads(config)["admission"]["model_key"] == "exec:***"
     assert asked(tmp_path) == 0
 
 
@@ -593,11 +595,18 @@ def test_arguments_reach_the_program_and_no_shell(
     assert not (tmp_path / "x").exists()
 
 
-def test_what_it_needs_env_gives_it(tmp_path: Path, admission: Admission) -> None:
+def test_what_it_needs_is_assigned(tmp_path: Path, admission: Admission) -> None:
     write_secret(tmp_path / "kept.pem", PEM)
-    path = program(tmp_path, f'test "$REGION" = eu && cat {tmp_path}/kept.pem')
-    uri = f"exec:/usr/bin/env REGION=eu {path}"
-    assert open_admission(admission, uri).bundle.model == onnx_model()
+    script = f'test "$REGION" = "eu west" && cat {tmp_path}/kept.pem'
+    path = program(tmp_path, script)
+    for uri in (
+        f"exec:REGION='eu west' EMPTY= {path}",
+        f"exec:/usr/bin/env REGION='eu west' {path}",
+    ):
+        assert open_admission(admission, uri).bundle.model == onnx_model()
+    told = CommandSource.parse(f"A=1 B=2=3 {path} C=4")
+    assert dict(told.variables) == {"A": "1", "B": "2=3"}
+    assert told.arguments == (str(path), "C=4")
 
 
 def test_its_key_may_be_encrypted(
@@ -694,7 +703,7 @@ def test_a_key_of_another_deployment(
 
 
 def test_neither_source_nor_key_shows_itself(tmp_path: Path, fetch: Path) -> None:
-    shown = repr(key_source(f"exec:{fetch} {SECRET}"))
+    shown = repr(key_source(f"exec:T={SECRET} {fetch} {SECRET}"))
     assert SECRET not in shown
     body = b"".join(PEM.splitlines()[1:-1]).decode()
     assert body[:24] not in repr(KEY)

@@ -23,7 +23,7 @@ from security.key_files import write_secret
 from security.sealing import rotation
 from security.sealing.keyring import KeyRing, generate_key, load_keyring, load_keys
 from security.sealing.live import LiveRing
-from security.sealing.publish import load_identity
+from security.sealing.publish import load_identity, load_mldsa_identity
 from tests.conftest import Command, check_security, run_security, toy_settings
 from tests.support.bundles import NAME
 from tests.support.servers import serve
@@ -59,7 +59,8 @@ def test_keygen_prints_the_pin_and_changes_nothing_the_second_time(
     after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     assert after == before
     shown = security("keys", "public", "--identity").stdout
-    assert shown == public_pem(identity)
+    lattice = load_mldsa_identity(home / "keys" / "identity.mldsa.pem").public_key()
+    assert shown == public_pem(identity) + public_pem(lattice)
 
 
 def test_a_passphrase_that_the_server_finds_encrypts_its_keys(
