@@ -193,7 +193,7 @@ def _keys(pems: Iterable[str]) -> dict[str, dsse.PublicKey]:
         try:
             key = dsse.parse_public(pem)
         except StatementError as error:
-            raise PassportError(f"a trusted key: {error}") from None
+            raise PassportError(f"a trusted key is {error}") from None
         keys[dsse.key_hint(key)] = key
     return keys
 

@@ -147,7 +147,7 @@ def algorithm_of(key: PublicKey) -> str:
         return ML_DSA_65
     if isinstance(key.curve, ec.SECP256R1):
         return ECDSA_P256
-    raise StatementError("a key is neither ECDSA P-256 nor ML-DSA-65")
+    raise StatementError("neither ECDSA P-256 nor ML-DSA-65")
 
 
 def parse_public(pem: str) -> PublicKey:
@@ -163,7 +163,7 @@ def parse_public(pem: str) -> PublicKey:
     if isinstance(key, PublicKey):
         algorithm_of(key)
         return key
-    raise StatementError("a key is neither ECDSA P-256 nor ML-DSA-65")
+    raise StatementError("neither ECDSA P-256 nor ML-DSA-65")
 
 
 def public_pem(key: PublicKey) -> str:

@@ -229,7 +229,7 @@ def parse_public(pem: Any, where: str) -> PublicKey:
     try:
         return dsse.parse_public(str(pem))
     except StatementError as error:
-        raise KeyFileError(f"{where}: {error}") from None
+        raise KeyFileError(f"{where}: a key is {error}") from None
 
 
 def trust_document(

@@ -20,10 +20,9 @@ import pytest
 import yaml
 
 from models.bundle import read_bundle
-from security.admission.attest import Signers
-from security.admission.keys import load_signing_key
 from security.admission.observations import write_observation
 from tests.conftest import toy_settings
+from tests.support.bundles import Keys
 from tests.support.live import wait_for
 from tests.support.promotions import ASKING, monitoring
 from tests.support.servers import ROOT, environment
@@ -42,9 +41,9 @@ def home(pristine: Path, tmp_path: Path) -> Path:
 
 
 def seen(home: Path, alarms: int) -> None:
-    key = load_signing_key(home / "keys" / "monitor.pem")
+    signers = Keys.of(home).signers("monitor")
     subject = read_bundle(home / "bundle").subject
-    write_observation(home / "deployment", monitoring(subject, alarms), Signers(key))
+    write_observation(home / "deployment", monitoring(subject, alarms), signers)
 
 
 def shell(home: Path, *words: str, **extra: str) -> subprocess.CompletedProcess[str]:

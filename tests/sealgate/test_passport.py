@@ -306,7 +306,7 @@ UNKNOWN_CURVE = (
         (UNKNOWN_CURVE, "a trusted key is not a PEM public key"),
         (
             public_pem(ed25519.Ed25519PrivateKey.generate().public_key()),
-            "a trusted key is not an ECDSA key",
+            "a trusted key is neither ECDSA P-256 nor ML-DSA-65",
         ),
     ],
     ids=["empty", "surrogate", "cut", "unknown curve", "ed25519"],

@@ -13,11 +13,8 @@ import pytest
 
 from models.bundle import read_bundle
 from security.admission import gate
-from security.admission.attest import Signers
-from security.admission.keys import load_signing_key
 from security.admission.observations import observation_file, write_observation
 from security.admission.plan import PlanFolder
-from security.admission.trust import ROLES
 from security.commands.agreement import counts_of
 from security.errors import AdmissionRefused, PlanError
 from tests.conftest import run_security, toy_settings
@@ -29,7 +26,7 @@ NEXT = "toy:2.0.0"
 
 
 def keys_of(home: Path) -> Keys:
-    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    return Keys.of(home)
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +99,8 @@ def test_from_a_refusal_by_a_waiver_to_the_default_and_back(
     assert forced.returncode == 1
     assert forced.stderr.startswith("refused: monitoring: ")
     default = read_bundle(home / "toy-1.0.0").subject
-    key = keys_of(home).monitor
-    write_observation(home / "deployment", monitoring(default), Signers(key))
+    signers = keys_of(home).signers("monitor")
+    write_observation(home / "deployment", monitoring(default), signers)
     done = run(home, "promote", NEXT, "--force")
     assert done.returncode == 0, done.stderr
     assert "waived     agreement" in done.stdout
@@ -151,16 +148,15 @@ def test_retrain_reads_only_what_it_can_believe(
         return found, capsys.readouterr().err
 
     assert code()[0] == 1  # there is none
-    for report, key, said in (
-        (monitoring(subject, 1), keys.trainer, "[check 40]"),
-        (monitoring(subject, None), keys.monitor, "cannot tell of drift"),
+    for report, role, said in (
+        (monitoring(subject, 1), "trainer", "[check 40]"),
+        (monitoring(subject, None), "monitor", "cannot tell of drift"),
     ):
-        write_observation(home / "deployment", report, Signers(key))
+        write_observation(home / "deployment", report, keys.signers(role))
         found, error = code()
         assert (found, said in error) == (1, True), error
-    write_observation(
-        home / "deployment", monitoring(subject, 0), Signers(keys.monitor)
-    )
+    signers = keys.signers("monitor")
+    write_observation(home / "deployment", monitoring(subject, 0), signers)
     assert code()[0] == 3
     plain = ASKING[: ASKING.index(b"[promotion.monitoring]")]
     found, error = code(policy_text=plain)

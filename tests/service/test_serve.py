@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 
 from sealgate import Client
-from security.admission.keys import load_signing_key
-from security.admission.trust import ROLES
 from tests.conftest import TAG, mint, run_security, toy_settings
 from tests.security.admission.test_sources import layout
 from tests.support.bundles import NAME, Keys, write_bundle
@@ -39,7 +37,7 @@ def options(home: Path) -> tuple[str, ...]:
 
 
 def keys(home: Path) -> Keys:
-    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    return Keys.of(home)
 
 
 def refused(home: Path, *targets: str, code: int = 1, **extra: str) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from models.bundle import (
     VERDICT_FILE,
     Bundle,
     attestation_file,
+    mldsa_file,
     read_bundle,
     report_file,
 )
@@ -23,14 +25,23 @@ from models.files import write_atomic
 from models.manifest import Column, Manifest, Tensor
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Dataset, Metric, Report, Subject
-from sealgate.protocol.dsse import key_hint
+from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65, key_hint
 from sealgate.protocol.tensors import TensorSpec
-from security.admission.attest import sign_report, sign_verdict
+from security.admission.attest import (
+    Signers,
+    report_payload,
+    signed_files,
+    verdict_inputs,
+    verdict_payload,
+)
 from security.admission.evaluation import Evaluation, Recomputed, evaluation_steps
+from security.admission.keys import load_mldsa_key, load_signing_key, mldsa_key_file
 from security.admission.policy import Policy, parse_policy
+from security.admission.signers import write_signed
 from security.admission.steps import Scene, demand
 from security.admission.trust import ROLES, TrustRoot
 
+ALGORITHMS = (ECDSA_P256, ML_DSA_65)
 KINDS = ("structure", "quality", "privacy")
 NAME = "toy"
 VERSION = "1.0.0"
@@ -63,31 +74,54 @@ epsilon = { max = 3.0 }
 
 @dataclass(frozen=True)
 class Keys:
-    """A signing key per role."""
+    """A signing key per role; an ML-DSA-65 key beside it for those in ``mldsa``."""
 
     trainer: ec.EllipticCurvePrivateKey
     assessor: ec.EllipticCurvePrivateKey
     privacy_officer: ec.EllipticCurvePrivateKey
     release: ec.EllipticCurvePrivateKey
     monitor: ec.EllipticCurvePrivateKey
+    mldsa: Mapping[str, MLDSA65PrivateKey] = field(default_factory=dict)
 
     @classmethod
-    def generate(cls) -> Keys:
-        return cls(*(ec.generate_private_key(ec.SECP256R1()) for _ in ROLES))
+    def generate(cls, *, mldsa: Iterable[str] = ()) -> Keys:
+        second = {role: MLDSA65PrivateKey.generate() for role in mldsa}
+        return cls(*(ec.generate_private_key(ec.SECP256R1()) for _ in ROLES), second)
+
+    @classmethod
+    def of(cls, home: Path) -> Keys:
+        """Those that `keygen` made."""
+        files = {role: home / "keys" / f"{role}.pem" for role in ROLES}
+        beside = {role: mldsa_key_file(path) for role, path in files.items()}
+        second = {
+            r: load_mldsa_key(path) for r, path in beside.items() if path.exists()
+        }
+        return cls(*map(load_signing_key, files.values()), second)
 
     @property
     def trust(self) -> TrustRoot:
         return TrustRoot(
             {
-                role: {key_hint(key.public_key()): key.public_key()}
+                role: {
+                    key_hint(key.public_key()): key.public_key()
+                    for key in (self.signers(role).ecdsa, self.signers(role).mldsa)
+                    if key is not None
+                }
                 for role in ROLES
-                for key in [getattr(self, role.replace("-", "_"))]
             }
         )
 
-    def signer(self, kind: str) -> ec.EllipticCurvePrivateKey:
+    def signers(self, role: str) -> Signers:
+        key = getattr(self, role.replace("-", "_"))
+        return Signers(key, self.mldsa.get(role))
+
+    def role(self, kind: str) -> str:
+        """Who signs reports of a kind."""
         trainers = ("privacy", "parity", "provenance")
-        return self.trainer if kind in trainers else self.assessor
+        return "trainer" if kind in trainers else "assessor"
+
+    def signer(self, kind: str) -> ec.EllipticCurvePrivateKey:
+        return self.trainer if self.role(kind) == "trainer" else self.assessor
 
 
 def policy(text: bytes = POLICY) -> Policy:
@@ -238,15 +272,16 @@ def write_bundle(
     for kind in kinds:
         data = report(kind, subject, now).to_json()
         write_atomic(folder / report_file(kind), data)
-        attest(folder, kind, keys.signer(kind))
+        attest(folder, kind, keys.signers(keys.role(kind)))
     if admit:
         sign(folder, keys, policy_bytes=policy_bytes, now=now)
     return folder
 
 
-def attest(folder: Path, kind: str, key: ec.EllipticCurvePrivateKey) -> None:
-    signed = sign_report(read_bundle(folder), kind, key)
-    write_atomic(folder / attestation_file(kind), signed)
+def attest(folder: Path, kind: str, key: ec.EllipticCurvePrivateKey | Signers) -> None:
+    signers = key if isinstance(key, Signers) else Signers(key)
+    payload = report_payload(read_bundle(folder), kind)
+    write_signed(folder, signed_files(attestation_file(kind), payload, signers))
 
 
 def sign(
@@ -256,13 +291,20 @@ def sign(
     policy_bytes: bytes = POLICY,
     now: datetime | None = None,
 ) -> None:
-    verdict = sign_verdict(
-        read_bundle(folder),
-        policy(policy_bytes),
-        keys.release,
+    bundle, rules = read_bundle(folder), policy(policy_bytes)
+    payload = verdict_payload(
+        bundle,
+        rules,
         now=now or datetime.now(UTC),
+        signatures={
+            item.name: ALGORITHMS[: 1 + (mldsa_file(item.name) in bundle.files)]
+            for item in verdict_inputs(bundle, rules, {})
+        }
+        if keys.mldsa
+        else None,
     )
-    write_atomic(folder / VERDICT_FILE, verdict)
+    signed = signed_files(VERDICT_FILE, payload, keys.signers("release"))
+    write_signed(folder, signed)
 
 
 def rewrite_report(folder: Path, kind: str, **changes: object) -> Report:

@@ -16,9 +16,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from security.admission.keys import load_signing_key
 from security.admission.plan import Plan, PlanFolder, plan_of_tags
-from security.admission.trust import ROLES
 from tests.conftest import TAG, check_security, toy_settings
 from tests.support.bundles import NAME, POLICY, Keys, write_bundle
 from tests.support.servers import Server
@@ -60,7 +58,7 @@ def add_version(
     **more: Any,
 ) -> None:
     folder = home / f"bundle-{version}"
-    keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    keys = Keys.of(home)
     write_bundle(folder, keys, version=version, weights=weights, **more)
     check_security(home, "store", str(folder), **settings(home))
 

@@ -261,11 +261,9 @@ sys.exit(code)
 
 
 def _keys(home: Path):
-    from security.admission.keys import load_signing_key
-    from security.admission.trust import ROLES
     from tests.support.bundles import Keys
 
-    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    return Keys.of(home)
 
 
 def _weights() -> np.ndarray:

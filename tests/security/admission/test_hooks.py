@@ -19,7 +19,6 @@ from models.files import write_atomic
 from sealgate import Client
 from sealgate.protocol.dsse import public_pem
 from security.admission.contents import check_sources
-from security.admission.keys import load_signing_key
 from security.admission.trust import ROLES, trust_document
 from security.errors import AdmissionRefused
 from tests.conftest import TAG, check_security, mint, run_security, toy_settings
@@ -98,7 +97,7 @@ def stored(home: Path) -> Path:
 
 
 def deployment_keys(home: Path) -> Keys:
-    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    return Keys.of(home)
 
 
 def replace_stored(home: Path, keys: Keys) -> None:
@@ -239,7 +238,7 @@ def test_a_manifest_that_is_not_the_models(home: Path) -> None:
     for kind in KINDS:
         evidence = report(kind, read_bundle(bundle).subject).to_json()
         write_atomic(bundle / "evidence" / f"{kind}.json", evidence)
-        attest(bundle, kind, keys.signer(kind))
+        attest(bundle, kind, keys.signers(keys.role(kind)))
     sign(bundle, keys, now=datetime.now(UTC))
     overwrite_stored(home, bundle)
     message = "the model's tensors are not the manifest's [check 17]"

@@ -12,8 +12,8 @@ import pytest
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.files import write_atomic
-from sealgate.protocol.dsse import key_hint, public_pem
-from security.admission.keys import load_signing_key
+from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65, key_hint, public_pem
+from security.admission.keys import load_mldsa_key, load_signing_key
 from security.admission.trust import ROLES, load_trust
 from security.key_files import write_secret
 from tests.conftest import Command, check_security, run_security, toy_settings
@@ -21,7 +21,7 @@ from tests.support.bundles import Keys, attest, rewrite_report, sign, write_bund
 
 
 def deployment_keys(home: Path) -> Keys:
-    return Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    return Keys.of(home)
 
 
 def hint_of(home: Path, role: str) -> str:
@@ -46,7 +46,17 @@ def test_keygen_makes_a_key_for_every_role(home: Path) -> None:
     lines = check(home, "keys", "list").splitlines()
     others = ("  model  ", "sealing")
     signing = [line.split() for line in lines if not any(o in line for o in others)]
-    assert signing == [[hint_of(home, role), role, "trusted"] for role in ROLES]
+    keys = [
+        (load(home / "keys" / f"{role}{name}.pem"), role, more)
+        for role in ROLES
+        for load, name, more in (
+            (load_signing_key, "", []),
+            (load_mldsa_key, ".mldsa", ["ml-dsa-65"]),
+        )
+    ]
+    assert sorted(signing) == sorted(
+        [key_hint(key.public_key()), role, "trusted", *more] for key, role, more in keys
+    )
 
 
 def test_public_keys(home: Path) -> None:
@@ -63,7 +73,8 @@ def test_a_rotated_key_stays_trusted(home: Path) -> None:
     fresh = hint_of(home, "release")
     assert fresh != old
     trust = load_trust(home / "trust.json")
-    assert set(trust.keys(("release",))) == {old, fresh}
+    assert set(trust.keys(("release",), algorithm=ECDSA_P256)) == {old, fresh}
+    assert len(trust.keys(("release",), algorithm=ML_DSA_65)) == 2
     check(home, "verify", "toy:1.0.0")
     aside = home / "keys" / f"release.{old[:16]}.pem"
     assert aside.stat().st_mode & 0o777 == 0o600
@@ -71,15 +82,17 @@ def test_a_rotated_key_stays_trusted(home: Path) -> None:
 
 
 def test_a_rotation_that_stopped_half_way_goes_on(home: Path) -> None:
+    before = hint_of(home, "release")
     check(home, "keys", "rotate", "--role", "release")
-    (aside,) = (home / "keys").glob("release.*.pem")
+    (aside,) = (home / "keys").glob(f"release.{before[:16]}.pem")
     # As if the last two renames had not happened.
     (home / "keys" / "release.pem").rename(home / "keys" / "release.next.pem")
     aside.rename(home / "keys" / "release.pem")
     fresh = key_hint(load_signing_key(home / "keys" / "release.next.pem").public_key())
     check(home, "keys", "rotate", "--role", "release")
     assert hint_of(home, "release") == fresh
-    assert len(load_trust(home / "trust.json").keys(("release",))) == 2
+    trust = load_trust(home / "trust.json")
+    assert len(trust.keys(("release",), algorithm=ECDSA_P256)) == 2
 
 
 def test_a_revoked_key_takes_down_what_it_signed(home: Path) -> None:
@@ -180,7 +193,7 @@ def add_version(home: Path, version: str, accuracy: float) -> Path:
     rewrite_report(
         folder, "quality", metrics={"accuracy": replace(before, value=accuracy)}
     )
-    attest(folder, "quality", keys.assessor)
+    attest(folder, "quality", keys.signers("assessor"))
     sign(folder, keys)
     check(home, "store", str(folder))
     return folder
@@ -194,6 +207,7 @@ def test_history_shows_versions_signers_and_changes(home: Path) -> None:
     tags = [line for line in out.splitlines() if line.startswith("toy:")]
     assert tags == [f"toy:{v}  admitted" for v in ("1.0.0", "1.9.0", "1.10.0")]
     assert out.count(f"verdict      release         {release}") == 3
+    assert out.count("verdict.mldsa release") == 3
     (accuracy,) = [line for line in out.splitlines() if "quality accuracy" in line]
     assert accuracy.split() == [
         *("quality", "accuracy", "0.95", "0.92", "(-0.03)", "0.94", "(+0.02)")

@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from models.errors import BundleError
 from models.files import write_atomic
 from sealgate.protocol.dsse import public_pem
-from security.admission.keys import load_signing_key
-from security.admission.trust import ROLES, trust_document
+from security.admission.trust import trust_document
 from security.errors import AdmissionRefused, KeyFileError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import load_settings
@@ -255,7 +254,7 @@ def test_a_lock_that_forgot_a_model(bento: Path, settings: AdmissionSettings) ->
 def test_other_admitted_bytes(
     bento: Path, home: Path, settings: AdmissionSettings
 ) -> None:
-    keys = Keys(*(load_signing_key(home / "keys" / f"{role}.pem") for role in ROLES))
+    keys = Keys.of(home)
     inside = bento / "models" / "toy" / "1.0.0"
     write_bundle(inside, keys)
     refused(bento, settings, r"toy:1.0.0: other bytes than were packaged \[check 16\]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65
 from tests.conftest import check_security, run_security, toy_settings
 from tests.support.bundles import POLICY, Keys, write_bundle
 
@@ -22,9 +23,12 @@ def test_two_assessors(tmp_path: Path) -> None:
     settings = toy_settings(home)
     check_security(home, "keygen", **settings)
     check_security(other, "keygen")
-    second = tmp_path / "second.pem"
-    second.write_text(check_security(other, "keys", "public", "--role", "assessor"))
-    check_security(home, "keys", "add", str(second), "--role", "assessor", **settings)
+    for algorithm in (ECDSA_P256, ML_DSA_65):
+        second = tmp_path / f"{algorithm}.pem"
+        public = ("keys", "public", "--role", "assessor", "--algorithm", algorithm)
+        second.write_text(check_security(other, *public))
+        add = ("keys", "add", str(second), "--role", "assessor")
+        check_security(home, *add, **settings)
     folder = str(write_bundle(home / "bundle", Keys.generate(), admit=False))
     shutil.rmtree(home / "bundle" / "attestations")  # by keys that nobody trusts
     for role in ("trainer", "assessor"):
@@ -36,6 +40,7 @@ def test_two_assessors(tmp_path: Path) -> None:
     key = str(other / "keys" / "assessor.pem")
     sign = ("sign", folder, "--role", "assessor", "--kind", "quality")
     check_security(home, *sign, "--key", key, **settings)
-    assert (home / "bundle" / "attestations" / "quality.2.sigstore.json").exists()
+    for name in ("quality.2.sigstore.json", "quality.2.mldsa.sigstore.json"):
+        assert (home / "bundle" / "attestations" / name).exists()
     check_security(home, "admit", folder, **settings)
     assert "verified" in check_security(home, "verify", folder, **settings)
