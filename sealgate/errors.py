@@ -12,7 +12,9 @@
     │   ├── DecryptionError      authentication failed; never says which check
     │   ├── SealedFileError      a sealed file that was never one, or was cut
     │   ├── TensorError          Open Inference Protocol v2 tensors
-    │   └── StatementError       DSSE, in-toto, Sigstore bundle
+    │   ├── StatementError       DSSE, in-toto, Sigstore bundle
+    │   ├── NoteError            signed notes, checkpoints, cosignatures
+    │   └── MerkleError          a proof of a transparency log does not verify
     ├── ClientError              what the SDK and the `sealgate` command raise
     │   ├── ProfileError         the profile or the input file cannot be used
     │   ├── TransportError       no answer, or one that is not the protocol's
@@ -45,7 +47,9 @@ __all__ = [
     "JsonError",
     "KeyConfigError",
     "KeyRefusedError",
+    "MerkleError",
     "NotFoundError",
+    "NoteError",
     "OverloadedError",
     "PassportError",
     "PermissionDeniedError",
@@ -108,6 +112,14 @@ class TensorError(ProtocolError):
 
 class StatementError(ProtocolError):
     """A DSSE envelope, in-toto statement or Sigstore bundle is malformed or forged."""
+
+
+class NoteError(ProtocolError):
+    """A note or checkpoint is malformed, or not signed by whom it must be."""
+
+
+class MerkleError(ProtocolError):
+    """A proof of a Merkle tree does not verify, or cannot be made."""
 
 
 class ClientError(SealgateError):
