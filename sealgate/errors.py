@@ -13,7 +13,9 @@
     │   ├── SealedFileError      a sealed file that was never one, or was cut
     │   ├── TensorError          Open Inference Protocol v2 tensors
     │   ├── AttestationError     evidence of a TPM, or what a policy asks of it
-    │   └── StatementError       DSSE, in-toto, Sigstore bundle
+    │   ├── StatementError       DSSE, in-toto, Sigstore bundle
+    │   ├── NoteError            signed notes, checkpoints, cosignatures
+    │   └── MerkleError          a proof of a transparency log does not verify
     ├── ClientError              what the SDK and the `sealgate` command raise
     │   ├── ProfileError         the profile or the input file cannot be used
     │   ├── TransportError       no answer, or one that is not the protocol's
@@ -47,7 +49,9 @@ __all__ = [
     "JsonError",
     "KeyConfigError",
     "KeyRefusedError",
+    "MerkleError",
     "NotFoundError",
+    "NoteError",
     "OverloadedError",
     "PassportError",
     "PermissionDeniedError",
@@ -114,6 +118,14 @@ class AttestationError(ProtocolError):
 
 class StatementError(ProtocolError):
     """A DSSE envelope, in-toto statement or Sigstore bundle is malformed or forged."""
+
+
+class NoteError(ProtocolError):
+    """A note or checkpoint is malformed, or not signed by whom it must be."""
+
+
+class MerkleError(ProtocolError):
+    """A proof of a Merkle tree does not verify, or cannot be made."""
 
 
 class ClientError(SealgateError):

@@ -34,6 +34,7 @@
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── RegistryError       a registry or an OCI layout does not give or take it
     ├── AuditError          a record cannot be written, or the log does not verify
+    ├── WitnessError        a witness of logs cannot start, or not keep what it saw
     ├── MonitoringError     a window, a count or a release makes no sense
     │   ├── BookedError     that release was booked before: it is made once
     │   ├── BudgetSpentError    the year's budget does not reach for a release
@@ -89,6 +90,7 @@ __all__ = [
     "TrackingError",
     "TrainingError",
     "TrustRefused",
+    "WitnessError",
     "YamlError",
 ]
 
@@ -251,6 +253,10 @@ class RegistryError(SealgateError):
 
 class AuditError(SealgateError):
     """An audit record cannot be written, or a log does not verify."""
+
+
+class WitnessError(SealgateError):
+    """A witness of transparency logs cannot start, or cannot keep what it saw."""
 
 
 class MonitoringError(SealgateError):

@@ -29,7 +29,7 @@ COMMANDS = (
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs", "mlflow",
-    "push", "pull", "image", "batch", "timestamp", "trust", "tpm",
+    "push", "pull", "image", "batch", "timestamp", "trust", "tpm", "witness",
 )  # fmt: skip
 
 
