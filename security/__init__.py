@@ -16,6 +16,7 @@ commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
 strict_yaml   YAML of one meaning
 config_reader  TOML to closed, typed tables, for what is read offline
+bounded_fetch  one https answer, within bounds on bytes and time
 key_files     private keys in PEM files that only their owner can read
 stores        what replays, quotas and revocations are kept in: SQLite, Redis
 errors        this package's branch of the error tree
