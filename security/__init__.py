@@ -11,6 +11,7 @@ assessment    what a model withstands              attacks, quality        offli
 tracking      what MLflow and DVC say of a model   client, records         offline
 documents     what is computed from evidence       card, BOMs              offline
 registry      bundles in OCI layouts, registries   images, client          offline
+witness       cosigns logs, of others too          C2SP tlog-witness       offline
 batch         files of rows, without a server     parts, journal          offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table

@@ -25,6 +25,7 @@ image, containers                      a Bento's container image, and what build
 serve, models, config                  a server that runs, and its settings
 agreement, promote                     a trial's figures, and the default they lead to
 audit, audit_table, audit_witnesses    its log
+witness                                cosigns logs, of others too
 feedback                               labels of earlier answers
 batch                                  rows of large files, answered here
 monitor, watch, events                 what becomes of what is served, and who is told
@@ -97,6 +98,7 @@ COMMANDS = {
     "profile": "profile",
     "access": "access",
     "audit": "audit",
+    "witness": "witness",
     "config": "config",
 }
 
