@@ -373,7 +373,7 @@ def test_a_full_disk_stops_serving_until_there_is_room(
             for _ in range(300):
                 assert ask(server, token, client).status_code == 200
             (path,) = [
-                file.path for file in worker.open_files() if "/audit/" in file.path
+                file.path for file in worker.open_files() if ".jsonl" in file.path
             ]
             with file_size_limit(os.stat(path).st_size + 100, worker.pid):
                 for _ in range(3):
