@@ -19,6 +19,7 @@ settings      deploy/service.toml and SEALGATE_… variables, a module for each 
 strict_yaml   YAML of one meaning
 config_reader  TOML to closed, typed tables, for what is read offline
 hpke_keys     keys that open requests and models, in PEM
+bounded_fetch  one https answer, within bounds on bytes and time
 key_files     private keys in PEM files that only their owner can read
 stores        what replays, quotas and revocations are kept in: SQLite, Redis
 errors        this package's branch of the error tree

@@ -34,6 +34,7 @@
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── RegistryError       a registry or an OCI layout does not give or take it
     ├── AuditError          a record cannot be written, or the log does not verify
+    │   └── DisagreementError   a witness has seen another log
     ├── WitnessError        a witness of logs cannot start, or not keep what it saw
     ├── MonitoringError     a window, a count or a release makes no sense
     │   ├── BookedError     that release was booked before: it is made once
@@ -62,6 +63,7 @@ __all__ = [
     "BudgetSpentError",
     "CredentialsError",
     "DateError",
+    "DisagreementError",
     "ExtractionBudgetError",
     "HiddenError",
     "HostileModel",
@@ -253,6 +255,10 @@ class RegistryError(SealgateError):
 
 class AuditError(SealgateError):
     """An audit record cannot be written, or a log does not verify."""
+
+
+class DisagreementError(AuditError):
+    """A witness has seen more of the log than there is, or another one."""
 
 
 class WitnessError(SealgateError):
