@@ -16,6 +16,7 @@ content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
 explanation, bars     why a model answered so; as charts
 feedback              tickets that came with answers, and the labels for them
+references, receipts  what receipts are fetched by; proof that an answer is on record
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
@@ -45,6 +46,7 @@ from sealgate.errors import (
     PassportError,
     PermissionDeniedError,
     ProfileError,
+    ReceiptError,
     SealgateError,
     ServerFailedError,
     ServerRefusedError,
@@ -61,9 +63,12 @@ if TYPE_CHECKING:
     from sealgate.passport import Passport
     from sealgate.profile import Profile
     from sealgate.proofs import ProofKey
+    from sealgate.protocol.receipts import Proven
+    from sealgate.references import Answers, Reference
     from sealgate.retry import RetryPolicy
 
 __all__ = [
+    "Answers",
     "AsyncClient",
     "AuthenticationError",
     "Client",
@@ -81,6 +86,9 @@ __all__ = [
     "Profile",
     "ProfileError",
     "ProofKey",
+    "Proven",
+    "ReceiptError",
+    "Reference",
     "RetryPolicy",
     "SealgateError",
     "ServerFailedError",
@@ -94,6 +102,7 @@ __all__ = [
 # commands need its errors and protocol, not an HTTP client: that is half of the time
 # a command takes to start.
 _LAZY = {
+    "Answers": "sealgate.references",
     "AsyncClient": "sealgate.async_client",
     "Client": "sealgate.client",
     "Explanation": "sealgate.explanation",
@@ -101,6 +110,8 @@ _LAZY = {
     "Passport": "sealgate.passport",
     "Profile": "sealgate.profile",
     "ProofKey": "sealgate.proofs",
+    "Proven": "sealgate.protocol.receipts",
+    "Reference": "sealgate.references",
     "RetryPolicy": "sealgate.retry",
     "Ticketed": "sealgate.feedback",
 }

@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpcore
-import numpy.typing as npt
 
 from sealgate.answers import StreamedAnswer, check_clock, once, read_head
 from sealgate.core import Core
@@ -37,6 +36,9 @@ from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.bhttp_stream import Event
+from sealgate.protocol.receipts import Proven
+from sealgate.receipts import check_receipt, fetch_receipt
+from sealgate.references import Answers, Reference
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
@@ -172,7 +174,7 @@ class AsyncClient:
         batched: bool = True,
         progress: Callable[[int, int], None] | None = None,
         tickets: bool = False,
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> Answers:
         """Run a model; arguments, answer and errors are those of `Client.infer`."""
         return await self._run(
             self._core.infer(
@@ -212,6 +214,21 @@ class AsyncClient:
     async def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them; as `Client`."""
         return await self._run(self._core.passport(model))
+
+    async def receipt(self, reference: Reference | str) -> bytes:
+        """The receipt for an answer; as `Client`."""
+        return await self._run(fetch_receipt(self._core.call, reference))
+
+    def verify_receipt(
+        self,
+        receipt: bytes,
+        reference: Reference | None,
+        *,
+        model_sha256: str | None = None,
+    ) -> Proven:
+        """Verify a receipt; nothing is sent. As `Client`."""
+        options = self._core.options
+        return check_receipt(receipt, options, reference, model_sha256=model_sha256)
 
     async def monitoring(
         self, model: str, version: str | None = None

@@ -12,7 +12,8 @@
     │   ├── DecryptionError      authentication failed; never says which check
     │   ├── SealedFileError      a sealed file that was never one, or was cut
     │   ├── TensorError          Open Inference Protocol v2 tensors
-    │   └── StatementError       DSSE, in-toto, Sigstore bundle
+    │   ├── StatementError       DSSE, in-toto, Sigstore bundle
+    │   └── ReceiptError         a receipt is none, or does not prove what it should
     ├── ClientError              what the SDK and the `sealgate` command raise
     │   ├── ProfileError         the profile or the input file cannot be used
     │   ├── TransportError       no answer, or one that is not the protocol's
@@ -52,6 +53,7 @@ __all__ = [
     "ProfileError",
     "ProofNonceError",
     "ProtocolError",
+    "ReceiptError",
     "SealedFileError",
     "SealgateError",
     "ServerFailedError",
@@ -108,6 +110,10 @@ class TensorError(ProtocolError):
 
 class StatementError(ProtocolError):
     """A DSSE envelope, in-toto statement or Sigstore bundle is malformed or forged."""
+
+
+class ReceiptError(ProtocolError):
+    """A receipt is malformed, or does not prove what it should."""
 
 
 class ClientError(SealgateError):

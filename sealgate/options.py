@@ -13,6 +13,13 @@ from sealgate.retry import RetryPolicy
 
 __all__ = ["Options", "options_of"]
 
+_TEXTS = {
+    "identity_keys": "PEM texts",
+    "trusted_keys": "PEM texts",
+    "log_keys": "vkeys, as text",
+    "witness_keys": "vkeys, as text",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -24,6 +31,10 @@ class Options:
             that one of them signed. They outlast the keys that they sign.
         trusted_keys: PEM public keys whose verdicts are believed.
         require_passport: refuse to use a model whose passport does not verify.
+        log_keys: vkeys of the deployment's audit log, all of which must have signed
+            what receipts rest on.
+        witness_keys: vkeys of those who watch it.
+        required_witnesses: how many of them must have cosigned.
         passport_max_age_s: verify a model's passport again after this time.
         relay_url: send sealed requests there, so that the server does not see where
             they come from (RFC 9458, section 2).
@@ -49,6 +60,9 @@ class Options:
     identity_keys: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()
     require_passport: bool = False
+    log_keys: tuple[str, ...] = ()
+    witness_keys: tuple[str, ...] = ()
+    required_witnesses: int = 0
     passport_max_age_s: float = 3600.0
     relay_url: str | None = None
     authorities: Path | None = None
@@ -69,12 +83,12 @@ class Options:
         """
         if not isinstance(self.key_configs, bytes | None):
             raise ProfileError("key_configs: the bytes of an ohttp-keys document")
-        for name in ("identity_keys", "trusted_keys"):
+        for name, what in _TEXTS.items():
             keys = getattr(self, name)
             if isinstance(keys, str | bytes) or not all(
                 isinstance(key, str) for key in keys
             ):
-                raise ProfileError(f"{name}: a tuple of PEM texts")
+                raise ProfileError(f"{name}: a tuple of {what}")
         if self.client_key is not None and self.client_certificate is None:
             raise ProfileError("client_key: needs client_certificate")
         if self.relay_url is not None and self.client_certificate is not None:
@@ -95,6 +109,9 @@ def options_of(profile: Profile) -> Options:
         identity_keys=profile.identity_keys,
         trusted_keys=profile.trusted_keys,
         require_passport=profile.require_passport,
+        log_keys=profile.log_keys,
+        witness_keys=profile.witness_keys,
+        required_witnesses=profile.required_witnesses,
         relay_url=profile.relay_url,
         proof_key=None if pem is None else ProofKey.from_pem(pem),
         client_certificate=None if certificate is None else Path(certificate),

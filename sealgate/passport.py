@@ -47,6 +47,7 @@ class Passport:
         verdict_sha256: digest of the verdict as the bundle has it.
         verified_at: when the policy was evaluated, RFC 3339.
         policy_sha256: digest of the policy that was met.
+        model_sha256: root digest of the bundle, as records and receipts name it.
         reports: the decoded evidence by kind.
         waivers: requirements of the policy that were let pass, by kind.
         output_policy: how much of each answer may leave; empty for all of it.
@@ -59,6 +60,7 @@ class Passport:
     reports: Mapping[str, Mapping[str, Any]]
     waivers: Mapping[str, Waiver] = field(default_factory=dict)
     output_policy: Mapping[str, Any] = field(default_factory=dict)
+    model_sha256: str = ""
 
     def metric(self, kind: str, name: str) -> float:
         """The value of a metric.
@@ -119,6 +121,7 @@ def _verify(
         reports=reports,
         waivers=waivers,
         output_policy=summary.output_policy or {},
+        model_sha256=statement.subjects[0].sha256,
     )
 
 

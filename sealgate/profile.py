@@ -35,6 +35,10 @@ class Profile:
         identity_keys: PEM public keys of the deployment. If there is one, only key
             configurations that it signed are sealed to; they may change, it does not.
         require_passport: use no model whose passport does not verify.
+        log_keys: vkeys of the deployment's audit log: each must have signed what a
+            receipt rests on.
+        witness_keys: vkeys of those who watch that log.
+        required_witnesses: how many of them must have cosigned.
         relay_url: where to send sealed requests instead of to ``url``.
         proof_key: PEM private key that the token is bound to (RFC 9449); kept out of
             ``repr``.
@@ -50,6 +54,9 @@ class Profile:
     trusted_keys: tuple[str, ...] = field(default=(), repr=False)
     identity_keys: tuple[str, ...] = field(default=(), repr=False)
     require_passport: bool = False
+    log_keys: tuple[str, ...] = ()
+    witness_keys: tuple[str, ...] = ()
+    required_witnesses: int = 0
     relay_url: str | None = None
     proof_key: str | None = field(default=None, repr=False)
     client_certificate: str | None = None
@@ -85,6 +92,9 @@ class Profile:
             trusted_keys=_texts(value.get("trusted_keys", []), "trusted_keys"),
             identity_keys=_texts(value.get("identity_keys", []), "identity_keys"),
             require_passport=_flag(value.get("require_passport", False)),
+            log_keys=_texts(value.get("log_keys", []), "log_keys"),
+            witness_keys=_texts(value.get("witness_keys", []), "witness_keys"),
+            required_witnesses=_count(value.get("required_witnesses", 0)),
             relay_url=_optional(value.get("relay_url"), "relay_url"),
             proof_key=_optional(value.get("proof_key"), "proof_key"),
             client_certificate=_beside(path, value, "client_certificate"),
@@ -105,6 +115,11 @@ class Profile:
             document["identity_keys"] = list(self.identity_keys)
         if self.require_passport:
             document["require_passport"] = True
+        for name in ("log_keys", "witness_keys"):
+            if keys := getattr(self, name):
+                document[name] = list(keys)
+        if self.required_witnesses:
+            document["required_witnesses"] = self.required_witnesses
         if self.relay_url is not None:
             document["relay_url"] = self.relay_url
         for name in ("proof_key", "client_certificate", "client_key"):
@@ -131,6 +146,12 @@ def _beside(profile: Path, value: dict[str, Any], name: str) -> str | None:
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ProfileError("profile: require_passport is not true or false")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ProfileError("profile: required_witnesses is not a number")
     return value
 
 

@@ -19,5 +19,6 @@ binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them
 drafts        what is not a standard yet
+receipts      proof that a request's record is in the audit log
 statement     in-toto statements: test results and verification summaries
 """

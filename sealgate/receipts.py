@@ -1,0 +1,171 @@
+"""Receipts for answers: fetched when there is a proof, verified without the server.
+
+What a receipt is and how it is verified is in `sealgate.protocol.receipts`; here are
+the keys that a client's options name, and the request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from sealgate.errors import (
+    JsonError,
+    NoteError,
+    ProfileError,
+    ReceiptError,
+    TransportError,
+)
+from sealgate.options import Options
+from sealgate.protocol import strict_json
+from sealgate.protocol.bhttp import Response
+from sealgate.protocol.notes import Verifier
+from sealgate.protocol.receipts import (
+    MAX_RECEIPT_BYTES,
+    RECEIPT_PATH,
+    LogTrust,
+    Proven,
+    Receipt,
+    verify_receipt,
+)
+from sealgate.references import Reference
+from sealgate.steps import Steps
+
+__all__ = [
+    "check_receipt",
+    "fetch_receipt",
+    "log_trust",
+    "read_references",
+    "write_references",
+]
+
+MAX_REFERENCES_BYTES = 64 << 20
+_NUMBER = re.compile(r"[A-Za-z0-9_-]{1,256}")
+_MEMBERS = ("number", "request_id", "model")
+
+
+class _Call(Protocol):
+    def __call__(self, method: str, *, action: str) -> Steps[Response]: ...
+
+
+def fetch_receipt(call: _Call, reference: Reference | str) -> Steps[bytes]:
+    """Ask the server for a receipt.
+
+    Args:
+        call: makes a request, and raises its refusal.
+        reference: of an answer, or its number.
+
+    Raises:
+        OverloadedError: no checkpoint covers the request yet.
+        NotFoundError: no such number, or another caller's.
+        ReceiptError: that is no number, or what came no receipt.
+    """
+    number = reference if isinstance(reference, str) else reference.number
+    if not _NUMBER.fullmatch(number):
+        raise ReceiptError("not the number of a receipt")
+    response = yield from call("GET", action=RECEIPT_PATH.removeprefix("/v2") + number)
+    if len(response.body) > MAX_RECEIPT_BYTES:
+        raise TransportError("the receipt is too long")
+    data = bytes(response.body)
+    Receipt.decode(data)
+    return data
+
+
+def check_receipt(
+    data: bytes,
+    options: Options,
+    reference: Reference | None,
+    *,
+    model_sha256: str | None = None,
+) -> Proven:
+    """Verify a receipt by the keys that a client's options name.
+
+    Args:
+        data: the receipt.
+        options: ``log_keys``, ``witness_keys`` and ``required_witnesses`` are used.
+        reference: of the answer it must be about; None takes any.
+        model_sha256: root digest of the bundle that must have answered; None takes any.
+
+    Raises:
+        ReceiptError: it does not verify, or is about another request.
+        ProfileError: no key of a log is named, or one is none.
+    """
+    trust = log_trust(options)
+    if reference is None:
+        return verify_receipt(data, trust, request_id=None, model_sha256=model_sha256)
+    return verify_receipt(
+        data,
+        trust,
+        request_id=reference.request_id,
+        model=reference.model,
+        model_sha256=model_sha256,
+    )
+
+
+def log_trust(options: Options) -> LogTrust:
+    """The log that a client believes, and its witnesses.
+
+    Raises:
+        ProfileError: none is named, or a key is none.
+    """
+    if not options.log_keys:
+        raise ProfileError("log_keys: name the log's key to check a receipt")
+    try:
+        return LogTrust(
+            tuple(map(Verifier.parse, options.log_keys)),
+            tuple(map(Verifier.parse, options.witness_keys)),
+            options.required_witnesses,
+        )
+    except NoteError as error:
+        raise ProfileError(f"log_keys, witness_keys: {error}") from None
+
+
+def write_references(path: Path, references: Iterable[Reference]) -> None:
+    """Write references, one JSON object a line.
+
+    Raises:
+        ProfileError: the file cannot be written.
+    """
+    lines = [
+        json.dumps({name: getattr(item, name) for name in _MEMBERS}) + "\n"
+        for item in references
+    ]
+    try:
+        path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
+
+
+def read_references(path: Path) -> list[Reference]:
+    """Read what `write_references` wrote.
+
+    Raises:
+        ProfileError: unreadable, or a line is no reference; names the line.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_REFERENCES_BYTES + 1)
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
+    if len(data) > MAX_REFERENCES_BYTES:
+        raise ProfileError(f"{path}: too long")
+    return [
+        _reference(line, f"{path}, line {number}")
+        for number, line in enumerate(data.splitlines(), start=1)
+        if line.strip()
+    ]
+
+
+def _reference(line: bytes, where: str) -> Reference:
+    try:
+        value: dict[str, Any] = strict_json.loads_object(line, max_bytes=4096)
+    except JsonError as error:
+        raise ProfileError(f"{where}: {error}") from None
+    if value.keys() != {*_MEMBERS} or not all(
+        isinstance(value[name], str) and value[name] for name in _MEMBERS
+    ):
+        raise ProfileError(f"{where}: expected number, request_id and model")
+    return Reference(**value)
