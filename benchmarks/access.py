@@ -15,13 +15,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.timing import table
+from sealgate.protocol.notes import Signer
 from security.access.quota_stores import LocalQuotaStore
 from security.access.quota_table import Limits, QuotaTable
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
 from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
-from security.audit.notes import Signer
 from security.audit.verify import verify_log
 from security.errors import QuotaError
 from service.telemetry.recorder import Decision, Recorder

@@ -36,9 +36,7 @@ def encode_arrays(
     return (_BINARY, length), b"".join((head, *parts))
 
 
-def decode_answer(
-    response: Response, model: str
-) -> tuple[Answers, dict[str, Any]]:
+def decode_answer(response: Response, model: str) -> tuple[Answers, dict[str, Any]]:
     """The arrays of an answer of a model, by output name, and its parameters.
 
     Raises:

@@ -439,13 +439,12 @@ class Core:
         limit = self.options.max_response_bytes
         kind = self._kind(len(message.body))
         exchange = kind(config, request, max_response_bytes=limit)
-        headers = {"content-type": exchange.media_type}
         # Padding and framing come on top of the content.
         answer = yield Fetch(
             "POST",
             self._gateway,
             2 * limit + _OVERHEAD,
-            headers,
+            {"content-type": exchange.media_type},
             exchange.content,
             certified=message.certified,
         )

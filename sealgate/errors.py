@@ -13,6 +13,8 @@
     │   ├── SealedFileError      a sealed file that was never one, or was cut
     │   ├── TensorError          Open Inference Protocol v2 tensors
     │   ├── StatementError       DSSE, in-toto, Sigstore bundle
+    │   ├── NoteError            signed notes, checkpoints, cosignatures
+    │   ├── MerkleError          a proof of a transparency log does not verify
     │   └── ReceiptError         a receipt is none, or does not prove what it should
     ├── ClientError              what the SDK and the `sealgate` command raise
     │   ├── ProfileError         the profile or the input file cannot be used
@@ -46,7 +48,9 @@ __all__ = [
     "JsonError",
     "KeyConfigError",
     "KeyRefusedError",
+    "MerkleError",
     "NotFoundError",
+    "NoteError",
     "OverloadedError",
     "PassportError",
     "PermissionDeniedError",
@@ -110,6 +114,14 @@ class TensorError(ProtocolError):
 
 class StatementError(ProtocolError):
     """A DSSE envelope, in-toto statement or Sigstore bundle is malformed or forged."""
+
+
+class NoteError(ProtocolError):
+    """A note or checkpoint is malformed, or not signed by whom it must be."""
+
+
+class MerkleError(ProtocolError):
+    """A proof of a Merkle tree does not verify, or cannot be made."""
 
 
 class ReceiptError(ProtocolError):

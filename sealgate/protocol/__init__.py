@@ -18,6 +18,8 @@ long_arrays   JSON whose long arrays are read in portions
 binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them
+notes         signed checkpoints of a log (C2SP signed-note, tlog-checkpoint)
+merkle        the trees of such a log, and their proofs (RFC 6962, RFC 9162)
 drafts        what is not a standard yet
 receipts      proof that a request's record is in the audit log
 statement     in-toto statements: test results and verification summaries

@@ -1,8 +1,6 @@
 """What was decided, provably, without payloads.
 
 records   what a record is: its fields, its line, its hash
-tree      the Merkle tree over a writer's records (RFC 6962)
-notes     signed checkpoints of that tree (C2SP signed-note, tlog-checkpoint)
 log       writes records and checkpoints: chained, forced to disk, rotated
 group     many requests wait for one write
 tally     records that anyone could cause: bounded, counted beyond the bound

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sealgate.errors import NoteError
+from sealgate.protocol.notes import Signer, Verifier
 from security.audit.log import AuditLog, LogLimits
-from security.audit.notes import Signer, Verifier
 from security.audit.records import Scalar, encode
 from security.errors import AuditError, KeyFileError
 from security.key_files import pseudonym, read_private, read_secret, write_private
@@ -54,7 +55,10 @@ def load_signer(settings: AuditSettings) -> Signer:
     key = read_private(settings.checkpoint_key)
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{settings.checkpoint_key}: not an Ed25519 key")
-    return Signer(settings.name, key)
+    try:
+        return Signer(settings.name, key)
+    except NoteError as error:
+        raise AuditError(f"audit.name: {error}") from None
 
 
 def load_verifier(path: Path) -> Verifier:
@@ -68,7 +72,7 @@ def load_verifier(path: Path) -> Verifier:
             return Verifier.parse(file.read(MAX_VERIFIER_BYTES).decode())
     except OSError as error:
         raise AuditError(f"{path}: {error.strerror}") from None
-    except (AuditError, UnicodeDecodeError):
+    except (NoteError, UnicodeDecodeError):
         raise AuditError(f"{path}: not a verifier key, name+id+key") from None
 
 

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sealgate.protocol.merkle import Tree
+from sealgate.protocol.notes import Checkpoint, Signer
 from security.audit import checkpoints
-from security.audit.notes import Checkpoint, Signer
 from security.audit.records import chain
-from security.audit.tree import Tree
 from security.errors import AuditError
 
 __all__ = ["AuditLog", "LogLimits", "segment_name"]

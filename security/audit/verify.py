@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from sealgate.errors import NoteError
+from sealgate.protocol.merkle import Tree
+from sealgate.protocol.notes import Checkpoint, Verifier, open_checkpoint
 from security.audit import checkpoints
 from security.audit.log import segment_name
-from security.audit.notes import Checkpoint, Verifier, open_checkpoint
 from security.audit.records import MAX_RECORD_BYTES, Record, decode
-from security.audit.tree import Tree
 from security.errors import AuditError
 
 __all__ = ["LogReport", "list_segments", "verify_log"]
@@ -153,7 +154,7 @@ def _read_checkpoints(
         where = f"{checkpoints.FILE_NAME}, note {number}"
         try:
             checkpoint = open_checkpoint(note, [verifier])
-        except AuditError as error:
+        except NoteError as error:
             raise AuditError(f"{where}: {error}") from None
         name, _, writer = checkpoint.origin.rpartition("/")
         if name != verifier.name:
