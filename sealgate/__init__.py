@@ -16,7 +16,7 @@ content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
 explanation, bars     why a model answered so; as charts
 feedback              tickets that came with answers, and the labels for them
-references, receipts  what receipts are fetched by; proof that an answer is on record
+receipt_numbers, receipts  what comes with answers; proofs that they are on record
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from sealgate.profile import Profile
     from sealgate.proofs import ProofKey
     from sealgate.protocol.receipts import Proven
-    from sealgate.references import Answers, Reference
+    from sealgate.receipt_numbers import Answers, ReceiptNumber
     from sealgate.retry import RetryPolicy
 
 __all__ = [
@@ -88,7 +88,7 @@ __all__ = [
     "ProofKey",
     "Proven",
     "ReceiptError",
-    "Reference",
+    "ReceiptNumber",
     "RetryPolicy",
     "SealgateError",
     "ServerFailedError",
@@ -102,7 +102,7 @@ __all__ = [
 # commands need its errors and protocol, not an HTTP client: that is half of the time
 # a command takes to start.
 _LAZY = {
-    "Answers": "sealgate.references",
+    "Answers": "sealgate.receipt_numbers",
     "AsyncClient": "sealgate.async_client",
     "Client": "sealgate.client",
     "Explanation": "sealgate.explanation",
@@ -111,7 +111,7 @@ _LAZY = {
     "Profile": "sealgate.profile",
     "ProofKey": "sealgate.proofs",
     "Proven": "sealgate.protocol.receipts",
-    "Reference": "sealgate.references",
+    "ReceiptNumber": "sealgate.receipt_numbers",
     "RetryPolicy": "sealgate.retry",
     "Ticketed": "sealgate.feedback",
 }

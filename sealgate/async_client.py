@@ -37,8 +37,8 @@ from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.bhttp_stream import Event
 from sealgate.protocol.receipts import Proven
+from sealgate.receipt_numbers import Answers, ReceiptNumber
 from sealgate.receipts import check_receipt, fetch_receipt
-from sealgate.references import Answers, Reference
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
@@ -215,20 +215,20 @@ class AsyncClient:
         """Fetch the model's verdict and evidence, and verify them; as `Client`."""
         return await self._run(self._core.passport(model))
 
-    async def receipt(self, reference: Reference | str) -> bytes:
+    async def receipt(self, number: ReceiptNumber | str) -> bytes:
         """The receipt for an answer; as `Client`."""
-        return await self._run(fetch_receipt(self._core.call, reference))
+        return await self._run(fetch_receipt(self._core.call, number))
 
     def verify_receipt(
         self,
         receipt: bytes,
-        reference: Reference | None,
+        number: ReceiptNumber | None,
         *,
         model_sha256: str | None = None,
     ) -> Proven:
         """Verify a receipt; nothing is sent. As `Client`."""
         options = self._core.options
-        return check_receipt(receipt, options, reference, model_sha256=model_sha256)
+        return check_receipt(receipt, options, number, model_sha256=model_sha256)
 
     async def monitoring(
         self, model: str, version: str | None = None

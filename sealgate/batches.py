@@ -8,7 +8,7 @@ import numpy as np
 
 from sealgate.errors import InvalidInputError
 from sealgate.protocol.tensors import Array
-from sealgate.references import Answers
+from sealgate.receipt_numbers import Answers
 from sealgate.steps import Steps
 
 __all__ = ["Progress", "in_parts", "joined"]
@@ -64,4 +64,4 @@ def joined(answers: list[Answers]) -> Answers:
     {'y': array([1, 2, 3])}
     """
     whole = {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
-    return Answers(whole, (item for part in answers for item in part.references))
+    return Answers(whole, (item for part in answers for item in part.receipts))

@@ -24,8 +24,8 @@ from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.receipts import Proven
+from sealgate.receipt_numbers import Answers, ReceiptNumber
 from sealgate.receipts import check_receipt, fetch_receipt
-from sealgate.references import Answers, Reference
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
 
@@ -175,7 +175,7 @@ class Client:
                 sent later: the answer is a `Ticketed`. Takes a server that counts.
 
         Returns:
-            Arrays by output name, and in ``references`` what receipts are fetched by.
+            Arrays by output name, and in ``receipts`` what receipts are fetched by.
 
         Raises:
             ProfileError: the ``traceparent`` is none.
@@ -268,11 +268,11 @@ class Client:
         """
         return self._run(self._core.passport(model))
 
-    def receipt(self, reference: Reference | str) -> bytes:
+    def receipt(self, number: ReceiptNumber | str) -> bytes:
         """The receipt for an answer: proof that its record is in the audit log.
 
         Args:
-            reference: of the answer's ``references``, or its number.
+            number: of the answer's ``receipts``, or its number.
 
         Raises:
             OverloadedError: no checkpoint covers the request yet; it says when to
@@ -281,12 +281,12 @@ class Client:
             ReceiptError: that is no number, or what came no receipt.
             TransportError: no usable answer.
         """
-        return self._run(fetch_receipt(self._core.call, reference))
+        return self._run(fetch_receipt(self._core.call, number))
 
     def verify_receipt(
         self,
         receipt: bytes,
-        reference: Reference | None,
+        number: ReceiptNumber | None,
         *,
         model_sha256: str | None = None,
     ) -> Proven:
@@ -294,7 +294,7 @@ class Client:
 
         Args:
             receipt: what `receipt` gave, now or years ago.
-            reference: of the answer it must be about; None takes any answer, and then
+            number: of the answer it must be about; None takes any answer, and then
                 the caller compares what is returned.
             model_sha256: root digest of the bundle that must have answered, as
                 `Passport.model_sha256` has it; None takes any.
@@ -304,7 +304,7 @@ class Client:
             ProfileError: no key of a log is named, or one is none.
         """
         return check_receipt(
-            receipt, self._core.options, reference, model_sha256=model_sha256
+            receipt, self._core.options, number, model_sha256=model_sha256
         )
 
     def monitoring(self, model: str, version: str | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sealgate.exchange import json_of
 from sealgate.protocol import binary_tensors, datatypes, tensors
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.tensors import Array
-from sealgate.references import Answers, reference_of
+from sealgate.receipt_numbers import Answers, numbers_of
 
 __all__ = ["JSON", "decode_answer", "encode_arrays", "max_rows_of", "rows_of"]
 
@@ -54,7 +54,7 @@ def decode_answer(response: Response, model: str) -> tuple[Answers, dict[str, An
     parameters = document.get("parameters")
     kept = parameters if isinstance(parameters, dict) else {}
     outputs = {name: _own(array) for name, array in arrays.items()}
-    return Answers(outputs, reference_of(response.headers, model)), kept
+    return Answers(outputs, numbers_of(response.headers, model)), kept
 
 
 def _own(array: Array) -> Array:

@@ -58,7 +58,7 @@ from sealgate.passport import Passport, verify_passport
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.tensors import Array
-from sealgate.references import Answers
+from sealgate.receipt_numbers import Answers
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Message, Steps, Wait
 from sealgate.streams import StreamExchange

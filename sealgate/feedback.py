@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sealgate.errors import TensorError, TransportError
-from sealgate.references import Answers
+from sealgate.receipt_numbers import Answers
 
 __all__ = ["Label", "Ticketed", "feedback_bodies", "outcomes_of", "tickets_of"]
 
@@ -36,7 +36,7 @@ class Ticketed(Answers):
     def __init__(
         self, outputs: Mapping[str, Array], tickets: Sequence[str | None]
     ) -> None:
-        super().__init__(outputs, getattr(outputs, "references", ()))
+        super().__init__(outputs, getattr(outputs, "receipts", ()))
         self.tickets = list(tickets)
 
     @classmethod

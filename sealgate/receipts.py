@@ -31,18 +31,18 @@ from sealgate.protocol.receipts import (
     Receipt,
     verify_receipt,
 )
-from sealgate.references import Reference
+from sealgate.receipt_numbers import ReceiptNumber
 from sealgate.steps import Steps
 
 __all__ = [
     "check_receipt",
     "fetch_receipt",
     "log_trust",
-    "read_references",
-    "write_references",
+    "read_numbers",
+    "write_numbers",
 ]
 
-MAX_REFERENCES_BYTES = 64 << 20
+MAX_NUMBERS_BYTES = 64 << 20
 _NUMBER = re.compile(r"[A-Za-z0-9_-]{1,256}")
 _MEMBERS = ("number", "request_id", "model")
 
@@ -51,22 +51,22 @@ class _Call(Protocol):
     def __call__(self, method: str, *, action: str) -> Steps[Response]: ...
 
 
-def fetch_receipt(call: _Call, reference: Reference | str) -> Steps[bytes]:
+def fetch_receipt(call: _Call, number: ReceiptNumber | str) -> Steps[bytes]:
     """Ask the server for a receipt.
 
     Args:
         call: makes a request, and raises its refusal.
-        reference: of an answer, or its number.
+        number: what came with an answer, or its text.
 
     Raises:
         OverloadedError: no checkpoint covers the request yet.
         NotFoundError: no such number, or another caller's.
         ReceiptError: that is no number, or what came no receipt.
     """
-    number = reference if isinstance(reference, str) else reference.number
-    if not _NUMBER.fullmatch(number):
+    text = number if isinstance(number, str) else number.number
+    if not _NUMBER.fullmatch(text):
         raise ReceiptError("not the number of a receipt")
-    response = yield from call("GET", action=RECEIPT_PATH.removeprefix("/v2") + number)
+    response = yield from call("GET", action=RECEIPT_PATH.removeprefix("/v2") + text)
     if len(response.body) > MAX_RECEIPT_BYTES:
         raise TransportError("the receipt is too long")
     data = bytes(response.body)
@@ -77,7 +77,7 @@ def fetch_receipt(call: _Call, reference: Reference | str) -> Steps[bytes]:
 def check_receipt(
     data: bytes,
     options: Options,
-    reference: Reference | None,
+    number: ReceiptNumber | None,
     *,
     model_sha256: str | None = None,
 ) -> Proven:
@@ -86,7 +86,7 @@ def check_receipt(
     Args:
         data: the receipt.
         options: ``log_keys``, ``witness_keys`` and ``required_witnesses`` are used.
-        reference: of the answer it must be about; None takes any.
+        number: of the answer it must be about; None takes any.
         model_sha256: root digest of the bundle that must have answered; None takes any.
 
     Raises:
@@ -94,13 +94,13 @@ def check_receipt(
         ProfileError: no key of a log is named, or one is none.
     """
     trust = log_trust(options)
-    if reference is None:
+    if number is None:
         return verify_receipt(data, trust, request_id=None, model_sha256=model_sha256)
     return verify_receipt(
         data,
         trust,
-        request_id=reference.request_id,
-        model=reference.model,
+        request_id=number.request_id,
+        model=number.model,
         model_sha256=model_sha256,
     )
 
@@ -123,15 +123,15 @@ def log_trust(options: Options) -> LogTrust:
         raise ProfileError(f"log_keys, witness_keys: {error}") from None
 
 
-def write_references(path: Path, references: Iterable[Reference]) -> None:
-    """Write references, one JSON object a line.
+def write_numbers(path: Path, numbers: Iterable[ReceiptNumber]) -> None:
+    """Write receipt numbers, one JSON object a line.
 
     Raises:
         ProfileError: the file cannot be written.
     """
     lines = [
         json.dumps({name: getattr(item, name) for name in _MEMBERS}) + "\n"
-        for item in references
+        for item in numbers
     ]
     try:
         path.write_text("".join(lines), encoding="utf-8")
@@ -139,27 +139,27 @@ def write_references(path: Path, references: Iterable[Reference]) -> None:
         raise ProfileError(f"{path}: {error.strerror}") from None
 
 
-def read_references(path: Path) -> list[Reference]:
-    """Read what `write_references` wrote.
+def read_numbers(path: Path) -> list[ReceiptNumber]:
+    """Read what `write_numbers` wrote.
 
     Raises:
-        ProfileError: unreadable, or a line is no reference; names the line.
+        ProfileError: unreadable, or a line is none; names the line.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_REFERENCES_BYTES + 1)
+            data = file.read(MAX_NUMBERS_BYTES + 1)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror}") from None
-    if len(data) > MAX_REFERENCES_BYTES:
+    if len(data) > MAX_NUMBERS_BYTES:
         raise ProfileError(f"{path}: too long")
     return [
-        _reference(line, f"{path}, line {number}")
-        for number, line in enumerate(data.splitlines(), start=1)
+        _number(line, f"{path}, line {place}")
+        for place, line in enumerate(data.splitlines(), start=1)
         if line.strip()
     ]
 
 
-def _reference(line: bytes, where: str) -> Reference:
+def _number(line: bytes, where: str) -> ReceiptNumber:
     try:
         value: dict[str, Any] = strict_json.loads_object(line, max_bytes=4096)
     except JsonError as error:
@@ -168,4 +168,4 @@ def _reference(line: bytes, where: str) -> Reference:
         isinstance(value[name], str) and value[name] for name in _MEMBERS
     ):
         raise ProfileError(f"{where}: expected number, request_id and model")
-    return Reference(**value)
+    return ReceiptNumber(**value)

@@ -1,4 +1,4 @@
-"""A receipt: proof that the record of one request is in a deployment's audit log.
+r"""A receipt: proof that the record of one request is in a deployment's audit log.
 
 It leads from the record to a signed and witnessed checkpoint, without the other records
 and without anybody's help, and so is checked offline and years later:
@@ -11,7 +11,7 @@ and without anybody's help, and so is checked offline and years later:
 The document, version 1, in the presentation language of RFC 8446, section 3::
 
     struct {
-        opaque head[24] = "sealgate.dev/receipt@v1\\n";
+        opaque head[24] = "sealgate.dev/receipt@v1\n";
         opaque leaf<1..2^16-1>;        /* deflated, see below */
         Hash writer_path<0..2^8-1>;    /* count, then 32 bytes each */
         uint64 place;                  /* of the writer's checkpoint in the log */
@@ -87,8 +87,8 @@ MAX_RECEIPT_BYTES = 2 * MAX_NOTE_BYTES
 
 # Part of version 1: another one takes another head.
 DICTIONARY = (
-    b'\n9876543210fedcba/audit/1795276800000000000-\nafter {"action":"explain","client":'
-    b'null,"count":1,"latency_us":,"model":null,"model_sha256":null,"outcome":"refuse",'
+    b'\n9876543210fedcba/audit/1795276800000000000-\nafter {"action":"explain",'
+    b'"client":null,"count":1,"latency_us":,"model":null,"model_sha256":null,"outcome":"refuse",'
     b'"reason":null,"request_bytes":,"request_id":null,"response_bytes":,"rows":null,'
     b'"sealed":false,"status":404,"subject":null,"time_us":179,"token":null,"seq":,'
     b'"prev":""}{"action":"infer","client":"","count":1,"latency_us":,"model":"",'

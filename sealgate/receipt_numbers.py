@@ -11,14 +11,14 @@ import numpy.typing as npt
 from sealgate.protocol.bhttp import Headers
 from sealgate.protocol.receipts import RECEIPT_HEADER
 
-__all__ = ["Answers", "Reference", "reference_of"]
+__all__ = ["Answers", "ReceiptNumber", "numbers_of"]
 
 Array = npt.NDArray[Any]
 _REQUEST_ID = b"x-request-id"
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReceiptNumber:
     """An answer's receipt number, and what its receipt must be about.
 
     Attributes:
@@ -36,19 +36,19 @@ class Answers(dict[str, Array]):
     """Arrays by output name, and the receipt numbers of the requests they come from.
 
     Attributes:
-        references: one for each request, in their order; empty where the server gives
+        receipts: one for each request, in their order; empty where the server gives
             no receipts.
     """
 
     def __init__(
-        self, outputs: Mapping[str, Array], references: Iterable[Reference] = ()
+        self, outputs: Mapping[str, Array], receipts: Iterable[ReceiptNumber] = ()
     ) -> None:
         super().__init__(outputs)
-        self.references = (*references,)
+        self.receipts = (*receipts,)
 
 
-def reference_of(headers: Headers, model: str) -> tuple[Reference, ...]:
-    """The reference in an answer's head, if there is one."""
+def numbers_of(headers: Headers, model: str) -> tuple[ReceiptNumber, ...]:
+    """The receipt number in an answer's head, if there is one."""
     found = {
         name: value.decode("ascii", "replace")
         for name, value in headers
@@ -56,4 +56,4 @@ def reference_of(headers: Headers, model: str) -> tuple[Reference, ...]:
     }
     if len(found) != 2:
         return ()
-    return (Reference(found[RECEIPT_HEADER], found[_REQUEST_ID], model),)
+    return (ReceiptNumber(found[RECEIPT_HEADER], found[_REQUEST_ID], model),)
