@@ -19,6 +19,8 @@ binary_tensors  the same as bytes behind the JSON (Triton's extension)
 dpop          proofs that a caller has the key its token is bound to (RFC 9449)
 dsse          envelopes, and the Sigstore bundle around them
 notes         signed checkpoints of a log (C2SP signed-note, tlog-checkpoint)
+cosignatures  what a witness adds to one (C2SP tlog-cosignature)
+tlog_witness  what it is asked with (C2SP tlog-witness)
 merkle        the trees of such a log, and their proofs (RFC 6962, RFC 9162)
 drafts        what is not a standard yet
 receipts      proof that a request's record is in the audit log
