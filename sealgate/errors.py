@@ -27,7 +27,7 @@
     │   │   ├── NotFoundError          404: no such model, version or route
     │   │   ├── ClockError             the request's Date is not the server's
     │   │   ├── KeyRefusedError        422: the key it was sealed to is gone
-    │   │   ├── OverloadedError        429, 503: not now
+    │   │   ├── OverloadedError        429, 503, a receipt's 409: not now
     │   │   └── ServerFailedError      any other 5xx
     │   └── PassportError        the model's attestations do not verify
     └── …                        models/errors.py and security/errors.py hold the rest
@@ -224,7 +224,7 @@ class KeyRefusedError(ServerRefusedError):
 
 
 class OverloadedError(ServerRefusedError):
-    """The server cannot answer now: too much work, or too many requests."""
+    """The server cannot answer now: too much work, too many requests, no proof yet."""
 
 
 class ServerFailedError(ServerRefusedError):

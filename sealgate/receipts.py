@@ -22,7 +22,7 @@ from sealgate.errors import (
 from sealgate.options import Options
 from sealgate.protocol import strict_json
 from sealgate.protocol.bhttp import Response
-from sealgate.protocol.notes import Verifier
+from sealgate.protocol.cosignatures import CosignatureVerifier, parse_note_key
 from sealgate.protocol.receipts import (
     MAX_RECEIPT_BYTES,
     RECEIPT_PATH,
@@ -115,8 +115,8 @@ def log_trust(options: Options) -> LogTrust:
         raise ProfileError("log_keys: name the log's key to check a receipt")
     try:
         return LogTrust(
-            tuple(map(Verifier.parse, options.log_keys)),
-            tuple(map(Verifier.parse, options.witness_keys)),
+            tuple(map(parse_note_key, options.log_keys)),
+            tuple(map(CosignatureVerifier.parse, options.witness_keys)),
             options.required_witnesses,
         )
     except NoteError as error:

@@ -50,6 +50,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sealgate.errors import JsonError, MerkleError, NoteError, ReceiptError
 from sealgate.protocol import strict_json
+from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatures
 from sealgate.protocol.merkle import (
     HASH_BYTES,
     MAX_PROOF_HASHES,
@@ -62,8 +63,6 @@ from sealgate.protocol.notes import (
     NoteKey,
     open_checkpoint,
     parse_checkpoint,
-    split_note,
-    verify_signatures,
 )
 
 __all__ = [
@@ -116,7 +115,7 @@ class LogTrust:
     """
 
     log: tuple[NoteKey, ...]
-    witnesses: tuple[NoteKey, ...] = ()
+    witnesses: tuple[CosignatureVerifier, ...] = ()
     required: int = 0
 
     def __post_init__(self) -> None:
@@ -146,7 +145,7 @@ class LogTrust:
         return self.log[0].name
 
 
-def open_cosigned(note: bytes, trust: LogTrust) -> tuple[Checkpoint, tuple[str, ...]]:
+def open_cosigned(note: bytes, trust: LogTrust) -> tuple[Checkpoint, dict[str, int]]:
     """Verify a log's checkpoint, and that enough witnesses cosigned it.
 
     1. each of the log's keys signed;
@@ -155,7 +154,7 @@ def open_cosigned(note: bytes, trust: LogTrust) -> tuple[Checkpoint, tuple[str, 
        nothing is believed.
 
     Returns:
-        The checkpoint, and the names of the witnesses that cosigned it.
+        The checkpoint, and when each witness cosigned it, Unix seconds by name.
 
     Raises:
         NoteError: says which.
@@ -163,14 +162,13 @@ def open_cosigned(note: bytes, trust: LogTrust) -> tuple[Checkpoint, tuple[str, 
     checkpoint = open_checkpoint(note, trust.log, every=True)
     if checkpoint.origin != trust.origin:
         raise NoteError(f"a checkpoint of another log: {checkpoint.origin}")
-    text, lines = split_note(note)
-    found = {key.name for key in verify_signatures(text, lines, trust.witnesses)}
+    found = verify_cosignatures(note, trust.witnesses)
     if len(found) < trust.required:
         raise NoteError(
             f"{len(found)} of {trust.required} required witnesses cosigned the "
             "checkpoint"
         )
-    return checkpoint, tuple(sorted(found))
+    return checkpoint, {each.verifier.name: each.time_s for each in found}
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,11 @@ class Receipt:
     checkpoint: bytes
 
     def encode(self) -> bytes:
-        """The document."""
+        """The document.
+
+        Raises:
+            ReceiptError: a part is longer than one may be.
+        """
         packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, 0, DICTIONARY)
         packed = packer.compress(self.record + b"\n" + self.writer_checkpoint)
         return b"".join(
@@ -247,7 +249,8 @@ class Proven:
         time_us: microseconds since 1970, by the writer's clock.
         origin: of the log.
         size: how many checkpoints the log had when this one was signed.
-        witnesses: names of those, of the trusted ones, that cosigned.
+        witnesses: those of the trusted ones that cosigned, by name, and when: Unix
+            seconds by their clocks. By then the request was on record.
     """
 
     fields: Mapping[str, Any]
@@ -257,7 +260,7 @@ class Proven:
     time_us: int
     origin: str
     size: int
-    witnesses: tuple[str, ...]
+    witnesses: Mapping[str, int]
 
 
 def verify_receipt(
@@ -340,7 +343,7 @@ def _record_in_tree(receipt: Receipt, origin: str) -> dict[str, Any]:
 
 
 def _proven(
-    fields: dict[str, Any], log: Checkpoint, witnesses: tuple[str, ...]
+    fields: dict[str, Any], log: Checkpoint, witnesses: Mapping[str, int]
 ) -> Proven:
     """Step 6, as far as it is about any request."""
     names = ("request_id", "model", "model_sha256")
@@ -438,6 +441,8 @@ class _Reader:
 
 
 def _vector(data: bytes) -> bytes:
+    if not 0 < len(data) <= 0xFFFF:
+        raise ReceiptError("a part that no receipt can hold")
     return struct.pack(">H", len(data)) + data
 
 
