@@ -6,6 +6,11 @@ line, and so, one after the other, binds the checkpoints of all writers so far. 
 takes one away, to hide what it shows missing, must take away every later one of every
 writer: only a common tail can go. A writer that starts binds itself too: its first
 record's ``prev`` is the hash of the whole file.
+
+The text of each note is also a leaf of the deployment's log (`tree_log`), in the order
+of this file: the first leaf is the first note's, and so on. A note is there first; what
+a crash left out is added with the next one. So the one checkpoint of that log stands
+for those of all writers, and witnesses follow that.
 """
 
 from __future__ import annotations
@@ -14,17 +19,21 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from security.audit.tree_log import TreeLog
 from security.errors import AuditError
 
 __all__ = [
     "FILE_NAME",
+    "add_leaves",
     "append_note",
     "bindings",
     "file_hash",
+    "leaf_of",
     "prefix_hashes",
     "split_notes",
 ]
@@ -64,6 +73,57 @@ def append_note(directory: Path, sign: Callable[[str], bytes]) -> None:
                 raise
     except OSError as error:
         raise AuditError(f"{path}: {error.strerror}") from None
+
+
+def add_leaves(directory: Path, log: TreeLog) -> None:
+    """Make a leaf of each note that is none yet.
+
+    Args:
+        directory: of the notes.
+        log: the deployment's.
+
+    Raises:
+        AuditError: they cannot be added, or a note is gone whose leaf is there.
+    """
+    log.extend(partial(_new_leaves, directory))
+
+
+def leaf_of(note: bytes) -> bytes:
+    r"""A note's text, which is its leaf.
+
+    >>> leaf_of("a\n1\n\n— k sig\n".encode())
+    b'a\n1\n'
+    """
+    return note.rpartition(b"\n\n")[0] + b"\n"
+
+
+def _new_leaves(directory: Path, size: int, last: bytes | None) -> Sequence[bytes]:
+    path = directory / FILE_NAME
+    try:
+        with _locked(path) as descriptor:
+            # A note that a killed process left, too: its leaf must not outlive it.
+            os.fdatasync(descriptor)
+            return _after(descriptor, _complete_size(descriptor), size, last)
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from None
+
+
+def _after(descriptor: int, end: int, size: int, last: bytes | None) -> Sequence[bytes]:
+    """The texts of the notes after the one that is the last leaf."""
+    begin = max(end - _TAIL_BYTES, 0)
+    if begin and last is not None:
+        # The first of a tail may be half a note.
+        texts = list(map(leaf_of, _notes(descriptor, begin, end)))[1:]
+        if last in texts:
+            return texts[texts.index(last) + 1 :]
+    texts = list(map(leaf_of, _notes(descriptor, 0, end)))
+    if last is not None and (len(texts) < size or texts[size - 1] != last):
+        raise AuditError(f"{FILE_NAME}: a note is gone whose leaf is in the log")
+    return texts[size:]
+
+
+def _notes(descriptor: int, begin: int, end: int) -> list[bytes]:
+    return split_notes(os.pread(descriptor, end - begin, begin))
 
 
 def file_hash(directory: Path) -> str:
@@ -133,8 +193,7 @@ def _last_binding(descriptor: int, size: int) -> str:
     """The last of `bindings`; of the tail alone, where that has a note that binds."""
     start = max(size - _TAIL_BYTES, 0)
     for begin in (start, 0):
-        content = os.pread(descriptor, size - begin, begin)
-        notes = split_notes(content)
+        notes = _notes(descriptor, begin, size)
         # The first of a tail may be half a note.
         whole = notes[1:] if begin else notes
         if not begin or any(map(_BOUND.search, whole)):

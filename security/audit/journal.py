@@ -14,19 +14,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from sealgate.errors import NoteError
 from sealgate.protocol.notes import Signer, Verifier
 from security.audit.log import AuditLog, LogLimits
 from security.audit.records import Scalar, encode
+from security.audit.tree_log import TreeLog
 from security.errors import AuditError, KeyFileError
 from security.key_files import pseudonym, read_private, read_secret, write_private
 from security.settings.audit import AuditSettings
 
 __all__ = [
     "generate_checkpoint_key",
+    "generate_ml_dsa_key",
+    "load_log",
     "load_signer",
     "load_verifier",
+    "ml_dsa_path",
     "open_log",
     "record_operation",
     "recording",
@@ -45,18 +50,55 @@ def generate_checkpoint_key(path: Path, *, passphrase: bytes | None = None) -> N
     write_private(path, Ed25519PrivateKey.generate(), passphrase=passphrase)
 
 
-def load_signer(settings: AuditSettings) -> Signer:
-    """What signs this deployment's checkpoints.
+def generate_ml_dsa_key(path: Path) -> None:
+    """Write a fresh ML-DSA-65 key, which signs the log's checkpoint beside the other.
 
     Raises:
-        KeyFileError: the key is missing, or not an Ed25519 key.
+        KeyFileError: the file exists.
+    """
+    write_private(path, MLDSA65PrivateKey.generate())
+
+
+def ml_dsa_path(path: Path) -> Path:
+    """Where the ML-DSA-65 key is, beside an Ed25519 one, private or public.
+
+    >>> ml_dsa_path(Path("keys/checkpoint.pem")), ml_dsa_path(Path("audit.vkey"))
+    (PosixPath('keys/checkpoint.mldsa.pem'), PosixPath('audit.mldsa.vkey'))
+    """
+    return path.with_suffix(f".mldsa{path.suffix}")
+
+
+def load_signer(settings: AuditSettings) -> Signer:
+    """What signs the checkpoints of this deployment's logs.
+
+    Where there is a key of ML-DSA-65 beside the other, both sign.
+
+    Raises:
+        KeyFileError: the key is missing, or one of the two is of another kind.
         AuditError: ``audit.name`` is not a name for a key.
     """
+    path = ml_dsa_path(settings.checkpoint_key)
+    key = read_private(path) if path.exists() else None
+    if not isinstance(key, MLDSA65PrivateKey | None):
+        raise KeyFileError(f"{path}: not an ML-DSA-65 key")
+    return _signer(settings, key)
+
+
+def load_log(settings: AuditSettings) -> TreeLog:
+    """The log of all writers' checkpoints.
+
+    Raises:
+        KeyFileError, AuditError: as `load_signer`.
+    """
+    return TreeLog(settings.directory, load_signer(settings))
+
+
+def _signer(settings: AuditSettings, ml_dsa_key: MLDSA65PrivateKey | None) -> Signer:
     key = read_private(settings.checkpoint_key)
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{settings.checkpoint_key}: not an Ed25519 key")
     try:
-        return Signer(settings.name, key)
+        return Signer(settings.name, key, ml_dsa_key=ml_dsa_key)
     except NoteError as error:
         raise AuditError(f"audit.name: {error}") from None
 
@@ -86,7 +128,9 @@ def open_log(settings: AuditSettings) -> AuditLog:
     return AuditLog(
         settings.directory,
         writer=f"{time.time_ns()}-{os.getpid()}",
-        signer=load_signer(settings),
+        # Writers' checkpoints are many, and all are leaves: Ed25519 alone, 3 KB less.
+        signer=_signer(settings, None),
+        log=load_log(settings),
         limits=LogLimits(
             sync=settings.sync,
             max_file_bytes=settings.max_file_bytes,

@@ -2,8 +2,10 @@
 
 A writer is one process at one start. Its records go to ``WRITER.000001.jsonl`` and,
 when that is full, to the next number; the chain and the tree go on over its files. From
-time to time, when a file is full, and at the end it signs a checkpoint (`notes`) into
-the file that all writers share (`checkpoints`).
+time to time, when a file is full, and at the end it signs a checkpoint
+(`sealgate.protocol.notes`) into the file that all writers share (`checkpoints`), and
+makes it a leaf of the deployment's log (`tree_log`). The hashes of the writer's tree
+are in ``WRITER.hashes``, for proofs that a record is in it (`stored_hashes`).
 
 What is written in one call is on disk when the call returns, or not in the log at all.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +25,11 @@ from sealgate.protocol.merkle import Tree
 from sealgate.protocol.notes import Checkpoint, Signer
 from security.audit import checkpoints
 from security.audit.records import chain
+from security.audit.stored_hashes import HashWriter, hashes_name
+from security.audit.tree_log import TreeLog
 from security.errors import AuditError
 
-__all__ = ["AuditLog", "LogLimits", "segment_name"]
+__all__ = ["AuditLog", "Due", "LogLimits", "segment_name"]
 
 _log = logging.getLogger(__name__)
 
@@ -55,12 +60,29 @@ def segment_name(writer: str, number: int) -> str:
     return f"{writer}.{number:06d}.jsonl"
 
 
+@dataclass(frozen=True)
+class Due:
+    """A checkpoint that is to be signed.
+
+    Attributes:
+        checkpoint: what it says.
+        descriptor: a duplicate of the file with the last records that it covers.
+    """
+
+    checkpoint: Checkpoint
+    descriptor: int
+
+
 class AuditLog:
     """Writes one writer's records; safe to use from one thread at a time.
+
+    `commit_checkpoint` alone may run in another thread: it may take as long as the disk
+    does, and nothing waits for it.
 
     Attributes:
         path: the file that is being written.
         limits: when it forces, rotates and signs.
+        on_due: is given the checkpoint of a file that is full; commits it by default.
     """
 
     def __init__(
@@ -69,6 +91,7 @@ class AuditLog:
         *,
         writer: str,
         signer: Signer | None = None,
+        log: TreeLog | None = None,
         limits: LogLimits = LogLimits(),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,6 +101,8 @@ class AuditLog:
             directory: made if missing, 0700.
             writer: names the files; unique per process and start.
             signer: of checkpoints; none are made without it.
+            log: the deployment's, of which they become leaves; by default the one of
+                this folder that the same signer signs.
             limits: when to force, rotate and sign.
             monotonic: seconds, for the interval of checkpoints.
 
@@ -90,6 +115,11 @@ class AuditLog:
         self.limits = limits
         self._monotonic = monotonic
         self._tree = Tree()
+        self._log = TreeLog(directory, signer) if signer and log is None else log
+        self._hashes: HashWriter | None = None
+        self._signing = threading.Lock()
+        self._behind = False
+        self.on_due: Callable[[Due], None] = self.commit_checkpoint
         self._signed_size = 0
         self._signed_at = monotonic()
         self._number = 0
@@ -100,12 +130,27 @@ class AuditLog:
         self._previous = checkpoints.file_hash(directory)
         self._descriptor = -1
         self._open_next()
+        if signer is not None:
+            self._open_hashes()
 
-    def write(self, records: Sequence[bytes]) -> None:
+    @property
+    def size(self) -> int:
+        """How many records it has: the next one's number."""
+        return self._tree.size
+
+    @property
+    def writer(self) -> str:
+        """Its name."""
+        return self._writer
+
+    def write(self, records: Sequence[bytes]) -> range:
         """Write records, in this order; on disk when it returns.
 
         Args:
             records: from `records.encode`.
+
+        Returns:
+            Their numbers among this writer's records.
 
         Raises:
             AuditError: none of them could be written. The caller refuses to go on: a
@@ -126,12 +171,17 @@ class AuditLog:
         self._write_out(data)
         self._previous = previous
         for leaf in leaves:
-            self._tree.add(leaf)
+            stored = self._tree.add(leaf)
+            if self._hashes is not None:
+                self._hashes.add(stored)
+        return range(sequence - len(leaves), sequence)
 
     @property
     def is_signed(self) -> bool:
         """Whether a checkpoint would say nothing new, or nobody signs any."""
-        return self._signer is None or self._signed_size == self._tree.size
+        return self._signer is None or (
+            self._signed_size == self._tree.size and not self._behind
+        )
 
     @property
     def checkpoint_in_s(self) -> float | None:
@@ -147,22 +197,53 @@ class AuditLog:
         A failure is logged and tried again after the interval: the records are safe,
         only their end could still be cut off unseen.
         """
-        if self._signer is None or self._signed_size == self._tree.size:
-            return
+        due = self.prepare_checkpoint()
+        if due is not None:
+            self.commit_checkpoint(due)
+
+    def prepare_checkpoint(self) -> Due | None:
+        """What is to be signed now, if anything; it has to be committed.
+
+        It is quick: nothing is forced to disk, and nobody else is waited for.
+        """
+        if self._signer is None or self._hashes is None or self.is_signed:
+            return None
         self._signed_at = self._monotonic()
-        signer, origin = self._signer, f"{self._signer.name}/{self._writer}"
+        origin = f"{self._signer.name}/{self._writer}"
         checkpoint = Checkpoint(origin, self._tree.size, self._tree.root())
         try:
+            self._hashes.flush()
+            return Due(checkpoint, os.dup(self._descriptor))
+        except OSError as error:
+            _log.warning("no checkpoint of the audit log: %s", error)
+            return None
+
+    def commit_checkpoint(self, due: Due) -> None:
+        """Sign it, and make it a leaf of the deployment's log; as `sign_checkpoint`."""
+        with self._signing:
+            try:
+                self._commit(due)
+            except (AuditError, OSError) as error:
+                _log.warning("no checkpoint of the audit log: %s", error)
+            finally:
+                os.close(due.descriptor)
+
+    def _commit(self, due: Due) -> None:
+        signer, checkpoint = self._signer, due.checkpoint
+        if signer is None or self._log is None or self._hashes is None:
+            return
+        # One that was prepared later may have been committed before.
+        if checkpoint.size > self._signed_size:
             if not self.limits.sync:
-                os.fdatasync(self._descriptor)
+                os.fdatasync(due.descriptor)
+            self._hashes.force()
             checkpoints.append_note(
                 self._directory,
                 lambda after: signer.sign(replace(checkpoint, after=after)),
             )
-        except (AuditError, OSError) as error:
-            _log.warning("no checkpoint of the audit log: %s", error)
-            return
-        self._signed_size = checkpoint.size
+            self._behind, self._signed_size = True, checkpoint.size
+        checkpoints.add_leaves(self._directory, self._log)
+        self._behind = False
 
     def close(self) -> None:
         """Sign the last checkpoint and close."""
@@ -170,6 +251,9 @@ class AuditLog:
             self.sign_checkpoint()
             os.close(self._descriptor)
             self._descriptor = -1
+        if self._hashes is not None:
+            self._hashes.close()
+            self._hashes = None
 
     def _write_out(self, data: bytes) -> None:
         """All of it, or nothing."""
@@ -194,10 +278,19 @@ class AuditLog:
             self._descriptor = -1
 
     def _rotate(self) -> None:
-        self.sign_checkpoint()
+        due = self.prepare_checkpoint()
+        if due is not None:
+            self.on_due(due)
         full = self._descriptor
         self._open_next()
         os.close(full)
+
+    def _open_hashes(self) -> None:
+        path = self._directory / hashes_name(self._writer)
+        try:
+            self._hashes = HashWriter(path)
+        except OSError as error:
+            raise AuditError(f"{path}: {error.strerror}") from None
 
     def _open_next(self) -> None:
         path = self._directory / segment_name(self._writer, self._number + 1)
