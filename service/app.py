@@ -50,6 +50,7 @@ from service.inference.follower import Follower
 from service.inference.lineup import Lineup
 from service.inference.memory import bound_memory, keep_freed_memory
 from service.readiness import Readiness, answers, own_folders, usable
+from service.receipts import open_receipts
 from service.routes import Routes
 from service.supervision import (
     end_with_parent,
@@ -162,6 +163,9 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         monitor=monitor,
         watching=open_watching(settings.monitoring, lineup=lineup, metrics=metrics),
         cohorts=cohorts,
+        receipts=open_receipts(
+            settings.audit, quotas=quotas, pseudonym=recorder.pseudonym
+        ),
         quotas=quotas,
     )
     end = partial(_end, (follower, monitor, cohorts), recorder, exports)

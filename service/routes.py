@@ -191,13 +191,13 @@ class Routes:
             if decision.ticket is not None:
                 fields = decision.ticket.leave()
         try:
-            number = await self._recorder.record(
+            receipt = await self._recorder.record(
                 decision,
                 status=response.status,
                 reason=reason,
                 response_bytes=len(response.body),
             )
-            fields = (*fields, *number)
+            fields = (*fields, *receipt)
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
@@ -258,22 +258,9 @@ class Routes:
         if self._require_sealed and not decision.sealed:
             raise Problem("sealed-required")
         path = request.path.partition(b"?")[0]
-        if path in SERVER_PATHS:
-            decision.action, *methods = SERVER_PATHS[path]
-            expect_method(request, *methods)
-            action, body = decision.action, bytes(request.body)
-            return _json(await self._repository.answer(action, principal, body))
-        if _LOADING.fullmatch(path):
-            raise Problem("not-found", "models are loaded by the operator's command")
-        if path == OPENAPI_PATH and self._interface is not None:
-            decision.action = "interface"
-            expect_method(request, b"GET", b"HEAD")
-            return Response(200, _YAML, self._interface)
-        if path.startswith(RECEIPTS_PATH) and self._receipts is not None:
-            return await self._receipts.answer(request, principal, decision)
         match = _MODEL.fullmatch(path)
-        if match is None:
-            raise Problem("not-found")
+        if match is None or path in SERVER_PATHS:
+            return await self._answer_server(request, principal, decision, path)
         decision.model = match["model"].decode()
         decision.action = (match["action"] or b"metadata").decode()
         if decision.action == "stats":
@@ -281,7 +268,7 @@ class Routes:
             asked = match["model"], match["version"]
             return _json(await self._repository.statistics(principal, *asked))
         if decision.action == "feedback":
-            _of_model(match["version"])
+            feedback.of_model(match["version"])
             return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
         model = state.content
@@ -296,6 +283,25 @@ class Routes:
         decision.ticket = await self._quotas.enter(principal, decision.model)
         step("quotas", began)
         return await self._model_action(request, model, decision)
+
+    async def _answer_server(
+        self, request: Request, principal: Principal, decision: Decision, path: bytes
+    ) -> Response:
+        """What is asked of the server, and not of a model."""
+        if path in SERVER_PATHS:
+            decision.action, *methods = SERVER_PATHS[path]
+            expect_method(request, *methods)
+            action, body = decision.action, bytes(request.body)
+            return _json(await self._repository.answer(action, principal, body))
+        if _LOADING.fullmatch(path):
+            raise Problem("not-found", "models are loaded by the operator's command")
+        if path == OPENAPI_PATH and self._interface is not None:
+            decision.action = "interface"
+            expect_method(request, b"GET", b"HEAD")
+            return Response(200, _YAML, self._interface)
+        if path.startswith(RECEIPTS_PATH) and self._receipts is not None:
+            return await self._receipts.answer(request, principal, decision)
+        raise Problem("not-found")
 
     def _find(
         self, principal: Principal, decision: Decision, asked: bytes | None
@@ -476,11 +482,6 @@ class Routes:
 def _name_model(decision: Decision, model: Served) -> None:
     decision.version = model.manifest.version
     decision.digest = model.admission.bundle.subject.root_sha256
-
-
-def _of_model(version: bytes | None) -> None:
-    if version is not None:
-        raise Problem("not-found", "labels are sent to the model, by tickets")
 
 
 def _json(document: Any) -> Response:

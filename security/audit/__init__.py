@@ -5,6 +5,7 @@ log            writes records and checkpoints: chained, forced to disk, rotated
 checkpoints    the checkpoints of all writers: one file, which only grows
 tree_log       one log with one origin, which many processes write
 stored_hashes  the hashes of a tree in a file, for proofs
+receipts       proofs for callers that their record is in the log
 group          many requests wait for one write
 tally          records that anyone could cause: bounded, counted beyond the bound
 journal        the log of this deployment, for servers and for commands
