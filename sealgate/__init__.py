@@ -22,7 +22,7 @@ passport, profile     a model's signed evidence; where the server is, whom to tr
 proxy, inbound        the sealing proxy; its plain side without I/O
 rpc                   its gRPC side
 endpoints, peers      where the proxy listens; which account connects to it
-cli, commands         the `sealgate` command
+cli, commands, receipt_commands  the `sealgate` command
 version               which is installed, and `--version` of both commands
 tables, output        the files that it reads, and what it prints and writes
 long_tables           tables that are too long to be read at once

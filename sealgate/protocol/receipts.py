@@ -409,9 +409,12 @@ class NumberSealer:
             text = number.encode("ascii") + b"=" * (-len(number) % 4)
             sealed = base64.b64decode(text, altchars=b"-_", validate=True)
             plain = self._siv.decrypt(sealed, None)
-            return plain[8:].decode(), int.from_bytes(plain[:8], "big")
+            writer, sequence = plain[8:].decode(), int.from_bytes(plain[:8], "big")
         except (binascii.Error, UnicodeError, ValueError, InvalidTag):
             raise ReceiptError("no number of ours") from None
+        if self.seal(writer, sequence) != number:
+            raise ReceiptError("no number of ours")  # base64 has several spellings
+        return writer, sequence
 
 
 class _Reader:

@@ -12,10 +12,12 @@ from sealgate.profile import Profile
 from sealgate.proofs import ProofKey
 from security.access.permissions import MODEL_ACTIONS, model_scope
 from security.admission.keys import load_trust, public_pem
+from security.audit.journal import load_verifier, ml_dsa_path
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
 from security.sealing.publish import load_identity
+from security.settings.audit import AuditSettings
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
@@ -29,7 +31,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="write a client profile with a fresh development token",
         description="Write the profile that `sealgate` and the SDK read: the server's "
         "URL, a fresh token from the development issuer, the identity key that signs "
-        "the server's key configurations, and the keys trusted to sign verdicts.",
+        "the server's key configurations, the keys trusted to sign verdicts, and those "
+        "of the audit log.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="%(default)s")
     parser.add_argument("--model", required=True, help="name of the model")
@@ -62,6 +65,12 @@ def _pins(sealing: SealingSettings) -> dict[str, Any]:
         identity = load_identity(sealing.identity).public_key()
         return {"identity_keys": (public_pem(identity),)}
     return {"key_configs": load_keyring(sealing.keys).document}
+
+
+def _log_keys(audit: AuditSettings) -> tuple[str, ...]:
+    """The keys that receipts are checked with, as far as they are here."""
+    paths = (audit.verifier_key, ml_dsa_path(audit.verifier_key))
+    return tuple(str(load_verifier(path)) for path in paths if path.exists())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,6 +130,7 @@ def write_profile(
         model=models[0],
         **_pins(settings.sealing),
         proof_key=None if bound is None else bound.to_pem(),
+        log_keys=_log_keys(settings.audit),
         trusted_keys=tuple(
             public_pem(key) for key in trust.keys(("release",)).values()
         ),
