@@ -398,6 +398,8 @@ def _signature_line(line: str) -> SignatureLine:
         data = base64.b64decode(match["data"], validate=True) if match else b""
     except binascii.Error:
         data = b""
-    if match is None or len(data) < 5:
+    # One spelling of each: the bits behind the last byte are zero (RFC 4648, 3.5).
+    canonical = match is not None and base64.b64encode(data) == match["data"].encode()
+    if match is None or not canonical or len(data) < 5:
         raise NoteError("not a checkpoint: not a signature line")
     return SignatureLine(match["name"], data[:4], data[4:])

@@ -13,8 +13,11 @@ What is checked, in this order:
 7. checkpoints that were kept elsewhere are among those that are here;
 8. of every writer something is signed, unless it is allowed by name that nothing is.
 
+Steps 9 to 12 are about the log of all writers' checkpoints: `verify_tree` has them.
+
 What may still go unseen is a common tail: every checkpoint of every writer since some
-time, with what only those cover. A copy kept elsewhere shows that too. Half a record at
+time, with what only those cover, and the log put back to then. A copy kept elsewhere
+shows that too, and so does whoever asks the witnesses. Half a record at
 the end of a writer's last file is reported, not refused: a process that was killed
 while it wrote leaves that, and nobody was answered on the strength of it.
 """
@@ -31,7 +34,10 @@ from sealgate.protocol.merkle import Tree
 from sealgate.protocol.notes import Checkpoint, Verifier, open_checkpoint
 from security.audit import checkpoints
 from security.audit.log import segment_name
+from security.audit.query import made_us
 from security.audit.records import MAX_RECORD_BYTES, Record, decode
+from security.audit.stored_hashes import hashes_name
+from security.audit.verify_tree import Demand, HashCheck, TreeReport, TreeSnapshot
 from security.errors import AuditError
 
 __all__ = ["LogReport", "list_segments", "verify_log"]
@@ -54,19 +60,27 @@ class LogReport:
         signed: how many of them a checkpoint covers, by writer.
         unsigned: writers of which nothing is signed, and that were allowed.
         notices: what is worth a look, though nothing acknowledged is missing.
+        tree: the log of all writers' checkpoints; None where there is none, as in what
+            earlier releases wrote.
+        ages_us: when the last record was made that a checkpoint covers, microseconds
+            since 1970, by its writer and its size.
     """
 
     records: dict[str, int] = field(default_factory=dict)
     signed: dict[str, int] = field(default_factory=dict)
     unsigned: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    tree: TreeReport | None = None
+    ages_us: dict[tuple[str, int], int] = field(default_factory=dict)
 
 
 def verify_log(
     folders: Sequence[Path],
     *,
     verifier: Verifier | None,
+    log_verifiers: Sequence[Verifier] = (),
     copies: Sequence[bytes] = (),
+    demand: Demand | None = None,
     without: Sequence[str] = (),
     unsigned: Sequence[str] = (),
     visit: Visit = lambda writer, record: None,
@@ -76,8 +90,10 @@ def verify_log(
 
     Args:
         folders: archives first, last the one with the checkpoints.
-        verifier: of checkpoints; None leaves out steps 1 and 4 to 8.
-        copies: contents of checkpoint files that were kept elsewhere.
+        verifier: of checkpoints; None leaves out steps 1 and 4 to 12.
+        log_verifiers: further keys that sign the log of all writers' checkpoints.
+        copies: contents of checkpoint files that were kept elsewhere, of either kind.
+        demand: what witnesses must have seen.
         without: writers whose files were deleted on purpose.
         unsigned: writers of which nothing need be signed, as of a process that ended
             before it signed.
@@ -89,8 +105,10 @@ def verify_log(
             moved or cut off.
     """
     report = LogReport()
-    signed = _read_checkpoints(folders[-1], verifier, report)
-    _check_copies(copies, signed, verifier)
+    # Before the checkpoints are read: a leaf is added after its note.
+    snapshot = None if verifier is None else TreeSnapshot(folders[-1])
+    notes_read, signed = _read_checkpoints(folders[-1], verifier, report)
+    of_tree = _check_copies(copies, signed, verifier)
     # Listed after the checkpoints are read: a running server only adds to both.
     segments = list_segments(folders)
 
@@ -98,14 +116,29 @@ def verify_log(
         return None if verifier is None else signed.get(writer, [])
 
     chains = [
-        _Chain(writer, notes(writer), report, visit=visit, told=told)
+        _Chain(
+            writer,
+            notes(writer),
+            report,
+            hashes=_hashes(folders, writer) if verifier else None,
+            visit=visit,
+            told=told,
+        )
         for writer in sorted(segments.keys() | signed.keys())
         if writer not in without
     ]
     for chain in chains:
         chain.verify(segments.get(chain.writer, {}), allowed=chain.writer in unsigned)
-    if verifier is not None:
+    if verifier is not None and snapshot is not None:
         _check_starts(chains, folders[-1])
+        report.tree = snapshot.verify(
+            notes_read,
+            [verifier, *log_verifiers],
+            copies=of_tree,
+            ages_us=report.ages_us,
+            demand=demand,
+        )
+        _notice_leaves(report)
     return report
 
 
@@ -130,6 +163,20 @@ def list_segments(folders: Sequence[Path]) -> dict[str, dict[int, Path]]:
     return result
 
 
+def _hashes(folders: Sequence[Path], writer: str) -> Path | None:
+    """The file with the hashes of a writer's tree."""
+    paths = (folder / hashes_name(writer) for folder in folders)
+    return next((path for path in paths if path.exists()), None)
+
+
+def _notice_leaves(report: LogReport) -> None:
+    if report.tree is not None and report.tree.without_leaf:
+        report.notices.append(
+            f"{checkpoints.FILE_NAME}: the last {report.tree.without_leaf} are not in "
+            "the log yet"
+        )
+
+
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """A file's lines with their numbers from 1; one without a line feed is its last."""
     with path.open("rb") as file:
@@ -141,11 +188,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _read_checkpoints(
     folder: Path, verifier: Verifier | None, report: LogReport
-) -> dict[str, list[Checkpoint]]:
-    """Step 1."""
+) -> tuple[Sequence[bytes], dict[str, list[Checkpoint]]]:
+    """Step 1: the notes, and what each writer's say."""
     result: dict[str, list[Checkpoint]] = {}
     if verifier is None:
-        return result
+        return [], result
     notes = checkpoints.split_notes(_content(folder))
     loose = 0
     for number, (note, after) in enumerate(
@@ -173,24 +220,36 @@ def _read_checkpoints(
             f"{checkpoints.FILE_NAME}: the last {loose} are of an earlier release, and "
             "bind no other writer's: of each writer, the end can be cut off by itself"
         )
-    return result
+    return notes, result
 
 
 def _check_copies(
     copies: Sequence[bytes],
     signed: Mapping[str, Sequence[Checkpoint]],
     verifier: Verifier | None,
-) -> None:
-    """Step 7."""
+) -> list[bytes]:
+    """Step 7. Returns the notes of the log of all writers, which step 11 is about."""
     here = {item for notes in signed.values() for item in notes}
-    for copy in copies:
-        for note in checkpoints.split_notes(copy):
+    of_tree: list[bytes] = []
+    for note in (note for copy in copies for note in _notes_of(copy)):
+        try:
             checkpoint = open_checkpoint(note, [verifier] if verifier else [])
-            if checkpoint not in here:
-                raise AuditError(
-                    f"{checkpoint.origin}: the checkpoint over {checkpoint.size} "
-                    "records that was kept elsewhere is missing here"
-                )
+        except NoteError as error:
+            raise AuditError(f"a copy: {error}") from None
+        if verifier is not None and checkpoint.origin == verifier.name:
+            of_tree.append(note)
+        elif checkpoint not in here:
+            raise AuditError(
+                f"{checkpoint.origin}: the checkpoint over {checkpoint.size} "
+                "records that was kept elsewhere is missing here"
+            )
+    return of_tree
+
+
+def _notes_of(copy: bytes) -> list[bytes]:
+    """Notes with a blank line behind each, or one that ends with its last line."""
+    notes = checkpoints.split_notes(copy)
+    return notes or ([copy] if copy else [])
 
 
 def _check_starts(chains: Sequence[_Chain], folder: Path) -> None:
@@ -228,6 +287,7 @@ class _Chain:
         signed: Sequence[Checkpoint] | None,
         report: LogReport,
         *,
+        hashes: Path | None,
         visit: Visit,
         told: Told,
     ) -> None:
@@ -238,12 +298,14 @@ class _Chain:
         self._report = report
         self._visit, self._told = visit, told
         self._tree = Tree()
+        self._hashes = HashCheck(hashes)
+        self._made_us = 0
         self._previous = ""
         self._served = False
         self._covered = self._signed[-1].size if self._signed else 0
 
     def verify(self, segments: Mapping[int, Path], *, allowed: bool) -> None:
-        """Steps 2, 3, 5 and 6.
+        """Steps 2, 3, 5 and 6, and what is stored of the tree.
 
         Raises:
             AuditError: as `verify_log`.
@@ -256,6 +318,7 @@ class _Chain:
                 name = segment_name(self.writer, number)
                 raise AuditError(f"{name}: the file is missing")
             self._verify_file(segments[number], last=number == last)
+        self._hashes.end()
         size = self._report.records[self.writer] = self._tree.size
         if self._signed:
             raise AuditError(
@@ -300,7 +363,8 @@ class _Chain:
             self.start = self._previous = record.previous
         if (record.sequence, record.previous) != (self._tree.size, self._previous):
             raise AuditError(f"{where}: a record before it was dropped, added or moved")
-        self._tree.add(record.digest)
+        self._hashes.add(self._tree.add(record.digest))
+        self._made_us = made_us(record.fields)
         self._previous = record.digest.hex()
         self._served |= record.fields.get("request_id") is not None
         self._check_roots(where)
@@ -315,3 +379,4 @@ class _Chain:
                     f"{where}: this record or one before it is not what was signed"
                 )
             self._report.signed[self.writer] = self._tree.size
+            self._report.ages_us[self.writer, self._tree.size] = self._made_us

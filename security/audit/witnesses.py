@@ -1,0 +1,112 @@
+"""Who must have cosigned the log's checkpoint, and whether enough of them did.
+
+A witness is known by its name and its keys, ``vkey`` s of C2SP tlog-cosignature. It may
+have several keys, and counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sealgate.errors import NoteError
+from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatures
+from security.errors import AuditError
+
+__all__ = ["Quorum", "make_quorum", "read_witnesses"]
+
+MAX_FILE_BYTES = 256 << 10
+MAX_WITNESSES = 64
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """So many of these witnesses.
+
+    Attributes:
+        keys: of all of them.
+        required: how many must have cosigned, at least 1.
+    """
+
+    keys: tuple[CosignatureVerifier, ...]
+    required: int
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the witnesses."""
+        return frozenset(key.name for key in self.keys)
+
+    def times(self, note: bytes) -> dict[str, int]:
+        """Who of them cosigned a note, and when: the latest time of each.
+
+        Args:
+            note: whose own signature the caller has verified.
+
+        Raises:
+            AuditError: a known witness's line does not verify.
+        """
+        try:
+            found = verify_cosignatures(note, self.keys)
+        except NoteError as error:
+            raise AuditError(f"a cosignature: {error}") from None
+        times: dict[str, int] = {}
+        for each in found:
+            name = each.verifier.name
+            times[name] = max(each.time_s, times.get(name, 0))
+        return times
+
+    def witnessed_at(self, note: bytes) -> int | None:
+        """Since when enough of them have cosigned a note; None if they have not.
+
+        Raises:
+            AuditError: as `times`.
+        """
+        times = sorted(self.times(note).values(), reverse=True)
+        return times[self.required - 1] if len(times) >= self.required else None
+
+
+def make_quorum(vkeys: Iterable[str], required: int) -> Quorum:
+    """Witnesses by their verifier keys.
+
+    Raises:
+        AuditError: one is no cosigner's key, two are the same one, or there are fewer
+            witnesses than are required.
+    """
+    keys: list[CosignatureVerifier] = []
+    for vkey in vkeys:
+        try:
+            keys.append(CosignatureVerifier.parse(vkey))
+        except NoteError as error:
+            raise AuditError(f"witnesses: {vkey[:80]!r}: {error}") from None
+    if len(keys) > MAX_WITNESSES:
+        raise AuditError(f"witnesses: more than {MAX_WITNESSES}")
+    if len({key.encoded for key in keys}) != len(keys):
+        raise AuditError("witnesses: the same key twice")
+    quorum = Quorum(tuple(keys), required)
+    if not 1 <= required <= len(quorum.names):
+        raise AuditError(f"witnesses: {required} are required, of {len(quorum.names)}")
+    return quorum
+
+
+def read_witnesses(path: Path) -> Sequence[str]:
+    """The verifier keys in a file: one a line, empty lines and # comments aside.
+
+    A line may also be of a C2SP tlog-policy: ``witness NAME VKEY URL``.
+
+    Raises:
+        AuditError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES).decode()
+    except OSError as error:
+        raise AuditError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise AuditError(f"{path}: not UTF-8") from None
+    lines = (line.split() for line in text.split("\n"))
+    kept = [words for words in lines if words and not words[0].startswith("#")]
+    return [
+        words[2] if words[0] == "witness" and len(words) in (3, 4) else " ".join(words)
+        for words in kept
+    ]
