@@ -306,8 +306,11 @@ def test_the_log_still_verifies(home: Path, server: Server) -> None:
 
 def test_switched_off(home: Path) -> None:
     extra = settings(home) | {"SEALGATE_AUDIT_RECEIPTS": "false"}
-    with serve("", home, extra=extra, alone=True) as quiet:
-        with Client(quiet.url, token=mint(home, f"infer:{NAME}")) as client:
-            assert client.infer(NAME, {"features": ROWS}).receipts == ()
-            with pytest.raises(NotFoundError):
-                client.receipt("A" * 60)
+    token = mint(home, f"infer:{NAME}")
+    with (
+        serve("", home, extra=extra, alone=True) as quiet,
+        Client(quiet.url, token=token) as client,
+    ):
+        assert client.infer(NAME, {"features": ROWS}).receipts == ()
+        with pytest.raises(NotFoundError):
+            client.receipt("A" * 60)
