@@ -20,6 +20,7 @@ receipt_numbers, receipts  what comes with answers; proofs that they are on reco
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
+listener              the small HTTP server that it and a witness listen with
 rpc                   its gRPC side
 endpoints, peers      where the proxy listens; which account connects to it
 cli, commands, receipt_commands  the `sealgate` command

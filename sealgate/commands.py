@@ -19,7 +19,7 @@ from typing import Any, ParamSpec
 from sealgate.async_client import AsyncClient
 from sealgate.bars import cells_of, explanation_page, format_explanation
 from sealgate.client import Client
-from sealgate.endpoints import answers_to, listening
+from sealgate.endpoints import address, answers_to, listening
 from sealgate.errors import ProfileError, ServerRefusedError
 from sealgate.feedback import Ticketed
 from sealgate.keys import fingerprint, parse_configs
@@ -243,18 +243,6 @@ def proxy(args: argparse.Namespace) -> int:
             print(f"warning: listening on {host}, in the open", file=sys.stderr)
     asyncio.run(_serve(_proxy_profile(args), http, args))
     return 0
-
-
-def address(text: str) -> tuple[str, int]:
-    """Parse ``host:port``.
-
-    >>> address("[::1]:8080")
-    ('::1', 8080)
-    """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(text)
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 async def _serve(

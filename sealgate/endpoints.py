@@ -1,4 +1,4 @@
-"""Where the sealing proxy listens: an address of this machine, or a Unix socket."""
+"""Where a small server listens: an address of this machine, or a Unix socket."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ from pathlib import Path
 
 from sealgate.errors import ProfileError
 
-__all__ = ["answers_to", "listening"]
+__all__ = ["address", "answers_to", "listening"]
 
 _OWNER_ONLY = 0o177  # umask: mode 0600
+
+
+def address(text: str) -> tuple[str, int]:
+    """Parse ``host:port``.
+
+    >>> address("[::1]:8080")
+    ('::1', 8080)
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(text)
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,13 @@ assessment    what a model withstands              attacks, quality        offli
 tracking      what MLflow and DVC say of a model   client, records         offline
 documents     what is computed from evidence       card, BOMs              offline
 registry      bundles in OCI layouts, registries   images, client          offline
+witness       cosigns logs, of others too          C2SP tlog-witness       offline
 batch         files of rows, without a server     parts, journal          offline
 commands      one module per subcommand of `python -m security`
 settings      deploy/service.toml and SEALGATE_… variables, a module for each table
 strict_yaml   YAML of one meaning
 config_reader  TOML to closed, typed tables, for what is read offline
+bounded_fetch  one https answer, within bounds on bytes and time
 key_files     private keys in PEM files that only their owner can read
 stores        what replays, quotas and revocations are kept in: SQLite, Redis
 errors        this package's branch of the error tree

@@ -29,6 +29,8 @@
     ├── QuotaStoreError     what was spent cannot be told: nothing is answered
     ├── RegistryError       a registry or an OCI layout does not give or take it
     ├── AuditError          a record cannot be written, or the log does not verify
+    │   └── DisagreementError   a witness has seen another log
+    ├── WitnessError        a witness of logs cannot start, or not keep what it saw
     ├── MonitoringError     a window, a count or a release makes no sense
     │   ├── BookedError     that release was booked before: it is made once
     │   ├── BudgetSpentError    the year's budget does not reach for a release
@@ -55,6 +57,7 @@ __all__ = [
     "BudgetSpentError",
     "CredentialsError",
     "DateError",
+    "DisagreementError",
     "ExtractionBudgetError",
     "HiddenError",
     "HostileModel",
@@ -79,6 +82,7 @@ __all__ = [
     "TokenError",
     "TrackingError",
     "TrainingError",
+    "WitnessError",
     "YamlError",
 ]
 
@@ -221,6 +225,14 @@ class RegistryError(SealgateError):
 
 class AuditError(SealgateError):
     """An audit record cannot be written, or a log does not verify."""
+
+
+class DisagreementError(AuditError):
+    """A witness has seen more of the log than there is, or another one."""
+
+
+class WitnessError(SealgateError):
+    """A witness of transparency logs cannot start, or cannot keep what it saw."""
 
 
 class MonitoringError(SealgateError):

@@ -30,7 +30,8 @@ from security.admission.hooks import (
     stored_models,
 )
 from security.admission.loaded import LoadedModel
-from security.audit.journal import load_signer, record_operation
+from security.audit.asking import Asker
+from security.audit.journal import load_log, load_signer, record_operation
 from security.errors import SettingsError
 from security.key_files import read_secret
 from security.monitoring.cohorts import Cohorts, check_cohorts, open_cohorts
@@ -168,7 +169,8 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         ),
         quotas=quotas,
     )
-    end = partial(_end, (follower, monitor, cohorts), recorder, exports)
+    asker = _asker(settings, metrics)
+    end = partial(_end, (follower, monitor, cohorts), recorder, asker, exports)
     return Guard(
         inner,
         routes,
@@ -177,6 +179,20 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         on_shutdown=end,
         tracer=exports.tracer,
     )
+
+
+def _asker(settings: Settings, metrics: Metrics) -> Asker:
+    """What has the audit log cosigned, if there are witnesses."""
+    asker = Asker(
+        settings.audit,
+        load_log(settings.audit),
+        report=partial(metrics.count, "sealgate_witness_answers"),
+        witnessed=lambda time_s: metrics.set(
+            "sealgate_audit_witnessed_seconds", value=float(time_s)
+        ),
+    )
+    asker.start()
+    return asker
 
 
 def _gateway(settings: Settings, routes: Routes, freshness: Freshness) -> Gateway:
@@ -244,6 +260,7 @@ def _report_since(metrics: Metrics, store: str, since: int) -> None:
 def _end(
     running: Iterable[Follower | Monitor | Cohorts | None],
     recorder: Recorder,
+    asker: Asker,
     exports: Exports,
 ) -> None:
     """At the end of the lifespan: after it a signal may end the process at once."""
@@ -251,6 +268,7 @@ def _end(
         if thread is not None:
             thread.stop()
     recorder.close()
+    asker.stop()
     exports.stop()
 
 
@@ -265,6 +283,7 @@ def _check_operable(settings: Settings) -> None:
     load_publication(settings.sealing)
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)
+    Asker(settings.audit, load_log(settings.audit))
     if settings.tls.enabled:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")

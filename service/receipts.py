@@ -16,13 +16,12 @@ from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.receipts import (
     RECEIPT_MEDIA_TYPE,
     RECEIPT_PATH,
-    LogTrust,
     NumberSealer,
 )
 from security.access.quotas import Quotas
 from security.access.tokens import Principal
-from security.audit.journal import load_log, load_signer
-from security.audit.receipts import ReceiptMaker
+from security.audit.journal import load_log
+from security.audit.receipts import ReceiptMaker, load_trust
 from security.key_files import read_secret
 from security.settings.audit import AuditSettings
 from service.problems import Problem, expect_method
@@ -108,7 +107,7 @@ def open_receipts(
     maker = ReceiptMaker(
         load_log(settings),
         numbers=NumberSealer(read_secret(settings.pseudonym_key)),
-        trust=LogTrust(load_signer(settings).verifiers),
+        trust=load_trust(settings),
     )
     retry_s = max(1, round(settings.checkpoint_interval_s / 2))
     return Receipts(maker, quotas=quotas, pseudonym=pseudonym, retry_s=retry_s)

@@ -2,7 +2,6 @@
 
 jwks          the issuer's public keys (RFC 7517), each bound to one algorithm
 key_sources   where they come from, and how they are kept current
-bounded_fetch one https answer, within bounds on bytes and time
 introspection opaque tokens: what their issuer says when asked (RFC 7662)
 jws           a signed text (RFC 7515): parsed strictly, then verified
 claims        what a token says, by the claims that its issuer's settings name

@@ -31,9 +31,9 @@ from urllib.parse import quote_plus, urlencode
 
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.access.bounded_fetch import StatusError, fetch, trusting
 from security.access.claims import ClaimReader, Principal
 from security.access.jws import MAX_DEPTH
+from security.bounded_fetch import StatusError, fetch, trusting
 from security.errors import IntrospectionError, KeyFileError, TokenError
 from security.key_files import read_secret
 from security.settings.issuers import IssuerSettings

@@ -24,7 +24,6 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Protocol
 
-from security.access.bounded_fetch import fetch, trusting
 from security.access.jwks import (
     MAX_JWKS_BYTES,
     SIGNATURE_USES,
@@ -34,6 +33,7 @@ from security.access.jwks import (
     load_secret,
     parse_jwks,
 )
+from security.bounded_fetch import fetch, trusting
 from security.errors import KeyFileError, KeysUnavailableError
 from security.settings.issuers import IssuerSettings
 

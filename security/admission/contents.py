@@ -80,6 +80,7 @@ ALLOWED_SOURCES = (
     "sealgate/py.typed",
     "security/__init__.py",
     "security/errors.py",
+    "security/bounded_fetch.py",
     "security/key_files.py",
     "security/access/*.py",
     "security/admission/*.py",

@@ -89,7 +89,7 @@ class GroupLog:
         if self._closed or len(self._next.records) >= MAX_WAITING:
             raise AuditError("the audit log takes no record now")
         loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
+        waiter: _Waiter = loop.create_future()
         self._next.records.append(record)
         self._next.waiters.append(waiter)
         if not self._busy:

@@ -29,6 +29,7 @@ __all__ = [
     "generate_checkpoint_key",
     "generate_ml_dsa_key",
     "load_log",
+    "load_log_verifiers",
     "load_signer",
     "load_verifier",
     "ml_dsa_path",
@@ -116,6 +117,16 @@ def load_verifier(path: Path) -> Verifier:
         raise AuditError(f"{path}: {error.strerror}") from None
     except (NoteError, UnicodeDecodeError):
         raise AuditError(f"{path}: not a verifier key, name+id+key") from None
+
+
+def load_log_verifiers(path: Path) -> list[Verifier]:
+    """The further keys that must sign the log: what lies beside the first one's file.
+
+    Raises:
+        AuditError: as `load_verifier`.
+    """
+    path = ml_dsa_path(path)
+    return [load_verifier(path)] if path.exists() else []
 
 
 def open_log(settings: AuditSettings) -> AuditLog:

@@ -26,12 +26,15 @@ from sealgate.protocol.receipts import (
     open_cosigned,
     verify_receipt,
 )
+from security.audit.journal import load_signer
 from security.audit.records import MAX_RECORD_BYTES, Record, body, decode
 from security.audit.stored_hashes import hashes_name, open_hashes
 from security.audit.tree_log import TreeLog
+from security.audit.witnesses import load_quorum
 from security.errors import AuditError
+from security.settings.audit import AuditSettings
 
-__all__ = ["ReceiptMaker", "Recorded"]
+__all__ = ["ReceiptMaker", "Recorded", "load_trust"]
 
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -49,6 +52,18 @@ class Recorded:
     writer: str
     line: bytes
     record: Record
+
+
+def load_trust(settings: AuditSettings) -> LogTrust:
+    """What this deployment's checkpoints must bear before anybody is shown them.
+
+    Raises:
+        KeyFileError, AuditError: a key cannot be read.
+    """
+    keys, quorum = load_signer(settings).verifiers, load_quorum(settings.witnesses)
+    if quorum is None:
+        return LogTrust(keys)
+    return LogTrust(keys, quorum.keys, quorum.required)
 
 
 class ReceiptMaker:

@@ -369,9 +369,8 @@ class TreeLog:
             end += len(leaf)
             ends += _END.pack(end)
             hashes += b"".join(tree.add(merkle.leaf_hash(leaf)))
-        for (descriptor, place), data in zip(
-            places, (b"".join(leaves), ends, hashes), strict=True
-        ):
+        parts: list[bytes | bytearray] = [b"".join(leaves), ends, hashes]
+        for (descriptor, place), data in zip(places, parts, strict=True):
             os.ftruncate(descriptor, place)
             _write_at(descriptor, data, place)
             os.fdatasync(descriptor)

@@ -6,15 +6,16 @@ have several keys, and counts once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sealgate.errors import NoteError
 from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatures
 from security.errors import AuditError
+from security.settings.audit import WitnessAddress, WitnessSettings
 
-__all__ = ["Quorum", "make_quorum", "read_witnesses"]
+__all__ = ["Quorum", "load_quorum", "make_quorum", "read_witnesses"]
 
 MAX_FILE_BYTES = 256 << 10
 MAX_WITNESSES = 64
@@ -89,10 +90,26 @@ def make_quorum(vkeys: Iterable[str], required: int) -> Quorum:
     return quorum
 
 
-def read_witnesses(path: Path) -> Sequence[str]:
-    """The verifier keys in a file: one a line, empty lines and # comments aside.
+def load_quorum(settings: WitnessSettings) -> Quorum | None:
+    """How many of which witnesses are required; None where none are set.
 
-    A line may also be of a C2SP tlog-policy: ``witness NAME VKEY URL``.
+    Raises:
+        AuditError: a key is none, or two witnesses are one.
+    """
+    if not settings.witness:
+        return None
+    vkeys = [vkey for each in settings.witness for vkey in each.vkeys]
+    quorum = make_quorum(vkeys, settings.required)
+    if len(quorum.names) != len(settings.witness):
+        raise AuditError("witnesses: two have the same name")
+    return quorum
+
+
+def read_witnesses(path: Path) -> tuple[WitnessAddress, ...]:
+    """The witnesses in a file: a verifier key a line, # comments aside.
+
+    A line may also be one of a C2SP tlog-policy, ``witness NAME VKEY [URL]``. Keys of
+    one name are one witness's.
 
     Raises:
         AuditError: it cannot be read.
@@ -105,8 +122,14 @@ def read_witnesses(path: Path) -> Sequence[str]:
     except UnicodeDecodeError:
         raise AuditError(f"{path}: not UTF-8") from None
     lines = (line.split() for line in text.split("\n"))
-    kept = [words for words in lines if words and not words[0].startswith("#")]
-    return [
-        words[2] if words[0] == "witness" and len(words) in (3, 4) else " ".join(words)
-        for words in kept
-    ]
+    found: dict[str, WitnessAddress] = {}
+    for words in lines:
+        if not words or words[0].startswith("#"):
+            continue
+        named = words[0] == "witness" and len(words) in (3, 4)
+        vkey, *rest = words[2:] if named else words
+        url = "".join(rest)
+        name = vkey.partition("+")[0]
+        before = found.get(name, WitnessAddress(url))
+        found[name] = WitnessAddress(before.url or url, (*before.vkeys, vkey))
+    return tuple(found.values())

@@ -24,7 +24,8 @@ package                                all of these, from an assessed bundle to 
 image, containers                      a Bento's container image, and what builds it
 serve, models, config                  a server that runs, and its settings
 agreement, promote                     a trial's figures, and the default they lead to
-audit, audit_table                     its log
+audit, audit_table, audit_witnesses    its log
+witness                                cosigns logs, of others too
 feedback                               labels of earlier answers
 batch                                  rows of large files, answered here
 monitor, watch, events                 what becomes of what is served, and who is told
@@ -97,6 +98,7 @@ COMMANDS = {
     "profile": "profile",
     "access": "access",
     "audit": "audit",
+    "witness": "witness",
     "config": "config",
 }
 

@@ -13,11 +13,18 @@ from pathlib import Path
 from models.errors import BundleError
 from models.files import write_atomic
 from security.audit.follow import Follower
-from security.audit.journal import load_verifier
+from security.audit.journal import load_log_verifiers, load_verifier
 from security.audit.query import FORMATS, Query, made_us, parse_time
 from security.audit.records import Record
 from security.audit.verify import LogReport, Told, Visit, verify_log
-from security.commands.options import Subparsers
+from security.audit.verify_tree import Demand
+from security.commands.audit_witnesses import (
+    add_cosign,
+    add_witnesses,
+    demanded,
+    print_tree,
+)
+from security.commands.options import Subparsers, count
 from security.commands.screen import add_color
 from security.commands.stages import Stages
 from security.errors import AuditError
@@ -56,6 +63,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
         "cut off, or a writer that never signed."
     )
     _add_log(parser)
+    add_witnesses(parser)
     parser.set_defaults(run=run)
 
 
@@ -70,7 +78,7 @@ def _add_query(parser: argparse.ArgumentParser) -> None:
     kind.add_argument("--table", action="store_true", help="a table, in any case")
     parser.add_argument(
         "--tail",
-        type=_count,
+        type=count(MAX_TAIL),
         metavar="N",
         help=f"the last N of them (default: all; of a table, {_TABLE_ROWS})",
     )
@@ -100,16 +108,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 
 
 _ACTIONS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...] = (
+    ("cosign", "have witnesses cosign the log now", add_cosign),
     ("verify", "check that no record was changed", _add_verify),
     ("query", "print records, as a table or as JSON", _add_query),
     ("export", "write verified records to a file", _add_export),
 )
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_TAIL:
-        raise argparse.ArgumentTypeError(f"a number from 1 to {MAX_TAIL}")
-    return int(text)
 
 
 def _add_log(parser: argparse.ArgumentParser) -> None:
@@ -172,17 +175,19 @@ def _add_filter(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; returns the exit code."""
-    report = _verify(args)
+    demand, seen = demanded(args, _key(args))
+    report = _verify(args, demand=demand, seen=seen)
     if report is None:
         return 1
-    for writer, count in report.records.items():
+    for writer, size in report.records.items():
         mark = "  UNSIGNED" if writer in report.unsigned else ""
-        print(f"{writer}  {count} records, {report.signed[writer]} signed{mark}")
+        print(f"{writer}  {size} records, {report.signed[writer]} signed{mark}")
     total, signed = sum(report.records.values()), sum(report.signed.values())
     print(
         f"verified {total} records of {len(report.records)} writers; "
         f"checkpoints cover {signed}"
     )
+    print_tree(report.tree)
     return 0
 
 
@@ -357,6 +362,8 @@ def _verify(
     args: argparse.Namespace,
     visit: Visit | None = None,
     *,
+    demand: Demand | None = None,
+    seen: Sequence[bytes] = (),
     quiet: bool = False,
     silent: bool = False,
 ) -> LogReport | None:
@@ -365,18 +372,22 @@ def _verify(
     Args:
         args: of the command.
         visit: is given each record.
+        demand: what witnesses must have seen.
+        seen: what they showed.
         quiet: without notices.
         silent: without progress, which would be among the records on a terminal.
     """
-    verifier = load_verifier(args.key or load_settings().audit.verifier_key)
-    copies = [_read_copy(path) for path in args.copy]
+    verifier, others = load_verifier(_key(args)), load_log_verifiers(_key(args))
+    copies = [*map(_read_copy, args.copy), *seen]
     try:
         with contextlib.nullcontext() if silent else Stages() as stages:
             folders = _folders(args)
             report = verify_log(
                 folders,
                 verifier=verifier,
+                log_verifiers=others,
                 copies=copies,
+                demand=demand,
                 without=args.without,
                 unsigned=args.allow_unsigned,
                 visit=visit or (lambda writer, record: None),
@@ -388,6 +399,11 @@ def _verify(
     for notice in () if quiet else report.notices:
         print(f"notice: {notice}", file=sys.stderr)
     return report
+
+
+def _key(args: argparse.Namespace) -> Path:
+    path: Path = args.key or load_settings().audit.verifier_key
+    return path
 
 
 def _folders(args: argparse.Namespace) -> list[Path]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from models.report import format_time
 from sealgate.protocol import strict_json
-from security.access.bounded_fetch import fetch, trusting
+from security.bounded_fetch import fetch, trusting
 from security.errors import KeyFileError, MonitoringError, SettingsError
 from security.key_files import read_secret
 from security.settings.issuers import https_url

@@ -21,7 +21,12 @@ from security.admission.keys import (
     public_pem,
     trust_document,
 )
-from security.audit.journal import generate_checkpoint_key, load_signer
+from security.audit.journal import (
+    generate_checkpoint_key,
+    generate_ml_dsa_key,
+    load_signer,
+    ml_dsa_path,
+)
 from security.commands.options import Subparsers
 from security.commands.signing import add_passphrase
 from security.key_files import (
@@ -99,6 +104,10 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     ):
         yield _ensure(path, partial(_write_secret, path))
     checkpoints = settings.audit.checkpoint_key
+    if not settings.audit.verifier_key.exists():
+        # Beside a key that is in use, none: who verifies would ask for its signature.
+        path = ml_dsa_path(checkpoints)
+        yield _ensure(path, partial(generate_ml_dsa_key, path))
     yield _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
     yield from _write_public(settings, source)
 
@@ -140,7 +149,10 @@ def _write_public(settings: Settings, passphrase: Path | None) -> Iterator[str]:
     documents = {settings.admission.trust: partial(_trust, settings, passphrase)}
     if isinstance(settings.access.jwks, Path):
         documents[settings.access.jwks] = partial(_jwks, settings)
-    documents[settings.audit.verifier_key] = partial(_verifier, settings)
+    documents[settings.audit.verifier_key] = partial(_verifier, settings, 0)
+    if ml_dsa_path(settings.audit.checkpoint_key).exists():
+        path = ml_dsa_path(settings.audit.verifier_key)
+        documents[path] = partial(_verifier, settings, 1)
     for path, document in documents.items():
         # An existing document may name more keys than these: it is the operator's.
         if path.exists():
@@ -159,8 +171,8 @@ def _trust(settings: Settings, passphrase: Path | None) -> bytes:
     return trust_document(roles)
 
 
-def _verifier(settings: Settings) -> bytes:
-    return f"{load_signer(settings.audit).verifier}\n".encode()
+def _verifier(settings: Settings, number: int) -> bytes:
+    return f"{load_signer(settings.audit).verifiers[number]}\n".encode()
 
 
 def _jwks(settings: Settings) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ __all__ = [
     "admission_settings",
     "below_root",
     "check_tracking",
+    "count",
     "variables",
 ]
 
@@ -40,6 +42,21 @@ def add_admission(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="policy (default: admission.policy of the settings)",
     )
+
+
+def count(most: int) -> Callable[[str], int]:
+    """The type of an option that is a number from 1 on.
+
+    >>> count(10)("3")
+    3
+    """
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"a number from 1 to {most}")
+        return int(text)
+
+    return parse
 
 
 def add_tracking(parser: argparse.ArgumentParser) -> None:

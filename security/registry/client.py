@@ -20,7 +20,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 from models.errors import BundleError
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
-from security.access.bounded_fetch import Answer, Exchanges, trusting
+from security.bounded_fetch import Answer, Exchanges, trusting
 from security.errors import RegistryError, SettingsError
 from security.registry.credentials import find_login, login_file
 from security.registry.documents import (

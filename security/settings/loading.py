@@ -22,7 +22,12 @@ from security.errors import SettingsError
 from security.key_files import PASSPHRASE_VARIABLE
 from security.settings.access import AccessSettings, check_access
 from security.settings.admission import AdmissionSettings
-from security.settings.audit import AuditSettings, check_audit
+from security.settings.audit import (
+    AuditSettings,
+    WitnessAddress,
+    WitnessSettings,
+    check_audit,
+)
 from security.settings.checks import refuse_unknown
 from security.settings.deployment import DeploymentSettings, check_deployment
 from security.settings.documents import read_toml
@@ -222,6 +227,8 @@ def _convert(
             return _models(value, tables, where, base)
         case "tuple[IssuerSettings, ...]" if isinstance(value, list | tuple):
             return tuple(_issuer(item, where, base) for item in value)
+        case "WitnessSettings" | "tuple[WitnessAddress, ...]":
+            return _witnesses(value, kind, where, base)
         case "str" if isinstance(value, str):
             return value
         case "bool" if isinstance(value, bool):
@@ -254,6 +261,20 @@ def _issuer(values: Any, where: str, base: Path) -> IssuerSettings:
     bases = {"home": base}
     issuer: IssuerSettings = _section(IssuerSettings, values, where=where, bases=bases)
     return issuer
+
+
+def _witnesses(value: Any, kind: str, where: str, base: Path) -> Any:
+    bases = {"home": base}
+    if kind == "WitnessSettings" and isinstance(value, WitnessSettings):
+        return value  # nothing of it is set
+    if kind == "WitnessSettings" and isinstance(value, dict):
+        return _section(WitnessSettings, value, where=where, bases=bases)
+    if isinstance(value, list | tuple) and all(isinstance(i, dict) for i in value):
+        found = (_section(WitnessAddress, i, where=where, bases=bases) for i in value)
+        return tuple(found)
+    raise SettingsError(
+        f"{where}: expected tables, [audit.witnesses] and [[audit.witnesses.witness]]"
+    )
 
 
 def _models(

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from security.access.bounded_fetch import StatusError, fetch, trusting
+from security.bounded_fetch import StatusError, fetch, trusting
 from security.errors import KeyFileError
 from service.telemetry.export_settings import SignalSettings
 from service.telemetry.otlp import rejected

@@ -124,6 +124,15 @@ FAMILIES: Mapping[str, Family] = {
     "sealgate_monitoring_away": Family(
         "info", "1 while a worker cannot store what it counts, or release it."
     ),
+    "sealgate_witness_answers": Family(
+        "counter",
+        "Times that a witness of the audit log was asked, by what became of it.",
+        ("witness", "outcome"),
+    ),
+    "sealgate_audit_witnessed_seconds": Family(
+        "info",
+        "When enough witnesses last cosigned the audit log, Unix time; 0: never.",
+    ),
     "sealgate_labels_away": Family(
         "info", "1 while a worker cannot count answers with tickets, or release labels."
     ),

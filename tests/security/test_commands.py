@@ -28,7 +28,7 @@ COMMANDS = (
     "sbom", "seal", "history", "ledger", "access", "scan", "report", "compare",
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs", "mlflow",
-    "push", "pull", "image", "batch",
+    "push", "pull", "image", "batch", "witness",
 )  # fmt: skip
 
 

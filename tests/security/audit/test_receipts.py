@@ -416,7 +416,7 @@ def test_trust_that_means_nothing(deployment: Deployment) -> None:
         ((key, other), (), 0),
         ((key, key), (), 0),
         ((key,), (one, two), 3),
-        ((key,), (one, one), 2),
+        ((key,), (one, one), 1),
         ((key,), (one, two), -1),
     ):
         with pytest.raises(NoteError):
