@@ -23,6 +23,7 @@ proxy, inbound        the sealing proxy; its plain side without I/O
 listener              the small HTTP server that it and a witness listen with
 rpc                   its gRPC side
 endpoints, peers      where the proxy listens; which account connects to it
+log_trust, offers     which log to believe; the public log of what is offered
 cli, commands, receipt_commands  the `sealgate` command
 version               which is installed, and `--version` of both commands
 tables, output        the files that it reads, and what it prints and writes
@@ -43,6 +44,7 @@ from sealgate.errors import (
     InvalidInputError,
     KeyRefusedError,
     NotFoundError,
+    NotOfferedError,
     OverloadedError,
     PassportError,
     PermissionDeniedError,
@@ -79,6 +81,7 @@ __all__ = [
     "InvalidInputError",
     "KeyRefusedError",
     "NotFoundError",
+    "NotOfferedError",
     "Options",
     "OverloadedError",
     "Passport",

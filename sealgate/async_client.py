@@ -19,18 +19,18 @@ from typing import Any, Self, TypeVar
 
 import httpcore
 
-from sealgate.answers import StreamedAnswer, check_clock, once, read_head
+from sealgate.answers import StreamedAnswer, check_clock, once, read_head, send_again
 from sealgate.core import Core
 from sealgate.errors import (
     ClientError,
     ClockError,
     KeyRefusedError,
-    OverloadedError,
     TransportError,
 )
 from sealgate.exchange import Answer, check_token, refusal
 from sealgate.explanation import Explanation, question_for
 from sealgate.feedback import Label
+from sealgate.offers import OfferedLog
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -230,6 +230,11 @@ class AsyncClient:
         options = self._core.options
         return check_receipt(receipt, options, number, model_sha256=model_sha256)
 
+    async def offers(self) -> list[dict[str, Any]]:
+        """All of the deployment's public log of offers, verified; as `Client`."""
+        core = self._core
+        return await self._run(OfferedLog(core.url, core.options).entries())
+
     async def monitoring(
         self, model: str, version: str | None = None
     ) -> dict[str, Any]:
@@ -326,7 +331,7 @@ class AsyncClient:
                     if not self._core.recover(error, attempts):
                         raise
                     if not whole:
-                        raise _send_again() from None
+                        raise send_again() from None
                     continue
                 if answer is not None:
                     yield answer
@@ -454,11 +459,6 @@ class AsyncClient:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))
-
-
-def _send_again() -> OverloadedError:
-    problem = {"type": "about:blank", "title": "a key or clock was put right just now"}
-    return OverloadedError(503, problem, retry_after_s=1.0)
 
 
 async def _sealed(

@@ -19,6 +19,7 @@ from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
 from sealgate.explanation import Explanation, question_for
 from sealgate.feedback import Label
+from sealgate.offers import OfferedLog
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
@@ -306,6 +307,18 @@ class Client:
         return check_receipt(
             receipt, self._core.options, number, model_sha256=model_sha256
         )
+
+    def offers(self) -> list[dict[str, Any]]:
+        """All of the deployment's public log of offers, in its order, verified.
+
+        Read in the open, without the token: for whoever watches it.
+
+        Raises:
+            ProfileError: no key of a log is named.
+            NotOfferedError: the log does not verify.
+            TransportError: there is none.
+        """
+        return self._run(OfferedLog(self._core.url, self._core.options).entries())
 
     def monitoring(self, model: str, version: str | None = None) -> dict[str, Any]:
         """What monitoring found of a version. Takes the scope ``monitoring:MODEL``.

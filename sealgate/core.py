@@ -224,9 +224,9 @@ class Core:
         if not trusted:
             raise PassportError("no trusted key: give trusted_keys to check a passport")
         response = yield from self.call("GET", model, "/attestations")
-        passport = verify_passport(
-            json_of(response.body), model=model, trusted_keys=trusted
-        )
+        document = json_of(response.body)
+        passport = verify_passport(document, model=model, trusted_keys=trusted)
+        yield from self._keys.offered.check(passport.offer, f"passport of {model}")
         self._passports[model] = (self._clock(), passport)
         return passport
 

@@ -9,13 +9,16 @@ from sealgate.exchange import GATEWAY_PATH, Answer
 from sealgate.keys import (
     KeyChoice,
     choose_config,
+    fingerprint,
     load_identity_keys,
     max_age_s,
     verify_signed,
 )
+from sealgate.offers import OfferedLog
 from sealgate.options import Options
 from sealgate.protocol import keyconfig, signedkeys
 from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.protocol.offers import key_leaf
 from sealgate.steps import Fetch, Steps
 
 __all__ = ["KeySource"]
@@ -28,6 +31,7 @@ class KeySource:
 
     Attributes:
         pinned: the caller gave them; no others are taken.
+        offered: the log that they must be in, if that is required.
     """
 
     def __init__(self, url: str, options: Options, *, now: Callable[[], float]) -> None:
@@ -46,6 +50,7 @@ class KeySource:
         self._now = now
         self._identities = load_identity_keys(options.identity_keys)
         self.pinned = options.key_configs is not None
+        self.offered = OfferedLog(url, options)
         self._choice: KeyChoice | None = None
         if options.key_configs is not None:
             self._choice = KeyChoice(choose_config(options.key_configs))
@@ -59,11 +64,17 @@ class KeySource:
 
         Raises:
             TransportError: the server offers none that can be used.
+            NotOfferedError: it is not in the public log, where it must be.
         """
         if self._choice is None or self._now() >= self._choice.good_until:
             document, good_until = yield from self.fetch()
             self._choice = KeyChoice(choose_config(document), good_until)
-        return self._choice.config
+        config = self._choice.config
+        if self.offered.required:
+            yield from self.offered.check(
+                key_leaf(config.encode()), fingerprint(config)
+            )
+        return config
 
     def fetch(self) -> Steps[tuple[bytes, float]]:
         """The document, and until when it may be used.

@@ -35,6 +35,8 @@ class Options:
             what receipts rest on.
         witness_keys: vkeys of those who watch it.
         required_witnesses: how many of them must have cosigned.
+        require_offered: refuse key configurations and passports that are not in the
+            deployment's public log of offers.
         passport_max_age_s: verify a model's passport again after this time.
         relay_url: send sealed requests there, so that the server does not see where
             they come from (RFC 9458, section 2).
@@ -63,6 +65,7 @@ class Options:
     log_keys: tuple[str, ...] = ()
     witness_keys: tuple[str, ...] = ()
     required_witnesses: int = 0
+    require_offered: bool = False
     passport_max_age_s: float = 3600.0
     relay_url: str | None = None
     authorities: Path | None = None
@@ -112,6 +115,7 @@ def options_of(profile: Profile) -> Options:
         log_keys=profile.log_keys,
         witness_keys=profile.witness_keys,
         required_witnesses=profile.required_witnesses,
+        require_offered=profile.require_offered,
         relay_url=profile.relay_url,
         proof_key=None if pem is None else ProofKey.from_pem(pem),
         client_certificate=None if certificate is None else Path(certificate),

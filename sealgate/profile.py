@@ -39,6 +39,7 @@ class Profile:
             receipt rests on.
         witness_keys: vkeys of those who watch that log.
         required_witnesses: how many of them must have cosigned.
+        require_offered: refuse keys and passports that are not in the public log.
         relay_url: where to send sealed requests instead of to ``url``.
         proof_key: PEM private key that the token is bound to (RFC 9449); kept out of
             ``repr``.
@@ -57,6 +58,7 @@ class Profile:
     log_keys: tuple[str, ...] = ()
     witness_keys: tuple[str, ...] = ()
     required_witnesses: int = 0
+    require_offered: bool = False
     relay_url: str | None = None
     proof_key: str | None = field(default=None, repr=False)
     client_certificate: str | None = None
@@ -91,10 +93,11 @@ class Profile:
             key_configs=_base64(value.get("key_configs")),
             trusted_keys=_texts(value.get("trusted_keys", []), "trusted_keys"),
             identity_keys=_texts(value.get("identity_keys", []), "identity_keys"),
-            require_passport=_flag(value.get("require_passport", False)),
+            require_passport=_flag(value, "require_passport"),
             log_keys=_texts(value.get("log_keys", []), "log_keys"),
             witness_keys=_texts(value.get("witness_keys", []), "witness_keys"),
             required_witnesses=_count(value.get("required_witnesses", 0)),
+            require_offered=_flag(value, "require_offered"),
             relay_url=_optional(value.get("relay_url"), "relay_url"),
             proof_key=_optional(value.get("proof_key"), "proof_key"),
             client_certificate=_beside(path, value, "client_certificate"),
@@ -113,8 +116,9 @@ class Profile:
         }
         if self.identity_keys:
             document["identity_keys"] = list(self.identity_keys)
-        if self.require_passport:
-            document["require_passport"] = True
+        for name in ("require_passport", "require_offered"):
+            if getattr(self, name):
+                document[name] = True
         for name in ("log_keys", "witness_keys"):
             if keys := getattr(self, name):
                 document[name] = list(keys)
@@ -143,9 +147,10 @@ def _beside(profile: Path, value: dict[str, Any], name: str) -> str | None:
     return None if text is None else str(profile.absolute().parent / text)
 
 
-def _flag(value: Any) -> bool:
+def _flag(document: dict[str, Any], name: str) -> bool:
+    value = document.get(name, False)
     if not isinstance(value, bool):
-        raise ProfileError("profile: require_passport is not true or false")
+        raise ProfileError(f"profile: {name} is not true or false")
     return value
 
 

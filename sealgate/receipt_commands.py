@@ -12,10 +12,11 @@ from pathlib import Path
 
 from sealgate.commands import loaded, open_client
 from sealgate.errors import ProfileError, ReceiptError
+from sealgate.log_trust import log_trust
 from sealgate.options import Options, options_of
 from sealgate.protocol.receipts import MAX_RECEIPT_BYTES, Proven, Receipt
 from sealgate.receipt_numbers import ReceiptNumber
-from sealgate.receipts import check_receipt, log_trust, read_numbers
+from sealgate.receipts import check_receipt, read_numbers
 from sealgate.retry import RetryPolicy
 
 __all__ = ["fetch", "verify"]

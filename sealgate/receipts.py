@@ -14,19 +14,17 @@ from typing import Any, Protocol
 
 from sealgate.errors import (
     JsonError,
-    NoteError,
     ProfileError,
     ReceiptError,
     TransportError,
 )
+from sealgate.log_trust import log_trust
 from sealgate.options import Options
 from sealgate.protocol import strict_json
 from sealgate.protocol.bhttp import Response
-from sealgate.protocol.cosignatures import CosignatureVerifier, parse_note_key
 from sealgate.protocol.receipts import (
     MAX_RECEIPT_BYTES,
     RECEIPT_PATH,
-    LogTrust,
     Proven,
     Receipt,
     verify_receipt,
@@ -37,7 +35,6 @@ from sealgate.steps import Steps
 __all__ = [
     "check_receipt",
     "fetch_receipt",
-    "log_trust",
     "read_numbers",
     "write_numbers",
 ]
@@ -103,24 +100,6 @@ def check_receipt(
         model=number.model,
         model_sha256=model_sha256,
     )
-
-
-def log_trust(options: Options) -> LogTrust:
-    """The log that a client believes, and its witnesses.
-
-    Raises:
-        ProfileError: none is named, or a key is none.
-    """
-    if not options.log_keys:
-        raise ProfileError("log_keys: name the log's key to check a receipt")
-    try:
-        return LogTrust(
-            tuple(map(parse_note_key, options.log_keys)),
-            tuple(map(CosignatureVerifier.parse, options.witness_keys)),
-            options.required_witnesses,
-        )
-    except NoteError as error:
-        raise ProfileError(f"log_keys, witness_keys: {error}") from None
 
 
 def write_numbers(path: Path, numbers: Iterable[ReceiptNumber]) -> None:

@@ -65,6 +65,7 @@ class Gateway:
         max_body_bytes: int,
         freshness: Freshness,
         publication: Publication,
+        published: Callable[[KeyRing], KeyRing] = lambda ring: ring,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Wire a gateway.
@@ -75,12 +76,14 @@ class Gateway:
             max_body_bytes: of an inner request's content.
             freshness: lets each request pass once.
             publication: what clients may fetch about the keys.
+            published: of which ring, given the one in use.
             clock: Unix seconds.
         """
         self._ring = ring
         self._routes = routes
         self._freshness = freshness
         self._publication = publication
+        self._published = published
         self._clock = clock
         self._limits = BhttpLimits(max_body_bytes=max_body_bytes)
         self._opened, self._sealing = (
@@ -95,7 +98,7 @@ class Gateway:
 
     def published(self) -> Document:
         """The key configurations to serve."""
-        return self._publication.plain(self._ring())
+        return self._publication.plain(self._published(self._ring()))
 
     def published_signed(self) -> Document:
         """The signed key configurations to serve.
@@ -103,7 +106,7 @@ class Gateway:
         Raises:
             Problem: this deployment has no identity key.
         """
-        document = self._publication.signed(self._ring())
+        document = self._publication.signed(self._published(self._ring()))
         if document is None:
             raise Problem("not-found", "this deployment does not sign its keys")
         return document

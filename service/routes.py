@@ -35,6 +35,7 @@ from service.http.intake import VISIT, step
 from service.inference.batching import InferenceFailedError, OverloadedError
 from service.inference.lineup import Lineup
 from service.inference.served import Served
+from service.offering import Offering
 from service.problems import (
     NO_MODEL,
     Problem,
@@ -93,6 +94,7 @@ class Routes:
         watching: Watching | None = None,
         cohorts: Cohorts | None = None,
         receipts: Receipts | None = None,
+        offering: Offering | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -114,6 +116,7 @@ class Routes:
             watching: tells what was found by that, likewise.
             cohorts: gives tickets and takes labels, likewise.
             receipts: proves that answers are on record, likewise.
+            offering: the public log of what is offered, likewise.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
@@ -122,15 +125,14 @@ class Routes:
         self._receipts = receipts
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
-        self._log = log
-        self._interface = interface
+        self._log, self._interface = log, interface
         self._lineup = lineup
         self._callers = callers
         self._permissions = permissions
         self._repository = Repository(lineup, permissions, self.metrics)
         self._documents = documents
-        self._recorder = recorder
-        self._quotas = quotas
+        self._recorder, self._quotas = recorder, quotas
+        self._passport = passport if offering is None else offering.passport
         self._require_sealed = require_sealed
         self._clock = clock
         self._verified = self.metrics.histogram(
@@ -344,7 +346,7 @@ class Routes:
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
-            return _json(passport(model))
+            return _json(self._passport(model))
         if decision.action == "config":
             return _json(model_config(model))
         if decision.action == "monitoring":

@@ -272,6 +272,16 @@ class TreeLog:
             with self._opened() as files:
                 yield from files.search(prefix, size)
 
+    def nodes(self, level: int, numbers: Sequence[int]) -> Sequence[bytes]:
+        """The hashes of complete subtrees of a height, which ascend.
+
+        Raises:
+            AuditError: one of them is not complete.
+        """
+        indices = [merkle.stored_hash_index(level, number) for number in numbers]
+        size = max(numbers, default=-1) + 1 << level
+        return self._prove(size, lambda read: read(indices))
+
     def root(self, size: int) -> bytes:
         """The root over the first leaves.
 

@@ -113,6 +113,7 @@ def test_the_sdk():
         "InvalidInputError",
         "KeyRefusedError",
         "NotFoundError",
+        "NotOfferedError",
         "Options",
         "OverloadedError",
         "Passport",
