@@ -15,6 +15,7 @@ its passport, and without it a leaf says nothing, not even to who guesses the ve
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -255,8 +256,8 @@ def bundle_of(leaves: Iterable[bytes]) -> bytes:
 
 def _renamed(key: NoteKey) -> NoteKey:
     name = f"{key.name}/{OFFERS_NAME}"
-    encoded = str(key).rpartition("+")[2]
     key_id = hashlib.sha256(name.encode() + b"\n" + key.encoded).digest()[:4]
+    encoded = base64.b64encode(key.encoded).decode()
     return parse_note_key(f"{name}+{key_id.hex()}+{encoded}")
 
 

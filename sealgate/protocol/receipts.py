@@ -130,7 +130,7 @@ class LogTrust:
             raise NoteError("a log is known by one or more keys of one name")
         for name in ("log", "witnesses"):
             keys = getattr(self, name)
-            if len({str(key).rpartition("+")[2] for key in keys}) != len(keys):
+            if len({key.encoded for key in keys}) != len(keys):
                 raise NoteError(f"{name}: a key that is there twice")
         names = {key.name for key in self.witnesses}
         if not 0 <= self.required <= len(names) <= _MAX_WITNESSES:
