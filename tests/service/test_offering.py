@@ -118,8 +118,7 @@ def test_a_key_that_is_rotated_is_there_before_it_is_published(
 
 def test_a_key_configuration_that_is_not_there(profile: Profile) -> None:
     """As whoever is in between, or has the identity key, would show it to one."""
-    key = PrivateKey.generate()
-    config = KeyConfig(1, KEM_X25519, key.public_key, ((1, 1),))
+    config = KeyConfig(9, KEM_X25519, PrivateKey.generate().public_bytes)
     with (
         client_of(profile, key_configs=encode_list([config])) as client,
         pytest.raises(NotOfferedError, match=r"sha256:.* is not in the public log"),
