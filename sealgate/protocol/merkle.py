@@ -323,8 +323,10 @@ def _complete(low: int, high: int) -> Iterator[int]:
     """
     while low < high:
         level = (high - low).bit_length() - 1
-        yield stored_hash_index(level, low >> level)
         low += 1 << level
+        # `stored_hash_index` of this subtree, whose last leaf this is.
+        last = low - 1
+        yield 2 * last - last.bit_count() + level
 
 
 def _roots(ranges: Iterable[tuple[int, int]], read: Read) -> list[bytes]:
@@ -332,7 +334,10 @@ def _roots(ranges: Iterable[tuple[int, int]], read: Read) -> list[bytes]:
     parts = [[*_complete(low, high)] for low, high in ranges]
     indices = sorted(index for part in parts for index in part)
     found = dict(zip(indices, _read(indices, read), strict=True))
-    return [_fold([found[index] for index in part]) for part in parts]
+    return [
+        found[part[0]] if len(part) == 1 else _fold([found[index] for index in part])
+        for part in parts
+    ]
 
 
 def _read(indices: Iterable[int], read: Read) -> list[bytes]:

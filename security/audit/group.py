@@ -121,15 +121,15 @@ class GroupLog:
 
     def _end(self, group: _Group, outcome: range | AuditError) -> None:
         """Let the answers go; then, behind the tasks that go on, the next group."""
-        if isinstance(outcome, range):
-            for waiter, number in zip(group.waiters, outcome, strict=False):
-                if not waiter.done():
-                    waiter.set_result(number)
-        else:
+        if isinstance(outcome, AuditError):
             for waiter in group.waiters:
                 if not waiter.done():
                     # Each its own: a raised error carries its traceback.
                     waiter.set_exception(AuditError(str(outcome)))
+        else:
+            for number, waiter in enumerate(group.waiters, outcome.start):
+                if not waiter.done():
+                    waiter.set_result(number)
         self._busy = bool(self._next.records)
         if self._busy and group.loop is not None:
             group.loop.call_soon(self._begin, group.loop)
@@ -189,7 +189,7 @@ class GroupLog:
             except Exception as error:  # noqa: BLE001  (a thread must answer)
                 return AuditError(f"{type(error).__name__} while writing a record")
             self._held = []
-            return written[len(held) :]
+            return written[len(held) :] if held else written
 
     def _hold(self, records: list[bytes], error: AuditError) -> range | AuditError:
         """Keep records that cannot be written, if that is allowed; else the error.

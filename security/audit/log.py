@@ -170,11 +170,18 @@ class AuditLog:
             self._rotate()
         self._write_out(data)
         self._previous = previous
-        for leaf in leaves:
-            stored = self._tree.add(leaf)
-            if self._hashes is not None:
-                self._hashes.add(stored)
+        self._add(leaves)
         return range(sequence - len(leaves), sequence)
+
+    def _add(self, leaves: Sequence[bytes]) -> None:
+        tree, hashes = self._tree, self._hashes
+        if hashes is None:
+            for leaf in leaves:
+                tree.add(leaf)
+            return
+        for leaf in leaves:
+            hashes.pending += tree.add(leaf)
+        hashes.trim()
 
     @property
     def is_signed(self) -> bool:

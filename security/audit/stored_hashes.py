@@ -9,7 +9,7 @@ every hash, and a proof that was made of false ones does not verify.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from security.errors import AuditError
 
 __all__ = ["HashWriter", "hashes_at", "hashes_name", "open_hashes"]
 
-# Beyond it, what is added is written before it is asked for.
-_PENDING_BYTES = 64 << 10
+# Beyond it, what is added is written before it is asked for: 64 KiB.
+_PENDING = 2048
 
 
 def hashes_name(writer: str) -> str:
@@ -36,10 +36,9 @@ def hashes_at(descriptor: int) -> Read:
     """Reads hashes of an open file by their indices."""
 
     def read(indices: Sequence[int]) -> list[bytes]:
-        found = [
-            os.pread(descriptor, HASH_BYTES, HASH_BYTES * index) for index in indices
-        ]
-        if any(len(each) != HASH_BYTES for each in found):
+        pread = os.pread
+        found = [pread(descriptor, HASH_BYTES, HASH_BYTES * index) for index in indices]
+        if len(b"".join(found)) != HASH_BYTES * len(found):
             raise MerkleError("hashes of the tree are missing")
         return found
 
@@ -67,6 +66,9 @@ class HashWriter:
     """Adds hashes to a file of its own; safe to use from one thread at a time.
 
     They gather in memory: until a checkpoint covers them nobody makes a proof.
+
+    Attributes:
+        pending: what was added since; whoever adds to it calls `trim` then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,12 +80,11 @@ class HashWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o600)
         self._size = 0
-        self._pending = bytearray()
+        self.pending: list[bytes] = []
 
-    def add(self, hashes: Iterable[bytes]) -> None:
-        """Add hashes, in their order."""
-        self._pending += b"".join(hashes)
-        if len(self._pending) >= _PENDING_BYTES:
+    def trim(self) -> None:
+        """Keep memory in bounds, as far as the disk has room."""
+        if len(self.pending) >= _PENDING:
             with suppress(OSError):  # they stay; `flush` says so when it matters
                 self.flush()
 
@@ -93,16 +94,16 @@ class HashWriter:
         Raises:
             OSError: they stay in memory; the file is as before.
         """
-        pending = self._pending
+        pending = b"".join(self.pending)
         try:
-            view = memoryview(bytes(pending))
+            view = memoryview(pending)
             while view:
                 view = view[os.write(self._descriptor, view) :]
         except OSError:
             os.ftruncate(self._descriptor, self._size)
             raise
         self._size += len(pending)
-        self._pending = bytearray()
+        self.pending.clear()
 
     def force(self) -> None:
         """Force to disk what was flushed.

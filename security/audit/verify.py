@@ -298,7 +298,7 @@ class _Chain:
         self._report = report
         self._visit, self._told = visit, told
         self._tree = Tree()
-        self._hashes = HashCheck(hashes)
+        self._hashes = HashCheck(hashes, whole=False)
         self._made_us = 0
         self._previous = ""
         self._served = False

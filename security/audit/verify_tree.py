@@ -78,12 +78,18 @@ class TreeReport:
 class HashCheck:
     """Compares the hashes that were stored with those that are computed.
 
-    The file may be shorter, where a crash lost its end, or longer, where its writer
-    goes on.
+    The file may be longer, where its writer goes on.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, whole: bool) -> None:
+        """Nothing is read yet.
+
+        Args:
+            path: of the file, if there is one.
+            whole: none may be missing; else the end may be, as a crash leaves it.
+        """
         self._path = path
+        self._whole = whole
         self._descriptor = -1
         self._place = 0
         self._computed = bytearray()
@@ -96,7 +102,7 @@ class HashCheck:
         Raises:
             AuditError: others were stored.
         """
-        if self._descriptor >= 0:
+        if self._descriptor >= 0 or self._whole:
             self._computed += b"".join(hashes)
             if len(self._computed) >= _PART_BYTES:
                 self._compare()
@@ -107,20 +113,28 @@ class HashCheck:
         Raises:
             AuditError: as `add`.
         """
-        if self._descriptor >= 0:
+        try:
             self._compare()
-            os.close(self._descriptor)
-            self._descriptor = -1
+        finally:
+            self._close()
 
     def _compare(self) -> None:
         computed, self._computed = bytes(self._computed), bytearray()
-        stored = os.pread(self._descriptor, len(computed), self._place)
+        stored = b""
+        if self._descriptor >= 0:
+            stored = os.pread(self._descriptor, len(computed), self._place)
         self._place += len(stored)
-        if not computed.startswith(stored):
+        if stored == computed or (computed.startswith(stored) and not self._whole):
+            return
+        self._close()
+        name = "" if self._path is None else self._path.name
+        what = "missing" if computed.startswith(stored) else "not that of the tree"
+        raise AuditError(f"{name}: a stored hash is {what}")
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-            name = "" if self._path is None else self._path.name
-            raise AuditError(f"{name}: a stored hash is not that of the tree")
 
 
 @dataclass
@@ -232,7 +246,7 @@ class TreeSnapshot:
                 f"{newest.size - len(notes)} checkpoints were cut off, of which the "
                 "log has leaves"
             )
-        tree, hashes = Tree(), HashCheck(self._path("hashes"))
+        tree, hashes = Tree(), HashCheck(self._path("hashes"), whole=True)
         roots: dict[int, list[tuple[str, bytes]]] = {}
         for what, each in {"checkpoint": newest, **shown}.items():
             roots.setdefault(each.size, []).append((what, each.root))

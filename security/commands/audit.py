@@ -182,12 +182,12 @@ def run(args: argparse.Namespace) -> int:
     for writer, size in report.records.items():
         mark = "  UNSIGNED" if writer in report.unsigned else ""
         print(f"{writer}  {size} records, {report.signed[writer]} signed{mark}")
+    print_tree(report.tree)
     total, signed = sum(report.records.values()), sum(report.signed.values())
     print(
         f"verified {total} records of {len(report.records)} writers; "
         f"checkpoints cover {signed}"
     )
-    print_tree(report.tree)
     return 0
 
 

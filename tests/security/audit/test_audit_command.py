@@ -6,25 +6,31 @@ import contextlib
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from sealgate.protocol.cosignatures import Cosigner
 from security.access.issuer import DEVELOPMENT_ISSUER
-from security.audit.journal import load_verifier
+from security.audit.journal import load_verifier, record_operation
 from security.audit.records import FIELDS, token_hash
 from security.audit.verify import verify_log
-from security.key_files import pseudonym, read_secret
+from security.key_files import pseudonym, read_secret, write_private
+from security.settings.audit import AuditSettings
 from tests.conftest import mint, run_security, toy_settings
 from tests.support.bundles import NAME
 from tests.support.disks import file_size_limit
 from tests.support.servers import Server, serve
+from tests.support.witnesses import RunningWitness, witness
 
 INFER = f"/v2/models/{NAME}/infer"
 INPUT = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
@@ -70,8 +76,25 @@ def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def extra(home: Path) -> dict[str, str]:
+def watching(
+    home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningWitness]:
+    """A witness of the deployment's log."""
+    folder = tmp_path_factory.mktemp("witness")
+    write_private(folder / "ed25519.pem", Ed25519PrivateKey.generate())
+    vkeys = [
+        (home / name).read_text().strip() for name in ("audit.vkey", "audit.mldsa.vkey")
+    ]
+    with witness(folder, vkeys, "--every", "0.1", algorithms=["ed25519"]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def extra(home: Path, watching: RunningWitness) -> dict[str, str]:
+    (vkey,) = watching.vkeys
     return {
+        "SEALGATE_AUDIT_WITNESSES": "{required = 1, interval_s = 0.2, "
+        f'witness = [{{url = "{watching.url}", vkeys = ["{vkey}"]}}]}}',
         **toy_settings(home),
         "SEALGATE_SEALING_REQUIRE_SEALED": "false",
         "SEALGATE_AUDIT_REFUSAL_RECORDS": "5",
@@ -94,7 +117,23 @@ def stopped(home: Path, extra: dict[str, str], token: str) -> Path:
         assert httpx.get(other, headers={"authorization": f"Bearer {token}"}).is_error
         for _ in range(40):
             assert httpx.get(f"{server.url}/v2").status_code == 401
+        wait_for((home / "audit" / "log.cosigned").exists)
+        metrics = httpx.get(
+            f"{server.url}/metrics",
+            headers={"authorization": f"Bearer {mint(home, 'metrics')}"},
+        ).text
+        assert 'outcome="cosigned",witness="witness.test/w1"' in metrics
+        seen = re.search(r"\nsealgate_audit_witnessed_seconds (\S+)", metrics)
+        assert seen is not None
+        assert abs(float(seen[1]) - time.time()) < ANSWER_TIMEOUT_S
     return home
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + ANSWER_TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_every_decision_of_a_server_is_there(stopped: Path, token: str) -> None:
@@ -169,6 +208,63 @@ def test_verify(stopped: Path, tmp_path: Path) -> None:
         2,
         "not a verifier key",
     )
+
+
+def test_a_server_has_its_log_cosigned(
+    stopped: Path, extra: dict[str, str], watching: RunningWitness, tmp_path: Path
+) -> None:
+    """To its end; and what was seen once cannot be cut off again."""
+
+    def audit(*arguments: str, **more: str):
+        return run_security(stopped, "audit", *arguments, **extra | more)
+
+    folder = stopped / "audit"
+    result = audit("cosign")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "cosigned" in result.stdout
+    result = audit("verify", "--ask")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "; enough witnesses saw" in result.stdout.splitlines()[-2]
+    # Somebody else, with the log and two files of keys.
+    names = tmp_path / "witnesses"
+    names.write_text(f"witness W {watching.vkeys[0]} {watching.url}\n")
+    key = ("--key", str(stopped / "audit.vkey"))
+    known = ("--witnesses", str(names), *key)
+    assert run(stopped, "verify", *known, "--required", "1", "--ask").returncode == 0
+    failed(run(stopped, "verify", *known), 2, "--required M says how many")
+    failed(run(stopped, "verify", *known, "--required", "2"), 2, "2 are required, of 1")
+    failed(run(stopped, "verify", "--ask", *key), 2, "no witnesses are named")
+    other = str(Cosigner("other.test", Ed25519PrivateKey.generate()).verifier)
+    names.write_text(other)
+    failed(
+        run(stopped, "verify", *known, "--required", "1"),
+        1,
+        "1 witnesses are required, and 0 cosigned the log: none",
+    )
+    # The owner of the host puts the log back to when it was new.
+    shutil.copytree(folder, tmp_path / "whole")
+    shutil.rmtree(folder)
+    failed(audit("verify", "--ask"), 1, "no such folder")
+    record_operation(
+        AuditSettings(
+            folder, checkpoint_key=stopped / "keys/checkpoint.pem",
+            pseudonym_key=stopped / "keys/audit.key",
+        ),
+        [{"action": "start"}],
+    )  # fmt: skip
+    failed(audit("cosign"), 1, "too few witnesses cosigned 1 checkpoints")
+    failed(audit("verify", "--ask"), 1, "the log was cut off")
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "whole", folder)
+
+
+def test_both_keys_must_have_signed_the_log(stopped: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(stopped / "audit", tmp_path / "audit"))
+    assert run(stopped, "verify", str(copy)).returncode == 0
+    path = copy / "log.checkpoint"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    failed(run(stopped, "verify", str(copy)), 1, "did not sign the checkpoint")
 
 
 def test_query(stopped: Path) -> None:
@@ -277,7 +373,7 @@ def test_a_full_disk_stops_serving_until_there_is_room(
             for _ in range(300):
                 assert ask(server, token, client).status_code == 200
             (path,) = [
-                file.path for file in worker.open_files() if "/audit/" in file.path
+                file.path for file in worker.open_files() if ".jsonl" in file.path
             ]
             with file_size_limit(os.stat(path).st_size + 100, worker.pid):
                 for _ in range(3):
