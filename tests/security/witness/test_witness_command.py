@@ -32,6 +32,7 @@ from security.audit.checkpoints import split_notes
 from security.commands import main
 from tests.conftest import run_security
 from tests.security.witness.test_witness import FORK, LOG, ORIGIN, SIGNER
+from tests.support.servers import ROOT
 from tests.support.witnesses import RunningWitness, command, generate_keys, witness
 
 VKEYS = (SIGNER.verifier,)
@@ -248,6 +249,18 @@ def test_logs_of_a_file(tmp_path: Path) -> None:
         answer = post(running, LOG.request(0, 4))
         assert answer.text.count("— witness.test/w1 ") == 1
         assert len(answer.content) > 3000
+
+
+def test_the_unit_in_the_docs_starts_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "witness.md").read_text()
+    [line] = [x for x in text.splitlines() if x.startswith("ExecStart=")]
+    program, *arguments = line.removeprefix("ExecStart=").split()
+    assert program.endswith("/sealgate-toolkit")
+    # As far as the files that are not there.
+    assert main(arguments) == 2
+    assert "/etc/witness/logs" in capsys.readouterr().err
 
 
 # Attacks.
