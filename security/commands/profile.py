@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Write the profile that `sealgate` and the SDK read: the server's "
         "URL, a fresh token from the development issuer, the identity key that signs "
         "the server's key configurations, the keys trusted to sign verdicts, and those "
-        "of the audit log.",
+        "of the audit log and its witnesses.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="%(default)s")
     parser.add_argument("--model", required=True, help="name of the model")
@@ -67,10 +67,16 @@ def _pins(sealing: SealingSettings) -> dict[str, Any]:
     return {"key_configs": load_keyring(sealing.keys).document}
 
 
-def _log_keys(audit: AuditSettings) -> tuple[str, ...]:
-    """The keys that receipts are checked with, as far as they are here."""
+def _log(audit: AuditSettings) -> dict[str, Any]:
+    """What the client knows the audit log by, as far as it is here: receipts' keys."""
     paths = (audit.verifier_key, ml_dsa_path(audit.verifier_key))
-    return tuple(str(load_verifier(path)) for path in paths if path.exists())
+    keys = tuple(str(load_verifier(path)) for path in paths if path.exists())
+    witnesses = audit.witnesses
+    return {
+        "log_keys": keys,
+        "witness_keys": tuple(key for each in witnesses.witness for key in each.vkeys),
+        "required_witnesses": witnesses.required,
+    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,7 +136,7 @@ def write_profile(
         model=models[0],
         **_pins(settings.sealing),
         proof_key=None if bound is None else bound.to_pem(),
-        log_keys=_log_keys(settings.audit),
+        **_log(settings.audit),
         trusted_keys=tuple(
             public_pem(key) for key in trust.keys(("release",)).values()
         ),

@@ -29,7 +29,7 @@ from sealgate.profile import Profile
 from sealgate.protocol.receipts import NumberSealer, Receipt
 from sealgate.receipts import read_numbers, write_numbers
 from security.key_files import read_secret
-from tests.conftest import check_security, mint, run_security, toy_settings
+from tests.conftest import check_security, run_security, toy_settings
 from tests.security.audit.test_audit_command import records
 from tests.support.bundles import NAME
 from tests.support.live import wait_for
@@ -93,7 +93,7 @@ def test_a_receipt_for_an_answer(client: Client) -> None:
     assert proven.request_id == number.request_id
     assert (proven.fields["rows"], proven.fields["status"]) == (2, 200)
     assert abs(proven.time_us / 1e6 - time.time()) < 60
-    assert len(receipt) <= 2 << 10
+    assert len(receipt) <= 7 << 10  # the log has a key of ML-DSA-65, too
     # By its number alone, too.
     assert client.verify_receipt(client.receipt(number.number), number)
 
@@ -210,18 +210,6 @@ def test_receipts_are_recorded_and_charged(client: Client, home: Path) -> None:
     assert {item["outcome"] for item in fetched} <= {"allow", "refuse"}
 
 
-def test_another_process_s_records(home: Path, client: Client) -> None:
-    """A server that starts later proves what one that ended has answered."""
-    with serve("", home, extra=settings(home), alone=True) as second:
-        token = mint(home, f"infer:{NAME}")
-        with Client(second.url, token=token) as there:
-            number = ask(there)
-    profile = Profile.load(home / "profile.json")
-    options = Options(log_keys=profile.log_keys)
-    with Client(client.url, token=token, options=options) as here:
-        assert here.verify_receipt(here.receipt(number), number)
-
-
 def test_the_command(home: Path, profile: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,b,c\n1,2,3\n4,5,6.5\n")
     infer = ("infer", "--profile", profile, "--input", "rows.csv")
@@ -302,15 +290,3 @@ def test_without_keys_nothing_is_verified(client: Client, profile: Path) -> None
 def test_the_log_still_verifies(home: Path, server: Server) -> None:
     done = run_security(home, "audit", "verify")
     assert done.returncode == 0, done.stderr
-
-
-def test_switched_off(home: Path) -> None:
-    extra = settings(home) | {"SEALGATE_AUDIT_RECEIPTS": "false"}
-    token = mint(home, f"infer:{NAME}")
-    with (
-        serve("", home, extra=extra, alone=True) as quiet,
-        Client(quiet.url, token=token) as client,
-    ):
-        assert client.infer(NAME, {"features": ROWS}).receipts == ()
-        with pytest.raises(NotFoundError):
-            client.receipt("A" * 60)
