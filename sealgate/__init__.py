@@ -17,13 +17,15 @@ content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes
 explanation, bars     why a model answered so; as charts
 feedback              tickets that came with answers, and the labels for them
+receipt_numbers, receipts  what comes with answers; proofs that they are on record
 proofs                that the client has the key its token is bound to
 passport, profile     a model's signed evidence; where the server is, whom to trust
 proxy, inbound        the sealing proxy; its plain side without I/O
 listener              the small HTTP server that it and a witness listen with
 rpc                   its gRPC side
 endpoints, peers      where the proxy listens; which account connects to it
-cli, commands         the `sealgate` command
+log_trust, offers     which log to believe; the public log of what is offered
+cli, commands, receipt_commands  the `sealgate` command
 version               which is installed, and `--version` of both commands
 tables, output        the files that it reads, and what it prints and writes
 long_tables           tables that are too long to be read at once
@@ -43,10 +45,12 @@ from sealgate.errors import (
     InvalidInputError,
     KeyRefusedError,
     NotFoundError,
+    NotOfferedError,
     OverloadedError,
     PassportError,
     PermissionDeniedError,
     ProfileError,
+    ReceiptError,
     SealgateError,
     ServerFailedError,
     ServerRefusedError,
@@ -63,9 +67,12 @@ if TYPE_CHECKING:
     from sealgate.passport import Passport
     from sealgate.profile import Profile
     from sealgate.proofs import ProofKey
+    from sealgate.protocol.receipts import Proven
+    from sealgate.receipt_numbers import Answers, ReceiptNumber
     from sealgate.retry import RetryPolicy
 
 __all__ = [
+    "Answers",
     "AsyncClient",
     "AuthenticationError",
     "Client",
@@ -75,6 +82,7 @@ __all__ = [
     "InvalidInputError",
     "KeyRefusedError",
     "NotFoundError",
+    "NotOfferedError",
     "Options",
     "OverloadedError",
     "Passport",
@@ -83,6 +91,9 @@ __all__ = [
     "Profile",
     "ProfileError",
     "ProofKey",
+    "Proven",
+    "ReceiptError",
+    "ReceiptNumber",
     "RetryPolicy",
     "SealgateError",
     "ServerFailedError",
@@ -96,6 +107,7 @@ __all__ = [
 # commands need its errors and protocol, not an HTTP client: that is half of the time
 # a command takes to start.
 _LAZY = {
+    "Answers": "sealgate.receipt_numbers",
     "AsyncClient": "sealgate.async_client",
     "Client": "sealgate.client",
     "Explanation": "sealgate.explanation",
@@ -103,6 +115,8 @@ _LAZY = {
     "Passport": "sealgate.passport",
     "Profile": "sealgate.profile",
     "ProofKey": "sealgate.proofs",
+    "Proven": "sealgate.protocol.receipts",
+    "ReceiptNumber": "sealgate.receipt_numbers",
     "RetryPolicy": "sealgate.retry",
     "Ticketed": "sealgate.feedback",
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from sealgate.errors import ClockError, TransportError
+from sealgate.errors import ClockError, OverloadedError, TransportError
 from sealgate.exchange import refusal_of
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.bhttp_stream import Event
 from sealgate.streams import StreamExchange
 
-__all__ = ["StreamedAnswer", "check_clock", "once", "read_head"]
+__all__ = ["StreamedAnswer", "check_clock", "once", "read_head", "send_again"]
 
 _MAX_REFUSAL_BYTES = 64 << 10
 
@@ -103,3 +103,9 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
     """Content that is there already."""
     if content:
         yield content
+
+
+def send_again() -> OverloadedError:
+    """Says that a request whose content is gone may be sent anew."""
+    problem = {"type": "about:blank", "title": "a key or clock was put right just now"}
+    return OverloadedError(503, problem, retry_after_s=1.0)

@@ -18,26 +18,28 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpcore
-import numpy.typing as npt
 
-from sealgate.answers import StreamedAnswer, check_clock, once, read_head
+from sealgate.answers import StreamedAnswer, check_clock, once, read_head, send_again
 from sealgate.attestation import Attested
 from sealgate.core import Core
 from sealgate.errors import (
     ClientError,
     ClockError,
     KeyRefusedError,
-    OverloadedError,
     TransportError,
 )
 from sealgate.exchange import Answer, check_token, refusal
 from sealgate.explanation import Explanation, question_for
 from sealgate.feedback import Label
+from sealgate.offers import OfferedLog
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.bhttp_stream import Event
+from sealgate.protocol.receipts import Proven
+from sealgate.receipt_numbers import Answers, ReceiptNumber
+from sealgate.receipts import check_receipt, fetch_receipt
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
@@ -173,7 +175,7 @@ class AsyncClient:
         batched: bool = True,
         progress: Callable[[int, int], None] | None = None,
         tickets: bool = False,
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> Answers:
         """Run a model; arguments, answer and errors are those of `Client.infer`."""
         return await self._run(
             self._core.infer(
@@ -213,6 +215,26 @@ class AsyncClient:
     async def passport(self, model: str) -> Passport:
         """Fetch the model's verdict and evidence, and verify them; as `Client`."""
         return await self._run(self._core.passport(model))
+
+    async def receipt(self, number: ReceiptNumber | str) -> bytes:
+        """The receipt for an answer; as `Client`."""
+        return await self._run(fetch_receipt(self._core.call, number))
+
+    def verify_receipt(
+        self,
+        receipt: bytes,
+        number: ReceiptNumber | None,
+        *,
+        model_sha256: str | None = None,
+    ) -> Proven:
+        """Verify a receipt; nothing is sent. As `Client`."""
+        options = self._core.options
+        return check_receipt(receipt, options, number, model_sha256=model_sha256)
+
+    async def offers(self) -> list[dict[str, Any]]:
+        """All of the deployment's public log of offers, verified; as `Client`."""
+        core = self._core
+        return await self._run(OfferedLog(core.url, core.options).entries())
 
     async def monitoring(
         self, model: str, version: str | None = None
@@ -318,7 +340,7 @@ class AsyncClient:
                     if not self._core.recover(error, attempts):
                         raise
                     if not whole:
-                        raise _send_again() from None
+                        raise send_again() from None
                     continue
                 if answer is not None:
                     yield answer
@@ -446,11 +468,6 @@ class AsyncClient:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))
-
-
-def _send_again() -> OverloadedError:
-    problem = {"type": "about:blank", "title": "a key or clock was put right just now"}
-    return OverloadedError(503, problem, retry_after_s=1.0)
 
 
 async def _sealed(

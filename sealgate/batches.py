@@ -8,6 +8,7 @@ import numpy as np
 
 from sealgate.errors import InvalidInputError
 from sealgate.protocol.tensors import Array
+from sealgate.receipt_numbers import Answers
 from sealgate.steps import Steps
 
 __all__ = ["Progress", "in_parts", "joined"]
@@ -19,12 +20,12 @@ Progress = Callable[[int, int], None]
 
 
 def in_parts(
-    ask: Callable[[Arrays], Steps[Arrays]],
+    ask: Callable[[Arrays], Steps[Answers]],
     arrays: Mapping[str, Array],
     rows: int,
     most: int,
     progress: Progress | None,
-) -> Steps[list[Arrays]]:
+) -> Steps[list[Answers]]:
     """Ask about some rows after others; about fewer where a part is too large.
 
     Args:
@@ -37,7 +38,7 @@ def in_parts(
     Raises:
         ServerRefusedError: of a part; an `InvalidInputError` names its rows.
     """
-    answers: list[Arrays] = []
+    answers: list[Answers] = []
     start = 0
     while start < rows:
         part = {name: a[start : start + most] for name, a in arrays.items()}
@@ -56,10 +57,11 @@ def in_parts(
     return answers
 
 
-def joined(answers: list[Arrays]) -> Arrays:
+def joined(answers: list[Answers]) -> Answers:
     """The answers about all parts as one.
 
-    >>> joined([{"y": np.array([1])}, {"y": np.array([2, 3])}])
+    >>> joined([Answers({"y": np.array([1])}), Answers({"y": np.array([2, 3])})])
     {'y': array([1, 2, 3])}
     """
-    return {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+    whole = {n: np.concatenate([a[n] for a in answers]) for n in answers[0]}
+    return Answers(whole, (item for part in answers for item in part.receipts))

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sealgate import commands
+from sealgate import commands, receipt_commands
 from sealgate.errors import SealgateError, ServerRefusedError
 from sealgate.tables import KINDS
 from sealgate.version import PrintVersion
@@ -161,6 +161,13 @@ def _add_infer(parser: argparse.ArgumentParser) -> None:
         help="have a ticket for each row, and write them as CSV with an empty column "
         "for the labels that `sealgate feedback` sends later",
     )
+    parser.add_argument(
+        "--receipts",
+        type=Path,
+        metavar="FILE",
+        help="write the numbers by which `sealgate receipt fetch` gets proof that the "
+        "requests are on record",
+    )
     parser.set_defaults(run=commands.infer)
 
 
@@ -269,6 +276,73 @@ def _add_passport(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=commands.passport)
 
 
+def _add_receipt(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Receipts: proof that answers are in the deployment's audit log."
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_receipt_fetch(subparsers.add_parser("fetch", help="fetch receipts"))
+    _add_receipt_verify(subparsers.add_parser("verify", help="verify them offline"))
+
+
+def _add_receipt_fetch(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fetch the receipts for answers, wait for those that no checkpoint covers yet, "
+        "and verify them by the profile's keys of the log and its witnesses."
+    )
+    parser.add_argument(
+        "numbers", type=Path, metavar="FILE", help="what `infer --receipts` wrote"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("receipts"),
+        metavar="FOLDER",
+        help="for a file per request (default: %(default)s)",
+    )
+    _add_profile(parser)
+    parser.set_defaults(run=receipt_commands.fetch)
+
+
+def _add_receipt_verify(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Verify receipts, without asking the server: by the keys of the log and its "
+        "witnesses that are given, or else the profile's."
+    )
+    parser.add_argument("receipts", type=Path, nargs="+", metavar="FILE")
+    for name, text in (
+        ("--log-key", "vkey of the log; each that is given must have signed"),
+        ("--witness", "vkey of a witness"),
+    ):
+        parser.add_argument(
+            name, type=Path, action="append", default=[], metavar="FILE", help=text
+        )
+    parser.add_argument(
+        "--required",
+        type=_count,
+        metavar="M",
+        help="how many of the witnesses must have cosigned",
+    )
+    parser.add_argument(
+        "--numbers",
+        type=Path,
+        metavar="FILE",
+        help="what `infer --receipts` wrote: refuse receipts for other requests",
+    )
+    parser.add_argument("--request-id", metavar="ID", help="refuse another request's")
+    parser.add_argument(
+        "--model-sha256", metavar="DIGEST", help="refuse another model's"
+    )
+    parser.add_argument(
+        "--tlog-proof",
+        type=Path,
+        metavar="FILE",
+        help="write the log's part as C2SP tlog-proof, and its leaf beside it",
+    )
+    _add_profile(parser)
+    parser.set_defaults(run=receipt_commands.verify)
+
+
 def _add_health(parser: argparse.ArgumentParser) -> None:
     parser.description = "Say whether the server is ready. Asked without a token."
     _add_url(parser)
@@ -354,6 +428,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("health", "say whether the server is ready", _add_health),
     ("monitoring", "show what monitoring found of a model", _add_monitoring),
     ("passport", "check and show a model's evidence", _add_passport),
+    ("receipt", "fetch and verify proof that answers are on record", _add_receipt),
     ("keys", "show, verify and save the server's keys", _add_keys),
     ("proxy", "seal what any client sends", _add_proxy),
 )

@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpcore
-import numpy.typing as npt
 
 from sealgate.attestation import Attested
 from sealgate.core import Core
@@ -21,10 +20,14 @@ from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
 from sealgate.explanation import Explanation, question_for
 from sealgate.feedback import Label
+from sealgate.offers import OfferedLog
 from sealgate.options import Options, options_of
 from sealgate.passport import Passport
 from sealgate.profile import Profile
 from sealgate.protocol.bhttp import Headers, Response
+from sealgate.protocol.receipts import Proven
+from sealgate.receipt_numbers import Answers, ReceiptNumber
+from sealgate.receipts import check_receipt, fetch_receipt
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
 
@@ -152,7 +155,7 @@ class Client:
         batched: bool = True,
         progress: Callable[[int, int], None] | None = None,
         tickets: bool = False,
-    ) -> dict[str, npt.NDArray[Any]]:
+    ) -> Answers:
         """Run a model.
 
         Values are converted to the model's dtypes where none changes beyond float
@@ -174,7 +177,7 @@ class Client:
                 sent later: the answer is a `Ticketed`. Takes a server that counts.
 
         Returns:
-            Arrays by output name.
+            Arrays by output name, and in ``receipts`` what receipts are fetched by.
 
         Raises:
             ProfileError: the ``traceparent`` is none.
@@ -266,6 +269,57 @@ class Client:
             TransportError: no usable answer.
         """
         return self._run(self._core.passport(model))
+
+    def receipt(self, number: ReceiptNumber | str) -> bytes:
+        """The receipt for an answer: proof that its record is in the audit log.
+
+        Args:
+            number: of the answer's ``receipts``, or its number.
+
+        Raises:
+            OverloadedError: no checkpoint covers the request yet; it says when to
+                come back, and is repeated within the bounds of ``Options.retry``.
+            NotFoundError: no such number, or another caller's.
+            ReceiptError: that is no number, or what came no receipt.
+            TransportError: no usable answer.
+        """
+        return self._run(fetch_receipt(self._core.call, number))
+
+    def verify_receipt(
+        self,
+        receipt: bytes,
+        number: ReceiptNumber | None,
+        *,
+        model_sha256: str | None = None,
+    ) -> Proven:
+        """Verify a receipt by `Options.log_keys` and witnesses. Nothing is sent.
+
+        Args:
+            receipt: what `receipt` gave, now or years ago.
+            number: of the answer it must be about; None takes any answer, and then
+                the caller compares what is returned.
+            model_sha256: root digest of the bundle that must have answered, as
+                `Passport.model_sha256` has it; None takes any.
+
+        Raises:
+            ReceiptError: it does not verify, or is about another request.
+            ProfileError: no key of a log is named, or one is none.
+        """
+        return check_receipt(
+            receipt, self._core.options, number, model_sha256=model_sha256
+        )
+
+    def offers(self) -> list[dict[str, Any]]:
+        """All of the deployment's public log of offers, in its order, verified.
+
+        Read in the open, without the token: for whoever watches it.
+
+        Raises:
+            ProfileError: no key of a log is named.
+            NotOfferedError: the log does not verify.
+            TransportError: there is none.
+        """
+        return self._run(OfferedLog(self._core.url, self._core.options).entries())
 
     def monitoring(self, model: str, version: str | None = None) -> dict[str, Any]:
         """What monitoring found of a version. Takes the scope ``monitoring:MODEL``.

@@ -50,6 +50,8 @@ from sealgate.protocol.hpke import (
 )
 from sealgate.protocol.keyconfig import KeyConfig
 from sealgate.proxy import Proxy
+from sealgate.receipt_numbers import Answers
+from sealgate.receipts import write_numbers
 from sealgate.retry import RetryPolicy
 from sealgate.tables import read_inputs, read_labels
 
@@ -60,8 +62,10 @@ __all__ = [
     "health",
     "infer",
     "keys",
+    "loaded",
     "metadata",
     "monitoring",
+    "open_client",
     "passport",
     "proxy",
 ]
@@ -85,7 +89,7 @@ def infer(args: argparse.Namespace) -> int:
     client, model = _client(args, retry=_PATIENT)
     with client:
         description = client.metadata(model)
-        answers: list[dict[str, Array]] = []
+        answers: list[Answers] = []
         columns: list[Mapping[str, Sequence[Any]]] = []
         for path in _progress(args.input):
             inputs = read_inputs(path, description, args.input_format or "")
@@ -101,6 +105,8 @@ def infer(args: argparse.Namespace) -> int:
     outputs = join_rows(answers)
     if args.tickets is not None:
         write_tickets(args.tickets, Ticketed.joined({}, answers).tickets)
+    if args.receipts is not None:
+        write_numbers(args.receipts, [n for part in answers for n in part.receipts])
     if args.output is not None or args.csv:
         table = named_outputs(outputs, description, join_columns(columns))
         if args.csv:
@@ -188,7 +194,7 @@ def monitoring(args: argparse.Namespace) -> int:
 
 def health(args: argparse.Namespace) -> int:
     """Say whether the server is ready."""
-    with _open(_profile(args), args) as client:
+    with open_client(_profile(args), args) as client:
         ready = client.health()
     print("ready" if ready else "not ready")
     return 0 if ready else 1
@@ -208,7 +214,7 @@ def keys(args: argparse.Namespace) -> int:
     profile = _profile(args)
     given = tuple(map(_read_pem, args.identity))
     profile = replace(profile, identity_keys=given or profile.identity_keys)
-    with _open(profile, args) as client:
+    with open_client(profile, args) as client:
         document, attested = client.keys(), client.attested
     for config in parse_configs(document):
         print(_describe(config))
@@ -317,10 +323,10 @@ def _lending(
 
 def _proxy_profile(args: argparse.Namespace) -> Profile:
     if args.to is None:
-        return _loaded(args)
+        return loaded(args)
     if not args.profile.exists():
         return _certified(Profile(url=args.to, token=""), args)
-    profile = _loaded(args)
+    profile = loaded(args)
     same = profile.url.rstrip("/") == args.to.rstrip("/")
     # The token and the keys of one server are nothing to another one.
     return profile if same else _certified(Profile(url=args.to, token=""), args)
@@ -441,10 +447,11 @@ def _write(path: Path, data: bytes) -> None:
 def _profile(args: argparse.Namespace) -> Profile:
     if args.url is not None:
         return _certified(Profile(url=args.url, token=""), args)
-    return _loaded(args)
+    return loaded(args)
 
 
-def _loaded(args: argparse.Namespace) -> Profile:
+def loaded(args: argparse.Namespace) -> Profile:
+    """The profile that the command line names, with its certificate."""
     return _certified(Profile.load(args.profile), args)
 
 
@@ -464,9 +471,10 @@ def _options(profile: Profile, args: argparse.Namespace) -> Options:
     return replace(options_of(profile), authorities=args.ca, proxy=args.proxy)
 
 
-def _open(
+def open_client(
     profile: Profile, args: argparse.Namespace, *, retry: RetryPolicy = RetryPolicy()
 ) -> Client:
+    """A client for a profile's server, as the command line has it."""
     options = replace(_options(profile, args), retry=retry)
     return Client(
         profile.url, token=profile.token, options=options, timeout_s=args.timeout
@@ -476,8 +484,8 @@ def _open(
 def _client(
     args: argparse.Namespace, *, retry: RetryPolicy = RetryPolicy()
 ) -> tuple[Client, str]:
-    profile = _loaded(args)
+    profile = loaded(args)
     model = args.model or profile.model
     if not model:
         raise ProfileError("no model: name one, or let the profile name it")
-    return _open(profile, args, retry=retry), model
+    return open_client(profile, args, retry=retry), model

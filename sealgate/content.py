@@ -12,6 +12,7 @@ from sealgate.exchange import json_of
 from sealgate.protocol import binary_tensors, datatypes, tensors
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.tensors import Array
+from sealgate.receipt_numbers import Answers, numbers_of
 
 __all__ = ["JSON", "decode_answer", "encode_arrays", "max_rows_of", "rows_of"]
 
@@ -35,8 +36,8 @@ def encode_arrays(
     return (_BINARY, length), b"".join((head, *parts))
 
 
-def decode_answer(response: Response) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The arrays of an answer, by output name, and its parameters.
+def decode_answer(response: Response, model: str) -> tuple[Answers, dict[str, Any]]:
+    """The arrays of an answer of a model, by output name, and its parameters.
 
     Raises:
         TransportError: it is not the protocol's.
@@ -52,7 +53,8 @@ def decode_answer(response: Response) -> tuple[dict[str, Array], dict[str, Any]]
     # the message alive.
     parameters = document.get("parameters")
     kept = parameters if isinstance(parameters, dict) else {}
-    return {name: _own(array) for name, array in arrays.items()}, kept
+    outputs = {name: _own(array) for name, array in arrays.items()}
+    return Answers(outputs, numbers_of(response.headers, model)), kept
 
 
 def _own(array: Array) -> Array:

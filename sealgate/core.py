@@ -58,6 +58,7 @@ from sealgate.passport import Passport, verify_passport
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.bhttp import Body, Headers, Response
 from sealgate.protocol.tensors import Array
+from sealgate.receipt_numbers import Answers
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Message, Steps, Wait
 from sealgate.streams import StreamExchange
@@ -111,14 +112,14 @@ class Core:
     def ready(self, model: str) -> Steps[bool]:
         """Whether a model is loaded, for a caller who may know."""
         try:
-            yield from self._call("GET", model, "/ready")
+            yield from self.call("GET", model, "/ready")
         except (NotFoundError, OverloadedError):
             return False
         return True
 
     def server_metadata(self) -> Steps[dict[str, Any]]:
         """The server's name, version and extensions."""
-        value = json_of((yield from self._call("GET")).body)
+        value = json_of((yield from self.call("GET")).body)
         if not isinstance(value, dict) or not isinstance(value.get("extensions"), list):
             raise TransportError("the server's metadata is malformed")
         return value
@@ -126,7 +127,7 @@ class Core:
     def metadata(self, model: str) -> Steps[dict[str, Any]]:
         """The model's v2 metadata."""
         yield from self._check_passport(model)
-        response = yield from self._call("GET", model)
+        response = yield from self.call("GET", model)
         value = parse_metadata(json_of(response.body))
         self._metadata[model] = value
         return value
@@ -140,7 +141,7 @@ class Core:
         batched: bool = True,
         progress: Progress | None = None,
         tickets: bool = False,
-    ) -> Steps[dict[str, Array]]:
+    ) -> Steps[Answers]:
         """Run a model, by as many requests as its rows take."""
         trace = trace_headers(traceparent)
         arrays, metadata = yield from self._prepared(model, inputs)
@@ -149,7 +150,7 @@ class Core:
         if not batched or rows <= most:
             return (yield from self._infer(model, arrays, trace, tickets))
 
-        def ask(part: Mapping[str, Array]) -> Steps[dict[str, Array]]:
+        def ask(part: Mapping[str, Array]) -> Steps[Answers]:
             return self._infer(model, part, trace, tickets)
 
         answers = yield from in_parts(ask, arrays, rows, most, progress)
@@ -175,7 +176,7 @@ class Core:
 
     def _infer(
         self, model: str, arrays: Mapping[str, Array], trace: Headers, tickets: bool
-    ) -> Steps[dict[str, Array]]:
+    ) -> Steps[Answers]:
         asked = {"tickets": True} if tickets else {}
         answer = yield from self._ask(model, "/infer", arrays, trace, asked)
         outputs, parameters = answer
@@ -185,7 +186,7 @@ class Core:
         """Send labels, by as many requests as it takes; what became of each."""
         outcomes: list[str] = []
         for count, body in feedback_bodies(labels):
-            response = yield from self._call("POST", model, "/feedback", JSON, body)
+            response = yield from self.call("POST", model, "/feedback", JSON, body)
             outcomes += outcomes_of(json_of(response.body), count)
         return outcomes
 
@@ -205,27 +206,27 @@ class Core:
         arrays: Mapping[str, Array],
         trace: Headers,
         parameters: Mapping[str, Any] = {},
-    ) -> Steps[tuple[dict[str, Array], dict[str, Any]]]:
+    ) -> Steps[tuple[Answers, dict[str, Any]]]:
         binary = yield from self._speaks_binary()
         headers, body = encode_arrays(arrays, binary=binary, parameters=parameters)
         headers = (*headers, *trace)
         try:
-            response = yield from self._call("POST", model, action, headers, body)
+            response = yield from self.call("POST", model, action, headers, body)
         except InvalidInputError:
             # Perhaps the model is another one by now: ask again, next time.
             self._metadata.pop(model, None)
             raise
-        return decode_answer(response)
+        return decode_answer(response, model)
 
     def passport(self, model: str) -> Steps[Passport]:
         """Fetch the model's verdict and evidence, and verify them."""
         trusted = self.options.trusted_keys
         if not trusted:
             raise PassportError("no trusted key: give trusted_keys to check a passport")
-        response = yield from self._call("GET", model, "/attestations")
-        passport = verify_passport(
-            json_of(response.body), model=model, trusted_keys=trusted
-        )
+        response = yield from self.call("GET", model, "/attestations")
+        document = json_of(response.body)
+        passport = verify_passport(document, model=model, trusted_keys=trusted)
+        yield from self._keys.offered.check(passport.offer, f"passport of {model}")
         self._passports[model] = (self._clock(), passport)
         return passport
 
@@ -233,7 +234,7 @@ class Core:
         """What monitoring found of a version."""
         yield from self._check_passport(model)
         action = "/monitoring" if version is None else f"/versions/{version}/monitoring"
-        value = json_of((yield from self._call("GET", model, action)).body)
+        value = json_of((yield from self.call("GET", model, action)).body)
         if not isinstance(value, dict) or not isinstance(value.get("windows"), list):
             raise TransportError("what the server tells of monitoring is malformed")
         return value
@@ -350,7 +351,7 @@ class Core:
 
     # One sealed request, and what may be repeated
 
-    def _call(
+    def call(
         self,
         method: str,
         model: str | None = None,
@@ -364,7 +365,7 @@ class Core:
         """
         attempts = Attempts(self.options.retry)
         headers = self._traced(headers)
-        path = "/v2" if model is None else model_path(model, action)
+        path = f"/v2{action}" if model is None else model_path(model, action)
         message = Message(method, path, (yield from _token()), headers, body)
         try:
             return (yield from self._answered(message, attempts))
@@ -438,13 +439,12 @@ class Core:
         limit = self.options.max_response_bytes
         kind = self._kind(len(message.body))
         exchange = kind(config, request, max_response_bytes=limit)
-        headers = {"content-type": exchange.media_type}
         # Padding and framing come on top of the content.
         answer = yield Fetch(
             "POST",
             self._gateway,
             2 * limit + _OVERHEAD,
-            headers,
+            {"content-type": exchange.media_type},
             exchange.content,
             certified=message.certified,
         )

@@ -15,7 +15,9 @@
     │   ├── AttestationError     evidence of a TPM, or what a policy asks of it
     │   ├── StatementError       DSSE, in-toto, Sigstore bundle
     │   ├── NoteError            signed notes, checkpoints, cosignatures
-    │   └── MerkleError          a proof of a transparency log does not verify
+    │   ├── MerkleError          a proof of a transparency log does not verify
+    │   ├── ReceiptError         a receipt is none, or does not prove what it should
+    │   └── OfferError           the log of what is offered, or not in it
     ├── ClientError              what the SDK and the `sealgate` command raise
     │   ├── ProfileError         the profile or the input file cannot be used
     │   ├── TransportError       no answer, or one that is not the protocol's
@@ -27,8 +29,9 @@
     │   │   ├── NotFoundError          404: no such model, version or route
     │   │   ├── ClockError             the request's Date is not the server's
     │   │   ├── KeyRefusedError        422: the key it was sealed to is gone
-    │   │   ├── OverloadedError        429, 503: not now
+    │   │   ├── OverloadedError        429, 503, a receipt's 409: not now
     │   │   └── ServerFailedError      any other 5xx
+    │   ├── NotOfferedError      a key or passport is not in the public log
     │   └── PassportError        the model's attestations do not verify
     └── …                        models/errors.py and security/errors.py hold the rest
 """
@@ -51,13 +54,16 @@ __all__ = [
     "KeyRefusedError",
     "MerkleError",
     "NotFoundError",
+    "NotOfferedError",
     "NoteError",
+    "OfferError",
     "OverloadedError",
     "PassportError",
     "PermissionDeniedError",
     "ProfileError",
     "ProofNonceError",
     "ProtocolError",
+    "ReceiptError",
     "SealedFileError",
     "SealgateError",
     "ServerFailedError",
@@ -128,6 +134,14 @@ class MerkleError(ProtocolError):
     """A proof of a Merkle tree does not verify, or cannot be made."""
 
 
+class ReceiptError(ProtocolError):
+    """A receipt is malformed, or does not prove what it should."""
+
+
+class OfferError(ProtocolError):
+    """The log of what is offered does not verify, or something is not in it."""
+
+
 class ClientError(SealgateError):
     """Root of what the client raises."""
 
@@ -142,6 +156,10 @@ class TransportError(ClientError):
 
 class PassportError(ClientError):
     """A model's attestations do not verify against the keys the client trusts."""
+
+
+class NotOfferedError(ClientError):
+    """A key configuration or passport is not in the deployment's public log."""
 
 
 class ServerRefusedError(ClientError):
@@ -224,7 +242,7 @@ class KeyRefusedError(ServerRefusedError):
 
 
 class OverloadedError(ServerRefusedError):
-    """The server cannot answer now: too much work, or too many requests."""
+    """The server cannot answer now: too much work, too many requests, no proof yet."""
 
 
 class ServerFailedError(ServerRefusedError):

@@ -40,6 +40,7 @@ __all__ = [
     "DATE_PROBLEM",
     "GATEWAY_PATH",
     "OHTTP_KEY_PROBLEM",
+    "RECEIPT_PENDING_PROBLEM",
     "Answer",
     "ChunkedExchange",
     "Content",
@@ -60,6 +61,7 @@ __all__ = [
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
 OHTTP_KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
+RECEIPT_PENDING_PROBLEM = "https://sealgate.dev/problems/receipt-pending"
 DATE_PROBLEM = "https://iana.org/assignments/http-problem-types#date"
 
 _PROBLEM_TYPE = "application/problem+json"
@@ -87,6 +89,7 @@ _BY_STATUS: Mapping[int, type[ServerRefusedError]] = {
 _BY_TYPE: Mapping[str, type[ServerRefusedError]] = {
     OHTTP_KEY_PROBLEM: KeyRefusedError,
     DATE_PROBLEM: ClockError,
+    RECEIPT_PENDING_PROBLEM: OverloadedError,
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sealgate.errors import TensorError, TransportError
+from sealgate.receipt_numbers import ReceiptNumber
 
 __all__ = ["Explanation", "question_for", "read_explanation"]
 
@@ -39,6 +40,7 @@ class Explanation:
         method: "trees", "additive", "permutations" or "local".
         exact: no sampling error.
         evaluations: rows that this was charged to quotas as.
+        receipts: the number that its receipt is fetched by, if there are receipts.
     """
 
     outputs: dict[str, Array] = field(repr=False)
@@ -54,6 +56,7 @@ class Explanation:
     method: str
     exact: bool
     evaluations: int
+    receipts: tuple[ReceiptNumber, ...] = field(default=(), repr=False)
 
     def top(self, row: int = 0, count: int = 10) -> list[tuple[str, float, float]]:
         """Columns of one row by what they contribute, largest first.
@@ -135,6 +138,7 @@ def read_explanation(
             str(parameters["method"]),
             bool(parameters["exact"]),
             int(parameters["evaluations"]),
+            getattr(arrays, "receipts", ()),
         )
         finite = np.isfinite(explanation.attributions).all()
     except (KeyError, TypeError, ValueError):

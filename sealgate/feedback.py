@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sealgate.errors import TensorError, TransportError
+from sealgate.receipt_numbers import Answers
 
 __all__ = ["Label", "Ticketed", "feedback_bodies", "outcomes_of", "tickets_of"]
 
@@ -24,7 +25,7 @@ Array = npt.NDArray[Any]
 Label = Mapping[str, Any] | Sequence[Any]
 
 
-class Ticketed(dict[str, Array]):
+class Ticketed(Answers):
     """Arrays by output name, and what brings a label back to each row.
 
     Attributes:
@@ -35,7 +36,7 @@ class Ticketed(dict[str, Array]):
     def __init__(
         self, outputs: Mapping[str, Array], tickets: Sequence[str | None]
     ) -> None:
-        super().__init__(outputs)
+        super().__init__(outputs, getattr(outputs, "receipts", ()))
         self.tickets = list(tickets)
 
     @classmethod

@@ -10,14 +10,17 @@ from sealgate.exchange import GATEWAY_PATH, Answer
 from sealgate.keys import (
     KeyChoice,
     choose_config,
+    fingerprint,
     is_classical,
     load_identity_keys,
     max_age_s,
     verify_signed,
 )
+from sealgate.offers import OfferedLog
 from sealgate.options import Options
 from sealgate.protocol import keyconfig, signedkeys
 from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.protocol.offers import key_leaf
 from sealgate.protocol.signedkeys import SignedKeys
 from sealgate.steps import Fetch, Steps
 
@@ -33,6 +36,7 @@ class KeySource:
         pinned: the caller gave them; no others are taken.
         attested: what was found of the machine behind the keys that were fetched last,
             by the caller's policy; None without one, or without evidence.
+        offered: the log that they must be in, if that is required.
     """
 
     def __init__(self, url: str, options: Options, *, now: Callable[[], float]) -> None:
@@ -53,6 +57,7 @@ class KeySource:
         self._policy = options.attestation
         self.attested: Attested | None = None
         self.pinned = options.key_configs is not None
+        self.offered = OfferedLog(url, options)
         self._choice: KeyChoice | None = None
         if options.key_configs is not None:
             self._choice = KeyChoice(choose_config(options.key_configs))
@@ -66,11 +71,17 @@ class KeySource:
 
         Raises:
             TransportError: the server offers none that can be used.
+            NotOfferedError: it is not in the public log, where it must be.
         """
         if self._choice is None or self._now() >= self._choice.good_until:
             document, good_until = yield from self.fetch()
             self._choice = KeyChoice(choose_config(document), good_until)
-        return self._choice.config
+        config = self._choice.config
+        if self.offered.required:
+            yield from self.offered.check(
+                key_leaf(config.encode()), fingerprint(config)
+            )
+        return config
 
     def fetch(self) -> Steps[tuple[bytes, float]]:
         """The document, and until when it may be used.

@@ -14,6 +14,13 @@ from sealgate.retry import RetryPolicy
 
 __all__ = ["Options", "options_of"]
 
+_TEXTS = {
+    "identity_keys": "PEM texts",
+    "trusted_keys": "PEM texts",
+    "log_keys": "vkeys, as text",
+    "witness_keys": "vkeys, as text",
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -28,6 +35,12 @@ class Options:
             needs identity_keys.
         trusted_keys: PEM public keys whose verdicts are believed.
         require_passport: refuse to use a model whose passport does not verify.
+        log_keys: vkeys of the deployment's audit log, all of which must have signed
+            what receipts rest on.
+        witness_keys: vkeys of those who watch it.
+        required_witnesses: how many of them must have cosigned.
+        require_offered: refuse key configurations and passports that are not in the
+            deployment's public log of offers.
         passport_max_age_s: verify a model's passport again after this time.
         relay_url: send sealed requests there, so that the server does not see where
             they come from (RFC 9458, section 2).
@@ -54,6 +67,10 @@ class Options:
     attestation: AttestationPolicy | None = None
     trusted_keys: tuple[str, ...] = ()
     require_passport: bool = False
+    log_keys: tuple[str, ...] = ()
+    witness_keys: tuple[str, ...] = ()
+    required_witnesses: int = 0
+    require_offered: bool = False
     passport_max_age_s: float = 3600.0
     relay_url: str | None = None
     authorities: Path | None = None
@@ -74,12 +91,12 @@ class Options:
         """
         if not isinstance(self.key_configs, bytes | None):
             raise ProfileError("key_configs: the bytes of an ohttp-keys document")
-        for name in ("identity_keys", "trusted_keys"):
+        for name, what in _TEXTS.items():
             keys = getattr(self, name)
             if isinstance(keys, str | bytes) or not all(
                 isinstance(key, str) for key in keys
             ):
-                raise ProfileError(f"{name}: a tuple of PEM texts")
+                raise ProfileError(f"{name}: a tuple of {what}")
         if self.attestation is not None and (
             self.key_configs is not None or not self.identity_keys
         ):
@@ -110,6 +127,10 @@ def options_of(profile: Profile) -> Options:
         else AttestationPolicy.from_object(profile.attestation),
         trusted_keys=profile.trusted_keys,
         require_passport=profile.require_passport,
+        log_keys=profile.log_keys,
+        witness_keys=profile.witness_keys,
+        required_witnesses=profile.required_witnesses,
+        require_offered=profile.require_offered,
         relay_url=profile.relay_url,
         proof_key=None if pem is None else ProofKey.from_pem(pem),
         client_certificate=None if certificate is None else Path(certificate),

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sealgate.errors import JsonError, PassportError, StatementError
 from sealgate.protocol import dsse, strict_json
+from sealgate.protocol.offers import verdict_leaf
 from sealgate.protocol.statement import (
     Resource,
     Statement,
@@ -33,6 +35,7 @@ from sealgate.protocol.statement import (
 __all__ = ["Passport", "verify_passport"]
 
 MAX_REPORT_BYTES = 16 << 20
+_SALT = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Passport:
         verdict_sha256: digest of the verdict as the bundle has it.
         verified_at: when the policy was evaluated, RFC 3339.
         policy_sha256: digest of the policy that was met.
+        model_sha256: root digest of the bundle, as records and receipts name it.
+        offer: the verdict's leaf in the public log of offers; empty without one.
         reports: the decoded evidence by kind.
         waivers: requirements of the policy that were let pass, by kind.
         output_policy: how much of each answer may leave; empty for all of it.
@@ -56,6 +61,8 @@ class Passport:
     reports: Mapping[str, Mapping[str, Any]]
     waivers: Mapping[str, Waiver] = field(default_factory=dict)
     output_policy: Mapping[str, Any] = field(default_factory=dict)
+    model_sha256: str = ""
+    offer: bytes = field(default=b"", repr=False)
 
     def metric(self, kind: str, name: str) -> float:
         """The value of a metric.
@@ -112,15 +119,27 @@ def _verify(document: Any, model: str, keys: Mapping[str, dsse.PublicKey]) -> Pa
     }
     if inputs.left:
         raise PassportError(f"passport of {model}: evidence is missing")
+    sha256 = hashlib.sha256(verdict).hexdigest()
     return Passport(
         model=name,
-        verdict_sha256=hashlib.sha256(verdict).hexdigest(),
+        verdict_sha256=sha256,
         verified_at=summary.verified_at,
         policy_sha256=summary.policy.sha256,
         reports=reports,
         waivers=waivers,
         output_policy=summary.output_policy or {},
+        model_sha256=statement.subjects[0].sha256,
+        offer=_offer(document, sha256),
     )
+
+
+def _offer(document: Any, verdict_sha256: str) -> bytes:
+    """The leaf that the salt which came with a passport makes of its verdict."""
+    offer = document.get("offer")
+    salt = offer.get("salt") if isinstance(offer, dict) else None
+    if not isinstance(salt, str) or not _SALT.fullmatch(salt):
+        return b""
+    return verdict_leaf(verdict_sha256, bytes.fromhex(salt))
 
 
 class _Inputs:

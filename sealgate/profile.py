@@ -39,6 +39,11 @@ class Profile:
         attestation: what evidence about the server's machine must come with the keys,
             as `sealgate.attestation.AttestationPolicy.from_object` reads it.
         require_passport: use no model whose passport does not verify.
+        log_keys: vkeys of the deployment's audit log: each must have signed what a
+            receipt rests on.
+        witness_keys: vkeys of those who watch that log.
+        required_witnesses: how many of them must have cosigned.
+        require_offered: refuse keys and passports that are not in the public log.
         relay_url: where to send sealed requests instead of to ``url``.
         proof_key: PEM private key that the token is bound to (RFC 9449); kept out of
             ``repr``.
@@ -55,6 +60,10 @@ class Profile:
     identity_keys: tuple[str, ...] = field(default=(), repr=False)
     attestation: Mapping[str, Any] | None = field(default=None, repr=False)
     require_passport: bool = False
+    log_keys: tuple[str, ...] = ()
+    witness_keys: tuple[str, ...] = ()
+    required_witnesses: int = 0
+    require_offered: bool = False
     relay_url: str | None = None
     proof_key: str | None = field(default=None, repr=False)
     client_certificate: str | None = None
@@ -90,7 +99,11 @@ class Profile:
             trusted_keys=_texts(value.get("trusted_keys", []), "trusted_keys"),
             identity_keys=_texts(value.get("identity_keys", []), "identity_keys"),
             attestation=_table(value.get("attestation"), "attestation"),
-            require_passport=_flag(value.get("require_passport", False)),
+            require_passport=_flag(value, "require_passport"),
+            log_keys=_texts(value.get("log_keys", []), "log_keys"),
+            witness_keys=_texts(value.get("witness_keys", []), "witness_keys"),
+            required_witnesses=_count(value.get("required_witnesses", 0)),
+            require_offered=_flag(value, "require_offered"),
             relay_url=_optional(value.get("relay_url"), "relay_url"),
             proof_key=_optional(value.get("proof_key"), "proof_key"),
             client_certificate=_beside(path, value, "client_certificate"),
@@ -111,8 +124,14 @@ class Profile:
             document["identity_keys"] = list(self.identity_keys)
         if self.attestation is not None:
             document["attestation"] = self.attestation
-        if self.require_passport:
-            document["require_passport"] = True
+        for name in ("require_passport", "require_offered"):
+            if getattr(self, name):
+                document[name] = True
+        for name in ("log_keys", "witness_keys"):
+            if keys := getattr(self, name):
+                document[name] = list(keys)
+        if self.required_witnesses:
+            document["required_witnesses"] = self.required_witnesses
         if self.relay_url is not None:
             document["relay_url"] = self.relay_url
         for name in ("proof_key", "client_certificate", "client_key"):
@@ -142,9 +161,16 @@ def _beside(profile: Path, value: dict[str, Any], name: str) -> str | None:
     return None if text is None else str(profile.absolute().parent / text)
 
 
-def _flag(value: Any) -> bool:
+def _flag(document: dict[str, Any], name: str) -> bool:
+    value = document.get(name, False)
     if not isinstance(value, bool):
-        raise ProfileError("profile: require_passport is not true or false")
+        raise ProfileError(f"profile: {name} is not true or false")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ProfileError("profile: required_witnesses is not a number")
     return value
 
 

@@ -7,6 +7,8 @@ routes        /v2/*: who may, what is asked, what is answered
 content       the content of inference requests and answers, within bounds
 explanations  what is asked of an explanation, and how it is answered
 feedback      tickets that answers carry, labels that bring them back
+offering      the public log of keys, release and verdicts in use
+receipts      proof that an answer's record is in the audit log
 repository    what is told of all models: the list, the index, statistics
 descriptions  what is told of the server and of a model
 watching      what monitoring found of what is served, read by a thread

@@ -32,6 +32,8 @@ from security.admission.hooks import (
 from security.admission.loaded import LoadedModel
 from security.audit.asking import Asker
 from security.audit.journal import load_log, load_signer, record_operation
+from security.audit.offers import load_offers
+from security.audit.tree_log import TreeLog
 from security.errors import SettingsError
 from security.key_files import read_secret
 from security.monitoring.cohorts import Cohorts, check_cohorts, open_cohorts
@@ -50,7 +52,9 @@ from service.http.tls import server_context
 from service.inference.follower import Follower
 from service.inference.lineup import Lineup
 from service.inference.memory import bound_memory, keep_freed_memory
+from service.offering import Offering
 from service.readiness import Readiness, answers, own_folders, usable
+from service.receipts import open_receipts
 from service.routes import Routes
 from service.supervision import (
     end_with_parent,
@@ -149,6 +153,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
     )
     readiness.start()
     quotas, freshness = _counters(settings, metrics)
+    offering, own = _offering(settings, lineup, metrics)
     routes = Routes(
         lineup,
         access.callers,
@@ -164,25 +169,46 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         monitor=monitor,
         watching=open_watching(settings.monitoring, lineup=lineup, metrics=metrics),
         cohorts=cohorts,
+        receipts=open_receipts(
+            settings.audit, quotas=quotas, pseudonym=recorder.pseudonym
+        ),
         quotas=quotas,
+        offering=offering,
     )
-    asker = _asker(settings, metrics)
-    end = partial(_end, (follower, monitor, cohorts), recorder, asker, exports)
+    asker = _asker(settings, metrics, load_log(settings.audit))
+    running = (follower, monitor, cohorts, offering, own)
     return Guard(
         inner,
         routes,
-        _gateway(settings, routes, freshness),
+        _gateway(settings, routes, freshness, offering),
         settings.service,
-        on_shutdown=end,
+        on_shutdown=partial(_end, running, recorder, asker, exports),
         tracer=exports.tracer,
+        offering=offering,
     )
 
 
-def _asker(settings: Settings, metrics: Metrics) -> Asker:
-    """What has the audit log cosigned, if there are witnesses."""
+def _offering(
+    settings: Settings, lineup: Lineup, metrics: Metrics
+) -> tuple[Offering | None, Asker | None]:
+    """What offers in public what is in use, and what has that log cosigned."""
+    offers = load_offers(settings.audit)
+    if offers is None:
+        return None, None
+    offering = Offering(
+        offers,
+        ring=_live_ring(settings).current,
+        admissions=lambda: lineup.admissions,
+    )
+    offering.start()
+    return offering, _asker(settings, metrics, offers.log)
+
+
+def _asker(settings: Settings, metrics: Metrics, log: TreeLog) -> Asker:
+    """What has a log cosigned, if there are witnesses."""
     asker = Asker(
         settings.audit,
-        load_log(settings.audit),
+        log,
         report=partial(metrics.count, "sealgate_witness_answers"),
         witnessed=lambda time_s: metrics.set(
             "sealgate_audit_witnessed_seconds", value=float(time_s)
@@ -194,12 +220,22 @@ def _asker(settings: Settings, metrics: Metrics) -> Asker:
     return asker
 
 
-def _gateway(settings: Settings, routes: Routes, freshness: Freshness) -> Gateway:
+def _live_ring(settings: Settings) -> LiveRing:
+    sealing = settings.sealing
+    return LiveRing(sealing.keys, overlap_s=sealing.key_overlap_s)
+
+
+def _gateway(
+    settings: Settings,
+    routes: Routes,
+    freshness: Freshness,
+    offering: Offering | None,
+) -> Gateway:
+    published = (lambda ring: ring) if offering is None else offering.published
     return Gateway(
-        LiveRing(
-            settings.sealing.keys, overlap_s=settings.sealing.key_overlap_s
-        ).current,
+        _live_ring(settings).current,
         routes,
+        published=published,
         max_body_bytes=settings.service.max_body_bytes,
         freshness=freshness,
         publication=load_publication(settings.sealing, settings.attestation),
@@ -257,7 +293,7 @@ def _report_since(metrics: Metrics, store: str, since: int) -> None:
 
 
 def _end(
-    running: Iterable[Follower | Monitor | Cohorts | None],
+    running: Iterable[Follower | Monitor | Cohorts | Offering | Asker | None],
     recorder: Recorder,
     asker: Asker,
     exports: Exports,

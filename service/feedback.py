@@ -31,6 +31,7 @@ __all__ = [
     "MAX_BODY_BYTES",
     "MAX_LABELS",
     "MAX_TICKETS",
+    "of_model",
     "read_labels",
     "take",
     "ticketed",
@@ -42,6 +43,16 @@ MAX_BODY_BYTES = 128 << 10
 _FIELDS = {"ticket", "label", "group"}
 # At most one: threads that wait for the store are not there for anyone's content.
 _APART = asyncio.Semaphore(1)
+
+
+def of_model(version: bytes | None) -> None:
+    """Refuse labels that are sent to one version.
+
+    Raises:
+        Problem: they are.
+    """
+    if version is not None:
+        raise Problem("not-found", "labels are sent to the model, by tickets")
 
 
 def ticketed(

@@ -66,6 +66,7 @@ class Gateway:
         max_body_bytes: int,
         freshness: Freshness,
         publication: Publication,
+        published: Callable[[KeyRing], KeyRing] = lambda ring: ring,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Wire a gateway.
@@ -76,12 +77,14 @@ class Gateway:
             max_body_bytes: of an inner request's content.
             freshness: lets each request pass once.
             publication: what clients may fetch about the keys.
+            published: of which ring, given the one in use.
             clock: Unix seconds.
         """
         self._ring = ring
         self._routes = routes
         self._freshness = freshness
         self._publication = publication
+        self._published = published
         self._clock = clock
         # Who asks while evidence is made waits here, and takes no thread.
         self._attesting = asyncio.Lock()
@@ -98,7 +101,7 @@ class Gateway:
 
     def published(self) -> Document:
         """The key configurations to serve."""
-        return self._publication.plain(self._ring())
+        return self._publication.plain(self._published(self._ring()))
 
     def published_signed(self) -> Document:
         """The signed key configurations to serve.
@@ -106,7 +109,7 @@ class Gateway:
         Raises:
             Problem: this deployment has no identity key.
         """
-        return _offered(self._publication.signed(self._ring()))
+        return _offered(self._publication.signed(self._published(self._ring())))
 
     async def published_signed_v2(self) -> Document:
         """The signed key configurations of the second version.
@@ -115,7 +118,7 @@ class Gateway:
             Problem: this deployment has no identity key.
             AttesterError: it offers evidence, and there is none now.
         """
-        publication, ring = self._publication, self._ring()
+        publication, ring = self._publication, self._published(self._ring())
         if not publication.attests:
             return _offered(publication.signed_v2(ring))
         async with self._attesting:

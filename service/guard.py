@@ -21,6 +21,7 @@ from service.gateway import GATEWAY_PATH, Gateway
 from service.http.direct import DIRECT_BODY, DirectBody, Gathered
 from service.http.exchange import Answer, Reply, StreamedResponse
 from service.http.intake import VISIT, Intake, Visit
+from service.offering import OFFERS_PREFIX, Offering
 from service.problems import Problem, method_not_allowed, problem_response
 from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
@@ -68,7 +69,9 @@ class Guard:
         *,
         on_shutdown: Callable[[], None] = lambda: None,
         tracer: Tracer | None = None,
+        offering: Offering | None = None,
     ) -> None:
+        self._offering = offering
         self._on_shutdown = on_shutdown
         self._inner = inner
         self._routes = routes
@@ -170,6 +173,9 @@ class Guard:
             return await self._answer_gateway(head, body)
         if head.path in _SIGNED_KEYS_PATHS:
             return await self._answer_signed_keys(head, body)
+        if self._offering is not None and head.path.startswith(OFFERS_PREFIX):
+            await body.read()
+            return await self._offering.answer(head)
         health = self._routes.is_open(head.path)
         principal = None if health else await self._routes.check_early(head)
         request = await body.read_request(head)

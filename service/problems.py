@@ -19,7 +19,7 @@ from sealgate.errors import (
     SealgateError,
     TensorError,
 )
-from sealgate.protocol.bhttp import Headers, Response
+from sealgate.protocol.bhttp import Headers, Request, Response
 from sealgate.protocol.dpop import NONCE_HEADER
 from security.errors import (
     AccessError,
@@ -46,6 +46,7 @@ __all__ = [
     "PROBLEM_MEDIA_TYPE",
     "Challenges",
     "Problem",
+    "expect_method",
     "method_not_allowed",
     "problem_response",
     "to_problem",
@@ -87,6 +88,7 @@ _KINDS: Mapping[str, _Kind] = dict(
         _kind(404, "not-found", "Not found"),
         _kind(405, "method-not-allowed", "Method not allowed"),
         _kind(408, "body-timeout", "The request body did not arrive in time"),
+        _kind(409, "receipt-pending", "No checkpoint covers this request yet"),
         _kind(409, "replayed", "This sealed request was answered before; seal it anew"),
         _kind(413, "body-too-large", "The request body is too large"),
         _kind(415, "unsupported-media-type", "Unsupported media type"),
@@ -281,6 +283,16 @@ def _refused(error: AccessError, challenges: Challenges) -> Problem:
 def method_not_allowed(*allowed: bytes) -> Problem:
     """The problem that names the methods that are."""
     return Problem("method-not-allowed", headers=((b"allow", b", ".join(allowed)),))
+
+
+def expect_method(request: Request, *methods: bytes) -> None:
+    """Refuse other methods.
+
+    Raises:
+        Problem: it names those that are allowed.
+    """
+    if request.method not in methods:
+        raise method_not_allowed(*methods)
 
 
 def problem_response(problem: Problem) -> Response:

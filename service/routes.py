@@ -35,14 +35,17 @@ from service.http.intake import VISIT, step
 from service.inference.batching import InferenceFailedError, OverloadedError
 from service.inference.lineup import Lineup
 from service.inference.served import Served
+from service.offering import Offering
 from service.problems import (
     NO_MODEL,
     Problem,
+    expect_method,
     method_not_allowed,
     problem_response,
     to_problem,
 )
 from service.readiness import Readiness
+from service.receipts import RECEIPTS_PATH, Receipts
 from service.repository import SERVER_PATHS, Repository
 from service.telemetry.logs import RequestLog
 from service.telemetry.metrics import Metrics
@@ -90,6 +93,8 @@ class Routes:
         monitor: Monitor | None = None,
         watching: Watching | None = None,
         cohorts: Cohorts | None = None,
+        receipts: Receipts | None = None,
+        offering: Offering | None = None,
         max_body_bytes: int = 16 << 20,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -110,22 +115,24 @@ class Routes:
             monitor: counts what is asked and answered, if that is wanted.
             watching: tells what was found by that, likewise.
             cohorts: gives tickets and takes labels, likewise.
+            receipts: proves that answers are on record, likewise.
+            offering: the public log of what is offered, likewise.
             max_body_bytes: of a request's content, once it is no longer compressed.
             clock: Unix seconds.
         """
         self._readiness = readiness
         self._monitor, self._watching, self._cohorts = monitor, watching, cohorts
+        self._receipts = receipts
         self._max_body_bytes = max_body_bytes
         self.metrics = metrics or Metrics()
-        self._log = log
-        self._interface = interface
+        self._log, self._interface = log, interface
         self._lineup = lineup
         self._callers = callers
         self._permissions = permissions
         self._repository = Repository(lineup, permissions, self.metrics)
         self._documents = documents
-        self._recorder = recorder
-        self._quotas = quotas
+        self._recorder, self._quotas = recorder, quotas
+        self._passport = passport if offering is None else offering.passport
         self._require_sealed = require_sealed
         self._clock = clock
         self._verified = self.metrics.histogram(
@@ -186,12 +193,13 @@ class Routes:
             if decision.ticket is not None:
                 fields = decision.ticket.leave()
         try:
-            await self._recorder.record(
+            receipt = await self._recorder.record(
                 decision,
                 status=response.status,
                 reason=reason,
                 response_bytes=len(response.body),
             )
+            fields = (*fields, *receipt)
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
@@ -252,28 +260,17 @@ class Routes:
         if self._require_sealed and not decision.sealed:
             raise Problem("sealed-required")
         path = request.path.partition(b"?")[0]
-        if path in SERVER_PATHS:
-            decision.action, *methods = SERVER_PATHS[path]
-            _expect(request, *methods)
-            action, body = decision.action, bytes(request.body)
-            return _json(await self._repository.answer(action, principal, body))
-        if _LOADING.fullmatch(path):
-            raise Problem("not-found", "models are loaded by the operator's command")
-        if path == OPENAPI_PATH and self._interface is not None:
-            decision.action = "interface"
-            _expect(request, b"GET", b"HEAD")
-            return Response(200, _YAML, self._interface)
         match = _MODEL.fullmatch(path)
-        if match is None:
-            raise Problem("not-found")
+        if match is None or path in SERVER_PATHS:
+            return await self._answer_server(request, principal, decision, path)
         decision.model = match["model"].decode()
         decision.action = (match["action"] or b"metadata").decode()
         if decision.action == "stats":
-            _expect(request, b"GET", b"HEAD")
+            expect_method(request, b"GET", b"HEAD")
             asked = match["model"], match["version"]
             return _json(await self._repository.statistics(principal, *asked))
         if decision.action == "feedback":
-            _of_model(match["version"])
+            feedback.of_model(match["version"])
             return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
         model = state.content
@@ -288,6 +285,25 @@ class Routes:
         decision.ticket = await self._quotas.enter(principal, decision.model)
         step("quotas", began)
         return await self._model_action(request, model, decision)
+
+    async def _answer_server(
+        self, request: Request, principal: Principal, decision: Decision, path: bytes
+    ) -> Response:
+        """What is asked of the server, and not of a model."""
+        if path in SERVER_PATHS:
+            decision.action, *methods = SERVER_PATHS[path]
+            expect_method(request, *methods)
+            action, body = decision.action, bytes(request.body)
+            return _json(await self._repository.answer(action, principal, body))
+        if _LOADING.fullmatch(path):
+            raise Problem("not-found", "models are loaded by the operator's command")
+        if path == OPENAPI_PATH and self._interface is not None:
+            decision.action = "interface"
+            expect_method(request, b"GET", b"HEAD")
+            return Response(200, _YAML, self._interface)
+        if path.startswith(RECEIPTS_PATH) and self._receipts is not None:
+            return await self._receipts.answer(request, principal, decision)
+        raise Problem("not-found")
 
     def _find(
         self, principal: Principal, decision: Decision, asked: bytes | None
@@ -321,16 +337,16 @@ class Routes:
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
         if decision.action == "infer":
-            _expect(request, b"POST")
+            expect_method(request, b"POST")
             return await self._infer(request, model, decision)
         if decision.action == "explain":
-            _expect(request, b"POST")
+            expect_method(request, b"POST")
             return await self._explain(request, model, decision)
-        _expect(request, b"GET", b"HEAD")
+        expect_method(request, b"GET", b"HEAD")
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
-            return _json(passport(model.admission))
+            return _json(self._passport(model))
         if decision.action == "config":
             return _json(model_config(model))
         if decision.action == "monitoring":
@@ -406,7 +422,7 @@ class Routes:
         self, request: Request, principal: Principal, decision: Decision
     ) -> Response:
         """Labels, also of versions that answer no more: tickets say which."""
-        _expect(request, b"POST")
+        expect_method(request, b"POST")
         name = decision.model or ""
         known = self._lineup.find(name)
         self._permissions.authorize(principal, name, None, "feedback")
@@ -468,16 +484,6 @@ class Routes:
 def _name_model(decision: Decision, model: Served) -> None:
     decision.version = model.manifest.version
     decision.digest = model.admission.bundle.subject.root_sha256
-
-
-def _of_model(version: bytes | None) -> None:
-    if version is not None:
-        raise Problem("not-found", "labels are sent to the model, by tickets")
-
-
-def _expect(request: Request, *methods: bytes) -> None:
-    if request.method not in methods:
-        raise method_not_allowed(*methods)
 
 
 def _json(document: Any) -> Response:

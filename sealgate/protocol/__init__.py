@@ -25,5 +25,7 @@ cosignatures  what a witness adds to one (C2SP tlog-cosignature)
 tlog_witness  what it is asked with (C2SP tlog-witness)
 merkle        the trees of such a log, and their proofs (RFC 6962, RFC 9162)
 drafts        what is not a standard yet
+receipts      proof that a request's record is in the audit log
+offers        the public log of what a deployment offers (C2SP tlog-tiles)
 statement     in-toto statements: test results and verification summaries
 """

@@ -7,6 +7,8 @@ tree_log       one log with one origin, which many processes write
 stored_hashes  the hashes of a tree in a file, for proofs
 witnesses      who must have cosigned the log, and whether enough of them did
 asking         has witnesses cosign the log, and asks what they saw
+receipts       proofs for callers that their record is in the log
+offers         the public log of what this deployment offers
 group          many requests wait for one write
 tally          records that anyone could cause: bounded, counted beyond the bound
 journal        the log of this deployment, for servers and for commands

@@ -22,6 +22,7 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "Record",
     "Scalar",
+    "body",
     "chain",
     "decode",
     "encode",
@@ -32,7 +33,8 @@ Scalar = str | int | bool | None
 
 # Every field of a record, with its meaning; None where it does not apply.
 FIELDS: Mapping[str, str] = {
-    "action": "infer, explain, metadata, ready, attestations, monitoring, metrics; "
+    "action": "infer, explain, metadata, ready, attestations, monitoring, receipt, "
+    "metrics; "
     "start, load, unload, withdraw, restore, deployment, "
     "worker-ended, key-rotation, revocation, admission, promotion, agreement, "
     "retraining, no-retraining, batch, batch-part, batch-end",
@@ -114,9 +116,14 @@ def chain(encoded: bytes, *, sequence: int, previous: str) -> tuple[bytes, bytes
         previous: hash of the record before it, hexadecimal.
     """
     place = b',"seq":%d,"prev":"%b"}' % (sequence, previous.encode())
-    body = encoded[:-1] + place
-    digest = hashlib.sha256(b"\x00" + body).digest()
-    return b'%b%b%b"}\n' % (body[:-1], _HASH, digest.hex().encode()), digest
+    hashed = encoded[:-1] + place
+    digest = hashlib.sha256(b"\x00" + hashed).digest()
+    return b'%b%b%b"}\n' % (hashed[:-1], _HASH, digest.hex().encode()), digest
+
+
+def body(line: bytes) -> bytes:
+    """A record's line without its member ``hash``: what that is over."""
+    return line[:-_TAIL] + b"}"
 
 
 def decode(line: bytes) -> Record:
@@ -127,12 +134,12 @@ def decode(line: bytes) -> Record:
     """
     if len(line) <= _TAIL or line[-_TAIL : -_TAIL + len(_HASH)] != _HASH:
         raise AuditError("not a record")
-    body = line[:-_TAIL] + b"}"
-    digest = hashlib.sha256(b"\x00" + body).digest()
+    hashed = body(line)
+    digest = hashlib.sha256(b"\x00" + hashed).digest()
     if line[-_TAIL + len(_HASH) :] != digest.hex().encode() + b'"}\n':
         raise AuditError("altered")
     try:
-        fields = strict_json.loads_object(body, max_bytes=MAX_RECORD_BYTES)
+        fields = strict_json.loads_object(hashed, max_bytes=MAX_RECORD_BYTES)
     except JsonError:
         raise AuditError("not a record") from None
     sequence, previous = fields.pop("seq", None), fields.pop("prev", None)

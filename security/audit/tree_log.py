@@ -24,6 +24,7 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ LOG_NAME = "log"
 MAX_LEAF_BYTES = 64 << 10
 
 _END = struct.Struct(">Q")
+_BLOCK_BYTES = 1 << 20
 
 _T = TypeVar("_T")
 
@@ -105,6 +107,19 @@ class _Files:
         if len(leaf) != end - start:
             raise MerkleError("leaves that were signed are missing")
         return leaf
+
+    def search(self, prefix: bytes, size: int) -> Iterator[int]:
+        """The leaves that begin with a prefix, of the first ``size``, newest first."""
+        high = self.end(size)
+        while high > 0:
+            low = max(high - _BLOCK_BYTES, 0)
+            block = os.pread(self.leaves, high - low + len(prefix) - 1, low)
+            at = high - low
+            while (at := block.rfind(prefix, 0, at + len(prefix) - 1)) >= 0:
+                index = bisect_left(range(size), low + at, key=self.end)
+                if index < size and self.end(index) == low + at:
+                    yield index
+            high = low
 
     def places(self, size: int) -> Sequence[tuple[int, int]]:
         """Each file, and where it ends with so many leaves."""
@@ -243,6 +258,29 @@ class TreeLog:
             with self._opened() as files:
                 for index in range(start, size):
                     yield files.leaf(index)
+
+    def search(self, prefix: bytes) -> Iterator[int]:
+        """The indices of the leaves that begin with a prefix, the newest first.
+
+        The file is searched from its end, block by block.
+
+        Raises:
+            AuditError: it cannot be read.
+        """
+        size = self.size
+        if size:
+            with self._opened() as files:
+                yield from files.search(prefix, size)
+
+    def nodes(self, level: int, numbers: Sequence[int]) -> Sequence[bytes]:
+        """The hashes of complete subtrees of a height, which ascend.
+
+        Raises:
+            AuditError: one of them is not complete.
+        """
+        indices = [merkle.stored_hash_index(level, number) for number in numbers]
+        size = max(numbers, default=-1) + 1 << level
+        return self._prove(size, lambda read: read(indices))
 
     def root(self, size: int) -> bytes:
         """The root over the first leaves.

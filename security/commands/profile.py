@@ -15,11 +15,13 @@ from sealgate.protocol.tpm2 import TPM2
 from security.access.permissions import MODEL_ACTIONS, model_scope
 from security.admission.trust_store import load_trust
 from security.attestation.quotes import client_policy
+from security.audit.journal import load_verifier, ml_dsa_path
 from security.commands.options import Subparsers
 from security.commands.token import mint_from_settings, proof_key
 from security.sealing.keyring import load_keyring
 from security.sealing.publish import load_identities
 from security.settings.attestation import AttestationSettings
+from security.settings.audit import AuditSettings
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
@@ -33,8 +35,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="write a client profile with a fresh development token",
         description="Write the profile that `sealgate` and the SDK read: the server's "
         "URL, a fresh token from the development issuer, the identity keys that sign "
-        "the server's key configurations, what its TPM holds now if it attests, and "
-        "the keys trusted to sign verdicts.",
+        "the server's key configurations, what its TPM holds now if it attests, the "
+        "keys trusted to sign verdicts, and those of the audit log and its witnesses.",
     )
     parser.add_argument("--url", default="http://127.0.0.1:3000", help="%(default)s")
     parser.add_argument("--model", required=True, help="name of the model")
@@ -83,6 +85,18 @@ def _pins(
     if attestation.type == TPM2 and not classical:
         pins["attestation"] = client_policy(attestation)
     return pins
+
+
+def _log(audit: AuditSettings) -> dict[str, Any]:
+    """What the client knows the audit log by, as far as it is here: receipts' keys."""
+    paths = (audit.verifier_key, ml_dsa_path(audit.verifier_key))
+    keys = tuple(str(load_verifier(path)) for path in paths if path.exists())
+    witnesses = audit.witnesses
+    return {
+        "log_keys": keys,
+        "witness_keys": tuple(key for each in witnesses.witness for key in each.vkeys),
+        "required_witnesses": witnesses.required,
+    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,6 +160,7 @@ def write_profile(
         model=models[0],
         **_pins(settings.sealing, settings.attestation, classical=classical),
         proof_key=None if bound is None else bound.to_pem(),
+        **_log(settings.audit),
         # A client knows signatures of the encoding itself, and no other form.
         trusted_keys=tuple(
             public_pem(key)

@@ -82,6 +82,10 @@ class AuditSettings:
         max_held_records: per worker, with "serve".
         max_file_bytes: a file is not continued beyond this.
         checkpoint_interval_s: how long the end of the log may stay unsigned.
+        receipts: give callers a number with each answer, by which they fetch the proof
+            that its record is in this log.
+        offers: keep a public log of key configurations, release and salted verdicts,
+            which anybody may read.
         refusal_interval_s: for which refusals of strangers are counted together,
             beyond the first ``refusal_records``.
         refusal_records: of strangers, in one interval, recorded one by one.
@@ -98,6 +102,8 @@ class AuditSettings:
     max_held_records: int = 10_000
     max_file_bytes: int = 64 << 20
     checkpoint_interval_s: float = 10.0
+    receipts: bool = True
+    offers: bool = False
     refusal_interval_s: float = 60.0
     refusal_records: int = 60
     witnesses: WitnessSettings = WitnessSettings()

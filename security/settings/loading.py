@@ -81,6 +81,7 @@ _LOCATIONS: Mapping[str, str] = {
     "KeyLocation": "a file or an https URL",
     "ModelKeySetting": "a file or a source of keys",
 }
+_PATHS = {"Path", "Path | None", *_LOCATIONS}
 _SECTIONS: Mapping[str, type[Any]] = {
     "service": ServiceSettings,
     "access": AccessSettings,
@@ -228,9 +229,7 @@ def _convert(
     value: Any, kind: str, *, where: str, base: Path, tables: type[Any] | None = None
 ) -> Any:
     match kind:
-        case "Path" | "Path | None" if isinstance(value, str | Path):
-            return _location(value, kind, base)
-        case _ if kind in _LOCATIONS and isinstance(value, str | Path):
+        case _ if kind in _PATHS and isinstance(value, str | Path):
             return _location(value, kind, base)
         case "Path | None" if value is None:
             return None

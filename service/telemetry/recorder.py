@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sealgate.errors import SealgateError
+from sealgate.protocol.bhttp import Headers
+from sealgate.protocol.receipts import RECEIPT_HEADER, NumberSealer
 from security.access.quotas import Ticket
 from security.access.tokens import Principal
 from security.admission.gate import Admission
@@ -38,6 +40,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+# What receipts are given for: a model answered.
+RECEIPTED = ("infer", "explain")
 # Reasons of refusals for what a caller has used up, which are counted.
 SPENT = ("quota-exceeded", "extraction-budget")
 MAX_CALLERS = 4096
@@ -132,6 +136,7 @@ class Recorder:
         log: GroupLog,
         *,
         key: bytes,
+        numbers: NumberSealer | None = None,
         limits: TallyLimits = TallyLimits(),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -140,11 +145,13 @@ class Recorder:
         Args:
             log: where records go.
             key: of the pseudonyms.
+            numbers: seals receipts' numbers; without it there are none.
             limits: on what anyone could cause.
             clock: Unix seconds.
         """
         self._log = log
         self._key = key
+        self._numbers = numbers
         self._clock = clock
         # Hashing takes longer than looking up.
         self._described: dict[tuple[str, str, str], Mapping[str, str | None]] = {}
@@ -160,8 +167,12 @@ class Recorder:
         status: int,
         reason: str | None,
         response_bytes: int | None = None,
-    ) -> None:
+    ) -> Headers:
         """Record a request; returns when that is durable, or counted.
+
+        Returns:
+            The number of its receipt, as a field of the answer; of an answer about a
+            model, where there are receipts.
 
         Raises:
             AuditError: it could not be written; the answer must not be given.
@@ -183,7 +194,11 @@ class Recorder:
             "latency_us": int((time.perf_counter() - decision.started) * 1e6),
         }
         if reason is None or self._is_single(decision.principal, reason, fields):
-            await self._log.append(fields)
+            place = await self._log.append(fields)
+            if self._numbers and reason is None and decision.action in RECEIPTED:
+                number = self._numbers.seal(self._log.log.writer, place)
+                return ((RECEIPT_HEADER, number.encode()),)
+        return ()
 
     def pseudonym(self, principal: Principal | None) -> str:
         """Of a caller, as records say it; empty for a stranger."""
@@ -264,10 +279,12 @@ def open_recorder(settings: AuditSettings, admissions: Sequence[Admission]) -> R
     )
     # From here on the verifier expects a checkpoint of this writer.
     log.sign_checkpoint()
+    key = read_secret(settings.pseudonym_key)
     held = settings.max_held_records if settings.on_failure == "serve" else 0
     return Recorder(
         GroupLog(log, max_held=held),
-        key=read_secret(settings.pseudonym_key),
+        key=key,
+        numbers=NumberSealer(key) if settings.receipts else None,
         limits=TallyLimits(settings.refusal_interval_s, settings.refusal_records),
     )
 

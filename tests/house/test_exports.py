@@ -103,6 +103,7 @@ def test_exported_names_exist(name):
 
 def test_the_sdk():
     assert sealgate.__all__ == [
+        "Answers",
         "AsyncClient",
         "AuthenticationError",
         "Client",
@@ -112,6 +113,7 @@ def test_the_sdk():
         "InvalidInputError",
         "KeyRefusedError",
         "NotFoundError",
+        "NotOfferedError",
         "Options",
         "OverloadedError",
         "Passport",
@@ -120,6 +122,9 @@ def test_the_sdk():
         "Profile",
         "ProfileError",
         "ProofKey",
+        "Proven",
+        "ReceiptError",
+        "ReceiptNumber",
         "RetryPolicy",
         "SealgateError",
         "ServerFailedError",

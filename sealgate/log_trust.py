@@ -1,0 +1,28 @@
+"""The log that a client believes, and its witnesses, by the keys of its options."""
+
+from __future__ import annotations
+
+from sealgate.errors import NoteError, ProfileError
+from sealgate.options import Options
+from sealgate.protocol.cosignatures import CosignatureVerifier, parse_note_key
+from sealgate.protocol.receipts import LogTrust
+
+__all__ = ["log_trust"]
+
+
+def log_trust(options: Options) -> LogTrust:
+    """The log that a client believes, and its witnesses.
+
+    Raises:
+        ProfileError: none is named, or a key is none.
+    """
+    if not options.log_keys:
+        raise ProfileError("log_keys: name the key of the deployment's audit log")
+    try:
+        return LogTrust(
+            tuple(map(parse_note_key, options.log_keys)),
+            tuple(map(CosignatureVerifier.parse, options.witness_keys)),
+            options.required_witnesses,
+        )
+    except NoteError as error:
+        raise ProfileError(f"log_keys, witness_keys: {error}") from None

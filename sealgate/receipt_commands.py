@@ -1,0 +1,146 @@
+"""What `sealgate receipt` does: fetch receipts, and verify them offline."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sealgate.commands import loaded, open_client
+from sealgate.errors import ProfileError, ReceiptError
+from sealgate.log_trust import log_trust
+from sealgate.options import Options, options_of
+from sealgate.protocol.receipts import MAX_RECEIPT_BYTES, Proven, Receipt
+from sealgate.receipt_numbers import ReceiptNumber
+from sealgate.receipts import check_receipt, read_numbers
+from sealgate.retry import RetryPolicy
+
+__all__ = ["fetch", "verify"]
+
+_MAX_VKEY_BYTES = 8 << 10
+# A checkpoint comes every few seconds, and witnesses may take some more.
+_PATIENT = RetryPolicy(max_retries=100, max_wait_s=120.0)
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def fetch(args: argparse.Namespace) -> int:
+    """Fetch the receipts for the answers of a file, and verify them."""
+    numbers = read_numbers(args.numbers)
+    profile = loaded(args)
+    known = bool(profile.log_keys)
+    with open_client(profile, args, retry=_PATIENT) as client:
+        for number in numbers:
+            path = _path(args.output, number)
+            receipt = client.receipt(number)
+            if known:
+                client.verify_receipt(receipt, number)
+            _write(path, receipt)
+            print(path)
+    if not known:
+        print("not verified: the profile has no log_keys", file=sys.stderr)
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Verify receipts; no server is asked."""
+    options = _trusted(args)
+    log_trust(options)
+    expected = {} if args.numbers is None else _by_request(args.numbers)
+    refused = False
+    for path in args.receipts:
+        try:
+            proven = _verified(path, options, args, expected)
+        except ReceiptError as error:
+            print(f"refused: {path}: {error}", file=sys.stderr)
+            refused = True
+            continue
+        print("\n".join(_lines(proven)))
+    return 1 if refused else 0
+
+
+def _verified(
+    path: Path,
+    options: Options,
+    args: argparse.Namespace,
+    expected: dict[str, ReceiptNumber],
+) -> Proven:
+    receipt = _read(path, MAX_RECEIPT_BYTES)
+    proven = check_receipt(receipt, options, None, model_sha256=args.model_sha256)
+    if args.numbers is not None and proven.request_id not in expected:
+        raise ReceiptError(f"no request of {args.numbers}: {proven.request_id}")
+    if (number := expected.get(proven.request_id)) is not None:
+        check_receipt(receipt, options, number)
+    if args.request_id not in (None, proven.request_id):
+        raise ReceiptError(f"a receipt for another request: {proven.request_id}")
+    if args.tlog_proof is not None:
+        parsed = Receipt.decode(receipt)
+        _write(args.tlog_proof, parsed.tlog_proof())
+        _write(args.tlog_proof.with_suffix(".leaf"), parsed.writer_checkpoint)
+    return proven
+
+
+def _lines(proven: Proven) -> Iterator[str]:
+    yield f"request {proven.request_id}"
+    yield f"  answered {_time(proven.time_us / 1e6)} by {proven.model}"
+    yield f"  model sha256:{proven.model_sha256}"
+    yield f"  in {proven.origin}, under its checkpoint {proven.size}"
+    for name, time_s in sorted(proven.witnesses.items()):
+        yield f"  cosigned {_time(time_s)} by {name}"
+
+
+def _time(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):
+        return "at no time"
+
+
+def _trusted(args: argparse.Namespace) -> Options:
+    """The keys of the command line, or else of the profile."""
+    if args.log_key:
+        return Options(
+            log_keys=tuple(map(_vkey, args.log_key)),
+            witness_keys=tuple(map(_vkey, args.witness)),
+            required_witnesses=args.required or 0,
+        )
+    if args.witness:
+        raise ProfileError("--witness: name the log's key too, with --log-key")
+    options = options_of(loaded(args))
+    if args.required is not None:
+        options = replace(options, required_witnesses=args.required)
+    return options
+
+
+def _by_request(path: Path) -> dict[str, ReceiptNumber]:
+    return {number.request_id: number for number in read_numbers(path)}
+
+
+def _path(folder: Path, number: ReceiptNumber) -> Path:
+    """Where a receipt goes. The server named the request: no path of its own choice."""
+    if not _FILE_NAME.fullmatch(number.request_id):
+        raise ProfileError(f"not a request's id: {number.request_id[:80]!r}")
+    return folder / f"{number.request_id}.receipt"
+
+
+def _vkey(path: Path) -> str:
+    return _read(path, _MAX_VKEY_BYTES).decode("utf-8", "replace").strip()
+
+
+def _read(path: Path, most: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(most + 1)
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from None
