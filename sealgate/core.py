@@ -226,7 +226,7 @@ class Core:
         response = yield from self.call("GET", model, "/attestations")
         document = json_of(response.body)
         passport = verify_passport(document, model=model, trusted_keys=trusted)
-        yield from self._keys.offered.check(passport.offer, f"passport of {model}")
+        yield from self.key_source.offered.check(passport.offer, f"passport of {model}")
         self._passports[model] = (self._clock(), passport)
         return passport
 

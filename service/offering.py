@@ -27,7 +27,6 @@ from security.admission.hooks import lock_sha256
 from security.audit.offers import Offers
 from security.sealing.keyring import KeyRing
 from service.descriptions import passport
-from service.inference.served import Served
 from service.problems import Problem, expect_method
 
 __all__ = ["OFFERS_PREFIX", "Offering"]
@@ -98,10 +97,10 @@ class Offering:
                 self._published = ring
         return self._published or ring
 
-    def passport(self, model: Served) -> dict[str, Any]:
+    def passport(self, admission: Admission) -> dict[str, Any]:
         """A model's passport, with the salt by which its verdict is in the log."""
-        salt = self._offers.salt(model.admission.verdict_sha256)
-        return passport(model) | {"offer": {"salt": salt.hex()}}
+        salt = self._offers.salt(admission.verdict_sha256)
+        return passport(admission) | {"offer": {"salt": salt.hex()}}
 
     async def answer(self, request: Request) -> Response:
         """A part of the log, for anyone.

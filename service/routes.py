@@ -346,7 +346,7 @@ class Routes:
         if decision.action == "ready":
             return _json({"name": model.manifest.name, "ready": True})
         if decision.action == "attestations":
-            return _json(self._passport(model))
+            return _json(self._passport(model.admission))
         if decision.action == "config":
             return _json(model_config(model))
         if decision.action == "monitoring":

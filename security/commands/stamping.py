@@ -123,7 +123,7 @@ def ask(
 def _asked(
     url: str, signature: bytes, authorities: Sequence[Authority], *, certificates: bool
 ) -> tuple[bytes, Stamp]:
-    from security.access.bounded_fetch import fetch, trusting  # noqa: PLC0415  (ssl)
+    from security.bounded_fetch import fetch, trusting  # noqa: PLC0415  (ssl)
 
     request = make_request(signature, certificates=certificates)
     der = fetch(

@@ -22,7 +22,6 @@ from sealgate.protocol.dsse import (
     key_hint,
     public_pem,
 )
-from security.access.bounded_fetch import StatusError, fetch, trusting
 from security.admission import trust_store
 from security.admission.keys import generate_mldsa_key, generate_signing_key
 from security.admission.signers import load_signer
@@ -38,6 +37,7 @@ from security.admission.trust_chain import (
     steps,
 )
 from security.audit.journal import record_operation
+from security.bounded_fetch import StatusError, fetch, trusting
 from security.commands.signing import read_public
 from security.errors import KeyFileError, TrustRefused
 from security.key_files import (
