@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE, Bundle, read_bundle
@@ -129,6 +130,17 @@ def read_model(name: str) -> Bundle:
     return read_stored(name)
 
 
+def _signed_lines(signatures: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """Which algorithms' signatures were checked, and of which statements."""
+    for algorithms in dict.fromkeys(signatures.values()):
+        names = (
+            name.removeprefix("attestations/").removesuffix(".sigstore.json")
+            for name, checked in signatures.items()
+            if checked == algorithms
+        )
+        yield f"{' and '.join(algorithms)}: {', '.join(names)}"
+
+
 def print_admission(admission: Admission) -> None:
     """What was admitted, and what it rests on."""
     subject = admission.bundle.subject
@@ -145,6 +157,8 @@ def print_admission(admission: Admission) -> None:
         print(f"  leaves: {leaving}")
     for waiver in admission.waivers.values():
         print(f"  waiver: {waiver}")
+    for line in _signed_lines(admission.signatures):
+        print(f"  signed with {line}")
     for notice in admission.notices:
         print(f"  notice: {notice}")
     print(f"verdict sha256:{admission.verdict_sha256}")

@@ -238,7 +238,7 @@ def test_a_manifest_that_is_not_the_models(home: Path) -> None:
     for kind in KINDS:
         evidence = report(kind, read_bundle(bundle).subject).to_json()
         write_atomic(bundle / "evidence" / f"{kind}.json", evidence)
-        attest(bundle, kind, keys.signer(kind))
+        attest(bundle, kind, keys.signers(keys.role(kind)))
     sign(bundle, keys, now=datetime.now(UTC))
     overwrite_stored(home, bundle)
     message = "the model's tensors are not the manifest's [check 17]"
