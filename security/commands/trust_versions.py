@@ -70,8 +70,7 @@ def show(args: argparse.Namespace) -> int:
     """Print what is here, or what a proposal changes; returns the exit code."""
     path = _path(args)
     if args.file is not None:
-        proposed, current = trust_store.read_document(args.file), _in_force(path)
-        _print_proposal(proposed, current)
+        _print_proposal(trust_store.read_document(args.file), _in_force(path))
         return 0
     document = trust_store.read_document(path)
     for line in _lines(document):
@@ -245,7 +244,9 @@ def _lines(document: TrustDocument) -> Iterator[str]:
     keys = {} if root is None else root.keys
     signers = signers_of(document, document.root)
     version = f"version {document.version}" if document.version else "no version"
-    signed = "bare" if envelope is None else f"signed by {len(signers)} keys"
+    signed = (
+        "bare" if envelope is None else f"signed by {len(signers)} of its root keys"
+    )
     yield f"{document.where}: {version}, {signed}, {_until(document)}"
     for hint, public in keys.items():
         mark = "  signed" if hint in signers else ""

@@ -65,7 +65,7 @@ def test_the_example_of_the_docs(
             assert words[0] in ("cp", "mkdir")
             subprocess.run(words, check=True)
     shown = capsys.readouterr().out
-    assert "version 2, signed by 2 keys" in shown
+    assert "version 2, signed by 2 of its root keys" in shown
     root = load_trust(home / "trust.json")
     assert root.version == 2
     assert len(root.keys(("release",), algorithm="ecdsa-p256-sha256")) == 2
