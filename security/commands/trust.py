@@ -46,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
 def _add_show(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Print the version, until when it holds, its root keys, and what is proposed. "
-        "Exit code 1 if no door would believe it."
+        "Exit code 1 if no door would believe it. With a file: what that would change, "
+        "which is what you sign."
     )
+    _add_file(parser, nargs="?", text="a proposal")
 
 
 def _add_key(parser: argparse.ArgumentParser) -> None:

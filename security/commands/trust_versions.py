@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+from cryptography.hazmat.primitives.hashes import SHA256
+
 from models.files import write_atomic
 from models.report import format_time
 from sealgate.protocol.dsse import (
@@ -65,8 +67,11 @@ def _path(args: argparse.Namespace) -> Path:
 
 
 def show(args: argparse.Namespace) -> int:
-    """Print what is here; returns the exit code."""
+    """Print what is here, or what a proposal changes; returns the exit code."""
     path = _path(args)
+    if args.file is not None:
+        _print_proposal(trust_store.read_document(args.file), _in_force(path))
+        return 0
     document = trust_store.read_document(path)
     for line in _lines(document):
         print(line)
@@ -76,7 +81,7 @@ def show(args: argparse.Namespace) -> int:
     trust_store.load_trust(path)  # refuses what no door would believe
     proposed = trust_store.proposal(path)
     if proposed is not None:
-        print(f"proposed: version {proposed.version}, {_state(proposed, document)}")
+        _print_proposal(proposed, document)
     return 0
 
 
@@ -109,9 +114,7 @@ def propose(args: argparse.Namespace) -> int:
     current = trust_store.read_trust(path)
     document = trust_store.propose(path, change)
     print(f"proposed  {trust_store.proposal_file(path)}")
-    for line in _lines(document):
-        print(line)
-    print(_state(document, current))
+    _print_proposal(document, current)
     return 0
 
 
@@ -119,13 +122,13 @@ def sign(args: argparse.Namespace) -> int:
     """Sign a proposal; returns the exit code."""
     path = _path(args)
     file: Path = args.file or trust_store.proposal_file(path)
-    document, current = trust_store.read_document(file), trust_store.anchor(path)
+    document, current = trust_store.read_document(file), _in_force(path)
     signer = _signer(args)
     signed = document.signed_by(signer)
     _check_counts(signed, current, signer.hint)
     write_atomic(file, signed.to_json())
     print(f"signed    {file}  version {signed.version}, sha256:{signed.digest}")
-    print(_state(signed, current))
+    _print_proposal(signed, current)
     return 0
 
 
@@ -193,13 +196,57 @@ def _tell(path: Path, document: TrustDocument, what: str) -> None:
     print(f"{what:<9} {path}  version {document.version}, {_until(document)}")
 
 
+def _in_force(path: Path) -> TrustDocument:
+    """What a proposal is held to; it may be the first version of anything."""
+    if path.exists():
+        return trust_store.anchor(path)
+    return TrustDocument(TrustRoot({}), where="nothing")
+
+
+def _print_proposal(document: TrustDocument, current: TrustDocument) -> None:
+    """A proposal in words: what it changes, and whose signatures it lacks."""
+    for line in _lines(document):
+        print(line)
+    before, after = _facts(current.root), _facts(document.root)
+    for mark, facts in (("-", before - after), ("+", after - before)):
+        for fact in sorted(facts):
+            print(f"{mark} {fact}")
+    print(_state(document, current))
+
+
+def _facts(trust: TrustRoot) -> set[str]:
+    """All that a trust root says, beside version and expiry: a line for each."""
+    root = trust.root
+    keys = {**trust.roles, **({} if root is None else {"root": root.keys})}
+    facts = {
+        f"{role} {hint} {algorithm_of(public)}"
+        + (", pre-hash" if hint in trust.prehash else "")
+        for role, of in keys.items()
+        for hint, public in of.items()
+    }
+    facts |= {
+        f"revoked {item.hint} {item.time}"
+        + (f", compromised {item.compromised}" if item.compromised else "")
+        + f": {item.reason}"
+        for item in trust.revoked.values()
+    }
+    for item in trust.timestamp_authorities:
+        prints = (each.fingerprint(SHA256()).hex() for each in item.certificates)
+        facts.add(f"timestamps {item.name}: {' '.join(prints)}")
+    if root is not None:
+        facts.add(f"threshold {root.threshold}")
+    return facts
+
+
 def _lines(document: TrustDocument) -> Iterator[str]:
     """A document in words: what it is, and its root keys."""
     root, envelope = document.root.root, document.envelope
     keys = {} if root is None else root.keys
     signers = signers_of(document, document.root)
     version = f"version {document.version}" if document.version else "no version"
-    signed = "bare" if envelope is None else f"signed by {len(signers)} keys"
+    signed = (
+        "bare" if envelope is None else f"signed by {len(signers)} of its root keys"
+    )
     yield f"{document.where}: {version}, {signed}, {_until(document)}"
     for hint, public in keys.items():
         mark = "  signed" if hint in signers else ""

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from security.admission import trust_store
+from security.admission.trust import Revocation
 from security.admission.trust_store import load_trust
 from security.commands import main
 from tests.conftest import run_security, toy_settings
@@ -63,7 +65,7 @@ def test_the_example_of_the_docs(
             assert words[0] in ("cp", "mkdir")
             subprocess.run(words, check=True)
     shown = capsys.readouterr().out
-    assert "version 2, signed by 2 keys" in shown
+    assert "version 2, signed by 2 of its root keys" in shown
     root = load_trust(home / "trust.json")
     assert root.version == 2
     assert len(root.keys(("release",), algorithm="ecdsa-p256-sha256")) == 2
@@ -252,6 +254,39 @@ def test_a_signature_that_would_not_count_is_not_added(
     before = (home / "trust.next.json").read_bytes()
     tried(capsys, 2, "`trust propose --prehash` is for", "trust", "sign", "--key", key)
     assert (home / "trust.next.json").read_bytes() == before
+
+
+def test_who_signs_sees_what_changes(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine of their own, with the proposal and the version in force."""
+    trust = pinned(home)
+    (release, _) = load_trust(trust).keys(("release",))
+    key = foreign(home.parent)
+    assert main(["keys", "rotate", "--role", "monitor"]) == 0
+    lost = {release: Revocation(release, "2026-01-01T00:00:00Z", "laptop lost")}
+    trust_store.change(trust, lambda root: replace(root, revoked=lost))
+    public = str(key.with_suffix(".pub.pem"))
+    assert main(["trust", "propose", "--root-key", public]) == 0
+    away = home.parent / "away"
+    away.mkdir()
+    for name in ("trust.json", "trust.next.json"):
+        shutil.copy(home / name, away)
+    capsys.readouterr()
+    options = [str(away / "trust.next.json"), "--trust", str(away / "trust.json")]
+    assert main(["trust", "show", *options]) == 0
+    shown = capsys.readouterr().out
+    changes = [line.split()[:2] for line in shown.splitlines() if line[0] in "+-"]
+    assert [" ".join(change) for change in changes] == [
+        *("- release", "+ monitor", "+ monitor", "+ revoked", "+ root")
+    ]
+    assert f"- release {release} ecdsa-p256-sha256" in shown
+    assert f"+ revoked {release} " in shown
+    assert ": laptop lost" in shown
+    assert main(["trust", "sign", "--key", str(key), *options]) == 0
+    after = capsys.readouterr().out
+    assert "of the root of version 1, where 1 must" in after
+    assert shown.splitlines()[-1].startswith("not yet valid: ")
 
 
 def test_signatures_survive_a_change_that_is_none(
