@@ -249,6 +249,9 @@ def test_a_batch_job_asks_nobody_for_a_refused_model(
     check_security(home, *arguments, str(tmp_path / "sealed"), **settings)
     (tmp_path / "rows.csv").write_text("features\n1\n")
     settings |= {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:{fetch}"}
+    verified = check_security(home, "verify", str(tmp_path / "sealed"), **settings)
+    hint = key_hint(KEY.public_bytes)
+    assert f"  sealed to X-Wing keys: {hint[:16]}\n" in verified
     for name, message in (
         (SEALED_ATTESTATION_FILE, "the ML-DSA-65 signature is missing beside it"),
         (VERDICT_FILE, "verdict is missing"),
