@@ -53,7 +53,7 @@ def run() -> None:
 
 
 def _bundles(place: Path, keys: bundles.Keys, size: int) -> bundles.Keys:
-    """The same bundle twice, with one signature and two; who signed with one."""
+    """The same bundle with one signature, and with two; returns who made the one."""
     one = bundles.Keys(
         keys.trainer, keys.assessor, keys.privacy_officer, keys.release, keys.monitor
     )
