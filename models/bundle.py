@@ -37,6 +37,7 @@ from models.manifest import MAX_MANIFEST_BYTES, Manifest
 from models.report import KINDS, MAX_REPORT_BYTES, Report, Subject
 from sealgate.errors import SealedFileError
 from sealgate.protocol import sealedfile
+from sealgate.protocol.kem import KEM_NAMES
 
 __all__ = [
     "BOM_FILE",
@@ -115,6 +116,17 @@ class Bundle:
     def sealed(self) -> bool:
         """Whether the model is encrypted."""
         return SEALED_FILE in self.files
+
+    @property
+    def sealed_kind(self) -> str:
+        """The kind of those keys, "X-Wing" or "X25519"; empty of a plain model.
+
+        Raises:
+            BundleError: the sealed file is none.
+        """
+        if not self.sealed:
+            return ""
+        return KEM_NAMES[_sealed_header(self.files).format_.suite.kem_id]
 
     @property
     def sealed_to(self) -> tuple[str, ...]:

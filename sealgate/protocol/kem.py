@@ -16,6 +16,7 @@ from sealgate.protocol.drafts.xwing import KEM_XWING, HybridPrivateKey
 
 __all__ = [
     "ENC_BYTES",
+    "KEM_NAMES",
     "KEM_X25519",
     "KEM_XWING",
     "PUBLIC_KEY_BYTES",
@@ -33,6 +34,9 @@ PUBLIC_KEY_BYTES: Mapping[int, int] = {
     KEM_XWING: xwing.PUBLIC_KEY_BYTES,
 }
 ENC_BYTES: Mapping[int, int] = {KEM_X25519: 32, KEM_XWING: xwing.ENC_BYTES}
+
+# As people call the kind of a key.
+KEM_NAMES: Mapping[int, str] = {KEM_X25519: "X25519", KEM_XWING: "X-Wing"}
 
 KemPrivateKey = PrivateKey | HybridPrivateKey
 

@@ -418,7 +418,7 @@ def _wrap(core: Header, content_key: bytes, public_key: bytes) -> Recipient:
 def _unwrap(header: Header, key: hpke.KemPrivateKey) -> bytes:
     suite = header.format_.suite
     if key.kem_id != suite.kem_id:
-        kind = "X-Wing" if suite.kem_id == KEM_XWING else "X25519"
+        kind = kem.KEM_NAMES[suite.kem_id]
         raise SealedFileError(f"sealed file: sealed to {kind} keys, unlike this one")
     hint = key_hint(key.public_bytes)
     for recipient in header.recipients:

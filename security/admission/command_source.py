@@ -1,19 +1,22 @@
 """A program that fetches a model key: how a KMS or Vault is reached without our client.
 
-``exec:/usr/local/bin/fetch-model-key --region eu`` runs that program, without a shell,
-and takes the key in PEM from its standard output. The program learns from its
+``exec:REGION=eu /usr/local/bin/fetch-model-key --key 1`` runs that program, without a
+shell, and takes the key in PEM from its standard output. The program learns from its
 environment for which admitted model it is asked, and may refuse by its exit code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import selectors
 import shlex
 import signal
 import stat
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +31,7 @@ __all__ = ["TIMEOUT_S", "CommandSource"]
 TIMEOUT_S = 30.0
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_ASSIGNMENT = re.compile(r"(?!ADMITTED_)([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class CommandSource:
     Attributes:
         arguments: the program's absolute path, and its arguments. They are on the
             process list, so no place for secrets.
+        variables: of its environment, beside what it is told.
         timeout_s: until it is killed, with what it started.
     """
 
     arguments: tuple[str, ...] = field(repr=False)
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     timeout_s: float = TIMEOUT_S
 
     @classmethod
@@ -48,19 +54,26 @@ class CommandSource:
         """The source behind ``exec:``.
 
         Args:
-            text: an absolute path and arguments, quoted as for a POSIX shell; nothing
-                is expanded.
+            text: assignments, an absolute path and arguments, quoted as for a POSIX
+                shell; nothing is expanded.
 
         Raises:
             KeyFileError: no absolute path, or quotes that do not end.
+
+        >>> CommandSource.parse("A=1 /bin/fetch --key 'a b'").arguments
+        ('/bin/fetch', '--key', 'a b')
         """
         try:
-            arguments = tuple(shlex.split(text))
+            words = shlex.split(text)
         except ValueError as error:
             raise KeyFileError(f"exec: {error}") from None
-        if not arguments or not arguments[0].startswith("/"):
+        variables: dict[str, str] = {}
+        while words and (assignment := _ASSIGNMENT.fullmatch(words[0])):
+            variables[assignment[1]] = assignment[2]
+            del words[0]
+        if not words or not words[0].startswith("/"):
             raise KeyFileError("exec: name a program by its absolute path")
-        return cls(arguments)
+        return cls(tuple(words), variables)
 
     def key(self, admission: Admission) -> KemPrivateKey:
         """Run the program, and read the key that it writes.
@@ -75,7 +88,8 @@ class CommandSource:
         """
         program = self.arguments[0]
         _check_program(Path(program))
-        data = _output(self.arguments, _environment(admission), self.timeout_s)
+        environment = {**_environment(admission), **self.variables}
+        data = _output(self.arguments, environment, self.timeout_s)
         return parse_hpke_key(data, f"exec: {program}: its output")
 
 
@@ -93,17 +107,17 @@ def _check_program(path: Path) -> None:
 def _environment(admission: Admission) -> dict[str, str]:
     """All that the program gets of ours: no token, no passphrase, no proxy's password.
 
-    What else it needs, ``exec:/usr/bin/env NAME=value /path/program`` gives it.
+    Else what the settings assign, as in ``exec:NAME=value /path/program``.
     """
     subject = admission.bundle.subject
     return {
         "PATH": _PATH,
         "HOME": os.path.expanduser("~"),
         "LC_ALL": "C",
-        "SEALGATE_MODEL": f"{subject.name}:{subject.version}",
-        "SEALGATE_MODEL_ROOT_SHA256": subject.root_sha256,
-        "SEALGATE_VERDICT_SHA256": admission.verdict_sha256,
-        "SEALGATE_MODEL_KEY_HINTS": " ".join(admission.bundle.sealed_to),
+        "ADMITTED_MODEL": f"{subject.name}:{subject.version}",
+        "ADMITTED_ROOT_SHA256": subject.root_sha256,
+        "ADMITTED_VERDICT_SHA256": admission.verdict_sha256,
+        "ADMITTED_KEY_HINTS": " ".join(admission.bundle.sealed_to),
     }
 
 
@@ -123,21 +137,28 @@ def _output(
         )
     except (OSError, ValueError) as error:
         raise KeyFileError(f"exec: {program}: {error}") from None
-    with child:
-        try:
-            data = _read(child, deadline)
-            code = child.wait(max(0.0, deadline - time.monotonic()))
-        except BaseException as error:
-            # Not waited for yet, so the number of its group is still its own.
-            os.killpg(child.pid, signal.SIGKILL)
-            if not isinstance(error, TimeoutError | subprocess.TimeoutExpired):
-                raise
-            raise KeyFileError(
-                f"exec: {program}: no key after {timeout_s:g} s"
-            ) from None
+    try:
+        data = _read(child, deadline)
+        code = child.wait(max(0.0, deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired):
+        raise KeyFileError(f"exec: {program}: no key after {timeout_s:g} s") from None
+    finally:
+        _end(child)
     if code:
         raise KeyFileError(f"exec: {program}: exit code {code}; run it by hand to see")
     return data
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Kill it and what it started, if it has not ended by itself."""
+    if child.stdout is not None:
+        child.stdout.close()
+    if child.returncode is not None:
+        return
+    # Not waited for yet, so the number of its group is still its own.
+    with contextlib.suppress(OSError):  # of another user by now: it is left alone
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def _read(child: subprocess.Popen[bytes], deadline: float) -> bytes:

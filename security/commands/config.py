@@ -14,7 +14,6 @@ __all__ = ["add_parser", "run"]
 
 # Where a URL may hold a password: in front of the host, and in Redis's options.
 _USERINFO = re.compile(r"//.*@", re.DOTALL)
-_ARGUMENTS = re.compile(r"\s.*", re.DOTALL)
 _OPTIONS = re.compile(r"[?#].*", re.DOTALL)
 
 
@@ -42,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
         settings[table][key] = _without_secrets(settings[table][key])
         del settings[table]["redis"]  # a table of its own
     source = settings["admission"]["model_key"]
-    if isinstance(source, str):  # of a program, its arguments are left out
-        settings["admission"]["model_key"] = _ARGUMENTS.sub(" ***", source)
+    if isinstance(source, str) and source.startswith("exec:"):  # it has arguments
+        settings["admission"]["model_key"] = "exec:***"
     print(json.dumps(settings, indent=2, default=str))
     return 0
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from sealgate.protocol.kem import KEM_XWING
+from sealgate.protocol.kem import KEM_NAMES
 from sealgate.protocol.sealedfile import key_hint
 from security.admission.model_keys import (
     ModelKey,
@@ -68,8 +68,8 @@ def public_half() -> str:
 
 
 def _line(key: ModelKey, state: str) -> str:
-    kind = "X-Wing" if key.kem_id == KEM_XWING else "X25519"
-    return f"{key_hint(key.public_bytes)}  {MODEL:<15}  {kind}, {state}"
+    kind, hint = KEM_NAMES[key.kem_id], key_hint(key.public_bytes)
+    return f"{hint}  {MODEL:<15}  {kind}, {state}"
 
 
 def _file(source: Path | str) -> Path:

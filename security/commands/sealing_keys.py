@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 
 from models.report import format_time
-from sealgate.protocol.kem import KEM_X25519
+from sealgate.protocol.kem import KEM_NAMES
 from security.audit.journal import record_operation
 from security.errors import KeyFileError
 from security.key_files import (
@@ -100,7 +100,7 @@ def list_lines() -> list[str]:
 
 
 def _line(status: KeyStatus, now: float) -> str:
-    kem = "X25519" if status.kem_id == KEM_X25519 else "X-Wing"
+    kem = KEM_NAMES[status.kem_id]
     until = format_time(datetime.fromtimestamp(status.until, UTC))
     words = {"current": "due", "overlap": "opens until", "over": "closed since"}
     age = _duration(max(0.0, now - status.created_at))

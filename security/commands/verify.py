@@ -155,6 +155,9 @@ def print_admission(admission: Admission) -> None:
     leaving = admission.bundle.manifest.output_policy
     if leaving != ALL_SCORES:
         print(f"  leaves: {leaving}")
+    if admission.bundle.sealed:
+        hints = ", ".join(hint[:16] for hint in admission.bundle.sealed_to)
+        print(f"  sealed to {admission.bundle.sealed_kind} keys: {hints}")
     for waiver in admission.waivers.values():
         print(f"  waiver: {waiver}")
     for line in _signed_lines(admission.signatures):

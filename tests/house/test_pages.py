@@ -282,7 +282,11 @@ def test_roles() -> None:
     names = first_names("docs/keys.md", "| key | kind | who holds it | what it does |")
     assert {f"keys/{role}.pem" for role in ROLES} <= {*names}
     for page, text in PAGES.items():
-        assert {*re.findall(r"--role ([a-z-]+)", text)} <= {*ROLES, "sealing"}, page
+        assert {*re.findall(r"--role ([a-z-]+)", text)} <= {
+            *ROLES,
+            "model",
+            "sealing",
+        }, page
 
 
 def test_checks() -> None:

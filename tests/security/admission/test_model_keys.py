@@ -23,6 +23,7 @@ from models.bundle import (
     SEALED_ATTESTATION_FILE,
     SEALED_FILE,
     VERDICT_FILE,
+    BundleLimits,
     mldsa_file,
     read_bundle,
 )
@@ -48,7 +49,7 @@ from security.admission.model_keys import (
     model_public_pem,
     rotate_model_key,
 )
-from security.admission.trust import Revocation, TrustRoot
+from security.admission.trust import Revocation, TrustRoot, load_trust
 from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.hpke_keys import encode_hpke_key, fresh_hpke_key, parse_hpke_key
@@ -249,6 +250,9 @@ def test_a_batch_job_asks_nobody_for_a_refused_model(
     check_security(home, *arguments, str(tmp_path / "sealed"), **settings)
     (tmp_path / "rows.csv").write_text("features\n1\n")
     settings |= {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:{fetch}"}
+    verified = check_security(home, "verify", str(tmp_path / "sealed"), **settings)
+    hint = key_hint(KEY.public_bytes)
+    assert f"  sealed to X-Wing keys: {hint[:16]}\n" in verified
     for name, message in (
         (SEALED_ATTESTATION_FILE, "the ML-DSA-65 signature is missing beside it"),
         (VERDICT_FILE, "verdict is missing"),
@@ -264,6 +268,41 @@ def test_a_batch_job_asks_nobody_for_a_refused_model(
         assert result.returncode == 1
         assert message in result.stderr
     assert asked(tmp_path) == 0
+
+
+# Sixty-four deployments.
+
+
+def test_a_header_of_sixty_four_keys_travels(pristine: Path, tmp_path: Path) -> None:
+    """Every bound on the way follows: reading, a layout as image and as artifact."""
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    settings = toy_settings(home)
+    keys = [fresh_hpke_key(KEM_XWING) for _ in range(63)] + [KEY]
+    to: list[str] = []
+    for number, key in enumerate(keys):
+        public = tmp_path / f"{number}.pem"
+        public.write_text(model_public_pem(key))
+        to += ["--to", str(public)]
+    folder = tmp_path / "sealed"
+    check_security(
+        home, "seal", str(home / "bundle"), *to, "--out", str(folder), **settings
+    )
+    assert (folder / SEALED_FILE).stat().st_size > 100_000
+    # A model's own bound is not what keeps its header out.
+    small = BundleLimits(max_model_bytes=len(onnx_model()))
+    assert len(read_bundle(folder, limits=small).sealed_to) == 64
+    write_secret(tmp_path / "kept.pem", PEM)
+    for form in ("image", "modelpack"):
+        layout, out = f"oci:{tmp_path}/{form}", tmp_path / f"{form}-out"
+        check_security(
+            home, "push", str(folder), layout, "--artifact", form, **settings
+        )
+        check_security(home, "pull", layout, "--out", str(out), **settings)
+        trust = load_trust(home / "trust.json")
+        now = datetime.now(UTC)
+        admission = verify_with(read_bundle(out), policy(), trust, now=now)
+        opened = open_admission(admission, tmp_path / "kept.pem")
+        assert opened.bundle.model == onnx_model()
 
 
 # Which source a setting names.
@@ -285,6 +324,8 @@ def test_a_setting_names_a_source(tmp_path: Path) -> None:
         ("exec:", "name a program by its absolute path"),
         ("exec:fetch", "name a program by its absolute path"),
         ("exec:./fetch", "name a program by its absolute path"),
+        ("exec:A=1", "name a program by its absolute path"),
+        ("exec:ADMITTED_MODEL=x /bin/fetch", "name a program by its absolute path"),
         ("exec:'/bin/fetch", "No closing quotation"),
     ],
 )
@@ -503,7 +544,7 @@ def test_keygen_encrypts_it_under_what_a_server_finds(
 def test_the_commands_ask_no_source(
     security: Command, tmp_path: Path, fetch: Path
 ) -> None:
-    extra = {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:{fetch} --token hunter2"}
+    extra = {"SEALGATE_ADMISSION_MODEL_KEY": f"exec:T=hunter2 {fetch} --t hunter2"}
     assert security("keygen", **extra).returncode == 0
     assert not (tmp_path / "home" / "keys" / "model.pem").exists()
     (line,) = security("keys", "list", "--role", "model", **extra).stdout.splitlines()
@@ -513,7 +554,7 @@ def test_the_commands_ask_no_source(
         assert result.returncode == 2
         assert "is asked for an admitted model only" in result.stderr
     config = security("config", **extra).stdout
-    assert json.loads(config)["admission"]["model_key"] == f"exec:{fetch} ***"
+    assert json.loads(config)["admission"]["model_key"] == "exec:***"
     assert asked(tmp_path) == 0
 
 
@@ -571,10 +612,10 @@ def test_a_program_is_told_for_what_it_is_asked_and_no_more(
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": os.path.expanduser("~"),
         "LC_ALL": "C",
-        "SEALGATE_MODEL": "toy:1.0.0",
-        "SEALGATE_MODEL_ROOT_SHA256": subject.root_sha256,
-        "SEALGATE_VERDICT_SHA256": admission.verdict_sha256,
-        "SEALGATE_MODEL_KEY_HINTS": key_hint(KEY.public_bytes),
+        "ADMITTED_MODEL": "toy:1.0.0",
+        "ADMITTED_ROOT_SHA256": subject.root_sha256,
+        "ADMITTED_VERDICT_SHA256": admission.verdict_sha256,
+        "ADMITTED_KEY_HINTS": key_hint(KEY.public_bytes),
     }
     assert (tmp_path / "pwd").read_text() == "/\n"
 
@@ -593,11 +634,18 @@ def test_arguments_reach_the_program_and_no_shell(
     assert not (tmp_path / "x").exists()
 
 
-def test_what_it_needs_env_gives_it(tmp_path: Path, admission: Admission) -> None:
+def test_what_it_needs_is_assigned(tmp_path: Path, admission: Admission) -> None:
     write_secret(tmp_path / "kept.pem", PEM)
-    path = program(tmp_path, f'test "$REGION" = eu && cat {tmp_path}/kept.pem')
-    uri = f"exec:/usr/bin/env REGION=eu {path}"
-    assert open_admission(admission, uri).bundle.model == onnx_model()
+    script = f'test "$REGION" = "eu west" && cat {tmp_path}/kept.pem'
+    path = program(tmp_path, script)
+    for uri in (
+        f"exec:REGION='eu west' EMPTY= {path}",
+        f"exec:/usr/bin/env REGION='eu west' {path}",
+    ):
+        assert open_admission(admission, uri).bundle.model == onnx_model()
+    told = CommandSource.parse(f"A=1 B=2=3 {path} C=4")
+    assert dict(told.variables) == {"A": "1", "B": "2=3"}
+    assert told.arguments == (str(path), "C=4")
 
 
 def test_its_key_may_be_encrypted(
@@ -694,7 +742,7 @@ def test_a_key_of_another_deployment(
 
 
 def test_neither_source_nor_key_shows_itself(tmp_path: Path, fetch: Path) -> None:
-    shown = repr(key_source(f"exec:{fetch} {SECRET}"))
+    shown = repr(key_source(f"exec:T={SECRET} {fetch} {SECRET}"))
     assert SECRET not in shown
     body = b"".join(PEM.splitlines()[1:-1]).decode()
     assert body[:24] not in repr(KEY)

@@ -105,12 +105,14 @@ def test_list_says_which_how_old_and_until_when(security: Command, home: Path) -
         ("1", "X-Wing"),
         ("2", "X25519"),
     }
-    (line,) = security("keys", "list", "--role", "release").stdout.splitlines()
-    assert line.endswith("  release          trusted")
+    one, other = security("keys", "list", "--role", "release").stdout.splitlines()
+    assert "  release          trusted" in one
+    assert "  release          trusted" in other
     shutil.rmtree(hpke(home))
     hpke(home).mkdir()
     lines = security("keys", "list").stdout.splitlines()
-    assert [line.split()[1] for line in lines] == [*ROLES, "model"]
+    roles = dict.fromkeys(line.split()[1] for line in lines)
+    assert [*roles] == [*ROLES, "model"]
 
 
 @pytest.mark.parametrize(
