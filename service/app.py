@@ -220,6 +220,8 @@ def _asker(settings: Settings, metrics: Metrics, log: TreeLog) -> Asker:
             "sealgate_audit_witnessed_seconds", value=float(time_s)
         ),
     )
+    if settings.audit.witnesses.witness:
+        metrics.set("sealgate_audit_witnessed_seconds", value=0.0)
     asker.start()
     return asker
 

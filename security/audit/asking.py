@@ -18,7 +18,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -48,6 +47,7 @@ OUTCOMES = ("cosigned", "disagrees", "refused", "unreachable")
 MAX_PAUSE_S = 300.0
 # At the end of a process, for all of them together.
 LAST_ROUND_S = 3.0
+_HEARD_S = 0.5
 _MAX_SIZE_BYTES = 32
 _TRIES = 3
 _TYPE = (b"content-type", b"text/plain; charset=utf-8")
@@ -292,14 +292,37 @@ class Asker:
         ]
         if asked and checkpoint.size:
             bound_s = self._settings.timeout_s if timeout_s is None else timeout_s
-            with ThreadPoolExecutor(len(asked)) as pool:
-                found = pool.map(lambda w: self._ask(w, note, kept, bound_s), asked)
-                lines = [line for each in found for line in each]
-            kept = self._keep(note, kept, lines)
+            kept = self._keep(note, kept, self._ask_all(asked, note, kept, bound_s))
         since = None if kept is None else self._quorum.witnessed_at(kept)
         if since is not None:
             self._witnessed(since)
         return since
+
+    def _ask_all(
+        self,
+        asked: Sequence[Witness],
+        note: bytes,
+        kept: bytes | None,
+        bound_s: float,
+    ) -> list[SignatureLine]:
+        """All at once. Who is not heard in time, as resolving a name can take, is heard
+        another time.
+        """
+        found: list[SignatureLine] = []
+
+        def ask(witness: Witness) -> None:
+            found.extend(self._ask(witness, note, kept, bound_s))
+
+        threads = [
+            threading.Thread(target=ask, args=(witness,), daemon=True)
+            for witness in asked
+        ]
+        deadline = time.monotonic() + bound_s + _HEARD_S
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return [*found]
 
     def _ask(
         self, witness: Witness, note: bytes, kept: bytes | None, bound_s: float

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sealgate.errors import SealgateError
 from sealgate.protocol.merkle import Tree
 from sealgate.protocol.notes import Checkpoint, Signer
 from security.audit import checkpoints
@@ -66,7 +67,8 @@ class Due:
 
     Attributes:
         checkpoint: what it says.
-        descriptor: a duplicate of the file with the last records that it covers.
+        descriptor: a duplicate of the file with the last records that it covers; -1
+            where that was given up.
     """
 
     checkpoint: Checkpoint
@@ -119,6 +121,8 @@ class AuditLog:
         self._hashes: HashWriter | None = None
         self._signing = threading.Lock()
         self._behind = False
+        # Full files that no checkpoint has had forced to disk yet.
+        self._full: list[int] = []
         self.on_due: Callable[[Due], None] = self.commit_checkpoint
         self._signed_size = 0
         self._signed_at = monotonic()
@@ -220,7 +224,9 @@ class AuditLog:
         checkpoint = Checkpoint(origin, self._tree.size, self._tree.root())
         try:
             self._hashes.flush()
-            return Due(checkpoint, os.dup(self._descriptor))
+            # None is left after a failure that could not be repaired.
+            given_up = self._descriptor < 0
+            return Due(checkpoint, -1 if given_up else os.dup(self._descriptor))
         except OSError as error:
             _log.warning("no checkpoint of the audit log: %s", error)
             return None
@@ -230,10 +236,11 @@ class AuditLog:
         with self._signing:
             try:
                 self._commit(due)
-            except (AuditError, OSError) as error:
+            except (SealgateError, OSError) as error:
                 _log.warning("no checkpoint of the audit log: %s", error)
             finally:
-                os.close(due.descriptor)
+                if due.descriptor >= 0:
+                    os.close(due.descriptor)
 
     def _commit(self, due: Due) -> None:
         signer, checkpoint = self._signer, due.checkpoint
@@ -242,7 +249,7 @@ class AuditLog:
         # One that was prepared later may have been committed before.
         if checkpoint.size > self._signed_size:
             if not self.limits.sync:
-                os.fdatasync(due.descriptor)
+                self._force(due.descriptor)
             self._hashes.force()
             checkpoints.append_note(
                 self._directory,
@@ -251,6 +258,15 @@ class AuditLog:
             self._behind, self._signed_size = True, checkpoint.size
         checkpoints.add_leaves(self._directory, self._log)
         self._behind = False
+
+    def _force(self, descriptor: int) -> None:
+        """Force a file to disk, and the full ones before it."""
+        for full in self._full[:]:
+            os.fdatasync(full)
+            self._full.remove(full)
+            os.close(full)
+        if descriptor >= 0:
+            os.fdatasync(descriptor)
 
     def close(self) -> None:
         """Sign the last checkpoint and close."""
@@ -261,6 +277,8 @@ class AuditLog:
         if self._hashes is not None:
             self._hashes.close()
             self._hashes = None
+        while self._full:
+            os.close(self._full.pop())
 
     def _write_out(self, data: bytes) -> None:
         """All of it, or nothing."""
@@ -290,7 +308,10 @@ class AuditLog:
             self.on_due(due)
         full = self._descriptor
         self._open_next()
-        os.close(full)
+        if self.limits.sync or self._signer is None:
+            os.close(full)
+        else:
+            self._full.append(full)
 
     def _open_hashes(self) -> None:
         path = self._directory / hashes_name(self._writer)

@@ -155,8 +155,11 @@ class TreeSnapshot:
         # In this order: the second one covers the first.
         self.cosigned = read_note(self._path("cosigned"))
         self.checkpoint = read_note(self._path("checkpoint"))
-        if self.checkpoint is None and any(
-            self._path(kind).exists() for kind in ("leaves", "cosigned")
+        leaves = self._path("leaves")
+        if self.checkpoint is None and (
+            self.cosigned is not None
+            # One that begins has files, and nothing in them.
+            or (leaves.exists() and leaves.stat().st_size > 0)
         ):
             raise AuditError(f"{self._path('checkpoint').name}: the file is missing")
 

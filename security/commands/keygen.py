@@ -104,9 +104,9 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     ):
         yield _ensure(path, partial(_write_secret, path))
     checkpoints = settings.audit.checkpoint_key
-    if not settings.audit.verifier_key.exists():
+    path = ml_dsa_path(checkpoints)
+    if path.exists() or not settings.audit.verifier_key.exists():
         # Beside a key that is in use, none: who verifies would ask for its signature.
-        path = ml_dsa_path(checkpoints)
         yield _ensure(path, partial(generate_ml_dsa_key, path))
     yield _ensure(checkpoints, partial(generate_checkpoint_key, checkpoints))
     yield from _write_public(settings, source)

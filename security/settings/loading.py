@@ -265,11 +265,12 @@ def _issuer(values: Any, where: str, base: Path) -> IssuerSettings:
 
 def _witnesses(value: Any, kind: str, where: str, base: Path) -> Any:
     bases = {"home": base}
-    if kind == "WitnessSettings" and isinstance(value, WitnessSettings):
-        return value  # nothing of it is set
-    if kind == "WitnessSettings" and isinstance(value, dict):
-        return _section(WitnessSettings, value, where=where, bases=bases)
-    if isinstance(value, list | tuple) and all(isinstance(i, dict) for i in value):
+    if kind == "WitnessSettings":
+        if isinstance(value, WitnessSettings):
+            return value  # nothing of it is set
+        if isinstance(value, dict):
+            return _section(WitnessSettings, value, where=where, bases=bases)
+    elif isinstance(value, list | tuple) and all(isinstance(i, dict) for i in value):
         found = (_section(WitnessAddress, i, where=where, bases=bases) for i in value)
         return tuple(found)
     raise SettingsError(

@@ -86,6 +86,7 @@ def test_keygen_makes_what_is_missing_and_keeps_the_rest(security: Command) -> N
         assert path.stat().st_mode & 0o777 == (0o600 if private else 0o644), path
     made = {path.stem for path in paths if path.suffix in (".pem", ".key")}
     assert {*ROLES, "issuer", "model", "audit"} <= made
+    assert {"checkpoint", "checkpoint.mldsa"} <= made
     second = security("keygen")
     assert second.returncode == 0, second.stderr
     assert all(line.startswith("kept") for line in second.stdout.splitlines())

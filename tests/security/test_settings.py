@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from security.errors import SettingsError
+from security.settings.audit import WitnessAddress, WitnessSettings
 from security.settings.issuers import listening_origin
 from security.settings.loading import load_settings
 from security.settings.runtime import ModelLimits
@@ -81,6 +82,27 @@ def test_several_issuers(tmp_path: Path) -> None:
     assert three.secret == tmp_path / "home" / "keys" / "three"
 
 
+def test_witnesses(tmp_path: Path) -> None:
+    assert load(tmp_path, "").audit.witnesses == WitnessSettings()
+    text = (
+        "[audit.witnesses]\nrequired = 1\n"
+        'ca = "witnesses.pem"\n[[audit.witnesses.witness]]\n'
+        'url = "https://one.example/"\nvkeys = ["one.example+1+A", "one.example+2+B"]\n'
+        '[[audit.witnesses.witness]]\nurl = "http://localhost:7380"\n'
+        'vkeys = ["two.example+1+A"]\n'
+    )
+    loaded = load(tmp_path, text).audit.witnesses
+    assert loaded.ca == tmp_path / "home" / "witnesses.pem"
+    assert [each.url for each in loaded.witness] == [
+        "https://one.example/",
+        "http://localhost:7380",
+    ]
+    assert loaded.witness[0].vkeys == ("one.example+1+A", "one.example+2+B")
+    table = '{required = 1, witness = [{url = "https://x", vkeys = ["x+1+A"]}]}'
+    loaded = load(tmp_path, SEALGATE_AUDIT_WITNESSES=table).audit.witnesses
+    assert loaded.witness == (WitnessAddress("https://x", ("x+1+A",)),)
+
+
 def test_issuers_in_a_variable(tmp_path: Path) -> None:
     tables = '[{issuer = "a", audience = "x"}, {issuer = "b", audience = "y"}]'
     loaded = load(tmp_path, SEALGATE_ACCESS_ISSUERS=tables)
@@ -91,6 +113,9 @@ DEEP = "[" * 5000
 DIGITS = "9" * 5000
 
 ONE = '[access]\nissuer = "one"\naudience = "us"\n'
+
+WITNESS = "[audit.witnesses]\n"
+W = '{url = "https://w.example", vkeys = ["w+1+A", "w+2+B"]}'
 
 FAULTS = [
     ("nonsense", "service.toml: Expected"),
@@ -150,6 +175,27 @@ FAULTS = [
     (ONE + 'resource = "models.example"', "resource: not a URL"),
     (ONE + 'resource = "http://models.example"', "resource: expected https://"),
     (ONE + 'resource = "https://models.example/"', "resource: expected https://"),
+    (WITNESS + "required = 1", "witnesses.required: 0 to 0, of 0"),
+    (WITNESS + f"required = 0\nwitness = [{W}]", "witnesses.required: 1 to 1, of 1"),
+    (WITNESS + f"required = 2\nwitness = [{W}]", "witnesses.required: 1 to 1, of 1"),
+    (WITNESS + f"required = 1\nwitness = [{W}]\ngrace_s = 0", "grace_s: must be pos"),
+    (WITNESS + "timeout_s = nan", "timeout_s: must be positive and finite"),
+    (WITNESS + "witnes = []", "did you mean 'witness'"),
+    (WITNESS + "witness = [1]", r"expected tables, \[audit.witnesses\] and"),
+    (WITNESS + "witness = 1", r"expected tables, \[audit.witnesses\] and"),
+    (WITNESS + "witness = [{ur = 1}]", "did you mean 'url'"),
+    ("[audit]\nwitnesses = []", r"expected tables, \[audit.witnesses\] and"),
+    ("[audit]\nwitnesses = 1", r"expected tables, \[audit.witnesses\] and"),
+    (WITNESS + 'required = 1\nwitness = [{url = "https://w"}]', "1: a url and vkeys"),
+    (WITNESS + 'required = 1\nwitness = [{vkeys = ["w+1+A"]}]', "1: a url and vkeys"),
+    (
+        WITNESS + f"required = 1\nwitness = [{W.replace('w+2', 'v+2')}]",
+        "witness 1: a url and vkeys of one name are needed",
+    ),
+    (
+        WITNESS + f"required = 1\nwitness = [{W.replace('https', 'http')}]",
+        "witness 1: url: only https URLs",
+    ),
     (ONE + "issuers = 1", "issuers: expected tuple"),
     (ONE + "issuers = [1]", "issuers: expected tables"),
     (ONE + 'issuers = [{issuer = "i"}]', "issuer 'i': audience must be set"),

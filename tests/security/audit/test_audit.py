@@ -22,7 +22,7 @@ from sealgate.protocol.notes import Checkpoint, Signer, open_checkpoint
 from security.audit import checkpoints
 from security.audit.group import GroupLog
 from security.audit.journal import user_name
-from security.audit.log import AuditLog, LogLimits
+from security.audit.log import AuditLog, Due, LogLimits
 from security.audit.records import FIELDS, chain, encode
 from security.audit.tally import Tally, TallyLimits
 from security.audit.verify import verify_log
@@ -646,6 +646,35 @@ def test_a_log_that_cannot_be_repaired_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(AuditError):
             log.write(records(2))
     assert log._descriptor == -1
+
+
+def test_what_was_written_before_is_signed_all_the_same(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path, writer="w", signer=SIGNER)
+    log.write(records(1))
+    os.close(log._descriptor)
+    with pytest.raises(AuditError):
+        log.write(records(2))
+    log.sign_checkpoint()
+    assert verify(tmp_path).signed == {"w": 1}
+
+
+def test_a_full_file_is_signed_by_whoever_signs(tmp_path: Path) -> None:
+    """A record does not wait for the checkpoint of the file before."""
+    limits = LogLimits(sync=False, max_file_bytes=1500)
+    log = AuditLog(tmp_path, writer="w", signer=SIGNER, limits=limits)
+    due: list[Due] = []
+    log.on_due = due.append
+    for number in range(10):
+        log.write(records(number))
+    assert [item.checkpoint.size for item in due] == [3, 6, 9]
+    assert not log.is_signed
+    # The later one first, as two threads may have it.
+    for item in (due[1], due[0], due[2]):
+        log.commit_checkpoint(item)
+    report = verify(tmp_path)
+    assert (report.signed, report.tree.size) == ({"w": 9}, 2)
+    log.close()
+    assert verify(tmp_path).signed == {"w": 10}
 
 
 def test_who_has_no_name_is_told_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
