@@ -29,7 +29,7 @@ from sealgate.protocol.tpm2 import Evidence, extended, verify_evidence
 from security.admission.confidential import open_admission
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.attestation.quotes import TpmAttester, create_attestation_key
 from security.attestation.sealed import seal_secret, unseal_secret
 from security.errors import AdmissionRefused, TpmError

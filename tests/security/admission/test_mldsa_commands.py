@@ -18,7 +18,8 @@ from models.files import write_atomic
 from sealgate.protocol.dsse import ML_DSA_65, key_hint, public_pem
 from sealgate.protocol.hpke import PrivateKey
 from security.admission.keys import load_mldsa_key
-from security.admission.trust import ROLES, load_trust, trust_document
+from security.admission.trust import ROLES, trust_document
+from security.admission.trust_store import load_trust
 from security.commands import main
 from security.key_files import write_private, write_secret
 from tests.conftest import run_security
