@@ -125,21 +125,7 @@ class AdmittedService(Service):
 
 
 def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -> Guard:
-    lineup = Lineup(
-        timeout_s=settings.service.inference_timeout_s,
-        settings=settings.runtime,
-        metrics=metrics,
-        notes=Notes(metrics.folder),
-    )
-    follower = Follower(
-        settings,
-        lineup,
-        record=lambda fields: record_operation(settings.audit, [fields]),
-        casualties=Casualties(metrics.folder),
-        metrics=metrics,
-    )
-    follower.load_first()
-    follower.start()
+    lineup, follower = _followed(settings, metrics)
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
     monitor, cohorts = _monitors(settings, lineup, metrics)
@@ -178,6 +164,26 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         tracer=exports.tracer,
         offering=offering,
     )
+
+
+def _followed(settings: Settings, metrics: Metrics) -> tuple[Lineup, Follower]:
+    """The versions in use, once they are loaded, and what follows the plan."""
+    lineup = Lineup(
+        timeout_s=settings.service.inference_timeout_s,
+        settings=settings.runtime,
+        metrics=metrics,
+        notes=Notes(metrics.folder),
+    )
+    follower = Follower(
+        settings,
+        lineup,
+        record=lambda fields: record_operation(settings.audit, [fields]),
+        casualties=Casualties(metrics.folder),
+        metrics=metrics,
+    )
+    follower.load_first()
+    follower.start()
+    return lineup, follower
 
 
 def _readiness(
