@@ -122,10 +122,12 @@ def test_a_stripped_half(folder: Path, two: Keys, stem: str, check: int) -> None
     refused(check, "the ML-DSA-65 signature is missing beside it", folder, two.trust)
 
 
-def test_the_other_half_stripped(folder: Path) -> None:
+def test_the_other_half_stripped(folder: Path, two: Keys) -> None:
+    (folder / VERDICT_FILE).unlink()
+    refused(11, "verdict is missing", folder, two.trust)
     (folder / QUALITY).unlink()
-    with pytest.raises(BundleError, match=r"quality.sigstore.json is missing beside"):
-        read_bundle(folder)
+    for text in (POLICY, says("any"), says("both")):
+        refused(1, "quality report is not signed", folder, two.trust, text)
 
 
 def test_a_trust_root_that_knows_one_algorithm_asks_for_one(
