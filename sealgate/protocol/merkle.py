@@ -229,7 +229,7 @@ def verify_inclusion(
     Raises:
         MerkleError: it is not, as far as this proof says.
     """
-    _bounded(proof)
+    _bounded(proof, leaf, root)
     if not 0 <= index < size:
         raise MerkleError(f"no leaf {index} in a tree of {size}")
     fn, sn, result = index, size - 1, leaf
@@ -265,7 +265,7 @@ def verify_consistency(
     Raises:
         MerkleError: it does not, as far as this proof says.
     """
-    _bounded(proof)
+    _bounded(proof, old_root, new_root)
     if not 0 <= old <= new:
         raise MerkleError(f"a tree of {new} does not begin with one of {old}")
     if old in (0, new):
@@ -306,8 +306,10 @@ def _old_and_new(
     return fr, sr
 
 
-def _bounded(proof: Sequence[bytes]) -> None:
-    if len(proof) > MAX_PROOF_HASHES or any(len(node) != HASH_BYTES for node in proof):
+def _bounded(proof: Sequence[bytes], *ends: bytes) -> None:
+    if len(proof) > MAX_PROOF_HASHES or any(
+        len(node) != HASH_BYTES for node in (*proof, *ends)
+    ):
         raise MerkleError(f"not a proof: up to {MAX_PROOF_HASHES} SHA-256 hashes")
 
 

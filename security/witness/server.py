@@ -23,6 +23,7 @@ import base64
 import functools
 import hashlib
 import ipaddress
+import math
 import re
 import time
 from collections import Counter
@@ -103,6 +104,7 @@ class Server(Listener):
         self._places: WeakKeyDictionary[asyncio.StreamWriter, str] = WeakKeyDictionary()
         self._refusals: Counter[int] = Counter()
         self._told_s = time.monotonic()
+        self._told_error_s = -math.inf
 
     def close(self) -> None:
         """End the thread, when what it does is done."""
@@ -126,8 +128,8 @@ class Server(Listener):
     ) -> bool:
         async with asyncio.timeout(self._limits.request_timeout_s):
             body = await upload.begin()
-            if not isinstance(body, bytes):
-                body = b"".join([portion async for portion in body])
+        if not isinstance(body, bytes):  # beyond kept_body_bytes: each costs work
+            raise BadRequestError(400, "the body comes in too small parts")
         loop = asyncio.get_running_loop()
         work = functools.partial(self._work, head, body)
         response = await loop.run_in_executor(self._thread, work)
@@ -154,7 +156,7 @@ class Server(Listener):
             headers = ((b"content-type", kind), *fields)
             return Response(refused.status, headers, content)
         except WitnessError as error:
-            self._tell(f"error: {error}")
+            self._tell_error(error)
             return _text(503, "the state of this witness cannot be used\n")
 
     def _respond(self, method: bytes, target: str, body: bytes) -> Response:
@@ -192,6 +194,13 @@ class Server(Listener):
             b"%d %b %d\n" % (size, base64.b64encode(root), time_s)
             for size, root, time_s in self._state.after(origin, after, MAX_HISTORY)
         )
+
+    def _tell_error(self, error: WitnessError) -> None:
+        """Tell at once, and then no more than every minute."""
+        now_s = time.monotonic()
+        if now_s - self._told_error_s >= _TELL_EVERY_S:
+            self._told_error_s = now_s
+            self._tell(f"error: {error}")
 
     def _count(self, status: int) -> None:
         """Tell of refusals, all of a minute in one line."""

@@ -30,6 +30,7 @@ from sealgate.errors import MerkleError, NoteError, SealgateError
 from sealgate.protocol.cosignatures import Cosigner
 from sealgate.protocol.merkle import EMPTY_ROOT, verify_consistency
 from sealgate.protocol.notes import (
+    MAX_NOTE_BYTES,
     Checkpoint,
     NoteKey,
     SignatureLine,
@@ -47,6 +48,8 @@ __all__ = ["TEXT", "Rate", "Refused", "Witness", "known_logs"]
 REPEAT_S = 60
 MAX_BACKWARD_S = 60
 MAX_ORIGIN_BYTES = 255
+# A line of either kind of key, with a name of 255 bytes: 3.6 KB and 0.4 KB.
+MAX_COSIGNATURES_BYTES = 4 << 10
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -157,6 +160,9 @@ class Witness:
             except Refused as refused:
                 outcome.append(refused)
                 return None
+            except NoteError as error:  # as with a clock before 1970
+                outcome.append(Refused(503, f"{error}\n"))
+                return None
             outcome.append(lines)
             return kept
 
@@ -228,6 +234,9 @@ class Witness:
             raise Refused(422, f"{error}\n") from None
         if latest is not None and (again := self._again(request, latest, now_s)):
             return again, None
+        room = MAX_NOTE_BYTES - len(_note(request.text, request.signatures))
+        if room < MAX_COSIGNATURES_BYTES:
+            raise Refused(400, "a checkpoint that leaves no room for cosignatures\n")
         time_s = self._time(latest, now_s)
         wait_s = self._rates.wait_s(checkpoint.origin, now_s)
         if wait_s:

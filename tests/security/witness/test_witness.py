@@ -28,7 +28,13 @@ from sealgate.protocol.merkle import (
     leaf_hash,
     tree_root,
 )
-from sealgate.protocol.notes import Checkpoint, Signer, open_checkpoint, split_note
+from sealgate.protocol.notes import (
+    MAX_NOTE_BYTES,
+    Checkpoint,
+    Signer,
+    open_checkpoint,
+    split_note,
+)
 from sealgate.protocol.tlog_witness import SIZE_MEDIA_TYPE, AddCheckpoint
 from security.errors import WitnessError
 from security.witness.rates import Rate
@@ -308,6 +314,27 @@ def test_proofs_that_prove_nothing(witness: Witness) -> None:
     add(witness, LOG.request(4, 9))
     # To the same size, too.
     assert refused(witness, AddCheckpoint(9, lines, note).encode()).status == 422
+
+
+def test_a_checkpoint_that_leaves_no_room(witness: Witness) -> None:
+    for spare, status in ((400, 400), (5 << 10, 200)):
+        text = LOG.note(4).split(b"\n\n")[0] + b"\n"
+        text += b"x" * (MAX_NOTE_BYTES - spare - len(text)) + b"\n"
+        key = KEYS[1].sign(text)
+        line = SIGNER.verifier.line(key)
+        body = AddCheckpoint(0, (), text + b"\n" + str(line).encode()).encode()
+        if status == 400:
+            assert "no room" in refused(witness, body).detail
+        else:
+            first = add(witness, body)
+            again = body.replace(b"old 0", b"old 4")
+            assert add(witness, again, NOW + 1) == first
+            assert add(witness, again, NOW + 100) != first
+
+
+def test_a_clock_before_1970(witness: Witness) -> None:
+    assert refused(witness, LOG.request(0, 4), -5.0).status == 503
+    add(witness, LOG.request(0, 4))
 
 
 def test_an_empty_tree_with_another_root(witness: Witness) -> None:

@@ -32,6 +32,7 @@ from security.audit.checkpoints import split_notes
 from security.commands import main
 from tests.conftest import run_security
 from tests.security.witness.test_witness import FORK, LOG, ORIGIN, SIGNER
+from tests.support.servers import ROOT
 from tests.support.witnesses import RunningWitness, command, generate_keys, witness
 
 VKEYS = (SIGNER.verifier,)
@@ -152,6 +153,20 @@ def test_connections_are_kept_and_chunks_are_taken(running: RunningWitness) -> N
         assert client.post("/add-checkpoint", content=pieces).content == answer.content
 
 
+def test_a_body_in_the_smallest_parts_is_cut_short(running: RunningWitness) -> None:
+    """Each part is work; of a large body that comes byte by byte, little is taken."""
+    with connected(running) as client:
+        client.sendall(
+            b"POST /add-checkpoint HTTP/1.1\r\nhost: x\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            client.sendall(b"1\r\nx\r\n" * (MAX_REQUEST_BYTES - 1))
+        answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"too small parts" in answer
+
+
 def test_requests_that_two_servers_could_read_in_two_ways(
     running: RunningWitness,
 ) -> None:
@@ -248,6 +263,18 @@ def test_logs_of_a_file(tmp_path: Path) -> None:
         answer = post(running, LOG.request(0, 4))
         assert answer.text.count("— witness.test/w1 ") == 1
         assert len(answer.content) > 3000
+
+
+def test_the_unit_in_the_docs_starts_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "witness.md").read_text()
+    [line] = [x for x in text.splitlines() if x.startswith("ExecStart=")]
+    program, *arguments = line.removeprefix("ExecStart=").split()
+    assert program.endswith("/sealgate-toolkit")
+    # As far as the files that are not there.
+    assert main(arguments) == 2
+    assert "/etc/witness/logs" in capsys.readouterr().err
 
 
 # Attacks.
