@@ -101,8 +101,10 @@ def load_identity_keys(pems: Iterable[str]) -> IdentityKeys:
     for pem in blocks:
         try:
             key = parse_public(pem)
-        except StatementError as error:
-            raise ProfileError(f"an identity key is not usable: {error}") from None
+        except StatementError:
+            raise ProfileError(
+                "an identity key is not a PEM public key, ECDSA P-256 or ML-DSA-65"
+            ) from None
         keys[key_hint(key)] = key
     return keys
 

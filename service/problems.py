@@ -242,12 +242,10 @@ def _store_problem(error: SealgateError) -> Problem:
     """A store cannot be asked: what depends on it is not answered."""
     match error:
         case ReplayStoreError():
-            code = "replay-unavailable"
+            return Problem("replay-unavailable", headers=_RETRY)
         case QuotaStoreError():
-            code = "quota-unavailable"
-        case _:
-            code = "labels-unavailable"
-    return Problem(code, headers=_RETRY)
+            return Problem("quota-unavailable", headers=_RETRY)
+    return Problem("labels-unavailable", headers=_RETRY)
 
 
 def _refused(error: AccessError, challenges: Challenges) -> Problem:

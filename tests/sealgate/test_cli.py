@@ -266,7 +266,8 @@ def test_keys(server, tmp_path):
 def test_keys_that_are_pinned(server, profile_path, tmp_path):
     result = sealgate("keys", "--profile", profile_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-1] == "signed by the identity key"
+    signed = "signed by the identity key: ecdsa-p256-sha256, ml-dsa-65"
+    assert result.stdout.splitlines()[-1] == signed
     saved = tmp_path / "keys"
     sealgate("keys", "--url", server.url, "--output", saved)
     pinned = base64.b64encode(saved.read_bytes()).decode()
