@@ -128,8 +128,8 @@ class Server(Listener):
     ) -> bool:
         async with asyncio.timeout(self._limits.request_timeout_s):
             body = await upload.begin()
-            if not isinstance(body, bytes):
-                body = b"".join([portion async for portion in body])
+        if not isinstance(body, bytes):  # beyond kept_body_bytes: each costs work
+            raise BadRequestError(400, "the body comes in too small parts")
         loop = asyncio.get_running_loop()
         work = functools.partial(self._work, head, body)
         response = await loop.run_in_executor(self._thread, work)

@@ -153,6 +153,20 @@ def test_connections_are_kept_and_chunks_are_taken(running: RunningWitness) -> N
         assert client.post("/add-checkpoint", content=pieces).content == answer.content
 
 
+def test_a_body_in_the_smallest_parts_is_cut_short(running: RunningWitness) -> None:
+    """Each part is work; of a large body that comes byte by byte, little is taken."""
+    with connected(running) as client:
+        client.sendall(
+            b"POST /add-checkpoint HTTP/1.1\r\nhost: x\r\n"
+            b"transfer-encoding: chunked\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            client.sendall(b"1\r\nx\r\n" * (MAX_REQUEST_BYTES - 1))
+        answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"too small parts" in answer
+
+
 def test_requests_that_two_servers_could_read_in_two_ways(
     running: RunningWitness,
 ) -> None:
