@@ -312,9 +312,9 @@ def test_rotated_keys_are_fetched_again(server, token, expected):
     with Client(server.url, token=token) as client:
         client.metadata(NAME)
         # As after a rotation: the configuration it fetched is of a key that is gone.
-        client._core._keys._choice = KeyChoice(choose_config(rotated(keys)))
+        client._core.key_source._choice = KeyChoice(choose_config(rotated(keys)))
         label = client.infer(NAME, {"features": ROWS})["label"]
-        assert client._core._keys._choice.config == choose_config(keys)
+        assert client._core.key_source._choice.config == choose_config(keys)
     np.testing.assert_array_equal(label, expected["label"])
 
 
