@@ -38,7 +38,8 @@ class Version:
         refusal: why the doors refuse it today; None if they do not.
         signed: for each signed document, the hint of the key whose signature verifies.
         verified_at: when the verdict was given, RFC 3339; empty without one.
-        verdict_sha256: digest of the verdict's file, without time stamps; empty without one.
+        verdict_sha256: digest of the verdict's file, without time stamps; empty if
+            there is none.
         reports: the evidence by kind, as far as it can be read.
     """
 
