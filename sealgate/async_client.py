@@ -19,7 +19,15 @@ from typing import Any, Self, TypeVar
 
 import httpcore
 
-from sealgate.answers import StreamedAnswer, check_clock, once, read_head, send_again
+from sealgate.answers import (
+    StreamedAnswer,
+    check_clock,
+    content_of,
+    gather,
+    once,
+    read_head,
+    send_again,
+)
 from sealgate.core import Core
 from sealgate.errors import (
     ClientError,
@@ -49,7 +57,6 @@ __all__ = ["AsyncClient"]
 # Sealed, and answered without a token.
 _PROBE = "/v2/health/live"
 _MAX_REFUSAL_BYTES = 64 << 10
-_MAX_WHOLE_BYTES = 64 << 20
 
 T = TypeVar("T")
 
@@ -338,7 +345,7 @@ class AsyncClient:
                     return
                 if not whole:
                     raise TransportError("the gateway takes no chunked requests")
-        content = body if isinstance(body, bytes) else await _gather(body)
+        content = body if isinstance(body, bytes) else await gather(body)
         response = await self.forward(
             method,
             path,
@@ -445,7 +452,7 @@ class AsyncClient:
                 step.method,
                 step.url,
                 headers=sent_fields(step.headers),
-                content=_content(step),
+                content=content_of(step),
                 extensions=self._pools.extensions,
             ) as response:
                 return await self._whole(response, step.max_bytes)
@@ -475,23 +482,3 @@ async def _sealed(
                 yield sealed
     for rest in exchange.finish():
         yield rest
-
-
-async def _gather(body: AsyncIterator[bytes]) -> bytes:
-    """A body that must be sent whole, within a bound."""
-    content = bytearray()
-    async for portion in body:
-        content += portion
-        if len(content) > _MAX_WHOLE_BYTES:
-            raise TransportError("too long for a gateway that takes no chunks")
-    return bytes(content)
-
-
-def _content(step: Fetch) -> bytes | AsyncIterator[bytes] | None:
-    content = step.content
-    return content if content is None or isinstance(content, bytes) else _aiter(content)
-
-
-async def _aiter(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
