@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from models.errors import ReportError
@@ -30,6 +29,9 @@ from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
 from security.admission.timestamps import Timed, read_stamps
 from security.errors import KeyFileError, TimestampError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 __all__ = [
     "MAX_REASON_CHARACTERS",
@@ -414,6 +416,8 @@ def _authority(item: Any, where: str) -> TimestampAuthority:
         raise KeyFileError(
             f"{where}: {name} needs 1 to {MAX_CERTIFICATES} certificates, root first"
         )
+    from cryptography import x509  # noqa: PLC0415  (only where there are authorities)
+
     try:
         found = tuple(x509.load_pem_x509_certificate(str(pem).encode()) for pem in pems)
     except ValueError:
