@@ -248,11 +248,7 @@ def read_bundle(
 
 
 def _check_names(names: list[str]) -> None:
-    """Refuse a folder without a model or manifest, or with half of what belongs there.
-
-    An ML-DSA-65 signature alone is none: verdicts, passports and registries name a
-    statement by the P-256 file.
-    """
+    """Refuse a folder without a model or manifest, or with a model twice over."""
     if MODEL_FILE in names and SEALED_FILE in names:
         raise BundleError(f"{MODEL_FILE} and {SEALED_FILE}: a bundle has one of them")
     if MODEL_FILE in names and SEALED_ATTESTATION_FILE in names:
@@ -261,10 +257,6 @@ def _check_names(names: list[str]) -> None:
         raise BundleError(f"{MODEL_FILE} is missing")
     if MANIFEST_FILE not in names:
         raise BundleError(f"{MANIFEST_FILE} is missing")
-    for name in names:
-        first = name.removesuffix(_MLDSA_SUFFIX) + _SUFFIX
-        if name.endswith(_MLDSA_SUFFIX) and first not in names:
-            raise BundleError(f"{name}: {first} is missing beside it")
 
 
 def _model_digest(files: Mapping[str, bytes]) -> bytes:

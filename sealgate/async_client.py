@@ -20,6 +20,7 @@ from typing import Any, Self, TypeVar
 import httpcore
 
 from sealgate.answers import StreamedAnswer, check_clock, once, read_head, send_again
+from sealgate.async_bodies import content, gather, sealed
 from sealgate.attestation import Attested
 from sealgate.core import Core
 from sealgate.errors import (
@@ -50,7 +51,6 @@ __all__ = ["AsyncClient"]
 # Sealed, and answered without a token.
 _PROBE = "/v2/health/live"
 _MAX_REFUSAL_BYTES = 64 << 10
-_MAX_WHOLE_BYTES = 64 << 20
 
 T = TypeVar("T")
 
@@ -347,7 +347,7 @@ class AsyncClient:
                     return
                 if not whole:
                     raise TransportError("the gateway takes no chunked requests")
-        content = body if isinstance(body, bytes) else await _gather(body)
+        content = body if isinstance(body, bytes) else await gather(body)
         response = await self.forward(
             method,
             path,
@@ -372,7 +372,7 @@ class AsyncClient:
     ) -> StreamedAnswer | None:
         """Send a request; the answer when its head is there, None without chunks."""
         outer = await stack.enter_async_context(
-            self._http_stream(exchange, _sealed(exchange, body), certified)
+            self._http_stream(exchange, sealed(exchange, body), certified)
         )
         kind = received_fields(outer).get("content-type", "")
         if outer.status == 415:
@@ -454,7 +454,7 @@ class AsyncClient:
                 step.method,
                 step.url,
                 headers=sent_fields(step.headers),
-                content=_content(step),
+                content=content(step),
                 extensions=self._pools.extensions,
             ) as response:
                 return await self._whole(response, step.max_bytes)
@@ -468,39 +468,3 @@ class AsyncClient:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))
-
-
-async def _sealed(
-    exchange: StreamExchange, body: bytes | AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    yield exchange.start()
-    if isinstance(body, bytes):
-        if body:
-            yield exchange.seal(body)
-    else:
-        async for portion in body:
-            # Whoever sends nothing yet sends no empty chunk either.
-            if sealed := exchange.seal(portion):
-                yield sealed
-    for rest in exchange.finish():
-        yield rest
-
-
-async def _gather(body: AsyncIterator[bytes]) -> bytes:
-    """A body that must be sent whole, within a bound."""
-    content = bytearray()
-    async for portion in body:
-        content += portion
-        if len(content) > _MAX_WHOLE_BYTES:
-            raise TransportError("too long for a gateway that takes no chunks")
-    return bytes(content)
-
-
-def _content(step: Fetch) -> bytes | AsyncIterator[bytes] | None:
-    content = step.content
-    return content if content is None or isinstance(content, bytes) else _aiter(content)
-
-
-async def _aiter(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece

@@ -137,7 +137,8 @@ class Tpm2Verifier:
     Attributes:
         keys: PEM public keys, ECDSA on P-256, of the attestation keys that are known.
             Whoever pins one has seen that its TPM made it (docs/attested-keys.md).
-        pcrs: what registers must hold, 32 bytes, by number; at least one.
+        pcrs: what registers must hold, 32 bytes, by number; at least one, and none of
+            those that any program can reset.
     """
 
     keys: tuple[str, ...]
@@ -159,6 +160,8 @@ class Tpm2Verifier:
             for index, value in self.pcrs.items()
         ):
             raise ProfileError("attestation: tpm2 names no register's value")
+        if tpm2.RESETTABLE_PCRS & self.pcrs.keys():
+            raise ProfileError("attestation: any program can reset PCR 16 and 23")
         by_hint = {key_hint(key): key for key in classical}
         object.__setattr__(self, "_by_hint", by_hint)
 

@@ -310,19 +310,7 @@ def _add_receipt_verify(parser: argparse.ArgumentParser) -> None:
         "witnesses that are given, or else the profile's."
     )
     parser.add_argument("receipts", type=Path, nargs="+", metavar="FILE")
-    for name, text in (
-        ("--log-key", "vkey of the log; each that is given must have signed"),
-        ("--witness", "vkey of a witness"),
-    ):
-        parser.add_argument(
-            name, type=Path, action="append", default=[], metavar="FILE", help=text
-        )
-    parser.add_argument(
-        "--required",
-        type=_count,
-        metavar="M",
-        help="how many of the witnesses must have cosigned",
-    )
+    _add_log_keys(parser)
     parser.add_argument(
         "--numbers",
         type=Path,
@@ -341,6 +329,37 @@ def _add_receipt_verify(parser: argparse.ArgumentParser) -> None:
     )
     _add_profile(parser)
     parser.set_defaults(run=receipt_commands.verify)
+
+
+def _add_log_keys(parser: argparse.ArgumentParser) -> None:
+    for name, text in (
+        ("--log-key", "vkey of the audit log; each that is given must have signed"),
+        ("--witness", "vkey of a witness"),
+    ):
+        parser.add_argument(
+            name, type=Path, action="append", default=[], metavar="FILE", help=text
+        )
+    parser.add_argument(
+        "--required",
+        type=_count,
+        metavar="M",
+        help="how many of the witnesses must have cosigned",
+    )
+
+
+def _add_offers(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Read and verify the public log of what a deployment offers: key "
+        "configurations, releases, and verdicts as salted hashes. It takes no token."
+    )
+    parser.add_argument(
+        "--vkeys",
+        action="store_true",
+        help="print that log's own vkeys, as its witnesses need them; ask nobody",
+    )
+    _add_log_keys(parser)
+    _add_url(parser)
+    parser.set_defaults(run=receipt_commands.offers)
 
 
 def _add_health(parser: argparse.ArgumentParser) -> None:
@@ -429,6 +448,7 @@ _COMMANDS: tuple[tuple[str, str, Callable[[argparse.ArgumentParser], None]], ...
     ("monitoring", "show what monitoring found of a model", _add_monitoring),
     ("passport", "check and show a model's evidence", _add_passport),
     ("receipt", "fetch and verify proof that answers are on record", _add_receipt),
+    ("offers", "read the public log of what is offered", _add_offers),
     ("keys", "show, verify and save the server's keys", _add_keys),
     ("proxy", "seal what any client sends", _add_proxy),
 )

@@ -67,6 +67,7 @@ __all__ = [
     "monitoring",
     "open_client",
     "passport",
+    "profile_of",
     "proxy",
 ]
 
@@ -194,7 +195,7 @@ def monitoring(args: argparse.Namespace) -> int:
 
 def health(args: argparse.Namespace) -> int:
     """Say whether the server is ready."""
-    with open_client(_profile(args), args) as client:
+    with open_client(profile_of(args), args) as client:
         ready = client.health()
     print("ready" if ready else "not ready")
     return 0 if ready else 1
@@ -211,7 +212,7 @@ def passport(args: argparse.Namespace) -> int:
 
 def keys(args: argparse.Namespace) -> int:
     """Show, verify and save the server's keys."""
-    profile = _profile(args)
+    profile = profile_of(args)
     given = tuple(map(_read_pem, args.identity))
     profile = replace(profile, identity_keys=given or profile.identity_keys)
     with open_client(profile, args) as client:
@@ -444,7 +445,8 @@ def _write(path: Path, data: bytes) -> None:
         raise ProfileError(f"{path}: {error.strerror}") from None
 
 
-def _profile(args: argparse.Namespace) -> Profile:
+def profile_of(args: argparse.Namespace) -> Profile:
+    """The profile, or one of nothing but the URL that the command line names."""
     if args.url is not None:
         return _certified(Profile(url=args.url, token=""), args)
     return loaded(args)

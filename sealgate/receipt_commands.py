@@ -1,8 +1,9 @@
-"""What `sealgate receipt` does: fetch receipts, and verify them offline."""
+"""What `sealgate receipt` and `sealgate offers` do: proofs by a deployment's logs."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -10,16 +11,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sealgate.commands import loaded, open_client
+from sealgate.commands import loaded, open_client, profile_of
 from sealgate.errors import ProfileError, ReceiptError
 from sealgate.log_trust import log_trust
 from sealgate.options import Options, options_of
+from sealgate.protocol.offers import offers_trust
 from sealgate.protocol.receipts import MAX_RECEIPT_BYTES, Proven, Receipt
 from sealgate.receipt_numbers import ReceiptNumber
 from sealgate.receipts import check_receipt, read_numbers
 from sealgate.retry import RetryPolicy
 
-__all__ = ["fetch", "verify"]
+__all__ = ["fetch", "offers", "verify"]
 
 _MAX_VKEY_BYTES = 8 << 10
 # A checkpoint comes every few seconds, and witnesses may take some more.
@@ -62,6 +64,29 @@ def verify(args: argparse.Namespace) -> int:
     return 1 if refused else 0
 
 
+def offers(args: argparse.Namespace) -> int:
+    """Print the public log of what a deployment offers, or the keys of it."""
+    named = _named(args)
+    if args.vkeys:
+        options = options_of(loaded(args)) if named is None else named
+        for key in offers_trust(log_trust(options)).log:
+            print(key)
+        return 0
+    profile = profile_of(args)
+    if named is not None:
+        profile = replace(
+            profile,
+            log_keys=named.log_keys,
+            witness_keys=named.witness_keys,
+            required_witnesses=named.required_witnesses,
+        )
+    with open_client(profile, args) as client:
+        entries = client.offers()
+    for place, entry in enumerate(entries):
+        print(place, json.dumps(entry, sort_keys=True))
+    return 0
+
+
 def _verified(
     path: Path,
     options: Options,
@@ -101,6 +126,16 @@ def _time(seconds: float) -> str:
 
 def _trusted(args: argparse.Namespace) -> Options:
     """The keys of the command line, or else of the profile."""
+    if (named := _named(args)) is not None:
+        return named
+    options = options_of(loaded(args))
+    if args.required is not None:
+        options = replace(options, required_witnesses=args.required)
+    return options
+
+
+def _named(args: argparse.Namespace) -> Options | None:
+    """The keys of the command line, if it names any."""
     if args.log_key:
         return Options(
             log_keys=tuple(map(_vkey, args.log_key)),
@@ -109,10 +144,7 @@ def _trusted(args: argparse.Namespace) -> Options:
         )
     if args.witness:
         raise ProfileError("--witness: name the log's key too, with --log-key")
-    options = options_of(loaded(args))
-    if args.required is not None:
-        options = replace(options, required_witnesses=args.required)
-    return options
+    return None
 
 
 def _by_request(path: Path) -> dict[str, ReceiptNumber]:

@@ -44,7 +44,7 @@ from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
 from security.settings.issuers import check_resource, listening_origin
 from security.settings.loading import Settings, load_settings
-from service.access import check_access, open_access
+from service.access import Access, check_access, open_access
 from service.gateway import Gateway
 from service.guard import App, Guard
 from service.http import connections
@@ -125,33 +125,11 @@ class AdmittedService(Service):
 
 
 def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -> Guard:
-    lineup = Lineup(
-        timeout_s=settings.service.inference_timeout_s,
-        settings=settings.runtime,
-        metrics=metrics,
-        notes=Notes(metrics.folder),
-    )
-    follower = Follower(
-        settings,
-        lineup,
-        record=lambda fields: record_operation(settings.audit, [fields]),
-        casualties=Casualties(metrics.folder),
-        metrics=metrics,
-    )
-    follower.load_first()
-    follower.start()
+    lineup, follower = _followed(settings, metrics)
     access = open_access(settings, metrics)
     recorder = open_recorder(settings.audit, lineup.admissions)
     monitor, cohorts = _monitors(settings, lineup, metrics)
-    readiness = Readiness(
-        {
-            "model": lambda: answers(lineup),
-            "keys": access.verifier.has_keys,
-            "stores": lambda: all(map(usable, own_folders(settings))),
-        },
-        metrics,
-    )
-    readiness.start()
+    readiness = _readiness(settings, lineup, access, metrics)
     quotas, freshness = _counters(settings, metrics)
     offering, own = _offering(settings, lineup, metrics)
     routes = Routes(
@@ -186,6 +164,41 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         tracer=exports.tracer,
         offering=offering,
     )
+
+
+def _followed(settings: Settings, metrics: Metrics) -> tuple[Lineup, Follower]:
+    """The versions in use, once they are loaded, and what follows the plan."""
+    lineup = Lineup(
+        timeout_s=settings.service.inference_timeout_s,
+        settings=settings.runtime,
+        metrics=metrics,
+        notes=Notes(metrics.folder),
+    )
+    follower = Follower(
+        settings,
+        lineup,
+        record=lambda fields: record_operation(settings.audit, [fields]),
+        casualties=Casualties(metrics.folder),
+        metrics=metrics,
+    )
+    follower.load_first()
+    follower.start()
+    return lineup, follower
+
+
+def _readiness(
+    settings: Settings, lineup: Lineup, access: Access, metrics: Metrics
+) -> Readiness:
+    readiness = Readiness(
+        {
+            "model": lambda: answers(lineup),
+            "keys": access.verifier.has_keys,
+            "stores": lambda: all(map(usable, own_folders(settings))),
+        },
+        metrics,
+    )
+    readiness.start()
+    return readiness
 
 
 def _offering(

@@ -3,8 +3,9 @@
 A thread looks each second at what is in use, and adds what is new to the deployment's
 log of offers. Key configurations are published only when a checkpoint covers them that
 bears what it must, so a client that demands it finds them there; the ones before open
-requests until then, and for the overlap. Only where none of those does any more, as
-after a key was retired in haste, new ones are published at once.
+requests until then, and for the overlap. For a minute, that is, since nobody may keep a
+configuration beyond that; and where those of before open nothing any more, as after a
+key was retired in haste, new ones are published at once.
 
 ``GET /.well-known/sealgate-offers/…`` serves the log in the open, as C2SP tlog-tiles.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -33,6 +35,10 @@ __all__ = ["OFFERS_PREFIX", "Offering"]
 
 OFFERS_PREFIX = OFFERS_PATH.encode()
 _EVERY_S = 1.0
+# A checkpoint, and witnesses, take seconds; so long may keys that were replaced stay.
+_HELD_S = 60.0
+# Strangers ask for the checkpoint: it is read so often at most.
+_FRESH_S = 1.0
 # At the end, what is being added may take so long.
 _END_S = 2.0
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
@@ -52,6 +58,7 @@ class Offering:
         *,
         ring: Callable[[], KeyRing],
         admissions: Callable[[], Iterable[Admission]],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is offered yet.
 
@@ -59,13 +66,17 @@ class Offering:
             offers: the deployment's log of them.
             ring: the keys in use; called from the thread alone.
             admissions: what admits each version in use; likewise.
+            monotonic: seconds.
         """
         self._offers = offers
+        self._monotonic = monotonic
         self._ring, self._admissions = ring, admissions
         self._release = release_leaf(installed_version(), lock_sha256())
         self._offered: set[bytes] = set()
         self._covered = b""
         self._published: KeyRing | None = None
+        self._held = (b"", 0.0)
+        self._note = (float("-inf"), b"")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="offers", daemon=True)
         # Strangers ask: one of them at a time takes a thread.
@@ -89,13 +100,17 @@ class Offering:
     def published(self, ring: KeyRing) -> KeyRing:
         """The ring whose configurations are to be published, given the one in use."""
         before = self._published
-        if before is None or ring.document == self._covered:
+        if before is None or ring.document in (before.document, self._covered):
             self._published = ring
-        elif before.document != ring.document:
-            usable = {each.key_id for each in keyconfig.decode_list(before.document)}
-            if not usable <= {*ring.ids}:
-                self._published = ring
-        return self._published or ring
+            return ring
+        now = self._monotonic()
+        if self._held[0] != ring.document:
+            self._held = ring.document, now
+        usable = {each.key_id for each in keyconfig.decode_list(before.document)}
+        if not usable <= {*ring.ids} or now - self._held[1] > _HELD_S:
+            self._published = ring
+            return ring
+        return before
 
     def passport(self, admission: Admission) -> dict[str, Any]:
         """A model's passport, with the salt by which its verdict is in the log."""
@@ -113,7 +128,10 @@ class Offering:
         path = request.path[len(OFFERS_PREFIX) :].decode("latin-1")
         async with self._apart:
             if path == "checkpoint":
-                note = await asyncio.to_thread(self._offers.note)
+                since, note = self._note
+                if self._monotonic() - since > _FRESH_S:
+                    note = await asyncio.to_thread(self._offers.note)
+                    self._note = self._monotonic(), note
                 return Response(200, (_TEXT, _BRIEFLY), note)
             try:
                 tile = Tile.parse(path)

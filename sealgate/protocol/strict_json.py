@@ -35,17 +35,14 @@ def loads(data: bytes, *, max_bytes: int, max_depth: int = 32) -> Any:
         raise JsonError(f"document has {len(data)} bytes, at most {max_bytes} allowed")
     try:
         text = data.decode("utf-8")
-        value = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_constant,
-            parse_float=_float,
-        )
+        value = _DECODER.decode(text)
     except RecursionError:
         raise JsonError("nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, int() limits
         raise JsonError(f"not JSON: {_first_line(error)}") from None
-    _check_depth(value, max_depth)
+    # No document is nested deeper than it has opening brackets, in texts or not.
+    if text.count("{") + text.count("[") > max_depth:
+        _check_depth(value, max_depth)
     if "\\u" in text:  # only an escape can spell half a surrogate pair
         dumps(value)
     return value
@@ -100,6 +97,11 @@ def _float(text: str) -> float:
     if not math.isfinite(value):
         raise JsonError("a number is too large for a double")
     return value
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+)
 
 
 def _check_depth(value: Any, max_depth: int) -> None:

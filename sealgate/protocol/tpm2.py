@@ -32,6 +32,7 @@ __all__ = [
     "MAX_PCR",
     "NONCE_BYTES",
     "PCR_BYTES",
+    "RESETTABLE_PCRS",
     "TPM2",
     "Evidence",
     "Quote",
@@ -44,6 +45,9 @@ __all__ = [
 TPM2 = "tpm2"
 MAX_PCR = 23
 PCR_BYTES = 32
+# For debugging and for applications: any program may reset them (PC Client Platform
+# TPM Profile, PCR attributes), so what they hold says nothing.
+RESETTABLE_PCRS = frozenset({16, 23})
 NONCE_BYTES = 32
 MAX_QUOTE_BYTES = 512
 MAX_SIGNATURE_BYTES = 128
@@ -133,7 +137,7 @@ def extended(digests: Iterable[bytes], start: bytes = bytes(PCR_BYTES)) -> bytes
 
     Args:
         digests: SHA-256, 32 bytes each.
-        start: what it held before; zeros after a reset, for PCR 0 to 16 and 23.
+        start: what it held before; zeros after a reset, for PCR 0 to 16.
 
     >>> extended([]) == bytes(32)
     True

@@ -6,12 +6,13 @@ listed in `security.admission.waivers`), then for each required kind:
 
 1. the report and its attestation are in the bundle;
 2. every attestation of it is signed by a key whose role the policy allows for this
-   kind, with the algorithms that it asks for (`steps.read_statement`), and together by
-   as many different keys as the policy asks for;
+   kind, with the algorithms and time stamps that it asks for (`steps.read_statement`),
+   and together by as many different keys as the policy asks for;
 3. each statement is about this bundle: root digest and model digest, both;
 4. each statement is a passed test result of this kind, and binds this report's bytes;
 5. the report says the same itself: kind, name, version and digests;
-6. the report is fresh, and not from the future;
+6. the report is fresh, by the earlier of its own time and its time stamps, and neither
+   is from the future (`steps.check_stamps`);
 7. no check in the report failed;
 8. the report's conditions are the policy's;
 9. every threshold holds, on a sample that is large enough;
@@ -74,6 +75,7 @@ from security.admission.steps import (
     end_of,
     read_statement,
 )
+from security.admission.timestamps import Stamp
 from security.admission.trust import TrustRoot
 from security.errors import AdmissionRefused
 
@@ -100,6 +102,7 @@ class Admission:
         notices: what evidence of an earlier release leaves open, one line each.
         signatures: by file of a statement or verdict, the algorithms whose signatures
             were checked.
+        stamps: the trusted time stamps of the verdict's signatures.
     """
 
     bundle: Bundle
@@ -109,6 +112,7 @@ class Admission:
     expires_at: datetime | None = None
     notices: tuple[str, ...] = ()
     signatures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stamps: tuple[Stamp, ...] = ()
 
 
 def verify(
@@ -175,6 +179,7 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
             **evaluation.signatures,
             **{name: read.algorithms for name, (read, _) in found.items()},
         },
+        stamps=tuple(stamp for read, _ in found.values() for stamp in read.stamps),
     )
 
 

@@ -108,14 +108,13 @@ def opened() -> Iterator[Tpm]:
 @contextmanager
 def _locked(tcti: str) -> Iterator[None]:
     """Workers of one user take turns; a TPM itself only says that it is busy."""
-    name = (
-        f"sealgate-tpm-{os.getuid()}-{hashlib.sha256(tcti.encode()).hexdigest()[:16]}"
-    )
+    which = hashlib.sha256(tcti.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"sealgate-tpm-{os.getuid()}-{which}"
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        lock = os.open(Path(tempfile.gettempdir()) / name, flags, 0o600)
+        lock = os.open(path, flags, 0o600)
     except OSError as error:
-        raise TpmError(f"TPM: its lock: {error.strerror}") from None
+        raise TpmError(f"TPM: its lock {path}: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

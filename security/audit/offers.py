@@ -16,7 +16,6 @@ from functools import lru_cache
 from itertools import islice
 
 from sealgate.errors import NoteError, OfferError
-from sealgate.protocol.notes import parse_checkpoint, split_note
 from sealgate.protocol.offers import (
     MAX_LEAF_BYTES,
     OFFERS_NAME,
@@ -125,8 +124,7 @@ class Offers:
             OfferError: there is none of this width.
             AuditError: the log cannot be read.
         """
-        size = parse_checkpoint(split_note(self.log.checkpoint())[0]).size
-        there = size >> 8 * max(tile.level, 0)
+        there = self.log.size >> 8 * max(tile.level, 0)
         if not 0 < tile.width <= there - tile.first:
             raise OfferError("no such tile")
         return self._tile(tile)

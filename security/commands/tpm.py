@@ -39,11 +39,12 @@ def _add_measure(parser: argparse.ArgumentParser) -> None:
         "restart of the machine takes it back. Prints each digest."
     )
     parser.add_argument("file", type=Path, nargs="+")
+    numbers = [n for n in range(24) if n not in (16, 23)]  # those can be reset
     parser.add_argument(
         "--pcr",
         type=int,
         default=15,
-        choices=range(24),
+        choices=numbers,
         metavar="N",
         help="%(default)s",
     )
@@ -128,8 +129,9 @@ def _seal_key(args: argparse.Namespace) -> int:
     settings = load_settings()
     if args.out.exists():
         raise KeyFileError(f"{args.out}: exists already; keys are never overwritten")
+    pcrs = parse_registers(args.pcrs)
     source = args.key or settings.home / "keys" / "model.pem"
-    data = seal_model_key(load_model_key(source), parse_registers(args.pcrs))
+    data = seal_model_key(load_model_key(source), pcrs)
     write_atomic(args.out, data, mode=0o600)
     operation = {"action": "key-rotation", "reason": "model-sealed-to-tpm"}
     record_operation(settings.audit, [operation])

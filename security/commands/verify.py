@@ -162,6 +162,9 @@ def print_admission(admission: Admission) -> None:
         print(f"  waiver: {waiver}")
     for line in _signed_lines(admission.signatures):
         print(f"  signed with {line}")
+    for stamp in admission.stamps:
+        when = format_time(stamp.time)
+        print(f"  verdict stamped {when} by {stamp.authority}")
     for notice in admission.notices:
         print(f"  notice: {notice}")
     print(f"verdict sha256:{admission.verdict_sha256}")

@@ -180,13 +180,17 @@ def load_publication(
 
     Raises:
         KeyFileError: an identity key is there, but cannot be used; or there is one of
-            ML-DSA-65 alone.
+            ML-DSA-65 alone, or evidence with none to sign it.
         AttesterError: the attestation key cannot be used.
         SettingsError: nothing installed makes evidence of this type.
     """
     classical, lattice = settings.identity, settings.identity_mldsa
     if lattice.exists() and not classical.exists():
         raise KeyFileError(f"{lattice}: without {classical}, which signs beside it")
+    if attestation.type and not classical.exists():
+        raise KeyFileError(
+            f"{classical}: no such file; it signs attestation's evidence"
+        )
     return Publication(
         overlap_s=settings.key_overlap_s,
         cache_s=settings.key_cache_s,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealgate.protocol.tpm2 import MAX_PCR, TPM2
+from sealgate.protocol.tpm2 import MAX_PCR, RESETTABLE_PCRS, TPM2
 from security.errors import SettingsError
 
 __all__ = ["AttestationSettings", "check_attestation", "parse_registers"]
@@ -40,7 +40,7 @@ def parse_registers(text: str) -> tuple[int, ...]:
     """Numbers of registers, ascending, from "7,15".
 
     Raises:
-        SettingsError: not that, or one twice.
+        SettingsError: not that, one twice, or one that any program can reset.
 
     >>> parse_registers("15,7")
     (7, 15)
@@ -51,6 +51,8 @@ def parse_registers(text: str) -> tuple[int, ...]:
     numbers = sorted(map(int, parts))
     if numbers[-1] > MAX_PCR or len(set(numbers)) != len(numbers):
         raise SettingsError(f"registers are numbers from 0 to {MAX_PCR}, each once")
+    if RESETTABLE_PCRS.intersection(numbers):
+        raise SettingsError("registers 16 and 23 can be reset by any program")
     return tuple(numbers)
 
 

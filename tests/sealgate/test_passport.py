@@ -14,7 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.bundle import VERDICT_FILE, attestation_file, read_bundle, report_file
+from models.bundle import (
+    VERDICT_FILE,
+    attestation_file,
+    mldsa_file,
+    read_bundle,
+    report_file,
+)
 from sealgate.errors import PassportError
 from sealgate.passport import Passport, verify_passport
 from sealgate.protocol import dsse
@@ -347,3 +353,52 @@ def test_no_part_takes_another_value(genuine, path, value):
     target[path[-1]] = value
     with pytest.raises(PassportError):
         check(document)
+
+
+# A second signature
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A passport of a model whose release signs with two keys, and what to trust."""
+    keys = Keys.generate(mldsa=("release",))
+    folder = write_bundle(tmp_path_factory.mktemp("two") / "bundle", keys)
+    files = read_bundle(folder).files
+    pems = tuple(
+        public_pem(key.public_key()) for key in (keys.release, keys.mldsa["release"])
+    )
+    evidence = {
+        kind: {
+            "attestation": files[attestation_file(kind)].decode(),
+            "report": files[report_file(kind)].decode(),
+        }
+        for kind in KINDS
+    }
+    return {
+        "verdict": files[VERDICT_FILE].decode(),
+        "verdict_mldsa": files[mldsa_file(VERDICT_FILE)].decode(),
+        "evidence": evidence,
+    }, pems
+
+
+def test_who_trusts_an_ml_dsa_key_needs_its_signature(two) -> None:
+    whole, pems = two
+    assert check(whole, trusted=pems).model == check(whole, trusted=pems[:1]).model
+    stripped = {name: item for name, item in whole.items() if name != "verdict_mldsa"}
+    check(stripped, trusted=pems[:1])
+    refused(stripped, "the passport has no verdict_mldsa", trusted=pems)
+    twice = {**whole, "verdict_mldsa": whole["verdict"]}
+    refused(twice, "expected a signature by ml-dsa-65", trusted=pems)
+    second = {**whole, "verdict": whole["verdict_mldsa"]}
+    refused(second, "expected a signature by ecdsa-p256-sha256", trusted=pems)
+    refused(whole, "not trusted for it", trusted=pems[1:])
+
+
+def test_both_are_over_one_verdict(two) -> None:
+    whole, pems = two
+    stranger = Keys.generate(mldsa=("release",))
+    other = dsse.sign(b"{}", stranger.mldsa["release"]).decode()
+    key = public_pem(stranger.mldsa["release"].public_key())
+    refused({**whole, "verdict_mldsa": other}, "not trusted for it", trusted=pems)
+    said = "two verdicts, not one"
+    refused({**whole, "verdict_mldsa": other}, said, trusted=(*pems, key))

@@ -15,8 +15,10 @@ from sigstore_models.bundle.v1 import Bundle as SigstoreBundle
 
 from models.bundle import attestation_file
 from models.report import format_time
+from security.admission.gate import Admission
 from security.admission.trust_store import load_trust
 from security.admission.verification import verify
+from security.commands.verify import print_admission
 from security.errors import AdmissionRefused
 from tests.conftest import check_security, run_security, toy_settings
 from tests.support.bundles import POLICY
@@ -58,8 +60,10 @@ def refused(home: Path, message: str, *arguments: str, code: int = 1) -> None:
     assert message in result.stderr
 
 
-def verified(home: Path) -> None:
-    verify(home / "bundle", trust=home / "trust.json", policy=home / "policy.toml")
+def verified(home: Path) -> Admission:
+    return verify(
+        home / "bundle", trust=home / "trust.json", policy=home / "policy.toml"
+    )
 
 
 def signed(home: Path) -> dict[Path, bytes]:
@@ -100,7 +104,9 @@ def test_one_file(home: Path, url: str) -> None:
     assert {k: v for k, v in signed(home).items() if k != path} == others
 
 
-def test_a_policy_that_demands_stamps(home: Path, url: str) -> None:
+def test_a_policy_that_demands_stamps(
+    home: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (home / "policy.toml").write_bytes(REQUIRED)
     folder = str(home / "bundle")
     demanded = "it has no time stamp; the policy demands a trusted one"
@@ -115,7 +121,8 @@ def test_a_policy_that_demands_stamps(home: Path, url: str) -> None:
     told = run(home, "admit", folder, "--timestamp-url", url)
     assert told.returncode == 0
     assert "notice" not in told.stderr
-    verified(home)
+    print_admission(verified(home))
+    assert "Z by Test TSA\n" in capsys.readouterr().out
 
 
 def test_nothing_is_written_where_one_cannot_be_stamped(home: Path, url: str) -> None:

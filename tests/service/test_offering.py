@@ -30,7 +30,7 @@ from sealgate.keys import parse_configs
 from sealgate.offers import OfferedLog
 from sealgate.options import options_of
 from sealgate.profile import Profile
-from sealgate.protocol.cosignatures import CosignatureVerifier
+from sealgate.protocol.cosignatures import CosignatureVerifier, parse_note_key
 from sealgate.protocol.hpke import KEM_X25519, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig, encode_list
 from sealgate.protocol.offers import (
@@ -45,7 +45,7 @@ from security.audit.journal import load_verifier
 from tests.conftest import check_security, mint, toy_settings
 from tests.support.bundles import NAME
 from tests.support.live import wait_for
-from tests.support.servers import ROOT, Server, serve
+from tests.support.servers import ROOT, Server, sealgate, serve
 from tests.support.witnesses import RunningWitness, witness
 
 OTHER_WITNESS = str(
@@ -226,6 +226,35 @@ def test_whose_log_it_is_not(profile: Profile, home: Path) -> None:
         client_of(profile, log_keys=())
     with pytest.raises(ProfileError, match="2 witnesses are required of 1"):
         client_of(profile, required_witnesses=2)
+
+
+def test_the_command(profile: Profile, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_bytes(profile.to_json())
+    keys = []
+    for number, key in enumerate(profile.log_keys):
+        (tmp_path / f"{number}.vkey").write_text(f"{key}\n")
+        keys += ["--log-key", f"{number}.vkey"]
+    (tmp_path / "w.vkey").write_text(profile.witness_keys[0])
+    # Anybody who watches: no profile, no token.
+    watching = ("offers", "--url", profile.url, *keys, "--witness", "w.vkey")
+    done = sealgate(*watching, "--required", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith('0 {"kind": "')
+    own = sealgate("offers", "--profile", "profile.json", cwd=tmp_path)
+    assert own.stdout.splitlines()[: len(lines)] == lines
+    printed = sealgate("offers", "--vkeys", *keys, cwd=tmp_path)
+    assert printed.stdout.split() == [
+        str(key)
+        for key in offers_trust(
+            LogTrust(tuple(map(parse_note_key, profile.log_keys)))
+        ).log
+    ]
+    wrong = sealgate(*watching, "--required", "2", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    infer = ("infer", "--profile", "profile.json", "--input", "rows.csv")
+    (tmp_path / "rows.csv").write_text("a,b,c\n1,2,3\n")
+    assert sealgate(*infer, cwd=tmp_path).returncode == 0
 
 
 def test_parts_of_the_log_in_the_open(server: Server) -> None:

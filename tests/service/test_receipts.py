@@ -67,6 +67,7 @@ def profile(home: Path, server: Server) -> Path:
     check_security(
         home,
         *("profile", "--url", server.url, "--model", NAME, "--out", str(path)),
+        *("--allow", "explain"),
         **settings(home),
     )
     return path
@@ -110,6 +111,13 @@ def test_asynchronously_and_of_several_requests(profile: Path) -> None:
                 assert client.verify_receipt(receipt, number).fields["rows"] in (64, 2)
 
     asyncio.run(go())
+
+
+def test_for_an_explanation(client: Client) -> None:
+    found = client.explain(NAME, {"features": ROWS[:1]})
+    (number,) = found.receipts
+    proven = client.verify_receipt(client.receipt(number), number)
+    assert proven.fields["action"] == "explain"
 
 
 def test_before_its_checkpoint(profile: Path) -> None:

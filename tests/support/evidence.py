@@ -91,7 +91,7 @@ def write(
             whole = replace(whole, metrics={**whole.metrics, **size})
         data = change(whole).to_json()
         write_atomic(folder / report_file(kind), data)
-        bundles.attest(folder, kind, keys.signer(kind))
+        bundles.attest(folder, kind, keys.signers(keys.role(kind)))
     bundles.sign(folder, keys, now=NOW)
     return read_bundle(folder)
 

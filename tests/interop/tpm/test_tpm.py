@@ -29,7 +29,7 @@ from sealgate.protocol.tpm2 import Evidence, extended, verify_evidence
 from security.admission.confidential import open_admission
 from security.admission.doors import verify_with
 from security.admission.gate import Admission
-from security.admission.trust import load_trust
+from security.admission.trust_store import load_trust
 from security.attestation.quotes import TpmAttester, create_attestation_key
 from security.attestation.sealed import seal_secret, unseal_secret
 from security.errors import AdmissionRefused, TpmError
@@ -265,6 +265,22 @@ def test_a_server_that_is_attested_and_gets_its_model_key(
         pytest.raises(TransportError, match="PCR 15 does not hold"),
     ):
         client.infer(NAME, rows)
+
+
+def test_a_server_whose_tpm_is_away_does_not_start(home: Path, tpm: SoftTpm) -> None:
+    settings = tpm_settings(home)
+    check_security(home, "tpm", "create-key", **settings)
+    shutil.rmtree(home / "bentoml" / "models")
+    check_security(home, "store", str(home / "bundle"), **settings)
+    away = settings | {"TPM2TOOLS_TCTI": "swtpm:path=/nowhere/tpm"}
+    result = subprocess.run(
+        bentoml("serve", "service.app:Sealgate", "--port", "0"),
+        cwd=ROOT, env=environment(home, away), capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert "TPM: quote: " in line
 
 
 def test_no_key_for_a_model_whose_verdict_does_not_verify(

@@ -9,7 +9,8 @@ import json
 import pytest
 import securesystemslib.exceptions
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, mldsa
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import (
     decode_dss_signature,
     encode_dss_signature,
@@ -17,10 +18,21 @@ from cryptography.hazmat.primitives.asymmetric.utils import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from securesystemslib.dsse import Envelope
-from securesystemslib.signer import SSlibKey
+from securesystemslib.signer import CryptoSigner, SSlibKey
 
 from sealgate.errors import StatementError
-from sealgate.protocol.dsse import PAYLOAD_TYPE, Verified, key_hint, pae, sign, verify
+from sealgate.protocol.dsse import (
+    ECDSA_P256,
+    ML_DSA_65,
+    PAYLOAD_TYPE,
+    Verified,
+    key_hint,
+    pae,
+    parse_public,
+    public_pem,
+    sign,
+    verify,
+)
 
 PAYLOAD = b'{"_type":"https://in-toto.io/Statement/v1"}'
 KEY = ec.generate_private_key(ec.SECP256R1())
@@ -302,3 +314,120 @@ def test_no_field_takes_another_value(path, value):
 def test_arbitrary_bytes_only_raise_statement_error(data):
     with pytest.raises(StatementError):
         verify(data, TRUSTED)
+
+
+# ML-DSA-65
+
+
+SECOND = MLDSA65PrivateKey.generate()
+SECOND_HINT = key_hint(SECOND.public_key())
+BOTH = {**TRUSTED, SECOND_HINT: SECOND.public_key()}
+
+
+class Library:
+    """securesystemslib's own signer over an ML-DSA-65 key."""
+
+    public_key, hint = SECOND.public_key(), SECOND_HINT
+
+    def sign(self, data: bytes) -> bytes:
+        key = SSlibKey.from_crypto(self.public_key, keyid=SECOND_HINT)
+        return bytes.fromhex(CryptoSigner(SECOND, key).sign(data).signature)
+
+
+def test_ml_dsa_signs_the_encoding_itself():
+    bundle = sign(PAYLOAD, SECOND)
+    verified = verify(bundle, BOTH, algorithm=ML_DSA_65)
+    assert verified == Verified(PAYLOAD, SECOND_HINT)
+    assert len(verified.signature) == 3309
+    # FIPS 204, pure, no context: what any implementation gives and takes.
+    SECOND.public_key().verify(verified.signature, pae(PAYLOAD_TYPE, PAYLOAD))
+    for algorithm, data in ((ECDSA_P256, bundle), (ML_DSA_65, sign(PAYLOAD, KEY))):
+        with pytest.raises(
+            StatementError, match=f"expected a signature by {algorithm}"
+        ):
+            verify(data, BOTH, algorithm=algorithm)
+
+
+def test_securesystemslib_and_the_pre_hash():
+    """Both of its forms of one key are known, and neither is taken for the other."""
+    theirs, ours = sign(PAYLOAD, Library()), sign(PAYLOAD, SECOND)
+    told = {"algorithm": ML_DSA_65, "prehash": {SECOND_HINT}}
+    assert verify(theirs, BOTH, **told).hint == SECOND_HINT
+    for bundle, options in ((theirs, {"algorithm": ML_DSA_65}), (ours, told)):
+        with pytest.raises(StatementError, match=NOT_VERIFIED):
+            verify(bundle, BOTH, **options)
+    # Its envelope verifies what its signers made, and agrees on what was signed.
+    key = SSlibKey.from_crypto(SECOND.public_key(), keyid=SECOND_HINT)
+    envelopes = [json.loads(item)["dsseEnvelope"] for item in (theirs, ours)]
+    for envelope in envelopes:
+        envelope["signatures"][0]["keyid"] = SECOND_HINT
+    first, second = map(Envelope.from_dict, envelopes)
+    assert list(first.verify([key], threshold=1)) == [SECOND_HINT]
+    assert second.pae() == pae(PAYLOAD_TYPE, PAYLOAD)
+    with pytest.raises(securesystemslib.exceptions.VerificationError):
+        second.verify([key], threshold=1)
+
+
+def test_an_ecdsa_key_signs_no_pre_hash():
+    with pytest.raises(StatementError, match="only ML-DSA-65 signs a pre-hash"):
+        verify(json.dumps(BUNDLE).encode(), TRUSTED, prehash={HINT})
+
+
+def test_no_signature_of_another_length():
+    value = json.loads(sign(PAYLOAD, SECOND))
+    for length in (0, 1, 3308, 3310, 1 << 20):
+        value["dsseEnvelope"]["signatures"][0]["sig"] = encode(bytes(length))
+        with pytest.raises(StatementError, match=NOT_VERIFIED):
+            verify(json.dumps(value).encode(), BOTH, algorithm=ML_DSA_65)
+
+
+def test_keys_in_pem():
+    for key in (KEY.public_key(), SECOND.public_key()):
+        assert key_hint(parse_public(public_pem(key))) == key_hint(key)
+    others = (
+        ec.generate_private_key(ec.SECP384R1()),
+        ed25519.Ed25519PrivateKey.generate(),
+        mldsa.MLDSA44PrivateKey.generate(),
+    )
+    for other in others:
+        with pytest.raises(StatementError, match="neither ECDSA P-256 nor ML-DSA-65"):
+            parse_public(public_pem(other.public_key()))
+    with pytest.raises(StatementError, match="not a PEM public key"):
+        parse_public("x")
+
+
+# Time stamps, which are returned and not verified
+
+
+def stamped(*stamps: object, **other: object) -> bytes:
+    data = {"rfc3161Timestamps": [{"signedTimestamp": item} for item in stamps]}
+    return edited("verificationMaterial.timestampVerificationData", data | other)
+
+
+def test_time_stamps_are_returned():
+    assert verify(json.dumps(BUNDLE).encode(), TRUSTED).timestamps == ()
+    found = verify(stamped(encode(b"one"), encode(b"two")), TRUSTED)
+    assert found.timestamps == (b"one", b"two")
+    assert verify(stamped(), TRUSTED).timestamps == ()
+    empty = edited("verificationMaterial.timestampVerificationData", None)
+    assert verify(empty, TRUSTED).timestamps == ()
+
+
+@pytest.mark.parametrize(
+    ("bundle", "message"),
+    [
+        (stamped(*["MQ=="] * 9), "more than 8 time stamps"),
+        (stamped(encode(bytes((16 << 10) + 1))), "a time stamp over 16384 bytes"),
+        (stamped(5), "expected base64"),
+        (stamped("MR=="), "not canonical"),
+        (stamped(rfc3161Timestamps={"a": 1}), "time stamps are malformed"),
+        (stamped(rfc3161Timestamps=["MQ=="]), "missing signedTimestamp"),
+        (
+            edited("verificationMaterial.timestampVerificationData", [1]),
+            "time stamps are malformed",
+        ),
+    ],
+)
+def test_time_stamps_within_bounds(bundle, message):
+    with pytest.raises(StatementError, match=message):
+        verify(bundle, TRUSTED)

@@ -23,6 +23,7 @@ from models.bundle import (
     SEALED_ATTESTATION_FILE,
     SEALED_FILE,
     VERDICT_FILE,
+    BundleLimits,
     mldsa_file,
     read_bundle,
 )
@@ -48,7 +49,7 @@ from security.admission.model_keys import (
     model_public_pem,
     rotate_model_key,
 )
-from security.admission.trust import Revocation, TrustRoot
+from security.admission.trust import Revocation, TrustRoot, load_trust
 from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.hpke_keys import encode_hpke_key, fresh_hpke_key, parse_hpke_key
@@ -267,6 +268,41 @@ def test_a_batch_job_asks_nobody_for_a_refused_model(
         assert result.returncode == 1
         assert message in result.stderr
     assert asked(tmp_path) == 0
+
+
+# Sixty-four deployments.
+
+
+def test_a_header_of_sixty_four_keys_travels(pristine: Path, tmp_path: Path) -> None:
+    """Every bound on the way follows: reading, a layout as image and as artifact."""
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    settings = toy_settings(home)
+    keys = [fresh_hpke_key(KEM_XWING) for _ in range(63)] + [KEY]
+    to: list[str] = []
+    for number, key in enumerate(keys):
+        public = tmp_path / f"{number}.pem"
+        public.write_text(model_public_pem(key))
+        to += ["--to", str(public)]
+    folder = tmp_path / "sealed"
+    check_security(
+        home, "seal", str(home / "bundle"), *to, "--out", str(folder), **settings
+    )
+    assert (folder / SEALED_FILE).stat().st_size > 100_000
+    # A model's own bound is not what keeps its header out.
+    small = BundleLimits(max_model_bytes=len(onnx_model()))
+    assert len(read_bundle(folder, limits=small).sealed_to) == 64
+    write_secret(tmp_path / "kept.pem", PEM)
+    for form in ("image", "modelpack"):
+        layout, out = f"oci:{tmp_path}/{form}", tmp_path / f"{form}-out"
+        check_security(
+            home, "push", str(folder), layout, "--artifact", form, **settings
+        )
+        check_security(home, "pull", layout, "--out", str(out), **settings)
+        trust = load_trust(home / "trust.json")
+        now = datetime.now(UTC)
+        admission = verify_with(read_bundle(out), policy(), trust, now=now)
+        opened = open_admission(admission, tmp_path / "kept.pem")
+        assert opened.bundle.model == onnx_model()
 
 
 # Which source a setting names.

@@ -118,6 +118,24 @@ FAULTS = [
     (b"version = 1", b"version = true", 2, "policy: expected version = 1"),
     (b"version = 1", b"version = 1.0", 2, "policy: expected version = 1"),
     (b"version = 1", b"", 1, "policy: expected version = 1"),
+    (
+        b"version = 1",
+        b'version = 1\nsignatures = "all"',
+        3,
+        "policy: signatures must be one of both, any, classical",
+    ),
+    (
+        b"max_age_days = 30",
+        b"max_age_days = 30\nsignatures = true",
+        6,
+        r"\[verdict\]: signatures must be one of",
+    ),
+    (
+        b"max_days = 14",
+        b'max_days = 14\nsignatures = ["both"]',
+        43,
+        r"\[waivers\]: signatures must be one of",
+    ),
     (b"version = 1", b"verson = 1", 2, "unknown key 'verson'; did you mean 'version'"),
     (b"version = 1", b"version = ", 2, r"invalid value \(column 11\)"),
     (b"version = 1", b"version = \xff", 2, "not UTF-8"),
@@ -293,6 +311,20 @@ def test_a_table_replaces_the_default_of_its_kind() -> None:
         Threshold("auc", low=0.95, high=1.0, min_n=1000),
     )
     assert policy.required("fraud-eu")[0] == policy.requirements[0]
+
+
+def test_which_signatures_a_statement_needs() -> None:
+    plain = parse_policy(FULL, name="p.toml")
+    assert {item.signatures for item in plain.required("fraud-eu")} == {None}
+    text = FULL.replace(b"version = 1", b'version = 1\nsignatures = "both"')
+    text = text.replace(b"min_signers = 2", b'min_signers = 2\nsignatures = "any"')
+    told = parse_policy(text, name="p.toml")
+    assert (told.signatures, told.verdict_signatures) == ("both", "both")
+    assert told.waivers.signatures == "both"
+    of = {item.kind: item.signatures for item in told.required("fraud-eu")}
+    assert of == {"structure": "both", "quality": "any", "fairness": "both"}
+    comparison, monitoring = told.promotion_of("toy").requirements
+    assert (comparison.signatures, monitoring.signatures) == (None, "both")
 
 
 def test_what_a_promotion_needs() -> None:

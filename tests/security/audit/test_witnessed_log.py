@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,7 @@ from sealgate.protocol.cosignatures import CosignatureVerifier, Cosigner
 from sealgate.protocol.notes import Signer, open_checkpoint, split_note
 from security.audit import checkpoints
 from security.audit.asking import Asker, ask_latest
+from security.audit.group import GroupLog
 from security.audit.log import AuditLog, LogLimits
 from security.audit.records import encode
 from security.audit.tree_log import TreeLog
@@ -30,6 +33,7 @@ from security.audit.witnesses import load_quorum, make_quorum, read_witnesses
 from security.errors import AuditError, SettingsError
 from security.key_files import write_private
 from security.settings.audit import AuditSettings, WitnessAddress, WitnessSettings
+from tests.support.certificates import certificate
 from tests.support.witnesses import RunningWitness, witness
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes([7]) * 32)
@@ -435,7 +439,7 @@ def cosigned_by(cosigner: Cosigner, *, origin: str | None = None) -> Answer:
 
 
 @contextmanager
-def misbehaving(answer: Answer) -> Iterator[str]:
+def misbehaving(answer: Answer, context: ssl.SSLContext | None = None) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -450,10 +454,14 @@ def misbehaving(answer: Answer) -> Iterator[str]:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
+    if context is not None:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        scheme = "http" if context is None else "https"
+        yield f"{scheme}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()
@@ -507,6 +515,58 @@ def test_a_witness_that_misbehaves(
         asker.round()
         assert len(deployment.outcomes) == 2
     assert deployment.log.cosigned() is None
+
+
+def of_mallory(folder: Path, url: str, ca: Path | None = None) -> Deployment:
+    address = WitnessAddress(url, (str(MALLORY.verifier),))
+    settings = WitnessSettings(
+        witness=(address,), required=1, timeout_s=5.0, interval_s=0.01, ca=ca
+    )
+    return Deployment(folder, settings, origin="sealgate.test/audit")
+
+
+def test_a_witness_over_tls(tmp_path: Path) -> None:
+    """Whom the settings trust, or whom the system does; nobody else."""
+    certificate(tmp_path, "own")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "own.key")
+    with misbehaving(cosigned_by(MALLORY), context) as url:
+        trusted = of_mallory(tmp_path / "audit", url, tmp_path / "own.pem")
+        trusted.write()
+        stranger = Deployment(
+            trusted.folder, replace(trusted.settings, ca=None), origin=trusted.origin
+        )
+        assert stranger.ask() == [("mallory.test", "unreachable")]
+        assert trusted.ask() == [("mallory.test", "cosigned")]
+
+
+def test_no_record_waits_for_a_witness(tmp_path: Path) -> None:
+    asked, done = threading.Event(), threading.Event()
+
+    def late(handler: BaseHTTPRequestHandler, request: bytes) -> None:
+        asked.set()
+        done.wait(20)
+        cosigned_by(MALLORY)(handler, request)
+
+    with misbehaving(late) as url:
+        deployment = of_mallory(tmp_path / "audit", url)
+        deployment.write()
+        limits = LogLimits(checkpoint_interval_s=0.01)
+        log = AuditLog(
+            deployment.folder, writer="w", signer=deployment.signer, limits=limits
+        )
+        group = GroupLog(log)
+        asker = deployment.asker()
+        asker.start()
+        assert asked.wait(20)
+        for number in range(20):
+            assert asyncio.run(group.append({"rows": number})) == number
+        group.close()
+        assert deployment.outcomes == []
+        assert deployment.log.size >= 2
+        done.set()
+        wait_for(lambda: deployment.log.cosigned() is not None)
+        asker.stop()
 
 
 @pytest.mark.parametrize(

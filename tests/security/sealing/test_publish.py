@@ -104,6 +104,8 @@ def test_the_mldsa_identity_key(tmp_path: Path) -> None:
     classical, lattice = tmp_path / "identity.pem", tmp_path / "identity.mldsa.pem"
     settings = SealingSettings(identity=classical, identity_mldsa=lattice)
     assert load_publication(settings).signed_v2(KeyRing([])) is None
+    with pytest.raises(KeyFileError, match="it signs attestation's evidence"):
+        load_publication(settings, AttestationSettings(type="tpm2"))
     generate_mldsa_identity(lattice)
     with pytest.raises(KeyFileError, match="which signs beside it"):
         load_publication(settings)
@@ -151,6 +153,8 @@ def test_who_makes_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         {"pcrs": ""},
         {"pcrs": "24"},
         {"pcrs": "7,7"},
+        {"pcrs": "7,16"},
+        {"pcrs": "23"},
         {"pcrs": "sha1:7"},
     ],
 )
