@@ -23,7 +23,7 @@ one in a newer schema would be to claim something anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from models.bundle import (
@@ -38,7 +38,7 @@ from security.admission import gate
 from security.admission.attest import Signers, signature_files
 from security.admission.confidential import check_sealed
 from security.admission.doors import verify_with
-from security.admission.evaluation import Evaluation, evaluation_steps
+from security.admission.evaluation import evaluation_steps
 from security.admission.model_signature import check_signature
 from security.admission.rules import Policy, Requirement
 from security.admission.steps import Scene, demand
@@ -127,7 +127,7 @@ def plan_upgrade(scene: Scene, keys: Mapping[str, Signers], *, stamps: bool) -> 
         names[SEALED_ATTESTATION_FILE] = "sealed"
     names |= dict.fromkeys(verdicts, "verdict")
     found = [_checked(scene, name, stem) for name, stem in sorted(names.items())]
-    planner = _Planner(scene, keys, evaluation, verdicts)
+    planner = _Planner(scene, keys, verdicts, found)
     for item in found:
         planner.consider(item)
     stamped = _unstamped(scene, found) if stamps else []
@@ -239,13 +239,14 @@ class _Planner:
         self,
         scene: Scene,
         keys: Mapping[str, Signers],
-        evaluation: Evaluation,
         verdicts: Mapping[str, VerificationSummary],
+        found: Sequence[_Checked],
     ) -> None:
         self.seconds: dict[str, Second] = {}
         self.left: dict[str, str] = {}
         self._scene, self._keys = scene, keys
-        self._inputs, self._verdicts = evaluation.signatures, verdicts
+        self._verdicts = verdicts
+        self._inputs = [it for it in found if it.stem not in ("verdict", "sealed")]
 
     def consider(self, item: _Checked) -> None:
         """Plan a second signature of a statement, or say why not."""
@@ -287,11 +288,12 @@ class _Planner:
 
     def _unnamed(self, summary: VerificationSummary) -> str:
         """6: a verdict's second signature is of one that names those below it."""
-        for name in self._inputs:
-            if _mode(self._scene, _stem(name)) == "classical":
-                continue
-            if dsse.ML_DSA_65 not in summary.signed_with(name):
-                return f"names no ML-DSA-65 of {name}: `admit` again when it has one"
+        for item in self._inputs:
+            mode = _mode(self._scene, item.stem)
+            known = self._scene.trust.has(item.role, dsse.ML_DSA_65)
+            needed = mode == "both" or (mode is None and known)
+            if needed and dsse.ML_DSA_65 not in summary.signed_with(item.name):
+                return f"names no ML-DSA-65 of {item.name}: `admit` again once it has"
         return ""
 
 

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from models.bundle import (
     MODEL_SIGNATURE_FILE,
+    SEALED_ATTESTATION_FILE,
+    SEALED_FILE,
     VERDICT_FILE,
     attestation_file,
     mldsa_file,
@@ -166,6 +167,44 @@ def test_what_was_stripped_comes_back(home: Path, url: str) -> None:
     again = upgrade(home, "--timestamp-url", url, roles=(*ROLES, "release"))
     assert not {"signed", "stamped"} & set(again.split())
     assert files(home) == after
+
+
+def test_a_sealed_models_statement(home: Path, tmp_path: Path) -> None:
+    """Check 24 comes first; then the release key signs which ciphertext is which."""
+    public = tmp_path / "model.pub.pem"
+    public.write_text(run(home, "keys", "public", "--model").stdout)
+    for role in ROLES:
+        assert run(home, "sign", str(home / "bundle"), "--role", role).returncode == 0
+    assert run(home, "admit", str(home / "bundle")).returncode == 0
+    sealed = ("seal", str(home / "bundle"), "--to", str(public))
+    assert run(home, *sealed, "--out", str(tmp_path / "sealed")).returncode == 0
+    shutil.rmtree(home / "bundle")
+    shutil.move(tmp_path / "sealed", home / "bundle")
+    second = mldsa_file(SEALED_ATTESTATION_FILE)
+    (home / "bundle" / second).unlink()
+    told = upgrade(home, roles=("release",))
+    assert f"signed   {second}  as release" in told
+    assert told.endswith("admitted\n")
+    (home / "bundle" / second).unlink()
+    path = home / "bundle" / SEALED_FILE
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    refused(home, "changed after it was signed [check 24]", "--role", "release")
+
+
+def test_a_verdict_over_roles_without_second_keys(home: Path) -> None:
+    """Only release has an ML-DSA-65 key: then its verdict needs nothing else named."""
+    for role in ROLES:
+        second = hint_of(home, role, dsse.ML_DSA_65)
+        trust = json.loads((home / "trust.json").read_bytes())
+        keys = trust["roles"][role]
+        by_hint = {dsse.key_hint(dsse.parse_public(pem)): pem for pem in keys}
+        trust["roles"][role] = [pem for h, pem in by_hint.items() if h != second]
+        (home / "trust.json").write_text(json.dumps(trust))
+    told = upgrade(home, roles=("release",))
+    assert f"signed   {mldsa_file(VERDICT_FILE)}  as release" in told
+    assert f"left     {QUALITY}  the trust root gives assessor no ML-DSA-65 key" in told
+    assert told.endswith("admitted\n")
+    admitted(home)
 
 
 def test_time_stamps_alone(home: Path, url: str) -> None:
@@ -349,7 +388,6 @@ def test_what_a_stop_half_way_leaves_is_gone_on_with(home: Path) -> None:
 
 def test_one_key_signs_one_statement_of_a_kind(home: Path, tmp_path: Path) -> None:
     """Two assessors: nobody's second signature stands beside the other's."""
-    keys = Keys.of(home)
     other = Keys.generate(mldsa=["assessor"])
     for name, key in (("a", other.assessor), ("b", other.mldsa["assessor"])):
         path = tmp_path / f"{name}.pem"
@@ -363,7 +401,6 @@ def test_one_key_signs_one_statement_of_a_kind(home: Path, tmp_path: Path) -> No
     assert f"signed   {mldsa_file(QUALITY)}" in told
     assert f"left     {second}  another assessor's" in told
     assert mldsa_file(second) not in files(home)
-    assert isinstance(keys.mldsa["assessor"], MLDSA65PrivateKey)
 
 
 def test_what_the_policy_does_not_rest_on_is_left(home: Path) -> None:
