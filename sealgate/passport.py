@@ -44,7 +44,7 @@ class Passport:
 
     Attributes:
         model: ``name:version``.
-        verdict_sha256: digest of the verdict as the bundle has it.
+        verdict_sha256: digest of the verdict as the bundle has it, without time stamps.
         verified_at: when the policy was evaluated, RFC 3339.
         policy_sha256: digest of the policy that was met.
         model_sha256: root digest of the bundle, as records and receipts name it.
@@ -119,7 +119,7 @@ def _verify(document: Any, model: str, keys: Mapping[str, dsse.PublicKey]) -> Pa
     }
     if inputs.left:
         raise PassportError(f"passport of {model}: evidence is missing")
-    sha256 = hashlib.sha256(verdict).hexdigest()
+    sha256 = hashlib.sha256(dsse.unstamped(verdict)).hexdigest()
     return Passport(
         model=name,
         verdict_sha256=sha256,

@@ -60,10 +60,10 @@ class Profile:
     identity_keys: tuple[str, ...] = field(default=(), repr=False)
     attestation: Mapping[str, Any] | None = field(default=None, repr=False)
     require_passport: bool = False
-    log_keys: tuple[str, ...] = ()
-    witness_keys: tuple[str, ...] = ()
-    required_witnesses: int = 0
-    require_offered: bool = False
+    log_keys: tuple[str, ...] = field(default=(), repr=False)
+    witness_keys: tuple[str, ...] = field(default=(), repr=False)
+    required_witnesses: int = field(default=0, repr=False)
+    require_offered: bool = field(default=False, repr=False)
     relay_url: str | None = None
     proof_key: str | None = field(default=None, repr=False)
     client_certificate: str | None = None

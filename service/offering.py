@@ -24,8 +24,8 @@ from sealgate.protocol import keyconfig
 from sealgate.protocol.bhttp import Request, Response
 from sealgate.protocol.offers import OFFERS_PATH, Tile, key_leaf, release_leaf
 from sealgate.version import installed_version
+from security.admission.contents import lock_sha256
 from security.admission.gate import Admission
-from security.admission.hooks import lock_sha256
 from security.audit.offers import Offers
 from security.sealing.keyring import KeyRing
 from service.descriptions import passport
@@ -38,7 +38,7 @@ _EVERY_S = 1.0
 # A checkpoint, and witnesses, take seconds; so long may keys that were replaced stay.
 _HELD_S = 60.0
 # Strangers ask for the checkpoint: it is read so often at most.
-_FRESH_S = 1.0
+_FRESH_S = 0.5
 # At the end, what is being added may take so long.
 _END_S = 2.0
 _TEXT = (b"content-type", b"text/plain; charset=utf-8")
@@ -73,7 +73,7 @@ class Offering:
         self._ring, self._admissions = ring, admissions
         self._release = release_leaf(installed_version(), lock_sha256())
         self._offered: set[bytes] = set()
-        self._covered = b""
+        self._covered = self._seen = b""
         self._published: KeyRing | None = None
         self._held = (b"", 0.0)
         self._note = (float("-inf"), b"")
@@ -152,7 +152,10 @@ class Offering:
                     _log.warning("what is in use is not offered: %s", said)
 
     def _look(self) -> None:
-        document = self._ring().document
+        ring = self._ring()
+        if self._published is None:
+            self._published = ring
+        document = ring.document
         keys = [key_leaf(each.encode()) for each in keyconfig.decode_list(document)]
         verdicts = {
             self._offers.verdict(admission.verdict_sha256)
@@ -162,5 +165,9 @@ class Offering:
         if leaves - self._offered:
             self._offers.offer(sorted(leaves - self._offered))
             self._offered |= leaves
-        if document != self._covered and self._offers.covers(keys):
+        if document == self._covered or not self._offers.covers(keys):
+            return
+        # Another worker may show the checkpoint of before for a moment still.
+        if document == self._seen:
             self._covered = document
+        self._seen = document

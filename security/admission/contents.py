@@ -7,6 +7,7 @@ BentoML need not be installed.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = [
     "list_files",
     "lock_document",
     "lock_entry",
+    "lock_sha256",
     "read_lock",
     "refused",
 ]
@@ -168,6 +170,22 @@ def read_lock(source: Path) -> Mapping[str, Any]:
     if not isinstance(models, dict):
         raise AdmissionRefused(LOCK_CHECK, "the Bento's lock file is malformed")
     return models
+
+
+def lock_sha256(source: Path | None = None) -> str | None:
+    """The hex SHA-256 of a Bento's lock file; None in a source tree.
+
+    Args:
+        source: the folder of the sources; by default of those that run.
+
+    Raises:
+        BundleError: a Bento's lock cannot be read.
+    """
+    source = source or Path(__file__).resolve().parents[2]
+    if not (source.parent / "bento.yaml").exists():
+        return None
+    data = read_regular(source / LOCK_FILE, max_bytes=_MAX_LOCK_BYTES)
+    return hashlib.sha256(data).hexdigest()
 
 
 def lock_document(admissions: Mapping[str, Admission]) -> bytes:

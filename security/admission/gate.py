@@ -41,7 +41,6 @@ A waiver lifts all of these for its kind, or one metric, condition or failed che
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -51,7 +50,12 @@ from models.errors import BundleError
 from models.report import Report, parse_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import VerificationSummary, Waiver
-from security.admission.attest import documents, resource_uri, signature_files
+from security.admission.attest import (
+    documents,
+    resource_uri,
+    signature_files,
+    signed_digest,
+)
 from security.admission.consistency import initial_weights
 from security.admission.evaluation import (
     Evaluation,
@@ -94,7 +98,7 @@ class Admission:
 
     Attributes:
         bundle: the bytes that were checked.
-        verdict_sha256: digest of the verdict's file.
+        verdict_sha256: digest of the verdict's file, without time stamps.
         reports: the parsed evidence by kind.
         waivers: what was let pass, by kind.
         expires_at: when evidence, a waiver or the verdict gets too old, or, of a
@@ -170,7 +174,7 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
         )
     return Admission(
         bundle=scene.bundle,
-        verdict_sha256=hashlib.sha256(files.get(VERDICT_FILE, b"")).hexdigest(),
+        verdict_sha256=signed_digest(files.get(VERDICT_FILE, b"")),
         reports=evaluation.reports,
         waivers=evaluation.waivers,
         expires_at=min([evaluation.expires_at, *(end for _, end in found.values())]),

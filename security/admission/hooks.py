@@ -11,7 +11,6 @@ store holds other bytes under the same tag, does not start.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,7 +51,6 @@ __all__ = [
     "AdmittedModel",
     "admit_all",
     "current_plan",
-    "lock_sha256",
     "locked_tags",
     "observe_refusals",
     "open_tag",
@@ -301,14 +299,6 @@ def _verified(tag: str, settings: Settings) -> Admission:
             LOCK_CHECK, "the model store holds other bytes than were packaged"
         )
     return admission
-
-
-def lock_sha256() -> str | None:
-    """The hex SHA-256 of the Bento's lock file; None in a source tree."""
-    source = Path(__file__).resolve().parents[2]
-    if not (source.parent / "bento.yaml").exists():
-        return None
-    return hashlib.sha256((source / LOCK_FILE).read_bytes()).hexdigest()
 
 
 def _read_lock() -> Mapping[str, Any] | None:

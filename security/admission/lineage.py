@@ -6,7 +6,6 @@ ever named, revoked ones too, so that a history can name who signed what.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from models.report import KINDS, Report
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement, VerificationSummary
+from security.admission.attest import signed_digest
 from security.admission.doors import verify_bundle
 from security.admission.store import read_stored, stored_tags
 from security.admission.trust import ROLES, PublicKeys, TrustRoot
@@ -38,7 +38,8 @@ class Version:
         refusal: why the doors refuse it today; None if they do not.
         signed: for each signed document, the hint of the key whose signature verifies.
         verified_at: when the verdict was given, RFC 3339; empty without one.
-        verdict_sha256: digest of the verdict's file; empty without one.
+        verdict_sha256: digest of the verdict's file, without time stamps; empty if
+            there is none.
         reports: the evidence by kind, as far as it can be read.
     """
 
@@ -101,7 +102,7 @@ def _version(
         refusal=_refusal(bundle, settings),
         signed=_signed(bundle, keys, trust),
         verified_at=_verified_at(verdict, keys),
-        verdict_sha256=hashlib.sha256(verdict).hexdigest() if verdict else "",
+        verdict_sha256=signed_digest(verdict) if verdict else "",
         reports=_reports(bundle),
     )
 

@@ -118,8 +118,9 @@ def load_signer(
 def write_signed(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write statements that were signed.
 
-    No ML-DSA-65 signature of an earlier payload stays beside a new P-256 file. What
-    stops half way leaves none: where one is needed, that is refused.
+    No ML-DSA-65 signature of an earlier payload stays beside a new P-256 file, which
+    comes last: whoever waits for that one to change finds both. What stops half way
+    leaves two payloads, and where both signatures are needed, that is refused.
 
     Args:
         folder: where they belong.
@@ -131,8 +132,9 @@ def write_signed(folder: Path, files: Mapping[str, bytes]) -> None:
     for name in files:
         if mldsa_file(name) not in files:
             (folder / mldsa_file(name)).unlink(missing_ok=True)
-    for name, data in files.items():
-        write_atomic(folder / name, data)
+    seconds = {mldsa_file(name) for name in files}
+    for name in sorted(files, key=lambda name: name not in seconds):
+        write_atomic(folder / name, files[name])
 
 
 def _library_signer(

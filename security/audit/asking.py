@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from sealgate.errors import NoteError
+from sealgate.errors import NoteError, SealgateError
 from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatures
 from sealgate.protocol.notes import (
     MAX_NOTE_BYTES,
@@ -391,7 +391,7 @@ class Asker:
                 if self._holds():
                     self.round(timeout_s=LAST_ROUND_S if last else None)
                 said = ""
-            except (AuditError, OSError) as error:
+            except (SealgateError, OSError) as error:
                 if str(error) != said:
                     said = str(error)
                     _log.warning("witnesses are not asked: %s", said)

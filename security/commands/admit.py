@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from security.admission.attest import (
     Signers,
     place,
     signature_files,
+    signed_digest,
     signed_files,
     verdict_payload,
 )
@@ -106,7 +106,7 @@ class Admitted:
     Attributes:
         tag: of the model.
         policy_sha256: of the policy's file.
-        verdict_sha256: of the verdict's.
+        verdict_sha256: of the verdict's, without time stamps.
         documents: those that were written: name, and size in bytes.
         waivers: what was waived.
         signed: verdicts that there are now.
@@ -175,7 +175,7 @@ def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
     return Admitted(
         tag=bundle.manifest.tag,
         policy_sha256=policy.resource.sha256,
-        verdict_sha256=hashlib.sha256(signed[name]).hexdigest(),
+        verdict_sha256=signed_digest(signed[name]),
         documents=written,
         waivers=[str(waiver) for waiver in waivers.values()],
         signed=len(signature_files({*bundle.files, name}, "verdict")),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from models.report import format_time
 from sealgate.protocol import dsse
 from security.admission.attest import Signers
+from security.admission.steps import CLOCK_SKEW
 from security.admission.timestamps import (
     MAX_STAMP_BYTES,
     Authority,
@@ -107,7 +110,8 @@ def ask(
 
     Raises:
         KeyFileError: no answer within `TIMEOUT_S` and `MAX_STAMP_BYTES`.
-        TimestampError: the stamp does not verify.
+        TimestampError: the stamp does not verify, or tells another time than the clock
+            does.
     """
     try:
         return _asked(url, signature, authorities, certificates=True)
@@ -135,5 +139,11 @@ def _asked(
         content_type=_QUERY,
         accept=_REPLY,
     )
-    nonce = request.nonce
-    return der, verify_stamp(der, signature, authorities, nonce=nonce)
+    stamp = verify_stamp(der, signature, authorities, nonce=request.nonce)
+    if abs(stamp.time - datetime.now(UTC)) > CLOCK_SKEW:
+        # Written, it would be refused as from the future, or make evidence look old.
+        raise TimestampError(
+            f"{stamp.authority} says that it is {format_time(stamp.time)}, and this "
+            "machine's clock differs"
+        )
+    return der, stamp

@@ -17,7 +17,11 @@ import pytest
 import yaml
 
 from security.access.permissions import ACTIONS
-from security.audit.journal import generate_checkpoint_key, load_signer
+from security.audit.journal import (
+    generate_checkpoint_key,
+    generate_ml_dsa_key,
+    load_signer,
+)
 from security.key_files import read_secret, write_secret
 from security.sealing.keyring import generate_key, load_keyring
 from security.settings.loading import load_settings
@@ -158,6 +162,7 @@ def mounts(tmp_path: Path) -> Path:
     home = tmp_path / "made"
     generate_key(home / "hpke", 1)
     generate_checkpoint_key(home / "server" / "checkpoint.pem")
+    generate_ml_dsa_key(home / "server" / "checkpoint.mldsa.pem")
     for name in ("audit.key", "identity.pem", "identity.mldsa.pem", "dpop.key"):
         write_secret(home / "server" / name, b"x" * 32)
     (home / "trust").mkdir()
@@ -176,7 +181,7 @@ def loads(folder: Path) -> None:
         {"SEALGATE_HOME": str(folder / "state"), "SEALGATE_AUDIT_NAME": "HOST/audit"}
     )
     load_keyring(settings.sealing.keys)
-    load_signer(settings.audit)
+    assert len(load_signer(settings.audit).verifiers) == 2
     mldsa = settings.sealing.identity_mldsa
     for path in (settings.audit.pseudonym_key, settings.access.dpop_key, mldsa):
         assert read_secret(path) == b"x" * 32

@@ -11,9 +11,10 @@ import pytest
 from sealgate import Options
 from sealgate.attestation import AttestationPolicy, Attested, Tpm2Verifier
 from sealgate.errors import AttestationError, ProfileError
+from sealgate.keys import load_identity_keys
 from sealgate.options import options_of
 from sealgate.profile import Profile
-from sealgate.protocol.signedkeys import SignedKeys
+from sealgate.protocol.signedkeys import SignedKeys, verify_keys_v2
 from tests.support.quotes import OURS_PEM, RECORDED, REGISTERS, quote
 
 SIGNED = SignedKeys((), b"document", 1000, 2000, "hint")
@@ -44,6 +45,26 @@ def test_what_a_tpm_quoted_by_what_was_measured():
         verifier.verify(RECORDED["of_another_nonce"], nonce=nonce)
     with pytest.raises(AttestationError, match="not trusted"):
         verifier.verify(RECORDED["by_another_key"], nonce=nonce)
+
+
+def test_recorded_keys_with_a_tpms_own_quote():
+    """As a server served them: signatures, nonce, quote and state, all of them real."""
+    recorded = RECORDED["signed_keys"]
+    identities = load_identity_keys(recorded["identity_keys"])
+    now = recorded["not_after"] - 1
+    signed = verify_keys_v2(recorded["envelope"].encode(), identities, now=now)
+    assert len(signed.hints) == 2
+    measured = {"15": RECORDED["measured"]}
+    types = {"tpm2": {"keys": [RECORDED["key"]], "measured": measured}}
+    policy = AttestationPolicy.from_object({"types": types})
+    found = policy.check(signed)
+    assert found is not None
+    assert found.claims == {"PCR 15": RECORDED["evidence"]["pcrs"]["15"]}
+    with pytest.raises(AttestationError, match="over another nonce"):
+        policy.check(replace(signed, not_after=signed.not_after + 1))
+    types["tpm2"]["measured"] = {"15": RECORDED["measured"][:1]}
+    with pytest.raises(AttestationError, match="PCR 15 does not hold"):
+        AttestationPolicy.from_object({"types": types}).check(signed)
 
 
 def test_keys_without_evidence():

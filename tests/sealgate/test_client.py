@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 import sealgate.convert
 import sealgate.keys
@@ -35,7 +36,7 @@ from sealgate.protocol.dsse import public_pem
 from sealgate.protocol.hpke import KEM_X25519, PrivateKey
 from sealgate.protocol.keyconfig import KeyConfig
 from security.access import issuer
-from security.admission.keys import load_signing_key
+from security.admission.keys import load_mldsa_key, load_signing_key
 from security.settings.loading import load_settings
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import KINDS, NAME, Keys, onnx_model
@@ -252,6 +253,20 @@ def test_passport(server, token, deployment):
     assert passport.metric("privacy", "epsilon") == 2.5
 
 
+def test_passport_with_a_second_signature(server, token, deployment):
+    second = load_mldsa_key(deployment / "keys" / "release.mldsa.pem").public_key()
+    other = MLDSA65PrivateKey.generate().public_key()
+    for key in (second, other):
+        trusted = (release_pem(deployment), public_pem(key))
+        options = Options(trusted_keys=trusted)
+        with Client(server.url, token=token, options=options) as client:
+            if key is second:
+                assert client.passport(NAME).model == f"{NAME}:1.0.0"
+                continue
+            with pytest.raises(PassportError, match="not trusted for it"):
+                client.passport(NAME)
+
+
 def test_passport_of_untrusted_keys(server, token, client):
     with pytest.raises(PassportError, match="no trusted key: give trusted_keys"):
         client.passport(NAME)
@@ -297,9 +312,9 @@ def test_rotated_keys_are_fetched_again(server, token, expected):
     with Client(server.url, token=token) as client:
         client.metadata(NAME)
         # As after a rotation: the configuration it fetched is of a key that is gone.
-        client._core._keys._choice = KeyChoice(choose_config(rotated(keys)))
+        client._core.key_source._choice = KeyChoice(choose_config(rotated(keys)))
         label = client.infer(NAME, {"features": ROWS})["label"]
-        assert client._core._keys._choice.config == choose_config(keys)
+        assert client._core.key_source._choice.config == choose_config(keys)
     np.testing.assert_array_equal(label, expected["label"])
 
 

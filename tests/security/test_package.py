@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from models.bundle import MODEL_CARD_FILE, VERDICT_FILE, read_bundle, report_file
-from tests.conftest import TAG, run_security
+from tests.conftest import TAG, check_security, run_security
 from tests.support.bundles import POLICY, Keys, write_bundle
 from tests.support.servers import ROOT, bentoml, environment
+from tests.support.timestamps import serving, time_authority
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +30,9 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
-def package(home: Path, **extra: str):
+def package(home: Path, *more: str, **extra: str):
     policy = ("--policy", str(home / "policy.toml"))
-    return run_security(home, "package", str(home / "bundle"), *policy, **extra)
+    return run_security(home, "package", str(home / "bundle"), *policy, *more, **extra)
 
 
 def steps(output: str) -> list[str]:
@@ -60,6 +61,21 @@ def test_in_development_it_does_all_that_is_left(home: Path) -> None:
     assert f"admitted  {TAG} already" in again.stdout
     assert f"stored    {TAG} already" in again.stdout
     assert (home / "bundle" / VERDICT_FILE).read_bytes() == verdict
+
+
+def test_what_it_signs_is_stamped(home: Path, tmp_path: Path) -> None:
+    """A folder cannot be stored before it has the stamps that the policy demands."""
+    needed = POLICY.replace(b"version = 1\n", b'version = 1\ntimestamps = "required"\n')
+    (home / "policy.toml").write_bytes(needed)
+    tsa = time_authority(tmp_path / "tsa")
+    check_security(home, "keygen")
+    check_security(home, "keys", "add-authority", "TSA", str(tsa.folder / "ca.pem"))
+    with serving(tsa) as (url, requests):
+        result = package(home, "--timestamp-url", url)
+    assert result.returncode == 0, result.stderr
+    signed = list((home / "bundle" / "attestations").iterdir())
+    assert len(requests) == len(signed)
+    assert [list(models) for models in locks(home)] == [[TAG]]
 
 
 def test_what_the_policy_refuses_is_not_stored(home: Path) -> None:

@@ -15,6 +15,7 @@ from sigstore_models.bundle.v1 import Bundle as SigstoreBundle
 
 from models.bundle import attestation_file
 from models.report import format_time
+from sealgate.protocol import dsse
 from security.admission.gate import Admission
 from security.admission.trust_store import load_trust
 from security.admission.verification import verify
@@ -22,7 +23,12 @@ from security.commands.verify import print_admission
 from security.errors import AdmissionRefused
 from tests.conftest import check_security, run_security, toy_settings
 from tests.support.bundles import POLICY
-from tests.support.timestamps import TimeAuthority, serving, time_authority
+from tests.support.timestamps import (
+    TimeAuthority,
+    nonce_of,
+    serving,
+    time_authority,
+)
 
 REQUIRED = POLICY.replace(b"version = 1\n", b'version = 1\ntimestamps = "required"\n')
 
@@ -156,6 +162,23 @@ def test_an_authority_that_answers_something_else(
         home, "ConnectError", "timestamp", folder, "--url", "http://127.0.0.1:1", code=2
     )
     refused(home, "only http", "timestamp", folder, "--url", "ftp://a/b", code=2)
+
+
+@pytest.mark.parametrize("minutes", [-6, 6])
+def test_an_authority_whose_clock_differs(
+    home: Path, tsa: TimeAuthority, minutes: int
+) -> None:
+    path = home / "bundle" / attestation_file("quality")
+    data = path.read_bytes()
+    when = datetime.now(UTC) + timedelta(minutes=minutes)
+
+    def answer(request: bytes) -> bytes:
+        return tsa.stamp(dsse.read_signature(data), when, nonce=nonce_of(request))
+
+    with serving(tsa, answers=[answer, answer]) as (where, _):
+        message = f"Test TSA says that it is {format_time(when)}"
+        refused(home, message, "timestamp", str(path), "--url", where, code=2)
+    assert path.read_bytes() == data
 
 
 def test_certificates_in_an_order_that_der_does_not_allow(

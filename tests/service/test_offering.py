@@ -94,6 +94,8 @@ def server(home: Path, watched: RunningWitness) -> Iterator[Server]:
         "BENTOML_CONFIG_OPTIONS": "services.sealgate.workers=2",
     }
     with serve("service.app:Sealgate", home, extra=extra) as running:
+        shown = f"{running.url}{OFFERS_PATH}checkpoint"
+        wait_for(lambda: "witness.test/w1" in httpx.get(shown).text)
         yield running
 
 
@@ -154,7 +156,7 @@ def test_a_key_that_is_rotated_is_there_before_it_is_published(
                 assert fresh.infer(NAME, {"features": ROWS})
                 return fresh.keys() != before
 
-        wait_for(rotated, timeout_s=30)
+        wait_for(rotated, timeout_s=60)
         entries = client.offers()
         assert client.infer(NAME, {"features": ROWS})  # by the key of before, too
     assert len(entries) > count

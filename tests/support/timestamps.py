@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -103,6 +103,13 @@ class TimeAuthority:
         ).stdout
 
 
+def nonce_of(request: bytes) -> int:
+    """The nonce of a TimeStampReq that names no policy (RFC 3161, 2.4.1)."""
+    after = request[2 + 3 + 2 + request[6] :]  # SEQUENCE, version, message imprint
+    assert after[0] == 0x02
+    return int.from_bytes(after[2 : 2 + after[1]], "big")
+
+
 def tlv(tag: int, value: bytes) -> bytes:
     """A value in DER (X.690, 8.1)."""
     size = len(value)
@@ -167,16 +174,18 @@ def time_authority(
 
 @contextmanager
 def serving(
-    authority: TimeAuthority, *, answers: Sequence[bytes] | None = None
+    authority: TimeAuthority,
+    *,
+    answers: Sequence[bytes | Callable[[bytes], bytes]] = (),
 ) -> Iterator[tuple[str, list[bytes]]]:
     """An authority at a URL of loopback; yields it, and the requests that came.
 
     Args:
         authority: whose `answer` is given.
-        answers: given instead, in turn, if there are any.
+        answers: given instead, in turn, if there are any; or made of the request.
     """
     requests: list[bytes] = []
-    given = iter(answers or ())
+    given = iter(answers)
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -185,7 +194,8 @@ def serving(
             with lock:
                 requests.append(body)
                 wrong = self.headers["content-type"] != "application/timestamp-query"
-                answer = next(given, None) or authority.answer(body)
+                made = next(given, authority.answer)
+                answer = made if isinstance(made, bytes) else made(body)
             self.send_response(415 if wrong else 200)
             self.send_header("content-type", "application/timestamp-reply")
             self.send_header("content-length", str(len(answer)))

@@ -144,7 +144,7 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     """
     (tmp_path / "deploy").symlink_to(DEPLOY)
     generate_key(tmp_path / "keys" / "hpke", 1, created_at=1_700_000_000.0)
-    for name in ("audit.key", "identity.pem", "checkpoint.pem"):
+    for name in ("audit.key", "identity.pem", "checkpoint.pem", "checkpoint.mldsa.pem"):
         write_secret(tmp_path / "keys" / name, b"x" * 32)
     for name, text in (
         ("trust.json", '{"roles":{}}'),
@@ -170,7 +170,12 @@ def test_the_commands_of_the_page(tmp_path: Path) -> None:
     assert made == {
         "sealgate": set(),
         "sealgate-hpke": {"1-20231114T221320Z.pem"},
-        "sealgate-server": {"audit.key", "identity.pem", "checkpoint.pem"},
+        "sealgate-server": {
+            "audit.key",
+            "identity.pem",
+            "checkpoint.pem",
+            "checkpoint.mldsa.pem",
+        },
         "sealgate-redis": {"url"},
     }
 

@@ -17,13 +17,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+
 from sealgate.protocol.dsse import public_pem
+from sealgate.protocol.hpke import KEM_X25519, PrivateKey
+from sealgate.protocol.keyconfig import KeyConfig, encode_list
+from sealgate.protocol.signedkeys import attestation_nonce, sign_keys_v2
 from security.attestation.quotes import TpmAttester, create_attestation_key
 from tests.support.tpms import SoftTpm, soft_tpm
 
 NONCE = hashlib.sha256(b"the keys and their window").digest()
 OTHER = hashlib.sha256(b"the keys of yesterday").digest()
 MEASURED = [hashlib.sha256(text).hexdigest() for text in (b"a Bento", b"its policy")]
+WINDOW = {"not_before": 1_800_000_000, "not_after": 1_800_007_200}
 
 
 def main() -> None:
@@ -50,10 +57,25 @@ def record(tpm: SoftTpm, folder: Path) -> dict[str, Any]:
         "by_another_key": dict(
             TpmAttester(other, "0x81010003", (15, 16)).attest(NONCE)
         ),
+        "signed_keys": signed_keys(attester),
         "raw": raw(tpm, folder),
     }
     tpm.extend(15, hashlib.sha256(b"something else").digest())
     return {**found, "after_an_extend": dict(attester.attest(NONCE))}
+
+
+def signed_keys(attester: TpmAttester) -> dict[str, Any]:
+    """Key configurations of the second version, with a quote, as a server has them."""
+    key = PrivateKey.generate().public_bytes
+    document = encode_list([KeyConfig(1, KEM_X25519, key)])
+    identities = (ec.generate_private_key(ec.SECP256R1()), MLDSA65PrivateKey.generate())
+    evidence = attester.attest(attestation_nonce(document, **WINDOW))
+    envelope = sign_keys_v2(document, identities, attestation=evidence, **WINDOW)
+    return {
+        "envelope": envelope.decode(),
+        "identity_keys": [public_pem(key.public_key()) for key in identities],
+        **WINDOW,
+    }
 
 
 def raw(tpm: SoftTpm, folder: Path) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -509,6 +510,7 @@ def test_the_commands_of_the_model_key(security: Command, tmp_path: Path) -> Non
     assert re.split(r"  +", line) == [old, "model", "X-Wing, current"]
     public = security("keys", "public", "--model").stdout
     (tmp_path / "public.pem").write_text(public)
+    assert hashlib.sha256(public.encode()).hexdigest() == old  # as sha256sum says
     assert load_model_public(tmp_path / "public.pem") == (
         load_model_key(path).public_bytes
     )

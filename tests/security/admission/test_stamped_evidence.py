@@ -478,9 +478,13 @@ def test_the_passport_has_what_the_verdict_names(
     folder: Path, keys: Keys, trust: TrustRoot, tsa: TimeAuthority
 ) -> None:
     """Clients of any release compare digests: they get statements without stamps."""
+    before = verify(folder, trust)
     stamp_all(folder, tsa)
-    document = json.loads(json.dumps(passport(verify(folder, trust))))
+    stamped = verify(folder, trust)
+    assert stamped.verdict_sha256 == before.verdict_sha256
+    document = json.loads(json.dumps(passport(stamped)))
     pem = public_pem(keys.release.public_key())
     found = verify_passport(document, model="toy", trusted_keys=[pem])
     assert found.model == "toy:1.0.0"
+    assert found.verdict_sha256 == before.verdict_sha256
     assert "timestampVerificationData" in document["verdict"]

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from security.admission.timestamps import (
     MAX_STAMP_BYTES,
@@ -135,6 +137,22 @@ def test_a_changed_time(tsa: TimeAuthority, stamp: bytes) -> None:
     )
     assert changed != stamp
     strange(changed, tsa)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_byte_changed_anywhere(
+    tsa: TimeAuthority, stamp: bytes, data: st.DataObject
+) -> None:
+    """It is refused, or was no part of what the stamp says."""
+    at = data.draw(st.integers(0, len(stamp) - 1))
+    byte = data.draw(st.integers(0, 255))
+    changed = stamp[:at] + bytes([byte]) + stamp[at + 1 :]
+    try:
+        found = verify_stamp(changed, SIGNATURE, [tsa])
+    except TimestampError:
+        return
+    assert found == verify_stamp(stamp, SIGNATURE, [tsa])
 
 
 def test_an_authority_that_is_not_trusted(

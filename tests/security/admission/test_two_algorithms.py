@@ -381,6 +381,11 @@ def test_a_stale_half_never_stays(folder: Path, two: Keys) -> None:
     refused(2, "the ML-DSA-65 signature is missing", folder, two.trust)
 
 
+def test_the_file_that_others_wait_for_comes_last(folder: Path) -> None:
+    second = (folder / mldsa_file(QUALITY)).stat().st_mtime_ns
+    assert second < (folder / QUALITY).stat().st_mtime_ns
+
+
 def test_a_sealed_model_has_both(folder: Path, two: Keys, tmp_path: Path) -> None:
     bundle = read_bundle(folder)
     sealed = seal_model(

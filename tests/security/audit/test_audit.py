@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import fcntl
 import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -593,6 +595,23 @@ def test_records_may_be_held_in_memory(tmp_path: Path) -> None:
     found: list[int] = []
     verify(tmp_path, visit=lambda _, record: found.append(record.fields["rows"]))
     assert found == [0, 1]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_no_record_waits_for_a_checkpoint(tmp_path: Path, sync: bool) -> None:
+    """Another process holds the file of the checkpoints for as long as it likes."""
+    limits = LogLimits(sync=sync, checkpoint_interval_s=0.01, max_file_bytes=1500)
+    group = GroupLog(AuditLog(tmp_path, writer="w", signer=SIGNER, limits=limits))
+    with (tmp_path / checkpoints.FILE_NAME).open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for number in range(20):
+            assert asyncio.run(group.append({"rows": number})) == number
+            time.sleep(0.002)
+        assert (tmp_path / checkpoints.FILE_NAME).read_bytes() == b""
+        # Full files, too.
+        assert len(list(tmp_path.glob("*.jsonl"))) > 3
+    group.close()
+    assert verify(tmp_path).signed == {"w": 20}
 
 
 def test_an_idle_log_is_signed(tmp_path: Path) -> None:

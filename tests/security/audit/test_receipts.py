@@ -15,7 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import NoteError, ReceiptError
-from sealgate.protocol.cosignatures import Cosigner
+from sealgate.protocol.cosignatures import (
+    CosignatureVerifier,
+    Cosigner,
+    parse_note_key,
+)
 from sealgate.protocol.merkle import leaf_hash, verify_inclusion
 from sealgate.protocol.notes import Checkpoint, Signer, Verifier, open_checkpoint
 from sealgate.protocol.receipts import (
@@ -37,6 +41,7 @@ from tests.support.receipting import (
     answered,
     edited,
 )
+from tests.support.servers import ROOT
 
 MINE = "0123456789abcdef"
 OTHERS = "fedcba9876543210"
@@ -453,3 +458,20 @@ def test_what_unpacks_to_too_much() -> None:
         Receipt.decode(bomb.replace(b"receipt@v1", b"receipt@v2"))
     with pytest.raises(ReceiptError, match="not what they must be"):
         Receipt.decode(Receipt(b"{}", b"x\n", (), 0, (), b"x").encode() + b"x")
+
+
+def test_version_1_stays_readable() -> None:
+    """A receipt of the first release that gave any: kept, never made again."""
+    folder = ROOT / "tests" / "fixtures" / "receipts"
+    log, witnesses = (
+        (folder / name).read_text().split() for name in ("log.vkeys", "witnesses.vkeys")
+    )
+    trust = LogTrust(
+        tuple(map(parse_note_key, log)),
+        tuple(map(CosignatureVerifier.parse, witnesses)),
+        required=2,
+    )
+    proven = verify_receipt(
+        (folder / "v1.receipt").read_bytes(), trust, request_id=MINE, model_sha256=MODEL
+    )
+    assert (proven.fields["seq"], proven.size) == (9, 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -163,3 +164,16 @@ def test_settings_that_mean_nothing(changes: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match=f"attestation.{name}"):
         check_attestation(AttestationSettings(type="tpm2", **changes))
     check_attestation(AttestationSettings(**changes))  # where nothing is attested
+
+
+def test_the_first_version_stays_what_clients_of_release_0_1_read(folder: Path) -> None:
+    identity, times = ec.generate_private_key(ec.SECP256R1()), Times()
+    mldsa = MLDSA65PrivateKey.generate()
+    signing = publication(times, identity=identity, mldsa=mldsa, attester=Machine())
+    envelope = json.loads(signing.signed(load_keyring(folder)).content)
+    assert envelope.keys() == {"payload", "payloadType", "signatures"}
+    assert envelope["payloadType"] == "application/vnd.sealgate.ohttp-keys+json"
+    (signature,) = envelope["signatures"]
+    assert signature["keyid"] == key_hint(identity.public_key())
+    payload = json.loads(base64.b64decode(envelope["payload"]))
+    assert payload.keys() == {"keys", "not_after", "not_before"}

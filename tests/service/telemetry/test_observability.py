@@ -26,12 +26,14 @@ from tests.support.servers import ROOT, Server, serve
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 INPUTS = {"features": np.zeros((2, 3), np.float32)}
-# Only of trials and of monitoring, which this server has none of: checked by the table
-# itself, and in tests/service/test_watching.py.
+# Only of trials, of monitoring and of witnesses, which this server has none of: checked
+# by the table itself, in tests/service/test_watching.py, and in test_audit_command.py.
 ELSEWHERE = {
     name
     for name in FAMILIES
-    if re.match("sealgate_(export|comparison|monitoring|drift|label|shared)", name)
+    if re.match(
+        "sealgate_(export|comparison|monitoring|drift|label|shared|audit|witness)", name
+    )
 }
 
 
