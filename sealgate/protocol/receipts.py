@@ -220,8 +220,8 @@ class Receipt:
             ReceiptError: it is not one of version 1, whole and no more.
         """
         if len(data) > MAX_RECEIPT_BYTES or not data.startswith(_HEAD):
-            text = unread(data[:64].partition(b"\n")[0].decode(errors="replace"), _NAME)
-            raise ReceiptError(f"not a receipt of version 1: {text}")
+            head = data[:64].partition(b"\n")[0].decode(errors="replace")
+            raise ReceiptError(f"not a receipt of version 1: {unread(head, _NAME)}")
         reader = _Reader(data, len(_HEAD))
         leaf = _inflate(reader.vector())
         writer_path = reader.hashes()

@@ -18,7 +18,7 @@ from typing import Any
 
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import strict_json
-from sealgate.protocol.versions import unread
+from sealgate.protocol.versions import later
 
 __all__ = [
     "SCAI_TYPE",
@@ -114,8 +114,8 @@ class Statement:
         except JsonError as error:
             raise StatementError(f"statement: {error}") from None
         if value.get("_type") != STATEMENT_TYPE:
-            text = unread(value.get("_type"), STATEMENT_TYPE)
-            raise StatementError(f"statement: not an in-toto Statement v1: {text}")
+            text = later(value.get("_type"), STATEMENT_TYPE)
+            raise StatementError(f"statement: not an in-toto Statement v1{text}")
         subjects, predicate = value.get("subject"), value.get("predicate")
         predicate_type = value.get("predicateType")
         if not isinstance(subjects, list) or not 1 <= len(subjects) <= MAX_SUBJECTS:
@@ -413,4 +413,4 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
 def _check_type(statement: Statement, wanted: str, what: str) -> None:
     found = statement.predicate_type
     if found != wanted:
-        raise StatementError(f"statement: not {what}: {unread(found, wanted)}")
+        raise StatementError(f"statement: not {what}{later(found, wanted)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["unread"]
+__all__ = ["later", "unread"]
 
 # What a schema, a media type or a predicate type ends in: v2, v0.3+json.
 _VERSIONED = re.compile(
@@ -18,7 +18,7 @@ _VERSIONED = re.compile(
 
 
 def unread(found: object, *known: str, what: str = "") -> str:
-    """Why an identifier is refused.
+    """Why an identifier is refused: what was expected, and what `later` says.
 
     Args:
         found: what a document says of itself; possibly hostile. Only the number of its
@@ -29,22 +29,33 @@ def unread(found: object, *known: str, what: str = "") -> str:
     Returns:
         The end of a message: without a full stop, to stand behind a colon.
 
-    >>> unread("https://x.example/trust/v3", "https://x.example/trust/v2")
-    'version 3 is not known here, only 2: a newer release is needed'
     >>> unread("text/plain", "https://x.example/trust/v2")
     'expected https://x.example/trust/v2'
     """
-    expected = f"expected {what}{' or '.join(known)}"
+    return f"expected {what}{' or '.join(known)}{later(found, *known)}"
+
+
+def later(found: object, *known: str) -> str:
+    """That an identifier is of a later version, behind a colon; else nothing.
+
+    Args:
+        found, known: as `unread`'s.
+
+    >>> later("https://x.example/trust/v3", "https://x.example/trust/v2")
+    ': version 3 is not known here, only 2: a newer release is needed'
+    >>> later("https://x.example/trust/v1", "https://x.example/trust/v2")
+    ''
+    """
     split = _split(found)
     if split is None:
-        return expected
+        return ""
     kind, number, rest = split
     read = [item for item in map(_split, known) if item is not None]
     same = [item[1] for item in read if (item[0], item[2]) == (kind, rest)]
     if not same or _number(number) <= max(map(_number, same)):
-        return expected
-    only = " and ".join(same)
-    return f"version {number} is not known here, only {only}: a newer release is needed"
+        return ""
+    only = f"version {number} is not known here, only {' and '.join(same)}"
+    return f": {only}: a newer release is needed"
 
 
 def _split(text: object) -> tuple[str, str, str] | None:

@@ -124,9 +124,9 @@ def _policy(table: Table, resource: Resource) -> Policy:
     proof = _proof(table, _Proof())
     version = table.values.get("version")
     if type(version) is not int or version != 1:
-        later = unread(f"v{version}", "v1") if type(version) is int else ""
-        text = "expected version = 1"
-        table.note(text if later in ("", "expected v1") else later, "version")
+        found = f"v{version}" if type(version) is int else version
+        text = unread(found, "v1").replace("v1", "version = 1", 1)
+        table.note(text, "version")
     verdict = table.table("verdict", "[verdict]")
     verdict.close((*_SIGNED, "min_signers"))
     of_verdict = _proof(verdict, proof)

@@ -300,12 +300,9 @@ def parse_trust(data: bytes, where: str) -> TrustRoot:
     except JsonError as error:
         raise KeyFileError(f"{where}: {error}") from None
     schema, roles = document.get("schema"), document.get("roles")
-    if schema not in (TRUST_SCHEMA, TRUST_SCHEMA_2):
-        raise KeyFileError(
-            f"{where}: {unread(schema, TRUST_SCHEMA, TRUST_SCHEMA_2, what='schema ')}"
-        )
-    if not isinstance(roles, dict):
-        raise KeyFileError(f"{where}: roles is not an object")
+    if schema not in (TRUST_SCHEMA, TRUST_SCHEMA_2) or not isinstance(roles, dict):
+        text = unread(schema, TRUST_SCHEMA, TRUST_SCHEMA_2, what="schema ")
+        raise KeyFileError(f"{where}: {text}")
     unknown = document.keys() - (_V1 if schema == TRUST_SCHEMA else _V2)
     if unknown:
         raise KeyFileError(f"{where}: unknown field {min(unknown)!r}")
