@@ -38,8 +38,7 @@ def unread(found: object, *known: str, what: str = "") -> str:
 def later(found: object, *known: str) -> str:
     """That an identifier is of a later version, behind a colon; else nothing.
 
-    Args:
-        found, known: as `unread`'s.
+    Both are as `unread`'s.
 
     >>> later("https://x.example/trust/v3", "https://x.example/trust/v2")
     ': version 3 is not known here, only 2: a newer release is needed'
