@@ -352,7 +352,7 @@ def _check_doors(scene: Scene, made: Mapping[str, bytes]) -> None:
     after = refusal_of(scene, made)
     if after is not None:
         raise AdmissionRefused(
-            after.check, f"admitted as it is, and not upgraded: {after}"
+            after.check, f"admitted as it is, and not upgraded: {after.reason}"
         )
 
 
