@@ -27,6 +27,7 @@ from models.report import format_time, parse_time
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
+from sealgate.protocol.versions import unread
 from security.admission.timestamps import Timed, read_stamps
 from security.errors import KeyFileError, TimestampError
 
@@ -302,9 +303,8 @@ def parse_trust(data: bytes, where: str) -> TrustRoot:
         raise KeyFileError(f"{where}: {error}") from None
     schema, roles = document.get("schema"), document.get("roles")
     if schema not in (TRUST_SCHEMA, TRUST_SCHEMA_2) or not isinstance(roles, dict):
-        raise KeyFileError(
-            f"{where}: expected schema {TRUST_SCHEMA} or {TRUST_SCHEMA_2}"
-        )
+        text = unread(schema, TRUST_SCHEMA, TRUST_SCHEMA_2, what="schema ")
+        raise KeyFileError(f"{where}: {text}")
     unknown = document.keys() - (_V1 if schema == TRUST_SCHEMA else _V2)
     if unknown:
         raise KeyFileError(f"{where}: unknown field {min(unknown)!r}")
