@@ -126,7 +126,7 @@ def sign(args: argparse.Namespace) -> int:
     signer = _signer(args)
     signed = document.signed_by(signer)
     _check_counts(signed, current, signer.hint)
-    write_atomic(file, signed.to_json())
+    signed = trust_store.add_signature(file, signed)
     print(f"signed    {file}  version {signed.version}, sha256:{signed.digest}")
     _print_proposal(signed, current)
     return 0
