@@ -215,7 +215,7 @@ def issues_others(certificate: x509.Certificate) -> bool:
         return certificate.extensions.get_extension_for_class(
             x509.BasicConstraints
         ).value.ca
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return False
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from security.admission.timestamps import (
     MAX_STAMP_BYTES,
     earliest_stamp,
+    issues_others,
     make_request,
     verify_stamp,
 )
@@ -165,6 +166,16 @@ def test_a_certificate_that_no_library_reads(tsa: TimeAuthority, stamp: bytes) -
         changed[at + 4 : at + 5] = version
         changed[at + 7 : at + 7 + len(serial)] = serial
         strange(bytes(changed), Pinned("its own", (tsa.root, tsa.own)))
+
+
+def test_a_certificate_with_an_extension_twice(tsa: TimeAuthority) -> None:
+    """What it may do cannot be told, so it issues nothing."""
+    der = tsa.root.public_bytes(Encoding.DER)
+    twice = tsa.own.public_bytes(Encoding.DER).replace(
+        bytes.fromhex("551d25"), bytes.fromhex("551d13")
+    )
+    assert issues_others(x509.load_der_x509_certificate(der))
+    assert not issues_others(x509.load_der_x509_certificate(twice))
 
 
 def test_an_authority_that_is_not_trusted(
