@@ -65,11 +65,8 @@ class GroupLog:
         self._busy = self._closed = False
         self._jobs: queue.SimpleQueue[_Group] = queue.SimpleQueue()
         self._due: queue.SimpleQueue[Due | None] = queue.SimpleQueue()
-        log.on_due = self._due.put
-        self._signer = threading.Thread(
-            target=self._commit, name="audit checkpoints", daemon=True
-        )
-        self._signer.start()
+        self._signer: threading.Thread | None = None
+        log.on_due = self._hand_over
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
@@ -146,15 +143,25 @@ class GroupLog:
             if group.loop is not None:
                 self._report(group.loop, group, outcome)
             if group.last:
-                self._due.put(None)
-                self._signer.join()
+                if self._signer is not None:
+                    self._due.put(None)
+                    self._signer.join()
                 self.log.close()
                 return
             if self.log.checkpoint_in_s == 0:
                 with self._lock:
                     due = self.log.prepare_checkpoint()
-                if due is not None:
-                    self._due.put(due)
+                    if due is not None:
+                        self._hand_over(due)
+
+    def _hand_over(self, due: Due) -> None:
+        """To the second thread, which begins with the first one; under the lock."""
+        if self._signer is None:
+            self._signer = threading.Thread(
+                target=self._commit, name="audit checkpoints", daemon=True
+            )
+            self._signer.start()
+        self._due.put(due)
 
     def _commit(self) -> None:
         while (due := self._due.get()) is not None:

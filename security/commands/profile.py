@@ -63,8 +63,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--classical",
         action="store_true",
-        help="for clients of release 0.1: pin the ECDSA P-256 identity key alone, and "
-        "demand no evidence of the machine",
+        help="for clients of release 0.1: ECDSA P-256 keys alone, no evidence of the "
+        "machine, and nothing of the audit log",
     )
     parser.set_defaults(run=run)
 
@@ -136,8 +136,8 @@ def write_profile(
         lifetime_s: of the token.
         out: where; by default profile.json in SEALGATE_HOME.
         bound: the key that the token is bound to, if any.
-        classical: pin no ML-DSA-65 key and demand no evidence, of which clients of
-            release 0.1 know nothing.
+        classical: name no ML-DSA-65 key, no evidence and no key of the audit log, of
+            which clients of release 0.1 know nothing.
 
     Returns:
         The file.
@@ -160,12 +160,13 @@ def write_profile(
         model=models[0],
         **_pins(settings.sealing, settings.attestation, classical=classical),
         proof_key=None if bound is None else bound.to_pem(),
-        **_log(settings.audit),
+        **({} if classical else _log(settings.audit)),
         # A client knows signatures of the encoding itself, and no other form.
         trusted_keys=tuple(
             public_pem(key)
             for hint, key in trust.keys(("release",)).items()
             if hint not in trust.prehash
+            and (not classical or algorithm_of(key) == ECDSA_P256)
         ),
     )
     path = out or settings.home / "profile.json"

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from models.bundle import VERDICT_FILE, read_bundle
 from models.report import Metric
@@ -244,6 +246,21 @@ def test_no_token_in_production_or_for_another_issuer(home: Path) -> None:
             result = run(home, *command, **{f"SEALGATE_{name}": value})
             failed(result, 2, message)
             assert result.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_classical_profile_has_what_release_0_1_knows(tmp_path: Path) -> None:
+    """Its reader refused other fields, and keys other than ECDSA's."""
+    home = tmp_path / "home"
+    assert run(home, "keygen").returncode == 0
+    out = str(home / "classical.json")
+    where = ("--model", "toy", "--url", "http://127.0.0.1:1", "--out", out)
+    assert run(home, "profile", "--classical", *where).returncode == 0
+    document = json.loads((home / "classical.json").read_bytes())
+    known = {"url", "token", "model", "key_configs", "trusted_keys", "identity_keys"}
+    assert document.keys() == known
+    for pem in document["trusted_keys"] + document["identity_keys"]:
+        assert isinstance(load_pem_public_key(pem.encode()), EllipticCurvePublicKey)
 
 
 def test_a_profile_is_for_its_owner(home: Path) -> None:
