@@ -47,10 +47,12 @@ __all__ = [
     "MODEL_SIGNATURE_FILE",
     "SEALED_ATTESTATION_FILE",
     "SEALED_FILE",
+    "SIGNED_SUFFIX",
     "VERDICT_FILE",
     "Bundle",
     "BundleLimits",
     "attestation_file",
+    "is_mldsa_file",
     "max_file_bytes",
     "mldsa_file",
     "read_bundle",
@@ -75,7 +77,7 @@ _DOCUMENTS = re.compile(
     r"|MODEL_CARD\.md|model\.sig|bom\.cdx\.json"
 )
 _FOLDERS = ("evidence", "attestations")
-_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
+SIGNED_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,16 @@ def mldsa_file(name: str) -> str:
     >>> mldsa_file("attestations/quality.2.sigstore.json")
     'attestations/quality.2.mldsa.sigstore.json'
     """
-    return name.removesuffix(_SUFFIX) + _MLDSA_SUFFIX
+    return name.removesuffix(SIGNED_SUFFIX) + _MLDSA_SUFFIX
+
+
+def is_mldsa_file(name: str) -> bool:
+    """Whether a signed file is, by its name, the one with the ML-DSA-65 signature.
+
+    >>> is_mldsa_file("attestations/quality.sigstore.json")
+    False
+    """
+    return name.endswith(_MLDSA_SUFFIX)
 
 
 def max_file_bytes(name: str, limits: BundleLimits = BundleLimits()) -> int:

@@ -21,6 +21,7 @@ from models.bundle import (
     MODEL_FILE,
     Bundle,
     attestation_file,
+    is_mldsa_file,
     mldsa_file,
     report_file,
 )
@@ -42,6 +43,7 @@ from security.errors import AdmissionRefused
 
 __all__ = [
     "Signers",
+    "algorithm_by_name",
     "documents",
     "place",
     "report_payload",
@@ -296,6 +298,15 @@ def verdict_inputs(
         if waiver is not None:
             names.append(waiver_file(item.kind))
     return tuple(Resource(name, signed_digest(bundle.files[name])) for name in names)
+
+
+def algorithm_by_name(file: str) -> str:
+    """The algorithm whose signature a signed file must hold, by the file's name.
+
+    >>> algorithm_by_name("verdict.mldsa.sigstore.json")
+    'ml-dsa-65'
+    """
+    return dsse.ML_DSA_65 if is_mldsa_file(file) else dsse.ECDSA_P256
 
 
 def signed_digest(signed: bytes) -> str:

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
+from models.bundle import MODEL_SIGNATURE_FILE, SIGNED_SUFFIX, read_bundle
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from models.report import format_time
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
+from security.admission.attest import algorithm_by_name
 from security.admission.timestamps import Stamp, Timed
 from security.admission.trust import ROLES, TrustRoot
 from security.admission.trust_store import load_trust
@@ -20,8 +21,6 @@ from security.commands.stamping import ask, stamping_url
 from security.settings.loading import load_settings
 
 __all__ = ["add_parser", "run"]
-
-_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -80,7 +79,7 @@ def _signed(where: Path) -> Iterator[tuple[Path, bytes]]:
         yield where, read_regular(where, max_bytes=dsse.MAX_BUNDLE_BYTES)
         return
     files = read_bundle(where).files
-    found = [name for name in sorted(files) if name.endswith(_SUFFIX)]
+    found = [name for name in sorted(files) if name.endswith(SIGNED_SUFFIX)]
     if MODEL_SIGNATURE_FILE in files:
         found.append(MODEL_SIGNATURE_FILE)
     if not found:
@@ -95,10 +94,8 @@ def _verified(path: Path, data: bytes, trust: TrustRoot) -> Timed:
     Raises:
         BundleError: it does not verify, or one of its stamps lies.
     """
-    second = path.name.endswith(_MLDSA_SUFFIX)
-    algorithm = dsse.ML_DSA_65 if second else dsse.ECDSA_P256
     try:
-        return trust.verify(data, ROLES, algorithm=algorithm)
+        return trust.verify(data, ROLES, algorithm=algorithm_by_name(path.name))
     except StatementError as error:
         raise BundleError(f"{path}: {error}") from None
 
