@@ -36,7 +36,7 @@ from models.files import read_regular
 from models.manifest import MAX_MANIFEST_BYTES, Manifest
 from models.report import KINDS, MAX_REPORT_BYTES, Report, Subject
 from sealgate.errors import SealedFileError
-from sealgate.protocol import sealedfile
+from sealgate.protocol import dsse, sealedfile
 from sealgate.protocol.kem import KEM_NAMES
 
 __all__ = [
@@ -82,11 +82,18 @@ SIGNED_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 @dataclass(frozen=True)
 class BundleLimits:
-    """Bounds on what is read before anything is trusted."""
+    """Bounds on what is read before anything is trusted.
+
+    Attributes:
+        max_model_bytes: of the model in the clear.
+        max_document_bytes: of any other file but the manifest; signed ones are no
+            longer than `dsse.MAX_BUNDLE_BYTES` either.
+        max_entries: of one folder: attestations/ has 200 places.
+    """
 
     max_model_bytes: int = 2 << 30
     max_document_bytes: int = MAX_REPORT_BYTES
-    max_entries: int = 64
+    max_entries: int = 256
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,8 @@ def max_file_bytes(name: str, limits: BundleLimits = BundleLimits()) -> int:
         return MAX_MANIFEST_BYTES
     if not _DOCUMENTS.fullmatch(name):
         raise BundleError(f"{name!r} does not belong in a bundle")
+    if name.endswith((SIGNED_SUFFIX, ".sig")):
+        return min(limits.max_document_bytes, dsse.MAX_BUNDLE_BYTES)
     return limits.max_document_bytes
 
 
