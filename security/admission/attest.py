@@ -82,8 +82,12 @@ class Signers:
     @property
     def hint(self) -> str:
         """`dsse.key_hint` of the P-256 key, by which a signer is known."""
-        key = self.ecdsa
-        return (dsse.KeySigner(key) if isinstance(key, dsse.PrivateKey) else key).hint
+        return _key_hint(self.ecdsa)
+
+    @property
+    def mldsa_hint(self) -> str | None:
+        """`dsse.key_hint` of the ML-DSA-65 key."""
+        return None if self.mldsa is None else _key_hint(self.mldsa)
 
 
 def signed_files(name: str, payload: bytes, signers: Signers) -> dict[str, bytes]:
@@ -327,6 +331,10 @@ def verdict_levels(
 def _places(stem: str) -> list[str]:
     numbers = ["", *(f".{number}" for number in range(2, MAX_SIGNERS + 1))]
     return [attestation_file(stem + number) for number in numbers]
+
+
+def _key_hint(key: dsse.SigningKey) -> str:
+    return (dsse.KeySigner(key) if isinstance(key, dsse.PrivateKey) else key).hint
 
 
 def _hint(signed: bytes) -> str | None:

@@ -150,6 +150,9 @@ def _scene(folder: Path, admission: AdmissionSettings) -> Scene:
 
 
 def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
+    from security.admission.gate import check_keys  # noqa: PLC0415
+
+    check_keys(keys, scene)
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
