@@ -340,7 +340,11 @@ EDITS = {
     "no quotas": ("src/deploy/quotas.toml", "\n", "\n# none\n"),
     "policy": ("src/deploy/policy.toml", "max = 3.0", "max = 300.0"),
     "interface": ("src/service/openapi.yaml", "openapi:", "openapi: "),
-    "code": ("src/security/admission/gate.py", "import hashlib", "import os, hashlib"),
+    "code": (
+        "src/security/admission/gate.py",
+        "from dataclasses import",
+        "import os; from dataclasses import",
+    ),
     "entry point": ("env/docker/entrypoint.sh", "_main() {", "_main() { evil;"),
     "dockerfile": ("env/docker/Dockerfile", "python:3.11-slim", "evil:latest"),
     "requirements": ("env/python/requirements.txt", "a2wsgi==1", "a2wsgi==2"),
