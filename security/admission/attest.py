@@ -26,8 +26,8 @@ from models.bundle import (
     report_file,
 )
 from models.report import Report, Subject, format_time
-from sealgate.errors import JsonError
-from sealgate.protocol import dsse, strict_json
+from sealgate.errors import StatementError
+from sealgate.protocol import dsse
 from sealgate.protocol.statement import (
     TEST_RESULT_TYPE,
     VSA_TYPE,
@@ -340,9 +340,8 @@ def _key_hint(key: dsse.SigningKey) -> str:
 def _hint(signed: bytes) -> str | None:
     """The key that a statement names. Nothing is verified: it only selects a file."""
     try:
-        value = strict_json.loads_object(signed, max_bytes=dsse.MAX_BUNDLE_BYTES)
-        return str(value["verificationMaterial"]["publicKey"]["hint"])
-    except (JsonError, KeyError, TypeError):
+        return dsse.read_hint(signed)
+    except StatementError:
         return None
 
 
