@@ -386,8 +386,10 @@ def _signatures(envelope: Any) -> list[Any]:
     return signatures
 
 
-def _timestamps(material: Mapping[str, Any]) -> tuple[bytes, ...]:
+def _timestamps(material: Any) -> tuple[bytes, ...]:
     """RFC 3161 responses, within bounds."""
+    if not isinstance(material, dict):
+        raise StatementError("bundle: the verification material is no object")
     data = material.get(_STAMPS) or {}
     listed = data.get("rfc3161Timestamps") or [] if isinstance(data, dict) else None
     if not isinstance(listed, list):
