@@ -257,7 +257,7 @@ def test_a_classical_profile_has_what_release_0_1_knows(tmp_path: Path) -> None:
     where = ("--model", "toy", "--url", "http://127.0.0.1:1", "--out", out)
     assert run(home, "profile", "--classical", *where).returncode == 0
     document = json.loads((home / "classical.json").read_bytes())
-    known = {"url", "token", "model", "trusted_keys", "identity_keys"}
+    known = {"url", "token", "model", "key_configs", "trusted_keys", "identity_keys"}
     assert document.keys() == known
     for pem in document["trusted_keys"] + document["identity_keys"]:
         assert isinstance(load_pem_public_key(pem.encode()), EllipticCurvePublicKey)
