@@ -94,7 +94,7 @@ def demanded(args: argparse.Namespace, key: Path) -> tuple[Demand | None, list[b
         return None, []
     seen: list[bytes] = []
     if args.ask:
-        seen = ask_latest(settings, load_verifier(key).name)
+        seen = ask_latest(settings, load_verifier(key))
     return Demand(quorum, time.time(), settings.grace_s), seen
 
 

@@ -242,6 +242,7 @@ def test_the_command(home: Path, profile: Path, tmp_path: Path) -> None:
     assert proof.startswith(b"c2sp.org/tlog-proof@v1\nindex ")
     for extra, message in (
         (("--required", "1"), "1 witnesses are required of 0"),
+        (("--witness", "audit.vkey"), "required_witnesses: say how many"),
         (("--log-key", "numbers.jsonl"), "log_keys"),
         (("--numbers", "none.jsonl"), "none.jsonl"),
     ):
