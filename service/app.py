@@ -31,6 +31,7 @@ from security.admission.hooks import (
 )
 from security.admission.loaded import LoadedModel
 from security.audit.asking import Asker
+from security.audit.checkpoints import add_leaves
 from security.audit.journal import load_log, load_signer, record_operation
 from security.audit.offers import load_offers
 from security.audit.tree_log import TreeLog
@@ -331,7 +332,10 @@ def _check_operable(settings: Settings) -> None:
     load_freshness(settings.sealing, key=b"")
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)
-    Asker(settings.audit, load_log(settings.audit))
+    log = load_log(settings.audit)
+    Asker(settings.audit, log)
+    # What could take no checkpoint records nothing that anybody can verify.
+    add_leaves(settings.audit.directory, log)
     if settings.tls.enabled:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")

@@ -226,6 +226,15 @@ class TreeLog:
             if kept is None or _parsed(kept).size <= checkpoint.size:
                 self._put("cosigned", note)
 
+    def check(self) -> None:
+        """Whether leaves can be added: what is there was signed by this log's key.
+
+        Raises:
+            AuditError: it was not, or its checkpoint is gone.
+        """
+        if self._newest() is None:
+            self.extend(lambda size, last: ())
+
     @property
     def size(self) -> int:
         """How many leaves the newest checkpoint covers.
