@@ -438,7 +438,7 @@ def _size(answer: Answer) -> int:
 
 
 def _own(note: bytes, origin: str) -> bytes:
-    """A note with the log's own signatures: witnesses bound what they take to 16 KiB."""
+    """A note with the log's signatures alone: witnesses may take 16 KiB at most."""
     text, lines = split_note(note)
     return _note(text, [line for line in lines if line.name == origin])
 

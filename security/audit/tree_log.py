@@ -108,11 +108,11 @@ class _Files:
             raise MerkleError("leaves that were signed are missing")
         return leaf
 
-    def search(self, prefix: bytes, size: int) -> Iterator[int]:
-        """The leaves that begin with a prefix, of the first ``size``, newest first."""
-        high = self.end(size)
-        while high > 0:
-            low = max(high - _BLOCK_BYTES, 0)
+    def search(self, prefix: bytes, start: int, size: int) -> Iterator[int]:
+        """The leaves that begin with a prefix, in a part of them, newest first."""
+        least, high = self.end(start), self.end(size)
+        while high > least:
+            low = max(high - _BLOCK_BYTES, least)
             block = os.pread(self.leaves, high - low + len(prefix) - 1, low)
             at = high - low
             while (at := block.rfind(prefix, 0, at + len(prefix) - 1)) >= 0:
@@ -268,18 +268,29 @@ class TreeLog:
                 for index in range(start, size):
                     yield files.leaf(index)
 
-    def search(self, prefix: bytes) -> Iterator[int]:
+    def search(
+        self, prefix: bytes, *, start: int = 0, size: int | None = None
+    ) -> Iterator[int]:
         """The indices of the leaves that begin with a prefix, the newest first.
 
         The file is searched from its end, block by block.
 
+        Args:
+            prefix: of the leaves.
+            start: none before this one is looked at.
+            size: of the part that is looked at, from the first leaf on; all of them by
+                default.
+
         Raises:
-            AuditError: it cannot be read.
+            AuditError: it cannot be read, or there are not so many.
         """
-        size = self.size
-        if size:
+        there = self.size
+        size = there if size is None else size
+        if size > there:
+            raise AuditError(f"{self.name}: has no {size} leaves")
+        if start < size:
             with self._opened() as files:
-                yield from files.search(prefix, size)
+                yield from files.search(prefix, start, size)
 
     def nodes(self, level: int, numbers: Sequence[int]) -> Sequence[bytes]:
         """The hashes of complete subtrees of a height, which ascend.

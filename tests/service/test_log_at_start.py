@@ -1,4 +1,4 @@
-"""A log that can be signed no more: no server starts on it, and how a key is changed."""
+"""A log that can be signed no more: no server starts on it. How a key is changed."""
 
 from __future__ import annotations
 
