@@ -246,7 +246,9 @@ def test_what_it_cannot_start_with(
         ((*name, *key, "--state", str(keys[0]), *log), "File exists"),
         ((*name, *key, *state, *log, "--listen", "192.0.2.1:1"), "192.0.2.1:1"),
         ((*name, *key, *state, *log, "--listen", "x"), "invalid address value"),
-        ((*name, *key, *state, *log, "--every", "0"), "invalid _seconds value"),
+        ((*name, *key, *state, *log, "--every", "0"), "seconds, from 0.01 to 86400"),
+        ((*name, *key, *state, *log, "--every", "x"), "seconds, from 0.01 to 86400"),
+        ((*name, *key, *state, *log, "--max-gib", "0"), "a number from 1 to 8192"),
     ):
         try:
             code: object = main(["witness", *arguments])
