@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from sealgate.retry import RetryPolicy
 
 __all__ = ["fetch", "offers", "verify"]
 
-_MAX_VKEY_BYTES = 8 << 10
+_MAX_VKEYS_BYTES = 64 << 10
 # A checkpoint comes every few seconds, and witnesses may take some more.
 _PATIENT = RetryPolicy(max_retries=100, max_wait_s=120.0)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -138,8 +138,8 @@ def _named(args: argparse.Namespace) -> Options | None:
     """The keys of the command line, if it names any."""
     if args.log_key:
         return Options(
-            log_keys=tuple(map(_vkey, args.log_key)),
-            witness_keys=tuple(map(_vkey, args.witness)),
+            log_keys=_vkeys(args.log_key),
+            witness_keys=_vkeys(args.witness),
             required_witnesses=args.required or 0,
         )
     if args.witness:
@@ -158,8 +158,10 @@ def _path(folder: Path, number: ReceiptNumber) -> Path:
     return folder / f"{number.request_id}.receipt"
 
 
-def _vkey(path: Path) -> str:
-    return _read(path, _MAX_VKEY_BYTES).decode("utf-8", "replace").strip()
+def _vkeys(paths: Iterable[Path]) -> tuple[str, ...]:
+    """The verifier keys of files: one a line, as `witness vkey` prints two."""
+    texts = (_read(path, _MAX_VKEYS_BYTES).decode("utf-8", "replace") for path in paths)
+    return tuple(line for text in texts for line in text.splitlines() if line.strip())
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -252,6 +252,12 @@ def test_the_command(profile: Profile, home: Path, tmp_path: Path) -> None:
             LogTrust(tuple(map(parse_note_key, profile.log_keys)))
         ).log
     ]
+    # Several keys in one file, as `witness vkey` prints them.
+    (tmp_path / "all.vkeys").write_text("\n".join((*profile.log_keys, "")))
+    (tmp_path / "two.vkeys").write_text(f"{profile.witness_keys[0]}\n{OTHER_WITNESS}\n")
+    files = ("--log-key", "all.vkeys", "--witness", "two.vkeys", "--required", "1")
+    of_files = sealgate("offers", "--url", profile.url, *files, cwd=tmp_path)
+    assert of_files.stdout.splitlines()[: len(lines)] == lines, of_files.stderr
     wrong = sealgate(*watching, "--required", "2", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     infer = ("infer", "--profile", "profile.json", "--input", "rows.csv")
@@ -282,6 +288,22 @@ def test_parts_of_the_log_in_the_open(server: Server) -> None:
     assert httpx.post(f"{prefix}checkpoint").status_code == 405
     head = httpx.head(f"{prefix}checkpoint")
     assert (head.status_code, head.content) == (200, b"")
+
+
+def test_both_logs_are_cosigned_by_the_command(
+    home: Path, server: Server, watched: RunningWitness, tmp_path: Path
+) -> None:
+    """As on a machine where no server runs: in a copy, whose cosignatures are gone."""
+    copy = Path(shutil.copytree(home, tmp_path / "copy"))
+    for name in ("log.cosigned", "offers.cosigned"):
+        (copy / "audit" / name).unlink()
+    variables = settings(copy) | {"SEALGATE_CONFIG": str(home / "service.toml")}
+    done = run_security(copy, "audit", "cosign", **variables)
+    told = done.stdout.splitlines()
+    assert [line.split()[-1] for line in told] == [
+        "cosigned", "checkpoints", "cosigned", "offers",
+    ]  # fmt: skip
+    assert (copy / "audit" / "offers.cosigned").exists()
 
 
 def test_the_audit_log_verifies_beside_it(home: Path, server: Server) -> None:
