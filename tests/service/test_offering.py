@@ -311,6 +311,33 @@ def test_the_audit_log_verifies_beside_it(home: Path, server: Server) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_log_of_offers_does_not_vouch_for_the_audit_log(
+    pristine: Path, tmp_path: Path
+) -> None:
+    """A witness that refuses one of the two: the alert on that one's age is told so."""
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    offers = offers_trust(LogTrust((load_verifier(home / "audit.vkey"),))).log
+    token = mint(home, "metrics")
+    extra = settings(home)
+    del extra["SEALGATE_CONFIG"]
+    with witness(tmp_path / "w", [*offers], algorithms=["ed25519"]) as running:
+        extra["SEALGATE_AUDIT_WITNESSES"] = (
+            f'{{required = 1, interval_s = 0.1, witness = [{{url = "{running.url}", '
+            f'vkeys = ["{running.vkeys[0]}"]}}]}}'
+        )
+        with serve("", home, extra=extra, alone=True) as server:
+            shown = f"{server.url}{OFFERS_PATH}checkpoint"
+            wait_for(lambda: "witness.test/w1" in httpx.get(shown).text)
+            headers = {"authorization": f"Bearer {token}"}
+
+            def metrics() -> str:
+                return httpx.get(f"{server.url}/metrics", headers=headers).text
+
+            wait_for(lambda: 'outcome="refused"' in metrics())
+            wait_for(lambda: 'outcome="cosigned"' in metrics())
+            assert "\nsealgate_audit_witnessed_seconds 0.0\n" in metrics()
+
+
 def test_a_server_without_the_log(home: Path, profile: Profile) -> None:
     """Nothing is told, no salt comes with a passport, and who demands it refuses."""
     extra = settings(home) | {
