@@ -162,7 +162,10 @@ def test_a_body_in_the_smallest_parts_is_cut_short(running: RunningWitness) -> N
         )
         with contextlib.suppress(OSError):
             client.sendall(b"1\r\nx\r\n" * (MAX_REQUEST_BYTES - 1))
-        answer = client.recv(4096)
+        answer = b""  # head and body may come one after the other
+        with contextlib.suppress(ConnectionError):
+            while part := client.recv(4096):
+                answer += part
         assert answer.startswith(b"HTTP/1.1 400 ")
         assert b"too small parts" in answer
 
