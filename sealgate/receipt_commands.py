@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sealgate.commands import loaded, open_client, profile_of
-from sealgate.errors import ProfileError, ReceiptError
+from sealgate.errors import NotFoundError, ProfileError, ReceiptError
 from sealgate.log_trust import log_trust
 from sealgate.options import Options, options_of
 from sealgate.protocol.offers import offers_trust
@@ -33,18 +33,24 @@ def fetch(args: argparse.Namespace) -> int:
     """Fetch the receipts for the answers of a file, and verify them."""
     numbers = read_numbers(args.numbers)
     profile = loaded(args)
-    known = bool(profile.log_keys)
+    known, refused = bool(profile.log_keys), False
     with open_client(profile, args, retry=_PATIENT) as client:
         for number in numbers:
             path = _path(args.output, number)
-            receipt = client.receipt(number)
-            if known:
-                client.verify_receipt(receipt, number)
+            try:
+                receipt = client.receipt(number)
+                if known:
+                    client.verify_receipt(receipt, number)
+            except (NotFoundError, ReceiptError) as error:
+                # The others' may be there, and not for ever.
+                print(f"refused: {number.request_id}: {error}", file=sys.stderr)
+                refused = True
+                continue
             _write(path, receipt)
             print(path)
     if not known:
         print("not verified: the profile has no log_keys", file=sys.stderr)
-    return 0
+    return 1 if refused else 0
 
 
 def verify(args: argparse.Namespace) -> int:

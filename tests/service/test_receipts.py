@@ -230,6 +230,16 @@ def test_the_command(home: Path, profile: Path, tmp_path: Path) -> None:
     assert fetched.returncode == 0, fetched.stderr
     path = fetched.stdout.strip()
     assert path == f"receipts/{number.request_id}.receipt"
+    # One that is not there keeps back no other's.
+    gone = ReceiptNumber("A", "0" * 16, NAME)
+    write_numbers(tmp_path / "some.jsonl", [gone, number])
+    some = ("receipt", "fetch", "some.jsonl", "--profile", profile, "--output", "some")
+    fetched = sealgate(*some, cwd=tmp_path)
+    assert (fetched.returncode, fetched.stdout) == (
+        1, f"some/{number.request_id}.receipt\n",
+    )  # fmt: skip
+    assert fetched.stderr.startswith(f"refused: {'0' * 16}: ")
+    assert len(fetched.stderr.splitlines()) == 1
     # Offline: the keys alone.
     shutil.copy(home / "audit.vkey", tmp_path)
     offline = ("receipt", "verify", path, "--log-key", "audit.vkey")

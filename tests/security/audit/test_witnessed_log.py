@@ -289,6 +289,35 @@ def test_the_log_is_taken_away(deployment: Deployment) -> None:
     assert verify_log([deployment.folder], verifier=verifier).tree is None
 
 
+def test_a_damaged_log_is_made_anew(deployment: Deployment) -> None:
+    """From the writers' checkpoints, as the page says; witnesses go on with it."""
+    for _ in range(3):
+        deployment.write()
+    deployment.ask()
+    (deployment.folder / "log.hashes").write_bytes(b"")
+    deployment.write()
+    assert deployment.log.size == 3  # it is not gone on with
+    for kind in ("leaves", "ends", "hashes", "checkpoint"):
+        (deployment.folder / f"log.{kind}").unlink()
+    deployment.write()
+    assert deployment.log.size == 5
+    assert deployment.ask() == BOTH
+    assert deployment.verify(*deployment.seen()).tree.cosigned_size == 5
+    # Where checkpoints were cut off meanwhile, it is another one.
+    for name in ("leaves", "ends", "hashes", "checkpoint"):
+        (deployment.folder / f"log.{name}").unlink()
+    for path in deployment.folder.glob("w4.*"):
+        path.unlink()
+    notes = checkpoints.split_notes((deployment.folder / "checkpoints").read_bytes())
+    kept = b"".join(note + b"\n" for note in notes[:4])
+    (deployment.folder / "checkpoints").write_bytes(kept)
+    deployment.write()
+    disagreed = [("one.test", "disagrees"), ("two.test", "disagrees")]
+    assert deployment.ask() == disagreed
+    with pytest.raises(AuditError, match="of another tree"):
+        deployment.verify(*deployment.seen())
+
+
 def test_another_leaf(deployment: Deployment) -> None:
     deployment.write()
     deployment.write()
