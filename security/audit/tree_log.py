@@ -52,6 +52,7 @@ LOG_NAME = "log"
 MAX_LEAF_BYTES = 64 << 10
 
 _END = struct.Struct(">Q")
+_MAX_END = (1 << 63) - 1 - MAX_LEAF_BYTES
 _BLOCK_BYTES = 1 << 20
 
 _T = TypeVar("_T")
@@ -97,7 +98,10 @@ class _Files:
         raw = os.pread(self.ends, _END.size, _END.size * (size - 1))
         if len(raw) != _END.size:
             raise MerkleError("leaves that were signed are missing")
-        return int(_END.unpack(raw)[0])
+        end = int(_END.unpack(raw)[0])
+        if end > _MAX_END:
+            raise MerkleError(f"no leaf ends at {end}")
+        return end
 
     def leaf(self, index: int) -> bytes:
         start, end = self.end(index), self.end(index + 1)
