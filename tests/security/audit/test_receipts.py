@@ -43,7 +43,7 @@ from tests.support.receipting import (
     answered,
     edited,
 )
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, sealgate
 
 MINE = "0123456789abcdef"
 OTHERS = "fedcba9876543210"
@@ -412,6 +412,19 @@ def test_searching_from_the_end(tmp_path: Path) -> None:
             b"a"
         )
     ] == []
+
+
+def test_what_is_on_record_steers_no_terminal(tmp_path: Path) -> None:
+    made = Deployment(tmp_path)
+    writer = made.writer()
+    writer.write([answered(MINE, model="toy\x1b[2J\nrequest 0")])
+    writer.close()
+    (tmp_path / "r").write_bytes(made.receipt(writer, 0))
+    (tmp_path / "vkey").write_text(str(made.signer.verifier))
+    done = sealgate("receipt", "verify", "r", "--log-key", "vkey", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4
+    assert "by toy?[2J?request 0\n" in done.stdout
 
 
 class Counting(TreeLog):
