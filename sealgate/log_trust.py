@@ -14,10 +14,14 @@ def log_trust(options: Options) -> LogTrust:
     """The log that a client believes, and its witnesses.
 
     Raises:
-        ProfileError: none is named, or a key is none.
+        ProfileError: none is named, or a key is none; or it is not said how many of
+            the witnesses must have cosigned.
     """
     if not options.log_keys:
         raise ProfileError("log_keys: name the key of the deployment's audit log")
+    if options.witness_keys and not options.required_witnesses:
+        # Whoever names witnesses wants to rely on them: none required is a slip.
+        raise ProfileError("required_witnesses: say how many of the witnesses")
     try:
         return LogTrust(
             tuple(map(parse_note_key, options.log_keys)),

@@ -92,10 +92,10 @@ class OfferedLog:
 
     def _follow(self, view: View) -> Steps[None]:
         note = yield from self._fetch("checkpoint", MAX_NOTE_BYTES)
-        tiles = b""
+        tiles = bytearray()
         for tile in view.wanted(note):
             tiles += yield from self._fetch(tile.path, MAX_TILE_BYTES)
-        view.follow(note, tiles)
+        view.follow(note, bytes(tiles))
 
     def _fetch(self, path: str, max_bytes: int) -> Steps[bytes]:
         answer: Answer = yield Fetch("GET", self._url + path, max_bytes)

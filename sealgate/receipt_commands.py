@@ -6,13 +6,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sealgate.commands import loaded, open_client, profile_of
-from sealgate.errors import ProfileError, ReceiptError
+from sealgate.errors import NotFoundError, ProfileError, ReceiptError
 from sealgate.log_trust import log_trust
 from sealgate.options import Options, options_of
 from sealgate.protocol.offers import offers_trust
@@ -23,7 +23,7 @@ from sealgate.retry import RetryPolicy
 
 __all__ = ["fetch", "offers", "verify"]
 
-_MAX_VKEY_BYTES = 8 << 10
+_MAX_VKEYS_BYTES = 64 << 10
 # A checkpoint comes every few seconds, and witnesses may take some more.
 _PATIENT = RetryPolicy(max_retries=100, max_wait_s=120.0)
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -33,18 +33,24 @@ def fetch(args: argparse.Namespace) -> int:
     """Fetch the receipts for the answers of a file, and verify them."""
     numbers = read_numbers(args.numbers)
     profile = loaded(args)
-    known = bool(profile.log_keys)
+    known, refused = bool(profile.log_keys), False
     with open_client(profile, args, retry=_PATIENT) as client:
         for number in numbers:
             path = _path(args.output, number)
-            receipt = client.receipt(number)
-            if known:
-                client.verify_receipt(receipt, number)
+            try:
+                receipt = client.receipt(number)
+                if known:
+                    client.verify_receipt(receipt, number)
+            except (NotFoundError, ReceiptError) as error:
+                # The others' may be there, and not for ever.
+                print(f"refused: {number.request_id}: {error}", file=sys.stderr)
+                refused = True
+                continue
             _write(path, receipt)
             print(path)
     if not known:
         print("not verified: the profile has no log_keys", file=sys.stderr)
-    return 0
+    return 1 if refused else 0
 
 
 def verify(args: argparse.Namespace) -> int:
@@ -60,7 +66,9 @@ def verify(args: argparse.Namespace) -> int:
             print(f"refused: {path}: {error}", file=sys.stderr)
             refused = True
             continue
-        print("\n".join(_lines(proven)))
+        for line in _lines(proven):
+            # What a server put on record may not steer a terminal.
+            print("".join(char if char.isprintable() else "?" for char in line))
     return 1 if refused else 0
 
 
@@ -138,8 +146,8 @@ def _named(args: argparse.Namespace) -> Options | None:
     """The keys of the command line, if it names any."""
     if args.log_key:
         return Options(
-            log_keys=tuple(map(_vkey, args.log_key)),
-            witness_keys=tuple(map(_vkey, args.witness)),
+            log_keys=_vkeys(args.log_key),
+            witness_keys=_vkeys(args.witness),
             required_witnesses=args.required or 0,
         )
     if args.witness:
@@ -158,8 +166,10 @@ def _path(folder: Path, number: ReceiptNumber) -> Path:
     return folder / f"{number.request_id}.receipt"
 
 
-def _vkey(path: Path) -> str:
-    return _read(path, _MAX_VKEY_BYTES).decode("utf-8", "replace").strip()
+def _vkeys(paths: Iterable[Path]) -> tuple[str, ...]:
+    """The verifier keys of files: one a line, as `witness vkey` prints two."""
+    texts = (_read(path, _MAX_VKEYS_BYTES).decode("utf-8", "replace") for path in paths)
+    return tuple(line for text in texts for line in text.splitlines() if line.strip())
 
 
 def _read(path: Path, most: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from security.admission.hooks import (
 )
 from security.admission.loaded import LoadedModel
 from security.audit.asking import Asker
+from security.audit.checkpoints import add_leaves
 from security.audit.journal import load_log, load_signer, record_operation
 from security.audit.offers import load_offers
 from security.audit.tree_log import TreeLog
@@ -153,7 +154,7 @@ def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -
         quotas=quotas,
         offering=offering,
     )
-    asker = _asker(settings, metrics, load_log(settings.audit))
+    asker = _asker(settings, metrics, load_log(settings.audit), _witnessed(metrics))
     running = (follower, monitor, cohorts, offering, own)
     return Guard(
         inner,
@@ -214,18 +215,25 @@ def _offering(
         admissions=lambda: lineup.admissions,
     )
     offering.start()
-    return offering, _asker(settings, metrics, offers.log)
+    # Its age is not the audit log's: that one's alert must not rest on this one.
+    return offering, _asker(settings, metrics, offers.log, lambda time_s: None)
 
 
-def _asker(settings: Settings, metrics: Metrics, log: TreeLog) -> Asker:
+def _witnessed(metrics: Metrics) -> Callable[[int], None]:
+    """Says when enough witnesses last cosigned the audit log."""
+    name = "sealgate_audit_witnessed_seconds"
+    return lambda time_s: metrics.set(name, value=float(time_s))
+
+
+def _asker(
+    settings: Settings, metrics: Metrics, log: TreeLog, witnessed: Callable[[int], None]
+) -> Asker:
     """What has a log cosigned, if there are witnesses."""
     asker = Asker(
         settings.audit,
         log,
         report=partial(metrics.count, "sealgate_witness_answers"),
-        witnessed=lambda time_s: metrics.set(
-            "sealgate_audit_witnessed_seconds", value=float(time_s)
-        ),
+        witnessed=witnessed,
     )
     if settings.audit.witnesses.witness:
         metrics.set("sealgate_audit_witnessed_seconds", value=0.0)
@@ -331,7 +339,10 @@ def _check_operable(settings: Settings) -> None:
     load_freshness(settings.sealing, key=b"")
     read_secret(settings.audit.pseudonym_key)
     load_signer(settings.audit)
-    Asker(settings.audit, load_log(settings.audit))
+    log = load_log(settings.audit)
+    Asker(settings.audit, log)
+    # What could take no checkpoint records nothing that anybody can verify.
+    add_leaves(settings.audit.directory, log)
     if settings.tls.enabled:
         server_context(settings.tls)
     load_quota_counters(settings.quotas, key=b"")

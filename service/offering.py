@@ -17,6 +17,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from sealgate.errors import OfferError, SealgateError
@@ -79,8 +81,8 @@ class Offering:
         self._note = (float("-inf"), b"")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="offers", daemon=True)
-        # Strangers ask: one of them at a time takes a thread.
-        self._apart = asyncio.Semaphore(1)
+        # Strangers ask, and may go away: all of them have one thread, of their own.
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="offers")
 
     def start(self) -> None:
         """Offer what is in use now, and then go on in a thread.
@@ -126,19 +128,23 @@ class Offering:
         """
         expect_method(request, b"GET", b"HEAD")
         path = request.path[len(OFFERS_PREFIX) :].decode("latin-1")
-        async with self._apart:
-            if path == "checkpoint":
-                since, note = self._note
-                if self._monotonic() - since > _FRESH_S:
-                    note = await asyncio.to_thread(self._offers.note)
-                    self._note = self._monotonic(), note
-                return Response(200, (_TEXT, _BRIEFLY), note)
-            try:
-                tile = Tile.parse(path)
-                content = await asyncio.to_thread(self._offers.tile, tile)
-            except OfferError:
-                raise Problem("not-found") from None
+        apart = partial(asyncio.get_running_loop().run_in_executor, self._reader)
+        if path == "checkpoint":
+            note = await apart(self._newest)
+            return Response(200, (_TEXT, _BRIEFLY), note)
+        try:
+            content = await apart(self._offers.tile, Tile.parse(path))
+        except OfferError:
+            raise Problem("not-found") from None
         return Response(200, (_BYTES, _FOR_EVER), content)
+
+    def _newest(self) -> bytes:
+        """The checkpoint, at most half a second old; in the thread for strangers."""
+        since, note = self._note
+        if self._monotonic() - since > _FRESH_S:
+            note = self._offers.note()
+            self._note = self._monotonic(), note
+        return note
 
     def _run(self) -> None:
         said = ""

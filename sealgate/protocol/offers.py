@@ -242,7 +242,7 @@ def entries_of(bundle: bytes) -> list[bytes]:
         length = int.from_bytes(bundle[at : at + _LENGTH.size])
         at += _LENGTH.size
         leaf = bundle[at : at + length]
-        if len(leaf) != length or length > MAX_LEAF_BYTES:
+        if at > len(bundle) or len(leaf) != length or length > MAX_LEAF_BYTES:
             raise OfferError("an entry bundle that is cut, or too long")
         leaves.append(leaf)
         at += length

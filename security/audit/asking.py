@@ -26,7 +26,9 @@ from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatu
 from sealgate.protocol.notes import (
     MAX_NOTE_BYTES,
     Checkpoint,
+    NoteKey,
     SignatureLine,
+    open_checkpoint,
     parse_checkpoint,
     parse_signature_lines,
     split_note,
@@ -78,7 +80,7 @@ class Witness:
 
         Args:
             log: whose checkpoint it is.
-            note: the checkpoint.
+            note: the checkpoint; what others cosigned of it is not sent.
             old_size: of the last one that it cosigned, as far as is known.
             exchanges: what it is asked over.
 
@@ -90,10 +92,10 @@ class Witness:
             AuditError: it refuses.
             KeyFileError: it does not answer.
         """
-        size = _parsed(note).size
+        size, own = _parsed(note).size, _own(note, log.origin)
         for _ in range(_TRIES):
             proof = log.consistency(old_size, size)
-            body = AddCheckpoint(old_size, proof, note).encode()
+            body = AddCheckpoint(old_size, proof, own).encode()
             fields = [_TYPE, (b"content-length", b"%d" % len(body))]
             with exchanges.send(
                 "POST", f"{self.url}/add-checkpoint", headers=fields, content=body
@@ -109,8 +111,12 @@ class Witness:
                 raise AuditError(f"{self.name}: has cosigned a newer one")
         raise AuditError(f"{self.name}: what it has seen changes all the time")
 
-    def latest(self, origin: str, exchanges: Exchanges) -> bytes | None:
+    def latest(self, log: NoteKey, exchanges: Exchanges) -> bytes | None:
         """The newest checkpoint that it cosigned, in which its own lines verify.
+
+        Args:
+            log: the log's key, which must have signed, named as its origin.
+            exchanges: what it is asked over.
 
         Returns:
             None where it has cosigned none.
@@ -119,7 +125,7 @@ class Witness:
             AuditError: what it answers is not that.
             KeyFileError: it does not answer.
         """
-        url = f"{self.monitoring_url}/{checkpoint_path(origin)}"
+        url = f"{self.monitoring_url}/{checkpoint_path(log.name)}"
         with exchanges.send("GET", url) as answer:
             if answer.status == 404:
                 return None
@@ -128,10 +134,13 @@ class Witness:
             note = answer.read(MAX_NOTE_BYTES)
         try:
             found = verify_cosignatures(note, self.keys)
+            origin = open_checkpoint(note, [log]).origin if found else log.name
         except NoteError as error:
             raise AuditError(f"{self.name}: {error}") from None
         if not found:
             raise AuditError(f"{self.name}: shows a checkpoint without its cosignature")
+        if origin != log.name:
+            raise AuditError(f"{self.name}: shows a checkpoint of another log")
         return note
 
     def _lines(self, note: bytes, answer: Answer) -> list[SignatureLine]:
@@ -176,23 +185,24 @@ def load_witnesses(settings: WitnessSettings) -> list[Witness]:
     return result
 
 
-def ask_latest(settings: WitnessSettings, origin: str) -> list[bytes]:
+def ask_latest(settings: WitnessSettings, log: NoteKey) -> list[bytes]:
     """What witnesses cosigned last of a log; as many answer as are required.
 
     Args:
         settings: who they are, with their URLs.
-        origin: of the log.
+        log: its key, named as its origin.
 
     Raises:
-        AuditError: too few answered, or one answered something else.
+        AuditError: too few answered.
         KeyFileError: there is no such file of authorities.
     """
     context, found, failed = trusting(settings.ca), [], []
     for witness in load_witnesses(settings):
         with Exchanges(context=context, timeout_s=settings.timeout_s) as exchanges:
             try:
-                note = witness.latest(origin, exchanges)
-            except KeyFileError as error:
+                note = witness.latest(log, exchanges)
+            except (AuditError, KeyFileError) as error:
+                # One that answers nonsense says no more than one that is away.
                 failed.append(str(error))
                 continue
         if note is None:
@@ -425,6 +435,12 @@ def _size(answer: Answer) -> int:
         return parse_size(answer.read(_MAX_SIZE_BYTES))
     except NoteError as error:
         raise AuditError(f"a witness answered 409: {error}") from None
+
+
+def _own(note: bytes, origin: str) -> bytes:
+    """A note with the log's signatures alone: witnesses may take 16 KiB at most."""
+    text, lines = split_note(note)
+    return _note(text, [line for line in lines if line.name == origin])
 
 
 def _parsed(note: bytes) -> Checkpoint:

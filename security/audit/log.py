@@ -251,6 +251,8 @@ class AuditLog:
             if not self.limits.sync:
                 self._force(due.descriptor)
             self._hashes.force()
+            # Of another key, or broken: no note is added that could never be a leaf.
+            self._log.check()
             checkpoints.append_note(
                 self._directory,
                 lambda after: signer.sign(replace(checkpoint, after=after)),

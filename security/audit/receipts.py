@@ -36,6 +36,7 @@ from security.settings.audit import AuditSettings
 
 __all__ = ["ReceiptMaker", "Recorded", "load_trust"]
 
+_MAX_PLACES = 1024
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
@@ -80,6 +81,8 @@ class ReceiptMaker:
         self._log = log
         self._numbers = numbers
         self._trust = trust
+        # Of writers: how many leaves were looked at, and the newest one of theirs.
+        self._places: dict[str, tuple[int, int | None]] = {}
 
     def find(self, number: str) -> Recorded:
         """The record that a number names.
@@ -136,15 +139,26 @@ class ReceiptMaker:
         self, writer: str, size: int
     ) -> tuple[int, bytes, Checkpoint] | None:
         """The newest one within the log's first leaves: its place and text."""
+        place = self._newest_place(writer, size)
+        if place is None:
+            return None
+        text = self._log.leaf(place)
+        try:
+            return place, text, parse_checkpoint(text)
+        except NoteError as error:
+            raise AuditError(f"leaf {place}: {error}") from None
+
+    def _newest_place(self, writer: str, size: int) -> int | None:
+        """Of a writer that ended long ago the whole log is searched, but once."""
+        start, place = self._places.get(writer, (0, None))
+        if start > size:
+            start, place = 0, None
         prefix = f"{self._log.origin}/{writer}\n".encode()
-        for place in self._log.search(prefix):
-            if place < size:
-                text = self._log.leaf(place)
-                try:
-                    return place, text, parse_checkpoint(text)
-                except NoteError as error:
-                    raise AuditError(f"leaf {place}: {error}") from None
-        return None
+        place = next(self._log.search(prefix, start=start, size=size), place)
+        if len(self._places) >= _MAX_PLACES:
+            self._places.clear()
+        self._places[writer] = size, place
+        return place
 
     def _writer_path(self, found: Recorded, size: int) -> tuple[bytes, ...]:
         path = self._log.directory / hashes_name(found.writer)

@@ -52,6 +52,7 @@ LOG_NAME = "log"
 MAX_LEAF_BYTES = 64 << 10
 
 _END = struct.Struct(">Q")
+_MAX_END = (1 << 63) - 1 - MAX_LEAF_BYTES
 _BLOCK_BYTES = 1 << 20
 
 _T = TypeVar("_T")
@@ -97,7 +98,10 @@ class _Files:
         raw = os.pread(self.ends, _END.size, _END.size * (size - 1))
         if len(raw) != _END.size:
             raise MerkleError("leaves that were signed are missing")
-        return int(_END.unpack(raw)[0])
+        end = int(_END.unpack(raw)[0])
+        if end > _MAX_END:
+            raise MerkleError(f"no leaf ends at {end}")
+        return end
 
     def leaf(self, index: int) -> bytes:
         start, end = self.end(index), self.end(index + 1)
@@ -108,11 +112,11 @@ class _Files:
             raise MerkleError("leaves that were signed are missing")
         return leaf
 
-    def search(self, prefix: bytes, size: int) -> Iterator[int]:
-        """The leaves that begin with a prefix, of the first ``size``, newest first."""
-        high = self.end(size)
-        while high > 0:
-            low = max(high - _BLOCK_BYTES, 0)
+    def search(self, prefix: bytes, start: int, size: int) -> Iterator[int]:
+        """The leaves that begin with a prefix, in a part of them, newest first."""
+        least, high = self.end(start), self.end(size)
+        while high > least:
+            low = max(high - _BLOCK_BYTES, least)
             block = os.pread(self.leaves, high - low + len(prefix) - 1, low)
             at = high - low
             while (at := block.rfind(prefix, 0, at + len(prefix) - 1)) >= 0:
@@ -226,6 +230,15 @@ class TreeLog:
             if kept is None or _parsed(kept).size <= checkpoint.size:
                 self._put("cosigned", note)
 
+    def check(self) -> None:
+        """Whether leaves can be added: what is there was signed by this log's key.
+
+        Raises:
+            AuditError: it was not, or its checkpoint is gone.
+        """
+        if self._newest() is None:
+            self.extend(lambda size, last: ())
+
     @property
     def size(self) -> int:
         """How many leaves the newest checkpoint covers.
@@ -259,18 +272,29 @@ class TreeLog:
                 for index in range(start, size):
                     yield files.leaf(index)
 
-    def search(self, prefix: bytes) -> Iterator[int]:
+    def search(
+        self, prefix: bytes, *, start: int = 0, size: int | None = None
+    ) -> Iterator[int]:
         """The indices of the leaves that begin with a prefix, the newest first.
 
         The file is searched from its end, block by block.
 
+        Args:
+            prefix: of the leaves.
+            start: none before this one is looked at.
+            size: of the part that is looked at, from the first leaf on; all of them by
+                default.
+
         Raises:
-            AuditError: it cannot be read.
+            AuditError: it cannot be read, or there are not so many.
         """
-        size = self.size
-        if size:
+        there = self.size
+        size = there if size is None else size
+        if size > there:
+            raise AuditError(f"{self.name}: has no {size} leaves")
+        if start < size:
             with self._opened() as files:
-                yield from files.search(prefix, size)
+                yield from files.search(prefix, start, size)
 
     def nodes(self, level: int, numbers: Sequence[int]) -> Sequence[bytes]:
         """The hashes of complete subtrees of a height, which ascend.

@@ -9,12 +9,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sealgate.protocol.notes import parse_checkpoint, split_note
 from security.audit.journal import load_log, load_verifier
+from security.audit.tree_log import TreeLog
 from security.audit.verify_tree import Demand, TreeReport
 from security.audit.witnesses import MAX_WITNESSES, load_quorum, read_witnesses
 from security.commands.options import count
 from security.errors import SettingsError
-from security.settings.audit import WitnessSettings
+from security.settings.audit import AuditSettings, WitnessSettings
 from security.settings.loading import load_settings
 
 __all__ = ["add_cosign", "add_witnesses", "demanded", "print_tree"]
@@ -55,9 +57,9 @@ def add_witnesses(parser: argparse.ArgumentParser) -> None:
 def add_cosign(parser: argparse.ArgumentParser) -> None:
     """Describe `audit cosign`."""
     parser.description = (
-        "Have the newest checkpoint of the log cosigned by the witnesses of the "
-        "settings, as a running server does over and over. Exit code 1 if fewer "
-        "than required have cosigned it."
+        "Have the newest checkpoint of the log, and of the log of offers where there "
+        "is one, cosigned by the witnesses of the settings, as a running server does "
+        "over and over. Exit code 1 if fewer than required have cosigned it."
     )
     parser.set_defaults(run=_cosign)
 
@@ -94,7 +96,7 @@ def demanded(args: argparse.Namespace, key: Path) -> tuple[Demand | None, list[b
         return None, []
     seen: list[bytes] = []
     if args.ask:
-        seen = ask_latest(settings, load_verifier(key).name)
+        seen = ask_latest(settings, load_verifier(key))
     return Demand(quorum, time.time(), settings.grace_s), seen
 
 
@@ -113,22 +115,33 @@ def print_tree(tree: TreeReport | None) -> None:
 
 
 def _cosign(args: argparse.Namespace) -> int:
-    from security.audit.asking import Asker  # noqa: PLC0415  (not for --help)
+    from security.audit.offers import load_offers  # noqa: PLC0415  (not for --help)
 
     del args
     settings = load_settings().audit
     if not settings.witnesses.witness:
         raise SettingsError("audit.witnesses names no witness")
+    enough = _cosigned(settings, load_log(settings), "checkpoints")
+    offers = load_offers(settings)
+    if offers is not None and offers.log.size:
+        enough &= _cosigned(settings, offers.log, "offers")
+    return 0 if enough else 1
+
+
+def _cosigned(settings: AuditSettings, log: TreeLog, what: str) -> bool:
+    """Have one log cosigned; whether enough witnesses have."""
+    from security.audit.asking import Asker  # noqa: PLC0415  (not for --help)
+
     outcomes: dict[str, str] = {}
-    log = load_log(settings)
+    size = log.size
     since = Asker(settings, log, report=outcomes.__setitem__).round()
     for witness, outcome in sorted(outcomes.items()):
         print(f"{witness}  {outcome}")
-    size = log.size
-    if since is None or log.checkpoint() != log.cosigned():
-        print(
-            f"refused: too few witnesses cosigned {size} checkpoints", file=sys.stderr
-        )
-        return 1
-    print(f"cosigned {size} checkpoints")
-    return 0
+    # A server may add to it meanwhile.
+    note = log.cosigned()
+    seen = 0 if note is None else parse_checkpoint(split_note(note)[0]).size
+    if since is None or seen < size:
+        print(f"refused: too few witnesses cosigned {size} {what}", file=sys.stderr)
+        return False
+    print(f"cosigned {seen} {what}")
+    return True

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealgate.endpoints import address, answers_to, listening
-from security.commands.options import Subparsers
+from security.commands.options import Subparsers, count
 from security.commands.signing import add_passphrase
 from security.errors import KeyFileError, WitnessError
 
@@ -26,6 +26,7 @@ __all__ = ["add_parser", "run"]
 
 ML_DSA_44, ED25519 = "ml-dsa-44", "ed25519"
 MAX_LOGS_BYTES = 1 << 20
+_MAX_GIB = 1 << 13
 _REQUIRED = ("name", "key", "state")
 
 
@@ -53,6 +54,13 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         type=Path,
         metavar="DIR",
         help="what it has seen is kept here; never lose it, never restore an old one",
+    )
+    parser.add_argument(
+        "--max-gib",
+        type=count(_MAX_GIB),
+        default=16,
+        metavar="N",
+        help="of what is kept; beyond it nothing is cosigned (default: 16)",
     )
     parser.set_defaults(run=run)
     # By itself argparse shows an action as if one had to be named.
@@ -129,9 +137,12 @@ def _add_identity(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0.01 <= value <= 86400:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError("seconds, from 0.01 to 86400")
     return value
 
 
@@ -149,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     logs = known_logs(_log_keys(args))
     cosigners = _cosigners(args)
     with listening(args.listen[0], args.listen[1], None) as endpoint:
-        state = State(args.state)
+        state = State(args.state, max_bytes=args.max_gib << 30)
         witness = Witness(
             cosigners, logs, state, rate=Rate(every_s=args.every), tell=_tell
         )

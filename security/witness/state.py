@@ -18,7 +18,7 @@ from security.stores.local import SqliteFile
 __all__ = ["Cosigned", "State"]
 
 FILE_NAME = "witness.db"
-DEFAULT_MAX_BYTES = 16 << 30
+_MAX_BYTES = 16 << 30
 MAX_FORKS = 64
 _BUSY_TIMEOUT_S = 5.0
 _SCHEMA = (
@@ -52,7 +52,7 @@ class Cosigned:
 class State:
     """The file. One thread at a time may use it; other processes may, too."""
 
-    def __init__(self, folder: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+    def __init__(self, folder: Path, *, max_bytes: int = _MAX_BYTES) -> None:
         """Open the file, or make it if there never was one.
 
         Args:

@@ -266,7 +266,7 @@ def open_recorder(settings: AuditSettings, admissions: Sequence[Admission]) -> R
     """This worker's audit log; its start and what it loaded are the first records.
 
     Raises:
-        AuditError: the log cannot be written.
+        AuditError: the log cannot be written, or signed where that is demanded.
         KeyFileError: a key of it cannot be read.
     """
     start: dict[str, Scalar] = {"action": "start"}
@@ -279,6 +279,8 @@ def open_recorder(settings: AuditSettings, admissions: Sequence[Admission]) -> R
     )
     # From here on the verifier expects a checkpoint of this writer.
     log.sign_checkpoint()
+    if not log.is_signed and settings.on_failure == "refuse":
+        raise AuditError("no checkpoint can be made of the audit log: see above why")
     key = read_secret(settings.pseudonym_key)
     held = settings.max_held_records if settings.on_failure == "serve" else 0
     return Recorder(

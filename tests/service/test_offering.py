@@ -252,6 +252,12 @@ def test_the_command(profile: Profile, home: Path, tmp_path: Path) -> None:
             LogTrust(tuple(map(parse_note_key, profile.log_keys)))
         ).log
     ]
+    # Several keys in one file, as `witness vkey` prints them.
+    (tmp_path / "all.vkeys").write_text("\n".join((*profile.log_keys, "")))
+    (tmp_path / "two.vkeys").write_text(f"{profile.witness_keys[0]}\n{OTHER_WITNESS}\n")
+    files = ("--log-key", "all.vkeys", "--witness", "two.vkeys", "--required", "1")
+    of_files = sealgate("offers", "--url", profile.url, *files, cwd=tmp_path)
+    assert of_files.stdout.splitlines()[: len(lines)] == lines, of_files.stderr
     wrong = sealgate(*watching, "--required", "2", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     infer = ("infer", "--profile", "profile.json", "--input", "rows.csv")
@@ -284,9 +290,52 @@ def test_parts_of_the_log_in_the_open(server: Server) -> None:
     assert (head.status_code, head.content) == (200, b"")
 
 
+def test_both_logs_are_cosigned_by_the_command(
+    home: Path, server: Server, watched: RunningWitness, tmp_path: Path
+) -> None:
+    """As on a machine where no server runs: in a copy, whose cosignatures are gone."""
+    copy = Path(shutil.copytree(home, tmp_path / "copy"))
+    for name in ("log.cosigned", "offers.cosigned"):
+        (copy / "audit" / name).unlink()
+    variables = settings(copy) | {"SEALGATE_CONFIG": str(home / "service.toml")}
+    done = run_security(copy, "audit", "cosign", **variables)
+    told = done.stdout.splitlines()
+    assert [line.split()[-1] for line in told] == [
+        "cosigned", "checkpoints", "cosigned", "offers",
+    ]  # fmt: skip
+    assert (copy / "audit" / "offers.cosigned").exists()
+
+
 def test_the_audit_log_verifies_beside_it(home: Path, server: Server) -> None:
     done = run_security(home, "audit", "verify", **settings(home))
     assert done.returncode == 0, done.stderr
+
+
+def test_the_log_of_offers_does_not_vouch_for_the_audit_log(
+    pristine: Path, tmp_path: Path
+) -> None:
+    """A witness that refuses one of the two: the alert on that one's age is told so."""
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    offers = offers_trust(LogTrust((load_verifier(home / "audit.vkey"),))).log
+    token = mint(home, "metrics")
+    extra = settings(home)
+    del extra["SEALGATE_CONFIG"]
+    with witness(tmp_path / "w", [*offers], algorithms=["ed25519"]) as running:
+        extra["SEALGATE_AUDIT_WITNESSES"] = (
+            f'{{required = 1, interval_s = 0.1, witness = [{{url = "{running.url}", '
+            f'vkeys = ["{running.vkeys[0]}"]}}]}}'
+        )
+        with serve("", home, extra=extra, alone=True) as server:
+            shown = f"{server.url}{OFFERS_PATH}checkpoint"
+            wait_for(lambda: "witness.test/w1" in httpx.get(shown).text)
+            headers = {"authorization": f"Bearer {token}"}
+
+            def metrics() -> str:
+                return httpx.get(f"{server.url}/metrics", headers=headers).text
+
+            wait_for(lambda: 'outcome="refused"' in metrics())
+            wait_for(lambda: 'outcome="cosigned"' in metrics())
+            assert "\nsealgate_audit_witnessed_seconds 0.0\n" in metrics()
 
 
 def test_a_server_without_the_log(home: Path, profile: Profile) -> None:

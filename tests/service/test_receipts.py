@@ -230,6 +230,16 @@ def test_the_command(home: Path, profile: Path, tmp_path: Path) -> None:
     assert fetched.returncode == 0, fetched.stderr
     path = fetched.stdout.strip()
     assert path == f"receipts/{number.request_id}.receipt"
+    # One that is not there keeps back no other's.
+    gone = ReceiptNumber("A", "0" * 16, NAME)
+    write_numbers(tmp_path / "some.jsonl", [gone, number])
+    some = ("receipt", "fetch", "some.jsonl", "--profile", profile, "--output", "some")
+    fetched = sealgate(*some, cwd=tmp_path)
+    assert (fetched.returncode, fetched.stdout) == (
+        1, f"some/{number.request_id}.receipt\n",
+    )  # fmt: skip
+    assert fetched.stderr.startswith(f"refused: {'0' * 16}: ")
+    assert len(fetched.stderr.splitlines()) == 1
     # Offline: the keys alone.
     shutil.copy(home / "audit.vkey", tmp_path)
     offline = ("receipt", "verify", path, "--log-key", "audit.vkey")
@@ -242,6 +252,7 @@ def test_the_command(home: Path, profile: Path, tmp_path: Path) -> None:
     assert proof.startswith(b"c2sp.org/tlog-proof@v1\nindex ")
     for extra, message in (
         (("--required", "1"), "1 witnesses are required of 0"),
+        (("--witness", "audit.vkey"), "required_witnesses: say how many"),
         (("--log-key", "numbers.jsonl"), "log_keys"),
         (("--numbers", "none.jsonl"), "none.jsonl"),
     ):

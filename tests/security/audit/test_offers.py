@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from models.errors import BundleError
@@ -218,6 +218,7 @@ def test_paths_of_nothing(path: str) -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"\0")  # half a length
 def test_bundles(data: bytes) -> None:
     try:
         leaves = entries_of(data)

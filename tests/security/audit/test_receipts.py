@@ -6,6 +6,7 @@ import base64
 import itertools
 import random
 import secrets
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from sealgate.protocol.receipts import (
     open_cosigned,
     verify_receipt,
 )
+from security.audit.receipts import ReceiptMaker
 from security.audit.records import encode
 from security.audit.tree_log import TreeLog
 from security.audit.verify import verify_log
@@ -41,7 +43,7 @@ from tests.support.receipting import (
     answered,
     edited,
 )
-from tests.support.servers import ROOT
+from tests.support.servers import ROOT, sealgate
 
 MINE = "0123456789abcdef"
 OTHERS = "fedcba9876543210"
@@ -410,6 +412,67 @@ def test_searching_from_the_end(tmp_path: Path) -> None:
             b"a"
         )
     ] == []
+
+
+def test_what_is_on_record_steers_no_terminal(tmp_path: Path) -> None:
+    made = Deployment(tmp_path)
+    writer = made.writer()
+    writer.write([answered(MINE, model="toy\x1b[2J\nrequest 0")])
+    writer.close()
+    (tmp_path / "r").write_bytes(made.receipt(writer, 0))
+    (tmp_path / "vkey").write_text(str(made.signer.verifier))
+    done = sealgate("receipt", "verify", "r", "--log-key", "vkey", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 4
+    assert "by toy?[2J?request 0\n" in done.stdout
+
+
+class Counting(TreeLog):
+    """Counts the leaves that are searched."""
+
+    searched = 0
+
+    def search(
+        self, prefix: bytes, *, start: int = 0, size: int | None = None
+    ) -> Iterator[int]:
+        self.searched += (self.size if size is None else size) - start
+        return super().search(prefix, start=start, size=size)
+
+
+def test_a_log_is_searched_once_for_a_writer_that_ended(tmp_path: Path) -> None:
+    """Who asks for old receipts again and again costs no more than for new ones."""
+    made = Deployment(tmp_path)
+    old, new = made.writer("1-1"), made.writer("2-2")
+    old.write([answered(MINE), answered()])
+    old.close()
+    for _ in range(50):
+        new.write([answered()])
+        new.sign_checkpoint()
+    log = Counting(tmp_path, made.signer)
+    maker = ReceiptMaker(log, numbers=made.numbers, trust=made.trust)
+    for _ in range(10):
+        receipt = maker.make(maker.find(made.numbers.seal("1-1", 0)))
+        assert receipt is not None
+        assert verify_receipt(receipt, made.trust, request_id=MINE).size == 51
+    assert log.searched == 51
+    # What is added is looked at, of a writer that goes on too.
+    for size in (52, 53):
+        new.write([answered()])
+        new.sign_checkpoint()
+        receipt = maker.make(maker.find(made.numbers.seal("2-2", size - 2)))
+        assert receipt is not None
+        proven = verify_receipt(receipt, made.trust, request_id=None)
+        assert (proven.size, proven.fields["seq"]) == (size, size - 2)
+    assert log.searched == 51 + 52 + 1
+
+
+def test_searching_a_part(tmp_path: Path) -> None:
+    log = Deployment(tmp_path).log
+    log.append([b"mine %d" % number for number in range(9)])
+    assert [*log.search(b"mine", start=3, size=6)] == [5, 4, 3]
+    assert [*log.search(b"mine", start=9)] == []
+    with pytest.raises(AuditError, match="has no 10 leaves"):
+        [*log.search(b"mine", size=10)]
 
 
 def test_trust_that_means_nothing(deployment: Deployment) -> None:

@@ -226,6 +226,17 @@ def test_a_file_that_is_gone(tmp_path: Path, kind: str, message: str) -> None:
         log.append([b"three"])
 
 
+def test_ends_beyond_any_file(tmp_path: Path) -> None:
+    """Damaged, they lead to no place that a file could have."""
+    log = TreeLog(tmp_path, SIGNER)
+    log.append([b"one", b"two"])
+    ends = ((1 << 63) + 5).to_bytes(8) + ((1 << 63) + 8).to_bytes(8)
+    (tmp_path / "log.ends").write_bytes(ends)
+    for use in (lambda: log.append([b"three"]), lambda: log.leaf(1)):
+        with pytest.raises(AuditError, match="log"):
+            use()
+
+
 def test_a_tree_of_other_hashes_is_not_signed(tmp_path: Path) -> None:
     log = TreeLog(tmp_path, SIGNER)
     log.append([b"one", b"two", b"three"])

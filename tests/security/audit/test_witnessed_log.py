@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from sealgate.protocol.cosignatures import CosignatureVerifier, Cosigner
-from sealgate.protocol.notes import Signer, open_checkpoint, split_note
+from sealgate.protocol.merkle import EMPTY_ROOT
+from sealgate.protocol.notes import Checkpoint, Signer, open_checkpoint, split_note
 from security.audit import checkpoints
 from security.audit.asking import Asker, ask_latest
 from security.audit.group import GroupLog
@@ -120,7 +121,7 @@ class Deployment:
         )
 
     def seen(self) -> list[bytes]:
-        return ask_latest(self.settings, self.origin)
+        return ask_latest(self.settings, self.signer.verifier)
 
 
 def settings_of(*running: RunningWitness, required: int) -> WitnessSettings:
@@ -286,6 +287,35 @@ def test_the_log_is_taken_away(deployment: Deployment) -> None:
     # By itself it is what an earlier release left.
     verifier = deployment.signer.verifier
     assert verify_log([deployment.folder], verifier=verifier).tree is None
+
+
+def test_a_damaged_log_is_made_anew(deployment: Deployment) -> None:
+    """From the writers' checkpoints, as the page says; witnesses go on with it."""
+    for _ in range(3):
+        deployment.write()
+    deployment.ask()
+    (deployment.folder / "log.hashes").write_bytes(b"")
+    deployment.write()
+    assert deployment.log.size == 3  # it is not gone on with
+    for kind in ("leaves", "ends", "hashes", "checkpoint"):
+        (deployment.folder / f"log.{kind}").unlink()
+    deployment.write()
+    assert deployment.log.size == 5
+    assert deployment.ask() == BOTH
+    assert deployment.verify(*deployment.seen()).tree.cosigned_size == 5
+    # Where checkpoints were cut off meanwhile, it is another one.
+    for name in ("leaves", "ends", "hashes", "checkpoint"):
+        (deployment.folder / f"log.{name}").unlink()
+    for path in deployment.folder.glob("w4.*"):
+        path.unlink()
+    notes = checkpoints.split_notes((deployment.folder / "checkpoints").read_bytes())
+    kept = b"".join(note + b"\n" for note in notes[:4])
+    (deployment.folder / "checkpoints").write_bytes(kept)
+    deployment.write()
+    disagreed = [("one.test", "disagrees"), ("two.test", "disagrees")]
+    assert deployment.ask() == disagreed
+    with pytest.raises(AuditError, match="of another tree"):
+        deployment.verify(*deployment.seen())
 
 
 def test_another_leaf(deployment: Deployment) -> None:
@@ -586,15 +616,64 @@ def test_a_witness_that_says_nothing_of_use(answer: Answer, message: str) -> Non
         address = WitnessAddress(url, (str(MALLORY.verifier),))
         settings = WitnessSettings(witness=(address,), required=1, timeout_s=2.0)
         with pytest.raises(AuditError, match=message):
-            ask_latest(settings, "sealgate.test/audit")
+            ask_latest(settings, Signer("sealgate.test/audit", KEY).verifier)
 
 
 def _note_of(_: BaseHTTPRequestHandler) -> bytes:
-    from sealgate.protocol.merkle import EMPTY_ROOT
-    from sealgate.protocol.notes import Checkpoint
-
     origin = "sealgate.test/audit"
     return Signer(origin, KEY).sign(Checkpoint(origin, 0, EMPTY_ROOT))
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        Signer("sealgate.test/audit", Ed25519PrivateKey.generate()),
+        Signer("sealgate.test/other", KEY),
+    ],
+)
+def test_one_that_shows_another_log_hides_no_others(
+    deployment: Deployment, shown: Signer
+) -> None:
+    """Of three, two say what is there: the third can neither spoil nor count."""
+    deployment.write()
+    deployment.ask()
+
+    def answer(handler: BaseHTTPRequestHandler, request: bytes) -> None:
+        note = shown.sign(Checkpoint(shown.name, 9, EMPTY_ROOT))
+        line = str(MALLORY.cosign(split_note(note)[0], time_s=1)).encode()
+        say(200, note + line)(handler, request)
+
+    with misbehaving(answer) as url:
+        third = WitnessAddress(url, (str(MALLORY.verifier),))
+        witnesses = (third, *deployment.settings.witness)
+        deployment.settings = replace(deployment.settings, witness=witnesses)
+        assert len(deployment.seen()) == 2
+        assert deployment.verify(*deployment.seen()).tree.cosigned_size == 1
+        deployment.settings = replace(deployment.settings, required=3)
+        with pytest.raises(AuditError, match="3 witnesses must say what they saw, and"):
+            deployment.seen()
+
+
+def test_a_witness_is_sent_the_logs_own_signatures(deployment: Deployment) -> None:
+    """Not those of others, for which its bound on requests may have no room."""
+    deployment.write()
+    deployment.ask()
+    assert len(split_note(deployment.log.checkpoint())[1]) == 3
+    sent: list[bytes] = []
+
+    def answer(handler: BaseHTTPRequestHandler, request: bytes) -> None:
+        sent.append(request)
+        cosigned_by(MALLORY)(handler, request)
+
+    with misbehaving(answer) as url:
+        third = WitnessAddress(url, (str(MALLORY.verifier),))
+        witnesses = (third, *deployment.settings.witness)
+        deployment.settings = replace(deployment.settings, witness=witnesses)
+        assert ("mallory.test", "cosigned") in deployment.ask()
+    ((_, note),) = [request.split(b"\n\n", 1) for request in sent]
+    assert [line.name for line in split_note(note)[1]] == [deployment.origin]
+    # What the others had signed is kept beside it.
+    assert len(split_note(deployment.log.checkpoint())[1]) == 4
 
 
 # Who they are.
@@ -619,7 +698,9 @@ def test_a_file_of_witnesses(tmp_path: Path) -> None:
     # A witness with two keys counts once.
     assert quorum.names == {"mallory.test", "stranger.test"}
     with pytest.raises(SettingsError, match=r"mallory\.test: url"):
-        ask_latest(WitnessSettings(witness=found, required=1), "origin")
+        ask_latest(
+            WitnessSettings(witness=found, required=1), Signer("origin", KEY).verifier
+        )
     for content, message in ((b"\xff", "not UTF-8"), (None, "No such file")):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(AuditError, match=message):

@@ -450,6 +450,11 @@ def test_nothing_is_cosigned_that_cannot_be_kept(tmp_path: Path) -> None:
     assert state.latest(ORIGIN).size == size
     assert refused(witness, LOG.request(0, 1)).detail == f"{size}\n"
     state.close()
+    # Started with more room, it goes on from there.
+    state = State(tmp_path / "state", max_bytes=160 << 10)
+    add(make(state), LOG.request(size, size + 1))
+    assert state.latest(ORIGIN).size == size + 1
+    state.close()
 
 
 def test_only_the_owner_reads_it(tmp_path: Path, witness: Witness) -> None:
