@@ -27,6 +27,10 @@ from sealgate.steps import Fetch, Steps
 __all__ = ["KeySource"]
 
 _MAX_KEYS_BYTES = 1 << 20
+_SECOND = (
+    "signed keys of the second version, which an ML-DSA identity key or an attestation "
+    "policy needs"
+)
 
 
 class KeySource:
@@ -106,7 +110,8 @@ class KeySource:
         first = version == 1
         path = signedkeys.SIGNED_KEYS_PATH if first else signedkeys.SIGNED_KEYS_V2_PATH
         media_type = signedkeys.SIGNED_KEYS_MEDIA_TYPE
-        answer = yield from self._fetch(self._url + path, media_type)
+        what = "keys" if first else _SECOND
+        answer = yield from self._fetch(self._url + path, media_type, what)
         now = self._now()
         signed = verify_signed(answer.body, self._identities, now=now, version=version)
         self._check(signed)
@@ -120,10 +125,10 @@ class KeySource:
         except AttestationError as error:
             raise TransportError(f"the server's attestation: {error}") from None
 
-    def _fetch(self, url: str, media_type: str) -> Steps[Answer]:
+    def _fetch(self, url: str, media_type: str, what: str = "keys") -> Steps[Answer]:
         answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
         if answer.status != 200 or answer.media_type != media_type:
-            raise TransportError(f"the server offers no keys ({answer.status})")
+            raise TransportError(f"the server offers no {what} ({answer.status})")
         return answer
 
 
