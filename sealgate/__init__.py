@@ -5,7 +5,6 @@
 ...     client.infer("breast-cancer", {"features": rows})["label"]
 
 client, async_client  what callers hold: they move bytes, and decide nothing
-async_bodies          bodies of requests that come or go in portions
 core, options         what both do, as steps without I/O; what callers trust and allow
 steps, answers        what is asked of who does the I/O; answers read as they come
 exchange, streams     one sealed request and its answer: whole, or as it comes

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from sealgate.errors import ClockError, OverloadedError, TransportError
 from sealgate.exchange import refusal_of
 from sealgate.protocol.bhttp import Headers, Response
 from sealgate.protocol.bhttp_stream import Event
+from sealgate.steps import Fetch
 from sealgate.streams import StreamExchange
 
-__all__ = ["StreamedAnswer", "check_clock", "once", "read_head", "send_again"]
+__all__ = [
+    "StreamedAnswer",
+    "check_clock",
+    "content_of",
+    "gather",
+    "once",
+    "read_head",
+    "send_again",
+]
 
 _MAX_REFUSAL_BYTES = 64 << 10
+_MAX_WHOLE_BYTES = 64 << 20
 
 
 class StreamedAnswer:
@@ -105,7 +115,32 @@ async def once(content: bytes) -> AsyncIterator[bytes]:
         yield content
 
 
+async def gather(body: AsyncIterator[bytes]) -> bytes:
+    """A body that must be sent whole, within a bound.
+
+    Raises:
+        TransportError: it is longer than 64 MiB.
+    """
+    content = bytearray()
+    async for portion in body:
+        content += portion
+        if len(content) > _MAX_WHOLE_BYTES:
+            raise TransportError("too long for a gateway that takes no chunks")
+    return bytes(content)
+
+
 def send_again() -> OverloadedError:
     """Says that a request whose content is gone may be sent anew."""
     problem = {"type": "about:blank", "title": "a key or clock was put right just now"}
     return OverloadedError(503, problem, retry_after_s=1.0)
+
+
+def content_of(step: Fetch) -> bytes | AsyncIterator[bytes] | None:
+    """The content that a step sends, as an asynchronous connection takes it."""
+    content = step.content
+    return content if content is None or isinstance(content, bytes) else _aiter(content)
+
+
+async def _aiter(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece

@@ -19,8 +19,15 @@ from typing import Any, Self, TypeVar
 
 import httpcore
 
-from sealgate.answers import StreamedAnswer, check_clock, once, read_head, send_again
-from sealgate.async_bodies import content, gather, sealed
+from sealgate.answers import (
+    StreamedAnswer,
+    check_clock,
+    content_of,
+    gather,
+    once,
+    read_head,
+    send_again,
+)
 from sealgate.attestation import Attested
 from sealgate.core import Core
 from sealgate.errors import (
@@ -372,7 +379,7 @@ class AsyncClient:
     ) -> StreamedAnswer | None:
         """Send a request; the answer when its head is there, None without chunks."""
         outer = await stack.enter_async_context(
-            self._http_stream(exchange, sealed(exchange, body), certified)
+            self._http_stream(exchange, _sealed(exchange, body), certified)
         )
         kind = received_fields(outer).get("content-type", "")
         if outer.status == 415:
@@ -454,7 +461,7 @@ class AsyncClient:
                 step.method,
                 step.url,
                 headers=sent_fields(step.headers),
-                content=content(step),
+                content=content_of(step),
                 extensions=self._pools.extensions,
             ) as response:
                 return await self._whole(response, step.max_bytes)
@@ -468,3 +475,19 @@ class AsyncClient:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))
+
+
+async def _sealed(
+    exchange: StreamExchange, body: bytes | AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    yield exchange.start()
+    if isinstance(body, bytes):
+        if body:
+            yield exchange.seal(body)
+    else:
+        async for portion in body:
+            # Whoever sends nothing yet sends no empty chunk either.
+            if sealed := exchange.seal(portion):
+                yield sealed
+    for rest in exchange.finish():
+        yield rest

@@ -42,7 +42,7 @@ from sealgate.protocol.offers import (
 )
 from sealgate.protocol.receipts import LogTrust, Receipt
 from security.audit.journal import load_verifier
-from tests.conftest import check_security, mint, toy_settings
+from tests.conftest import check_security, mint, run_security, toy_settings
 from tests.support.bundles import NAME
 from tests.support.live import wait_for
 from tests.support.servers import ROOT, Server, sealgate, serve
@@ -282,6 +282,11 @@ def test_parts_of_the_log_in_the_open(server: Server) -> None:
     assert httpx.post(f"{prefix}checkpoint").status_code == 405
     head = httpx.head(f"{prefix}checkpoint")
     assert (head.status_code, head.content) == (200, b"")
+
+
+def test_the_audit_log_verifies_beside_it(home: Path, server: Server) -> None:
+    done = run_security(home, "audit", "verify", **settings(home))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_server_without_the_log(home: Path, profile: Profile) -> None:

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.errors import BundleError
 from sealgate.errors import OfferError
 from sealgate.protocol.cosignatures import Cosigner
 from sealgate.protocol.merkle import Tree, leaf_hash
@@ -32,6 +33,7 @@ from sealgate.protocol.offers import (
     verdict_leaf,
 )
 from sealgate.protocol.receipts import LogTrust
+from security.admission.contents import LOCK_FILE, lock_sha256
 from security.audit.journal import generate_checkpoint_key, load_signer
 from security.audit.offers import Offers, load_offers
 from security.errors import AuditError
@@ -324,6 +326,20 @@ def test_a_signer_of_the_name_is_no_signer_of_offers(settings: AuditSettings) ->
         )
         with pytest.raises(OfferError):
             View(LogTrust((two,))).wanted(note)
+
+
+def test_a_bento_is_known_by_its_lock(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    assert lock_sha256() is None  # this is a source tree
+    assert lock_sha256(source) is None
+    (tmp_path / "bento.yaml").write_text("")
+    with pytest.raises(BundleError):
+        lock_sha256(source)
+    (source / LOCK_FILE).write_bytes(b"{}")
+    digest = hashlib.sha256(b"{}").hexdigest()
+    assert lock_sha256(source) == digest
+    assert offer_of(release_leaf("1", digest))["lock"] == digest
 
 
 def test_leaves_are_json_of_one_form() -> None:
