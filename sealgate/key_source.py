@@ -49,7 +49,8 @@ class KeySource:
         Args:
             url: of the server.
             options: what the caller pinned.
-            now: Unix seconds, by the server's clock.
+            now: Unix seconds, by our clock: whoever holds a key that was replaced could
+                put back one that servers set, and so use the key for ever.
 
         Raises:
             ProfileError: an identity key cannot be used.

@@ -258,6 +258,18 @@ def test_a_wrong_clock_is_recovered_from_once_and_for_good():
     assert dates(gateway) == [wrong, right, right]
 
 
+def test_who_has_a_former_key_cannot_hold_the_time():
+    """By a sealed refusal that says it is long ago: the key has its window, no more."""
+    times, gateway = [1e9], Gateway(answers(stale(1e9 - 100_000)), identity=IDENTITY)
+    options = Options(identity_keys=(PEM,), retry=NO_JITTER)
+    client = Core(URL, options, clock=lambda: times[0])
+    gateway.run(client.metadata("m"))
+    times[0] += 5000
+    with pytest.raises(TransportError, match="not valid any more"):
+        gateway.run(client.metadata("n"))
+    assert len(gateway.sealed) == 2
+
+
 def test_a_clock_that_stays_wrong():
     gateway = Gateway(answers(stale(1e9 + 500), stale(1e9 + 900)))
     with pytest.raises(ClockError):
