@@ -129,7 +129,8 @@ class KeySource:
     def _fetch(self, url: str, media_type: str, what: str = "keys") -> Steps[Answer]:
         answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
         if answer.status != 200 or answer.media_type != media_type:
-            raise TransportError(f"the server offers no {what} ({answer.status})")
+            named = what if answer.status == 404 else "keys"
+            raise TransportError(f"the server offers no {named} ({answer.status})")
         return answer
 
 

@@ -151,7 +151,7 @@ def _note_unmeasured(pcrs: Sequence[int]) -> None:
 
     for index in unmeasured(read_registers(pcrs)):
         print(
-            f"note: nothing was measured into PCR {index} since the machine started, "
-            "and it says so of any state: `tpm measure` first",
+            f"note: nothing was measured into PCR {index} since the machine started: "
+            "it holds the same whatever runs; `tpm measure` first",
             file=sys.stderr,
         )
