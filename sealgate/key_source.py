@@ -27,6 +27,8 @@ from sealgate.steps import Fetch, Steps
 __all__ = ["KeySource"]
 
 _MAX_KEYS_BYTES = 1 << 20
+# Servers of release 0.1 ask for a token wherever they know nothing.
+_NO_SUCH_PATH = (401, 404)
 _SECOND = (
     "signed keys of the second version, which an ML-DSA identity key or an attestation "
     "policy needs"
@@ -129,7 +131,7 @@ class KeySource:
     def _fetch(self, url: str, media_type: str, what: str = "keys") -> Steps[Answer]:
         answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
         if answer.status != 200 or answer.media_type != media_type:
-            named = what if answer.status == 404 else "keys"
+            named = what if answer.status in _NO_SUCH_PATH else "keys"
             raise TransportError(f"the server offers no {named} ({answer.status})")
         return answer
 

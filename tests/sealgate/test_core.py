@@ -185,10 +185,17 @@ def test_half_of_the_signatures_that_are_pinned(identities):
     assert gateway.sealed == []
 
 
-def test_a_server_that_only_knows_the_first_version():
-    gateway = Gateway(lambda _: json_response(METADATA), identity=IDENTITY)
+@pytest.mark.parametrize("status", [401, 404])  # the former of release 0.1
+def test_a_server_that_only_knows_the_first_version(status):
+    gateway = Gateway(
+        lambda _: json_response(METADATA),
+        identity=IDENTITY,
+        outer=lambda step: (
+            unsealed(refusal(status)) if step.url.endswith("-v2") else None
+        ),
+    )
     gateway.run(core(gateway, identity_keys=(PEM,)).metadata("m"))
-    missing = r"no signed keys of the second version, which an ML-DSA .* \(404\)"
+    missing = rf"no signed keys of the second version, which .* \({status}\)"
     with pytest.raises(TransportError, match=missing):
         call(gateway, **PINS)
 
