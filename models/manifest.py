@@ -21,6 +21,7 @@ from models.output_policy import ALL_SCORES, OutputPolicy, Release
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import DATATYPES, Array, TensorSpec
+from sealgate.protocol.versions import unread
 
 __all__ = [
     "FORMS",
@@ -187,14 +188,16 @@ class Manifest:
             value = strict_json.loads_object(data, max_bytes=MAX_MANIFEST_BYTES)
         except JsonError as error:
             raise ManifestError(f"manifest.json: {error}") from None
+        # First: a later version has other fields.
+        schema = value.get("schema", MANIFEST_SCHEMA)
+        if schema != MANIFEST_SCHEMA:
+            raise ManifestError(f"manifest.schema: {unread(schema, MANIFEST_SCHEMA)}")
         _fields(
             value,
             "manifest",
             {"schema", "name", "version", "inputs", "outputs"},
             {"limits", "output_policy", "explanations"},
         )
-        if value["schema"] != MANIFEST_SCHEMA:
-            raise ManifestError(f"manifest.schema: expected {MANIFEST_SCHEMA}")
         inputs = _inputs(value["inputs"])
         outputs = _tensors(value["outputs"], "manifest.outputs")
         manifest = cls(

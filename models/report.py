@@ -18,6 +18,7 @@ from typing import Any
 from models.errors import ReportError
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 
 __all__ = [
     "KINDS",
@@ -175,8 +176,9 @@ class Report:
         except JsonError as error:
             raise ReportError(f"report: {error}") from None
         fields = _Fields(value, "report")
-        if fields.text("schema") != REPORT_SCHEMA:
-            raise ReportError(f"report.schema: expected {REPORT_SCHEMA}")
+        schema = fields.text("schema")
+        if schema != REPORT_SCHEMA:
+            raise ReportError(f"report.schema: {unread(schema, REPORT_SCHEMA)}")
         report = cls(
             kind=fields.choice("kind", (*KINDS, *OBSERVED)),
             created_at=parse_time(fields.text("created_at")),

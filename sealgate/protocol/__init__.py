@@ -1,5 +1,6 @@
 """Bytes that two parties must agree on. No I/O, no clock, no environment.
 
+versions      what to say of a format that is of a later version
 strict_json   JSON with bounds: what every signed document is read with
 bhttp         Binary HTTP (RFC 9292)
 bhttp_stream  the same messages, as they arrive

@@ -31,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import (
 
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 
 __all__ = [
     "BUNDLE_MEDIA_TYPE",
@@ -267,8 +268,10 @@ def verify(
         StatementError: any of the above.
     """
     value = _object(bundle)
-    if _get(value, "mediaType") != BUNDLE_MEDIA_TYPE:
-        raise StatementError("bundle: not a Sigstore bundle v0.3")
+    media_type = _get(value, "mediaType")
+    if media_type != BUNDLE_MEDIA_TYPE:
+        text = unread(media_type, BUNDLE_MEDIA_TYPE)
+        raise StatementError(f"bundle: not a Sigstore bundle v0.3: {text}")
     material = _get(value, "verificationMaterial")
     hint = _get(material, "publicKey", "hint")
     key = keys.get(hint) if isinstance(hint, str) else None

@@ -64,6 +64,7 @@ from sealgate.protocol.notes import (
     open_checkpoint,
     parse_checkpoint,
 )
+from sealgate.protocol.versions import unread
 
 __all__ = [
     "DICTIONARY",
@@ -95,7 +96,8 @@ DICTIONARY = (
     b'"","response_bytes":,"rows":1,"sealed":true,"status":200,"subject":"","time_us":'
     b'179,"token":"","seq":,"prev":""}\n'
 )
-_HEAD = b"sealgate.dev/receipt@v1\n"
+_NAME = "sealgate.dev/receipt@v1"
+_HEAD = _NAME.encode() + b"\n"
 _PROOF_HEAD = b"c2sp.org/tlog-proof@v1\n"
 _MAX_RECORD_BYTES = 16 << 10
 _MAX_LEAF_BYTES = _MAX_RECORD_BYTES + (4 << 10)
@@ -218,7 +220,8 @@ class Receipt:
             ReceiptError: it is not one of version 1, whole and no more.
         """
         if len(data) > MAX_RECEIPT_BYTES or not data.startswith(_HEAD):
-            raise ReceiptError("not a receipt of version 1")
+            head = data[:64].partition(b"\n")[0].decode(errors="replace")
+            raise ReceiptError(f"not a receipt of version 1: {unread(head, _NAME)}")
         reader = _Reader(data, len(_HEAD))
         leaf = _inflate(reader.vector())
         writer_path = reader.hashes()

@@ -44,6 +44,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sealgate.errors import DecryptionError, JsonError, SealedFileError
 from sealgate.protocol import hpke, kem, strict_json
 from sealgate.protocol.hpke import KEM_X25519, KEM_XWING
+from sealgate.protocol.versions import unread
 
 __all__ = [
     "FORMATS",
@@ -374,7 +375,8 @@ def _split(data: Buffer) -> tuple[Format, bytes]:
         raise SealedFileError("sealed file: does not begin like one")
     format_ = _BY_VERSION.get(magic[-1])
     if format_ is None:
-        raise SealedFileError(f"sealed file: version {magic[-1]} is not known here")
+        known = (f"v{number}" for number in sorted(_BY_VERSION))
+        raise SealedFileError(f"sealed file: {unread(f'v{magic[-1]}', *known)}")
     length = int.from_bytes(data[_LENGTH_START:_LENGTH_END], "big")
     most = format_.max_header_bytes
     if len(data) < _LENGTH_END or not 0 < length <= most:

@@ -44,6 +44,7 @@ from sealgate.protocol.dsse import (
     pae,
 )
 from sealgate.protocol.keyconfig import KeyConfig
+from sealgate.protocol.versions import unread
 
 __all__ = [
     "SIGNED_KEYS_MEDIA_TYPE",
@@ -257,7 +258,10 @@ def verify_keys_v2(
     """
     value = _object(envelope, "envelope")
     if value.get("payloadType") != PAYLOAD_TYPE_V2:
-        raise StatementError("envelope: not signed key configurations, version 2")
+        text = unread(value.get("payloadType"), PAYLOAD_TYPE_V2)
+        raise StatementError(
+            f"envelope: not signed key configurations, version 2: {text}"
+        )
     signatures = _signatures(value.get("signatures"))
     payload = _base64(value.get("payload"))
     data = pae(PAYLOAD_TYPE_V2, payload)

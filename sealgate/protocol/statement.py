@@ -18,6 +18,7 @@ from typing import Any
 
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import later
 
 __all__ = [
     "SCAI_TYPE",
@@ -113,7 +114,8 @@ class Statement:
         except JsonError as error:
             raise StatementError(f"statement: {error}") from None
         if value.get("_type") != STATEMENT_TYPE:
-            raise StatementError("statement: not an in-toto Statement v1")
+            text = later(value.get("_type"), STATEMENT_TYPE)
+            raise StatementError(f"statement: not an in-toto Statement v1{text}")
         subjects, predicate = value.get("subject"), value.get("predicate")
         predicate_type = value.get("predicateType")
         if not isinstance(subjects, list) or not 1 <= len(subjects) <= MAX_SUBJECTS:
@@ -172,8 +174,7 @@ class TestResult:
         Raises:
             StatementError: another predicate type, or malformed.
         """
-        if statement.predicate_type != TEST_RESULT_TYPE:
-            raise StatementError("statement: not a test result v0.1")
+        _check_type(statement, TEST_RESULT_TYPE, "a test result v0.1")
         predicate = statement.predicate
         if predicate.get("result") not in ("PASSED", "FAILED"):
             raise StatementError("test result: expected PASSED or FAILED")
@@ -258,8 +259,7 @@ class VerificationSummary:
         Raises:
             StatementError: another predicate type, or malformed.
         """
-        if statement.predicate_type != VSA_TYPE:
-            raise StatementError("statement: not a verification summary v1")
+        _check_type(statement, VSA_TYPE, "a verification summary v1")
         predicate = statement.predicate
         verifier, inputs = predicate.get("verifier"), predicate.get("inputAttestations")
         if not isinstance(verifier, dict) or not isinstance(inputs, list):
@@ -323,8 +323,7 @@ class Waiver:
         Raises:
             StatementError: another predicate type, or malformed.
         """
-        if statement.predicate_type != WAIVER_TYPE:
-            raise StatementError("statement: not a waiver v1")
+        _check_type(statement, WAIVER_TYPE, "a waiver v1")
         predicate = statement.predicate
         if unknown := predicate.keys() - cls.__dataclass_fields__.keys():
             raise StatementError(f"waiver: unknown field {min(unknown)!r}")
@@ -409,3 +408,9 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise StatementError(f"statement: {where} is not an array")
     return tuple(_text(item, where) for item in value)
+
+
+def _check_type(statement: Statement, wanted: str, what: str) -> None:
+    found = statement.predicate_type
+    if found != wanted:
+        raise StatementError(f"statement: not {what}{later(found, wanted)}")

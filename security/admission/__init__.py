@@ -9,6 +9,7 @@ policy           policy.toml read into rules; its mistakes with their lines
 comparison       two policies: which requirements got stricter, which looser
 toml_lines       on which line a TOML document has each key
 attest           reports into signed statements, an evaluation into a verdict, waivers
+upgrade          older evidence in today's form, of what verified here
 timestamps       RFC 3161: by when a signature existed, on an authority's word
 steps            how checks are written: the first refusal, or all of them
 waivers          checks 20 to 23: who may let what pass, and until when

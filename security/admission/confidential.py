@@ -26,6 +26,7 @@ from models.errors import BundleError
 from sealgate.errors import DecryptionError, SealedFileError
 from sealgate.protocol import sealedfile
 from sealgate.protocol.statement import Resource, Statement
+from sealgate.protocol.versions import unread
 from security.admission.attest import Signers, signed_files, subjects
 from security.admission.gate import Admission
 from security.admission.model_keys import ModelKey, key_source
@@ -94,8 +95,10 @@ def check_sealed(scene: Scene) -> None:
             checks=(SEALED_CHECK, SEALED_CHECK),
         )
     )
-    if read is None or read.statement.predicate_type != SEALED_MODEL_TYPE:
-        raise _refused("sealed model's attestation is of another type")
+    kind = None if read is None else read.statement.predicate_type
+    if read is None or kind != SEALED_MODEL_TYPE:
+        text = unread(kind, SEALED_MODEL_TYPE)
+        raise _refused(f"sealed model's attestation is of another type: {text}")
     data = bundle.files[SEALED_FILE]
     if read.statement.predicate != {"sealed": _resource(data)}:
         raise _refused("the sealed model was changed after it was signed")

@@ -17,6 +17,7 @@ from models.errors import BundleError
 from models.files import read_regular
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 from security.admission.gate import Admission
 from security.errors import AdmissionRefused
 
@@ -161,8 +162,12 @@ def read_lock(source: Path) -> Mapping[str, Any]:
         lock = strict_json.loads_object(data, max_bytes=_MAX_LOCK_BYTES)
     except (BundleError, JsonError) as error:
         raise AdmissionRefused(LOCK_CHECK, f"the Bento's lock file: {error}") from None
-    models = lock.get("models")
-    if lock.get("schema") != LOCK_SCHEMA or not isinstance(models, dict):
+    models, schema = lock.get("models"), lock.get("schema")
+    if schema != LOCK_SCHEMA:
+        raise AdmissionRefused(
+            LOCK_CHECK, f"the Bento's lock file: {unread(schema, LOCK_SCHEMA)}"
+        )
+    if not isinstance(models, dict):
         raise AdmissionRefused(LOCK_CHECK, "the Bento's lock file is malformed")
     return models
 

@@ -25,6 +25,7 @@ from models.bundle import (
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Resource, Statement
+from sealgate.protocol.versions import unread
 from security.admission.steps import Scene
 from security.admission.trust import ROLES
 from security.errors import AdmissionRefused
@@ -66,11 +67,13 @@ def check_signature(scene: Scene) -> None:
         statement = Statement.from_json(verified.payload)
     except StatementError as error:
         raise _refused(f"{MODEL_SIGNATURE_FILE}: {error}") from None
+    if statement.predicate_type != MODEL_SIGNATURE_TYPE:
+        text = unread(statement.predicate_type, MODEL_SIGNATURE_TYPE)
+        raise _refused(f"{MODEL_SIGNATURE_FILE} is about other files: {text}")
     wanted = _statement(bundle)
     digests = tuple(subject.sha256 for subject in statement.subjects)
     if (
-        statement.predicate_type != MODEL_SIGNATURE_TYPE
-        or digests != (bundle.subject.root_sha256,)
+        digests != (bundle.subject.root_sha256,)
         or statement.predicate.get("resources") != wanted.predicate["resources"]
     ):
         raise _refused(f"{MODEL_SIGNATURE_FILE} is about other files")

@@ -36,6 +36,7 @@ from models.report import REPORT_SCHEMA, Report, Subject, parse_time
 from sealgate.errors import JsonError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
+from sealgate.protocol.versions import unread
 from security.admission.attest import Signers, signed_files, subjects
 from security.admission.rules import PROMOTION_KINDS, Requirement
 from security.admission.signers import write_signed
@@ -261,7 +262,8 @@ def _observation_steps(
 
 def _report(statement: Statement, what: str) -> Report:
     if statement.predicate_type != REPORT_SCHEMA:
-        raise AdmissionRefused(41, f"{what}: the statement holds no report")
+        text = unread(statement.predicate_type, REPORT_SCHEMA)
+        raise AdmissionRefused(41, f"{what}: the statement holds no report: {text}")
     predicate: Mapping[str, object] = statement.predicate
     try:
         return Report.from_json(strict_json.dumps(predicate))

@@ -31,6 +31,7 @@ from models.names import names_that_clash
 from models.report import format_time
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 from security.admission.lifecycle import Canary, Default, Live, Shadow, Warm, find
 from security.errors import PlanError
 
@@ -117,8 +118,9 @@ class Plan:
             value = strict_json.loads_object(data, max_bytes=MAX_BYTES)
         except JsonError as error:
             raise PlanError(f"the plan: {error}") from None
+        schema = value.get("schema")
+        _expect(schema == SCHEMA, unread(schema, SCHEMA))
         _expect(value.keys() == {"schema", "generation", "change", "time", "models"})
-        _expect(value["schema"] == SCHEMA, "is of another version")
         generation = value["generation"]
         _expect(type(generation) is int and 0 <= generation < 1 << 53)
         _expect(isinstance(value["change"], str) and isinstance(value["time"], str))

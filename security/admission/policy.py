@@ -20,6 +20,7 @@ from models.files import read_regular
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import KINDS, OBSERVED
 from sealgate.protocol.statement import Resource
+from sealgate.protocol.versions import unread
 from security.admission.rules import (
     MAX_SIGNERS,
     PROMOTION_KINDS,
@@ -123,7 +124,9 @@ def _policy(table: Table, resource: Resource) -> Policy:
     proof = _proof(table, _Proof())
     version = table.values.get("version")
     if type(version) is not int or version != 1:
-        table.note("expected version = 1", "version")
+        found = f"v{version}" if type(version) is int else version
+        text = unread(found, "v1").replace("v1", "version = 1", 1)
+        table.note(text, "version")
     verdict = table.table("verdict", "[verdict]")
     verdict.close((*_SIGNED, "min_signers"))
     of_verdict = _proof(verdict, proof)

@@ -36,12 +36,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cryptography import x509
-
 from sealgate.protocol.dsse import Verified
 from security.errors import StrangeStampError, TimestampError
 
 if TYPE_CHECKING:
+    from cryptography import x509
     from rfc3161_client import TimeStampRequest, TimeStampResponse
 
 __all__ = [
@@ -211,6 +210,8 @@ def verify_stamp(
 
 def issues_others(certificate: x509.Certificate) -> bool:
     """Whether a certificate may issue others (RFC 5280, section 4.2.1.9)."""
+    from cryptography import x509  # noqa: PLC0415  (only where there are certificates)
+
     try:
         return certificate.extensions.get_extension_for_class(
             x509.BasicConstraints

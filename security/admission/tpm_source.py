@@ -25,6 +25,7 @@ from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.hpke import KemPrivateKey
 from sealgate.protocol.tpm2 import MAX_PCR
+from sealgate.protocol.versions import unread
 from security.admission.gate import Admission
 from security.attestation.sealed import SealedSecret, seal_secret, unseal_secret
 from security.errors import KeyFileError, TpmError
@@ -111,10 +112,11 @@ def _read(path: Path) -> tuple[SealedSecret, bytes]:
         value = strict_json.loads_object(data, max_bytes=MAX_FILE_BYTES)
     except (BundleError, JsonError) as error:
         raise KeyFileError(f"{where}: {error}") from None
+    schema = value.get("schema")
+    if schema != TPM_KEY_SCHEMA:
+        raise KeyFileError(f"{where}: {unread(schema, TPM_KEY_SCHEMA, what='schema ')}")
     if value.keys() != {"schema", "pcrs", "public", "private", "key"}:
         raise KeyFileError(f"{where}: not a key that was sealed to a TPM")
-    if value["schema"] != TPM_KEY_SCHEMA:
-        raise KeyFileError(f"{where}: expected schema {TPM_KEY_SCHEMA}")
     pcrs, pem = value["pcrs"], value["key"]
     if not _are_registers(pcrs) or not isinstance(pem, str):
         raise KeyFileError(f"{where}: registers or key are malformed")

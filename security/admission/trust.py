@@ -18,9 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from models.errors import ReportError
@@ -28,8 +27,12 @@ from models.report import format_time, parse_time
 from sealgate.errors import JsonError, StatementError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.dsse import PublicKey, key_hint, public_pem
+from sealgate.protocol.versions import unread
 from security.admission.timestamps import Timed, read_stamps
 from security.errors import KeyFileError, TimestampError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 __all__ = [
     "MAX_REASON_CHARACTERS",
@@ -300,9 +303,8 @@ def parse_trust(data: bytes, where: str) -> TrustRoot:
         raise KeyFileError(f"{where}: {error}") from None
     schema, roles = document.get("schema"), document.get("roles")
     if schema not in (TRUST_SCHEMA, TRUST_SCHEMA_2) or not isinstance(roles, dict):
-        raise KeyFileError(
-            f"{where}: expected schema {TRUST_SCHEMA} or {TRUST_SCHEMA_2}"
-        )
+        text = unread(schema, TRUST_SCHEMA, TRUST_SCHEMA_2, what="schema ")
+        raise KeyFileError(f"{where}: {text}")
     unknown = document.keys() - (_V1 if schema == TRUST_SCHEMA else _V2)
     if unknown:
         raise KeyFileError(f"{where}: unknown field {min(unknown)!r}")
@@ -414,6 +416,8 @@ def _authority(item: Any, where: str) -> TimestampAuthority:
         raise KeyFileError(
             f"{where}: {name} needs 1 to {MAX_CERTIFICATES} certificates, root first"
         )
+    from cryptography import x509  # noqa: PLC0415  (only where there are authorities)
+
     try:
         found = tuple(x509.load_pem_x509_certificate(str(pem).encode()) for pem in pems)
     except ValueError:

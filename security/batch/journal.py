@@ -25,6 +25,7 @@ from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 from security.batch.work import WAITING, Done
 from security.batch.writing import forced, join_parts
 from security.errors import BatchError
@@ -110,6 +111,8 @@ class Journal:
         for name, value in about.items():
             if known.get(name) != value:
                 what = _WHAT.get(name, f"another {name}")
+                if name == "schema":
+                    what = f"another schema: {unread(known.get(name), SCHEMA)}"
                 raise BatchError(f"{self._out}: the job there is about {what}")
         return known
 

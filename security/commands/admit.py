@@ -11,40 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import BOM_FILE, MODEL_CARD_FILE, Bundle, read_bundle
 from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
-from security.admission.attest import (
-    Signers,
-    place,
-    signature_files,
-    signed_digest,
-    signed_files,
-    verdict_payload,
-)
-from security.admission.consistency import CONTRADICTION_CHECK, initial_weights
-from security.admission.evaluation import (
-    Recomputed,
-    evaluation_steps,
-    states_epsilon,
-)
-from security.admission.policy import load_policy
-from security.admission.signers import write_signed
-from security.admission.steps import Scene, demand, drain
-from security.admission.trust import ROLES
-from security.admission.trust_store import load_trust
-from security.audit.journal import record_operation
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
-from security.commands.stamping import remind
-from security.documents.bom import documents
 from security.errors import AdmissionRefused, TrainingError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import load_settings
 
 if TYPE_CHECKING:  # the module imports torch
+    from models.bundle import Bundle
+    from security.admission.attest import Signers
+    from security.admission.evaluation import Recomputed
+    from security.admission.steps import Scene
     from security.training.selection import Selection
 
 __all__ = ["Admitted", "add_parser", "admit_bundle", "print_refusals", "run"]
@@ -55,6 +36,8 @@ _UNSIGNED = frozenset({1, 2, 3, 4, 5, 20, 21})
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
+    from security.admission.trust import ROLES  # noqa: PLC0415
+
     parser = subparsers.add_parser(
         "admit",
         help="evaluate the policy over a bundle and sign the verdict",
@@ -141,6 +124,11 @@ def admit_bundle(folder: Path, keys: Signers, admission: AdmissionSettings) -> A
 
 
 def _scene(folder: Path, admission: AdmissionSettings) -> Scene:
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.policy import load_policy  # noqa: PLC0415
+    from security.admission.steps import Scene  # noqa: PLC0415
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
+
     return Scene(
         read_bundle(folder),
         load_policy(admission.policy),
@@ -150,6 +138,18 @@ def _scene(folder: Path, admission: AdmissionSettings) -> Scene:
 
 
 def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
+    from security.admission.attest import (  # noqa: PLC0415
+        place,
+        signature_files,
+        signed_digest,
+        signed_files,
+        verdict_payload,
+    )
+    from security.admission.evaluation import evaluation_steps  # noqa: PLC0415
+    from security.admission.signers import write_signed  # noqa: PLC0415
+    from security.admission.steps import demand  # noqa: PLC0415
+    from security.commands.stamping import remind  # noqa: PLC0415
+
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")
@@ -194,6 +194,9 @@ def _with_documents(folder: Path, bundle: Bundle) -> tuple[Bundle, dict[str, int
     Raises:
         BundleError: they cannot be computed, and there are some.
     """
+    from models.bundle import BOM_FILE, MODEL_CARD_FILE  # noqa: PLC0415
+    from security.documents.bom import documents  # noqa: PLC0415
+
     try:
         computed = documents(bundle)
     except BundleError as error:
@@ -210,6 +213,8 @@ def _with_documents(folder: Path, bundle: Bundle) -> tuple[Bundle, dict[str, int
 
 
 def _record(bundle: Bundle, refused: str | None) -> None:
+    from security.audit.journal import record_operation  # noqa: PLC0415
+
     record_operation(
         load_settings().audit,
         [
@@ -234,6 +239,9 @@ def print_refusals(found: Sequence[AdmissionRefused]) -> int:
 
 
 def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
+    from security.admission.evaluation import evaluation_steps  # noqa: PLC0415
+    from security.admission.steps import drain  # noqa: PLC0415
+
     found, evaluation = drain(evaluation_steps(scene))
     if any(refusal.check in _UNSIGNED for refusal in found):
         return found
@@ -249,6 +257,10 @@ def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
 
 def _recompute(bundle: Bundle, privacy: Report | None) -> Recomputed:
     """Check 10's numbers, from code that the reports' authors did not run."""
+    from security.admission.evaluation import (  # noqa: PLC0415
+        Recomputed,
+        states_epsilon,
+    )
     from security.inspection import structure  # noqa: PLC0415  (imports onnx)
 
     findings = structure.inspect(bundle.model)
@@ -270,6 +282,8 @@ def _check_ledger(bundle: Bundle, privacy: Report | None) -> None:
         AdmissionRefused: the ledger booked another training under this version, or
             booked as personal what the report declares public.
     """
+    from security.admission.consistency import CONTRADICTION_CHECK  # noqa: PLC0415
+
     folder = load_settings().home / "ledger"
     if privacy is None or not folder.is_dir():
         return
@@ -303,6 +317,11 @@ def _check_start(bundle: Bundle, privacy: Report | None) -> None:
     Raises:
         AdmissionRefused: they are others than the report's digest says.
     """
+    from security.admission.consistency import (  # noqa: PLC0415
+        CONTRADICTION_CHECK,
+        initial_weights,
+    )
+
     if privacy is None or initial_weights(privacy) != "random":
         return
     from security.training import initial  # noqa: PLC0415  (imports torch)

@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.bundle import read_bundle
-from security.admission.policy import load_policy
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
@@ -113,6 +111,8 @@ def _marked(line: str) -> list[str | tuple[str, str]]:
 
 def _rows(args: argparse.Namespace, config: DataConfig) -> tuple[Rows, Rows | None]:
     """The held-out rows, and those that it was trained on, where they are given."""
+    from models.bundle import read_bundle  # noqa: PLC0415
+
     source = args.config or args.data
     if args.config is not None or source.suffix == ".toml":
         if args.train_data is not None:
@@ -129,6 +129,8 @@ def _rows(args: argparse.Namespace, config: DataConfig) -> tuple[Rows, Rows | No
 def _request(
     args: argparse.Namespace, config: DataConfig, holdout: Rows, train: Rows | None
 ) -> AssessRequest:
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.policy import load_policy  # noqa: PLC0415
     from security.assessment.engine.assess import (  # noqa: PLC0415  (as above)
         OPTIONS,
         AssessRequest,

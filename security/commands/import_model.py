@@ -13,9 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.bundle import MANIFEST_FILE, MODEL_FILE, read_bundle, report_file
 from models.files import new_directory, read_regular, write_atomic
-from models.manifest import Column, Manifest
 from models.report import Condition, Report
 from security.commands.options import Subparsers, add_tracking, check_tracking
 from security.commands.rows import add_data_config, answered_rows, data_config
@@ -24,6 +22,7 @@ from security.errors import AssessmentError, SettingsError
 from security.tracking import dvc
 
 if TYPE_CHECKING:
+    from models.manifest import Column, Manifest
     from security.assessment.parity import Comparison
 
 __all__ = ["add_parser", "run"]
@@ -122,12 +121,13 @@ def run(args: argparse.Namespace) -> int:
         )
     tracked = args.source.startswith(_MLFLOW)
     check_tracking(args, used=tracked, by=f"a source {_MLFLOW}URI")
-    from security.assessment import imported  # noqa: PLC0415  (onnxruntime, torch)
-
-    columns = imported.read_columns(args.columns) if args.columns else ()
+    columns = _columns(args.columns) if args.columns else ()
     with Stages() as stages:
         stages("reading", 0.0)
         with _source(args, columns) as source:
+            # Not before there is a file: it takes onnx and onnxruntime.
+            from security.assessment import imported  # noqa: PLC0415
+
             stages("inspection", 0.0)
             model, findings = imported.inspected(source.model, source.folder)
         manifest = imported.describe(
@@ -146,6 +146,12 @@ def run(args: argparse.Namespace) -> int:
         _print_differences(compared)
     print(f"imported  {manifest.tag}  sha256:{hashlib.sha256(model).hexdigest()}")
     return 0
+
+
+def _columns(path: Path) -> tuple[Column, ...]:
+    from security.assessment import imported  # noqa: PLC0415
+
+    return tuple(imported.read_columns(path))
 
 
 @contextmanager
@@ -237,6 +243,12 @@ def _print_differences(compared: Comparison) -> None:
 
 
 def _write(out: Path, model: bytes, manifest: Manifest, said: _Said) -> None:
+    from models.bundle import (  # noqa: PLC0415
+        MANIFEST_FILE,
+        MODEL_FILE,
+        read_bundle,
+        report_file,
+    )
     from security.assessment import imported  # noqa: PLC0415  (as above)
 
     with new_directory(out) as folder:

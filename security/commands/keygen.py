@@ -22,12 +22,6 @@ from security.admission.keys import (
     mldsa_key_file,
 )
 from security.admission.trust import ROLES, trust_document
-from security.audit.journal import (
-    generate_checkpoint_key,
-    generate_ml_dsa_key,
-    load_signer,
-    ml_dsa_path,
-)
 from security.commands.options import Subparsers
 from security.commands.signing import add_passphrase
 from security.key_files import (
@@ -37,13 +31,6 @@ from security.key_files import (
     write_secret,
 )
 from security.sealing import rotation
-from security.sealing.keyring import load_keyring
-from security.sealing.publish import (
-    generate_identity,
-    generate_mldsa_identity,
-    load_identity,
-    load_mldsa_identity,
-)
 from security.settings.loading import Settings, load_settings
 from security.settings.sealing import SealingSettings
 
@@ -91,6 +78,11 @@ def make_keys(settings: Settings, source: Path | None = None) -> Iterator[str]:
     """
     from security.admission.model_keys import (  # noqa: PLC0415  (not for --help)
         generate_model_key,
+    )
+    from security.audit.journal import (  # noqa: PLC0415
+        generate_checkpoint_key,
+        generate_ml_dsa_key,
+        ml_dsa_path,
     )
 
     keys = settings.home / "keys"
@@ -145,6 +137,14 @@ def _write_secret(path: Path) -> None:
 
 def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
     """The HPKE keys and the identity keys."""
+    from security.sealing.keyring import load_keyring  # noqa: PLC0415
+    from security.sealing.publish import (  # noqa: PLC0415
+        generate_identity,
+        generate_mldsa_identity,
+        load_identity,
+        load_mldsa_identity,
+    )
+
     passphrase = _server_passphrase()
     folder, identity = sealing.keys, sealing.identity
     if folder.is_dir() and any(folder.iterdir()):
@@ -172,6 +172,8 @@ def _server_passphrase() -> bytes | None:
 
 
 def _write_public(settings: Settings, passphrase: Path | None) -> Iterator[str]:
+    from security.audit.journal import ml_dsa_path  # noqa: PLC0415
+
     documents = {settings.admission.trust: partial(_trust, settings, passphrase)}
     if isinstance(settings.access.jwks, Path):
         documents[settings.access.jwks] = partial(_jwks, settings)
@@ -199,6 +201,8 @@ def _trust(settings: Settings, passphrase: Path | None) -> bytes:
 
 
 def _verifier(settings: Settings, number: int) -> bytes:
+    from security.audit.journal import load_signer  # noqa: PLC0415
+
     return f"{load_signer(settings.audit).verifiers[number]}\n".encode()
 
 

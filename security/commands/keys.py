@@ -33,8 +33,6 @@ from security.admission.trust import (
     Revocation,
     TrustRoot,
 )
-from security.admission.trust_store import change, read_document, read_trust
-from security.audit.journal import record_operation
 from security.commands import authorities, model_key, sealing_keys
 from security.commands.model_key import MODEL
 from security.commands.options import Subparsers
@@ -42,7 +40,6 @@ from security.commands.sealing_keys import SEALING
 from security.commands.signing import add_passphrase, read_public
 from security.errors import KeyFileError
 from security.key_files import passphrase_file, read_passphrase
-from security.sealing.publish import load_identities
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
@@ -222,6 +219,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _signing_lines(only: str | None) -> Iterator[str]:
     """The signing keys of one role, or of all."""
+    from security.admission.trust_store import read_trust  # noqa: PLC0415
+
     trust = read_trust(load_settings().admission.trust).root
     for role in ROLES if only is None else (only,):
         for hint, key in trust.roles.get(role, {}).items():
@@ -329,6 +328,8 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _revoke(args: argparse.Namespace) -> int:
+    from security.admission.trust_store import change, read_trust  # noqa: PLC0415
+
     settings = load_settings()
     trust = read_trust(settings.admission.trust).root
     hint = _find(args.hint, trust)
@@ -348,6 +349,8 @@ def _revoke(args: argparse.Namespace) -> int:
 @contextmanager
 def _bare(place: Path) -> Iterator[Path]:
     """A file of what a trust root or a proposal says, to see what it would refuse."""
+    from security.admission.trust_store import read_document  # noqa: PLC0415
+
     with TemporaryDirectory() as folder:
         file = Path(folder, place.name)
         file.write_bytes(read_document(place).root.to_json())
@@ -364,6 +367,8 @@ def _revocation(hint: str, args: argparse.Namespace, now: datetime) -> Revocatio
 
 
 def _change_authorities(args: argparse.Namespace) -> int:
+    from security.admission.trust_store import change, read_document  # noqa: PLC0415
+
     settings = load_settings()
     place = change(settings.admission.trust, lambda root: args.change(root, args))
     proposed = place != settings.admission.trust
@@ -376,11 +381,16 @@ def _change_authorities(args: argparse.Namespace) -> int:
 
 
 def _record(settings: Settings, role: str, what: str) -> None:
+    from security.audit.journal import record_operation  # noqa: PLC0415
+
     operation = {"action": "key-rotation", "reason": f"{role}-{what}"}
     record_operation(settings.audit, [operation])
 
 
 def _public(args: argparse.Namespace) -> int:
+    from security.admission.trust_store import read_trust  # noqa: PLC0415
+    from security.sealing.publish import load_identities  # noqa: PLC0415
+
     settings = load_settings()
     if args.model:
         print(model_key.public_half(), end="")
@@ -416,6 +426,8 @@ def _trust_also(
     Returns:
         The file that says so: the trust root, or what is proposed.
     """
+    from security.admission.trust_store import change, read_trust  # noqa: PLC0415
+
     hint = key_hint(key)
     known = read_trust(admission.trust).root
     if hint in known.keys((role,)) and prehash == (hint in known.prehash):

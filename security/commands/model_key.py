@@ -5,20 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sealgate.protocol.kem import KEM_NAMES
 from sealgate.protocol.sealedfile import key_hint
-from security.admission.model_keys import (
-    ModelKey,
-    former_key_files,
-    load_model_key,
-    model_public_pem,
-    rotate_model_key,
-)
-from security.audit.journal import record_operation
 from security.errors import KeyFileError
 from security.key_files import PASSPHRASE_VARIABLE, passphrase_file, read_passphrase
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from security.admission.model_keys import ModelKey
 
 __all__ = ["MODEL", "list_lines", "public_half", "rotate"]
 
@@ -27,6 +23,11 @@ MODEL = "model"
 
 def list_lines() -> Iterator[str]:
     """The model key and those that it took the place of, a line each."""
+    from security.admission.model_keys import (  # noqa: PLC0415
+        former_key_files,
+        load_model_key,
+    )
+
     path = load_settings().admission.model_key
     if not isinstance(path, Path):
         scheme = path.partition(":")[0]
@@ -41,6 +42,12 @@ def list_lines() -> Iterator[str]:
 
 def rotate(args: argparse.Namespace) -> int:
     """A fresh X-Wing key; the old one still opens what is sealed to it."""
+    from security.admission.model_keys import (  # noqa: PLC0415
+        load_model_key,
+        rotate_model_key,
+    )
+    from security.audit.journal import record_operation  # noqa: PLC0415
+
     if args.passphrase_file:
         raise KeyFileError(
             f"model key: name the passphrase's file in {PASSPHRASE_VARIABLE}, where "
@@ -64,6 +71,11 @@ def public_half() -> str:
     Raises:
         KeyFileError: the key cannot be read, or is no file.
     """
+    from security.admission.model_keys import (  # noqa: PLC0415
+        load_model_key,
+        model_public_pem,
+    )
+
     return model_public_pem(load_model_key(_file(load_settings().admission.model_key)))
 
 

@@ -15,11 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sealgate
-from models.bundle import read_bundle
 from models.errors import BundleError
-from security.admission.doors import verify_bundle
-from security.admission.policy import load_policy
-from security.admission.trust import ROLES
 from security.commands.missing import require
 from security.commands.options import (
     Subparsers,
@@ -29,13 +25,13 @@ from security.commands.options import (
 )
 from security.commands.signing import add_passphrase, role_signers
 from security.commands.stages import Stages
-from security.commands.stamping import Stamping, add_timestamp_url, stamping
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
 if TYPE_CHECKING:  # the module takes long to import
     from security.commands.admit import Admitted
+    from security.commands.stamping import Stamping
 
 __all__ = ["add_parser", "run"]
 
@@ -44,6 +40,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
+    from security.commands.stamping import add_timestamp_url  # noqa: PLC0415
+
     parser = subparsers.add_parser(
         "package",
         help="sign, admit, store and build: from an assessed bundle to a Bento",
@@ -64,6 +62,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Package; returns the exit code."""
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.commands.stamping import stamping  # noqa: PLC0415
+
     require("bentoml")
     settings, admission = load_settings(), admission_settings(args)
     # Before anything is made for what is no bundle.
@@ -116,6 +117,8 @@ def _keys(settings: Settings, passphrase: Path | None) -> str:
 
 def _role_keys(settings: Settings) -> dict[str, Path]:
     """The roles whose signing keys are here, with the keys' files."""
+    from security.admission.trust import ROLES  # noqa: PLC0415
+
     files = {role: settings.home / "keys" / f"{role}.pem" for role in ROLES}
     return {role: path for role, path in files.items() if path.exists()}
 
@@ -133,6 +136,9 @@ def _admit(
         KeyFileError: a verdict is missing, and no key is here that may sign it.
         AdmissionRefused, BundleError: as the gate says.
     """
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.doors import verify_bundle  # noqa: PLC0415
+    from security.admission.policy import load_policy  # noqa: PLC0415
     from security.commands.admit import admit_bundle  # noqa: PLC0415  (slow)
     from security.commands.sign import sign_reports  # noqa: PLC0415
 

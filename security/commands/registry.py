@@ -10,16 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
-from security.admission.gate import Admission
-from security.admission.verification import verify
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.stages import Stages
 from security.errors import SettingsError
 from security.registry.references import FORMS, RegistryReference, parse_reference
 
 if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from security.admission.gate import Admission
     from security.registry.documents import Store
 
 __all__ = ["add_connection", "add_parser", "pulled"]
@@ -87,6 +86,9 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 
 def run_push(args: argparse.Namespace) -> int:
     """Verify and write; returns the exit code."""
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.verification import verify  # noqa: PLC0415
+
     reference = parse_reference(args.target)
     settings = admission_settings(args)
     bundle = read_bundle(args.bundle)
@@ -106,6 +108,7 @@ def run_push(args: argparse.Namespace) -> int:
 
 def run_pull(args: argparse.Namespace) -> int:
     """Read, verify and put in place; returns the exit code."""
+    from security.admission.verification import verify  # noqa: PLC0415
     from security.commands.verify import print_admission  # noqa: PLC0415  (it needs us)
 
     settings, out = admission_settings(args), args.out
@@ -125,6 +128,8 @@ def run_pull(args: argparse.Namespace) -> int:
 
 
 def _same(folder: Path, bundle: Bundle) -> bool:
+    from models.bundle import read_bundle  # noqa: PLC0415
+
     try:
         return read_bundle(folder).files == bundle.files
     except BundleError:
@@ -140,6 +145,8 @@ def pulled(
     Raises:
         SealgateError: as `security.registry.transfer.pull`.
     """
+    from models.bundle import read_bundle  # noqa: PLC0415
+
     place, prefix = (
         (None, None) if beside is None else (beside.parent, f".{beside.name}.")
     )

@@ -10,17 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.bundle import (
-    MANIFEST_FILE,
-    MODEL_FILE,
-    Bundle,
-    BundleLimits,
-    read_bundle,
-    report_file,
-)
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
-from security.admission.policy import load_policy
 from security.commands.options import Subparsers, add_root, below_root
 from security.commands.rows import (
     add_data_config,
@@ -37,9 +28,9 @@ from security.commands.stages import Stages
 from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
 from security.inspection.findings import SEVERITIES
-from security.training.config import load_config
 
 if TYPE_CHECKING:
+    from models.bundle import Bundle
     from models.data.held_out import Holdout
     from models.manifest import Column
     from security.assessment.engine.run import Scan, ScanRequest
@@ -158,6 +149,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan; returns the exit code."""
+    from models.bundle import report_file  # noqa: PLC0415
+
     try:
         with Stages() as stages:
             request = _request(args)
@@ -188,6 +181,9 @@ def _documents(request: ScanRequest, scan: Scan, fail_on: str | None) -> Path:
 
 def _request(args: argparse.Namespace) -> ScanRequest:
     # What cannot be scanned is refused before torch is imported, which takes seconds.
+    from models.bundle import Bundle  # noqa: PLC0415
+    from security.training.config import load_config  # noqa: PLC0415
+
     if args.training is not None:
         load_config(args.training)
     config = data_config(args)
@@ -247,6 +243,8 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _wanted(args: argparse.Namespace, bundle: Bundle | None) -> dict[str, Any]:
     """What evidence for a policy needs: of --policy, or for --evidence the deployed."""
+    from security.admission.policy import load_policy  # noqa: PLC0415
+
     policy = None if args.policy is None else load_policy(args.policy)
     if args.policy is None and args.evidence:
         policy = deployed_policy()
@@ -296,6 +294,8 @@ def _training(args: argparse.Namespace, options: Options) -> dict[str, Any]:
 
 def _read(args: argparse.Namespace) -> Bundle | bytes | None:
     """The target, read within bounds: a bundle, or a model file; None for a URL."""
+    from models.bundle import MANIFEST_FILE, BundleLimits, read_bundle  # noqa: PLC0415
+
     if args.target.startswith(("http://", "https://")):
         return None
     if args.client_profile is not None:
@@ -312,6 +312,7 @@ def _read(args: argparse.Namespace) -> Bundle | bytes | None:
 
 
 def _source(args: argparse.Namespace, found: Bundle | bytes | None) -> TargetSource:
+    from models.bundle import MODEL_FILE, Bundle  # noqa: PLC0415
     from security.assessment.plan.context import TargetSource  # noqa: PLC0415
 
     if found is None:
@@ -327,6 +328,8 @@ def _source(args: argparse.Namespace, found: Bundle | bytes | None) -> TargetSou
 
 def _bundle(args: argparse.Namespace) -> Path | None:
     """The folder of the target, if it is a bundle."""
+    from models.bundle import MANIFEST_FILE  # noqa: PLC0415
+
     path = Path(args.target)
     return path if (path / MANIFEST_FILE).exists() else None
 

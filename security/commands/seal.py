@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import MODEL_FILE, Bundle, read_bundle
 from models.files import new_directory, write_atomic
 from sealgate.protocol.kem import KEM_X25519, kem_of
-from security.admission.confidential import seal_model
-from security.admission.model_keys import load_model_public
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
 
 __all__ = ["add_parser", "run"]
 
@@ -53,6 +54,10 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Seal; returns the exit code."""
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.confidential import seal_model  # noqa: PLC0415
+    from security.admission.model_keys import load_model_public  # noqa: PLC0415
+
     bundle = read_bundle(args.bundle)
     public_keys = [load_model_public(path) for path in args.to]
     keys = signers(args, "release")
@@ -70,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(out: Path, bundle: Bundle, sealed: dict[str, bytes]) -> None:
+    from models.bundle import MODEL_FILE, read_bundle  # noqa: PLC0415
+
     with new_directory(out) as folder:
         for name, data in {**bundle.files, **sealed}.items():
             if name != MODEL_FILE:

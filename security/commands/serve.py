@@ -11,7 +11,6 @@ from pathlib import Path
 
 from models.names import is_tag
 from sealgate.errors import SealgateError
-from security.admission.plan import PlanFolder
 from security.commands.missing import require
 from security.commands.options import (
     Subparsers,
@@ -147,6 +146,8 @@ def _refuse_plan(settings: Settings, prog: str) -> None:
     Raises:
         SettingsError: there is a plan.
     """
+    from security.admission.plan import PlanFolder  # noqa: PLC0415
+
     folder = PlanFolder(settings.deployment.directory)
     plan = folder.read()
     if plan is not None:

@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
 from models.files import write_atomic
 from models.report import KINDS
-from security.admission.attest import Signers, place, report_payload, signed_files
-from security.admission.model_signature import sign_model
-from security.admission.policy import Policy, load_policy
-from security.admission.signers import write_signed
-from security.admission.trust import ROLES
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signers
-from security.commands.stamping import remind
 from security.errors import SettingsError
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from security.admission.attest import Signers
+    from security.admission.policy import Policy
 
 __all__ = ["add_parser", "run", "sign_reports"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
+    from security.admission.trust import ROLES  # noqa: PLC0415
+
     parser = subparsers.add_parser(
         "sign",
         help="sign the reports of a bundle as in-toto statements",
@@ -58,6 +58,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sign; returns the exit code."""
+    from security.admission.policy import load_policy  # noqa: PLC0415
+
     if len(args.role) > 1 and (args.key or args.mldsa_key or args.model_signature):
         raise SettingsError("--key and --model-signature are for one --role")
     keys = {role: signers(args, role) for role in args.role}
@@ -92,6 +94,15 @@ def sign_reports(
         BundleError: not a bundle, or a report is missing or malformed.
         AdmissionRefused: a report is about another model.
     """
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.attest import (  # noqa: PLC0415
+        place,
+        report_payload,
+        signed_files,
+    )
+    from security.admission.signers import write_signed  # noqa: PLC0415
+    from security.commands.stamping import remind  # noqa: PLC0415
+
     bundle = read_bundle(folder)
     required = {item.kind: item for item in policy.required(bundle.manifest.name)}
     kinds = kinds or [kind for kind, it in required.items() if role in it.signers]
@@ -107,6 +118,9 @@ def sign_reports(
 
 
 def _sign_model(args: argparse.Namespace, keys: Signers) -> int:
+    from models.bundle import MODEL_SIGNATURE_FILE, read_bundle  # noqa: PLC0415
+    from security.admission.model_signature import sign_model  # noqa: PLC0415
+
     bundle = read_bundle(args.bundle)
     signed = sign_model(bundle, keys.ecdsa)
     if keys.stamp is not None:

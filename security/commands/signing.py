@@ -7,19 +7,18 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.errors import BundleError
 from models.files import read_regular
 from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65, PublicKey, Signer
-from security.admission.attest import Signers
 from security.admission.keys import mldsa_key_file
-from security.admission.signers import LibrarySigner, load_signer
-from security.admission.trust import TrustRoot, parse_public
-from security.admission.trust_store import load_trust
-from security.commands.stamping import add_timestamp_url, stamping
 from security.errors import KeyFileError
 from security.key_files import is_uri
 from security.settings.loading import Settings, load_settings
+
+if TYPE_CHECKING:
+    from security.admission.attest import Signers
 
 __all__ = ["add_passphrase", "add_signing", "read_public", "role_signers", "signers"]
 
@@ -28,6 +27,8 @@ MAX_PUBLIC_BYTES = 8 << 10
 
 def add_signing(parser: argparse.ArgumentParser) -> None:
     """Add --key, --mldsa-key, their public halves, and with what else one signs."""
+    from security.commands.stamping import add_timestamp_url  # noqa: PLC0415
+
     parser.add_argument(
         "--key",
         metavar="FILE|URI",
@@ -76,6 +77,8 @@ def signers(args: argparse.Namespace, role: str) -> Signers:
             another form than they have.
         SettingsError: --timestamp-url is no URL, or nobody would believe its stamps.
     """
+    from security.commands.stamping import stamping  # noqa: PLC0415
+
     settings = load_settings()
     found = role_signers(
         settings,
@@ -110,6 +113,9 @@ def role_signers(
     Raises:
         KeyFileError: as `signers`.
     """
+    from security.admission.attest import Signers  # noqa: PLC0415
+    from security.admission.signers import load_signer  # noqa: PLC0415
+
     key = key or str(settings.home / "keys" / f"{role}.pem")
     beside = None if is_uri(key) else mldsa_key_file(Path(key))
     if mldsa_key is None and beside is not None and beside.exists():
@@ -130,6 +136,10 @@ def role_signers(
 
 def _check_forms(settings: Settings, role: str, found: dict[str, Signer]) -> None:
     """Say now what every door would refuse later."""
+    from security.admission.signers import LibrarySigner  # noqa: PLC0415
+    from security.admission.trust import TrustRoot  # noqa: PLC0415
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
+
     path = settings.admission.trust
     trust = load_trust(path) if path.exists() else TrustRoot({})
     signer = found.get(ML_DSA_65)
@@ -156,6 +166,8 @@ def read_public(path: Path) -> PublicKey:
     Raises:
         KeyFileError: neither an ECDSA P-256 nor an ML-DSA-65 public key in PEM.
     """
+    from security.admission.trust import parse_public  # noqa: PLC0415
+
     try:
         data = read_regular(path, max_bytes=MAX_PUBLIC_BYTES)
         return parse_public(data.decode("ascii"), str(path))
@@ -166,6 +178,8 @@ def read_public(path: Path) -> PublicKey:
 def _public(
     settings: Settings, role: str, algorithm: str, path: Path | None
 ) -> PublicKey:
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
+
     if path is not None:
         return read_public(path)
     keys = load_trust(settings.admission.trust).keys((role,), algorithm=algorithm)

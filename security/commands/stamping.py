@@ -8,21 +8,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from models.report import format_time
 from sealgate.protocol import dsse
-from security.admission.attest import Signers
-from security.admission.steps import CLOCK_SKEW
-from security.admission.timestamps import (
-    MAX_STAMP_BYTES,
-    Authority,
-    Stamp,
-    make_request,
-    verify_stamp,
-)
-from security.admission.trust import TrustRoot
-from security.admission.trust_store import load_trust
 from security.errors import SettingsError, StrangeStampError, TimestampError
+
+if TYPE_CHECKING:
+    from security.admission.attest import Signers
+    from security.admission.timestamps import Authority, Stamp
+    from security.admission.trust import TrustRoot
 
 __all__ = ["Stamping", "add_timestamp_url", "ask", "remind", "stamping", "stamping_url"]
 
@@ -50,6 +45,8 @@ def stamping(url: str | None, trust: Path) -> Stamping | None:
         KeyFileError: the trust root cannot be used.
         SettingsError: as `stamping_url`.
     """
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
+
     if url is None:
         return None
     root = load_trust(trust)
@@ -127,6 +124,12 @@ def ask(
 def _asked(
     url: str, signature: bytes, authorities: Sequence[Authority], *, certificates: bool
 ) -> tuple[bytes, Stamp]:
+    from security.admission.steps import CLOCK_SKEW  # noqa: PLC0415
+    from security.admission.timestamps import (  # noqa: PLC0415
+        MAX_STAMP_BYTES,
+        make_request,
+        verify_stamp,
+    )
     from security.bounded_fetch import fetch, trusting  # noqa: PLC0415  (ssl)
 
     request = make_request(signature, certificates=certificates)

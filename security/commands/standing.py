@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import Bundle, read_bundle, report_file
 from models.errors import BundleError
 from models.report import Metric, Report
 from sealgate.errors import SealgateError
-from security.admission.policy import load_policy
-from security.admission.rules import Requirement, Threshold
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from security.admission.rules import Requirement, Threshold
 
 __all__ = ["said_of", "standing"]
 
@@ -57,6 +59,9 @@ def standing(
         fresh: reports that were just written.
         policy: its file; None for that of the settings.
     """
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.policy import load_policy  # noqa: PLC0415
+
     path = policy or load_settings().admission.policy
     try:
         bundle, rules = read_bundle(folder), load_policy(path)
@@ -79,6 +84,8 @@ def standing(
 
 def _report(bundle: Bundle, kind: str) -> Report | None:
     """The report that is there, if it is of this very model."""
+    from models.bundle import report_file  # noqa: PLC0415
+
     if report_file(kind) not in bundle.files:
         return None
     try:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import MODEL_SIGNATURE_FILE, read_bundle
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from models.report import format_time
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
-from security.admission.timestamps import Stamp, Timed
-from security.admission.trust import ROLES, TrustRoot
-from security.admission.trust_store import load_trust
 from security.commands.options import Subparsers
-from security.commands.stamping import ask, stamping_url
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from security.admission.timestamps import Stamp, Timed
+    from security.admission.trust import TrustRoot
 
 __all__ = ["add_parser", "run"]
 
@@ -56,6 +56,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Stamp; returns the exit code."""
+    from security.admission.trust_store import load_trust  # noqa: PLC0415
+    from security.commands.stamping import ask, stamping_url  # noqa: PLC0415
+
     trust = load_trust(args.trust or load_settings().admission.trust)
     url = stamping_url(args.url, trust)
     stamped: dict[Path, bytes] = {}
@@ -76,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _signed(where: Path) -> Iterator[tuple[Path, bytes]]:
     """The signed files of a bundle, or the one that was named."""
+    from models.bundle import MODEL_SIGNATURE_FILE, read_bundle  # noqa: PLC0415
+
     if not where.is_dir():
         yield where, read_regular(where, max_bytes=dsse.MAX_BUNDLE_BYTES)
         return
@@ -95,6 +100,8 @@ def _verified(path: Path, data: bytes, trust: TrustRoot) -> Timed:
     Raises:
         BundleError: it does not verify, or one of its stamps lies.
     """
+    from security.admission.trust import ROLES  # noqa: PLC0415
+
     second = path.name.endswith(_MLDSA_SUFFIX)
     algorithm = dsse.ML_DSA_65 if second else dsse.ECDSA_P256
     try:

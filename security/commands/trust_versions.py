@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -26,20 +27,7 @@ from sealgate.protocol.dsse import (
 )
 from security.admission import trust_store
 from security.admission.keys import generate_mldsa_key, generate_signing_key
-from security.admission.signers import load_signer
 from security.admission.trust import RootKeys, TrustRoot
-from security.admission.trust_chain import (
-    MAX_DOCUMENT_BYTES,
-    TrustDocument,
-    accept,
-    check_fresh,
-    parse,
-    shortfall,
-    signers_of,
-    steps,
-)
-from security.audit.journal import record_operation
-from security.bounded_fetch import StatusError, fetch, trusting
 from security.commands.signing import read_public
 from security.errors import KeyFileError, TrustRefused
 from security.key_files import (
@@ -50,6 +38,9 @@ from security.key_files import (
 )
 from security.settings.issuers import https_url
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from security.admission.trust_chain import TrustDocument
 
 __all__ = ["ACTIONS"]
 
@@ -134,6 +125,8 @@ def sign(args: argparse.Namespace) -> int:
 
 def pin(args: argparse.Namespace) -> int:
     """Believe a version because the operator says so; returns the exit code."""
+    from security.admission.trust_chain import accept, check_fresh  # noqa: PLC0415
+
     path = _path(args)
     document = accept(trust_store.read_document(args.file))
     check_fresh(document, datetime.now(UTC))
@@ -152,6 +145,8 @@ def pin(args: argparse.Namespace) -> int:
 
 def update(args: argparse.Namespace) -> int:
     """Follow to the newest version; returns the exit code."""
+    from security.admission.trust_chain import check_fresh, steps  # noqa: PLC0415
+
     path, now = _path(args), datetime.now(UTC)
     newest = known = trust_store.anchor(path)
     if known.root.root is None:
@@ -184,6 +179,8 @@ _GENERATE: Mapping[str, Callable[..., PrivateKey]] = {
 
 def _tell(path: Path, document: TrustDocument, what: str) -> None:
     """Print, and record, that a version is in force."""
+    from security.audit.journal import record_operation  # noqa: PLC0415
+
     record_operation(
         load_settings().audit,
         [
@@ -198,6 +195,8 @@ def _tell(path: Path, document: TrustDocument, what: str) -> None:
 
 def _in_force(path: Path) -> TrustDocument:
     """What a proposal is held to; it may be the first version of anything."""
+    from security.admission.trust_chain import TrustDocument  # noqa: PLC0415
+
     if path.exists():
         return trust_store.anchor(path)
     return TrustDocument(TrustRoot({}), where="nothing")
@@ -240,6 +239,8 @@ def _facts(trust: TrustRoot) -> set[str]:
 
 def _lines(document: TrustDocument) -> Iterator[str]:
     """A document in words: what it is, and its root keys."""
+    from security.admission.trust_chain import signers_of  # noqa: PLC0415
+
     root, envelope = document.root.root, document.envelope
     keys = {} if root is None else root.keys
     signers = signers_of(document, document.root)
@@ -267,6 +268,8 @@ def _until(document: TrustDocument) -> str:
 
 def _state(document: TrustDocument, current: TrustDocument) -> str:
     """Whose signatures a proposal lacks, in words."""
+    from security.admission.trust_chain import shortfall  # noqa: PLC0415
+
     whose = f"the root of version {current.version}"
     roots = ((document.root, "its own root"), (current.root, whose))
     lacks = [
@@ -281,6 +284,8 @@ def _check_counts(signed: TrustDocument, current: TrustDocument, hint: str) -> N
     Raises:
         KeyFileError: it counts for neither version's root.
     """
+    from security.admission.trust_chain import signers_of  # noqa: PLC0415
+
     if hint in signers_of(signed, signed.root) | signers_of(signed, current.root):
         return
     roots = [item.root.root for item in (signed, current)]
@@ -334,6 +339,8 @@ def _expiry(days: int) -> datetime:
 
 
 def _signer(args: argparse.Namespace) -> Signer:
+    from security.admission.signers import load_signer  # noqa: PLC0415
+
     if is_uri(args.key):
         if args.public is None:
             raise KeyFileError("a key named by URI needs --public")
@@ -375,6 +382,12 @@ def _stored(folder: Path, version: int) -> Iterator[TrustDocument]:
 def _fetched(
     url: str, version: int, authorities: Path | None
 ) -> Iterator[TrustDocument]:
+    from security.admission.trust_chain import (  # noqa: PLC0415
+        MAX_DOCUMENT_BYTES,
+        parse,
+    )
+    from security.bounded_fetch import StatusError, fetch, trusting  # noqa: PLC0415
+
     context = trusting(authorities)
     for number in count(max(version, 1)):
         full = f"{url.rstrip('/')}/{trust_store.version_name(number)}"

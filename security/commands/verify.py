@@ -7,25 +7,26 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE, Bundle, read_bundle
 from models.errors import BundleError
-from models.output_policy import ALL_SCORES
 from models.report import format_time
-from security.admission.gate import Admission
-from security.admission.verification import all_refusals, verify
-from security.commands.admit import print_refusals
 from security.commands.options import Subparsers, add_admission, admission_settings
-from security.commands.registry import add_connection, pulled
 from security.commands.stages import Stages
 from security.registry.references import is_reference
 from security.settings.admission import AdmissionSettings
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
+    from security.admission.gate import Admission
 
 __all__ = ["add_parser", "print_admission", "read_model", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
+    from security.commands.registry import add_connection  # noqa: PLC0415
+
     parser = subparsers.add_parser(
         "verify",
         help="run every check of the gate on a bundle",
@@ -63,6 +64,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; returns the exit code."""
+    from security.commands.registry import pulled  # noqa: PLC0415
+
     settings = admission_settings(args)
     folder = Path(args.bundle)
     if folder.is_dir() and not _is_bundle(folder):
@@ -79,6 +82,9 @@ def run(args: argparse.Namespace) -> int:
 def _run_bundle(
     bundle: Bundle, args: argparse.Namespace, settings: AdmissionSettings
 ) -> int:
+    from security.admission.verification import all_refusals, verify  # noqa: PLC0415
+    from security.commands.admit import print_refusals  # noqa: PLC0415
+
     if args.all:
         found = all_refusals(bundle, trust=settings.trust, policy=settings.policy)
         if found:
@@ -89,6 +95,8 @@ def _run_bundle(
 
 def _is_bundle(folder: Path) -> bool:
     """Whether a folder is to be read as a bundle, which then refuses all else in it."""
+    from models.bundle import MANIFEST_FILE, MODEL_FILE, SEALED_FILE  # noqa: PLC0415
+
     names = {item.name for item in folder.iterdir()}
     if names & {MODEL_FILE, SEALED_FILE}:
         return True
@@ -121,6 +129,8 @@ def read_model(name: str) -> Bundle:
     Raises:
         BundleError: there is none.
     """
+    from models.bundle import read_bundle  # noqa: PLC0415
+
     if Path(name).is_dir():
         return read_bundle(Path(name))
     if os.sep in name:  # no tag, so the store, which takes seconds, need not be asked
@@ -143,6 +153,8 @@ def _signed_lines(signatures: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
 
 def print_admission(admission: Admission) -> None:
     """What was admitted, and what it rests on."""
+    from models.output_policy import ALL_SCORES  # noqa: PLC0415
+
     subject = admission.bundle.subject
     print(
         f"verified {subject.name}:{subject.version}  root sha256:{subject.root_sha256}"

@@ -5,29 +5,27 @@ from __future__ import annotations
 import argparse
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.bundle import Bundle, read_bundle
 from models.report import KINDS, format_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import WAIVER_TYPE, Statement, Waiver
-from security.admission.attest import signed_files, waiver_file, waiver_payload
-from security.admission.observations import observation_file
-from security.admission.policy import load_policy
-from security.admission.rules import PROMOTION_KINDS
-from security.admission.signers import write_signed
-from security.admission.steps import demand
-from security.admission.trust import ROLES
-from security.admission.waivers import check_waiver
 from security.commands.options import Subparsers
 from security.commands.signing import add_signing, signers
 from security.errors import AdmissionRefused, SettingsError
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from models.bundle import Bundle
 
 __all__ = ["add_parser", "run"]
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
+    from security.admission.rules import PROMOTION_KINDS  # noqa: PLC0415
+    from security.admission.trust import ROLES  # noqa: PLC0415
+
     parser = subparsers.add_parser(
         "waive",
         help="let a requirement pass for one bundle, for a while",
@@ -55,6 +53,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sign a waiver that the policy allows; returns the exit code."""
+    from models.bundle import read_bundle  # noqa: PLC0415
+    from security.admission.attest import signed_files, waiver_payload  # noqa: PLC0415
+    from security.admission.policy import load_policy  # noqa: PLC0415
+    from security.admission.rules import PROMOTION_KINDS  # noqa: PLC0415
+    from security.admission.signers import write_signed  # noqa: PLC0415
+    from security.admission.steps import demand  # noqa: PLC0415
+    from security.admission.waivers import check_waiver  # noqa: PLC0415
+
     settings = load_settings()
     policy = load_policy(args.policy or settings.admission.policy)
     if args.role not in policy.waivers.signers:
@@ -78,6 +84,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _place(args: argparse.Namespace, bundle: Bundle, directory: Path) -> Path:
     """In the bundle what admits it, beside the plan what promotes it."""
+    from security.admission.attest import waiver_file  # noqa: PLC0415
+    from security.admission.observations import observation_file  # noqa: PLC0415
+    from security.admission.rules import PROMOTION_KINDS  # noqa: PLC0415
+
     if args.kind in PROMOTION_KINDS:
         return observation_file(directory, bundle.subject, f"waiver-{args.kind}")
     folder: Path = args.bundle

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.metrics import METRICS, check_of
-from security.admission.policy import Policy, load_policy
 from security.errors import SettingsError
 from security.settings.loading import load_settings
+
+if TYPE_CHECKING:
+    from security.admission.policy import Policy
 
 __all__ = ["add_policy", "deployed_policy", "wanted"]
 
@@ -27,6 +29,8 @@ def add_policy(parser: argparse.ArgumentParser, default: str) -> None:
 
 def deployed_policy() -> Policy | None:
     """The policy of the deployment's settings; None where there is no usable one."""
+    from security.admission.policy import load_policy  # noqa: PLC0415
+
     try:
         return load_policy(load_settings().admission.policy)
     except SettingsError:

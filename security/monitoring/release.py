@@ -19,6 +19,7 @@ from models.errors import ReportError
 from models.report import format_time, parse_time
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 from security.errors import BudgetSpentError, MonitoringError
 from security.monitoring.guarantee import epsilon_of, sigma_of
 from security.monitoring.ledger import MAX_RECORD_BYTES, Budget, Entry, Ledger, spent
@@ -137,7 +138,10 @@ class Release:
         """
         try:
             value = strict_json.loads_object(data, max_bytes=MAX_RECORD_BYTES)
-            if value["schema"] != RELEASE_SCHEMA or value["withheld"] not in _REASONS:
+            if value["schema"] != RELEASE_SCHEMA:
+                text = unread(value["schema"], RELEASE_SCHEMA)
+                raise MonitoringError(f"a release: {text}")
+            if value["withheld"] not in _REASONS:
                 raise MonitoringError("a release: another schema")
             kind, model, version = (str(value[n]) for n in ("kind", "model", "version"))
             return cls(

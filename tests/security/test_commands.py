@@ -32,6 +32,7 @@ COMMANDS = (
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs", "mlflow",
     "push", "pull", "image", "batch", "timestamp", "trust", "tpm", "witness",
+    "upgrade-evidence",
 )  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def run(home: Path, *arguments: str, **extra: str):
 
 def test_the_list_here_is_the_commands_list() -> None:
     text = build_parser().format_help()
-    assert sorted(re.findall(r"^    (\w+)", text, re.MULTILINE)) == sorted(COMMANDS)
+    assert sorted(re.findall(r"^    ([\w-]+)", text, re.MULTILINE)) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -18,6 +18,7 @@ from models.metrics import kind_of
 from models.report import Dataset, Metric, Report, Subject
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from sealgate.protocol.versions import unread
 from security.assessment.results.result import CheckResult, ScanFinding
 from security.assessment.results.rules import SCAN_RULES
 from security.errors import AssessmentError
@@ -134,8 +135,9 @@ class ScanReport:
             value = strict_json.loads_object(data, max_bytes=MAX_SCAN_BYTES)
         except JsonError as error:
             raise AssessmentError(f"not a scan report: {error}") from None
-        if value.get("schema") != SCAN_SCHEMA:
-            raise AssessmentError(f"not a scan report: expected {SCAN_SCHEMA}")
+        schema = value.get("schema")
+        if schema != SCAN_SCHEMA:
+            raise AssessmentError(f"not a scan report: {unread(schema, SCAN_SCHEMA)}")
         _check_frame(value, _FRAME, "report")
         for item in value["results"]:
             _check_frame(item, _RESULT_FRAME, "result")

@@ -50,7 +50,8 @@ from security.admission.model_keys import (
     model_public_pem,
     rotate_model_key,
 )
-from security.admission.trust import Revocation, TrustRoot, load_trust
+from security.admission.trust import Revocation, TrustRoot
+from security.admission.trust_store import load_trust
 from security.commands.seal import _write
 from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.hpke_keys import encode_hpke_key, fresh_hpke_key, parse_hpke_key

@@ -340,7 +340,7 @@ EDITS = {
     "no quotas": ("src/deploy/quotas.toml", "\n", "\n# none\n"),
     "policy": ("src/deploy/policy.toml", "max = 3.0", "max = 300.0"),
     "interface": ("src/service/openapi.yaml", "openapi:", "openapi: "),
-    "code": ("src/security/admission/gate.py", "import hashlib", "import os, hashlib"),
+    "code": ("src/security/admission/gate.py", "It does no I/O.", "It does I/O."),
     "entry point": ("env/docker/entrypoint.sh", "_main() {", "_main() { evil;"),
     "dockerfile": ("env/docker/Dockerfile", "python:3.11-slim", "evil:latest"),
     "requirements": ("env/python/requirements.txt", "a2wsgi==1", "a2wsgi==2"),

@@ -49,7 +49,8 @@ def no_tpm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 FAULTS = {
     "no JSON": (b"x", "malformed|not JSON|Expecting"),
     "too long": (b" " * (33 << 10), "bytes"),
-    "another schema": ({"schema": f"{TPM_KEY_SCHEMA}0"}, "expected schema"),
+    "another schema": ({"schema": "https://sealgate.dev/x/v1"}, "expected schema"),
+    "later": ({"schema": f"{TPM_KEY_SCHEMA}0"}, "version 10 .* newer release"),
     "a member too many": ({"more": 1}, "not a key that was sealed"),
     "no registers": ({"pcrs": []}, "registers or key"),
     "registers out of order": ({"pcrs": [15, 7]}, "registers or key"),

@@ -20,9 +20,9 @@ from security.admission.trust import (
     ROLES,
     TRUST_SCHEMA,
     TRUST_SCHEMA_2,
-    load_trust,
     trust_document,
 )
+from security.admission.trust_store import load_trust
 from security.errors import KeyFileError
 from tests.support.mutations import changed, encode, mutated
 
