@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,18 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from models.bundle import VERDICT_FILE, read_bundle
+from models.files import write_atomic
 from models.report import Metric
+from sealgate.protocol import dsse
+from security.admission.attest import verdict_payload
+from security.admission.keys import load_signing_key
 from security.admission.trust import ROLES
 from security.admission.trust_store import load_trust
 from security.commands import build_parser
 from security.errors import AdmissionRefused
 from security.key_files import read_secret
 from tests.conftest import Command, run_security, toy_settings
-from tests.support.bundles import POLICY, Keys, rewrite_report, write_bundle
+from tests.support.bundles import POLICY, Keys, policy, rewrite_report, write_bundle
 from tests.support.servers import ROOT
 
 COMMANDS = (
@@ -182,12 +187,17 @@ def test_admit_writes_nothing_when_it_refuses(home: Path) -> None:
 
 @pytest.mark.slow
 def test_admit_needs_the_release_key(home: Path) -> None:
-    bundle = str(home / "bundle")
-    (home / "bundle" / VERDICT_FILE).unlink()
-    key = str(home / "keys" / "assessor.pem")
-    assert run(home, "admit", bundle, "--key", key).returncode == 0
+    bundle = home / "bundle"
+    (bundle / VERDICT_FILE).unlink()
+    key = home / "keys" / "assessor.pem"
+    done = run(home, "admit", str(bundle), "--key", str(key))
+    failed(done, 1, "does not hold the role release [check 11]")
+    assert not (bundle / VERDICT_FILE).exists()
+    # However it came to be signed, no door takes it.
+    payload = verdict_payload(read_bundle(bundle), policy(), now=datetime.now(UTC))
+    write_atomic(bundle / VERDICT_FILE, dsse.sign(payload, load_signing_key(key)))
     message = "verdict: signed by a key that is not trusted for it [check 11]"
-    failed(run(home, "verify", bundle), 1, message)
+    failed(run(home, "verify", str(bundle)), 1, message)
 
 
 @pytest.mark.parametrize(
