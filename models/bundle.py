@@ -36,7 +36,7 @@ from models.files import read_regular
 from models.manifest import MAX_MANIFEST_BYTES, Manifest
 from models.report import KINDS, MAX_REPORT_BYTES, Report, Subject
 from sealgate.errors import SealedFileError
-from sealgate.protocol import sealedfile
+from sealgate.protocol import dsse, sealedfile
 from sealgate.protocol.kem import KEM_NAMES
 
 __all__ = [
@@ -47,10 +47,12 @@ __all__ = [
     "MODEL_SIGNATURE_FILE",
     "SEALED_ATTESTATION_FILE",
     "SEALED_FILE",
+    "SIGNED_SUFFIX",
     "VERDICT_FILE",
     "Bundle",
     "BundleLimits",
     "attestation_file",
+    "is_mldsa_file",
     "max_file_bytes",
     "mldsa_file",
     "read_bundle",
@@ -75,16 +77,23 @@ _DOCUMENTS = re.compile(
     r"|MODEL_CARD\.md|model\.sig|bom\.cdx\.json"
 )
 _FOLDERS = ("evidence", "attestations")
-_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
+SIGNED_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 
 @dataclass(frozen=True)
 class BundleLimits:
-    """Bounds on what is read before anything is trusted."""
+    """Bounds on what is read before anything is trusted.
+
+    Attributes:
+        max_model_bytes: of the model in the clear.
+        max_document_bytes: of any other file but the manifest; signed ones are no
+            longer than `dsse.MAX_BUNDLE_BYTES` either.
+        max_entries: of one folder: attestations/ has 200 places.
+    """
 
     max_model_bytes: int = 2 << 30
     max_document_bytes: int = MAX_REPORT_BYTES
-    max_entries: int = 64
+    max_entries: int = 256
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,16 @@ def mldsa_file(name: str) -> str:
     >>> mldsa_file("attestations/quality.2.sigstore.json")
     'attestations/quality.2.mldsa.sigstore.json'
     """
-    return name.removesuffix(_SUFFIX) + _MLDSA_SUFFIX
+    return name.removesuffix(SIGNED_SUFFIX) + _MLDSA_SUFFIX
+
+
+def is_mldsa_file(name: str) -> bool:
+    """Whether a signed file is, by its name, the one with the ML-DSA-65 signature.
+
+    >>> is_mldsa_file("attestations/quality.sigstore.json")
+    False
+    """
+    return name.endswith(_MLDSA_SUFFIX)
 
 
 def max_file_bytes(name: str, limits: BundleLimits = BundleLimits()) -> int:
@@ -198,6 +216,8 @@ def max_file_bytes(name: str, limits: BundleLimits = BundleLimits()) -> int:
         return MAX_MANIFEST_BYTES
     if not _DOCUMENTS.fullmatch(name):
         raise BundleError(f"{name!r} does not belong in a bundle")
+    if name.endswith((SIGNED_SUFFIX, ".sig")):
+        return min(limits.max_document_bytes, dsse.MAX_BUNDLE_BYTES)
     return limits.max_document_bytes
 
 

@@ -108,7 +108,14 @@ class AttestationPolicy:
             raise AttestationError("evidence of a type that the policy does not name")
         if signed.not_after - signed.not_before > self.max_window_s:
             raise AttestationError("the evidence is for longer than the policy allows")
-        return Attested(kind, verifier.verify(evidence, nonce=signed.nonce))
+        try:
+            claims = verifier.verify(evidence, nonce=signed.nonce)
+        except AttestationError:
+            raise
+        except Exception as error:  # may be someone else's code
+            name = type(error).__name__
+            raise AttestationError(f"the verifier of {kind} raised {name}") from error
+        return Attested(kind, claims)
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> AttestationPolicy:

@@ -95,7 +95,7 @@ class Core:
         self._clock_offset = 0.0
         self._nonce: str | None = None
         self._nonce_since = float("-inf")
-        self.key_source = KeySource(self.url, options, now=self._now)
+        self.key_source = KeySource(self.url, options, now=clock)
         self._metadata: dict[str, dict[str, Any]] = {}
         self._passports: dict[str, tuple[float, Passport]] = {}
         self._binary: bool | None = None

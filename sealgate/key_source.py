@@ -27,6 +27,12 @@ from sealgate.steps import Fetch, Steps
 __all__ = ["KeySource"]
 
 _MAX_KEYS_BYTES = 1 << 20
+# Servers of release 0.1 ask for a token wherever they know nothing.
+_NO_SUCH_PATH = (401, 404)
+_SECOND = (
+    "signed keys of the second version, which an ML-DSA identity key or an attestation "
+    "policy needs"
+)
 
 
 class KeySource:
@@ -45,7 +51,8 @@ class KeySource:
         Args:
             url: of the server.
             options: what the caller pinned.
-            now: Unix seconds, by the server's clock.
+            now: Unix seconds, by our clock: whoever holds a key that was replaced could
+                put back one that servers set, and so use the key for ever.
 
         Raises:
             ProfileError: an identity key cannot be used.
@@ -106,7 +113,8 @@ class KeySource:
         first = version == 1
         path = signedkeys.SIGNED_KEYS_PATH if first else signedkeys.SIGNED_KEYS_V2_PATH
         media_type = signedkeys.SIGNED_KEYS_MEDIA_TYPE
-        answer = yield from self._fetch(self._url + path, media_type)
+        what = "keys" if first else _SECOND
+        answer = yield from self._fetch(self._url + path, media_type, what)
         now = self._now()
         signed = verify_signed(answer.body, self._identities, now=now, version=version)
         self._check(signed)
@@ -120,10 +128,11 @@ class KeySource:
         except AttestationError as error:
             raise TransportError(f"the server's attestation: {error}") from None
 
-    def _fetch(self, url: str, media_type: str) -> Steps[Answer]:
+    def _fetch(self, url: str, media_type: str, what: str = "keys") -> Steps[Answer]:
         answer: Answer = yield Fetch("GET", url, _MAX_KEYS_BYTES)
         if answer.status != 200 or answer.media_type != media_type:
-            raise TransportError(f"the server offers no keys ({answer.status})")
+            named = what if answer.status in _NO_SUCH_PATH else "keys"
+            raise TransportError(f"the server offers no {named} ({answer.status})")
         return answer
 
 

@@ -14,7 +14,6 @@ the signer of the verdict vouches for that.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -156,7 +155,8 @@ class _Inputs:
         if sha256 not in self._digests:
             raise PassportError(f"{kind}: the verdict does not rest on this {what}")
         self.left.discard(sha256)
-        return Statement.from_json(_payload(data))
+        # The gate checked its signature; here the verdict's over its digest counts.
+        return Statement.from_json(dsse.read_payload(data))
 
 
 def _report(
@@ -192,18 +192,6 @@ def _waivers(value: Any, inputs: _Inputs) -> dict[str, Waiver]:
             raise PassportError(f"{kind}: the waiver is for {waiver.kind}")
         waivers[kind] = waiver
     return waivers
-
-
-def _payload(attestation: bytes) -> bytes:
-    """The payload of an attestation whose digest the signed verdict names.
-
-    The gate checked its signature; here the verdict's signature over its digest counts.
-    """
-    value = strict_json.loads_object(attestation, max_bytes=dsse.MAX_BUNDLE_BYTES)
-    try:
-        return base64.b64decode(value["dsseEnvelope"]["payload"], validate=True)
-    except (KeyError, TypeError, ValueError):
-        raise PassportError("an attestation is malformed") from None
 
 
 def _keys(pems: Iterable[str]) -> dict[str, dsse.PublicKey]:

@@ -63,8 +63,8 @@ def _leaving(model: Served) -> list[Tensor]:
 def passport(admission: Admission) -> dict[str, Any]:
     """The passport: the signed verdict, and for each kind its attestation and report.
 
-    They travel as text, since digests are over their very bytes; without time stamps,
-    which the verdict's digests leave out.
+    They travel as text, since digests are over their very bytes: the statements and
+    waivers without time stamps, which the verdict's digests of them leave out.
     """
     files = admission.bundle.files
     second = files.get(mldsa_file(VERDICT_FILE))

@@ -86,8 +86,8 @@ class Gateway:
         self._publication = publication
         self._published = published
         self._clock = clock
-        # Who asks while evidence is made waits here, and takes no thread.
-        self._attesting = asyncio.Lock()
+        # Who asks while evidence is made waits for it, and takes no thread.
+        self._attesting: asyncio.Task[Document | None] | None = None
         self._limits = BhttpLimits(max_body_bytes=max_body_bytes)
         self._opened, self._sealing = (
             routes.metrics.histogram("sealgate_stage_seconds", stage, "", "")
@@ -121,8 +121,12 @@ class Gateway:
         publication, ring = self._publication, self._published(self._ring())
         if not publication.attests:
             return _offered(publication.signed_v2(ring))
-        async with self._attesting:
-            return _offered(await asyncio.to_thread(publication.signed_v2, ring))
+        if self._attesting is None or self._attesting.done():
+            making = asyncio.to_thread(publication.signed_v2, ring)
+            self._attesting = asyncio.create_task(making)
+            self._attesting.add_done_callback(_looked_at)
+        # Who leaves is cancelled: the thread goes on, so nobody may start another.
+        return _offered(await asyncio.shield(self._attesting))
 
     async def answer(self, body: Body) -> Response:
         """Open an encapsulated request, answer it, seal the answer.
@@ -309,6 +313,12 @@ class ChunkedRequest:
         key = self.ring.find(header)
         self.key_id = header.key_id
         return key
+
+
+def _looked_at(task: asyncio.Task[Document | None]) -> None:
+    """An error is no surprise to the loop if all who waited for it have left."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _offered(document: Document | None) -> Document:

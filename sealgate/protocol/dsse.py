@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -51,6 +52,8 @@ __all__ = [
     "parse_public",
     "prehashed",
     "public_pem",
+    "read_hint",
+    "read_payload",
     "read_signature",
     "sign",
     "stamped",
@@ -72,6 +75,7 @@ PrivateKey = ec.EllipticCurvePrivateKey | MLDSA65PrivateKey
 
 _ECDSA = ec.ECDSA(hashes.SHA256())
 _STAMPS = "timestampVerificationData"
+_HINT = re.compile(r"[0-9a-f]{64}")
 
 
 class Signer(Protocol):
@@ -301,6 +305,27 @@ def read_signature(bundle: bytes) -> bytes:
     return decode_base64(_get(signature, "sig"))
 
 
+def read_payload(bundle: bytes) -> bytes:
+    """The payload of a bundle that something else vouches for. Unverified.
+
+    Raises:
+        StatementError: not a bundle with a payload.
+    """
+    return decode_base64(_get(_object(bundle), "dsseEnvelope", "payload"))
+
+
+def read_hint(bundle: bytes) -> str:
+    """The `key_hint` that a bundle names. Unverified: it only selects.
+
+    Raises:
+        StatementError: not a bundle that names a key.
+    """
+    hint = _get(_object(bundle), "verificationMaterial", "publicKey", "hint")
+    if not isinstance(hint, str) or not _HINT.fullmatch(hint):
+        raise StatementError("bundle: the key's hint is not a SHA-256 digest")
+    return hint
+
+
 def stamped(bundle: bytes, stamp: bytes) -> bytes:
     """A bundle with a time stamp more; what was signed and `unstamped` stay the same.
 
@@ -361,8 +386,10 @@ def _signatures(envelope: Any) -> list[Any]:
     return signatures
 
 
-def _timestamps(material: Mapping[str, Any]) -> tuple[bytes, ...]:
+def _timestamps(material: Any) -> tuple[bytes, ...]:
     """RFC 3161 responses, within bounds."""
+    if not isinstance(material, dict):
+        raise StatementError("bundle: the verification material is no object")
     data = material.get(_STAMPS) or {}
     listed = data.get("rfc3161Timestamps") or [] if isinstance(data, dict) else None
     if not isinstance(listed, list):

@@ -23,7 +23,6 @@ has a payload type of its own: no signature of one is a signature of the other.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from sealgate.protocol.dsse import (
     PublicKey,
     algorithm_of,
     check_signature,
+    decode_base64,
     key_hint,
     pae,
 )
@@ -218,8 +218,9 @@ def verify_keys(
     key = keys.get(hint) if isinstance(hint, str) else None
     if key is None or algorithm_of(key) != ECDSA_P256:
         raise StatementError("signed by a key that is not trusted for it")
-    payload = _base64(value.get("payload"))
-    check_signature(_base64(signature.get("sig")), pae(PAYLOAD_TYPE, payload), key)
+    payload = decode_base64(value.get("payload"))
+    data = pae(PAYLOAD_TYPE, payload)
+    check_signature(decode_base64(signature.get("sig")), data, key)
     content = _object(payload, "payload")
     if content.keys() != _MEMBERS:
         raise StatementError("payload: unexpected members")
@@ -263,13 +264,13 @@ def verify_keys_v2(
             f"envelope: not signed key configurations, version 2: {text}"
         )
     signatures = _signatures(value.get("signatures"))
-    payload = _base64(value.get("payload"))
+    payload = decode_base64(value.get("payload"))
     data = pae(PAYLOAD_TYPE_V2, payload)
     known = {hint: keys[hint] for hint in signatures if hint in keys}
     for hint, key in known.items():
         if key_hint(key) != hint:
             raise StatementError("signed by a key that is not trusted for it")
-        check_signature(_base64(signatures[hint]), data, key)
+        check_signature(decode_base64(signatures[hint]), data, key)
     _demand_all(keys, known)
     content = _object(payload, "payload")
     if content.keys() != _MEMBERS | {"attestation"}:
@@ -312,7 +313,7 @@ def _signed(
     if now - leeway_s > not_after:
         raise StatementError("key configurations are not valid any more")
     return SignedKeys(
-        document=(document := _base64(value["keys"])),
+        document=(document := decode_base64(value["keys"])),
         configs=tuple(keyconfig.decode_list(document)),
         not_before=not_before,
         not_after=not_after,
@@ -337,15 +338,3 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
         return strict_json.loads_object(data, max_bytes=MAX_ENVELOPE_BYTES)
     except JsonError as error:
         raise StatementError(f"{where}: {error}") from None
-
-
-def _base64(text: Any) -> bytes:
-    if not isinstance(text, str):
-        raise StatementError("envelope: not base64")
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise StatementError("envelope: not base64") from None
-    if base64.b64encode(data).decode() != text:
-        raise StatementError("envelope: not canonical base64")
-    return data

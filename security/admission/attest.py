@@ -21,12 +21,13 @@ from models.bundle import (
     MODEL_FILE,
     Bundle,
     attestation_file,
+    is_mldsa_file,
     mldsa_file,
     report_file,
 )
 from models.report import Report, Subject, format_time
-from sealgate.errors import JsonError
-from sealgate.protocol import dsse, strict_json
+from sealgate.errors import StatementError
+from sealgate.protocol import dsse
 from sealgate.protocol.statement import (
     TEST_RESULT_TYPE,
     VSA_TYPE,
@@ -42,6 +43,7 @@ from security.errors import AdmissionRefused
 
 __all__ = [
     "Signers",
+    "algorithm_by_name",
     "documents",
     "place",
     "report_payload",
@@ -80,8 +82,12 @@ class Signers:
     @property
     def hint(self) -> str:
         """`dsse.key_hint` of the P-256 key, by which a signer is known."""
-        key = self.ecdsa
-        return (dsse.KeySigner(key) if isinstance(key, dsse.PrivateKey) else key).hint
+        return _key_hint(self.ecdsa)
+
+    @property
+    def mldsa_hint(self) -> str | None:
+        """`dsse.key_hint` of the ML-DSA-65 key."""
+        return None if self.mldsa is None else _key_hint(self.mldsa)
 
 
 def signed_files(name: str, payload: bytes, signers: Signers) -> dict[str, bytes]:
@@ -298,6 +304,15 @@ def verdict_inputs(
     return tuple(Resource(name, signed_digest(bundle.files[name])) for name in names)
 
 
+def algorithm_by_name(file: str) -> str:
+    """The algorithm whose signature a signed file must hold, by the file's name.
+
+    >>> algorithm_by_name("verdict.mldsa.sigstore.json")
+    'ml-dsa-65'
+    """
+    return dsse.ML_DSA_65 if is_mldsa_file(file) else dsse.ECDSA_P256
+
+
 def signed_digest(signed: bytes) -> str:
     """SHA-256 of a signed file without its time stamps, which may come later."""
     return hashlib.sha256(dsse.unstamped(signed)).hexdigest()
@@ -318,12 +333,15 @@ def _places(stem: str) -> list[str]:
     return [attestation_file(stem + number) for number in numbers]
 
 
+def _key_hint(key: dsse.SigningKey) -> str:
+    return (dsse.KeySigner(key) if isinstance(key, dsse.PrivateKey) else key).hint
+
+
 def _hint(signed: bytes) -> str | None:
     """The key that a statement names. Nothing is verified: it only selects a file."""
     try:
-        value = strict_json.loads_object(signed, max_bytes=dsse.MAX_BUNDLE_BYTES)
-        return str(value["verificationMaterial"]["publicKey"]["hint"])
-    except (JsonError, KeyError, TypeError):
+        return dsse.read_hint(signed)
+    except StatementError:
         return None
 
 

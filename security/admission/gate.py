@@ -49,8 +49,10 @@ from models.bundle import VERDICT_FILE, Bundle
 from models.errors import BundleError
 from models.report import Report, parse_time
 from sealgate.errors import StatementError
+from sealgate.protocol.dsse import ECDSA_P256, ML_DSA_65
 from sealgate.protocol.statement import VerificationSummary, Waiver
 from security.admission.attest import (
+    Signers,
     documents,
     resource_uri,
     signature_files,
@@ -77,6 +79,7 @@ from security.admission.steps import (
     describe,
     drain,
     end_of,
+    needs_mldsa,
     read_statement,
 )
 from security.admission.timestamps import Stamp
@@ -88,6 +91,7 @@ __all__ = [
     "Evaluation",
     "Recomputed",
     "all_refusals",
+    "check_keys",
     "verify",
 ]
 
@@ -129,6 +133,31 @@ def verify(
     """
     scene = Scene(bundle, policy, trust, now)
     return demand(_door_steps(scene, evaluation_steps(scene)))
+
+
+def check_keys(keys: Signers, scene: Scene) -> None:
+    """Check 11 of a verdict that is yet to be signed, as far as its keys decide it.
+
+    Raises:
+        AdmissionRefused: no door would believe a verdict by these keys.
+    """
+    trust, roles = scene.trust, scene.policy.verdict_signers
+    role = trust.role_of(keys.hint) or ""
+    if keys.hint not in trust.keys(roles, algorithm=ECDSA_P256):
+        named = " or ".join(roles)
+        raise AdmissionRefused(
+            11, f"verdict: the key {keys.hint} does not hold the role {named}"
+        )
+    if not needs_mldsa(trust, role, scene.policy.verdict_signatures):
+        return
+    if keys.mldsa_hint is None:
+        raise AdmissionRefused(
+            11, f"verdict: {role} must sign with ML-DSA-65 too: --mldsa-key"
+        )
+    if keys.mldsa_hint not in trust.keys((role,), algorithm=ML_DSA_65):
+        raise AdmissionRefused(
+            11, f"verdict: the ML-DSA-65 key {keys.mldsa_hint} is not one of {role}"
+        )
 
 
 def all_refusals(

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from models.bundle import VERDICT_FILE, Bundle
+from models.bundle import SIGNED_SUFFIX, VERDICT_FILE, Bundle
 from models.errors import BundleError
 from models.report import KINDS, Report
 from sealgate.errors import StatementError
 from sealgate.protocol import dsse
 from sealgate.protocol.statement import Statement, VerificationSummary
-from security.admission.attest import signed_digest
+from security.admission.attest import algorithm_by_name, signed_digest
 from security.admission.doors import verify_bundle
 from security.admission.store import read_stored, stored_tags
 from security.admission.trust import ROLES, PublicKeys, TrustRoot
@@ -24,8 +24,6 @@ from security.errors import AdmissionRefused
 from security.settings.admission import AdmissionSettings
 
 __all__ = ["Version", "history", "signed_by"]
-
-_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
 
 
 @dataclass(frozen=True)
@@ -119,12 +117,13 @@ def _signed(bundle: Bundle, keys: PublicKeys, trust: TrustRoot) -> dict[str, str
     """The signed documents of a bundle, and whose signature on each verifies."""
     signed = {}
     for name, data in sorted(bundle.files.items()):
-        if name.endswith((_SUFFIX, ".sig")):
+        if name.endswith((SIGNED_SUFFIX, ".sig")):
             try:
                 hint = _verify(name, data, keys, trust).hint
             except StatementError:
                 continue
-            signed[name.removeprefix("attestations/").removesuffix(_SUFFIX)] = hint
+            stem = name.removeprefix("attestations/").removesuffix(SIGNED_SUFFIX)
+            signed[stem] = hint
     return signed
 
 
@@ -132,8 +131,7 @@ def _verify(
     name: str, data: bytes, keys: PublicKeys, trust: TrustRoot
 ) -> dsse.Verified:
     """By the algorithm that the file's name says, in the form of the key."""
-    second = name.endswith(_MLDSA_SUFFIX)
-    algorithm = dsse.ML_DSA_65 if second else dsse.ECDSA_P256
+    algorithm = algorithm_by_name(name)
     return dsse.verify(data, keys, algorithm=algorithm, prehash=trust.prehash)
 
 

@@ -23,7 +23,6 @@ A waiver of what a promotion needs lies here too, and is held to checks 20 to 23
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -37,7 +36,7 @@ from sealgate.errors import JsonError
 from sealgate.protocol import dsse, strict_json
 from sealgate.protocol.statement import Statement, Waiver
 from sealgate.protocol.versions import unread
-from security.admission.attest import Signers, signed_files, subjects
+from security.admission.attest import Signers, signed_digest, signed_files, subjects
 from security.admission.rules import PROMOTION_KINDS, Requirement
 from security.admission.signers import write_signed
 from security.admission.steps import (
@@ -72,7 +71,7 @@ class Observation:
 
     Attributes:
         report: what was seen; its age is not judged yet.
-        sha256: digest of the signed file.
+        sha256: digest of the signed file, without time stamps.
         signer: `key_hint` of the key that signed it.
     """
 
@@ -257,7 +256,7 @@ def _observation_steps(
     # Its age counts from the end of its window, which is no later than what it states.
     stated, stamps, now = report.created_at, read.stamps, scene.now
     yield from check_stamps(stated, stamps, now=now, check=42, what=what)
-    return Observation(report, hashlib.sha256(signed.data).hexdigest(), read.hint)
+    return Observation(report, signed_digest(signed.data), read.hint)
 
 
 def _report(statement: Statement, what: str) -> Report:

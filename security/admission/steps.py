@@ -33,6 +33,7 @@ __all__ = [
     "describe",
     "drain",
     "end_of",
+    "needs_mldsa",
     "read_statement",
 ]
 
@@ -209,6 +210,17 @@ def _stamps(first: Timed, second: Timed | None, *, needed: bool) -> tuple[Stamp,
     return tuple(item.stamp for _, item in checked if item.stamp is not None)
 
 
+def needs_mldsa(trust: TrustRoot, role: str, mode: str | None) -> bool:
+    """Whether what a role signs needs an ML-DSA-65 signature too.
+
+    Args:
+        trust: says whether the role has such a key.
+        role: of the P-256 key.
+        mode: of `rules.SIGNATURES`, or None.
+    """
+    return mode == "both" or (mode is None and trust.has(role, dsse.ML_DSA_65))
+
+
 def _second(
     signed: Signed, first: dsse.Verified, trust: TrustRoot, mode: str | None
 ) -> Timed | None:
@@ -219,7 +231,7 @@ def _second(
     """
     role = trust.role_of(first.hint) or ""
     known = trust.has(role, dsse.ML_DSA_65)
-    needed = mode == "both" or (mode is None and known)
+    needed = needs_mldsa(trust, role, mode)
     if not needed and not (mode == "any" and known and signed.mldsa is not None):
         return None
     if not known:

@@ -36,6 +36,7 @@ __all__ = ["TPM_KEY_SCHEMA", "TpmSource", "seal_model_key"]
 TPM_KEY_SCHEMA = "https://sealgate.dev/tpm-sealed-key/v1"
 MAX_FILE_BYTES = 32 << 10
 _MAX_BLOB_BYTES = 1 << 10
+_ENCRYPTED = "-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,8 @@ def _read(path: Path) -> tuple[SealedSecret, bytes]:
     pcrs, pem = value["pcrs"], value["key"]
     if not _are_registers(pcrs) or not isinstance(pem, str):
         raise KeyFileError(f"{where}: registers or key are malformed")
+    if _ENCRYPTED not in pem:
+        raise KeyFileError(f"{where}: its key is not encrypted: no TPM keeps it")
     public, private = (_blob(value[name], where) for name in ("public", "private"))
     return SealedSecret(tuple(pcrs), public, private), pem.encode()
 

@@ -420,7 +420,7 @@ def _authority(item: Any, where: str) -> TimestampAuthority:
 
     try:
         found = tuple(x509.load_pem_x509_certificate(str(pem).encode()) for pem in pems)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise KeyFileError(f"{where}: {name}: not a PEM certificate") from None
     return TimestampAuthority(name, found)
 

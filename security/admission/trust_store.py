@@ -43,6 +43,7 @@ from security.errors import KeyFileError
 __all__ = [
     "LIFETIME_DAYS",
     "accepted",
+    "add_signature",
     "anchor",
     "change",
     "load_trust",
@@ -187,6 +188,8 @@ def proposal(path: Path) -> TrustDocument | None:
 def change(path: Path, edit: Callable[[TrustRoot], TrustRoot]) -> Path:
     """Change a bare trust root, or propose the next version of a signed one.
 
+    Of several at once, each changes what the one before it left.
+
     Args:
         path: of the trust root in force.
         edit: from what it says, or what is proposed already, to what it shall say.
@@ -197,14 +200,15 @@ def change(path: Path, edit: Callable[[TrustRoot], TrustRoot]) -> Path:
     Raises:
         KeyFileError: what `edit` gives is no trust root that can be read again.
     """
-    document = read_trust(path)
-    if document.envelope is not None:
-        propose(path, edit)
-        return proposal_file(path)
-    data = edit(document.root).to_json()
-    parse(data, f"trust root {path}")
-    write_atomic(path, data)
-    return path
+    with _locked(path.parent):
+        document = read_trust(path)
+        if document.envelope is not None:
+            _propose(path, edit, datetime.now(UTC))
+            return proposal_file(path)
+        data = edit(document.root).to_json()
+        parse(data, f"trust root {path}")
+        write_atomic(path, data)
+        return path
 
 
 def propose(
@@ -226,8 +230,35 @@ def propose(
     Raises:
         KeyFileError: what `edit` gives cannot be a signed trust root.
     """
+    with _locked(path.parent):
+        return _propose(path, edit, now or datetime.now(UTC))
+
+
+def add_signature(file: Path, signed: TrustDocument) -> TrustDocument:
+    """Write a proposal that was signed, beside the signatures that came meanwhile.
+
+    Args:
+        file: of the proposal.
+        signed: what was read there, with a signature more.
+
+    Raises:
+        KeyFileError: it was changed while it was signed.
+    """
+    with _locked(file.parent):
+        found, envelope = read_document(file).envelope, signed.envelope
+        if found is None or envelope is None or found.payload != envelope.payload:
+            raise KeyFileError(f"{file}: was changed while it was signed; look again")
+        signatures = {**found.signatures, **envelope.signatures}
+        merged = replace(signed, envelope=replace(envelope, signatures=signatures))
+        write_atomic(file, merged.to_json())
+    return merged
+
+
+def _propose(
+    path: Path, edit: Callable[[TrustRoot], TrustRoot], now: datetime
+) -> TrustDocument:
     current, begun = read_trust(path), proposal(path)
-    expires = (now or datetime.now(UTC)) + timedelta(days=LIFETIME_DAYS)
+    expires = now + timedelta(days=LIFETIME_DAYS)
     fresh = replace(
         current.root,
         version=current.version + 1,

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
+from sealgate.attestation import AttestationPolicy
 from sealgate.errors import AttestationError, StatementError
 from sealgate.protocol import tpm2
 from sealgate.protocol.dsse import key_hint, parse_public, public_pem
@@ -31,11 +32,14 @@ __all__ = [
     "load_attestation_key",
     "measure",
     "read_registers",
+    "unmeasured",
 ]
 
 _MAX_PEM_BYTES = 4 << 10
 # The registers may be extended between the two commands; not twice in a row.
 _TRIES = 2
+# The second where a processor measures at a late launch: PCR 17 to 22.
+_AFTER_RESTART = (bytes(tpm2.PCR_BYTES), b"\xff" * tpm2.PCR_BYTES)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def create_attestation_key(handle: str, public: Path) -> ec.EllipticCurvePublicK
         public: file for its public half; must not exist.
 
     Raises:
-        TpmError: the TPM refuses, the handle is taken, or the file exists.
+        TpmError: the TPM refuses, the handle is taken, or the file exists or cannot be
+            written; the TPM keeps nothing then.
     """
     if public.exists():
         raise TpmError(f"{public}: exists already; keys are never overwritten")
@@ -116,10 +121,23 @@ def create_attestation_key(handle: str, public: Path) -> ec.EllipticCurvePublicK
             *("createak", "-Q", "-C", "ek", "-c", "ak", "-G", "ecc", "-g", "sha256"),
             *("-s", "ecdsa", "-u", "ak.pem", "-f", "pem"),
         )
-        tpm.run("evictcontrol", "-Q", "-C", "o", "-c", "ak", handle)
-        public.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomic(public, (tpm.folder / "ak.pem").read_bytes())
+        # First the file, which can be taken back: a key that the TPM keeps, and whose
+        # public half nobody has, would only be in the way.
+        _write(public, (tpm.folder / "ak.pem").read_bytes())
+        try:
+            tpm.run("evictcontrol", "-Q", "-C", "o", "-c", "ak", handle)
+        except TpmError:
+            public.unlink()
+            raise
     return load_attestation_key(public)
+
+
+def _write(public: Path, pem: bytes) -> None:
+    try:
+        public.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomic(public, pem)
+    except OSError as error:
+        raise TpmError(f"{public}: {error.strerror}") from None
 
 
 def load_attestation_key(path: Path) -> ec.EllipticCurvePublicKey:
@@ -149,24 +167,36 @@ def read_registers(pcrs: Sequence[int]) -> Mapping[int, bytes]:
         return _registers((tpm.folder / "values").read_bytes(), ordered)
 
 
-def measure(pcr: int, path: Path) -> str:
-    """Extend a register by the SHA-256 of a file; returns that digest in hex.
+def measure(pcr: int, paths: Sequence[Path]) -> list[str]:
+    """Extend a register by the SHA-256 of each file; returns those digests in hex.
+
+    All files are read before the first one counts: only a restart takes it back.
 
     Raises:
-        TpmError: the file cannot be read, or the TPM refuses.
+        TpmError: a file cannot be read, or the TPM refuses.
     """
+    digests = [_digest_of(path) for path in paths]
+    with opened() as tpm:
+        for digest in digests:
+            tpm.run("pcrextend", f"{pcr}:sha256={digest}")
+    return digests
+
+
+def _digest_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise TpmError(f"{path}: {error.strerror}") from None
-    with opened() as tpm:
-        tpm.run("pcrextend", f"{pcr}:sha256={digest}")
-    return digest
 
 
-def client_policy(settings: AttestationSettings) -> dict[str, Any]:
+def client_policy(settings: AttestationSettings, *, window_s: int) -> dict[str, Any]:
     """What a client can demand of this machine, as its profile's ``attestation``.
+
+    Args:
+        settings: which registers, and by which key.
+        window_s: for how long the keys are vouched for, `sealing.key_overlap_s`: where
+            clients would refuse that, it is named.
 
     Raises:
         TpmError: the TPM cannot be asked, or its attestation key not be read.
@@ -175,7 +205,18 @@ def client_policy(settings: AttestationSettings) -> dict[str, Any]:
     found = read_registers(settings.registers)
     pcrs = {str(index): value.hex() for index, value in found.items()}
     types = {tpm2.TPM2: {"keys": [public_pem(key)], "pcrs": pcrs}}
-    return {"mode": "required", "types": types}
+    policy = {"mode": "required", "types": types}
+    longer = window_s > AttestationPolicy.max_window_s
+    return policy | ({"max_window_s": window_s} if longer else {})
+
+
+def unmeasured(registers: Mapping[int, bytes]) -> list[int]:
+    r"""Which registers hold what a restart leaves in them: nothing was measured there.
+
+    >>> unmeasured({7: bytes(31) + b"1", 15: bytes(32), 17: b"\xff" * 32})
+    [15, 17]
+    """
+    return [i for i, value in registers.items() if value in _AFTER_RESTART]
 
 
 def _selection(pcrs: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ _DEFAULT_TCTI = "device:/dev/tpmrm0"
 _PROGRAM = "tpm2"
 # A slow TPM makes a key in some seconds; whoever waits longer waits for ever.
 _TIMEOUT_S = 30.0
+# Others before us take a second or so each; this is for ever, too.
+_LOCK_TIMEOUT_S = 60.0
+_LOCK_AGAIN_S = 0.02
 _MAX_MESSAGE_CHARACTERS = 200
 
 
@@ -95,14 +99,18 @@ def opened() -> Iterator[Tpm]:
     """The TPM that the environment names, for one process at a time.
 
     Raises:
-        TpmError: tpm2-tools is not installed, or the TPM's lock cannot be had.
+        TpmError: tpm2-tools is not installed, the TPM's lock cannot be had, or there is
+            no place for files.
     """
     program = shutil.which(_PROGRAM)
     if program is None:
         raise TpmError("TPM: tpm2-tools is not installed: there is no command tpm2")
     tcti = os.environ.get(TCTI_VARIABLE) or _DEFAULT_TCTI
-    with _locked(tcti), tempfile.TemporaryDirectory(prefix="sealgate-tpm-") as name:
-        yield Tpm(Path(name), tcti, program)
+    try:
+        with _locked(tcti), tempfile.TemporaryDirectory(prefix="sealgate-tpm-") as name:
+            yield Tpm(Path(name), tcti, program)
+    except OSError as error:
+        raise TpmError(f"TPM: files for tpm2-tools: {error}") from None
 
 
 @contextmanager
@@ -116,10 +124,26 @@ def _locked(tcti: str) -> Iterator[None]:
     except OSError as error:
         raise TpmError(f"TPM: its lock {path}: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _take(lock, path)
         yield
     finally:
         os.close(lock)
+
+
+def _take(lock: int, path: Path) -> None:
+    """Wait for a lock that nobody but this user can hold on to."""
+    if os.fstat(lock).st_uid != os.getuid():
+        raise TpmError(f"TPM: its lock {path} is another user's")
+    deadline = time.monotonic() + _LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TpmError(f"TPM: others hold its lock {path}") from None
+            time.sleep(_LOCK_AGAIN_S)
+        else:
+            return
 
 
 def _reason(stderr: bytes) -> str:

@@ -146,10 +146,12 @@ def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
         verdict_payload,
     )
     from security.admission.evaluation import evaluation_steps  # noqa: PLC0415
+    from security.admission.gate import check_keys  # noqa: PLC0415
     from security.admission.signers import write_signed  # noqa: PLC0415
     from security.admission.steps import demand  # noqa: PLC0415
     from security.commands.stamping import remind  # noqa: PLC0415
 
+    check_keys(keys, scene)
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
     privacy = demand(evaluation_steps(scene)).reports.get("privacy")

@@ -84,7 +84,7 @@ def _read(path: Path) -> list[x509.Certificate]:
     try:
         data = read_regular(path, max_bytes=MAX_PEM_BYTES, follow_links=True)
         return x509.load_pem_x509_certificates(data)
-    except (BundleError, ValueError):
+    except (BundleError, ValueError, x509.InvalidVersion):
         raise KeyFileError(f"{path}: no certificates in PEM") from None
 
 

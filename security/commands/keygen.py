@@ -148,7 +148,8 @@ def _ensure_sealing(sealing: SealingSettings) -> Iterator[str]:
     passphrase = _server_passphrase()
     folder, identity = sealing.keys, sealing.identity
     if folder.is_dir() and any(folder.iterdir()):
-        yield f"kept      {folder}  {load_keyring(folder)!r}"
+        ids = ", ".join(map(str, load_keyring(folder).ids))
+        yield f"kept      {folder}  keys {ids}"
     else:
         for path in rotation.generate(folder, now=time.time(), passphrase=passphrase):
             yield f"generated {path}"

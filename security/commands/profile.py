@@ -83,7 +83,7 @@ def _pins(
         )
     }
     if attestation.type == TPM2 and not classical:
-        pins["attestation"] = client_policy(attestation)
+        pins["attestation"] = client_policy(attestation, window_s=sealing.key_overlap_s)
     return pins
 
 

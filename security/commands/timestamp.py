@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_SUFFIX, _MLDSA_SUFFIX = ".sigstore.json", ".mldsa.sigstore.json"
-
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
@@ -79,13 +77,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _signed(where: Path) -> Iterator[tuple[Path, bytes]]:
     """The signed files of a bundle, or the one that was named."""
-    from models.bundle import MODEL_SIGNATURE_FILE, read_bundle  # noqa: PLC0415
+    from models.bundle import (  # noqa: PLC0415
+        MODEL_SIGNATURE_FILE,
+        SIGNED_SUFFIX,
+        read_bundle,
+    )
 
     if not where.is_dir():
         yield where, read_regular(where, max_bytes=dsse.MAX_BUNDLE_BYTES)
         return
     files = read_bundle(where).files
-    found = [name for name in sorted(files) if name.endswith(_SUFFIX)]
+    found = [name for name in sorted(files) if name.endswith(SIGNED_SUFFIX)]
     if MODEL_SIGNATURE_FILE in files:
         found.append(MODEL_SIGNATURE_FILE)
     if not found:
@@ -100,12 +102,11 @@ def _verified(path: Path, data: bytes, trust: TrustRoot) -> Timed:
     Raises:
         BundleError: it does not verify, or one of its stamps lies.
     """
+    from security.admission.attest import algorithm_by_name  # noqa: PLC0415
     from security.admission.trust import ROLES  # noqa: PLC0415
 
-    second = path.name.endswith(_MLDSA_SUFFIX)
-    algorithm = dsse.ML_DSA_65 if second else dsse.ECDSA_P256
     try:
-        return trust.verify(data, ROLES, algorithm=algorithm)
+        return trust.verify(data, ROLES, algorithm=algorithm_by_name(path.name))
     except StatementError as error:
         raise BundleError(f"{path}: {error}") from None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from security.commands.options import Subparsers
@@ -104,8 +105,8 @@ def _create_key(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from security.attestation.quotes import measure  # noqa: PLC0415
 
-    for path in args.file:
-        print(f"{measure(args.pcr, path)}  {path}  PCR {args.pcr}")
+    for path, digest in zip(args.file, measure(args.pcr, args.file), strict=True):
+        print(f"{digest}  {path}  PCR {args.pcr}")
     return 0
 
 
@@ -113,7 +114,11 @@ def _policy(args: argparse.Namespace) -> int:
     from security.attestation.quotes import client_policy  # noqa: PLC0415
     from security.settings.loading import load_settings  # noqa: PLC0415
 
-    print(json.dumps(client_policy(load_settings().attestation), indent=2))
+    settings = load_settings()
+    window_s = settings.sealing.key_overlap_s
+    policy = client_policy(settings.attestation, window_s=window_s)
+    print(json.dumps(policy, indent=2))
+    _note_unmeasured(settings.attestation.registers)
     return 0
 
 
@@ -137,4 +142,16 @@ def _seal_key(args: argparse.Namespace) -> int:
     record_operation(settings.audit, [operation])
     print(f"sealed    {args.out}  PCR {args.pcrs}")
     print(f"keep      {source}  elsewhere: the server needs it no more")
+    _note_unmeasured(pcrs)
     return 0
+
+
+def _note_unmeasured(pcrs: Sequence[int]) -> None:
+    from security.attestation.quotes import read_registers, unmeasured  # noqa: PLC0415
+
+    for index in unmeasured(read_registers(pcrs)):
+        print(
+            f"note: nothing was measured into PCR {index} since the machine started: "
+            "it holds the same whatever runs; `tpm measure` first",
+            file=sys.stderr,
+        )

@@ -27,7 +27,7 @@ from sealgate.protocol.dsse import (
 )
 from security.admission import trust_store
 from security.admission.keys import generate_mldsa_key, generate_signing_key
-from security.admission.trust import RootKeys, TrustRoot
+from security.admission.trust import ROLES, RootKeys, TrustRoot
 from security.commands.signing import read_public
 from security.errors import KeyFileError, TrustRefused
 from security.key_files import (
@@ -117,7 +117,7 @@ def sign(args: argparse.Namespace) -> int:
     signer = _signer(args)
     signed = document.signed_by(signer)
     _check_counts(signed, current, signer.hint)
-    write_atomic(file, signed.to_json())
+    signed = trust_store.add_signature(file, signed)
     print(f"signed    {file}  version {signed.version}, sha256:{signed.digest}")
     _print_proposal(signed, current)
     return 0
@@ -223,6 +223,12 @@ def _facts(trust: TrustRoot) -> set[str]:
         for role, of in keys.items()
         for hint, public in of.items()
     }
+    # A revoked key that goes from a role can take with it that the role needs two.
+    facts |= {
+        f"{role} {hint} {algorithm_of(public)}, revoked"
+        for role, of in trust.retired.items()
+        for hint, public in of.items()
+    }
     facts |= {
         f"revoked {item.hint} {item.time}"
         + (f", compromised {item.compromised}" if item.compromised else "")
@@ -256,6 +262,15 @@ def _lines(document: TrustDocument) -> Iterator[str]:
         algorithms = sorted({algorithm_of(public) for public in keys.values()})
         wanted = " and ".join(f"{root.threshold} {name}" for name in algorithms)
         yield f"root keys that sign the next version: {wanted}"
+        if ML_DSA_65 not in algorithms and _has_mldsa(document.root):
+            yield (
+                f"notice: no root key is of {ML_DSA_65}: whoever can forge "
+                f"{ECDSA_P256} signatures can replace every key"
+            )
+
+
+def _has_mldsa(trust: TrustRoot) -> bool:
+    return any(trust.has(role, ML_DSA_65) for role in ROLES)
 
 
 def _until(document: TrustDocument) -> str:

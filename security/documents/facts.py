@@ -7,9 +7,7 @@ error, an attestation that binds other bytes counts as none.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +18,8 @@ from models.bundle import Bundle, mldsa_file, report_file
 from models.errors import BundleError
 from models.manifest import Manifest
 from models.report import KINDS, Dataset, Metric, Report
-from sealgate.errors import JsonError, StatementError
-from sealgate.protocol import dsse, strict_json
+from sealgate.errors import StatementError
+from sealgate.protocol import dsse
 from sealgate.protocol.statement import (
     Resource,
     Statement,
@@ -37,8 +35,6 @@ from security.admission.attest import (
 )
 
 __all__ = ["CurvePoint", "Facts", "Signature", "Use", "Verdict", "read_facts"]
-
-_HINT = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -265,19 +261,10 @@ def _verdict(bundle: Bundle, file: str) -> Verdict:
 def _statement(bundle: Bundle, file: str) -> tuple[str, Statement]:
     """The named key, and the statement. The signature is not checked."""
     try:
-        value = strict_json.loads_object(
-            bundle.files[file], max_bytes=dsse.MAX_BUNDLE_BYTES
-        )
-        hint = str(value["verificationMaterial"]["publicKey"]["hint"])
-        payload = base64.b64decode(value["dsseEnvelope"]["payload"], validate=True)
-        statement = Statement.from_json(payload)
-    except (JsonError, StatementError) as error:
+        data = bundle.files[file]
+        return dsse.read_hint(data), Statement.from_json(dsse.read_payload(data))
+    except StatementError as error:
         raise BundleError(f"{file}: {error}") from None
-    except (KeyError, TypeError, ValueError):
-        raise BundleError(f"{file}: not a signed statement") from None
-    if not _HINT.fullmatch(hint):
-        raise BundleError(f"{file}: the key's hint is not a SHA-256 digest")
-    return hint, statement
 
 
 def _use(provenance: Report | None) -> Use:

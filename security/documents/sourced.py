@@ -20,6 +20,7 @@ from models.bundle import (
     report_file,
 )
 from models.report import format_time
+from security.admission.attest import signed_digest
 from security.admission.gate import Admission
 from security.documents.facts import Facts, Use, read_facts
 
@@ -129,7 +130,7 @@ def _sources(facts: Facts, admission: Admission, kinds: list[str]) -> Iterator[S
         ("verdict", VERDICT_FILE),
     ):
         if file in files:
-            yield Source(name, file, hashlib.sha256(files[file]).hexdigest())
+            yield Source(name, file, signed_digest(files[file]))
     # Under a policy that asks for P-256 alone, nobody looked at ML-DSA-65 signatures.
     checked = {
         file

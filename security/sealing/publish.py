@@ -159,14 +159,17 @@ class Publication:
     def _attest(self, nonce: bytes) -> Mapping[str, Any] | None:
         if self._attester is None:
             return None
-        if self._clock() < self._failed_until:
+        # A clock that was put back does not make this longer.
+        if 0 < self._failed_until - self._clock() <= ATTEST_AGAIN_S:
             raise AttesterError("there was no evidence a moment ago")
         try:
             return self._attester.attest(nonce)
-        except AttesterError as error:
+        except Exception as error:  # noqa: BLE001  (may be someone else's code)
             self._failed_until = self._clock() + ATTEST_AGAIN_S
-            _log.warning("no evidence for the key configurations: %s", error)
-            raise
+            ours = isinstance(error, AttesterError)
+            why = str(error) if ours else f"the attester raised {type(error).__name__}"
+            _log.warning("no evidence for the key configurations: %s", why)
+            raise AttesterError(why) from None
 
     def _document(self, signed: _Signed, now: int) -> Document:
         left = signed.since + self._overlap_s - now

@@ -10,8 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.bundle import BundleLimits, read_bundle, root_digest
+from models.bundle import (
+    BundleLimits,
+    attestation_file,
+    mldsa_file,
+    read_bundle,
+    root_digest,
+)
 from models.errors import BundleError, ManifestError
+from models.files import write_atomic
+from models.report import KINDS as ALL_KINDS
+from sealgate.protocol.dsse import MAX_BUNDLE_BYTES
 from tests.support.bundles import KINDS
 
 
@@ -130,6 +139,27 @@ def test_refuses_a_folder_for_a_model(bundle_folder: Path) -> None:
 def test_bounds(bundle_folder: Path, limits: BundleLimits, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         read_bundle(bundle_folder, limits=limits)
+
+
+def test_nine_signers_of_every_kind(bundle_folder: Path) -> None:
+    """With a second signature each, and a waiver of each."""
+    numbers = ["", *(f".{number}" for number in range(2, 10))]
+    stems = [
+        f"{kind}{number}" for kind in (*ALL_KINDS, "verdict") for number in numbers
+    ]
+    stems += [f"waiver-{kind}" for kind in ALL_KINDS]
+    for stem in stems:
+        for name in (attestation_file(stem), mldsa_file(attestation_file(stem))):
+            write_atomic(bundle_folder / name, b"{}")
+    files = read_bundle(bundle_folder).files
+    assert sum(name.startswith("attestations/") for name in files) == 198
+
+
+def test_a_signed_file_is_as_long_as_it_can_be_read(bundle_folder: Path) -> None:
+    name = attestation_file("quality.2")
+    write_atomic(bundle_folder / name, b" " * (MAX_BUNDLE_BYTES + 1))
+    with pytest.raises(BundleError, match="at most 4194304 allowed"):
+        read_bundle(bundle_folder)
 
 
 def test_refuses_a_malformed_manifest(bundle_folder: Path) -> None:

@@ -67,6 +67,17 @@ def test_recorded_keys_with_a_tpms_own_quote():
         AttestationPolicy.from_object({"types": types}).check(signed)
 
 
+def test_a_verifier_that_evidence_makes_stumble():
+    class Verifier:
+        def verify(self, evidence, *, nonce):
+            return evidence["report"]
+
+    policy = AttestationPolicy({"sev-snp": Verifier()})
+    signed = replace(SIGNED, attestation={"type": "sev-snp"})
+    with pytest.raises(AttestationError, match="verifier of sev-snp raised KeyError"):
+        policy.check(signed)
+
+
 def test_keys_without_evidence():
     with pytest.raises(AttestationError, match="without evidence"):
         check(None)

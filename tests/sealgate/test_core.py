@@ -185,10 +185,18 @@ def test_half_of_the_signatures_that_are_pinned(identities):
     assert gateway.sealed == []
 
 
-def test_a_server_that_only_knows_the_first_version():
-    gateway = Gateway(lambda _: json_response(METADATA), identity=IDENTITY)
+@pytest.mark.parametrize("status", [401, 404])  # the former of release 0.1
+def test_a_server_that_only_knows_the_first_version(status):
+    gateway = Gateway(
+        lambda _: json_response(METADATA),
+        identity=IDENTITY,
+        outer=lambda step: (
+            unsealed(refusal(status)) if step.url.endswith("-v2") else None
+        ),
+    )
     gateway.run(core(gateway, identity_keys=(PEM,)).metadata("m"))
-    with pytest.raises(TransportError, match=r"the server offers no keys \(404\)"):
+    missing = rf"no signed keys of the second version, which .* \({status}\)"
+    with pytest.raises(TransportError, match=missing):
         call(gateway, **PINS)
 
 
@@ -255,6 +263,18 @@ def test_a_wrong_clock_is_recovered_from_once_and_for_good():
     gateway.run(client.metadata("m"))
     wrong, right = (formatdate(1e9 + s, usegmt=True).encode() for s in (0, 500))
     assert dates(gateway) == [wrong, right, right]
+
+
+def test_who_has_a_former_key_cannot_hold_the_time():
+    """By a sealed refusal that says it is long ago: the key has its window, no more."""
+    times, gateway = [1e9], Gateway(answers(stale(1e9 - 100_000)), identity=IDENTITY)
+    options = Options(identity_keys=(PEM,), retry=NO_JITTER)
+    client = Core(URL, options, clock=lambda: times[0])
+    gateway.run(client.metadata("m"))
+    times[0] += 5000
+    with pytest.raises(TransportError, match="not valid any more"):
+        gateway.run(client.metadata("n"))
+    assert len(gateway.sealed) == 2
 
 
 def test_a_clock_that_stays_wrong():

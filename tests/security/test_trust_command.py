@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from security.admission import trust_store
-from security.admission.trust import Revocation
+from security.admission.trust import Revocation, parse_trust
 from security.admission.trust_store import load_trust
 from security.commands import main
 from tests.conftest import run_security, toy_settings
@@ -278,15 +278,36 @@ def test_who_signs_sees_what_changes(
     shown = capsys.readouterr().out
     changes = [line.split()[:2] for line in shown.splitlines() if line[0] in "+-"]
     assert [" ".join(change) for change in changes] == [
-        *("- release", "+ monitor", "+ monitor", "+ revoked", "+ root")
+        *("- release", "+ monitor", "+ monitor", "+ release", "+ revoked", "+ root")
     ]
     assert f"- release {release} ecdsa-p256-sha256" in shown
     assert f"+ revoked {release} " in shown
+    assert f"+ release {release} ecdsa-p256-sha256, revoked\n" in shown
+    assert "notice: no root key is of ml-dsa-65: whoever can forge" in shown
     assert ": laptop lost" in shown
     assert main(["trust", "sign", "--key", str(key), *options]) == 0
     after = capsys.readouterr().out
     assert "of the root of version 1, where 1 must" in after
     assert shown.splitlines()[-1].startswith("not yet valid: ")
+
+
+def test_a_key_that_goes_for_good_is_seen(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its revoked key a role would lose that it needs two signatures."""
+    trust = pinned(home)
+    (gone,) = load_trust(trust).keys(("release",), algorithm="ml-dsa-65")
+    lost = {gone: Revocation(gone, "2026-01-01T00:00:00Z", "laptop lost")}
+    trust_store.change(trust, lambda root: replace(root, revoked=lost))
+    revoked = trust_store.proposal(trust)
+    assert revoked is not None
+    base = parse_trust(revoked.root.to_json(), "proposal")
+    second = place(trust, version(2, [A], base=base, expires=soon(300)))
+    assert load_trust(second).has("release", "ml-dsa-65")
+    trust_store.change(trust, lambda root: replace(root, retired={}))
+    capsys.readouterr()
+    assert main(["trust", "show"]) == 0
+    assert f"- release {gone} ml-dsa-65, revoked\n" in capsys.readouterr().out
 
 
 def test_signatures_survive_a_change_that_is_none(

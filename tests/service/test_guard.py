@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
@@ -489,6 +490,38 @@ def test_signed_keys_of_the_second_version(tmp_path: Path) -> None:
         content = bytes(client.response.body)
         signed = verify_keys_v2(content, trusted, now=time.time())
         assert signed.attestation == {"type": "of-tests", "nonce": signed.nonce.hex()}
+
+
+def test_clients_that_leave_while_evidence_is_made(tmp_path: Path) -> None:
+    """They leave no thread behind, else nobody else would get one."""
+    release = threading.Event()
+
+    class Slow(Machine):
+        def attest(self, nonce: bytes) -> dict[str, str]:
+            release.wait(20)
+            return super().attest(nonce)
+
+    identity, machine = ec.generate_private_key(ec.SECP256R1()), Slow()
+    guard = wire(tmp_path, identity=identity, attester=machine).guard(Inner())
+    asked = scope("GET", f"{SIGNED}-v2")
+    stays = Client(body(b""))
+
+    async def together() -> None:
+        for _ in range(40):
+            client = Client(body(b""))
+            leaving = asyncio.create_task(guard(asked, client.receive, client.send))
+            await asyncio.sleep(0.005)
+            leaving.cancel()
+        staying = asyncio.create_task(guard(asked, stays.receive, stays.send))
+        try:
+            await asyncio.wait_for(asyncio.to_thread(int), 5)
+        finally:
+            release.set()
+        await staying
+
+    asyncio.run(together())
+    assert stays.response.status == 200
+    assert machine.asked == 1
 
 
 def test_no_evidence_now(tmp_path: Path) -> None:

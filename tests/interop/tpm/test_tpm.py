@@ -108,6 +108,14 @@ def test_a_key_under_the_name_of_another(
     assert not (tmp_path / "third.pem").exists()
 
 
+def test_a_key_whose_public_half_cannot_be_kept(tpm: SoftTpm, tmp_path: Path) -> None:
+    """The handle stays free for the next attempt."""
+    (file := tmp_path / "keys").touch()
+    with pytest.raises(TpmError, match=r"keys/attestation\.pem: "):
+        create_attestation_key(HANDLE, file / "attestation.pem")
+    create_attestation_key(HANDLE, tmp_path / "attestation.pem")
+
+
 def test_a_tpm_that_is_away(
     attester: TpmAttester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

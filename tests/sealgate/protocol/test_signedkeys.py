@@ -111,9 +111,12 @@ FAULTS = {
     ),
     "a signature that is no text": (
         envelope(payload(), signatures=[{"keyid": HINT, "sig": 1}]),
-        "not base64",
+        "expected base64",
     ),
-    "payload that is not base64": (envelope(payload(), payload="%"), "not base64"),
+    "payload that is not base64": (
+        envelope(payload(), payload="%"),
+        "malformed base64",
+    ),
     "payload of another envelope": (
         envelope(payload(), payload=base64.b64encode(payload(not_after=9)).decode()),
         "signature does not verify",
@@ -126,7 +129,7 @@ FAULTS = {
     "a member too many": (envelope(payload(extra=1)), "unexpected members"),
     "times as text": (envelope(payload(not_after="2000")), "not whole seconds"),
     "times as truth": (envelope(payload(not_before=True)), "not whole seconds"),
-    "keys that are no text": (envelope(payload(keys=1)), "not base64"),
+    "keys that are no text": (envelope(payload(keys=1)), "expected base64"),
 }
 
 
@@ -291,7 +294,7 @@ V2_FAULTS = {
     "no key id": (resigned({}, signatures=[{"sig": ""}]), "key id of its own"),
     "no text": (
         resigned({}, signatures=[{"keyid": HINT, "sig": None}]),
-        "not base64",
+        "expected base64",
     ),
     "no evidence's place": (resigned({"more": 1}), "unexpected members"),
     "evidence as text": (resigned({"attestation": "x"}), "object with a type"),

@@ -14,6 +14,8 @@ from sealgate.errors import StatementError
 from sealgate.protocol.dsse import (
     MAX_TIMESTAMPS,
     key_hint,
+    read_hint,
+    read_payload,
     read_signature,
     sign,
     stamped,
@@ -53,6 +55,23 @@ def test_no_more_than_a_reader_takes() -> None:
         made = stamped(made, b"x")
     with pytest.raises(StatementError, match="more than 8 time stamps"):
         stamped(made, b"x")
+
+
+@pytest.mark.parametrize("material", [None, [], "", 1, True])
+def test_stamps_of_no_bundle(material: object) -> None:
+    data = json.dumps(json.loads(BUNDLE) | {"verificationMaterial": material}).encode()
+    with pytest.raises(StatementError, match="no object"):
+        stamped(data, b"stamp")
+    with pytest.raises(StatementError, match="missing publicKey"):
+        read_hint(data)
+    assert read_payload(data) == b"{}"
+
+
+def test_a_hint_is_a_digest() -> None:
+    assert read_hint(BUNDLE) in KEYS
+    for hint in ("", "A" * 64, f"{next(iter(KEYS))}\n", 5):
+        with pytest.raises(StatementError, match="not a SHA-256 digest"):
+            read_hint(edited(publicKey={"hint": hint}))
 
 
 def test_only_what_is_written_as_here() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from models.bundle import (
     SEALED_ATTESTATION_FILE,
@@ -115,6 +116,30 @@ def test_without_the_second_key_at_hand(
     named = ("--mldsa-key", home / "aside.pem")
     assert run("sign", home / "bundle", "--role", "assessor", *named) == 0
     assert (home / "bundle" / mldsa_file(QUALITY)).exists()
+
+
+def test_a_verdict_that_no_door_would_take_is_not_signed(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does it take the place of one that is good."""
+    bundle, aside = home / "bundle", home / "aside.pem"
+    run("keys", "generate", "--role", "release")
+    assert run("admit", bundle) == 0
+    before = read_bundle(bundle).files
+    made = home / "keys" / "release.mldsa.pem"
+    made.rename(aside)
+    capsys.readouterr()
+    assert run("admit", bundle) == 1
+    said = "release must sign with ML-DSA-65 too: --mldsa-key [check 11]"
+    assert said in capsys.readouterr().err
+    write_private(made, MLDSA65PrivateKey.generate())
+    assert run("admit", bundle) == 1
+    assert "is not one of release [check 11]" in capsys.readouterr().err
+    assert run("admit", bundle, "--role", "trainer") == 1
+    assert "does not hold the role release [check 11]" in capsys.readouterr().err
+    assert read_bundle(bundle).files == before
+    assert run("admit", bundle, "--mldsa-key", aside) == 0
+    assert run("verify", bundle) == 0
 
 
 def test_under_a_passphrase(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

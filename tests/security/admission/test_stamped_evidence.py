@@ -38,6 +38,7 @@ from security.admission.steps import Scene
 from security.admission.timestamps import MAX_STAMP_BYTES
 from security.admission.trust import Revocation, TimestampAuthority, TrustRoot
 from security.documents.bom import documents
+from security.documents.sourced import sourced
 from security.errors import AdmissionRefused
 from service.descriptions import passport
 from tests.support.bundles import (
@@ -455,15 +456,15 @@ def test_what_is_signed_beside_the_plan(
     path = write_observation(tmp_path, monitoring(subject), Signers(keys.monitor))
     needed = Requirement("monitoring", ("monitor",), DAY, {}, (), timestamps=True)
 
-    def read(root: TrustRoot, wanted: Requirement = needed) -> None:
+    def read(root: TrustRoot, wanted: Requirement = needed) -> str:
         scene = Scene(read_bundle(folder), policy(), root, datetime.now(UTC))
-        read_observation(tmp_path, scene, wanted)
+        return read_observation(tmp_path, scene, wanted).sha256
 
     with pytest.raises(AdmissionRefused, match=r"it has no time stamp.*check 40"):
         read(trust)
-    read(trust, replace(needed, timestamps=False))
+    before = read(trust, replace(needed, timestamps=False))
     stamp(path, tsa)
-    read(trust)
+    assert read(trust) == before
     gone = revoking(trust, "monitor", NOW - DAY)
     with pytest.raises(AdmissionRefused, match=r"after it was compromised.*check 40"):
         read(gone)
@@ -482,6 +483,7 @@ def test_the_passport_has_what_the_verdict_names(
     stamp_all(folder, tsa)
     stamped = verify(folder, trust)
     assert stamped.verdict_sha256 == before.verdict_sha256
+    assert sourced(stamped).sources["verdict"].sha256 == before.verdict_sha256
     document = json.loads(json.dumps(passport(stamped)))
     pem = public_pem(keys.release.public_key())
     found = verify_passport(document, model="toy", trusted_keys=[pem])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from security.admission.timestamps import (
     MAX_STAMP_BYTES,
     earliest_stamp,
+    issues_others,
     make_request,
     verify_stamp,
 )
@@ -153,6 +155,27 @@ def test_a_byte_changed_anywhere(
     except TimestampError:
         return
     assert found == verify_stamp(stamp, SIGNATURE, [tsa])
+
+
+def test_a_certificate_that_no_library_reads(tsa: TimeAuthority, stamp: bytes) -> None:
+    """A stamp that anybody can write ends no server."""
+    for version, serial in ((b"\x09", b""), (b"\x02", b"\x80")):
+        own = tsa.own.public_bytes(Encoding.DER)
+        at = stamp.index(own) + own.index(b"\xa0\x03\x02\x01\x02")
+        changed = bytearray(stamp)
+        changed[at + 4 : at + 5] = version
+        changed[at + 7 : at + 7 + len(serial)] = serial
+        strange(bytes(changed), Pinned("its own", (tsa.root, tsa.own)))
+
+
+def test_a_certificate_with_an_extension_twice(tsa: TimeAuthority) -> None:
+    """What it may do cannot be told, so it issues nothing."""
+    der = tsa.root.public_bytes(Encoding.DER)
+    twice = tsa.own.public_bytes(Encoding.DER).replace(
+        bytes.fromhex("551d25"), bytes.fromhex("551d13")
+    )
+    assert issues_others(x509.load_der_x509_certificate(der))
+    assert not issues_others(x509.load_der_x509_certificate(twice))
 
 
 def test_an_authority_that_is_not_trusted(

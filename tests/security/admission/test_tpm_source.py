@@ -23,6 +23,7 @@ from security.hpke_keys import encode_hpke_key
 from tests.conftest import Command
 from tests.support.bundles import Keys, policy
 
+CLEAR = encode_hpke_key(PrivateKey.generate()).decode()
 BLOB = base64.b64encode(b"made by a TPM").decode()
 VALUE = {
     "schema": TPM_KEY_SCHEMA,
@@ -58,6 +59,7 @@ FAULTS = {
     "a register of truth": ({"pcrs": [True]}, "registers or key"),
     "registers as text": ({"pcrs": "15"}, "registers or key"),
     "no key": ({"key": None}, "registers or key"),
+    "a key in the clear": ({"key": CLEAR}, "not encrypted: no TPM keeps it"),
     "an empty blob": ({"public": ""}, "what the TPM made"),
     "a blob that is no base64": ({"private": "%"}, "what the TPM made"),
     "a blob that is no text": ({"private": 1}, "what the TPM made"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,14 @@ def certificate(name: str = "tsa") -> str:
     return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
+def of_version_ten() -> str:
+    """A certificate in PEM that states a version which no library knows."""
+    found = x509.load_pem_x509_certificate(certificate().encode())
+    der = found.public_bytes(serialization.Encoding.DER)
+    der = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09", 1)
+    return ssl.DER_cert_to_PEM_cert(der)
+
+
 AUTHORITY = {"name": "ours", "certificates": [certificate(), certificate("leaf")]}
 NEW = {
     **DOCUMENT,
@@ -293,6 +302,7 @@ NEW_FAULTS = [
     ("timestamp_authorities.0.certificates", [], "needs 1 to 8 certificates"),
     ("timestamp_authorities.0.certificates", [SECOND_PEM], "not a PEM certificate"),
     ("timestamp_authorities.0.certificates", [5], "not a PEM certificate"),
+    ("timestamp_authorities.0.certificates", [of_version_ten()], "not a PEM"),
     ("version", 0, "version is not a whole number"),
     ("version", True, "version is not a whole number"),
     ("version", None, "version is not a whole number"),

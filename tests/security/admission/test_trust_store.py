@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from sealgate.protocol.dsse import KeySigner
 from security.admission import trust_store
-from security.admission.trust import TrustRoot
+from security.admission.trust import Revocation, TrustRoot
 from security.admission.trust_chain import TrustDocument
 from security.admission.trust_store import load_trust, read_trust
 from security.errors import KeyFileError, TrustRefused
@@ -210,6 +211,44 @@ def test_a_bare_one_is_changed_in_place(path: Path) -> None:
     place(path, TrustDocument(BASE))
     assert trust_store.change(path, add) == path
     assert hint(B) in load_trust(path).keys(("monitor",))
+
+
+def revoke(key: str) -> Callable[[TrustRoot], TrustRoot]:
+    item = Revocation(key, "2026-11-21T12:00:00Z", "lost")
+    return lambda root: replace(root, revoked={**root.revoked, key: item})
+
+
+@pytest.mark.parametrize("document", [TrustDocument(BASE), FIRST])
+def test_two_who_revoke_at_once(path: Path, document: TrustDocument) -> None:
+    """None of them undoes what the other was told is done."""
+    load(path, document)
+    other = threading.Thread(
+        target=trust_store.change, args=(path, revoke("b" * 64)), daemon=True
+    )
+
+    def slow(root: TrustRoot) -> TrustRoot:
+        other.start()
+        other.join(0.2)
+        return revoke("a" * 64)(root)
+
+    changed = trust_store.change(path, slow)
+    other.join()
+    found = trust_store.read_document(changed).root
+    assert found.revoked.keys() == {"a" * 64, "b" * 64}
+
+
+def test_two_who_sign_at_once(path: Path) -> None:
+    load(path, FIRST)
+    file = trust_store.change(path, add)
+    read = trust_store.read_document(file)
+    for key in (A, B):
+        trust_store.add_signature(file, read.signed_by(KeySigner(key)))
+    envelope = trust_store.read_document(file).envelope
+    assert envelope is not None
+    assert envelope.signatures.keys() == {hint(A), hint(B)}
+    trust_store.change(path, revoke("a" * 64))
+    with pytest.raises(KeyFileError, match="changed while it was signed"):
+        trust_store.add_signature(file, read.signed_by(KeySigner(A)))
 
 
 def test_a_signed_one_is_not(path: Path) -> None:

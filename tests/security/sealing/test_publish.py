@@ -52,11 +52,12 @@ class Machine:
     def __init__(self) -> None:
         self.asked: list[bytes] = []
         self.away = False
+        self.fault: Exception = AttesterError("away")
 
     def attest(self, nonce: bytes) -> dict[str, str]:
         self.asked.append(nonce)
         if self.away:
-            raise AttesterError("away")
+            raise self.fault
         return {"type": "of-tests", "nonce": nonce.hex()}
 
 
@@ -98,6 +99,35 @@ def test_no_evidence_is_no_document(
     assert signing.signed(ring) is not None  # which never had any
     machine.away = False
     times.now += 1
+    assert signing.signed_v2(ring) is not None
+
+
+def test_an_attester_that_is_broken(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another package's faults are no more than evidence that is not there."""
+    times, machine = Times(), Machine()
+    identity = ec.generate_private_key(ec.SECP256R1())
+    signing = publication(times, identity=identity, attester=machine)
+    ring = load_keyring(folder)
+    machine.away, machine.fault = True, KeyError("collateral of this machine")
+    for _ in range(2):
+        with pytest.raises(AttesterError):
+            signing.signed_v2(ring)
+    assert len(machine.asked) == 1
+    why = "the attester raised KeyError"
+    assert caplog.messages == [f"no evidence for the key configurations: {why}"]
+
+
+def test_a_clock_that_was_put_back_after_a_failure(folder: Path) -> None:
+    times, machine = Times(), Machine()
+    identity = ec.generate_private_key(ec.SECP256R1())
+    signing = publication(times, identity=identity, attester=machine)
+    ring, machine.away = load_keyring(folder), True
+    with pytest.raises(AttesterError):
+        signing.signed_v2(ring)
+    machine.away = False
+    times.now -= 86_400
     assert signing.signed_v2(ring) is not None
 
 
