@@ -44,6 +44,7 @@ __all__ = [
     "Cosigner",
     "parse_note_key",
     "verify_cosignatures",
+    "witness_times",
 ]
 
 MAX_TIME_S = (1 << 63) - 1
@@ -206,6 +207,23 @@ def verify_cosignatures(
             times[verifier] = min(time_s, times.get(verifier, time_s))
     parse_checkpoint(text)
     return [Cosignature(verifier, time_s) for verifier, time_s in times.items()]
+
+
+def witness_times(
+    note: bytes, verifiers: Iterable[CosignatureVerifier]
+) -> dict[str, int]:
+    """Since when each known witness has a checkpoint, Unix seconds by its name.
+
+    A witness with several keys is one witness.
+
+    Raises:
+        NoteError: as `verify_cosignatures`.
+    """
+    times: dict[str, int] = {}
+    for each in verify_cosignatures(note, verifiers):
+        name = each.verifier.name
+        times[name] = min(each.time_s, times.get(name, each.time_s))
+    return times
 
 
 def parse_note_key(text: str) -> NoteKey:

@@ -50,7 +50,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from sealgate.errors import JsonError, MerkleError, NoteError, ReceiptError
 from sealgate.protocol import strict_json
-from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatures
+from sealgate.protocol.cosignatures import CosignatureVerifier, witness_times
 from sealgate.protocol.merkle import (
     HASH_BYTES,
     MAX_PROOF_HASHES,
@@ -161,10 +161,7 @@ def open_cosigned(note: bytes, trust: LogTrust) -> tuple[Checkpoint, dict[str, i
     checkpoint = open_checkpoint(note, trust.log, every=True)
     if checkpoint.origin != trust.origin:
         raise NoteError(f"a checkpoint of another log: {checkpoint.origin}")
-    found: dict[str, int] = {}
-    for each in verify_cosignatures(note, trust.witnesses):
-        name = each.verifier.name
-        found[name] = min(each.time_s, found.get(name, each.time_s))
+    found = witness_times(note, trust.witnesses)
     if len(found) < trust.required:
         raise NoteError(
             f"{len(found)} of {trust.required} required witnesses cosigned the "

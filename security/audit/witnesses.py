@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sealgate.errors import NoteError
-from sealgate.protocol.cosignatures import CosignatureVerifier, verify_cosignatures
+from sealgate.protocol.cosignatures import CosignatureVerifier, witness_times
 from security.errors import AuditError
 from security.settings.audit import WitnessAddress, WitnessSettings
 
@@ -39,7 +39,7 @@ class Quorum:
         return frozenset(key.name for key in self.keys)
 
     def times(self, note: bytes) -> dict[str, int]:
-        """Who of them cosigned a note, and when: the latest time of each.
+        """Who of them cosigned a note, and since when.
 
         Args:
             note: whose own signature the caller has verified.
@@ -48,14 +48,9 @@ class Quorum:
             AuditError: a known witness's line does not verify.
         """
         try:
-            found = verify_cosignatures(note, self.keys)
+            return witness_times(note, self.keys)
         except NoteError as error:
             raise AuditError(f"a cosignature: {error}") from None
-        times: dict[str, int] = {}
-        for each in found:
-            name = each.verifier.name
-            times[name] = max(each.time_s, times.get(name, 0))
-        return times
 
     def witnessed_at(self, note: bytes) -> int | None:
         """Since when enough of them have cosigned a note; None if they have not.

@@ -321,7 +321,9 @@ NEW_FAULTS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "message"), NEW_FAULTS, ids=str)
+@pytest.mark.parametrize(
+    ("path", "value", "message"), NEW_FAULTS, ids=range(len(NEW_FAULTS))
+)
 def test_refuses_one_fault_of_version_2(
     tmp_path: Path, path: str, value: object, message: str
 ) -> None:
