@@ -463,7 +463,7 @@ def test_what_is_signed_beside_the_plan(
     with pytest.raises(AdmissionRefused, match=r"it has no time stamp.*check 40"):
         read(trust)
     before = read(trust, replace(needed, timestamps=False))
-    stamp(path, tsa)
+    stamp(path, tsa, datetime.now(UTC))  # the report is of now, not of NOW
     assert read(trust) == before
     gone = revoking(trust, "monitor", NOW - DAY)
     with pytest.raises(AdmissionRefused, match=r"after it was compromised.*check 40"):
