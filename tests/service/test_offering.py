@@ -95,7 +95,14 @@ def server(home: Path, watched: RunningWitness) -> Iterator[Server]:
     }
     with serve("service.app:Sealgate", home, extra=extra) as running:
         shown = f"{running.url}{OFFERS_PATH}checkpoint"
-        wait_for(lambda: "witness.test/w1" in httpx.get(shown).text)
+
+        def is_offered() -> bool:
+            """Two key configurations, the release and a verdict, all cosigned."""
+            note = httpx.get(shown).text
+            return "witness.test/w1" in note and int(note.split("\n")[1]) >= 4
+
+        wait_for(is_offered)
+        time.sleep(1)  # the other worker may show what it read half a second ago
         yield running
 
 
