@@ -7,6 +7,7 @@
 #   make test-fast    without slow tests
 #   make serve        serve what quickstart built   PORT=3000
 #   make lint         ruff, mypy --strict, import contracts
+#   make docs         the site of the documentation, into build/site
 #   make bench        the benchmarks
 #   make format       what ruff can fix
 #   make interop      what needs heavy installs, a part at a time: exporters, images,
@@ -30,7 +31,7 @@ export BENTOML_DO_NOT_TRACK := True
 # uv reads none of pip's settings.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help quickstart serve test test-fast lint format bench interop wheels lock clean \
+.PHONY: help quickstart serve test test-fast lint format docs bench interop wheels lock clean \
   $(PARTS:%=interop-%)
 .DELETE_ON_ERROR:
 
@@ -66,6 +67,11 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff check --fix-only .
 	$(VENV)/bin/ruff format .
 
+# The theme says at each start that it has a successor: docs/decisions/0132 has when.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet -f website/mkdocs.yml
+	@echo "build/site/index.html; with its search: python3 -m http.server -d build/site"
+
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
 
@@ -99,6 +105,7 @@ lock: $(VENV)/.dev
 	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url \
 	  --no-annotate --no-header --quiet
 	$(PIP_COMPILE) requirements/dev.in -o requirements/dev.txt
+	$(PIP_COMPILE) requirements/docs.in -o requirements/docs.txt
 	for part in requirements/interop-*.in; do \
 	  $(VENV)/bin/uv pip compile $$part -o $${part%.in}.txt --python-version 3.11 \
 	    --no-emit-index-url --no-annotate --no-header --quiet || exit 1; done
@@ -131,6 +138,11 @@ $(VENV)/.toolkit: requirements/toolkit.txt pyproject.toml $(VENV)/.serve
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.toolkit
 	@echo "installing the test and lint tools"
 	@$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.dev
+	@echo "installing what builds the site"
+	@$(PIP) install -r requirements/docs.txt
 	@touch $@
 
 $(INTEROP)/%/.made: requirements/interop-%.txt $(VENV)/.dev
