@@ -68,9 +68,14 @@ format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .
 
 # The theme says at each start that it has a successor: docs/decisions/0132 has when.
-docs: $(VENV)/.docs
+docs: build/notebooks/.made
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet -f website/mkdocs.yml
 	@echo "build/site/index.html; with its search: python3 -m http.server -d build/site"
+
+# They are run again when they change, or after `make clean`.
+build/notebooks/.made: $(VENV)/.docs $(wildcard examples/notebooks/*.py)
+	OMP_NUM_THREADS=1 $(PY) -m website.notebooks
+	@touch $@
 
 bench: $(VENV)/.dev
 	$(PY) -m benchmarks
@@ -114,7 +119,7 @@ lock: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) $(INTEROP) $(HOME_DIR) .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-	  .import_linter_cache
+	  .import_linter_cache build/notebooks build/site
 
 # Each stamp is one layer of the environment, made anew when its lock file changes.
 $(VENV)/.python:

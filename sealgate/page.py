@@ -1,8 +1,9 @@
 """The frame of every HTML page that Sealgate writes: one look, light, dark, on paper.
 
-A page loads nothing. Its own policy allows `page.css` and `page.js`, by their hashes,
-and pictures that stand in it, nothing else (Content Security Policy Level 3). The
-script adds a field that filters long tables; without it the page says all the same.
+A page loads nothing. Its own policy allows `charts.css` and `page.css` as one, and
+`page.js`, by their hashes, and pictures that stand in it, nothing else (Content
+Security Policy Level 3). The script adds a field that filters long tables; without it
+the page says all the same.
 
 Texts are escaped here; what is called *markup* was made by this module, by
 `sealgate.charts`, or by a template engine that escapes.
@@ -21,7 +22,7 @@ __all__ = ["contents", "filtered", "number", "page", "table"]
 
 # With fewer rows than this a table is read faster than a word is typed.
 _FILTERED = 20
-# Classes of page.css, from nothing to as dark as text on it can be read.
+# Classes of charts.css, from nothing to as dark as text on it can be read.
 _SHADES = 8
 
 
@@ -33,10 +34,11 @@ def page(title: str, main: str, *, nav: str = "") -> bytes:
         main: markup of what the page says.
         nav: markup, of `contents`.
     """
-    style, script = (
+    charts, frame, script = (
         Path(__file__).with_name(name).read_text(encoding="utf-8")
-        for name in ("page.css", "page.js")
+        for name in ("charts.css", "page.css", "page.js")
     )
+    style = charts + frame
     policy = (
         f"default-src 'none'; style-src {_source(style)}; "
         f"script-src {_source(script)}; img-src data:; "

@@ -2,7 +2,7 @@
 
 Pages are written so that they read well where the repository is looked at. Here they
 become a site: README.md its first page, links to files outside docs pages of those
-files, and pages from the code (`references`) beside them.
+files, and pages from the code (`references`) and of notebooks beside them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from website import references
+from website import notebooks, references
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Pages of the repository's root, and where they stand on the site.
@@ -79,6 +79,7 @@ def _generated() -> Iterator[tuple[str, str]]:
     yield references.policy()
     yield from references.commands()
     yield from references.modules()
+    yield from notebooks.pages()
 
 
 def _file(config: MkDocsConfig, path: str, text: str) -> File:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.errors import BundleError
-from models.files import read_regular
 from security.commands.options import Subparsers
-from security.errors import AssessmentError
 
 if TYPE_CHECKING:
     from security.assessment.reporting.comparison import Comparison
@@ -39,7 +35,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; returns the exit code."""
-    before, after = _read(args.before), _read(args.after)
+    from security.assessment.results.report import read_scan  # noqa: PLC0415  (seconds)
+
+    before, after = read_scan(args.before), read_scan(args.after)
     from security.assessment.reporting.comparison import compare  # noqa: PLC0415  (scipy)
 
     result = compare(before, after)
@@ -48,19 +46,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(result, everything=args.all)
     return int(result.worse)
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    from security.assessment.results.report import MAX_SCAN_BYTES, read_report  # noqa: PLC0415  (as above)
-
-    try:
-        data = read_regular(path, max_bytes=MAX_SCAN_BYTES, follow_links=True)
-    except BundleError as error:
-        raise AssessmentError(str(error)) from None
-    try:
-        return read_report(data)
-    except AssessmentError as error:
-        raise AssessmentError(f"{path}: {error}") from None
 
 
 def _document(result: Comparison) -> dict[str, Any]:

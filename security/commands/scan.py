@@ -23,7 +23,7 @@ from security.commands.rows import (
     file_rows,
     radii,
 )
-from security.commands.screen import Screen, add_color, show_findings
+from security.commands.screen import Screen, add_color, show_findings, show_page
 from security.commands.stages import Stages
 from security.commands.wanted import add_policy, deployed_policy, wanted
 from security.errors import AssessmentError
@@ -144,6 +144,9 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for a bundle: write the reports into it, for `sign`",
     )
+    parser.add_argument(
+        "--open", action="store_true", help="show scan.html in a browser when done"
+    )
     add_color(parser)
 
 
@@ -166,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
     if args.evidence:
         for item in scan.evidence:
             write_atomic(Path(args.target) / report_file(item.kind), item.to_json())
+    if args.open:
+        show_page(out / "scan.html")
     return _exit_code(scan, args.fail_on)
 
 

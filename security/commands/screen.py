@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from security.assessment.results.result import ScanFinding
 
-__all__ = ["Screen", "add_color", "show_findings"]
+__all__ = ["Screen", "add_color", "show_findings", "show_page"]
 
 # Select Graphic Rendition (ECMA-48, 8.3.117): bold, dim, and colours from 31 on.
 _STYLES = {
@@ -92,3 +93,11 @@ def _printable(text: str) -> str:
     'a?[2Jb'
     """
     return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def show_page(path: Path) -> None:
+    """Open a page in the browser of whoever sits here; say so where there is none."""
+    import webbrowser  # noqa: PLC0415  (few commands that few people run)
+
+    if not webbrowser.open(path.resolve().as_uri()):
+        print(f"no browser was found to open {path}", file=sys.stderr)

@@ -41,9 +41,8 @@ def test_only_the_sdk_enters_the_wheel(tmp_path: Path) -> None:
     assert {name for name in packages if not name.endswith(".dist-info")} == {
         "sealgate"
     }
-    assert {"sealgate/protocol/ohttp.py", "sealgate/page.css", "sealgate/page.js"} < {
-        *names
-    }
+    files = ("protocol/ohttp.py", "charts.css", "page.css", "page.js")
+    assert {f"sealgate/{name}" for name in files} < {*names}
     assert not [name for name in names if name.endswith((".pyc", ".pem", ".json"))]
 
 

@@ -6,6 +6,7 @@ sarif       SARIF 2.1.0, for code scanning
 junit       JUnit XML, for test dashboards
 html        one page for people, in the frame of `sealgate.page`
 summary     its first screen
+figures     the same, piece by piece, for notebooks
 grouped     figures of groups, to be drawn beside each other
 rows        what became of each row
 words       what it calls things, and where links lead

@@ -11,9 +11,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from models.errors import ReportError
+from models.errors import BundleError, ReportError
+from models.files import read_regular
 from models.metrics import kind_of
 from models.report import Dataset, Metric, Report, Subject
 from sealgate.errors import JsonError
@@ -29,6 +31,7 @@ __all__ = [
     "SCAN_SCHEMA",
     "ScanReport",
     "read_report",
+    "read_scan",
     "rule_facts",
     "target_facts",
 ]
@@ -173,6 +176,22 @@ def target_facts(
         "id": hashlib.sha256(f"{name}\0{place}".encode()).hexdigest(),
         **({"path": path} if path else {}),
     }
+
+
+def read_scan(path: Path) -> Mapping[str, Any]:
+    """What `read_report` makes of a file.
+
+    Raises:
+        AssessmentError: unreadable, too large, or neither; names the file.
+    """
+    try:
+        data = read_regular(path, max_bytes=MAX_SCAN_BYTES, follow_links=True)
+    except BundleError as error:
+        raise AssessmentError(str(error)) from None
+    try:
+        return read_report(data)
+    except AssessmentError as error:
+        raise AssessmentError(f"{path}: {error}") from None
 
 
 def read_report(data: bytes) -> Mapping[str, Any]:

@@ -26,7 +26,9 @@ from tests.support.scanned import HOSTILE, digits, linear_onnx, save_npz
 from tests.support.servers import ROOT
 
 ATTACK = "<script>alert(1)</script>\"'><img src=//x onerror=alert(1)>{{ 7 * 7 }}"
-CSS = (ROOT / "sealgate" / "page.css").read_text()
+CSS = "".join(
+    (ROOT / "sealgate" / name).read_text() for name in ("charts.css", "page.css")
+)
 
 
 @pytest.fixture(params=["attacked", "numbers"])
