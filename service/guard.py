@@ -18,6 +18,7 @@ from sealgate.protocol.drafts import chunked
 from security.sealing.publish import Document
 from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
+from service.http.cors import Cors
 from service.http.direct import DIRECT_BODY, DirectBody, Gathered
 from service.http.exchange import Answer, Reply, StreamedResponse
 from service.http.intake import VISIT, Intake, Visit
@@ -77,6 +78,7 @@ class Guard:
         self._routes = routes
         self._gateway = gateway
         self._settings = settings
+        self._cors = Cors(settings.allowed_origins, gateway=GATEWAY_PATH)
         self._intake = Intake(settings, routes.metrics, tracer=tracer)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +107,7 @@ class Guard:
         try:
             visit = Visit(self._intake, direct and direct.certificate)
         except Problem as busy:
-            await _send(send, self._busy(busy))
+            await _send(send, self._busy(busy, _head(scope)))
             return
         body = _Body(scope, receive, visit, self._settings, direct)
         try:
@@ -128,7 +130,7 @@ class Guard:
         try:
             visit = Visit(self._intake, certificate)
         except Problem as busy:
-            return self._refuse(busy)
+            return self._refuse(busy, request)
         return self._visit(request, visit)
 
     async def _visit(self, request: Request, visit: Visit) -> Reply:
@@ -138,12 +140,13 @@ class Guard:
         finally:
             visit.leave()
 
-    async def _refuse(self, problem: Problem) -> Reply:
-        return self._busy(problem)
+    async def _refuse(self, problem: Problem, head: Request) -> Reply:
+        return self._busy(problem, head)
 
-    def _busy(self, problem: Problem) -> Reply:
+    def _busy(self, problem: Problem, head: Request) -> Reply:
         self._routes.metrics.count("sealgate_refusals", problem.code)
-        return _reply(problem_response(problem), close=True)
+        more = self._cors.fields(head)
+        return _reply(problem_response(problem), close=True, more=more)
 
     async def _reply(self, head: Request, body: _AnyBody) -> Reply:
         trace = read_trace(head.headers)
@@ -164,11 +167,15 @@ class Guard:
         more = () if trace is None else (trace.header,)
         if _is_secure(head):
             more = (*more, _HSTS)
+        more = (*more, *self._cors.fields(head))
         reply = _reply(response, close=not body.complete, more=more)
         reply.stranger = body.visit.stranger
         return reply
 
     async def _answer(self, head: Request, body: _AnyBody) -> Answer:
+        if (allowed := self._cors.preflight(head)) is not None:
+            await body.read()
+            return allowed
         if head.path == GATEWAY_PATH:
             return await self._answer_gateway(head, body)
         if head.path in _SIGNED_KEYS_PATHS:
@@ -461,7 +468,8 @@ def _is_secure(head: Request) -> bool:
 
 def _reply(response: Answer, *, close: bool, more: Headers = ()) -> Reply:
     headers = [*response.headers, *_HARDENING, *more]
-    if isinstance(response, Response):
+    # RFC 9110, section 8.6: there is no length of what may have no content.
+    if isinstance(response, Response) and response.status != 204:
         headers.append((b"content-length", b"%d" % len(response.body)))
     for name, _ in response.headers:
         if name == b"cache-control":

@@ -4,6 +4,7 @@ connections  the HTTP/1.1 connection: one message at a time, within bounds
 framing      where a message ends, and what is refused because others may differ
 ending       what is said to whoever connects while the server ends
 exchange     a request that came whole, answered on its connection
+cors         which pages of other origins may read an answer
 direct       how the rest of a body goes straight to who takes it
 tls          TLS of the listening socket
 intake       how many requests are read and worked on, and what their bodies take
