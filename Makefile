@@ -6,6 +6,7 @@
 #   make test         the whole test suite; ARGS="tests/security -x" for a part
 #   make test-fast    without slow tests
 #   make serve        serve what quickstart built   PORT=3000
+#   make demo         a page that seals its own requests, on 127.0.0.1:8000
 #   make lint         ruff, mypy --strict, import contracts
 #   make docs         the site of the documentation, into build/site
 #   make bench        the benchmarks
@@ -31,7 +32,7 @@ export BENTOML_DO_NOT_TRACK := True
 # uv reads none of pip's settings.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help quickstart serve test test-fast lint format docs bench interop wheels lock clean \
+.PHONY: help quickstart serve demo test test-fast lint format docs bench interop wheels lock clean \
   $(PARTS:%=interop-%)
 .DELETE_ON_ERROR:
 
@@ -46,6 +47,13 @@ serve: $(VENV)/.toolkit
 	@test -e $(HOME_DIR)/profile.json || \
 	  { echo "error: nothing to serve yet; run 'make quickstart' first" >&2; exit 2; }
 	@exec $(PY) -m security serve sealgate:latest --port $(PORT)
+
+JS_CLIENT := clients/js/dist/sealgate.min.js
+demo: $(VENV)/.toolkit $(JS_CLIENT)
+	@exec $(PY) examples/demo/demo.py $(ARGS)
+
+$(JS_CLIENT): clients/js/package-lock.json $(wildcard clients/js/src/*.ts)
+	cd clients/js && npm ci --silent && npm run --silent build
 
 # A file's tests stay on one worker, so that they share the servers they start; each worker
 # has a core, so that a second thread of torch would only be in the way.

@@ -144,7 +144,7 @@ at("fetch-receipt").addEventListener("click", () =>
       const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
       at("receipt").textContent = `${lastReceipt.number}: ${bytes.length} bytes, sha256:${hex}`;
     },
-    "Here is the receipt: proof that the answer is on record. `sealgate receipt verify` checks it.",
+    "Here is the receipt: proof that the answer is on record.",
   ),
 );
 

@@ -101,7 +101,8 @@ def opened(url: str, folder: Path) -> Iterator[Page]:
     process = subprocess.Popen(
         [
             CHROMIUM,
-            *("--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"),
+            *("--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            "--remote-debugging-port=0",
             *(f"--user-data-dir={profile}", "about:blank"),
         ],
         stdout=subprocess.DEVNULL,
@@ -111,7 +112,9 @@ def opened(url: str, folder: Path) -> Iterator[Page]:
         port = _port(profile / "DevToolsActivePort", process)
         (target,) = [
             one
-            for one in httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
+            for one in httpx.get(
+                f"http://127.0.0.1:{port}/json", trust_env=False
+            ).json()
             if one["type"] == "page"
         ]
         # Frames hold screenshots.
