@@ -30,6 +30,7 @@ from sealgate.answers import (
 )
 from sealgate.attestation import Attested
 from sealgate.core import Core
+from sealgate.direct import AsyncConnections
 from sealgate.errors import (
     ClientError,
     ClockError,
@@ -51,7 +52,15 @@ from sealgate.receipts import check_receipt, fetch_receipt
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
-from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
+from sealgate.transport import (
+    FAILURES,
+    Direct,
+    Pools,
+    failed,
+    head_of,
+    received_fields,
+    sent_fields,
+)
 
 __all__ = ["AsyncClient"]
 
@@ -95,6 +104,7 @@ class AsyncClient:
         self._core = Core(url, options)
         self._token = token
         self._pools = Pools(httpcore.AsyncConnectionPool, timeout_s, options)
+        self._direct = Direct(AsyncConnections, self._pools)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._core.url}>"
@@ -137,6 +147,8 @@ class AsyncClient:
         """Close the connections."""
         for pool in self._pools.all():
             await pool.aclose()
+        for direct in self._direct.all():
+            await direct.aclose()
 
     async def health(self) -> bool:
         """Whether the server is ready. Asked in the open, without the token."""
@@ -456,7 +468,10 @@ class AsyncClient:
         return await token if isawaitable(token) else token
 
     async def _fetch(self, step: Fetch) -> Answer:
+        content = step.content
         with self._translated():
+            if isinstance(content, bytes | None) and (to := self._direct.to(step)):
+                return await to.fetch(head_of(step), content, step.max_bytes)
             async with self._pools.to(step.url, certified=step.certified).stream(
                 step.method,
                 step.url,

@@ -179,14 +179,20 @@ def seal_request(
         KeyConfigError: no supported suite is offered.
         DecryptionError: the configured public key is not valid.
     """
-    suite = config.choose()
-    header = RequestHeader(config.key_id, suite.kem_id, suite.kdf_id, suite.aead_id)
-    encoded = header.encode()
+    suite, encoded = _begun(config)
     enc, context = hpke.setup_sender(
         suite, config.public_key, REQUEST_LABEL + encoded, ephemeral=ephemeral
     )
     sealed = encoded + enc + context.seal(request)
     return sealed, ResponseContext(context, enc)
+
+
+# A client seals to the same configuration over and over. Refusals are not remembered.
+@lru_cache(maxsize=16)
+def _begun(config: KeyConfig) -> tuple[Suite, bytes]:
+    suite = config.choose()
+    header = RequestHeader(config.key_id, suite.kem_id, suite.kdf_id, suite.aead_id)
+    return suite, header.encode()
 
 
 def parse_header(data: Buffer) -> RequestHeader:
