@@ -244,11 +244,13 @@ def open_request(
         DecryptionError: it does not authenticate. What was decrypted until then is
             the library's, which drops it.
     """
-    suite = choose_suite(parse_header(data))
-    if len(data) < HEADER_BYTES + suite.nenc + TAG_BYTES:
+    header = parse_header(data)
+    suite = choose_suite(header)
+    end = HEADER_BYTES + suite.nenc
+    if len(data) < end + TAG_BYTES:
         raise EncapsulationError("encapsulated request is too short")
-    enc = bytes(data[HEADER_BYTES : HEADER_BYTES + suite.nenc])
+    enc = bytes(data[HEADER_BYTES:end])
     info = REQUEST_LABEL + bytes(data[:HEADER_BYTES])
     context = hpke.setup_receiver(suite, private_key, enc, info)
-    request = context.open(memoryview(data)[HEADER_BYTES + suite.nenc :])
+    request = context.open(memoryview(data)[end:])
     return request, ResponseContext(context, enc)
