@@ -7,7 +7,7 @@
 #   make test-fast    without slow tests
 #   make serve        serve what quickstart built   PORT=3000
 #   make lint         ruff, mypy --strict, import contracts
-#   make bench        the benchmarks
+#   make bench        the benchmarks, and an entry of their history
 #   make format       what ruff can fix
 #   make interop      what needs heavy installs, a part at a time: exporters, images,
 #                     clusters, ...; make interop-PART for one; not in CI

@@ -243,6 +243,17 @@ def test_bytes_that_nobody_asked_for_end_the_connection():
         assert server.connections == 2
 
 
+def test_a_length_beside_chunks_is_refused():
+    said = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
+    said += b"3\r\nabc\r\n0\r\n\r\n"
+    with (
+        peer(said) as server,
+        Client(server.url, token="t") as client,
+        pytest.raises(TransportError, match="RemoteProtocolError"),
+    ):
+        client._fetch(step(server.url))
+
+
 def test_a_connection_that_ended_meanwhile_is_not_used():
     with (
         peer(ANSWERS["length"][0], close=True) as server,
