@@ -26,6 +26,7 @@ from sealgate.answers import (
     gather,
     once,
     read_head,
+    sealed,
     send_again,
 )
 from sealgate.attestation import Attested
@@ -391,7 +392,7 @@ class AsyncClient:
     ) -> StreamedAnswer | None:
         """Send a request; the answer when its head is there, None without chunks."""
         outer = await stack.enter_async_context(
-            self._http_stream(exchange, _sealed(exchange, body), certified)
+            self._http_stream(exchange, sealed(exchange, body), certified)
         )
         kind = received_fields(outer).get("content-type", "")
         if outer.status == 415:
@@ -490,19 +491,3 @@ class AsyncClient:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))
-
-
-async def _sealed(
-    exchange: StreamExchange, body: bytes | AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    yield exchange.start()
-    if isinstance(body, bytes):
-        if body:
-            yield exchange.seal(body)
-    else:
-        async for portion in body:
-            # Whoever sends nothing yet sends no empty chunk either.
-            if sealed := exchange.seal(portion):
-                yield sealed
-    for rest in exchange.finish():
-        yield rest
