@@ -9,7 +9,7 @@
 #   make demo         a page that seals its own requests, on 127.0.0.1:8000
 #   make lint         ruff, mypy --strict, import contracts
 #   make docs         the site of the documentation, into build/site
-#   make bench        the benchmarks
+#   make bench        the benchmarks, and an entry of their history
 #   make format       what ruff can fix
 #   make interop      what needs heavy installs, a part at a time: exporters, images,
 #                     clusters, ...; make interop-PART for one; not in CI

@@ -1,6 +1,6 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`batch`, `peers` and `soak` take options of their own:
+`batch`, `calls`, `history`, `peers` and `soak` take options of their own:
 `python -m benchmarks peers --help`.
 """
 
@@ -11,10 +11,12 @@ from benchmarks import (
     access,
     assessment,
     batch,
+    calls,
     confidential,
     explanations,
     gate,
     gradients,
+    history,
     monitoring,
     policies,
     proxying,
@@ -40,13 +42,21 @@ BENCHMARKS = {
     "monitoring": monitoring.run,
     "gradients": gradients.run,
     "training": training.run,
+    "calls": lambda: calls.main([]),
     "batch": lambda: batch.main([]),
     "peers": lambda: peers.main([]),
     "proxying": proxying.run,
     "traces": traces.run,
     "soak": lambda: soak.main([]),
+    "history": lambda: history.main([]),
 }
-WITH_OPTIONS = {"batch": batch.main, "peers": peers.main, "soak": soak.main}
+WITH_OPTIONS = {
+    "batch": batch.main,
+    "calls": calls.main,
+    "history": history.main,
+    "peers": peers.main,
+    "soak": soak.main,
+}
 
 
 def main() -> None:

@@ -67,7 +67,8 @@ def run() -> None:
     table(("10 MB, copies alive at most", "AES-128-GCM"), _copies())
 
 
-def _message(size: int) -> bytes:
+def message_of(size: int) -> bytes:
+    """A padded request with so many random bytes."""
     body = os.urandom(size)
     request = Request(b"POST", b"https", b"h", b"/v2/models/m/infer", HEADERS, body)
     return pad(bhttp.encode_request(request))
@@ -76,11 +77,11 @@ def _message(size: int) -> bytes:
 def _exchanges(name: str, *, size: int, repeat: int) -> list[tuple[str, ...]]:
     """Both KEMs in the same rounds, so that neither is always first."""
     answer = os.urandom(size)
-    message = _message(size)
+    message = message_of(size)
     cases = {
         f"{kem} {case}": call
         for kem in KEYS
-        for case, call in _cases(kem, message, answer).items()
+        for case, call in cases_of(kem, message, answer).items()
     }
     medians = alternate(cases, rounds=15, repeat=repeat)
     rows = []
@@ -93,7 +94,10 @@ def _exchanges(name: str, *, size: int, repeat: int) -> list[tuple[str, ...]]:
     return rows
 
 
-def _cases(kem: str, message: bytes, answer: bytes) -> dict[str, Callable[[], object]]:
+def cases_of(
+    kem: str, message: bytes, answer: bytes
+) -> dict[str, Callable[[], object]]:
+    """The gateway's work, the floor beside it, and what garbage costs."""
     key = KEYS[kem]
     config = KeyConfig(1, key.kem_id, key.public_bytes)
     sealed, _ = ohttp.seal_request(config, message)
@@ -172,7 +176,7 @@ def _copies() -> list[tuple[str, ...]]:
     size = 10 << 20
     key = KEYS["X25519"]
     config = KeyConfig(1, key.kem_id, key.public_bytes)
-    sealed, _ = ohttp.seal_request(config, _message(size))
+    sealed, _ = ohttp.seal_request(config, message_of(size))
     _, gateway = ohttp.open_request(sealed, key)
     answer = os.urandom(size)
     parts = bhttp.response_parts(Response(200, (), answer))

@@ -78,9 +78,9 @@ def run() -> None:
         other = stack.enter_context(
             serve("service.app:Sealgate", watched, extra=counted)
         )
-        url, pid = stack.enter_context(_bare(home / "bundle" / "model.onnx"))
-        monitored = _cases(other, token)
-        cases = _cases(server, token) | {
+        url, pid = stack.enter_context(bare(home / "bundle" / "model.onnx"))
+        monitored = cases_of(other, token)
+        cases = cases_of(server, token) | {
             "plaintext, monitored, too": monitored["plaintext, JWT, quotas, audited"],
             "bare Starlette: health": Case(url, pid, same("GET", READY)),
             "bare Starlette: inference": Case(url, pid, same("POST", PATH, _JSON)),
@@ -98,7 +98,9 @@ def _cell(column: dict[str, list[float]], name: str) -> str:
     return f"{value:.0f} | {statistics.median(ratios):.1f}"
 
 
-def _cases(server: Server, token: str) -> dict[str, Case]:
+def cases_of(server: Server, token: str) -> dict[str, Case]:
+    """What is asked of our own server."""
+
     def case(make: Callable[[int], list[bytes]], status: int = 200) -> Case:
         return Case(server.url, server.pid, make, status)
 
@@ -117,7 +119,8 @@ def _cases(server: Server, token: str) -> dict[str, Case]:
 
 
 @contextmanager
-def _bare(model: Path) -> Iterator[tuple[str, int]]:
+def bare(model: Path) -> Iterator[tuple[str, int]]:
+    """The bare handler's URL and process, while it runs."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app"]
     flags = ["--loop", "uvloop", "--http", "httptools", "--no-access-log"]
@@ -140,10 +143,12 @@ def _bare(model: Path) -> Iterator[tuple[str, int]]:
         process.wait()
 
 
-def measure(cases: dict[str, Case], connections: int) -> dict[str, list[float]]:
+def measure(
+    cases: dict[str, Case], connections: int, *, rounds: int = ROUNDS
+) -> dict[str, list[float]]:
     """Seconds of CPU per request, of each round."""
     samples: dict[str, list[float]] = {name: [] for name in cases}
-    for round_number in range(ROUNDS + 1):
+    for round_number in range(rounds + 1):
         for name, case in cases.items():
             requests = case.make(REQUESTS)
             before = cpu_of(case.pid)

@@ -11,7 +11,8 @@ exchange, streams     one sealed request and its answer: whole, or as it comes
 keys, key_source      which key to seal to, and where it comes from
 attestation           what must be attested of the machine behind it
 retry                 when a request may be sent again
-transport             how bytes leave: connections, and a closed list of fields
+transport, direct     how bytes leave, and by a closed list of fields: httpcore's pools,
+                      and connections of our own for what is sent as a whole
 batches               more rows than a model takes in one request
 content               arrays as a request's content, and an answer's
 convert, cells        arrays, data frames and their cells into what a model takes

@@ -18,6 +18,7 @@ __all__ = [
     "gather",
     "once",
     "read_head",
+    "sealed",
     "send_again",
 ]
 
@@ -144,3 +145,20 @@ def content_of(step: Fetch) -> bytes | AsyncIterator[bytes] | None:
 async def _aiter(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+
+
+async def sealed(
+    exchange: StreamExchange, body: bytes | AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """What a streamed request sends: its content, sealed as it comes."""
+    yield exchange.start()
+    if isinstance(body, bytes):
+        if body:
+            yield exchange.seal(body)
+    else:
+        async for portion in body:
+            # Whoever sends nothing yet sends no empty chunk either.
+            if full := exchange.seal(portion):
+                yield full
+    for rest in exchange.finish():
+        yield rest

@@ -26,10 +26,12 @@ from sealgate.answers import (
     gather,
     once,
     read_head,
+    sealed,
     send_again,
 )
 from sealgate.attestation import Attested
 from sealgate.core import Core
+from sealgate.direct import AsyncConnections
 from sealgate.errors import (
     ClientError,
     ClockError,
@@ -51,7 +53,15 @@ from sealgate.receipts import check_receipt, fetch_receipt
 from sealgate.retry import Attempts
 from sealgate.steps import AskToken, Fetch, Steps, Wait
 from sealgate.streams import StreamExchange
-from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
+from sealgate.transport import (
+    FAILURES,
+    Direct,
+    Pools,
+    failed,
+    head_of,
+    received_fields,
+    sent_fields,
+)
 
 __all__ = ["AsyncClient"]
 
@@ -95,6 +105,7 @@ class AsyncClient:
         self._core = Core(url, options)
         self._token = token
         self._pools = Pools(httpcore.AsyncConnectionPool, timeout_s, options)
+        self._direct = Direct(AsyncConnections, self._pools)
 
     def __repr__(self) -> str:
         return f"<AsyncClient {self._core.url}>"
@@ -137,6 +148,8 @@ class AsyncClient:
         """Close the connections."""
         for pool in self._pools.all():
             await pool.aclose()
+        for direct in self._direct.all():
+            await direct.aclose()
 
     async def health(self) -> bool:
         """Whether the server is ready. Asked in the open, without the token."""
@@ -379,7 +392,7 @@ class AsyncClient:
     ) -> StreamedAnswer | None:
         """Send a request; the answer when its head is there, None without chunks."""
         outer = await stack.enter_async_context(
-            self._http_stream(exchange, _sealed(exchange, body), certified)
+            self._http_stream(exchange, sealed(exchange, body), certified)
         )
         kind = received_fields(outer).get("content-type", "")
         if outer.status == 415:
@@ -456,7 +469,10 @@ class AsyncClient:
         return await token if isawaitable(token) else token
 
     async def _fetch(self, step: Fetch) -> Answer:
+        content = step.content
         with self._translated():
+            if isinstance(content, bytes | None) and (to := self._direct.to(step)):
+                return await to.fetch(head_of(step), content, step.max_bytes)
             async with self._pools.to(step.url, certified=step.certified).stream(
                 step.method,
                 step.url,
@@ -475,19 +491,3 @@ class AsyncClient:
                 raise TransportError("the answer is too long")
             chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))
-
-
-async def _sealed(
-    exchange: StreamExchange, body: bytes | AsyncIterator[bytes]
-) -> AsyncIterator[bytes]:
-    yield exchange.start()
-    if isinstance(body, bytes):
-        if body:
-            yield exchange.seal(body)
-    else:
-        async for portion in body:
-            # Whoever sends nothing yet sends no empty chunk either.
-            if sealed := exchange.seal(portion):
-                yield sealed
-    for rest in exchange.finish():
-        yield rest

@@ -16,6 +16,7 @@ import httpcore
 
 from sealgate.attestation import Attested
 from sealgate.core import Core
+from sealgate.direct import Connections
 from sealgate.errors import ClientError, TransportError
 from sealgate.exchange import Answer
 from sealgate.explanation import Explanation, question_for
@@ -29,7 +30,15 @@ from sealgate.protocol.receipts import Proven
 from sealgate.receipt_numbers import Answers, ReceiptNumber
 from sealgate.receipts import check_receipt, fetch_receipt
 from sealgate.steps import AskToken, Fetch, Steps, Wait
-from sealgate.transport import FAILURES, Pools, failed, received_fields, sent_fields
+from sealgate.transport import (
+    FAILURES,
+    Direct,
+    Pools,
+    failed,
+    head_of,
+    received_fields,
+    sent_fields,
+)
 
 __all__ = ["Client"]
 
@@ -68,6 +77,7 @@ class Client:
         self._core = Core(url, options)
         self._token = token
         self._pools = Pools(httpcore.ConnectionPool, timeout_s, options)
+        self._direct = Direct(Connections, self._pools)
 
     def __repr__(self) -> str:
         return f"<Client {self._core.url}>"
@@ -110,6 +120,8 @@ class Client:
         """Close the connections."""
         for pool in self._pools.all():
             pool.close()
+        for direct in self._direct.all():
+            direct.close()
 
     def health(self) -> bool:
         """Whether the server is ready. Asked in the open, without the token."""
@@ -410,21 +422,27 @@ class Client:
         return None
 
     def _fetch(self, step: Fetch) -> Answer:
-        chunks: list[bytes] = []
-        size = 0
+        content = step.content
         try:
-            with self._pools.to(step.url, certified=step.certified).stream(
-                step.method,
-                step.url,
-                headers=sent_fields(step.headers),
-                content=step.content,
-                extensions=self._pools.extensions,
-            ) as response:
-                for chunk in response.iter_stream():
-                    size += len(chunk)
-                    if size > step.max_bytes:
-                        raise TransportError("the answer is too long")
-                    chunks.append(chunk)
+            if isinstance(content, bytes | None) and (to := self._direct.to(step)):
+                return to.fetch(head_of(step), content, step.max_bytes)
+            return self._by_pool(step)
         except FAILURES as error:
             raise failed(self.url, error) from None
+
+    def _by_pool(self, step: Fetch) -> Answer:
+        chunks: list[bytes] = []
+        size = 0
+        with self._pools.to(step.url, certified=step.certified).stream(
+            step.method,
+            step.url,
+            headers=sent_fields(step.headers),
+            content=step.content,
+            extensions=self._pools.extensions,
+        ) as response:
+            for chunk in response.iter_stream():
+                size += len(chunk)
+                if size > step.max_bytes:
+                    raise TransportError("the answer is too long")
+                chunks.append(chunk)
         return Answer(response.status, received_fields(response), b"".join(chunks))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate, parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -320,6 +321,7 @@ def _spoken(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
+@lru_cache(maxsize=256)
 def model_path(model: str, action: str = "") -> str:
     """The path of a model's resource; no name can spell another one's.
 
@@ -370,22 +372,33 @@ def build_request(
         body: content.
         proof: that we have the key that the token is bound to (RFC 9449).
     """
-    parts = urlsplit(url)
-    own = [(b"date", formatdate(now, usegmt=True).encode())]
+    scheme, authority = _base(url)
+    own = [(b"date", _date(int(now)))]
     if token is not None:
-        scheme = b"Bearer" if proof is None else dpop.SCHEME
-        value = b"%b %b" % (scheme, token.encode("ascii", "replace"))
+        kind = b"Bearer" if proof is None else dpop.SCHEME
+        value = b"%b %b" % (kind, token.encode("ascii", "replace"))
         own.append((b"authorization", value))
     if proof is not None:
         own.append((dpop.PROOF_HEADER, proof.encode("ascii")))
     return Request(
         method=method.encode(),
-        scheme=parts.scheme.encode(),
-        authority=parts.netloc.encode(),
+        scheme=scheme,
+        authority=authority,
         path=path.encode(),
         headers=(*own, *headers),
         body=body,
     )
+
+
+@lru_cache(maxsize=64)
+def _base(url: str) -> tuple[bytes, bytes]:
+    parts = urlsplit(url)
+    return parts.scheme.encode(), parts.netloc.encode()
+
+
+@lru_cache(maxsize=4)
+def _date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()
 
 
 def _split(url: str) -> SplitResult:

@@ -1,8 +1,11 @@
-"""How a client's bytes leave this process: httpcore's connections, and a closed list.
+"""How a client's bytes leave this process: by which connections, and a closed list.
 
 The clients use httpcore rather than httpx: instrumentation that an application installs
 for httpx adds fields to each request, ``traceparent`` and ``baggage`` among them, and
 on a sealed request they would stand in clear. What is sent is what `sent_fields` says.
+
+A whole request that goes through no proxy takes `sealgate.direct`, which leaves most of
+httpcore out; others take its pools.
 
 A client's certificate is shown on connections of their own: who may not use it, because
 a proxy serves others too, shares none of them.
@@ -14,27 +17,36 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import certifi
 import httpcore
 
+from sealgate import direct
+from sealgate.direct import AsyncConnections, Connections, Origin, front, origin_of
 from sealgate.errors import ProfileError, TransportError
 from sealgate.options import Options
+from sealgate.steps import Fetch
 
-__all__ = ["FAILURES", "Pools", "failed", "received_fields", "sent_fields"]
+__all__ = [
+    "FAILURES",
+    "Direct",
+    "Pools",
+    "failed",
+    "head_of",
+    "received_fields",
+    "sent_fields",
+]
 
 # Compressed answers would be bounded before, not after, they are unpacked.
 _ALWAYS = ((b"accept-encoding", b"identity"), (b"user-agent", b"sealgate"))
 # What a request may say of itself beside them; Host and framing are httpcore's.
 _ALLOWED = frozenset(("content-type", "incremental"))
 _PROXIES = ("http", "https", "socks5", "socks5h")
-_KEEPALIVE_S = 5.0
-_MAX_IDLE = 20
-_MAX_CONNECTIONS = 100
 
 FAILURES = (
     httpcore.NetworkError,
@@ -45,6 +57,7 @@ FAILURES = (
 )
 
 P = TypeVar("P", httpcore.ConnectionPool, httpcore.AsyncConnectionPool)
+C = TypeVar("C", Connections, AsyncConnections)
 
 
 class Pools(Generic[P]):
@@ -82,6 +95,7 @@ class Pools(Generic[P]):
             )
         )
         self._context: ssl.SSLContext | None = None
+        self.timeout_s = timeout_s
         names = ("connect", "read", "write", "pool")
         self.extensions = {"timeout": dict.fromkeys(names, timeout_s)}
 
@@ -95,24 +109,38 @@ class Pools(Generic[P]):
         Raises:
             ProfileError: the proxy is none, or the authorities cannot be read.
         """
-        address, own = _proxy_of(url, self._proxy), self._own if certified else None
-        if (address, own is not None) not in self._pools:
-            self._pools[address, own is not None] = self._make(address, own)
-        return self._pools[address, own is not None]
+        address, shown = self.proxy_of(url), certified and self._own is not None
+        if (address, shown) not in self._pools:
+            self._pools[address, shown] = self._make(address, certified=certified)
+        return self._pools[address, shown]
+
+    def proxy_of(self, url: str) -> str:
+        """The address of the proxy that a URL is reached through; empty for none."""
+        return _proxy_of(url, self._proxy)
+
+    def context(self, *, certified: bool) -> ssl.SSLContext:
+        """What TLS is spoken with; it shows the certificate, if asked and there is one.
+
+        Raises:
+            ProfileError: the authorities cannot be read.
+        """
+        if certified and self._own is not None:
+            return self._own
+        if self._context is None:
+            self._context = _tls(self._authorities)
+        return self._context
 
     def all(self) -> Iterable[P]:
         """Every pool that was made, to close it."""
         return self._pools.values()
 
-    def _make(self, address: str, own: ssl.SSLContext | None) -> P:
-        if self._context is None:
-            self._context = _tls(self._authorities)
+    def _make(self, address: str, *, certified: bool) -> P:
         try:
             pool: P = self._kind(
-                ssl_context=own or self._context,
-                max_connections=_MAX_CONNECTIONS,
-                max_keepalive_connections=_MAX_IDLE,
-                keepalive_expiry=_KEEPALIVE_S,
+                ssl_context=self.context(certified=certified),
+                max_connections=direct.MAX_CONNECTIONS,
+                max_keepalive_connections=direct.MAX_IDLE,
+                keepalive_expiry=direct.KEEPALIVE_S,
                 proxy=_proxy(address) if address else None,
             )
             return pool
@@ -120,6 +148,62 @@ class Pools(Generic[P]):
             # Not the address: it may hold a password.
             which = "the environment's " if self._proxy is None else ""
             raise ProfileError(f"{which}proxy: {error}") from None
+
+
+class Direct(Generic[C]):
+    """Connections without a proxy, for requests that are there as a whole.
+
+    Which proxy there is for a host, if any, is asked when the host is first.
+    """
+
+    def __init__(
+        self, kind: Callable[[Origin, ssl.SSLContext, float], C], pools: Pools[Any]
+    ) -> None:
+        """Nothing is connected yet.
+
+        Args:
+            kind: of the connections to make.
+            pools: with the proxies, the TLS and the timeout that they share.
+        """
+        self._kind: Callable[[Origin, ssl.SSLContext, float], C] = kind
+        self._pools = pools
+        self._made: dict[tuple[Origin, bool], C | None] = {}
+
+    def to(self, step: Fetch) -> C | None:
+        """The connections for a whole request; None if it must take a pool.
+
+        Raises:
+            ProfileError: the authorities cannot be read.
+        """
+        key = origin_of(step.url), step.certified
+        if key not in self._made:
+            self._made.setdefault(key, self._make(step))
+        return self._made[key]
+
+    def all(self) -> Iterable[C]:
+        """Every one that was made, to close it."""
+        return [made for made in self._made.values() if made is not None]
+
+    def _make(self, step: Fetch) -> C | None:
+        if self._pools.proxy_of(step.url):
+            return None
+        context = self._pools.context(certified=step.certified)
+        return self._kind(origin_of(step.url), context, self._pools.timeout_s)
+
+
+def head_of(step: Fetch) -> bytes:
+    """A request's line and fields, all but the length of its content.
+
+    Raises:
+        TransportError: a field is not on the closed list.
+    """
+    return _head(step.method, step.url, tuple(step.headers.items()))
+
+
+# A client sends the same few over and over; they hold nothing that is sealed.
+@lru_cache(maxsize=256)
+def _head(method: str, url: str, fields: tuple[tuple[str, str], ...]) -> bytes:
+    return front(method, url, sent_fields(dict(fields)))
 
 
 def sent_fields(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -136,11 +220,7 @@ def sent_fields(fields: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
 
 def received_fields(response: httpcore.Response) -> dict[str, str]:
     """An answer's fields by lower-case name; of a repeated one, all values."""
-    fields: dict[str, str] = {}
-    for raw, value in response.headers:
-        name, text = raw.decode("latin-1").lower(), value.decode("latin-1")
-        fields[name] = f"{fields[name]}, {text}" if name in fields else text
-    return fields
+    return direct.fields_of(response.headers)
 
 
 def failed(url: str, error: Exception) -> TransportError:

@@ -3,6 +3,7 @@
 versions      what to say of a format that is of a later version
 strict_json   JSON with bounds: what every signed document is read with
 bhttp         Binary HTTP (RFC 9292)
+bhttp_fields  what may stand in their fields, and how much
 bhttp_stream  the same messages, as they arrive
 padding       sizes that messages are padded to
 dhkem         X25519 as a key encapsulation, labeled HKDF (RFC 9180, section 4)

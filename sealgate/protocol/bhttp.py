@@ -6,21 +6,24 @@ Informational responses are read and passed over, since nobody here acts on them
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sealgate.errors import BinaryHttpError
+from sealgate.protocol.bhttp_fields import (
+    BhttpLimits,
+    FieldBudget,
+    are_fields,
+    check_control,
+    check_padding,
+)
 
 __all__ = [
     "BhttpLimits",
     "Body",
-    "FieldBudget",
     "Headers",
     "Request",
     "Response",
-    "check_control",
-    "check_padding",
     "chunk_front",
     "decode_request",
     "decode_response",
@@ -36,33 +39,12 @@ Body = bytes | bytearray | memoryview
 _KNOWN_REQUEST, _KNOWN_RESPONSE, _INDETERMINATE_REQUEST, _INDETERMINATE_RESPONSE = (
     range(4)
 )
-# Field names are lower-case tokens (RFC 9110, section 5.6.2; RFC 9292, section 3.6).
-_NAME = re.compile(rb"[a-z0-9!#$%&'*+\-.^_`|~]+")
-_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
-# Visible characters, spaces and tabs, obs-text; no control characters (RFC 9110, 5.5).
-_VALUE = re.compile(
-    rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?"
-)
-_TARGET = re.compile(rb"[\x21-\x7e]*")
+# The framing, the control data and the fields of most requests fit in so many bytes.
+_FRONT_BYTES = 4 << 10
 # The variable-length integers of one byte.
 _SHORT = [bytes([value]) for value in range(64)]
 # Of the largest element of a tensor, in bytes.
 _ALIGNMENT = 8
-
-
-@dataclass(frozen=True)
-class BhttpLimits:
-    """Bounds on one message.
-
-    Chunks are counted because each costs far more than its bytes: a message of one-byte
-    chunks would take a hundred times its size in memory.
-    """
-
-    max_headers: int = 64
-    max_header_bytes: int = 16 << 10
-    max_control_bytes: int = 8 << 10
-    max_body_bytes: int = 64 << 20
-    max_chunks: int = 16 << 10
 
 
 @dataclass(frozen=True)
@@ -98,35 +80,6 @@ class Response:
     headers: Headers = ()
     body: Body = field(default=b"", repr=False)
     trailers: Headers = ()
-
-
-class FieldBudget:
-    """Counts the fields of one message down, and checks each."""
-
-    def __init__(self, limits: BhttpLimits) -> None:
-        self._fields_left = limits.max_headers
-        self._bytes_left = limits.max_header_bytes
-
-    def spend(self, size: int, *, fields: int = 0) -> None:
-        """Account for the bytes of a name or a value, before they are taken.
-
-        Raises:
-            BinaryHttpError: more than the limits allow.
-        """
-        self._fields_left -= fields
-        self._bytes_left -= size
-        if self._fields_left < 0 or self._bytes_left < 0:
-            raise BinaryHttpError("too many or too long header fields")
-
-    def check(self, name: bytes, value: bytes) -> tuple[bytes, bytes]:
-        """A field whose name and value are what RFC 9110 allows.
-
-        Raises:
-            BinaryHttpError: they are not.
-        """
-        if not _NAME.fullmatch(name) or (value and not _VALUE.fullmatch(value)):
-            raise BinaryHttpError("malformed header field")
-        return name, value
 
 
 def encode_request(
@@ -214,13 +167,7 @@ def decode_request(data: Body, limits: BhttpLimits = BhttpLimits()) -> Request:
     Raises:
         BinaryHttpError: malformed, or over a limit.
     """
-    reader = _Reader(data, limits)
-    framing = reader.varint()
-    if framing not in (_KNOWN_REQUEST, _INDETERMINATE_REQUEST):
-        raise BinaryHttpError("not a request")
-    control = check_control([reader.control() for _ in range(4)])
-    headers, body, trailers = reader.sections(known=framing == _KNOWN_REQUEST)
-    return Request(*control, headers, body, trailers)
+    return _usual_request(memoryview(data), limits) or _any_request(data, limits)
 
 
 def decode_response(data: Body, limits: BhttpLimits = BhttpLimits()) -> Response:
@@ -246,32 +193,80 @@ def decode_response(data: Body, limits: BhttpLimits = BhttpLimits()) -> Response
     return Response(status, headers, body, trailers)
 
 
-def check_control(texts: list[bytes]) -> tuple[bytes, bytes, bytes, bytes]:
-    """A request's control data: method, scheme, authority, path (section 3.4).
+def _any_request(data: Body, limits: BhttpLimits) -> Request:
+    reader = _Reader(data, limits)
+    framing = reader.varint()
+    if framing not in (_KNOWN_REQUEST, _INDETERMINATE_REQUEST):
+        raise BinaryHttpError("not a request")
+    control = check_control([reader.control() for _ in range(4)])
+    headers, body, trailers = reader.sections(known=framing == _KNOWN_REQUEST)
+    return Request(*control, headers, body, trailers)
 
-    Raises:
-        BinaryHttpError: not what a request line could say.
+
+def _usual_request(data: memoryview, limits: BhttpLimits) -> Request | None:
+    """A request of the usual shape, as `_any_request` reads it but in few steps.
+
+    Its length is known, it has content, no trailers, and a short front. None for any
+    other, and for one in which anything is wrong: `_any_request` says what.
     """
-    method, scheme, authority, path = texts
-    # A character that is in none of them is in no part of what they are joined to.
+    front = bytes(data[:_FRONT_BYTES])
+    try:
+        framing, at = _number(front, 0)
+        if framing != _KNOWN_REQUEST:
+            return None
+        control, at = _texts(front, at, len(front), most=4)
+        size, at = _number(front, at)
+        fields, end = _texts(front, at, at + size, most=2 * limits.max_headers)
+        length, begin = _number(front, end)
+    except IndexError:  # it ends, or its front is longer
+        return None
+    names, values = fields[::2], fields[1::2]
+    rest = data[begin + length :]
     if (
-        not _TARGET.fullmatch(b"".join(texts))
-        or not _TOKEN.fullmatch(method)
-        or not path.startswith((b"/", b"*"))
+        max(map(len, control)) > limits.max_control_bytes
+        or end != at + size
+        or size > limits.max_section_bytes
+        or sum(map(len, fields)) > limits.max_header_bytes
+        or len(names) != len(values)
+        or not are_fields(names, values)
+        or length > limits.max_body_bytes
+        or begin + length > len(data)
+        or bytes(rest) != bytes(len(rest))
     ):
-        raise BinaryHttpError("malformed control data")
-    return method, scheme, authority, path
+        return None
+    content = data[begin : begin + length]
+    return Request(*check_control(control), tuple(zip(names, values)), content)
 
 
-def check_padding(padding: memoryview) -> None:
-    """Check what follows a message (section 3.8).
+def _texts(data: bytes, at: int, end: int, *, most: int) -> tuple[list[bytes], int]:
+    """Texts with their lengths in front; the last may end behind ``end``.
 
     Raises:
-        BinaryHttpError: it is not all zeros.
+        IndexError: there is no length where one should be.
     """
-    # Compared as bytes: there may be a megabyte of it.
-    if padding and bytes(padding) != bytes(len(padding)):
-        raise BinaryHttpError("padding is not zero")
+    texts: list[bytes] = []
+    while at < end and len(texts) < most:
+        size = data[at]
+        at += 1
+        if size >= 0x40:
+            size, at = _number(data, at - 1)
+        texts.append(data[at : at + size])
+        at += size
+    return texts, at
+
+
+def _number(data: bytes, at: int) -> tuple[int, int]:
+    """A variable-length integer, and where it ends.
+
+    Raises:
+        IndexError: it does not end in the data.
+    """
+    size = 1 << (data[at] >> 6)
+    end = at + size
+    value = int.from_bytes(data[at:end], "big") & ((1 << (8 * size - 2)) - 1)
+    if end > len(data):
+        raise IndexError
+    return value, end
 
 
 def _sections(message: Response, *, known: bool) -> Iterator[Body]:
@@ -294,13 +289,10 @@ def _field_section(fields: Headers) -> bytes:
 
 
 def _field_lines(fields: Headers) -> bytes:
-    lines = bytearray()
+    parts: list[bytes] = []
     for name, value in fields:
-        lines += _varint(len(name))
-        lines += name
-        lines += _varint(len(value))
-        lines += value
-    return bytes(lines)
+        parts += (_varint(len(name)), name, _varint(len(value)), value)
+    return b"".join(parts)
 
 
 def _varint(value: int) -> bytes:
@@ -386,7 +378,7 @@ class _Reader:
 
     def _section_size(self) -> int:
         size = self.varint()
-        if size > self._limits.max_header_bytes + 8 * self._limits.max_headers:
+        if size > self._limits.max_section_bytes:
             raise BinaryHttpError("field section is too long")
         return size
 

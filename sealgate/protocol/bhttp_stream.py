@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 from sealgate.errors import BinaryHttpError
 from sealgate.protocol.bhttp import (
-    BhttpLimits,
     Body,
-    FieldBudget,
     Headers,
     Request,
     Response,
+)
+from sealgate.protocol.bhttp_fields import (
+    BhttpLimits,
+    FieldBudget,
     check_control,
     check_padding,
 )

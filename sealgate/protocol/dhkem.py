@@ -22,12 +22,15 @@ __all__ = [
     "hkdf_extract",
     "labeled_expand",
     "labeled_extract",
+    "labeled_ikm",
+    "labeled_info",
 ]
 
 KEM_X25519 = 0x0020  # RFC 9180, section 7.1
 _VERSION = b"HPKE-v1"
 _SHA256 = hashes.SHA256()
 _SUITE = b"KEM" + KEM_X25519.to_bytes(2, "big")
+_SECRET_BYTES = 32
 
 
 class PrivateKey:
@@ -112,20 +115,35 @@ def hkdf_expand(prk: bytes, info: bytes, length: int) -> bytes:
 
 def labeled_extract(salt: bytes, suite_id: bytes, label: bytes, ikm: bytes) -> bytes:
     """LabeledExtract (RFC 9180, section 4)."""
-    return hkdf_extract(salt, _VERSION + suite_id + label + ikm)
+    return hkdf_extract(salt, labeled_ikm(suite_id, label=label, ikm=ikm))
+
+
+def labeled_ikm(suite_id: bytes, *, label: bytes, ikm: bytes) -> bytes:
+    """What LabeledExtract extracts from (RFC 9180, section 4)."""
+    return _VERSION + suite_id + label + ikm
 
 
 def labeled_expand(
     prk: bytes, suite_id: bytes, *, label: bytes, info: bytes, length: int
 ) -> bytes:
     """LabeledExpand (RFC 9180, section 4)."""
-    labeled = length.to_bytes(2, "big") + _VERSION + suite_id + label + info
+    labeled = labeled_info(suite_id, label=label, info=info, length=length)
     return hkdf_expand(prk, labeled, length)
+
+
+def labeled_info(suite_id: bytes, *, label: bytes, info: bytes, length: int) -> bytes:
+    """What LabeledExpand expands: often the same for many secrets."""
+    return length.to_bytes(2, "big") + _VERSION + suite_id + label + info
+
+
+# What ExtractAndExpand has in front of what differs between two requests.
+_EAE_PRK = labeled_ikm(_SUITE, label=b"eae_prk", ikm=b"")
+_SHARED_SECRET = labeled_info(
+    _SUITE, label=b"shared_secret", info=b"", length=_SECRET_BYTES
+)
 
 
 def _secret(shared: bytes, kem_context: bytes) -> bytes:
     """ExtractAndExpand of DHKEM (RFC 9180, section 4.1)."""
-    prk = labeled_extract(b"", _SUITE, b"eae_prk", shared)
-    return labeled_expand(
-        prk, _SUITE, label=b"shared_secret", info=kem_context, length=32
-    )
+    prk = hkdf_extract(b"", _EAE_PRK + shared)
+    return hkdf_expand(prk, _SHARED_SECRET + kem_context, _SECRET_BYTES)

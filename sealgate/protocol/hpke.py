@@ -26,6 +26,8 @@ from sealgate.protocol.dhkem import (
     hkdf_extract,
     labeled_expand,
     labeled_extract,
+    labeled_ikm,
+    labeled_info,
 )
 from sealgate.protocol.kem import (
     ENC_BYTES,
@@ -60,6 +62,7 @@ AEAD_AES_128_GCM = 0x0001
 AEAD_CHACHA20_POLY1305 = 0x0003
 
 _MODE_BASE = b"\x00"
+_EXPORTER_BYTES = 32
 
 Aead = AESGCM | ChaCha20Poly1305
 Buffer = bytes | bytearray | memoryview
@@ -258,30 +261,43 @@ def setup_receiver(
 
 def _key_schedule(suite: Suite, shared_secret: bytes, info: bytes) -> Context:
     """KeySchedule in base mode: empty psk and psk_id (RFC 9180, section 5.1)."""
-    suite_id = suite.identifier
-    context = _schedule_context(suite_id, info)
-    secret = labeled_extract(shared_secret, suite_id, b"secret", b"")
-
-    def expand(label: bytes, length: int) -> bytes:
-        return labeled_expand(
-            secret, suite_id, label=label, info=context, length=length
-        )
-
+    labels = _labels(suite.identifier, info, suite.nk, suite.nn)
+    secret = hkdf_extract(shared_secret, labels.secret)
     return Context(
         suite,
-        key=expand(b"key", suite.nk),
-        base_nonce=expand(b"base_nonce", suite.nn),
-        exporter_secret=expand(b"exp", 32),
+        key=hkdf_expand(secret, labels.key, suite.nk),
+        base_nonce=hkdf_expand(secret, labels.base_nonce, suite.nn),
+        exporter_secret=hkdf_expand(secret, labels.exporter, _EXPORTER_BYTES),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """What the key schedule extracts from, and expands, beside the shared secret."""
+
+    secret: bytes
+    key: bytes
+    base_nonce: bytes
+    exporter: bytes
 
 
 # Public values only, and few: a gateway asks for one per suite and key that it offers.
 @lru_cache(maxsize=64)
-def _schedule_context(suite_id: bytes, info: bytes) -> bytes:
-    return (
+def _labels(suite_id: bytes, info: bytes, nk: int, nn: int) -> _Labels:
+    context = (
         _MODE_BASE
         + labeled_extract(b"", suite_id, b"psk_id_hash", b"")
         + labeled_extract(b"", suite_id, b"info_hash", info)
+    )
+
+    def expanded(label: bytes, length: int) -> bytes:
+        return labeled_info(suite_id, label=label, info=context, length=length)
+
+    return _Labels(
+        labeled_ikm(suite_id, label=b"secret", ikm=b""),
+        expanded(b"key", nk),
+        expanded(b"base_nonce", nn),
+        expanded(b"exp", _EXPORTER_BYTES),
     )
 
 

@@ -179,14 +179,20 @@ def seal_request(
         KeyConfigError: no supported suite is offered.
         DecryptionError: the configured public key is not valid.
     """
-    suite = config.choose()
-    header = RequestHeader(config.key_id, suite.kem_id, suite.kdf_id, suite.aead_id)
-    encoded = header.encode()
+    suite, encoded = _begun(config)
     enc, context = hpke.setup_sender(
         suite, config.public_key, REQUEST_LABEL + encoded, ephemeral=ephemeral
     )
     sealed = encoded + enc + context.seal(request)
     return sealed, ResponseContext(context, enc)
+
+
+# A client seals to the same configuration over and over. Refusals are not remembered.
+@lru_cache(maxsize=16)
+def _begun(config: KeyConfig) -> tuple[Suite, bytes]:
+    suite = config.choose()
+    header = RequestHeader(config.key_id, suite.kem_id, suite.kdf_id, suite.aead_id)
+    return suite, header.encode()
 
 
 def parse_header(data: Buffer) -> RequestHeader:
@@ -238,11 +244,13 @@ def open_request(
         DecryptionError: it does not authenticate. What was decrypted until then is
             the library's, which drops it.
     """
-    suite = choose_suite(parse_header(data))
-    if len(data) < HEADER_BYTES + suite.nenc + TAG_BYTES:
+    header = parse_header(data)
+    suite = choose_suite(header)
+    end = HEADER_BYTES + suite.nenc
+    if len(data) < end + TAG_BYTES:
         raise EncapsulationError("encapsulated request is too short")
-    enc = bytes(data[HEADER_BYTES : HEADER_BYTES + suite.nenc])
+    enc = bytes(data[HEADER_BYTES:end])
     info = REQUEST_LABEL + bytes(data[:HEADER_BYTES])
     context = hpke.setup_receiver(suite, private_key, enc, info)
-    request = context.open(memoryview(data)[HEADER_BYTES + suite.nenc :])
+    request = context.open(memoryview(data)[end:])
     return request, ResponseContext(context, enc)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from array import array as make_array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -190,7 +190,7 @@ def decode_response(
         name = _name(tensor)
         if name in arrays:
             raise TensorError(f'output "{_shorten(name)}": given twice')
-        head = replace(read_head(tensor, "output"), nullable=True)
+        head = read_head(tensor, "output", nullable=True)
         arrays[name] = (decode or decode_values)(tensor, head)
     return arrays
 
@@ -256,8 +256,13 @@ def _convert_checked(values: list[Any], types: set[type], head: TensorHead) -> A
     return result.astype(head.dtype)
 
 
-def read_head(tensor: Any, role: str) -> TensorHead:
+def read_head(tensor: Any, role: str, *, nullable: bool = False) -> TensorHead:
     """What a tensor object states before its values.
+
+    Args:
+        tensor: the object.
+        role: "input" or "output", for errors.
+        nullable: let values be null, where it can stand for not a number.
 
     Raises:
         TensorError: malformed, or a datatype that is not supported.
@@ -268,7 +273,7 @@ def read_head(tensor: Any, role: str) -> TensorHead:
     dtype = DATATYPES.get(datatype) if isinstance(datatype, str) else None
     if dtype is None:
         raise TensorError(f"{where}: unknown datatype")
-    return TensorHead(where, dtype, shape)
+    return TensorHead(where, dtype, shape, nullable)
 
 
 def datatype_of(name: str, array: Array) -> str:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import threading
 import xml.etree.ElementTree as ET  # (of our own plot)
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from benchmarks import soak
+from benchmarks import calls, history, soak, timing
 from benchmarks.peers import contenders, load, report
 from benchmarks.peers.sealer import Order, Sealer
 from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.hpke import PrivateKey
+from sealgate.protocol.kem import KEM_NAMES
 from sealgate.protocol.keyconfig import KeyConfig
+from tests.support.bundles import NAME
 from tests.support.servers import ROOT, environment
 
 needs_wrk = pytest.mark.skipif(
@@ -119,6 +122,154 @@ def test_the_slope_of_memory() -> None:
     ]
     assert soak.slope(slices) == pytest.approx(0.1)
     assert "+0.1 bytes per request" in soak.markdown(slices)
+
+
+def entry(
+    commit: str = "a" * 40, **ratios: tuple[float, float, float]
+) -> history.Entry:
+    spreads = {
+        name: timing.Spread(median, least, most, 5)
+        for name, (median, least, most) in ratios.items()
+    }
+    versions = {"python": "3.11.7", "numpy": "2.4.1"}
+    date = "2026-11-30T12:00:00+00:00"
+    return history.Entry(commit, False, date, "2 cores, x86_64", versions, spreads)
+
+
+def test_a_history_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    assert history.load(path) == []
+    entries = [entry("a" * 40, b=(0.5, 0.25, 1.0)), entry("b" * 40)]
+    history.save(path, entries)
+    written = path.read_bytes()
+    assert history.load(path) == entries
+    history.save(path, history.load(path))
+    assert path.read_bytes() == written
+    # Four digits, and so nothing that a line of a diff would change for.
+    history.save(path, [entry(b=(1 / 3, 0.1 + 0.2, 123.456))])
+    assert b'"median": 0.3333,' in path.read_bytes()
+    assert history.load(path)[0].ratios["b"].most == 123.5
+
+
+def test_a_history_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    history.save(path, [entry(f"{n:040}") for n in range(history.MAX_ENTRIES + 5)])
+    kept = history.load(path)
+    assert len(kept) == history.MAX_ENTRIES
+    assert kept[-1].commit == f"{history.MAX_ENTRIES + 4:040}"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("[]", "list indices"),
+        ('{"version": 2, "entries": []}', "version 2 is not known"),
+        ('{"version": 1}', "entries"),
+        ('{"version": 1, "entries": [{"ratios": {}}]}', "missing"),
+        ('{"version": 1, "entries": [{"ratios": {"a": {"median": 1}}}]}', "min"),
+        ('{"version": 1, "entries": [{"ratios": {}, "more": 1}]}', "more"),
+    ],
+)
+def test_what_is_no_history_is_one_line(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "history.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=f"error: .*no history of benchmarks: .*{why}"):
+        history.main(["--show", "--file", str(path)])
+    assert path.read_text() == text
+
+
+def test_a_history_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "history.json"
+    path.write_bytes(b" " * (history.MAX_BYTES + 1))
+    with pytest.raises(SystemExit, match="no history of benchmarks: more than"):
+        history.load(path)
+
+
+def test_what_moved_beyond_its_spread_is_marked() -> None:
+    before = [entry(a=(1, 0.8, 1), b=(1, 1, 1), c=(2, 1.5, 9)) for _ in range(2)]
+    before.append(entry(a=(4, 3, 5), b=(1, 1, 9), c=(2, 2, 2)))
+    now = entry(a=(1.1, 0.9, 1.3), b=(1.2, 1.1, 1.3), c=(1, 0.5, 1.4), d=(1, 1, 1))
+    assert history.rows(before, now) == [
+        ("a", "1", "1.1", "0.9, 1.3", "+10%", ""),
+        ("b", "1", "1.2", "1.1, 1.3", "+20%", "**worse**"),
+        ("c", "2", "1", "0.5, 1.4", "-50%", "better"),
+        ("d", "", "1", "1, 1", "", "new"),
+    ]
+
+
+def test_the_history_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.json"
+    history.main(["--show", "--file", str(path)])
+    assert capsys.readouterr().out == "no entries yet\n"
+    newer = replace(entry("b" * 40, a=(3, 2, 4)), versions={"python": "3.12.1"})
+    history.save(path, [entry(a=(1, 1, 1)), replace(newer, dirty=True)])
+    history.main(["--show", "--file", str(path)])
+    shown = capsys.readouterr().out
+    assert shown.startswith("bbbbbbbbbbbb, with changes, 2026-11-30T12:00:00+00:00, 2")
+    assert "| a | 1 | 3 | 2, 4 | +200% | **worse** |" in shown
+    assert "numpy 2.4.1 to none, python 3.11.7 to 3.12.1" in shown
+
+
+def test_the_one_of_this_tree_can_be_read() -> None:
+    assert history.load(history.HISTORY)
+
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+
+
+@needs_git
+def test_changes_are_those_beyond_the_history(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=n", "-c", "user.email=e")
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        subprocess.run(command, check=True, capture_output=True)
+
+    with pytest.raises(SystemExit, match="error: no commit"):
+        history.tree(tmp_path)
+    git("init", "-q")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "history.json").write_text("1")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "-A")
+    git("commit", "-q", "-m", "m")
+    commit, dirty = history.tree(tmp_path)
+    assert (len(commit), dirty) == (40, False)
+    (tmp_path / "benchmarks" / "history.json").write_text("2")
+    assert history.tree(tmp_path) == (commit, False)
+    (tmp_path / "new.py").write_text("1")
+    assert history.tree(tmp_path) == (commit, True)
+
+
+@needs_git
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no working copy of git")
+def test_a_run_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "history.json"
+    flags = ["--only", "gate", "--rounds", "2", "--file", str(path)]
+    for number in (1, 2):
+        history.main([*flags, "--dirty"])
+        assert len(history.load(path)) == number
+    (ratio,) = history.load(path)[-1].ratios.values()
+    assert ratio.rounds == 2
+    # Verifying a bundle takes more than the verification of one signature.
+    assert 1 < ratio.least <= ratio.median <= ratio.most
+    assert "| gate: verify, over P-256 |" in capsys.readouterr().out
+
+
+def test_the_caller_calls_by_the_build_that_is_named(server, token) -> None:
+    place = {
+        "url": server.url,
+        "token": token,
+        "models": {NAME: {"features": [1, 3]}},
+    }
+    with calls.calling(ROOT, place) as caller:
+        for kem_id in KEM_NAMES:
+            for kind in calls.KINDS:
+                assert caller.call(calls.Case(kem_id, kind, NAME), 2) > 0
+        with pytest.raises(SystemExit, match="error: the caller ended"):
+            caller.call(calls.Case(0, "httpx", "no-such-model"), 1)
 
 
 def test_sealed_requests_are_unique_and_open(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import (
     MLKEM768PrivateKey,
@@ -108,13 +109,17 @@ def encapsulate(public_key: bytes, ephemeral: PrivateKey) -> tuple[bytes, bytes]
     """
     point, public_point = ephemeral.public_bytes, public_key[1184:]
     try:
-        lattice_key = MLKEM768PublicKey.from_public_bytes(public_key[:1184])
+        lattice_key = _lattice_key(public_key[:1184])
     except ValueError:
         raise DecryptionError("invalid public key") from None
     lattice_secret, lattice = lattice_key.encapsulate()
     shared = ephemeral.exchange(public_point)
     secret = _combine(lattice_secret, shared, point=point, public_point=public_point)
     return secret, lattice + point
+
+
+# Public, and few: reading one costs a client as much as encapsulating to it.
+_lattice_key = lru_cache(maxsize=16)(MLKEM768PublicKey.from_public_bytes)
 
 
 def _combine(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import BinaryHttpError
+from sealgate.protocol import bhttp
 from sealgate.protocol.bhttp import (
     BhttpLimits,
     Request,
@@ -491,6 +493,69 @@ def test_both_framings_say_the_same(request, cuts, size):
         ]
     )
     assert decode_request(data) == request
+
+
+SMALL = BhttpLimits(
+    max_headers=3, max_header_bytes=40, max_control_bytes=8, max_body_bytes=30
+)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_the_short_way_reads_what_the_long_way_reads(data):
+    """Messages, whole, damaged and cut, with lengths of every form, in all limits."""
+    request = data.draw(REQUESTS)
+    offset = data.draw(st.none() | st.integers(0, 7))
+    message = bytearray(encode_request(request, align=offset))
+    message += bytes(data.draw(st.integers(0, 20)))
+    for _ in range(data.draw(st.integers(0, 2))):
+        position = data.draw(st.integers(0, len(message) - 1))
+        message[position] = data.draw(st.integers(0, 255))
+    end = data.draw(st.just(len(message)) | st.integers(0, len(message)))
+    limits = data.draw(st.sampled_from([BhttpLimits(), SMALL]))
+    _check_both_ways(bytes(message[:end]), limits)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("cut", [None, *range(-9, 0)])
+def test_a_front_around_the_length_that_the_short_way_reads(size, cut):
+    """The content's length lies across the end of what the short way looks at."""
+    fixed = len(CONTROL) + 2 + len(line(b"a", b"")) + 1
+    for beyond in range(-10, 3):
+        value = b"v" * (4096 - fixed + beyond)
+        front = CONTROL + known(line(b"a", value))
+        _check_both_ways((front + varint(5, size) + b"01234")[:cut], BhttpLimits())
+
+
+def _check_both_ways(message: bytes, limits: BhttpLimits) -> None:
+    """`_usual_request` says nothing of a request, or what `_any_request` says."""
+    expected = _outcome(lambda: bhttp._any_request(message, limits))
+    assert _outcome(lambda: decode_request(message, limits)) == expected
+    usual = _outcome(lambda: bhttp._usual_request(memoryview(message), limits))
+    assert usual in (None, expected)
+
+
+def _outcome(decode: Callable[[], Request | None]) -> Request | str | None:
+    """What it gives, or the text of its error."""
+    try:
+        return decode()
+    except BinaryHttpError as error:
+        return str(error)
+
+
+def test_what_clients_send_takes_the_short_way():
+    request = Request(
+        b"POST",
+        b"https",
+        b"models.example",
+        b"/v2/models/m/versions/1.2.3/infer",
+        ((b"authorization", b"Bearer " + b"x" * 900), (b"date", b"Sun, 06 Nov 1994")),
+        b"{}",
+    )
+    for offset in (None, *range(8)):
+        message = encode_request(request, align=offset) + bytes(77)
+        usual = bhttp._usual_request(memoryview(message), BhttpLimits())
+        assert usual == request
 
 
 @given(st.data())
