@@ -68,6 +68,13 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
     if not size or len(batch.labels) <= size:
         yield batch
         return
+    if batch.count == len(batch.labels):  # each its own unit
+        for pieces in zip(
+            *(torch.split(v, size) for v in (batch.inputs, batch.labels))
+        ):
+            count = len(pieces[1])
+            yield Batch(*pieces, batch.units[:count], count)
+        return
     counts = torch.bincount(batch.units, minlength=batch.count)
     ends = torch.cumsum(counts, 0).tolist()
     first = start = 0
