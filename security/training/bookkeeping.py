@@ -218,7 +218,8 @@ def _patches(layer: Any, images: Tensor) -> Tensor:
         spread = spread.unfold(1 + axis, reach, layer.stride[axis])
     # (m, height, width, channels, kernel height, kernel width)
     spread = spread[..., :: layer.dilation[0], :: layer.dilation[1]]
-    spread = spread.unflatten(3, (layer.groups, -1))
+    groups = layer.groups, spread.shape[3] // layer.groups
+    spread = spread.view(*spread.shape[:3], *groups, *spread.shape[4:])
     if spread.shape[4] < _FEW_CHANNELS:
         spread = spread.permute(0, 3, 5, 6, 4, 1, 2)
         return spread.flatten(5).flatten(2, 4).transpose(2, 3)

@@ -69,11 +69,9 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
         yield batch
         return
     if batch.count == len(batch.labels):  # each its own unit
-        for pieces in zip(
-            *(torch.split(v, size) for v in (batch.inputs, batch.labels))
-        ):
-            count = len(pieces[1])
-            yield Batch(*pieces, batch.units[:count], count)
+        split = torch.split(batch.inputs, size), torch.split(batch.labels, size)
+        for inputs, labels in zip(*split):
+            yield Batch(inputs, labels, batch.units[: len(labels)], len(labels))
         return
     counts = torch.bincount(batch.units, minlength=batch.count)
     ends = torch.cumsum(counts, 0).tolist()
