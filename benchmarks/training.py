@@ -1,160 +1,231 @@
-"""Accuracy of the recipes in examples/ under their guarantee.
+"""A private step beside Opacus' own: the same network, batches, noise and accountant.
 
-Every figure is of the bundle's ONNX file, run by onnxruntime on held-out rows. Medians
-over seeds; a seed decides the split, where it is not official, the noise, the batches
-and the initial weights.
+Each measurement is a process of its own that imports the same, draws the same kind of
+batches and takes a few steps; its peak memory is what it took beyond its imports. The
+processes of the three sides alternate. Opacus gets its batches as tensors, as we do:
+its own loader, which stacks them row by row, is left out.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import statistics
+import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
+from opacus import PrivacyEngine
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.timing import table
-from models.bundle import MODEL_FILE
-from models.export import run_onnx
-from security.training.config import load_config
-from security.training.config_sections import TrainingConfig
-from security.training.data import load_split
-from security.training.ledger import Ledger
-from security.training.noise import SeededRandomness
-from security.training.run import train_bundle
+from models.architectures import NetworkSpec, build_network
+from security.training.accounting import Mechanism
+from security.training.examples import Examples
+from security.training.loop import Monitor, Recipe, StepReport
+from security.training.mechanism import poisson
+from security.training.noise import SystemRandomness
+from security.training.trainer import train_private
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-SHARED = Path(os.environ.get("SEALGATE_DATA", EXAMPLES.parent.parent / "shared/data"))
-SEEDS = 5
+__all__ = ["run"]
 
-Changes = Mapping[str, Mapping[str, Any]]
+ROUNDS = int(os.environ.get("SEALGATE_ROUNDS", "5"))
+THREADS = tuple(map(int, os.environ.get("SEALGATE_THREADS", "1,2").split(",")))
+NOISE, NORM = 1.0, 1.0
+# The first step probes the clipping, and fills torch's caches: it is not counted.
+STEPS = 3
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """A configuration, what changes with epsilon, and what is aimed at."""
+class Case:
+    """A network, and batches of it.
 
-    file: str
-    by_epsilon: Mapping[float, Changes]
-    aims: tuple[float, float, float]
-    folder: str = ""
-    reference: Changes = field(default_factory=dict)
+    Attributes:
+        name: in the table.
+        architecture: of `build_network`.
+        spec: of its inputs and layers.
+        batch: examples of a step that are expected.
+        physical: examples that are given to a network at once, at most.
+    """
+
+    name: str
+    architecture: str
+    spec: NetworkSpec
+    batch: int
+    physical: int
+
+    def network(self) -> nn.Module:
+        torch.manual_seed(0)
+        return build_network(self.architecture, self.spec)
+
+    def examples(self) -> Examples:
+        rows, spec = 2 * self.batch, self.spec
+        labels = torch.randint(0, spec.classes, (rows,))
+        return Examples(torch.rand(rows, *spec.inputs), labels)
 
 
-def _privacy(**values: Any) -> Changes:
-    return {"privacy": values}
-
-
-PUBLIC: Changes = {
-    "data": {"personal": False},
-    "privacy": {"mechanism": "none", "steps": 1500},
-    "optimizer": {"learning_rate": 0.5, "ema": 0.0},
-}
-RECIPES = {
-    "digits": Recipe(
-        "digits.toml",
-        {
-            1.0: {
-                **_privacy(clipping="automatic", steps=60),
-                "optimizer": {"learning_rate": 4.0, "ema": 0.9},
-            },
-            3.0: {},
-            8.0: {"optimizer": {"learning_rate": 8.0}},
-        },
-        (0.92, 0.945, 0.955),
+CASES: tuple[Case, ...] = (
+    Case("MLP 784-256-128-10", "mlp", NetworkSpec((784,), 10, (256, 128)), 512, 512),
+    Case("CNN 28 by 28", "cnn", NetworkSpec((1, 28, 28), 10), 512, 512),
+    Case(
+        "CNN 32 by 32",
+        "cnn",
+        NetworkSpec((3, 32, 32), 10, (32, 64, 128, 384)),
+        2048,
+        256,
     ),
-    "breast cancer": Recipe(
-        "breast_cancer_tuned.toml",
-        {
-            1.0: {},
-            3.0: {},
-            8.0: {**_privacy(clipping="flat"), "optimizer": {"ema": 0.0}},
-        },
-        (0.96, 0.97, 0.975),
-    ),
-    "adult": Recipe(
-        "adult.toml",
-        {1.0: _privacy(max_grad_norm=1.0), 3.0: {}, 8.0: {}},
-        (-0.01, -0.005, -0.003),
-        folder="adult",
-        reference=PUBLIC,
-    ),
-    "fashion": Recipe(
-        "fashion_mnist.toml",
-        {
-            1.0: {
-                **_privacy(steps=146, sampling_rate=0.1365, expected_batch=8192),
-                "optimizer": {"learning_rate": 20.0},
-            },
-            3.0: {},
-            8.0: {**_privacy(steps=400), "optimizer": {"ema": 0.98}},
-        },
-        (0.86, 0.895, 0.905),
-        folder="fashion-mnist",
-    ),
-}
+)
+
+
+class _Clock(Monitor):
+    """Seconds of CPU and of the wall, of each step."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+
+    def before(self, step: int) -> None:
+        del step
+        self._began = time.process_time(), time.perf_counter()
+
+    def after(self, report: StepReport, state: object) -> None:
+        del report, state
+        cpu, wall = self._began
+        self.spans.append((time.process_time() - cpu, time.perf_counter() - wall))
+
+
+def _ours(case: Case, clock: _Clock) -> None:
+    train_private(
+        case.network(),
+        case.examples(),
+        mechanism=Mechanism(0.5, NOISE, STEPS),
+        recipe=Recipe(NORM, case.batch, 0.1, physical_batch=case.physical),
+        randomness=SystemRandomness(),
+        monitor=clock,
+    )
+
+
+def _opacus(mode: str) -> Callable[[Case, _Clock], None]:
+    def train(case: Case, clock: _Clock) -> None:
+        body, examples = case.network(), case.examples()
+        engine = PrivacyEngine(accountant="prv")
+        loader = DataLoader(
+            TensorDataset(examples.inputs, examples.labels), batch_size=case.batch
+        )
+        made = engine.make_private(
+            module=body,
+            optimizer=torch.optim.SGD(body.parameters(), lr=0.1),
+            data_loader=loader,
+            criterion=nn.CrossEntropyLoss(),
+            noise_multiplier=NOISE,
+            max_grad_norm=NORM,
+            grad_sample_mode=mode,
+        )
+        module, optimizer = made[0], made[1]
+        criterion = made[2] if mode == "ghost" else nn.CrossEntropyLoss()
+        for step in range(STEPS):
+            clock.before(step)
+            taken = poisson(examples.count, 0.5, SystemRandomness())
+            batch = examples.batch(taken)
+            for inputs, labels, last in _pieces(
+                batch.inputs, batch.labels, case.physical
+            ):
+                optimizer.zero_grad()
+                optimizer.signal_skip_step(do_skip=not last)
+                criterion(module(inputs), labels).backward()
+                optimizer.step()
+            clock.after(StepReport(step, None), None)
+
+    return train
+
+
+def _pieces(
+    inputs: Tensor, labels: Tensor, size: int
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    for at in range(0, len(labels), size):
+        end = at + size
+        yield inputs[at:end], labels[at:end], end >= len(labels)
+
+
+OPACUS = ("hooks", "ghost")
+SIDES = {"ours": _ours, **{mode: _opacus(mode) for mode in OPACUS}}
 
 
 def run() -> None:
-    """Print the table; the recipes named in SEALGATE_RECIPES, or all."""
-    names = os.environ.get("SEALGATE_RECIPES", ",".join(RECIPES)).split(",")
-    rows: list[tuple[str, ...]] = []
-    for name in filter(None, names):
-        rows += _rows(name, RECIPES[name])
-    header = ("data", "epsilon", "median accuracy", "lowest", "highest", "aim")
+    """Print the table: seconds of ours, and how many times that of Opacus' they are."""
+    header = ("network", "weights", "threads", "CPU of ours, ms", *_ratios("CPU"))
+    header += (*_ratios("wall"), "peak of ours, MB", *_ratios("peak"))
+    rows = []
+    for number, case in enumerate(CASES):
+        weights = sum(p.numel() for p in case.network().parameters())
+        for threads in THREADS:
+            cpu, wall, peak = _compared(number, threads)
+            own = f"{cpu['ours'] * 1e3:.0f}", f"{peak['ours'] / 1e6:.0f}"
+            ratios = [
+                [f"{side['ours'] / side[other]:.2f}" for other in OPACUS]
+                for side in (cpu, wall, peak)
+            ]
+            name = case.name, f"{weights:,}", str(threads)
+            rows.append((*name, own[0], *ratios[0], *ratios[1], own[1], *ratios[2]))
+            print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     table(header, rows)
 
 
-def _rows(name: str, recipe: Recipe) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    base = 0.0
-    if recipe.reference:
-        base = measure(recipe, recipe.reference, 0)
-        rows.append((name, "none", f"{base:.4f}", "", "", ""))
-    for (epsilon, changes), aim in zip(recipe.by_epsilon.items(), recipe.aims):
-        privacy = {**changes.get("privacy", {}), "epsilon": epsilon}
-        scores = [
-            measure(recipe, {**changes, "privacy": privacy}, seed)
-            for seed in range(SEEDS)
-        ]
-        middle = statistics.median(scores)
-        ends = f"{min(scores):.4f}", f"{max(scores):.4f}"
-        rows.append((name, f"{epsilon:g}", f"{middle:.4f}", *ends, f"{base + aim:.4f}"))
-        print(" ".join(rows[-1]), file=sys.stderr, flush=True)
-    return rows
+def _ratios(what: str) -> Iterator[str]:
+    return (f"{what} / {mode}" for mode in OPACUS)
 
 
-def configuration(recipe: Recipe, changes: Changes, seed: int) -> TrainingConfig:
-    """The recipe's file with some values changed."""
-    config = load_config(EXAMPLES / recipe.file)
-    for section, values in changes.items():
-        changed = replace(getattr(config, section), **values)
-        config = replace(config, **{section: changed})
-    if not recipe.folder:
-        data = replace(config.data, split_key=f"seed {seed}")
-        return replace(config, data=data)
-    if config.data.source.startswith("python:"):
-        os.environ.setdefault("FASHION_MNIST", str(SHARED / recipe.folder))
-        return config
-    return replace(config, _base=SHARED / recipe.folder)
+def _compared(number: int, threads: int) -> list[dict[str, float]]:
+    """Medians over rounds, by side: seconds of CPU, of the wall, and bytes."""
+    measured: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+    for turn in range(ROUNDS):
+        for side in SIDES if turn % 2 else reversed(SIDES):
+            measured[side].append(_measure(number, side, threads))
+    return [
+        {
+            side: statistics.median(values[which] for values in rounds)
+            for side, rounds in measured.items()
+        }
+        for which in range(3)
+    ]
 
 
-def measure(recipe: Recipe, changes: Changes, seed: int) -> float:
-    """Train, and score what was exported."""
-    config = configuration(recipe, changes, seed)
-    config = replace(config, model=replace(config.model, seed=seed))
-    with tempfile.TemporaryDirectory() as home:
-        out = train_bundle(
-            config,
-            Path(home) / "bundle",
-            lambda *_: None,
-            ledger=Ledger(Path(home) / "ledger.sqlite"),
-            randomness=SeededRandomness(seed),
+def _measure(number: int, side: str, threads: int) -> list[float]:
+    command = (sys.executable, "-W", "ignore", "-m", __name__)
+    done = subprocess.run(
+        (*command, str(number), side, str(threads)),
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    result: list[float] = json.loads(done.stdout)
+    return result
+
+
+def _child(number: int, side: str, threads: int) -> None:
+    """One measurement, printed: seconds of the counted steps, and bytes at the peak."""
+    torch.set_num_threads(threads)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before, clock = _bytes("VmRSS"), _Clock()
+    SIDES[side](CASES[number], clock)
+    cpu, wall = zip(*clock.spans[1:])
+    print(
+        json.dumps(
+            [statistics.median(cpu), statistics.median(wall), _bytes("VmHWM") - before]
         )
-        model = (out / MODEL_FILE).read_bytes()
-    _, holdout = load_split(config)
-    _, labels = run_onnx(model, holdout.features)
-    return float((labels == holdout.labels).mean())
+    )
+
+
+def _bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    (kilobytes,) = re.findall(rf"{field}:\s+(\d+) kB", status)
+    return int(kilobytes) * 1024
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -3,9 +3,12 @@
 A layer's gradient for one example is made of what went into the layer and of the
 loss' gradient at what came out. Both are at hand after one pass backwards, so the norm
 of every example's gradient follows without holding the gradients of a linear layer:
-the norm of an outer product is the product of the norms. The clipped sum is then one
-matrix product, as in training without privacy (Bu, Wang, Zha and Karypis 2023,
-"Differentially Private Optimization on Large Model at Small Cost").
+the norm of an outer product is the product of the norms. A convolution is a linear
+layer on patches; where it has more weights than there are numbers at its places, its
+norms follow without gradients, too. The clipped sum is then one matrix product, as in
+training without privacy (Bu, Wang, Zha and Karypis 2023, "Differentially Private
+Optimization on Large Model at Small Cost"). On a processor, a batch is looked at in
+pieces that stay near it: the sums are the same, and memory does not grow with it.
 
 What is clipped is what is summed: if a network used a weight outside of its layer, that
 part of the gradient would be missing, and the rest still bounded. `supports` refuses
@@ -22,9 +25,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv2d_weight
 
 from security.errors import TrainingError
+from security.training.examples import parts
 from security.training.gradients import (
     Batch,
     Clipped,
@@ -38,8 +41,14 @@ from security.training.stacked import StackedLinear, stacked_rule
 
 __all__ = ["BookkeepingMethod", "supports"]
 
-# Gradients of a convolution that are made at once, in numbers: they stay in the cache.
-_PIECE = 1 << 19
+# Numbers that a pass keeps at once, on a processor: they stay near it.
+_KEPT = 1 << 22
+# Patches of so few are copied a row at once; of more, all channels of a pixel at once.
+_FEW_CHANNELS = 4
+# Of a product of float32: sixteen times what one operation rounds by.
+_ROUNDING = 2.0**-20
+# Rows that are tried to see how many numbers each of them keeps.
+_TRIED = 8
 
 
 class _Part(Protocol):
@@ -52,15 +61,21 @@ class _Part(Protocol):
         """Their sum, each by its factor."""
 
 
+def _as_it_is(total: Tensor) -> Tensor:
+    return total
+
+
 @dataclass(frozen=True, eq=False)
 class _Held:
     """Gradients that are held, shape ``(count, …)``.
 
     Attributes:
+        shape: of their total, where the parameter has another.
         known: their squared norms, where somebody has them already.
     """
 
     gradients: Tensor
+    shape: Callable[[Tensor], Tensor] = _as_it_is
     known: Tensor | None = None
 
     def squares(self) -> Tensor:
@@ -68,7 +83,7 @@ class _Held:
 
     def total(self, factors: Tensor) -> Tensor:
         flat = factors @ self.gradients.flatten(1)
-        return flat.view(self.gradients.shape[1:])
+        return self.shape(flat.view(self.gradients.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +103,58 @@ class _Outer:
 
     def total(self, factors: Tensor) -> Tensor:
         return (self.out * factors[:, None]).T @ self.into
+
+
+@dataclass(frozen=True, eq=False)
+class _Products:
+    """Gradients of a weight that is used at many places: sums of outer products.
+
+    Attributes:
+        out: what came back at each place, ``(m, groups, places, wide)``.
+        into: what went in there, ``(m, groups, places, features)``.
+        shape: of the total ``(groups, wide, features)``, as the weight has it.
+    """
+
+    out: Tensor
+    into: Tensor
+    shape: Callable[[Tensor], Tensor]
+
+    def squares(self) -> Tensor:
+        """The product of what any two places have in common, before and after.
+
+        Where places cancel, rounding may take away more than what is left, and too
+        short a norm would not clip: the most that rounding takes is added to it.
+        """
+        before = self.into @ self.into.transpose(2, 3)
+        after = self.out @ self.out.transpose(2, 3)
+        products = before * after
+        lengths = products.diagonal(dim1=2, dim2=3).clamp_min(0).sqrt().sum(2)
+        return products.sum((1, 2, 3)) + _ROUNDING * lengths.square().sum(1)
+
+    def total(self, factors: Tensor) -> Tensor:
+        scaled = self.out * factors[:, None, None, None]
+        groups = self.out.shape[1]
+        out, into = (
+            v.transpose(0, 1).reshape(groups, -1, v.shape[3])
+            for v in (scaled, self.into)
+        )
+        return self.shape(out.transpose(1, 2) @ into)
+
+
+def _products(
+    out: Tensor, into: Tensor, shape: Callable[[Tensor], Tensor], batch: Batch
+) -> _Part:
+    """The smaller of two: gradients, or what they are made of.
+
+    It is also the sooner made: with p places, a gradient takes p products for each of
+    its numbers, and what any two places have in common p for each number at a place.
+    """
+    places, wide, features = out.shape[2], out.shape[3], into.shape[3]
+    single = batch.count == len(out)
+    if single and places * (wide + features) < wide * features:
+        return _Products(out, into, shape)
+    made = by_unit(out.transpose(2, 3) @ into, batch)
+    return _Held(made, shape)
 
 
 @dataclass(eq=False)
@@ -112,47 +179,51 @@ def _linear(
         squares = _squares(out)
         yield layer.weight, _Outer(out, into, squares)
         if layer.bias is not None:
-            yield layer.bias, _Held(out, squares)
+            yield layer.bias, _Held(out, known=squares)
         return
-    into = into.flatten(1, -2) if into.dim() > 2 else into[:, None]
-    wide = out.flatten(1, -2) if out.dim() > 2 else out[:, None]
-    gradients = torch.bmm(wide.transpose(1, 2), into)
-    yield layer.weight, _Held(by_unit(gradients, batch))
+    places = tuple(range(1, out.dim() - 1))
+    wide, deep = (v.reshape(len(v), 1, -1, v.shape[-1]) for v in (out, into))
+    yield layer.weight, _products(wide, deep, lambda total: total[0], batch)
     if layer.bias is not None:
-        bias = out if out.dim() == 2 else out.flatten(1, -2).sum(1)
+        bias = out.sum(places) if places else out
         yield layer.bias, _Held(by_unit(bias, batch))
 
 
 def _convolution(
     layer: Any, into: Tensor, out: Tensor, batch: Batch
 ) -> Iterator[tuple[Any, _Part]]:
-    """Images ``(m, channels, height, width)``: every example's gradient.
+    """Images ``(m, channels, height, width)``: a linear layer on patches of them."""
+    groups, (wide, deep, *kernel) = layer.groups, layer.weight.shape
 
-    As one convolution with a group per example, which torch differentiates for about
-    the price of the ordinary sum; cutting out patches costs three times as much.
-    """
-    gradients = into.new_empty((len(into), *layer.weight.shape))
-    rows = max(1, _PIECE // layer.weight.numel())
-    pieces = (torch.split(whole, rows) for whole in (gradients, into, out))
-    for held, seen, came in zip(*pieces):
-        held.copy_(_grouped(layer, seen, came).view_as(held))
-    yield layer.weight, _Held(by_unit(gradients, batch))
+    def shape(total: Tensor) -> Tensor:
+        return total.view(wide, *kernel, deep).permute(0, 3, 1, 2)
+
+    came = out.reshape(len(out), groups, wide // groups, -1).transpose(2, 3)
+    patches = _patches(layer, into)
+    yield layer.weight, _products(came, patches, shape, batch)
     if layer.bias is not None:
-        yield layer.bias, _Held(by_unit(out.flatten(2).sum(2), batch))
+        yield layer.bias, _Held(by_unit(out.sum((2, 3)), batch))
 
 
-def _grouped(layer: Any, into: Tensor, out: Tensor) -> Tensor:
-    wide, *rest = layer.weight.shape
-    result: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]  # torch has none
-        into.reshape(1, -1, *into.shape[2:]),
-        [len(into) * wide, *rest],
-        out.reshape(1, -1, *out.shape[2:]),
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=len(into) * layer.groups,
-    )
-    return result
+def _patches(layer: Any, images: Tensor) -> Tensor:
+    """What a convolution sees at each place: ``(m, groups, places, features)``.
+
+    Channels are last, so that they are copied together: `functional.unfold`, which
+    copies one number at a time, takes three times as long.
+    """
+    high, wide = layer.padding
+    spread = functional.pad(images.permute(0, 2, 3, 1), (0, 0, wide, wide, high, high))
+    for axis in (0, 1):
+        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        spread = spread.unfold(1 + axis, reach, layer.stride[axis])
+    # (m, height, width, channels, kernel height, kernel width)
+    spread = spread[..., :: layer.dilation[0], :: layer.dilation[1]]
+    groups = layer.groups, spread.shape[3] // layer.groups
+    spread = spread.view(*spread.shape[:3], *groups, *spread.shape[4:])
+    if spread.shape[4] < _FEW_CHANNELS:
+        spread = spread.permute(0, 3, 5, 6, 4, 1, 2)
+        return spread.flatten(5).flatten(2, 4).transpose(2, 3)
+    return spread.permute(0, 3, 1, 2, 5, 6, 4).flatten(4).flatten(2, 3)
 
 
 def _group_norm(
@@ -247,6 +318,7 @@ class BookkeepingMethod:
             raise TrainingError("bookkeeping has no rule for a layer: take 'hooks'")
         self._body, self._objective = body, objective
         self._parameters = [p for p in body.parameters() if p.requires_grad]
+        self._rows = 0  # not known yet
         # Attached once: for small networks it costs as much as a layer.
         self._records: list[_Record] | None = None
         self._handles = [
@@ -259,17 +331,29 @@ class BookkeepingMethod:
         """See `GradientMethod.clipped_sums`."""
         if not len(batch.labels):
             return no_units(self._parameters)
-        with self._kept() as records:
-            losses = self._objective(self._body, batch.inputs, batch.labels)
-        parts = self._parts(records, losses, batch)
-        squares = torch.stack([part.squares() for part in parts.values()])
+        if batch.labels.device.type != "cpu":
+            return self._at_once(batch, clipping)
+        if not self._rows:
+            self._rows = self._fitting(next(parts(batch, _TRIED)))
+        return _joined(self._at_once(p, clipping) for p in parts(batch, self._rows))
+
+    def _at_once(self, batch: Batch, clipping: Clipping) -> Clipped:
+        found, losses = self._found(batch)
+        squares = torch.stack([part.squares() for part in found.values()])
         norms = finite_norms(squares.sum(0).sqrt())
         factors = clipping.factors(norms)
         sums = [
-            parts[id(p)].total(factors) if id(p) in parts else torch.zeros_like(p)
+            found[id(p)].total(factors) if id(p) in found else torch.zeros_like(p)
             for p in self._parameters
         ]
-        return Clipped(sums, norms * factors, by_unit(losses.detach(), batch))
+        return Clipped(sums, norms * factors, by_unit(losses, batch))
+
+    def _fitting(self, batch: Batch) -> int:
+        """How many rows to look at together: as many as keep `_KEPT` numbers."""
+        with self._kept() as records:
+            self._objective(self._body, batch.inputs, batch.labels)
+        numbers = sum(r.into.numel() + 2 * r.out.numel() for r in records)
+        return max(_TRIED, _KEPT * len(batch.labels) // max(1, numbers))
 
     def close(self) -> None:
         """See `GradientMethod.close`."""
@@ -292,15 +376,15 @@ class BookkeepingMethod:
             version = out._version  # noqa: SLF001  (torch's count of in-place changes)
             self._records.append(_Record(layer, into[0].detach(), out, version))
 
-    def _parts(
-        self, records: Sequence[_Record], losses: Tensor, batch: Batch
-    ) -> dict[int, _Part]:
-        """Every parameter's gradients, by its identity."""
+    def _found(self, batch: Batch) -> tuple[dict[int, _Part], Tensor]:
+        """Every parameter's gradients, by its identity; and the losses."""
+        with self._kept() as records:
+            losses = self._objective(self._body, batch.inputs, batch.labels)
         _check(records, len(batch.labels))
         outputs = [record.out for record in records]
         # Asked for these alone, torch computes no gradient of any weight.
         gradients = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
-        parts: dict[int, _Part] = {}
+        found: dict[int, _Part] = {}
         for record, gradient in zip(records, gradients):
             if gradient is None:
                 continue  # what came out was not used
@@ -310,10 +394,22 @@ class BookkeepingMethod:
             given = record.into.float(), gradient.float()
             for parameter, part in rule(record.layer, *given, batch):
                 if parameter.requires_grad:
-                    parts[id(parameter)] = part
-        if not parts:
+                    found[id(parameter)] = part
+        if not found:
             raise TrainingError("the loss does not depend on any trainable layer")
-        return parts
+        return found, losses.detach()
+
+
+def _joined(pieces: Iterator[Clipped]) -> Clipped:
+    """What was made of a batch's pieces, added up; one piece's sums at a time."""
+    whole = next(pieces)
+    norms, losses = [whole.norms], [whole.losses]
+    for piece in pieces:
+        for total, more in zip(whole.sums, piece.sums):
+            total.add_(more)
+        norms.append(piece.norms)
+        losses.append(piece.losses)
+    return Clipped(whole.sums, torch.cat(norms), torch.cat(losses))
 
 
 def _check(records: Sequence[_Record], rows: int) -> None:

@@ -68,6 +68,11 @@ def parts(batch: Batch, size: int) -> Iterator[Batch]:
     if not size or len(batch.labels) <= size:
         yield batch
         return
+    if batch.count == len(batch.labels):  # each its own unit
+        split = torch.split(batch.inputs, size), torch.split(batch.labels, size)
+        for inputs, labels in zip(*split):
+            yield Batch(inputs, labels, batch.units[: len(labels)], len(labels))
+        return
     counts = torch.bincount(batch.units, minlength=batch.count)
     ends = torch.cumsum(counts, 0).tolist()
     first = start = 0
