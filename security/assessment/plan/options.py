@@ -158,7 +158,8 @@ class Options:
     Attributes:
         profile: a name in `PROFILES`.
         seed: of every random number.
-        jobs: processes. Changes the time, never the report.
+        jobs: processes; None for one per processor, once what is left takes long
+            enough. Changes the time, never the report.
         max_minutes: no unit of work starts later than this; None is no limit.
         max_queries: rows that a remote endpoint may be asked; None is the profile's.
         max_rows: of the held-out rows; None is the profile's.
@@ -174,7 +175,7 @@ class Options:
 
     profile: str = "quick"
     seed: int = 0
-    jobs: int = 1
+    jobs: int | None = 1
     max_minutes: float | None = None
     max_queries: int | None = None
     max_rows: int | None = None
