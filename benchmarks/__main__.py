@@ -1,7 +1,8 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`batch`, `peers` and `soak` take options of their own:
-`python -m benchmarks peers --help`.
+`assessment`, `batch`, `peers` and `soak` take options of their own:
+`python -m benchmarks peers --help`; `assessment --base FOLDER` is of its two commands
+beside another checkout's.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 from benchmarks import (
     access,
     assessment,
+    assessment_commands,
     batch,
     confidential,
     explanations,
@@ -46,7 +48,12 @@ BENCHMARKS = {
     "traces": traces.run,
     "soak": lambda: soak.main([]),
 }
-WITH_OPTIONS = {"batch": batch.main, "peers": peers.main, "soak": soak.main}
+WITH_OPTIONS = {
+    "assessment": assessment_commands.main,
+    "batch": batch.main,
+    "peers": peers.main,
+    "soak": soak.main,
+}
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Adam (Kingma and Ba 2015), as torch.optim computes it, without what it loads.
 
 Making any of torch's optimizers imports its compiler: two and a half seconds, more than
-a small model's attacks take. The arithmetic is the same, operation by operation, so that
-figures are those that torch.optim.Adam gives.
+a small model's attacks take. The arithmetic is the same, operation by operation: so are
+the figures.
 """
 
 from __future__ import annotations

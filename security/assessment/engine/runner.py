@@ -118,17 +118,17 @@ def _spread(context: Context, units: Sequence[Unit], checks: Factory) -> Results
     Processes import for seconds what this one has imported: a small model's attacks
     take less.
     """
-    jobs = _processors()
+    jobs, rate = _processors(), 0.0
     began, done = time.process_time(), 0.0
     for place, unit in enumerate(units):
         left = units[place:]
-        spent = time.process_time() - began
-        if done and spent / done * sum(item.weight for item in left) > _WORTH_S:
-            if min(jobs, len(left)) > 1:
-                yield from _in_processes(context.job, left, checks, jobs)
-                return
+        left_s = rate * sum(item.weight for item in left)
+        if left_s > _WORTH_S and min(jobs, len(left)) > 1:
+            yield from _in_processes(context.job, left, checks, jobs)
+            return
         yield unit, _run(checks(unit.check), unit, context)
         done += unit.weight
+        rate = (time.process_time() - began) / done
 
 
 def _processors() -> int:

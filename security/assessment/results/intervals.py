@@ -371,7 +371,7 @@ def _ranks(values: Floats) -> Floats:
 
 
 def _binomial_quantile(chance: float, n: int) -> int:
-    """The smallest number of heads, of n, that is exceeded with no more than the rest."""
+    """The fewest heads, of n, that a fair coin stays at or below with a chance."""
     above = math.ceil(special.bdtrik(chance, n, 0.5))
     below = max(0, above - 1)
     return below if special.bdtr(below, n, 0.5) >= chance else above
