@@ -1,6 +1,6 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`batch`, `calls`, `history`, `peers` and `soak` take options of their own:
+`assessment`, `batch`, `calls`, `history`, `peers` and `soak` take options of their own:
 `python -m benchmarks peers --help`.
 """
 
@@ -10,6 +10,7 @@ import sys
 from benchmarks import (
     access,
     assessment,
+    assessment_commands,
     batch,
     calls,
     confidential,
@@ -53,6 +54,7 @@ BENCHMARKS = {
     "history": lambda: history.main([]),
 }
 WITH_OPTIONS = {
+    "assessment": assessment_commands.main,
     "batch": batch.main,
     "calls": calls.main,
     "history": history.main,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,7 +108,10 @@ def _add_budgets(parser: argparse.ArgumentParser) -> None:
     )
     budgets.add_argument("--max-rows", type=int, metavar="N", help="rows attacked")
     budgets.add_argument(
-        "--jobs", type=int, metavar="N", help="processes (default: one per processor)"
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes (default: one per processor, where there is work for long)",
     )
     budgets.add_argument(
         "--ray", action="store_true", help="run on a Ray cluster, if ray is installed"
@@ -234,7 +236,7 @@ def _options(args: argparse.Namespace) -> Options:
     return Options(
         profile=args.profile,
         seed=args.seed,
-        jobs=_processors() if args.jobs is None else args.jobs,
+        jobs=args.jobs,
         max_minutes=args.max_minutes,
         max_queries=args.max_queries,
         max_rows=args.max_rows,
@@ -357,10 +359,6 @@ def _rows(
 
     trained, held_out = configured_rows(path, _bundle(args))
     return holdout_of(trained if train else held_out)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _exit_code(scan: Scan, fail_on: str | None) -> int:

@@ -15,4 +15,5 @@ privacy       who was in the training data, and what a copy costs
 poisoning     rows and triggers that somebody planted
 numbers       the same questions of a model that predicts a number
 estimators    ART's classifiers around what is attacked
+descent       Adam, without the compiler that torch's own imports
 """

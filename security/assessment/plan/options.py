@@ -29,6 +29,7 @@ class Profile:
         norms: of evasion.
         chunk: rows of one unit of work. Part of the result: random numbers are drawn
             per unit, so that the number of processes changes nothing.
+        joined: chunks that are one unit of evasion where rows are narrow.
         iterations: of gradient attacks at the stated radius.
         curve_iterations: of gradient attacks at the other radii of a curve.
         climbs: gradient attacks, of losses and starts that differ in kind.
@@ -63,6 +64,7 @@ class Profile:
     remote_rows: int
     remote_queries: int
     norms: tuple[str, ...] = ("linf", "l2")
+    joined: int = 1
 
 
 PROFILES: Mapping[str, Profile] = {
@@ -133,7 +135,8 @@ PROFILES: Mapping[str, Profile] = {
         attacked_images=500,
         norms=("linf",),
         chunk=500,
-        iterations=40,
+        joined=4,
+        iterations=50,
         curve_iterations=20,
         climbs=4,
         looked=32,
@@ -158,7 +161,8 @@ class Options:
     Attributes:
         profile: a name in `PROFILES`.
         seed: of every random number.
-        jobs: processes. Changes the time, never the report.
+        jobs: processes; None for one per processor, once what is left takes long
+            enough. Changes the time, never the report.
         max_minutes: no unit of work starts later than this; None is no limit.
         max_queries: rows that a remote endpoint may be asked; None is the profile's.
         max_rows: of the held-out rows; None is the profile's.
@@ -174,7 +178,7 @@ class Options:
 
     profile: str = "quick"
     seed: int = 0
-    jobs: int = 1
+    jobs: int | None = 1
     max_minutes: float | None = None
     max_queries: int | None = None
     max_rows: int | None = None

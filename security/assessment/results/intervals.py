@@ -32,8 +32,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import beta, binom, norm, rankdata, t
+from scipy import special
 
 from models.report import Metric
 
@@ -81,7 +80,7 @@ def proportion(hits: int, total: int, confidence: float = CONFIDENCE) -> Metric:
 
 def lower_bound(hits: int, total: int, level: float) -> float:
     """Clopper's and Pearson's bound: a share is below it with chance ``level``."""
-    return float(beta.ppf(level, hits, total - hits + 1)) if hits else 0.0
+    return float(special.betaincinv(hits, total - hits + 1, level)) if hits else 0.0
 
 
 def mean(values: Floats, confidence: float = CONFIDENCE) -> Metric:
@@ -121,7 +120,7 @@ def median(values: Floats) -> Metric:
     """A median between two of the sorted values, whatever their distribution."""
     n, ordered = len(values), np.sort(values)
     centre = float(np.median(ordered))
-    below = int(binom.ppf(0.5 - CONFIDENCE / 2, n, 0.5)) - 1
+    below = _binomial_quantile(0.5 - CONFIDENCE / 2, n) - 1
     if below < 0 or ordered[below] == ordered[n - 1 - below]:
         return Metric(centre, n=n)
     interval = _Interval(float(ordered[below]), float(ordered[n - 1 - below]))
@@ -207,7 +206,7 @@ def geometric_mean(n: int, logs: float, squares: float) -> Metric:
     variance = (squares - n * centre**2) / max(1, n - 1)
     if n < 2 or not variance > 0:
         return Metric(math.exp(centre), n=n)
-    quantile = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1))
+    quantile = float(special.stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
     spread = quantile * math.sqrt(variance / n)
     ends = (math.exp(min(700.0, centre + sign * spread)) for sign in (-1, 1))
     return _metric(math.exp(centre), n, _Interval(*ends))
@@ -244,7 +243,7 @@ def auc(positive: Floats, negative: Floats) -> Metric:
         negative: scores of negatives.
     """
     sizes = len(positive), len(negative)
-    ranks = rankdata(np.concatenate([positive, negative]))
+    ranks = _ranks(np.concatenate([positive, negative]))
     least = sizes[0] * (sizes[0] + 1) / 2
     area = float((ranks[: sizes[0]].sum() - least) / math.prod(sizes))
     # The method is the same seen from either class.
@@ -323,7 +322,7 @@ def mean_gap(
 
 def _student(values: Floats, confidence: float) -> float:
     """Half the width of Student's interval of a mean."""
-    quantile = float(t.ppf(0.5 + confidence / 2, len(values) - 1))
+    quantile = float(special.stdtrit(len(values) - 1, 0.5 + confidence / 2))
     return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
@@ -355,8 +354,27 @@ def _auc_high(area: float, positives: int, negatives: int) -> float:
         return (area - true) ** 2 - _z(CONFIDENCE) ** 2 * variance
 
     # At 0 and 1 the area itself is a root, but not the one that is sought.
-    start = area + 1e-12
-    return float(brentq(beyond, start, 1.0)) if start < 1 else 1.0
+    low, high = area + 1e-12, 1.0
+    if low >= high:
+        return 1.0
+    # Halved until no number lies between: beyond is below 0 at low, above it at high.
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if beyond(middle) < 0 else (low, middle)
+    return high
+
+
+def _ranks(values: Floats) -> Floats:
+    """Each value's rank from 1; equal ones share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return np.asarray((last - (count - 1) / 2)[place])
+
+
+def _binomial_quantile(chance: float, n: int) -> int:
+    """The fewest heads, of n, that a fair coin stays at or below with a chance."""
+    above = math.ceil(special.bdtrik(chance, n, 0.5))
+    below = max(0, above - 1)
+    return below if special.bdtr(below, n, 0.5) >= chance else above
 
 
 def _quotients(value: Floats, low: Floats, high: Floats) -> Floats:
@@ -386,7 +404,7 @@ def _rows(parts: Sequence[Metric]) -> int:
 
 
 def _z(confidence: float) -> float:
-    return float(norm.ppf(0.5 + confidence / 2))
+    return float(special.ndtri(0.5 + confidence / 2))
 
 
 def _metric(

@@ -179,7 +179,8 @@ def read_answers(outputs: Mapping[str, Any], reading: Reading, rows: int) -> Ans
 def read_labels(value: Any, reading: Reading) -> Labels:
     """Class indices of a label output; -1 for a label that is no known class."""
     flat = np.asarray(value).reshape(-1).tolist()
-    return np.array([reading.index.get(class_text(v), -1) for v in flat], np.int64)
+    known = {value: reading.index.get(class_text(value), -1) for value in {*flat}}
+    return np.fromiter(map(known.__getitem__, flat), np.int64, len(flat))
 
 
 def columns_of(value: Any) -> NDArray[Any]:

@@ -221,7 +221,8 @@ class Cascade:
         """The search on some of what stands; on all, if it breaks more than chance."""
         rows = self.ledger.standing(radius)
         order = self.context.random(f"{self.key}/checked").permutation(rows)
-        some, rest = np.split(order, [self.effort.checked_rows])
+        chunks = -(-len(self.ledger) // self.effort.chunk)
+        some, rest = np.split(order, [self.effort.checked_rows * chunks])
         queries = self.plan.queries // 2
         found = self.black.at(radius, queries, np.sort(some))
         if found > tolerated(len(some)) and len(rest):

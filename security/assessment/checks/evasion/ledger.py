@@ -96,12 +96,14 @@ class Ledger:
         """
         job = self.context.job
         pool, given = job.space.to_z(job.rows), job.clean.labels
-        begin = self.z(rows)
-        near = []
-        for z, own in zip(begin, self.labels[rows]):
-            others = pool[(given >= 0) & (given != own)]
-            gaps = np.abs(others - z).max(axis=1, initial=0)
-            near.append(others[np.argsort(gaps, kind="stable")[:count]])
+        begin, classes = self.z(rows), self.labels[rows]
+        others = {
+            own: pool[(given >= 0) & (given != own)] for own in np.unique(classes)
+        }
+        near = [
+            _nearest(others[own], z, count)
+            for z, own in zip(begin, classes, strict=True)
+        ]
         least = min((len(item) for item in near), default=0)
         made = [item[:least] for item in near]
         return np.stack(made, axis=1) if made else np.empty((0, *begin.shape))
@@ -193,3 +195,13 @@ class Ledger:
             name: {"tried": self.tried[name], "broken": self.broken[name]}
             for name in self.names
         }
+
+
+def _nearest(pool: Floats, z: Floats, count: int) -> Floats:
+    """The nearest rows by L-infinity, ``(count or fewer, d)``; ties in order."""
+    gaps = np.abs(pool - z).max(axis=1, initial=0)
+    if count < len(gaps):  # the others need no order
+        close = np.flatnonzero(~(gaps > np.partition(gaps, count - 1)[count - 1]))
+    else:
+        close = np.arange(len(gaps))
+    return pool[close[np.argsort(gaps[close], kind="stable")[:count]]]

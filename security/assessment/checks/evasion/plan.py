@@ -26,6 +26,9 @@ __all__ = [
 _CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
 # What one row costs beside the search itself: the clean answer, confirmations, radii.
 _REMOTE_SHARE = 0.4
+# Up to so many values a row, a step of an attack is the interpreter's time more than
+# arithmetic: the same step for more rows costs little, and little memory.
+_NARROW = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,19 +83,24 @@ def bearable(context: Context, places: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def units_of(context: Context, places: NDArray[np.int64]) -> list[Unit]:
     """One per norm and chunk of those rows."""
-    effort = context.job.options.effort
     return [
         Unit("evasion", f"evasion/{norm}/{index:04}", {"norm": norm, "at": index})
-        for norm in effort.norms
-        for index in range(-(-len(places) // effort.chunk))
+        for norm in context.job.options.effort.norms
+        for index in range(-(-len(places) // _size(context)))
     ]
+
+
+def _size(context: Context) -> int:
+    """Rows of a unit."""
+    effort, width = context.job.options.effort, context.job.rows.shape[1]
+    return effort.chunk * (effort.joined if width <= _NARROW else 1)
 
 
 def part_of(
     unit: Unit, context: Context, places: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The chunk of those rows that a unit of `units_of` is about."""
-    size = context.job.options.effort.chunk
+    size = _size(context)
     first = int(unit.params["at"]) * size
     return places[first : first + size]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from models.report import Metric
 from security.assessment.checks.evasion.plan import plan_for
@@ -46,7 +46,7 @@ def certified_radius(
     (True, 0.0)
     """
     bound = intervals.lower_bound(hits, draws, alpha)
-    return max(0.0, float(sigma * norm.ppf(bound))) if bound > 0.5 else 0.0
+    return max(0.0, float(sigma * ndtri(bound))) if bound > 0.5 else 0.0
 
 
 class SmoothingCheck:

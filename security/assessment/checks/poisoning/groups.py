@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import silhouette_score
 
 from security.assessment.art_library import art, repeatable
 
@@ -105,6 +104,8 @@ def _clustered(
 
 
 def _silhouette(points: Floats, side: NDArray[np.int64], seed: int) -> float:
+    from sklearn.metrics import silhouette_score  # noqa: PLC0415  (seconds)
+
     chosen = np.random.default_rng(seed).permutation(len(points))[:_SILHOUETTE_ROWS]
     points, side = points[chosen], side[chosen]
     return float(silhouette_score(points, side)) if np.ptp(side) else 0.0

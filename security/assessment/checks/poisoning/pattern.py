@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.neighbors import KNeighborsClassifier
 
 from models.report import Metric
 from security.assessment.checks.poisoning.columns import most_columns
@@ -136,6 +135,8 @@ def like_others(
         return None
     reference = random.permutation(reference)[:_REFERENCE_ROWS]
     z = np.delete(context.job.space.to_z(data.rows), pattern.columns, axis=1)
+    from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415  (seconds)
+
     nearest = KNeighborsClassifier(_NEIGHBOURS)
     nearest.fit(z[reference], data.labels[reference])
     other = nearest.predict(z[asked]) != label

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from security.assessment.checks.descent import Adam
+
 __all__ = ["Patch", "search_patches", "unusual"]
 
 Floats = NDArray[np.float64]
@@ -71,14 +73,12 @@ def search_patches(
         seed: of the start.
     """
     state = _State(model, z, labels, shape, free=torch.as_tensor(free), seed=seed)
-    optimizer = torch.optim.Adam(state.variables, lr=_RATE, betas=(0.5, 0.9))
+    optimizer = Adam(state.variables, rate=_RATE, betas=(0.5, 0.9))
     for number in range(steps):
         loss, success = state.loss()
         gradients = torch.autograd.grad(loss.sum(), state.variables)
-        for variable, gradient in zip(state.variables, gradients, strict=True):
-            variable.grad = gradient
         state.remember(success)
-        optimizer.step()
+        optimizer.step(gradients)
         if number % _EVERY == _EVERY - 1:
             state.weigh()
     return state.patches(labels)

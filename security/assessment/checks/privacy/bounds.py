@@ -18,8 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import binom, norm
+from scipy import special
 
 from security.assessment.results.intervals import lower_bound
 
@@ -120,7 +119,7 @@ def mean_shift(rates: Rates) -> float:
     """A lower bound on the distance of the two worlds, in deviations of a Gaussian."""
     if rates.low <= 0 or rates.high >= 1:
         return -math.inf
-    return float(norm.ppf(rates.low) - norm.ppf(rates.high))
+    return float(special.ndtri(rates.low) - special.ndtri(rates.high))
 
 
 def epsilon_of_mean(shift: float, delta: float) -> float:
@@ -129,19 +128,21 @@ def epsilon_of_mean(shift: float, delta: float) -> float:
     >>> round(epsilon_of_mean(1.0, 1e-3), 2)
     3.14
     """
+    from scipy.optimize import brentq  # noqa: PLC0415  (a moment, and only of canaries)
+
     if shift <= 0:
         return 0.0
 
     def excess(epsilon: float) -> float:
-        first = norm.cdf(shift / 2 - epsilon / shift)
+        first = special.ndtr(shift / 2 - epsilon / shift)
         # Multiplied as logarithms: e^epsilon alone may be too large for a double.
-        second = math.exp(epsilon + norm.logcdf(-shift / 2 - epsilon / shift))
+        second = math.exp(epsilon + special.log_ndtr(-shift / 2 - epsilon / shift))
         return float(first - second - delta)
 
     if excess(0.0) <= 0:
         return 0.0
     # e^(m^2/2 + m z) bounds it: beyond, the first term alone is below delta.
-    high = shift**2 / 2 + shift * float(norm.isf(delta)) + 1e-9
+    high = shift**2 / 2 + shift * float(-special.ndtri(delta)) + 1e-9
     return float(brentq(excess, 0.0, high))
 
 
@@ -180,6 +181,8 @@ def one_run_epsilon(
 def _one_run_bound(
     canaries: int, guesses: int, right: int, *, delta: float, level: float
 ) -> float:
+    from scipy.stats import binom  # noqa: PLC0415  (a second, and only of canaries)
+
     def chance(epsilon: float) -> float:
         """Of so many right guesses, at most."""
         coin = 1 / (1 + math.exp(-epsilon))
@@ -213,7 +216,7 @@ def _smooth(groups: tuple[Floats, Floats], threshold: float) -> tuple[float, flo
     """The share of either group above a threshold, as if they were Gaussians."""
     spread = max(float(np.sqrt((groups[0].var() + groups[1].var()) / 2)), 1e-12)
     first, second = (
-        float(norm.sf(threshold, scores.mean(), spread)) for scores in groups
+        float(special.ndtr((scores.mean() - threshold) / spread)) for scores in groups
     )
     return first, second
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Metric
 from security.assessment.checks.privacy.left import chances_left
-from security.assessment.checks.privacy.thieves import HIDDEN, steal
+from security.assessment.checks.privacy.thieves import HIDDEN, fit_copies, steal
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
@@ -97,22 +97,20 @@ class ExtractionCheck:
         answers = replace(
             answers, scores=answers.scores[usable], labels=answers.labels[usable]
         )
-        names = unit.params.get("thieves", ["perceptron"])
-        policies = _policies(context)
-        if "thieves" in unit.params:
-            policies = {"labels": _LABELS}
-        agreed = {}
-        for name in names:
-            for policy, leaving in policies.items():
-                guess = steal(
-                    name,
-                    questions,
-                    chances_left(leaving, answers, job.reading.form),
-                    scaled(context, job.rows[judged]),
-                    seed=context.seed(unit.key),
-                )
-                key = policy if name == "perceptron" else name
-                agreed[key] = int((guess == job.clean.labels[judged]).sum())
+        names = unit.params.get("thieves", ())
+        policies = {"labels": _LABELS} if names else _policies(context)
+        bought = [
+            chances_left(leaving, answers, job.reading.form)
+            for leaving in policies.values()
+        ]
+        others, seed = scaled(context, job.rows[judged]), context.seed(unit.key)
+        guesses = {
+            name: steal(name, questions, *bought, others, seed=seed) for name in names
+        } or dict(
+            zip(policies, fit_copies(questions, bought, others, seed=seed), strict=True)
+        )
+        truth = job.clean.labels[judged]
+        agreed = {key: int((guess == truth).sum()) for key, guess in guesses.items()}
         values = {"kind": unit.params["kind"], "n": unit.params["n"]}
         return Outcome({"agreed": agreed, "judged": len(judged), **values})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from security.assessment.engine import runner
 from security.assessment.engine.store import RunStore
 from security.commands import main
 from tests.support.bundles import WEIGHTS
@@ -104,6 +105,53 @@ def test_the_same_seed_gives_the_same_bytes_in_two_processes(toy, whole):
     same(whole, toy / "one")
     same(whole, toy / "two")
     assert not (toy / "two" / "work").exists()
+
+
+def test_processes_start_once_what_is_left_is_worth_it(toy, whole, monkeypatch):
+    began = []
+    real = runner._in_processes
+
+    def watched(job, units, checks, jobs):
+        began.append([unit.key for unit in units])
+        yield from real(job, units, checks, jobs)
+
+    monkeypatch.setattr(runner, "_in_processes", watched)
+    monkeypatch.setattr(runner, "_processors", lambda: 2)
+    monkeypatch.setattr(runner, "_WORTH_S", 1e9)
+    assert scan(toy, "short", *EVASION) == 0
+    assert began == []
+    monkeypatch.setattr(runner, "_WORTH_S", 0.0)
+    assert scan(toy, "long", *EVASION) == 0
+    assert len(began) == 1
+    assert began[0]
+    same(whole, toy / "short")
+    same(whole, toy / "long")
+
+
+LOADED = """
+import sys
+from security.commands import main
+code = main(sys.argv[1:])
+heavy = ("art", "scipy.stats", "sklearn", "torch._dynamo")
+print("loaded:", *(name for name in heavy if name in sys.modules))
+sys.exit(code)
+"""
+
+
+def test_a_quick_scan_loads_no_compiler_and_no_library_that_it_does_not_use(toy):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", LOADED, "scan", str(toy / "m.onnx")),
+            *("--data", str(toy / "r.npz"), "--out", str(toy / "light")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:"
 
 
 def test_what_was_finished_before_a_kill_is_not_done_again(toy, whole, monkeypatch):

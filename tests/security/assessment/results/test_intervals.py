@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.optimize import brentq
+from scipy.stats import beta, binom, binomtest, norm, rankdata
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from models.report import Metric
@@ -24,6 +25,29 @@ NEWCOMBE = [
     ((10, 10), (0, 20), (0.6791, 1.0000)),
     ((10, 10), (0, 10), (0.6075, 1.0000)),
 ]
+
+
+def test_quantiles_and_ranks_are_those_of_scipys_distributions():
+    for n in (1, 2, 7, 30, 100, 1001, 20_000):
+        assert intervals._binomial_quantile(0.025, n) == binom.ppf(0.025, n, 0.5)
+        for hits in {1, n // 2, n} - {0}:
+            own = intervals.lower_bound(hits, n, 0.05)
+            assert own == pytest.approx(beta.ppf(0.05, hits, n - hits + 1), rel=1e-12)
+    values = np.random.default_rng(0).integers(0, 20, 200) / 7
+    assert np.array_equal(intervals._ranks(values), rankdata(values))
+
+
+@pytest.mark.parametrize("area", [0.5, 0.731, 0.999, 1 - 1e-11])
+@pytest.mark.parametrize("sizes", [(1, 1), (20, 300), (15_000, 7500)])
+def test_the_end_of_an_area_is_the_root(area, sizes):
+    def beyond(true):
+        shape = (1 - true) / (2 - true) + true / (1 + true)
+        more = sum(sizes) / 2 - 1
+        variance = true * (1 - true) * (1 + more * shape) / np.prod(sizes)
+        return (area - true) ** 2 - norm.ppf(0.975) ** 2 * variance
+
+    wanted = brentq(beyond, area + 1e-12, 1.0)
+    assert intervals._auc_high(area, *sizes) == pytest.approx(wanted, abs=1e-11)
 
 
 @given(total=st.integers(1, 500), data=st.data())
