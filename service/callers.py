@@ -96,17 +96,8 @@ class Callers:
         """
         scheme, token = self._credentials(request.headers)
         principal = await self._verify(token)
-        issuer = self._verifier.issuer_of(principal)
-        mode = issuer.dpop
-        if principal.certificate is not None:
-            _check_certificate(principal.certificate, certificate)
-        elif issuer.certificate_bound:
-            raise TokenError("the issuer's tokens must be bound to a certificate")
+        mode = self._check_bound(principal, scheme, certificate)
         if scheme == _BEARER:
-            if principal.confirmation is not None:
-                raise TokenError("a bound token came as a bearer token")
-            if mode == "required":
-                raise TokenError("the issuer's tokens must be bound to a key")
             return principal
         if mode == "off" or self._proofs is None or principal.confirmation is None:
             raise TokenError("an unbound token came as a bound one")
@@ -120,6 +111,38 @@ class Callers:
             now=self._clock(),
         )
         return principal
+
+    def known(self, headers: Headers, certificate: str | None) -> Principal | None:
+        """As `authenticate`, of a bearer token that needs nobody to be asked.
+
+        Returns:
+            Who sent a request with these fields; None if there is a proof to check.
+
+        Raises:
+            Problem, AccessError: as `authenticate`, or an issuer has to be asked.
+        """
+        scheme, token = self._credentials(headers)
+        if scheme != _BEARER:
+            return None
+        principal = self._verifier.verify(token, now=self._clock())
+        self._check_bound(principal, scheme, certificate)
+        return principal
+
+    def _check_bound(
+        self, principal: Principal, scheme: bytes, certificate: str | None
+    ) -> str:
+        """Check 4, and of 5 that no proof is missing; returns how its issuer binds."""
+        issuer = self._verifier.issuer_of(principal)
+        if principal.certificate is not None:
+            _check_certificate(principal.certificate, certificate)
+        elif issuer.certificate_bound:
+            raise TokenError("the issuer's tokens must be bound to a certificate")
+        if scheme == _BEARER:
+            if principal.confirmation is not None:
+                raise TokenError("a bound token came as a bearer token")
+            if issuer.dpop == "required":
+                raise TokenError("the issuer's tokens must be bound to a key")
+        return issuer.dpop
 
     async def _verify(self, token: str) -> Principal:
         """Check 3; a token that its issuer has to be asked for waits for one answer.

@@ -20,6 +20,7 @@ from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
 from service.http.direct import DIRECT_BODY, DirectBody, Gathered
 from service.http.exchange import Answer, Reply, StreamedResponse
+from service.http.heads import Head
 from service.http.intake import VISIT, Intake, Visit
 from service.offering import OFFERS_PREFIX, Offering
 from service.problems import Problem, method_not_allowed, problem_response
@@ -27,6 +28,7 @@ from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
 from service.telemetry.spans import Tracer
 from service.telemetry.tracing import OUTER_TRACE, read_trace
+from service.turns import Turns
 
 __all__ = ["Guard"]
 
@@ -78,6 +80,9 @@ class Guard:
         self._gateway = gateway
         self._settings = settings
         self._intake = Intake(settings, routes.metrics, tracer=tracer)
+        self._turns = Turns(routes, self._intake, self)
+        # Takes whole requests with heads that are known, as `Answerer` has it.
+        self.take = self._turns.take
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -138,6 +143,24 @@ class Guard:
         finally:
             visit.leave()
 
+    async def go_on(
+        self,
+        work: Coroutine[Any, Any, Response],
+        visit: Visit,
+        reply: Callable[[Response], Reply],
+    ) -> Reply:
+        """What remains of a request that was begun in `service.turns`."""
+        VISIT.set(visit)
+        try:
+            return reply(await work)
+        finally:
+            visit.leave()
+
+    def reply_to(self, head: Head, scheme: bytes, response: Response) -> Reply:
+        """All header fields of an answer, as `_reply`; of a request without a trace."""
+        secure = _is_secure(scheme, head.headers)
+        return _reply(response, close=False, more=(_HSTS,) if secure else ())
+
     async def _refuse(self, problem: Problem) -> Reply:
         return self._busy(problem)
 
@@ -162,7 +185,7 @@ class Guard:
         finally:
             body.release()
         more = () if trace is None else (trace.header,)
-        if _is_secure(head):
+        if _is_secure(head.scheme, head.headers):
             more = (*more, _HSTS)
         reply = _reply(response, close=not body.complete, more=more)
         reply.stranger = body.visit.stranger
@@ -450,13 +473,13 @@ def _too_large(max_bytes: int) -> Problem:
     return Problem("body-too-large", f"at most {max_bytes} bytes allowed")
 
 
-def _is_secure(head: Request) -> bool:
+def _is_secure(scheme: bytes, headers: Headers) -> bool:
     """Whether the client speaks TLS, with us or with what stands before us.
 
     What anyone may write into the field makes a difference to that one's answer only,
     and there a client ignores what did not come over TLS (RFC 6797, section 8.1).
     """
-    return head.scheme == b"https" or (b"x-forwarded-proto", b"https") in head.headers
+    return scheme == b"https" or (b"x-forwarded-proto", b"https") in headers
 
 
 def _reply(response: Answer, *, close: bool, more: Headers = ()) -> Reply:

@@ -162,6 +162,18 @@ class Ticket:
         if self._account is not None:
             await self._quotas.charge(self._account, self._account.rows, rows)
 
+    def charge_at_once(self, rows: int) -> bool:
+        """As `charge_rows`, with what is reserved; False if that is not enough.
+
+        Or if the answer's bits will be charged, too: then nothing is.
+        """
+        account = self._account
+        return (
+            account is not None
+            and not account.bits
+            and self._quotas.charge_at_once(account.rows, rows)
+        )
+
     @property
     def counts_bits(self) -> bool:
         """Whether the bits of answers are counted."""
@@ -238,6 +250,33 @@ class Quotas:
             return Ticket(self, None)
         return Ticket(self, account)
 
+    def enter_at_once(self, principal: Principal, model: str) -> Ticket | None:
+        """As `enter`, with what this worker has reserved; None if that is not enough.
+
+        Then nothing is charged, and `enter` asks the store.
+        """
+        account = self._account(principal, model)
+        if account.slots is not None:
+            if account.in_use >= account.held or self._clock() >= account.held_until:
+                return None
+            if not self.charge_at_once(account.requests, 1):
+                return None
+            account.in_use += 1
+            account.peak = max(account.peak, account.in_use)
+        elif not self.charge_at_once(account.requests, 1):
+            return None
+        return Ticket(self, account)
+
+    def charge_at_once(self, meters: tuple[_Meter, ...], amount: int) -> bool:
+        """Charge all of some budgets with what is reserved of each, or none."""
+        now = self._clock()
+        for meter in meters:
+            if meter.left < amount or meter.ends <= now:
+                return False
+        for meter in meters:
+            meter.left -= amount
+        return True
+
     async def charge(
         self, account: _Account, meters: tuple[_Meter, ...], amount: int
     ) -> None:
@@ -297,12 +336,10 @@ class Quotas:
         self, account: _Account, meters: tuple[_Meter, ...], amount: int
     ) -> None:
         """Charge an amount to all of some budgets, or to none."""
-        now = self._clock()
-        for meter in meters:
-            if meter.left < amount or meter.ends <= now:
-                async with account.lock.asking():
-                    await self._refill(account, meters, amount)
-                break
+        if self.charge_at_once(meters, amount):
+            return
+        async with account.lock.asking():
+            await self._refill(account, meters, amount)
         # No other task has run since there was enough.
         for meter in meters:
             meter.left -= amount

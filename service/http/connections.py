@@ -24,11 +24,12 @@ import asyncio
 import itertools
 import math
 import re
+from collections.abc import Coroutine
+from typing import Any
 
 from httptools import HttpParserError, HttpParserUpgrade
 from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
@@ -36,13 +37,20 @@ from uvicorn.protocols.http.httptools_impl import (
 from uvicorn.protocols.websockets import auto as websockets_auto
 from uvicorn.server import Server
 
-from sealgate.protocol.bhttp import Request
 from security.settings.loading import Settings
 from security.settings.service import ServiceSettings
 from service.http.direct import DIRECT_BODY, DirectBody
 from service.http.ending import Ending, refusing
-from service.http.exchange import Answerer, Exchange, last_message
+from service.http.exchange import (
+    Answerer,
+    Cycle,
+    Exchange,
+    Reply,
+    last_message,
+)
+from service.http.flow import Flow, Stall
 from service.http.framing import FIELDS, HEAD_END, Framing
+from service.http.heads import Head, Heads, raw_head
 from service.http.intake import Allowance
 from service.http.tls import client_thumbprint, harden, server_context
 from service.problems import Problem, problem_response
@@ -101,40 +109,28 @@ def bounded_protocol(
         max_head_bytes = settings.max_head_bytes
         told = metrics
         answerer = guard
+        heads = Heads()
         sweep_s = max(0.05, min(settings.head_timeout_s, settings.idle_timeout_s) / 8)
         sweeper = None
 
     return Bounded
 
 
-class _Flow(FlowControl):
-    """Uvicorn reads on whenever a body is asked for; here not before its turn.
-
-    Attributes:
-        held: something was read, 256 KiB at most, that is not to be parsed yet.
-    """
-
-    held = False
-
-    def resume_reading(self) -> None:
-        if not self.held:
-            super().resume_reading()
-
-
 class _BoundedProtocol(HttpToolsProtocol):
-    flow: _Flow
+    flow: Flow
     bounds: ServiceSettings
     max_head_bytes: int
     told: Metrics
     answerer: Answerer
+    heads: Heads
     # One timer looks at all connections, since two for each request cost more.
     sweep_s: float
     sweeper: asyncio.TimerHandle | None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport)
-        self._certificate = client_thumbprint(transport)
+        self.flow = Flow(transport)
+        self.certificate = client_thumbprint(transport)
         # Until when a head must end or begin; 0 while a request is read or answered.
         self.until = self.loop.time() + self.bounds.head_timeout_s
         self._in_head = True
@@ -146,12 +142,15 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._in_body, self._left = False, 0
         # A message has come whole, and is being answered.
         self._whole = False
+        # What was read with the first byte of a message.
+        self._first = b""
         # No other message can follow.
         self._last = False
         # All has been answered; what still comes is dropped.
         self._ended = False
         self._allowance = Allowance()
-        self._stall: asyncio.TimerHandle | None = None
+        send_s = self.bounds.send_timeout_s
+        self._stall = Stall(transport, self.loop, timeout_s=send_s)
         self._rest = DirectBody()
         # What of a body came with its head; None where ASGI has the request.
         self._early: list[bytes] | None = None
@@ -165,7 +164,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.until = 0.0
-        self._end_stall()
+        self._stall.end()
         super().connection_lost(exc)
         self.told.set("sealgate_connections", value=len(self.connections))
 
@@ -212,7 +211,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._unread:  # after other connections have had their turn
             self.loop.call_soon(self._parse)
         else:
-            self._read_on()
+            self.flow.read_on()
 
     def _sweep(self) -> None:
         """Close connections whose time is over; the timer ends with the last one."""
@@ -234,49 +233,29 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._begin_stall(self.transport.get_write_buffer_size())
+        self._stall.begin()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._end_stall()
-
-    def _begin_stall(self, left: int) -> None:
-        self._end_stall()
-        self._stall = self.loop.call_later(
-            self.bounds.send_timeout_s, self._look_at_stall, left
-        )
-
-    def _look_at_stall(self, left: int) -> None:
-        self._stall = None
-        now = self.transport.get_write_buffer_size()
-        if now < left:
-            self._begin_stall(now)
-        elif now:
-            self.transport.abort()
-
-    def _end_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        self._stall.end()
 
     def data_received(self, data: bytes) -> None:
         if self._ended:
             return
+        begins = not (self._unread or self._head_bytes or self._in_body or self._whole)
+        if begins and self._may_be_whole():
+            head = self.heads.find(data)
+            if head is not None and not self.transport.is_closing():
+                self._take(head, data[len(head.raw) :])
+                return
+        self._first = data if begins else b""
         if self._unread:
             data = self._unread[self._position :] + data
         self._unread, self._position = data, 0
         if self._whole or self._last:
-            self._hold()
+            self.flow.hold()
         else:
             self._parse()
-
-    def _hold(self) -> None:
-        self.flow.held = True
-        self.flow.pause_reading()
-
-    def _read_on(self) -> None:
-        self.flow.held = False
-        self.flow.resume_reading()
 
     def _parse(self) -> None:
         """Parse what was read, to the end of one message at most."""
@@ -293,9 +272,9 @@ class _BoundedProtocol(HttpToolsProtocol):
         except Problem as problem:
             self._refuse(problem)
         if self._unread and self._whole:
-            self._hold()
+            self.flow.hold()
         elif self.flow.held and not self._whole:
-            self._read_on()
+            self.flow.read_on()
         if self._in_head and not self.until:
             self.until = self.loop.time() + self.bounds.head_timeout_s
 
@@ -364,7 +343,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.until = self.loop.time() + self.bounds.head_timeout_s
             if self.transport.can_write_eof():
                 self.transport.write_eof()
-            self._read_on()
+            self.flow.read_on()
 
     def on_message_begin(self) -> None:
         """What a scope has beyond this is made where ASGI gets the request."""
@@ -422,11 +401,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         Raises:
             Problem: its target cannot be taken apart.
         """
-        early, self._early = self._early, None
+        early, self._early, self._first = self._early, None, b""
         head = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = head
-        self._rest = DirectBody(certificate=self._certificate)
+        self._rest = DirectBody(certificate=self.certificate)
         self.scope["headers"] = self.headers
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         try:
@@ -437,44 +416,81 @@ class _BoundedProtocol(HttpToolsProtocol):
         if early:
             super().on_body(b"".join(early))
 
+    def _may_be_whole(self) -> bool:
+        """Whether a request that is there whole could be answered here."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return (
+            (cycle is None or cycle.response_complete)
+            and not (self._last or self.flow.write_paused)
+            and self.limit_concurrency is None
+        )
+
     def _method_of_whole(self) -> bytes | None:
         """The method of a request that can be answered here; None of any other."""
         parser = self.parser
-        cycle: RequestResponseCycle | None = self.cycle
         method: bytes = parser.get_method()
         whole = (
             method in _METHODS
             and _PATH.fullmatch(self.url) is not None
-            and (cycle is None or cycle.response_complete)
-            and not self.flow.write_paused
+            and self._may_be_whole()
             and not self.expect_100_continue
             and not parser.should_upgrade()
             and self._version == "1.1"
-            and self.limit_concurrency is None
         )
         return method if whole else None
 
-    def _answer_whole(self, method: bytes, body: list[bytes]) -> None:
+    def _answer_whole(self, method: bytes, early: list[bytes]) -> None:
         self._early = None
-        headers = tuple(self.headers)
+        body = early[0] if len(early) == 1 else b"".join(early)
+        first = b"" if self._framing.chunked else self._first
+        head = Head(
+            raw_head(first, len(body)),
+            method=method,
+            path=self.url.partition(b"?")[0],
+            authority=self._framing.authority,
+            headers=tuple(self.headers),
+            length=len(body),
+        )
+        self._first = b""
+        self._answer(head, body, keep_alive=self.parser.should_keep_alive())
+        if head.raw and self.cycle.keep_alive:
+            self.cycle.head = head  # type: ignore[attr-defined]
+
+    def _take(self, head: Head, body: bytes) -> None:
+        """Answer a request whose head is known."""
+        self._in_head, self.until, self._whole = False, 0.0, True
+        cycle = self.answerer.take(self, head, body)  # type: ignore[arg-type]
+        if cycle is None:
+            self._answer(head, body, keep_alive=True)
+        else:
+            self.cycle = cycle  # type: ignore[assignment]
+
+    def _answer(self, head: Head, body: bytes, *, keep_alive: bool) -> None:
         scheme = b"http" if self.scheme == "http" else b"https"
-        path = self.url.partition(b"?")[0]
+        request = head.request(scheme, body)
+        answer = self.answerer.answer(request, self.certificate)
+        self.begin_exchange(answer, keep_alive=keep_alive)
+
+    @property
+    def default_headers(self) -> list[tuple[bytes, bytes]]:
+        """What uvicorn adds to each answer."""
+        return self.server_state.default_headers
+
+    def begin_exchange(
+        self,
+        answer: Coroutine[Any, Any, Reply],
+        *,
+        keep_alive: bool,
+        disconnected: bool = False,
+    ) -> None:
+        """Write this answer when it is there."""
         exchange = Exchange(
             self,  # type: ignore[arg-type]
-            self.answerer.answer(
-                Request(
-                    method,
-                    scheme,
-                    self._framing.authority,
-                    path,
-                    headers,
-                    body[0] if len(body) == 1 else b"".join(body),
-                ),
-                self._certificate,
-            ),
-            keep_alive=self.parser.should_keep_alive(),
-            default_headers=self.server_state.default_headers,
+            answer,
+            keep_alive=keep_alive,
+            default_headers=self.default_headers,
         )
+        exchange.disconnected = disconnected
         # In the cycle's place: uvicorn asks the same of both.
         self.cycle = exchange  # type: ignore[assignment]
         exchange.task = self.loop.create_task(exchange.run())
@@ -484,7 +500,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         """The answer has been written, if it could be."""
         if task is not None:
             self.tasks.discard(task)
-        self._rest.stranger = self.cycle.stranger  # type: ignore[attr-defined]
+        cycle: Cycle = self.cycle  # type: ignore[assignment]
+        self._rest.stranger = cycle.stranger
+        if cycle.head is not None and not cycle.stranger:
+            self.heads.remember(cycle.head)
         self.on_response_complete()
 
     def expire(self) -> None:
