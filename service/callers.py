@@ -112,20 +112,23 @@ class Callers:
         )
         return principal
 
-    def known(self, headers: Headers, certificate: str | None) -> Principal | None:
-        """As `authenticate`, of a bearer token that needs nobody to be asked.
-
-        Returns:
-            Who sent a request with these fields; None if there is a proof to check.
+    def bearer_token(self, headers: Headers) -> str | None:
+        """The token of a request with these fields; None if it comes with a proof.
 
         Raises:
-            Problem, AccessError: as `authenticate`, or an issuer has to be asked.
+            Problem, AccessError: as `authenticate`.
         """
         scheme, token = self._credentials(headers)
-        if scheme != _BEARER:
-            return None
+        return token if scheme == _BEARER else None
+
+    def bearer(self, token: str, certificate: str | None) -> Principal:
+        """As `authenticate`, of a bearer token about which nobody has to be asked.
+
+        Raises:
+            AccessError: as `authenticate`, or an issuer has to be asked.
+        """
         principal = self._verifier.verify(token, now=self._clock())
-        self._check_bound(principal, scheme, certificate)
+        self._check_bound(principal, _BEARER, certificate)
         return principal
 
     def _check_bound(

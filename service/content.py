@@ -145,11 +145,13 @@ class Asked:
         content: all of it.
         heads: what it states of its inputs.
         outputs: those it wants, and whether as bytes.
+        rows: of the longest input.
     """
 
     content: Content
     heads: Heads
     outputs: dict[str, bool]
+    rows: int
 
     @classmethod
     async def read(
@@ -193,13 +195,8 @@ class Asked:
         """
         heads = request_heads(content.document, specs, max_rows=max_rows)
         wanted = binary_tensors.requested_outputs(content.document, outputs)
-        return cls(content, heads, wanted)
-
-    @property
-    def rows(self) -> int:
-        """Of the longest input."""
-        shapes = [head.shape for _, head in self.heads.values()]
-        return max((shape[0] for shape in shapes if shape), default=1)
+        rows = [head.shape[0] for _, head in heads.values() if head.shape]
+        return cls(content, heads, wanted, max(rows, default=1))
 
     @property
     def takes_long(self) -> bool:

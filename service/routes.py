@@ -53,7 +53,7 @@ from service.telemetry.recorder import Decision, Recorder
 from service.telemetry.tracing import OUTER_TRACE, read_trace
 from service.watching import Watching
 
-__all__ = ["Routes", "asked_inference", "with_id"]
+__all__ = ["Routes", "asked_inference", "id_field"]
 
 OPENAPI_PATH = b"/openapi.yaml"
 _YAML: Headers = ((b"content-type", b"application/yaml"),)
@@ -242,7 +242,7 @@ class Routes:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
         self.tell(decision, response, reason)
-        return with_id(response, decision, fields)
+        return _with_id(response, decision, fields)
 
     async def check_early(self, request: Request) -> Principal:
         """Refuse a plaintext request by its head, before its body is read.
@@ -273,7 +273,7 @@ class Routes:
             problem = to_problem(failure)
         response = problem_response(problem)
         self.tell(decision, response, problem.code)
-        return with_id(response, decision)
+        return _with_id(response, decision)
 
     async def authorize_metrics(self, request: Request) -> None:
         """Allow reading metrics, or raise.
@@ -472,10 +472,13 @@ def _json(document: Any) -> Response:
     return Response(200, JSON, orjson.dumps(document))
 
 
-def with_id(response: Response, decision: Decision, fields: Headers = ()) -> Response:
-    """An answer with the fields that the end of its request gave."""
-    request_id = (b"x-request-id", decision.request_id.encode())
-    headers = (*response.headers, request_id, *fields)
+def id_field(decision: Decision) -> tuple[bytes, bytes]:
+    """Tells a caller the name of the request in our records."""
+    return b"x-request-id", decision.request_id.encode()
+
+
+def _with_id(response: Response, decision: Decision, fields: Headers = ()) -> Response:
+    headers = (*response.headers, id_field(decision), *fields)
     if decision.sealed and decision.trace is not None and decision.trace.parent_id:
         # Of a plaintext one the guard tells; of a trace that began here nobody.
         headers = (*headers, decision.trace.header)

@@ -25,20 +25,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 from sealgate.errors import SealgateError
-from sealgate.protocol.bhttp import Headers, Response
+from sealgate.protocol.bhttp import Headers, Request, Response
 from security.admission.lifecycle import Withdrawn
 from service.content import Asked, Content, content_fields, told
 from service.http.exchange import Connection, Cycle, Reply
 from service.http.heads import Head
-from service.http.intake import Intake, Visit
+from service.http.intake import Intake
 from service.inference.batching import Item
 from service.inference.served import Served
 from service.inferences import Inference, name_model
-from service.problems import Problem
-from service.routes import Routes, asked_inference, with_id
+from service.routes import Routes, asked_inference, id_field
 from service.telemetry.casualties import Notes
 from service.telemetry.recorder import Decision
 from service.telemetry.tracing import TRACEPARENT
@@ -56,16 +56,18 @@ Work = Coroutine[Any, Any, Response]
 class Host(Protocol):
     """Who turns are taken for: `service.guard.Guard`."""
 
-    def reply_to(self, head: Head, scheme: bytes, response: Response) -> Reply:
-        """All of an answer's header fields."""
+    def reply_to(
+        self, head: Head, scheme: bytes, response: Response, fields: Headers
+    ) -> Reply:
+        """All of an answer's header fields, these among them."""
 
     def answer(
-        self, request: Any, certificate: str | None
+        self, request: Request, certificate: str | None
     ) -> Coroutine[Any, Any, Reply]:
         """The ordinary way of a whole request."""
 
     def go_on(
-        self, work: Work, visit: Visit, reply: Callable[[Response], Reply]
+        self, work: Work, request: Request, certificate: str | None
     ) -> Coroutine[Any, Any, Reply]:
         """What remains of one, as a task."""
 
@@ -74,15 +76,19 @@ class _Note:
     """What a head says that all requests with it have in common.
 
     Attributes:
+        token: of its caller, a bearer.
         model: its name.
         version: the one that is asked for, if any.
         lengths: of the JSON, as `content_fields` has it.
     """
 
-    __slots__ = ("lengths", "model", "version")
+    __slots__ = ("lengths", "model", "token", "version")
 
-    def __init__(self, model: str, version: str | None, lengths: list[bytes]) -> None:
-        self.model, self.version, self.lengths = model, version, lengths
+    def __init__(
+        self, token: str, model: str, version: str | None, lengths: list[bytes]
+    ) -> None:
+        self.token, self.model, self.version = token, model, version
+        self.lengths = lengths
 
 
 class Errand(Cycle):
@@ -99,7 +105,7 @@ class Errand(Cycle):
 
     __slots__ = (
         "body", "came", "connection", "decision", "fields", "inference", "item",
-        "known", "model", "reason", "response", "visit",
+        "known", "model", "reason", "response",
     )  # fmt: skip
 
     decision: Decision
@@ -108,21 +114,17 @@ class Errand(Cycle):
     item: Item
     response: Response
 
-    def __init__(
-        self, connection: Connection, known: Head, body: bytes, visit: Visit
-    ) -> None:
+    def __init__(self, connection: Connection, known: Head, body: bytes) -> None:
         super().__init__(
             connection, keep_alive=True, default_headers=connection.default_headers
         )
         self.connection, self.known, self.body = connection, known, body
-        self.visit = visit
         self.came = time.perf_counter()
         self.reason: str | None = None
         self.fields: Headers = ()
 
     def end(self) -> None:
         """Its answer was written, or could not be."""
-        self.visit.leave()
         self.response_complete = True
         self.connection.end_exchange(None)
 
@@ -146,15 +148,11 @@ class Turns:
         """Answer a request at the end of this turn; None if it is not such a one."""
         if head.note is None:
             head.note = self._note(head) or False
-        if not head.note:
-            return None
-        try:
-            visit = Visit(self._intake, connection.certificate)
-        except Problem:
+        if not head.note or not self._intake.enter(len(body)):
             return None
         if not self._errands:
             asyncio.get_running_loop().call_soon(self._run)
-        errand = Errand(connection, head, body, visit)
+        errand = Errand(connection, head, body)
         self._errands.append(errand)
         return errand
 
@@ -170,32 +168,34 @@ class Turns:
         ):
             return None
         try:
+            token = self._routes.callers.bearer_token(head.headers)
             lengths, coding = content_fields(head.headers)
-        except Problem:
+        except SealgateError:
             return None
-        return None if coding is not None else _Note(*asked, lengths)
+        if token is None or coding is not None:
+            return None
+        return _Note(token, *asked, lengths)
 
     def _run(self) -> None:
         errands, self._errands = self._errands[:_MOST], self._errands[_MOST:]
         if self._errands:
             asyncio.get_running_loop().call_soon(self._run)
-        running = _each(self._read, _each(self._charge, errands))
+        self._intake.tell()
+        running = self._each(self._read, self._each(self._charge, errands))
         for batcher in {errand.model.batcher for errand in running}:
             batcher.run_queued()
-        _each(self._answer, running)
+        self._each(self._answer, running)
         answered, self._answered = self._answered, []
         if answered:
             self._record(answered)
+        self._intake.tell()
 
     # Step 1.
 
     def _charge(self, errand: Errand) -> bool:
         if self._admit(errand):
             return True
-        known, connection = errand.known, errand.connection
-        errand.visit.leave()
-        request = known.request(_scheme(connection), errand.body)
-        self._begin(errand, self._host.answer(request, connection.certificate))
+        self._begin(errand, self._host.answer)
         return False
 
     def _admit(self, errand: Errand) -> bool:
@@ -203,11 +203,9 @@ class Turns:
         routes, note, known = self._routes, errand.known.note, errand.known
         began = time.perf_counter()
         try:
-            errand.visit.hold(len(errand.body))
-            certificate = errand.connection.certificate
-            principal = routes.callers.known(known.headers, certificate)
+            principal = routes.callers.bearer(note.token, errand.connection.certificate)
             state = routes.lineup.find_untried(note.model, note.version)
-            if principal is None or state is None or isinstance(state, Withdrawn):
+            if state is None or isinstance(state, Withdrawn):
                 return False
             model = state.content
             routes.permissions.authorize(
@@ -245,7 +243,7 @@ class Turns:
         try:
             content = Content.at_once(errand.body, errand.known.note.lengths)
             if content is None:
-                request = errand.known.request(decision.scheme, errand.body)
+                request = _request(errand)
                 self._settle(errand, inferences.infer(request, model, decision))
                 return False
             asked = Asked.of(
@@ -328,19 +326,23 @@ class Turns:
             for errand in answered:
                 errand.reason, errand.response = self._routes.refusal(error)
         if receipts is None:
-            _each(self._conclude, answered)
+            self._each(self._conclude, answered)
             return
         for errand, receipt in zip(answered, receipts):
             errand.fields += receipt
-        _each(self._send, answered)
+        self._each(self._send, answered)
 
     def _send(self, errand: Errand) -> None:
         decision = errand.decision
         self._routes.tell(decision, errand.response, errand.reason)
-        response = with_id(errand.response, decision, errand.fields)
         if not errand.disconnected:
-            errand.write(self._host.reply_to(errand.known, decision.scheme, response))
-        errand.end()
+            fields = id_field(decision), *errand.fields
+            errand.write(
+                self._host.reply_to(
+                    errand.known, decision.scheme, errand.response, fields
+                )
+            )
+        self._end(errand)
 
     # What has to be waited for.
 
@@ -356,31 +358,44 @@ class Turns:
         )
 
     def _go_on(self, errand: Errand, work: Work) -> None:
-        def reply(response: Response) -> Reply:
-            return self._host.reply_to(errand.known, errand.decision.scheme, response)
+        self._begin(errand, partial(self._host.go_on, work))
 
-        self._begin(errand, self._host.go_on(work, errand.visit, reply))
-
-    def _begin(self, errand: Errand, answer: Coroutine[Any, Any, Reply]) -> None:
-        errand.connection.begin_exchange(
-            answer, keep_alive=errand.keep_alive, disconnected=errand.disconnected
+    def _begin(
+        self,
+        errand: Errand,
+        answer: Callable[[Request, str | None], Coroutine[Any, Any, Reply]],
+    ) -> None:
+        """Let a task go on; it takes the place that this request has had."""
+        self._intake.leave(len(errand.body))
+        connection = errand.connection
+        connection.begin_exchange(
+            answer(_request(errand), connection.certificate),
+            keep_alive=errand.keep_alive,
+            disconnected=errand.disconnected,
         )
 
+    def _end(self, errand: Errand) -> None:
+        self._intake.leave(len(errand.body))
+        errand.end()
 
-def _each(
-    step: Callable[[Errand], bool | None], errands: Iterable[Errand]
-) -> list[Errand]:
-    """Those with whom a step succeeds; where it breaks, the client is told."""
-    going_on = []
-    for errand in errands:
-        try:
-            if step(errand):
-                going_on.append(errand)
-        except Exception:  # noqa: BLE001  (as of an exchange)
-            _log.exception("a request was not answered")
-            errand.fail()
-            errand.end()
-    return going_on
+    def _each(
+        self, step: Callable[[Errand], bool | None], errands: Iterable[Errand]
+    ) -> list[Errand]:
+        """Those with whom a step succeeds; where it breaks, the client is told."""
+        going_on = []
+        for errand in errands:
+            try:
+                if step(errand):
+                    going_on.append(errand)
+            except Exception:  # noqa: BLE001  (as of an exchange)
+                _log.exception("a request was not answered")
+                errand.fail()
+                self._end(errand)
+        return going_on
+
+
+def _request(errand: Errand) -> Request:
+    return errand.known.request(_scheme(errand.connection), errand.body)
 
 
 def _scheme(connection: Connection) -> bytes:

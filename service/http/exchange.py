@@ -255,8 +255,8 @@ def _head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:
         ValueError: a field holds the end of a line. None of ours does, and what a
             caller made up is in none of them; should that ever change, it ends here.
     """
-    lines = [b"%b: %b\r\n" % field for field in fields]
-    text = b"".join(lines)
-    if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines):
+    text = b"\r\n".join(map(b": ".join, fields))
+    breaks = len(fields) - 1
+    if text.count(b"\n") != breaks or text.count(b"\r") != breaks:
         raise ValueError("a line break in a header field")
-    return STATUS_LINE[status] + text + b"\r\n"
+    return b"%b%b\r\n\r\n" % (STATUS_LINE[status], text)

@@ -17,10 +17,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -29,6 +28,17 @@ from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.errors import InferenceFailedError
 from security.settings.runtime import ModelLimits
+from service.inference.items import (
+    Budget,
+    InferenceTimeoutError,
+    Inputs,
+    Item,
+    OverloadedError,
+    classify,
+    expired,
+    resolve,
+    split,
+)
 from service.inference.watchdog import Watchdog
 from service.telemetry.casualties import Notes
 
@@ -42,74 +52,10 @@ __all__ = [
     "OverloadedError",
 ]
 
-Inputs = Mapping[str, Array]
 Run = Callable[[Inputs, Sequence[str], ort.RunOptions], list[Array]]
 # Told of each run: its requests and rows, the seconds that the first of them waited,
 # and the seconds that it took.
 Observe = Callable[[int, int, float, float], None]
-
-
-class InferenceTimeoutError(SealgateError):
-    """A run was stopped at its deadline, or never got its turn before it."""
-
-
-class OverloadedError(SealgateError):
-    """As many requests wait as may."""
-
-
-class Budget:
-    """Bytes of inputs in memory, over all models of a worker."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
-
-    def take(self, size: int) -> None:
-        """Reserve.
-
-        Raises:
-            OverloadedError: there are not so many left.
-        """
-        if size > self._left:
-            raise OverloadedError("too many bytes wait")
-        self._left -= size
-
-    def give(self, size: int) -> None:
-        """Return what was taken."""
-        self._left += size
-
-
-class Item:
-    """One request, until its future is done.
-
-    Attributes:
-        future: of its outputs.
-    """
-
-    __slots__ = (
-        "budget_s", "came", "deadline", "future", "inputs", "key", "note", "outputs",
-        "rows", "size",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        inputs: Inputs,
-        outputs: Sequence[str],
-        future: asyncio.Future[list[Array]],
-        *,
-        deadline: float,
-        note: bytes,
-    ) -> None:
-        self.note = note
-        self.inputs = inputs
-        self.outputs = outputs
-        self.future = future
-        self.deadline = deadline
-        self.came = time.perf_counter()
-        self.rows, self.size = 1, 0
-        # What requests of one run must have in common; None runs alone.
-        self.key: tuple[Any, ...] | None = None
-        # Of the run that is left to it after a shared one failed; None: until deadline.
-        self.budget_s: float | None = None
 
 
 @dataclass(eq=False)
@@ -290,7 +236,7 @@ class Batcher:
             self._running.clear()
         deadline = loop.time() + self.timeout_s
         item = Item(inputs, outputs, loop.create_future(), deadline=deadline, note=note)
-        _classify(item, rows_apart=self.rows_apart)
+        classify(item, rows_apart=self.rows_apart)
         self._queue.append(item)
         if self._drain_at is None:
             self._drain_at = (
@@ -327,7 +273,7 @@ class Batcher:
         now = self._now()
         while self._queue:
             item = self._queue[0]
-            if item.future.done() or _expired(item, now):
+            if item.future.done() or expired(item, now):
                 self._queue.popleft()
                 continue
             if items and (item.key is None or item.key != items[0].key):
@@ -362,7 +308,7 @@ class Batcher:
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         self._tell(items, rows, began)
-        _resolve(items, results)
+        resolve(items, results)
 
     def _start(self, items: list[Item], rows: int) -> None:
         """Run in a thread."""
@@ -414,7 +360,7 @@ class Batcher:
             for item in work.items:
                 item.future.cancel()
         else:
-            _resolve(work.items, results)
+            resolve(work.items, results)
         if self._queue and self._drain_at is None:
             self._drain()
 
@@ -441,7 +387,7 @@ class Batcher:
         if any(array.ndim == 0 or len(array) != rows for array in arrays.values()):
             self.rows_apart = False  # it was not so after all
             raise InferenceFailedError("not a row of output per row of input")
-        return _split(items, arrays)
+        return split(items, arrays)
 
     def _failed(self, items: list[Item], error: SealgateError) -> None:
         """Fail one request; run several again, each by itself."""
@@ -467,7 +413,7 @@ class Batcher:
     def _drop_expired(self) -> None:
         self._expiry = None
         now = self._now()
-        kept = [item for item in self._queue if not _expired(item, now)]
+        kept = [item for item in self._queue if not expired(item, now)]
         self._queue = deque(kept)
         if self._queue:
             self._expire_waiting()
@@ -482,39 +428,6 @@ class Batcher:
 
     def _now(self) -> float:
         return 0.0 if self._loop is None else self._loop.time()
-
-
-def _classify(item: Item, *, rows_apart: bool) -> None:
-    """Count its rows, and say which requests it may share a run with."""
-    lengths = [len(array) if array.ndim else 0 for array in item.inputs.values()]
-    item.rows = max(1, *lengths)
-    if rows_apart and min(lengths) == item.rows:
-        item.key = tuple((name, array.shape[1:]) for name, array in item.inputs.items())
-
-
-def _split(items: list[Item], arrays: Mapping[str, Array]) -> list[list[Array]]:
-    results = []
-    start = 0
-    for item in items:
-        end = start + item.rows
-        results.append([arrays[name][start:end] for name in item.outputs])
-        start = end
-    return results
-
-
-def _resolve(items: list[Item], results: list[list[Array]]) -> None:
-    for item, result in zip(items, results):
-        if not item.future.done():
-            item.future.set_result(result)
-
-
-def _expired(item: Item, now: float) -> bool:
-    """Fail a request whose deadline is over."""
-    if item.deadline > now:
-        return False
-    if not item.future.done():
-        item.future.set_exception(InferenceTimeoutError("its turn came too late"))
-    return True
 
 
 def _terminate(options: ort.RunOptions) -> None:
