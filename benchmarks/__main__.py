@@ -1,7 +1,7 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`assessment`, `batch`, `calls`, `history`, `peers` and `soak` take options of their own:
-`python -m benchmarks peers --help`.
+`assessment`, `batch`, `calls`, `history`, `memory`, `peers`, `server` and `soak` take
+options of their own: `python -m benchmarks peers --help`.
 """
 
 import argparse
@@ -59,6 +59,7 @@ WITH_OPTIONS = {
     "calls": calls.main,
     "history": history.main,
     "peers": peers.main,
+    "server": server.main,
     "soak": soak.main,
 }
 

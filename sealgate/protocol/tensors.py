@@ -13,7 +13,7 @@ from array import array as make_array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +94,7 @@ class TensorSpec:
         return not [1 for want, got in pairs if want not in (-1, got)]
 
 
-@dataclass(frozen=True)
-class TensorHead:
+class TensorHead(NamedTuple):
     """What a tensor object states before its values.
 
     Attributes:
@@ -367,14 +366,14 @@ def _flatten(data: Any, where: str) -> tuple[list[Any], set[type]]:
 
 
 def _convert(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
-    if dtype == BYTES:
+    typecode = _TYPECODES.get(dtype)
+    if typecode is None and dtype == BYTES:
         check_count(len(values), where)
         return strings(_objects(values), where)
-    if dtype == BFLOAT16:
+    if typecode is None and dtype == BFLOAT16:
         wide = _convert(values, DATATYPES["FP32"], where)
         return _finite(narrow(wide), where)
     try:
-        typecode = _TYPECODES.get(dtype)
         if typecode is not None and len(values) <= _FEW:
             few = make_array(typecode, values)
             finite = all(map(math.isfinite, few))

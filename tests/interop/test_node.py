@@ -14,7 +14,7 @@ import pytest
 
 from sealgate.exchange import GATEWAY_PATH
 from tests.support.bundles import NAME
-from tests.support.nginx import nginx
+from tests.support.nginx import relay
 from tests.support.npm import install
 
 pytestmark = pytest.mark.slow
@@ -25,19 +25,6 @@ BODY = {
         {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
     ]
 }
-RELAY = """
-    location = /relay {{
-      proxy_pass {url}{path};
-      # Nothing of the caller reaches the gateway but the sealed message.
-      proxy_pass_request_headers off;
-      proxy_set_header Content-Type $http_content_type;
-      proxy_http_version 1.1;
-      proxy_buffering off;
-      proxy_request_buffering off;
-      # A sealed request is refused when it comes twice.
-      proxy_next_upstream off;
-    }}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +33,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(HERE, tmp_path_factory.mktemp("node"))
 
 
-@pytest.fixture(scope="module")
-def relay(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture(scope="module", name="relay")
+def _relay(server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """nginx as an Oblivious Relay in front of the server."""
-    directives = RELAY.format(url=server.url, path=GATEWAY_PATH)
-    with nginx(tmp_path_factory.mktemp("nginx"), server=directives) as url:
-        yield f"{url}/relay"
+    with relay(tmp_path_factory.mktemp("nginx"), server.url) as url:
+        yield url
 
 
 @pytest.fixture

@@ -15,37 +15,19 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sealgate.exchange import GATEWAY_PATH
 from sealgate.protocol.dsse import public_pem
 from security.access.issuer import load_issuer_key
 from security.access.issuer import mint as sign_token
 from security.admission.keys import load_mldsa_key, load_signing_key
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import NAME, Keys
-from tests.support.nginx import nginx
 from tests.support.npm import install
 from tests.support.servers import ROOT, Server, serve
 
-__all__ = ["PACKAGE", "build", "context", "node", "relayed", "serving"]
+__all__ = ["PACKAGE", "build", "context", "node", "serving"]
 
 PACKAGE = ROOT / "clients" / "js"
 _MADE_HERE = shutil.ignore_patterns("node_modules", "dist")
-_RELAY = """
-    location = /relay {{
-      proxy_pass {url}{path};
-      proxy_pass_request_headers off;
-      proxy_set_header Content-Type $http_content_type;
-      # For pages: which origin asks, and what it will ask (CORS).
-      proxy_set_header Origin $http_origin;
-      set $asks $http_access_control_request_method;
-      proxy_set_header Access-Control-Request-Method $asks;
-      proxy_http_version 1.1;
-      proxy_buffering off;
-      proxy_request_buffering off;
-      proxy_next_upstream off;
-      client_max_body_size 64m;
-    }}
-"""
 
 
 def build(folder: Path) -> Path:
@@ -96,14 +78,6 @@ def serving(pristine: Path, folder: Path, *origins: str) -> Iterator[Server]:
     extra = toy_settings(home) | {"SEALGATE_SERVICE_ALLOWED_ORIGINS": ",".join(origins)}
     with serve("service.app:Sealgate", home, extra=extra, alone=True) as server:
         yield server
-
-
-@contextmanager
-def relayed(server: Server, folder: Path) -> Iterator[str]:
-    """The URL of nginx as an Oblivious Relay in front of a server, or a skip."""
-    directives = _RELAY.format(url=server.url, path=GATEWAY_PATH)
-    with nginx(folder, server=directives) as url:
-        yield f"{url}/relay"
 
 
 def context(server: Server, **more: Any) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sealgate.exchange import GATEWAY_PATH
 from tests.support.servers import free_port
 
 CONFIG = """
@@ -34,6 +35,33 @@ http {{
   }}
 }}
 """
+
+
+_RELAY = """
+    location = /relay {{
+      proxy_pass {url}{path};
+      # Nothing of the caller reaches the gateway but the sealed message.
+      proxy_pass_request_headers off;
+      proxy_set_header Content-Type $http_content_type;
+      # For pages: which origin asks, and what it will ask (CORS).
+      proxy_set_header Origin $http_origin;
+      set $asks $http_access_control_request_method;
+      proxy_set_header Access-Control-Request-Method $asks;
+      proxy_http_version 1.1;
+      proxy_buffering off;
+      proxy_request_buffering off;
+      # A sealed request is refused when it comes twice.
+      proxy_next_upstream off;
+    }}
+"""
+
+
+@contextmanager
+def relay(folder: Path, url: str) -> Iterator[str]:
+    """The URL of nginx as an Oblivious Relay in front of a server."""
+    directives = _RELAY.format(url=url, path=GATEWAY_PATH)
+    with nginx(folder, server=directives) as found:
+        yield f"{found}/relay"
 
 
 @contextmanager

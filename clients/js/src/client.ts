@@ -135,6 +135,7 @@ export class Client {
    * @throws ConfigurationError a URL cannot be used; keys are looked at with the first request.
    */
   constructor(options: Options) {
+    checkNames(options);
     this.#options = options;
     this.url = checkUrl(options.url, "url");
     this.#gateway = options.relayUrl === undefined ? this.url + GATEWAY_PATH : checkUrl(options.relayUrl, "relayUrl");
@@ -359,6 +360,32 @@ export class Client {
   #send(out: Outgoing, signal?: AbortSignal) {
     const fetch = this.#options.fetch ?? ((url, init) => globalThis.fetch(url, init));
     return send(out, fetch, this.#options.timeoutS ?? 30, signal);
+  }
+}
+
+const NAMES: Record<keyof Options, true> = {
+  url: true,
+  token: true,
+  identityKeys: true,
+  keyConfigs: true,
+  trustedKeys: true,
+  requirePassport: true,
+  passportMaxAgeS: true,
+  mlDsa65: true,
+  relayUrl: true,
+  maxResponseBytes: true,
+  chunkedAboveBytes: true,
+  timeoutS: true,
+  retry: true,
+  fetch: true,
+};
+
+/** A pin that is misspelt, or lost on its way here, would pin nothing: both are errors. */
+function checkNames(options: Options): void {
+  const unknown = Object.keys(options).find((name) => !Object.hasOwn(NAMES, name));
+  if (unknown !== undefined) throw new ConfigurationError(`${unknown}: no such option`);
+  for (const name of ["identityKeys", "trustedKeys", "keyConfigs"] as const) {
+    if (name in options && !options[name]?.length) throw new ConfigurationError(`${name}: none is given`);
   }
 }
 

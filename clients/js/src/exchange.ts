@@ -49,10 +49,10 @@ export function checkUrl(text: string, option: string): string {
   try {
     url = new URL(text);
   } catch {
-    throw new ConfigurationError(`${option}: not an http or https URL: ${text}`);
+    throw new ConfigurationError(`${option}: not an http or https URL without user and query`);
   }
   if (!/^https?:$/.test(url.protocol) || url.search || url.hash || url.username || url.password) {
-    throw new ConfigurationError(`${option}: not an http or https URL: ${text}`);
+    throw new ConfigurationError(`${option}: not an http or https URL without user and query`);
   }
   if (url.protocol === "http:" && !LOOPBACK.has(url.hostname)) {
     throw new ConfigurationError(`${option}: plain http is for this machine only; use https`);

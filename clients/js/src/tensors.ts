@@ -70,6 +70,7 @@ export function toTensor(name: string, input: Input, datatype?: Datatype): Tenso
   const where = `input "${name}"`;
   const given = read(where, input);
   const wanted = datatype ?? given.datatype ?? natural(where, given.data);
+  if (!DATATYPES.has(wanted)) throw new TensorError(`${where}: the model takes ${wanted}, which is not known here`);
   if (given.datatype !== undefined && given.datatype !== wanted) {
     throw new TensorError(`${where}: ${given.datatype} given, the model takes ${wanted}`);
   }

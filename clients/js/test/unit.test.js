@@ -79,6 +79,7 @@ test("wrong types name the tensor and the place", () => {
   refused(/Float32Array cannot be sent as INT64/, Float32Array.of(1), "INT64");
   refused(/Float64Array cannot be sent as BOOL/, Float64Array.of(1), "BOOL");
   refused(/INT8 given, the model takes FP32/, { data: [1], shape: [1], datatype: "INT8" }, "FP32");
+  refused(/the model takes FP8, which is not known here/, [1], "FP8");
   refused(/unknown datatype/, { data: [1], shape: [1], datatype: "FP31" }, "FP32");
 });
 
@@ -146,6 +147,11 @@ test("options that cannot be used", async () => {
   bad({ token: "a b" }, /^token: /);
   bad({ token: "" }, /^token: /);
   bad({ token: undefined }, /^token: /);
+  bad({ identityKey: "x" }, /^identityKey: no such option/);
+  for (const name of ["identityKeys", "trustedKeys", "keyConfigs"]) {
+    bad({ [name]: undefined }, new RegExp(`^${name}: none is given`));
+    bad({ [name]: [] }, new RegExp(`^${name}: none is given`));
+  }
   bad({ requirePassport: true }, /^requirePassport: needs trustedKeys/);
   const rejected = (change) => new Client({ url: "https://models.example", token: "a.b.c", fetch: never, ...change }).serverMetadata();
   const never = () => assert.fail("nothing may be sent");

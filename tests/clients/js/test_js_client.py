@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.js_cases import all_cases
-from tests.support.js_client import PACKAGE, build, context, node, relayed, serving
+from tests.support.js_client import PACKAGE, build, context, node, serving
+from tests.support.nginx import relay
 from tests.support.servers import ROOT, Server
 
 pytestmark = pytest.mark.slow
@@ -57,8 +58,8 @@ def test_vectors_and_bad_input(package: Path, tmp_path: Path) -> None:
 def test_against_the_server_and_through_a_relay(
     package: Path, server: Server, tmp_path: Path
 ) -> None:
-    with relayed(server, tmp_path) as relay:
-        variables = context(server, relay=relay)
+    with relay(tmp_path, server.url) as url:
+        variables = context(server, relay=url)
         out = node(package, "--test", "test/server.test.js", **variables)
     assert "# fail 0" in out
     assert "# skipped 0" in out

@@ -1,7 +1,7 @@
 // What a page of another origin can do with the client, and cannot: run by test_browser.py.
 import { Client } from "/sealgate.min.js";
 
-const { url, relay, token, expired, model, identity, stranger, trusted } = await (await fetch("/context.json")).json();
+const { url, relay, token, expired, model, identity, identityMlDsa, stranger, trusted } = await (await fetch("/context.json")).json();
 const rows = { features: [[1, 2, 3], [3, 2, 1]] };
 const client = (options = {}) => new Client({ url, token, ...options });
 const labels = async (options) => Array.from((await client(options).infer(model, rows)).outputs.label.data, Number);
@@ -31,6 +31,8 @@ const checks = {
   relay: () => labels({ relayUrl: relay }),
   "relay, chunked": () => labels({ relayUrl: relay, chunkedAboveBytes: -1 }),
   pinned: () => labels({ identityKeys: identity }),
+  // By WebCrypto, where it has ML-DSA-65.
+  "pinned twice": () => labels({ identityKeys: [identity, identityMlDsa] }),
   passport: async () => (await client({ trustedKeys: trusted }).passport(model)).model,
   "a key that was replaced": () => refusal(client({ identityKeys: stranger }).infer(model, rows)),
   "an expired token": () => refusal(client({ token: expired }).infer(model, rows)),
