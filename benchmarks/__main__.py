@@ -1,6 +1,6 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`batch`, `peers` and `soak` take options of their own:
+`batch`, `memory`, `peers` and `soak` take options of their own:
 `python -m benchmarks peers --help`.
 """
 
@@ -15,6 +15,7 @@ from benchmarks import (
     explanations,
     gate,
     gradients,
+    memory,
     monitoring,
     policies,
     proxying,
@@ -40,13 +41,19 @@ BENCHMARKS = {
     "monitoring": monitoring.run,
     "gradients": gradients.run,
     "training": training.run,
+    "memory": lambda: memory.main([]),
     "batch": lambda: batch.main([]),
     "peers": lambda: peers.main([]),
     "proxying": proxying.run,
     "traces": traces.run,
     "soak": lambda: soak.main([]),
 }
-WITH_OPTIONS = {"batch": batch.main, "peers": peers.main, "soak": soak.main}
+WITH_OPTIONS = {
+    "batch": batch.main,
+    "memory": memory.main,
+    "peers": peers.main,
+    "soak": soak.main,
+}
 
 
 def main() -> None:

@@ -18,12 +18,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bentoml
-import uvicorn
-from bentoml.exceptions import BentoMLException
-
 from security.admission.contents import SERVICE_NAME
+from security.deferring import deferring
 from security.settings.loading import Settings
+
+with deferring():
+    import bentoml
+    import uvicorn
+    from bentoml.exceptions import BentoMLException
 
 __all__ = ["main"]
 
@@ -36,16 +38,17 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         # Importing it reads the settings, and may refuse them.
-        from service.app import (  # noqa: PLC0415
-            name_resource,
-            open_doors,
-            read_settings,
-        )
+        with deferring():
+            from service.app import (  # noqa: PLC0415
+                name_resource,
+                open_doors,
+                read_settings,
+            )
 
         settings = read_settings()
         name_resource(settings, args.host, args.port)
         if args.workers > 1:
-            _serve_by_bentoml(args, settings)
+            return _serve_by_bentoml(args, settings)
         service = bentoml.load(_target(), working_dir=str(_SOURCE))
         # Loading follows at once, in this very process.
         open_doors(settings, load=False)
@@ -87,20 +90,29 @@ def _target() -> str:
     return str(bento) if (bento / "bento.yaml").exists() else "service.app:Sealgate"
 
 
-def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> None:
-    """Become `bentoml serve`, whose parent runs the gate before it starts workers."""
-    grace_s = math.ceil(settings.service.shutdown_timeout_s)
-    command = [
-        *(sys.executable, "-m", "bentoml", "serve", _target()),
-        *("--working-dir", str(_SOURCE)),
-        *("--host", args.host, "--port", str(args.port)),
-        *("--timeout-graceful-shutdown", str(grace_s)),
-    ]
+def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> int:
+    """Be what `bentoml serve` is, whose parent runs the gate before it starts workers.
+
+    Its command would import BentoML's cloud, and everything else once more.
+    """
+    from _bentoml_impl.server.serving import serve_http  # noqa: PLC0415
+    from bentoml._internal.log import configure_server_logging  # noqa: PLC0415
+
+    configure_server_logging()
     # BentoML's own option for this counts for services of its older kind only.
     given = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
     workers = f"{given} services.{SERVICE_NAME}.workers={args.workers}".strip()
     os.environ["BENTOML_CONFIG_OPTIONS"] = workers
-    os.execv(sys.executable, command)  # noqa: S606  (no shell is wanted)
+    service = bentoml.load(_target(), working_dir=str(_SOURCE))
+    service.inject_config()
+    serve_http(
+        _target(),
+        working_dir=str(_SOURCE),
+        host=args.host,
+        port=args.port,
+        timeout_graceful_shutdown=math.ceil(settings.service.shutdown_timeout_s),
+    )
+    return 0
 
 
 def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
