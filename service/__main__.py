@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import socket
 import sys
@@ -71,17 +72,38 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve the admitted models that service.toml, the operator's plan "
         "or the Bento around this code names.",
     )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["serve"],
+        help="changes nothing: manifests have it, as `bentoml serve` did",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=3000, help="default: %(default)s")
     parser.add_argument(
         "--workers",
         type=int,
-        default=1,
+        default=_configured_workers(),
         metavar="N",
         help="processes that answer, under a parent of BentoML's that starts them "
-        "again; 1 is this process alone (default)",
+        "again; 1 is this process alone (default, if BENTOML_CONFIG_OPTIONS names "
+        "no other number)",
+    )
+    parser.add_argument(
+        "--timeout-graceful-shutdown",
+        type=int,
+        metavar="S",
+        help="seconds for requests in work at the end; the setting "
+        "service.shutdown_timeout_s, if that is less (default)",
     )
     return parser
+
+
+def _configured_workers() -> int:
+    """What BentoML's own settings ask for in this process's environment."""
+    options = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
+    found = re.findall(rf"(?:^|\s)services\.{SERVICE_NAME}\.workers=(\d+)", options)
+    return int(found[-1]) if found else 1
 
 
 def _target() -> str:
@@ -110,9 +132,15 @@ def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> int:
         working_dir=str(_SOURCE),
         host=args.host,
         port=args.port,
-        timeout_graceful_shutdown=math.ceil(settings.service.shutdown_timeout_s),
+        timeout_graceful_shutdown=_grace_s(args, settings),
     )
     return 0
+
+
+def _grace_s(args: argparse.Namespace, settings: Settings) -> int:
+    return args.timeout_graceful_shutdown or math.ceil(
+        settings.service.shutdown_timeout_s
+    )
 
 
 def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
@@ -125,7 +153,10 @@ def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
     # uvicorn raises the signal that it was stopped by once more, after it has stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+    config = uvicorn.Config(
+        app, log_config=None, timeout_graceful_shutdown=_grace_s(args, settings)
+    )
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 
