@@ -477,4 +477,5 @@ class Sealgate:
         folder = open_doors(settings, load=True)
         name_parent()
         watch_workers(settings.audit, folder)
-        fork_workers()
+        if settings.service.fork_workers:
+            fork_workers()
