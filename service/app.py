@@ -451,11 +451,15 @@ def name_resource(settings: Settings, host: str, port: int) -> None:
         os.environ["SEALGATE_ACCESS_RESOURCE"] = origin
 
 
+def _given() -> dict[str, Any]:
+    """The options of `bentoml serve`; none where this is another command."""
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.params
+
+
 def _address() -> tuple[str, int]:
     """Where `bentoml serve` will listen: its options, or else BentoML's settings."""
-    context = click.get_current_context(silent=True)
-    given = {} if context is None else context.params
-    http = BentoMLContainer.http
+    given, http = _given(), BentoMLContainer.http
     return given.get("host") or http.host.get(), given.get("port") or http.port.get()
 
 
@@ -477,5 +481,6 @@ class Sealgate:
         folder = open_doors(settings, load=True)
         name_parent()
         watch_workers(settings.audit, folder)
-        if settings.service.fork_workers:
+        # With --reload workers are to run what the sources say by then.
+        if settings.service.fork_workers and not _given().get("reload"):
             fork_workers()

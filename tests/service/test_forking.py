@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -164,6 +165,24 @@ def test_a_worker_is_there_again_for_a_part_of_the_cpu(server: Server) -> None:
             return
         time.sleep(4)  # a second end within three seconds waits for BentoML's own look
     raise AssertionError("never within half of its parent's start")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fork", "own"),
+    [("false", ("--timeout-graceful-shutdown", "5")), ("true", ("--reload",))],
+)
+def test_a_worker_can_be_a_new_interpreter(
+    pristine: Path, tmp_path: Path, fork: str, own: tuple[str, ...]
+) -> None:
+    """By the setting; and always where it is to run sources that change."""
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    extra = toy_settings(home) | {"SEALGATE_SERVICE_FORK_WORKERS": fork}
+    program = (sys.executable, "-m", "bentoml")
+    target = "service.app:Sealgate"
+    with serve(target, home, extra=extra, own=own, program=program) as server:
+        commands = [" ".join(one.cmdline()) for one in workers(server)]
+        assert any("_bentoml_impl.worker.service" in one for one in commands)
 
 
 # Beside it, one process.
