@@ -18,6 +18,7 @@ from benchmarks import (
     gate,
     gradients,
     history,
+    memory,
     monitoring,
     policies,
     proxying,
@@ -52,12 +53,14 @@ BENCHMARKS = {
     "traces": traces.run,
     "soak": lambda: soak.main([]),
     "history": lambda: history.main([]),
+    "memory": lambda: memory.main([]),
 }
 WITH_OPTIONS = {
     "assessment": assessment_commands.main,
     "batch": batch.main,
     "calls": calls.main,
     "history": history.main,
+    "memory": memory.main,
     "peers": peers.main,
     "server": server.main,
     "soak": soak.main,

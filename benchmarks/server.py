@@ -233,7 +233,7 @@ def same(
     body: bytes | None = None,
 ) -> Callable[[int], list[bytes]]:
     content = json.dumps(BODY).encode() if body is None else body
-    request = _http(method, path, headers, content if method == "POST" else b"")
+    request = http_request(method, path, headers, content if method == "POST" else b"")
     return lambda count: [request] * count
 
 
@@ -253,12 +253,15 @@ def sealer(server: Server, token: str, kem_id: int) -> Callable[[int], list[byte
         )
         message = bhttp.encode_request(inner)
         bodies = [ohttp.seal_request(config, message)[0] for _ in range(count)]
-        return [_http("POST", GATEWAY_PATH, _SEALED, body) for body in bodies]
+        return [http_request("POST", GATEWAY_PATH, _SEALED, body) for body in bodies]
 
     return make
 
 
-def _http(method: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
+def http_request(
+    method: str, path: str, headers: Mapping[str, str], body: bytes
+) -> bytes:
+    """A request as it goes over the wire."""
     if body:
         headers = {**headers, "content-length": str(len(body))}
     lines = [f"{method} {path} HTTP/1.1", "host: localhost"]
@@ -282,12 +285,12 @@ def _send(case: Case, requests: list[bytes], connections: int) -> None:
             for one, request in part:
                 one.sendall(request)
             for one, _ in part:
-                status = _take(one)
+                status = take_answer(one)
                 if status != case.status:
                     raise SystemExit(f"{status}, not {case.status}")
 
 
-def _take(one: socket.socket) -> int:
+def take_answer(one: socket.socket) -> int:
     """Take one answer; its status."""
     data = b""
     while (end := data.find(b"\r\n\r\n")) < 0:

@@ -115,10 +115,12 @@ class Bundle:
         """The bytes of model.onnx: the ones that were hashed, to be the ones loaded.
 
         Raises:
-            BundleError: the bundle is sealed.
+            BundleError: the bundle is sealed, or its model was given back.
         """
         if self.sealed:
             raise BundleError(f"{SEALED_FILE} must be opened first")
+        if MODEL_FILE not in self.files:
+            raise BundleError(f"{MODEL_FILE} is loaded, and its bytes were given back")
         return self.files[MODEL_FILE]
 
     @property
@@ -157,6 +159,12 @@ class Bundle:
         files = {**self.files, MODEL_FILE: model}
         del files[SEALED_FILE]
         return replace(self, files=files)
+
+    def without_model(self) -> Bundle:
+        """This bundle without its model's bytes, once they are loaded."""
+        models = (MODEL_FILE, SEALED_FILE)
+        kept = {name: data for name, data in self.files.items() if name not in models}
+        return replace(self, files=kept)
 
     def report(self, kind: str) -> Report:
         """Parse the report of a kind.

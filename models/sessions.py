@@ -152,6 +152,8 @@ def make_session(
     for provider in providers:
         if provider not in session.get_providers():
             raise ProviderError(f"{provider} does not work here")
+    # Kept to begin again with other providers, which nobody does: a copy of the model.
+    session._model_bytes = None  # type: ignore[attr-defined]  # noqa: SLF001
     return session
 
 

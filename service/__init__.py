@@ -17,6 +17,7 @@ watching      what monitoring found of what is served, read by a thread
 readiness     whether this worker should be sent requests
 callers       who calls, and how a refusal says to do better
 access        what decides about callers, made from the settings
+forking       workers that go on from what their parent has imported
 supervision   the parent process and its workers, who may die
 problems      every refusal that a caller can see (RFC 9457): only it knows status codes
 http          connections, TLS, and the bounds on what arrives

@@ -12,18 +12,21 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
-import bentoml
-import uvicorn
-from bentoml.exceptions import BentoMLException
-
 from security.admission.contents import SERVICE_NAME
+from security.deferring import deferring
 from security.settings.loading import Settings
+
+with deferring():
+    import bentoml
+    import uvicorn
+    from bentoml.exceptions import BentoMLException
 
 __all__ = ["main"]
 
@@ -36,16 +39,17 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         # Importing it reads the settings, and may refuse them.
-        from service.app import (  # noqa: PLC0415
-            name_resource,
-            open_doors,
-            read_settings,
-        )
+        with deferring():
+            from service.app import (  # noqa: PLC0415
+                name_resource,
+                open_doors,
+                read_settings,
+            )
 
         settings = read_settings()
         name_resource(settings, args.host, args.port)
         if args.workers > 1:
-            _serve_by_bentoml(args, settings)
+            return _serve_by_bentoml(args, settings)
         service = bentoml.load(_target(), working_dir=str(_SOURCE))
         # Loading follows at once, in this very process.
         open_doors(settings, load=False)
@@ -68,17 +72,38 @@ def _parser() -> argparse.ArgumentParser:
         description="Serve the admitted models that service.toml, the operator's plan "
         "or the Bento around this code names.",
     )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["serve"],
+        help="changes nothing: manifests have it, as `bentoml serve` did",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=3000, help="default: %(default)s")
     parser.add_argument(
         "--workers",
         type=int,
-        default=1,
+        default=_configured_workers(),
         metavar="N",
         help="processes that answer, under a parent of BentoML's that starts them "
-        "again; 1 is this process alone (default)",
+        "again; 1 is this process alone (default, if BENTOML_CONFIG_OPTIONS names "
+        "no other number)",
+    )
+    parser.add_argument(
+        "--timeout-graceful-shutdown",
+        type=int,
+        metavar="S",
+        help="seconds for requests in work at the end; the setting "
+        "service.shutdown_timeout_s, if that is less (default)",
     )
     return parser
+
+
+def _configured_workers() -> int:
+    """What BentoML's own settings ask for in this process's environment."""
+    options = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
+    found = re.findall(rf"(?:^|\s)services\.{SERVICE_NAME}\.workers=(\d+)", options)
+    return int(found[-1]) if found else 1
 
 
 def _target() -> str:
@@ -87,20 +112,35 @@ def _target() -> str:
     return str(bento) if (bento / "bento.yaml").exists() else "service.app:Sealgate"
 
 
-def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> None:
-    """Become `bentoml serve`, whose parent runs the gate before it starts workers."""
-    grace_s = math.ceil(settings.service.shutdown_timeout_s)
-    command = [
-        *(sys.executable, "-m", "bentoml", "serve", _target()),
-        *("--working-dir", str(_SOURCE)),
-        *("--host", args.host, "--port", str(args.port)),
-        *("--timeout-graceful-shutdown", str(grace_s)),
-    ]
+def _serve_by_bentoml(args: argparse.Namespace, settings: Settings) -> int:
+    """Be what `bentoml serve` is, whose parent runs the gate before it starts workers.
+
+    Its command would import BentoML's cloud, and everything else once more.
+    """
+    from _bentoml_impl.server.serving import serve_http  # noqa: PLC0415
+    from bentoml._internal.log import configure_server_logging  # noqa: PLC0415
+
+    configure_server_logging()
     # BentoML's own option for this counts for services of its older kind only.
     given = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
     workers = f"{given} services.{SERVICE_NAME}.workers={args.workers}".strip()
     os.environ["BENTOML_CONFIG_OPTIONS"] = workers
-    os.execv(sys.executable, command)  # noqa: S606  (no shell is wanted)
+    service = bentoml.load(_target(), working_dir=str(_SOURCE))
+    service.inject_config()
+    serve_http(
+        _target(),
+        working_dir=str(_SOURCE),
+        host=args.host,
+        port=args.port,
+        timeout_graceful_shutdown=_grace_s(args, settings),
+    )
+    return 0
+
+
+def _grace_s(args: argparse.Namespace, settings: Settings) -> int:
+    return args.timeout_graceful_shutdown or math.ceil(
+        settings.service.shutdown_timeout_s
+    )
 
 
 def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
@@ -113,7 +153,10 @@ def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
     # uvicorn raises the signal that it was stopped by once more, after it has stopped.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    uvicorn.Server(uvicorn.Config(app, log_config=None)).run(sockets=[listener])
+    config = uvicorn.Config(
+        app, log_config=None, timeout_graceful_shutdown=_grace_s(args, settings)
+    )
+    uvicorn.Server(config).run(sockets=[listener])
     return 0
 
 

@@ -12,29 +12,21 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import bentoml
 import click
-from _bentoml_sdk import Service
-from bentoml._internal.configuration.containers import BentoMLContainer
-from bentoml.exceptions import BentoMLException
 
 from sealgate.errors import SealgateError
 from security.access.issuer import DEVELOPMENT_ISSUER
 from security.access.quotas import Quotas, load_quota_counters
 from security.admission.contents import BASE_IMAGE, SERVICE_NAME, SERVICE_OPTIONS
-from security.admission.hooks import (
-    AdmittedImage,
-    admit_all,
-    observe_refusals,
-    stored_models,
-)
-from security.admission.loaded import LoadedModel
+from security.admission.gate import Admission
 from security.audit.asking import Asker
 from security.audit.checkpoints import add_leaves
 from security.audit.journal import load_log, load_signer, record_operation
 from security.audit.offers import load_offers
 from security.audit.tree_log import TreeLog
+from security.deferring import deferring
 from security.errors import SettingsError
 from security.key_files import read_secret
 from security.monitoring.cohorts import Cohorts, check_cohorts, open_cohorts
@@ -45,30 +37,51 @@ from security.sealing.live import LiveRing
 from security.sealing.publish import load_publication
 from security.settings.issuers import check_resource, listening_origin
 from security.settings.loading import Settings, load_settings
-from service.access import Access, check_access, open_access
-from service.gateway import Gateway
-from service.guard import App, Guard
-from service.http import connections
-from service.http.tls import server_context
-from service.inference.follower import Follower
-from service.inference.lineup import Lineup
-from service.inference.memory import bound_memory, keep_freed_memory
-from service.offering import Offering
-from service.readiness import Readiness, answers, own_folders, usable
-from service.receipts import open_receipts
-from service.routes import Routes
-from service.supervision import (
-    end_with_parent,
-    leave_no_core,
-    name_parent,
-    watch_workers,
-)
-from service.telemetry.casualties import Casualties, Notes
-from service.telemetry.exports import Exports, check_exports, open_exports
-from service.telemetry.logs import LineWriter, RequestLog, export_messages, install
-from service.telemetry.metrics import Metrics, make_folder, open_metrics, serve_metrics
-from service.telemetry.recorder import Recorder, open_recorder, record_refusal
-from service.watching import open_watching
+
+with deferring():
+    import bentoml
+    from _bentoml_sdk import Service
+    from _bentoml_sdk.service import set_current_service
+    from bentoml._internal.configuration.containers import BentoMLContainer
+    from bentoml.exceptions import BentoMLException
+
+    from security.admission.hooks import (
+        AdmittedImage,
+        admit_all,
+        observe_refusals,
+        stored_models,
+    )
+    from security.admission.loaded import LoadedModel
+    from service.access import Access, check_access, open_access
+    from service.forking import apart, fork_workers
+    from service.gateway import Gateway
+    from service.guard import App, Guard
+    from service.http import connections
+    from service.http.tls import server_context
+    from service.inference.follower import Follower
+    from service.inference.lineup import Lineup
+    from service.inference.memory import bound_memory, keep_freed_memory
+    from service.offering import Offering
+    from service.readiness import Readiness, answers, own_folders, usable
+    from service.receipts import open_receipts
+    from service.routes import Routes
+    from service.supervision import (
+        end_with_parent,
+        leave_no_core,
+        name_parent,
+        watch_workers,
+    )
+    from service.telemetry.casualties import Casualties, Notes
+    from service.telemetry.exports import Exports, check_exports, open_exports
+    from service.telemetry.logs import LineWriter, RequestLog, export_messages, install
+    from service.telemetry.metrics import (
+        Metrics,
+        make_folder,
+        open_metrics,
+        serve_metrics,
+    )
+    from service.telemetry.recorder import Recorder, open_recorder, record_refusal
+    from service.watching import open_watching
 
 __all__ = ["Sealgate", "name_resource", "open_doors", "read_settings"]
 
@@ -113,7 +126,7 @@ class AdmittedService(Service):
             exports = open_exports(metrics)
             if exports.write_line is not None:
                 export_messages(exports.write_line)
-            app = _guard(super().to_asgi(is_main), settings, metrics, exports)
+            app = _guard(_inner(self, is_main), settings, metrics, exports)
             connections.install(settings, metrics, app)
         except SealgateError as error:
             raise BentoMLException(str(error)) from None
@@ -123,6 +136,28 @@ class AdmittedService(Service):
         gc.collect()
         gc.freeze()
         return app
+
+
+def _inner(service: Service, is_main: bool) -> App:
+    """BentoML's application, which gets no request: only its start and its end."""
+    with deferring():
+        from _bentoml_impl.server.app import ServiceAppFactory  # noqa: PLC0415
+
+    class Factory(ServiceAppFactory):
+        """Without a client of itself, since it has no API, and without middleware."""
+
+        middlewares = ()
+
+        async def create_instance(self, app: Any) -> None:
+            self._service_instance = self.service()
+            set_current_service(self._service_instance)
+
+        async def destroy_instance(self, _: Any) -> None:
+            self._service_instance = None
+            set_current_service(None)
+
+    service.inject_config()
+    return Factory(service, is_main=is_main)()
 
 
 def _guard(inner: App, settings: Settings, metrics: Metrics, exports: Exports) -> Guard:
@@ -351,6 +386,12 @@ def _check_operable(settings: Settings) -> None:
     check_cohorts(settings.monitoring)
 
 
+def _load(admissions: Iterable[Admission], settings: Settings) -> None:
+    """Load each once, for what else only workers would meet."""
+    for admission in admissions:
+        LoadedModel(admission, settings.runtime)
+
+
 def _interface() -> bytes:
     """The description of the interface that clients may read (OpenAPI)."""
     return Path(__file__).with_name("openapi.yaml").read_bytes()
@@ -382,8 +423,7 @@ def open_doors(settings: Settings, *, load: bool) -> Path:
     admissions = admit_all(settings)
     try:
         if load:
-            for admission in admissions:
-                LoadedModel(admission, settings.runtime)
+            apart(lambda: _load(admissions, settings))
         _check_operable(settings)
     except SealgateError as error:
         raise BentoMLException(str(error)) from None
@@ -411,11 +451,15 @@ def name_resource(settings: Settings, host: str, port: int) -> None:
         os.environ["SEALGATE_ACCESS_RESOURCE"] = origin
 
 
+def _given() -> dict[str, Any]:
+    """The options of `bentoml serve`; none where this is another command."""
+    context = click.get_current_context(silent=True)
+    return {} if context is None else context.params
+
+
 def _address() -> tuple[str, int]:
     """Where `bentoml serve` will listen: its options, or else BentoML's settings."""
-    context = click.get_current_context(silent=True)
-    given = {} if context is None else context.params
-    http = BentoMLContainer.http
+    given, http = _given(), BentoMLContainer.http
     return given.get("host") or http.host.get(), given.get("port") or http.port.get()
 
 
@@ -437,3 +481,6 @@ class Sealgate:
         folder = open_doors(settings, load=True)
         name_parent()
         watch_workers(settings.audit, folder)
+        # With --reload workers are to run what the sources say by then.
+        if settings.service.fork_workers and not _given().get("reload"):
+            fork_workers()

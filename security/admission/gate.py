@@ -42,7 +42,7 @@ A waiver lifts all of these for its kind, or one metric, condition or failed che
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from models.bundle import VERDICT_FILE, Bundle
@@ -121,6 +121,10 @@ class Admission:
     notices: tuple[str, ...] = ()
     signatures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stamps: tuple[Stamp, ...] = ()
+
+    def without_model(self) -> Admission:
+        """This admission without its model's bytes, once they are loaded."""
+        return replace(self, bundle=self.bundle.without_model())
 
 
 def verify(

@@ -23,6 +23,7 @@ from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from models.manifest import MAX_MANIFEST_BYTES, Manifest
 from models.names import names_that_clash, store_tag
+from security.deferring import deferring
 
 __all__ = [
     "STORE_FILES",
@@ -137,6 +138,7 @@ def _find(tag: str) -> Path | None:
 
 
 def _models() -> Any:
-    import bentoml  # noqa: PLC0415  (slow, and not everywhere)
+    with deferring():
+        import bentoml.models  # noqa: PLC0415  (slow, and not everywhere)
 
     return bentoml.models

@@ -68,6 +68,8 @@ class ServiceSettings:
         idle_timeout_s: between two requests of a connection.
         send_timeout_s: a client takes nothing of its answer for so long.
         shutdown_timeout_s: to finish what is in work when the server is stopped.
+        fork_workers: workers go on in the image of the parent that starts them; False
+            starts each as a new interpreter, with a layout of memory of its own.
     """
 
     environment: str = "development"
@@ -85,6 +87,7 @@ class ServiceSettings:
     idle_timeout_s: float = 10.0
     send_timeout_s: float = 20.0
     shutdown_timeout_s: float = 30.0
+    fork_workers: bool = True
 
 
 def is_path(entry: str) -> bool:

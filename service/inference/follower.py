@@ -44,6 +44,7 @@ from security.admission.trust_store import load_trust
 from security.errors import AdmissionRefused, PlanError
 from security.settings.loading import Settings
 from service.inference.lineup import Lineup
+from service.inference.memory import give_back
 from service.inference.served import Entry, Served, check_alike
 from service.telemetry.casualties import Casualties, who_is_held_off
 from service.telemetry.metrics import Metrics
@@ -201,6 +202,7 @@ class Follower:
                 if old is not None:
                     table[name] = old
         self._lineup.switch(table)
+        give_back()  # what was read, now that it is loaded
         if note:  # of the first ones the worker's own log says so
             self._note_changes(before, table)
         return first

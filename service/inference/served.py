@@ -61,8 +61,9 @@ class Served:
         self.revision = revision
 
     def renew(self, admission: Admission) -> None:
-        """It was verified again."""
-        self.admission, self.expires_at = admission, _expiry(admission)
+        """It was verified again; what runs needs no second copy of its model."""
+        self.admission = self.model.admission = admission.without_model()
+        self.expires_at = _expiry(admission)
 
     def stand_until(self, limit: datetime | None) -> None:
         """Answer until the admission ends, or a time before that."""

@@ -204,8 +204,9 @@ def test_kserve_copies_the_same(pod: Made, runtime: Made, mounts: Path) -> None:
     script = script_of(runtime["containers"][0])
     copying, found, command = script.partition("exec ")
     assert found
-    assert command.split()[:3] == ["/app/bin/python", "-m", "bentoml"]
-    assert command.split()[3:] == pod["containers"][0]["args"]
+    dockerfile = (ROOT / "deploy" / "container" / "Dockerfile").read_text()
+    (entry,) = re.findall(r"(?m)^ENTRYPOINT (.*)$", dockerfile)
+    assert command.split() == [*json.loads(entry), *pod["containers"][0]["args"]]
     assert shell(copying, mounts).returncode == 0
     loads(mounts)
     # KServe runs Go's templates over its containers.

@@ -84,7 +84,9 @@ def get(server: Server, path: str) -> int:
 
 def folder_of(server: Server) -> Path:
     (pid, *_) = alive(server)
-    return Path(psutil.Process(pid).environ()["_SEALGATE_METRICS_FOLDER"])
+    # It maps its notes, which lie there.
+    maps = (item.path for item in psutil.Process(pid).memory_maps())
+    return next(Path(path).parent for path in maps if path.endswith(".notes"))
 
 
 def running(server: Server) -> int | None:

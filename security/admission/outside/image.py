@@ -39,9 +39,11 @@ OWN_PATH = "/bento"
 _OWN: Mapping[str, Any] = {
     "User": "10001:10001",
     "WorkingDir": OWN_PATH,
-    "Entrypoint": ["/app/bin/python", "-m", "bentoml"],
+    "Entrypoint": ["/app/bin/python", "-P", "-m", "service", "--host", "0.0.0.0"],  # noqa: S104
     "Cmd": ["serve", "--timeout-graceful-shutdown", "30"],
 }
+# What images of release 0.1.0 start.
+_OWN_BEFORE = {**_OWN, "Entrypoint": ["/app/bin/python", "-m", "bentoml"]}
 _OWN_VARIABLES = {
     "BENTOML_DO_NOT_TRACK": "True",
     "BENTOML_HOME": "/tmp/bentoml",  # noqa: S108  (in a container that is its own)
@@ -139,7 +141,8 @@ def check_config(document: Mapping[str, Any]) -> str:
 
 def _check_own(config: Mapping[str, Any]) -> str:
     """The same, for an image of deploy/container/Dockerfile."""
-    for key, value in _OWN.items():
+    before = config.get("Entrypoint") == _OWN_BEFORE["Entrypoint"]
+    for key, value in (_OWN_BEFORE if before else _OWN).items():
         if config.get(key) != value:
             raise refused(f"the image's {key} is not that of the Dockerfile")
     variables = _variables(config.get("Env"), _OWN_VARIABLES, _FREE_OF_BASE)

@@ -231,7 +231,10 @@ def pod(built: Built, tmp_path: Path) -> Pod:
     spec["containers"][0]["env"].append(policy)
     keys = built.home / "keys"
     public = jwk(ED_KEY, "key", alg="EdDSA", use="sig")
-    server = ("model.pem", "audit.key", "identity.pem", "checkpoint.pem")
+    server = (
+        *("model.pem", "audit.key", "identity.pem", "identity.mldsa.pem"),
+        *("checkpoint.pem", "checkpoint.mldsa.pem"),
+    )
     made = Pod(
         spec,
         built.config,

@@ -192,7 +192,7 @@ OWN: dict[str, Any] = {
         "PYTHONDONTWRITEBYTECODE=1",
         "SEALGATE_HOME=/state",
     ],
-    "Entrypoint": ["/app/bin/python", "-m", "bentoml"],
+    "Entrypoint": ["/app/bin/python", "-P", "-m", "service", "--host", "0.0.0.0"],
     "Cmd": ["serve", "--timeout-graceful-shutdown", "30"],
     "WorkingDir": "/bento",
 }
@@ -200,6 +200,8 @@ OWN: dict[str, Any] = {
 
 def test_an_image_of_our_own(tmp_path: Path) -> None:
     assert check_config({"config": OWN}) == "bento"
+    before = OWN | {"Entrypoint": ["/app/bin/python", "-m", "bentoml"]}
+    assert check_config({"config": before}) == "bento"
     rootfs = unpacked(tmp_path / "rootfs", {"bento/bento.yaml": b"service: x"})
     write_atomic(tmp_path / "config.json", json.dumps({"config": OWN}).encode())
     for config in (None, tmp_path / "config.json"):
@@ -213,6 +215,7 @@ def test_an_image_of_our_own(tmp_path: Path) -> None:
         ({"User": "0:0"}, "User is not that of the Dockerfile"),
         ({"User": None}, "User is not"),
         ({"Entrypoint": ["/app/bin/python", "-m", "evil"]}, "Entrypoint is not"),
+        ({"Entrypoint": ["/app/bin/python", "-m", "service"]}, "Entrypoint is not"),
         ({"Cmd": ["serve", "/opt/evil"]}, "Cmd is not"),
         ({"Cmd": None}, "Cmd is not"),
         ({"Healthcheck": {"Test": ["CMD", "evil"]}}, "a health check of its own"),
