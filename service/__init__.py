@@ -3,7 +3,9 @@
 app           wiring, and the service that bentofile.yaml names
 guard         the outermost ASGI layer: every request meets it first
 gateway       opens sealed requests, seals the answers (RFC 9458)
+turns         inferences that came whole in one turn, answered side by side
 routes        /v2/*: who may, what is asked, what is answered
+inferences    one inference: charged, run, written down
 content       the content of inference requests and answers, within bounds
 explanations  what is asked of an explanation, and how it is answered
 feedback      tickets that answers carry, labels that bring them back

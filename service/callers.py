@@ -96,17 +96,8 @@ class Callers:
         """
         scheme, token = self._credentials(request.headers)
         principal = await self._verify(token)
-        issuer = self._verifier.issuer_of(principal)
-        mode = issuer.dpop
-        if principal.certificate is not None:
-            _check_certificate(principal.certificate, certificate)
-        elif issuer.certificate_bound:
-            raise TokenError("the issuer's tokens must be bound to a certificate")
+        mode = self._check_bound(principal, scheme, certificate)
         if scheme == _BEARER:
-            if principal.confirmation is not None:
-                raise TokenError("a bound token came as a bearer token")
-            if mode == "required":
-                raise TokenError("the issuer's tokens must be bound to a key")
             return principal
         if mode == "off" or self._proofs is None or principal.confirmation is None:
             raise TokenError("an unbound token came as a bound one")
@@ -120,6 +111,41 @@ class Callers:
             now=self._clock(),
         )
         return principal
+
+    def bearer_token(self, headers: Headers) -> str | None:
+        """The token of a request with these fields; None if it comes with a proof.
+
+        Raises:
+            Problem, AccessError: as `authenticate`.
+        """
+        scheme, token = self._credentials(headers)
+        return token if scheme == _BEARER else None
+
+    def bearer(self, token: str, certificate: str | None) -> Principal:
+        """As `authenticate`, of a bearer token about which nobody has to be asked.
+
+        Raises:
+            AccessError: as `authenticate`, or an issuer has to be asked.
+        """
+        principal = self._verifier.verify(token, now=self._clock())
+        self._check_bound(principal, _BEARER, certificate)
+        return principal
+
+    def _check_bound(
+        self, principal: Principal, scheme: bytes, certificate: str | None
+    ) -> str:
+        """Check 4, and of 5 that no proof is missing; returns how its issuer binds."""
+        issuer = self._verifier.issuer_of(principal)
+        if principal.certificate is not None:
+            _check_certificate(principal.certificate, certificate)
+        elif issuer.certificate_bound:
+            raise TokenError("the issuer's tokens must be bound to a certificate")
+        if scheme == _BEARER:
+            if principal.confirmation is not None:
+                raise TokenError("a bound token came as a bearer token")
+            if issuer.dpop == "required":
+                raise TokenError("the issuer's tokens must be bound to a key")
+        return issuer.dpop
 
     async def _verify(self, token: str) -> Principal:
         """Check 3; a token that its issuer has to be asked for waits for one answer.

@@ -12,12 +12,13 @@ import contextlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
-from sealgate.errors import JsonError, TensorError
+from sealgate.errors import JsonError, SealgateError, TensorError
 from sealgate.protocol import binary_tensors, long_arrays
 from sealgate.protocol.bhttp import Body, Headers, Request, Response
 from sealgate.protocol.tensors import Array, TensorHead, TensorSpec, request_heads
@@ -33,9 +34,12 @@ __all__ = [
     "JSON",
     "Asked",
     "Content",
-    "decode_inputs",
+    "content_fields",
     "encode_answer",
     "failures",
+    "is_long",
+    "told",
+    "write_answer",
 ]
 
 JSON: Headers = ((b"content-type", b"application/json"),)
@@ -84,22 +88,48 @@ class Content:
             Problem: another media type or coding; too large; not a JSON object.
             TensorError: its length of JSON is none.
         """
-        lengths, coding = _fields(request.headers)
+        lengths, coding = content_fields(request.headers)
         body: Body = request.body
         if coding is not None:
             body = await _apart(lambda: _inflated(request.body, coding, max_bytes))
             _account(len(body))
+        content = cls.at_once(body, lengths)
+        if content is not None:
+            return content
         head, tail = binary_tensors.split(body, lengths)
+        most = _OTHER_BYTES + _INPUT_BYTES * len(specs)
+        return await _apart(
+            lambda: cls._of(
+                lambda: long_arrays.loads(
+                    bytes(head), orjson.loads, max_other_bytes=most
+                ),
+                tail,
+                lengths,
+            )
+        )
+
+    @classmethod
+    def at_once(cls, body: Body, lengths: Sequence[bytes]) -> Content | None:
+        """As `read`, of what is not compressed; None if its JSON is long.
+
+        Args:
+            body: the content.
+            lengths: of its JSON, from `content_fields`.
+
+        Raises:
+            Problem, TensorError: as `read`.
+        """
+        head, tail = binary_tensors.split(body, lengths)
+        if len(head) >= _LONG_BYTES:
+            return None
+        return cls._of(lambda: _parse(head), tail, lengths)
+
+    @classmethod
+    def _of(
+        cls, parse: Callable[[], Any], tail: memoryview, lengths: Sequence[bytes]
+    ) -> Content:
         try:
-            if len(head) < _LONG_BYTES:
-                document = _parse(head)
-            else:
-                most = _OTHER_BYTES + _INPUT_BYTES * len(specs)
-                document = await _apart(
-                    lambda: long_arrays.loads(
-                        bytes(head), orjson.loads, max_other_bytes=most
-                    )
-                )
+            document = parse()
         except JsonError as error:
             raise _not_json(str(error), len(tail) if lengths else 0) from None
         if not isinstance(document, dict):
@@ -107,7 +137,7 @@ class Content:
         return cls(document, tail)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Asked:
     """An inference request, before the values of its inputs are read.
 
@@ -115,11 +145,13 @@ class Asked:
         content: all of it.
         heads: what it states of its inputs.
         outputs: those it wants, and whether as bytes.
+        rows: of the longest input.
     """
 
     content: Content
     heads: Heads
     outputs: dict[str, bool]
+    rows: int
 
     @classmethod
     async def read(
@@ -145,42 +177,57 @@ class Asked:
             TensorError: it does not fit the model.
         """
         content = await Content.read(request, specs, max_bytes=max_bytes)
+        return cls.of(content, specs, outputs, max_rows=max_rows)
+
+    @classmethod
+    def of(
+        cls,
+        content: Content,
+        specs: Sequence[TensorSpec],
+        outputs: Sequence[str],
+        *,
+        max_rows: int,
+    ) -> Asked:
+        """As `read`, of a content that has been read.
+
+        Raises:
+            TensorError: it does not fit the model.
+        """
         heads = request_heads(content.document, specs, max_rows=max_rows)
         wanted = binary_tensors.requested_outputs(content.document, outputs)
-        return cls(content, heads, wanted)
+        rows = [head.shape[0] for _, head in heads.values() if head.shape]
+        return cls(content, heads, wanted, max(rows, default=1))
 
     @property
-    def rows(self) -> int:
-        """Of the longest input."""
-        shapes = [head.shape for _, head in self.heads.values()]
-        return max((shape[0] for shape in shapes if shape), default=1)
+    def takes_long(self) -> bool:
+        """Whether its values are so many that they are read beside the event loop."""
+        tail = self.content.tail
+        for tensor, head in self.heads.values():
+            if _takes_long(tail, tensor, head):
+                return True
+        return False
+
+    def inputs_at_once(self) -> dict[str, Array]:
+        """The values, where that does not take long.
+
+        Raises:
+            TensorError: as `binary_tensors.decode_inputs`.
+        """
+        return binary_tensors.decode_inputs(self.heads, self.content.tail)
 
     async def inputs(self) -> dict[str, Array]:
         """The values.
 
         Raises:
-            TensorError, Problem: as `decode_inputs`.
+            TensorError: as `binary_tensors.decode_inputs`.
+            Problem: not JSON.
         """
-        return await decode_inputs(self.content, self.heads)
-
-
-async def decode_inputs(content: Content, heads: Heads) -> dict[str, Array]:
-    """The values of inputs whose heads have been read.
-
-    Raises:
-        TensorError: as `binary_tensors.decode_inputs`.
-        Problem: not JSON.
-    """
-
-    def decode() -> dict[str, Array]:
-        return binary_tensors.decode_inputs(heads, content.tail)
-
-    if not any(_takes_long(content, tensor, head) for tensor, head in heads.values()):
-        return decode()
-    try:
-        return await _apart(decode)
-    except JsonError as error:
-        raise _not_json(str(error), 0) from None
+        if not self.takes_long:
+            return self.inputs_at_once()
+        try:
+            return await _apart(self.inputs_at_once)
+        except JsonError as error:
+            raise _not_json(str(error), 0) from None
 
 
 async def encode_answer(
@@ -206,23 +253,49 @@ async def encode_answer(
         TensorError: a dtype that v2 cannot carry.
     """
     arrays = list(outputs)
+    write = partial(
+        write_answer,
+        arrays,
+        binary=binary,
+        model=model,
+        version=version,
+        identifier=identifier,
+        parameters=parameters,
+    )
+    return await _apart(write) if is_long(arrays, binary) else write()
 
-    def encode() -> Response:
-        document, parts = binary_tensors.encode_response(
-            arrays,
-            binary={name for name, asked in binary.items() if asked},
-            model=model,
-            version=version,
-            present=_present,
-        )
-        if parameters:
-            document["parameters"] = parameters
-        if isinstance(identifier, str) and len(identifier) <= 256:
-            document["id"] = identifier
-        return _response(document, parts)
 
-    values = [a.size for n, a in arrays if not binary[n] or a.dtype.kind in "OSU"]
-    return await _apart(encode) if sum(values) > _MANY_VALUES else encode()
+def write_answer(
+    outputs: Iterable[tuple[str, Array]],
+    *,
+    binary: Mapping[str, bool],
+    model: str,
+    version: str,
+    identifier: object,
+    parameters: Mapping[str, Any] = {},
+) -> Response:
+    """As `encode_answer`, of what is not long."""
+    document, parts = binary_tensors.encode_response(
+        outputs,
+        binary={name for name, asked in binary.items() if asked},
+        model=model,
+        version=version,
+        present=_present,
+    )
+    if parameters:
+        document["parameters"] = parameters
+    if isinstance(identifier, str) and len(identifier) <= 256:
+        document["id"] = identifier
+    return _response(document, parts)
+
+
+def is_long(outputs: Iterable[tuple[str, Array]], binary: Mapping[str, bool]) -> bool:
+    """Whether an answer has so many values that it is written beside the event loop."""
+    size = 0
+    for name, array in outputs:
+        if not binary[name] or array.dtype.kind in "OSU":
+            size += array.size
+    return size > _MANY_VALUES
 
 
 @contextlib.contextmanager
@@ -234,12 +307,19 @@ def failures() -> Iterator[None]:
     """
     try:
         yield
-    except InferenceTimeoutError:
-        raise Problem("inference-timeout") from None
-    except OverloadedError:
-        raise Problem("overloaded", headers=((b"retry-after", b"1"),)) from None
-    except (InferenceFailedError, TensorError):
-        raise Problem("model-failure") from None
+    except SealgateError as error:
+        raise told(error) from None
+
+
+def told(error: SealgateError) -> SealgateError:
+    """An error of a run as callers are told of it."""
+    if isinstance(error, InferenceTimeoutError):
+        return Problem("inference-timeout")
+    if isinstance(error, OverloadedError):
+        return Problem("overloaded", headers=((b"retry-after", b"1"),))
+    if isinstance(error, InferenceFailedError | TensorError):
+        return Problem("model-failure")
+    return error
 
 
 async def _apart(work: Callable[[], _T]) -> _T:
@@ -247,7 +327,7 @@ async def _apart(work: Callable[[], _T]) -> _T:
         return await asyncio.to_thread(work)
 
 
-def _fields(headers: Headers) -> tuple[list[bytes], bytes | None]:
+def content_fields(headers: Headers) -> tuple[list[bytes], bytes | None]:
     """Lengths of the JSON, and the content's coding.
 
     Raises:
@@ -310,13 +390,11 @@ def _not_json(reason: str, cut_off: int) -> Problem:
     return Problem("malformed-json", reason)
 
 
-def _takes_long(content: Content, tensor: Any, head: TensorHead) -> bool:
+def _takes_long(tail: memoryview, tensor: Any, head: TensorHead) -> bool:
     data = tensor.get("data")
     if isinstance(data, list):
         return len(data) > _MANY_VALUES
-    return data is not None or (
-        head.dtype.kind == "O" and len(content.tail) > _LONG_BYTES
-    )
+    return data is not None or (head.dtype.kind == "O" and len(tail) > _LONG_BYTES)
 
 
 def _present(flat: Array) -> Any:

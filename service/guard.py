@@ -13,13 +13,21 @@ from typing import Any
 
 from sealgate.errors import SealgateError
 from sealgate.protocol import keyconfig, ohttp, signedkeys
-from sealgate.protocol.bhttp import Body, Headers, Request, Response
+from sealgate.protocol.bhttp import Headers, Request, Response
 from sealgate.protocol.drafts import chunked
 from security.sealing.publish import Document
 from security.settings.service import ServiceSettings
 from service.gateway import GATEWAY_PATH, Gateway
-from service.http.direct import DIRECT_BODY, DirectBody, Gathered
+from service.http.bodies import (
+    LARGE_BYTES,
+    AnyBody,
+    ArrivingBody,
+    ClientGone,
+    WholeBody,
+)
+from service.http.direct import DIRECT_BODY
 from service.http.exchange import Answer, Reply, StreamedResponse
+from service.http.heads import Head
 from service.http.intake import VISIT, Intake, Visit
 from service.offering import OFFERS_PREFIX, Offering
 from service.problems import Problem, method_not_allowed, problem_response
@@ -27,6 +35,7 @@ from service.routes import Routes
 from service.telemetry.metrics import METRICS_TYPE
 from service.telemetry.spans import Tracer
 from service.telemetry.tracing import OUTER_TRACE, read_trace
+from service.turns import Turns
 
 __all__ = ["Guard"]
 
@@ -47,14 +56,6 @@ _NO_STORE = (b"cache-control", b"no-store")
 _HSTS = (b"strict-transport-security", b"max-age=63072000")
 _SIGNED_KEYS_V2_PATH = signedkeys.SIGNED_KEYS_V2_PATH.encode()
 _SIGNED_KEYS_PATHS = (signedkeys.SIGNED_KEYS_PATH.encode(), _SIGNED_KEYS_V2_PATH)
-# Bodies from here on are not gathered first: each copy of one counts.
-_LARGE_BYTES = 64 << 10
-# An answer that takes longer is not made for a client that has left.
-_WATCH_AFTER_S = 0.1
-
-
-class ClientGone(Exception):  # noqa: N818  (not an error: there is nobody to answer)
-    """The client left before its request was complete."""
 
 
 class Guard:
@@ -78,6 +79,9 @@ class Guard:
         self._gateway = gateway
         self._settings = settings
         self._intake = Intake(settings, routes.metrics, tracer=tracer)
+        self._turns = Turns(routes, self._intake, self)
+        # Takes whole requests with heads that are known, as `Answerer` has it.
+        self.take = self._turns.take
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
@@ -107,7 +111,7 @@ class Guard:
         except Problem as busy:
             await _send(send, self._busy(busy))
             return
-        body = _Body(scope, receive, visit, self._settings, direct)
+        body = ArrivingBody(scope, receive, visit, self._settings, direct)
         try:
             reply = await self._reply(_head(scope), body)
             body.tell(reply)
@@ -133,10 +137,42 @@ class Guard:
 
     async def _visit(self, request: Request, visit: Visit) -> Reply:
         try:
-            body = _Whole(request, visit, self._settings)
+            body = WholeBody(request, visit, self._settings)
             return await self._reply(request, body)
         finally:
             visit.leave()
+
+    def go_on(
+        self,
+        work: Coroutine[Any, Any, Response],
+        request: Request,
+        certificate: str | None,
+    ) -> Coroutine[Any, Any, Reply]:
+        """What remains of a request that was begun in `service.turns`, as a task.
+
+        Its place there has just been given back, and is taken again here.
+        """
+        visit = Visit(self._intake, certificate)
+        visit.hold(len(request.body))
+        return self._go_on(work, request, visit)
+
+    async def _go_on(
+        self, work: Coroutine[Any, Any, Response], request: Request, visit: Visit
+    ) -> Reply:
+        VISIT.set(visit)
+        try:
+            response = await work
+        finally:
+            visit.leave()
+        secure = _is_secure(request.scheme, request.headers)
+        return _reply(response, close=False, more=(_HSTS,) if secure else ())
+
+    def reply_to(
+        self, head: Head, scheme: bytes, response: Response, fields: Headers
+    ) -> Reply:
+        """An answer with more fields of its own, to a request without a trace."""
+        more = (_HSTS,) if _is_secure(scheme, head.headers) else ()
+        return _reply(response, close=False, own=fields, more=more)
 
     async def _refuse(self, problem: Problem) -> Reply:
         return self._busy(problem)
@@ -145,7 +181,7 @@ class Guard:
         self._routes.metrics.count("sealgate_refusals", problem.code)
         return _reply(problem_response(problem), close=True)
 
-    async def _reply(self, head: Request, body: _AnyBody) -> Reply:
+    async def _reply(self, head: Request, body: AnyBody) -> Reply:
         trace = read_trace(head.headers)
         OUTER_TRACE.set(trace)
         VISIT.set(body.visit)
@@ -162,13 +198,13 @@ class Guard:
         finally:
             body.release()
         more = () if trace is None else (trace.header,)
-        if _is_secure(head):
+        if _is_secure(head.scheme, head.headers):
             more = (*more, _HSTS)
         reply = _reply(response, close=not body.complete, more=more)
         reply.stranger = body.visit.stranger
         return reply
 
-    async def _answer(self, head: Request, body: _AnyBody) -> Answer:
+    async def _answer(self, head: Request, body: AnyBody) -> Answer:
         if head.path == GATEWAY_PATH:
             return await self._answer_gateway(head, body)
         if head.path in _SIGNED_KEYS_PATHS:
@@ -186,7 +222,7 @@ class Guard:
         text = await asyncio.to_thread(self._routes.metrics.text)
         return Response(200, ((b"content-type", METRICS_TYPE),), text)
 
-    async def _answer_gateway(self, head: Request, body: _AnyBody) -> Answer:
+    async def _answer_gateway(self, head: Request, body: AnyBody) -> Answer:
         if head.method in (b"GET", b"HEAD"):
             await body.read()
             return _keys(keyconfig.KEYS_MEDIA_TYPE, self._gateway.published())
@@ -206,15 +242,15 @@ class Guard:
             f" or {chunked.CHUNKED_REQUEST_MEDIA_TYPE}",
         )
 
-    async def _answer_sealed(self, body: _AnyBody) -> Response:
+    async def _answer_sealed(self, body: AnyBody) -> Response:
         size = body.declared
-        if size is None or size < _LARGE_BYTES:
+        if size is None or size < LARGE_BYTES:
             return await self._gateway.answer(await body.read())
         request = self._gateway.begin(size)
         await body.read_straight_into(request.feed)
         return await self._gateway.answer_large(request)
 
-    async def _answer_signed_keys(self, head: Request, body: _AnyBody) -> Response:
+    async def _answer_signed_keys(self, head: Request, body: AnyBody) -> Response:
         if head.method not in (b"GET", b"HEAD"):
             raise method_not_allowed(b"GET", b"HEAD")
         await body.read()
@@ -223,202 +259,6 @@ class Guard:
         else:
             document = self._gateway.published_signed()
         return _keys(signedkeys.SIGNED_KEYS_MEDIA_TYPE, document)
-
-
-class _Body:
-    """A request body, counted while it is read.
-
-    Attributes:
-        visit: of the request.
-        declared: its length, where the client said one; nothing longer will arrive.
-        complete: all of it has been read, so that the connection can be used again.
-    """
-
-    def __init__(
-        self,
-        scope: Scope,
-        receive: Receive,
-        visit: Visit,
-        settings: ServiceSettings,
-        direct: DirectBody | None,
-    ) -> None:
-        self._receive = receive
-        self.visit = visit
-        self._max_bytes = settings.max_body_bytes
-        self._timeout_s = settings.body_timeout_s
-        self._direct = direct
-        self.declared = _declared_length(scope)
-        self.complete = self.declared == 0
-        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
-        self._gone = False
-
-    def tell(self, reply: Reply) -> None:
-        """Tell the connection what is to be known before the answer is sent."""
-        if self._direct is not None:
-            self._direct.stranger = reply.stranger
-
-    def check_gone(self) -> None:
-        """Of a task that was cancelled: say so if it was because the client left.
-
-        Raises:
-            ClientGone: it did.
-        """
-        task = asyncio.current_task()
-        if self._gone and task is not None:
-            task.uncancel()
-            raise ClientGone
-
-    def release(self) -> None:
-        """There is an answer: the client may leave."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
-
-    def _watch_later(self) -> None:
-        """Notice a client that leaves while its answer is being made, and stop that.
-
-        Nothing but the end of the connection can come after a whole body, so waiting
-        for it takes no part of another request. Short work is not worth the wait.
-        """
-        task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-
-        async def wait() -> None:
-            message = await self._receive()
-            if message["type"] == "http.disconnect" and task is not None:
-                self._gone = True
-                task.cancel()
-
-        def begin() -> None:
-            self._watch = loop.create_task(wait())
-
-        self._watch = loop.call_later(_WATCH_AFTER_S, begin)
-
-    async def read(self) -> Body:
-        """Read it whole.
-
-        Raises:
-            Problem: too large, or too slow.
-            ClientGone: the client left.
-        """
-        if self.declared is None or self.declared < _LARGE_BYTES:
-            # One buffer that grows: a list that is joined is a second copy.
-            grown = bytearray()
-            await self.read_into(grown.extend)
-            return grown
-        gathered = Gathered(self.declared)
-        await self.read_into(gathered.take)
-        return gathered.content
-
-    async def read_request(self, head: Request) -> Request:
-        """The request whose head is known, with this content."""
-        content = await self.read()
-        return Request(
-            head.method, head.scheme, head.authority, head.path, head.headers, content
-        )
-
-    async def read_into(self, take: Callable[[bytes], None]) -> None:
-        """Read it in the portions in which it arrives.
-
-        Raises:
-            SealgateError: as `read`, and what ``take`` raises.
-            ClientGone: the client left.
-        """
-        if self.declared is not None and self.declared > self._max_bytes:
-            raise _too_large(self._max_bytes)
-        if self.complete:  # it has none
-            await self._read(take)
-            return
-        async with self.visit.reading(self.declared, self._timeout_s):
-            await self._read(take)
-
-    async def read_straight_into(self, take: Callable[[bytes], None]) -> None:
-        """As `read_into`, with nothing in between where the connection offers that.
-
-        Args:
-            take: must not raise; what HTTP lets through it bounds by ``declared``.
-        """
-        direct = self._direct
-        if direct is None:
-            await self.read_into(take)
-            return
-
-        def counted(data: bytes) -> None:
-            # Its memory is accounted for; this tells who is slow.
-            self.visit.received += len(data)
-            take(data)
-
-        def take_first(data: bytes) -> None:
-            take(data)
-            direct.take = counted
-
-        try:
-            await self.read_into(take_first)
-        finally:
-            direct.take = None
-
-    async def _read(self, take: Callable[[bytes], None]) -> None:
-        size = 0
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._max_bytes:
-                raise _too_large(self._max_bytes)
-            self.visit.take(len(chunk))
-            take(chunk)
-            if not message.get("more_body", False):
-                self.complete = True
-                self._watch_later()
-                return
-
-
-class _Whole:
-    """A request body that was there with its head: nothing of it is waited for.
-
-    Attributes:
-        visit: of the request.
-        declared: its length.
-        complete: all of it has been read.
-    """
-
-    complete = True
-
-    def __init__(
-        self, request: Request, visit: Visit, settings: ServiceSettings
-    ) -> None:
-        self._request = request
-        self.visit = visit
-        self._max_bytes = settings.max_body_bytes
-        self.declared = len(request.body)
-
-    def check_gone(self) -> None:
-        """Whoever cancels knows why: nobody has to be told."""
-
-    def release(self) -> None:
-        """Nothing waits for the client to leave."""
-
-    async def read(self) -> Body:
-        """As `_Body.read`."""
-        return (await self.read_request(self._request)).body
-
-    async def read_request(self, head: Request) -> Request:
-        """As `_Body.read_request`: the head has its content already."""
-        if self.declared > self._max_bytes:
-            raise _too_large(self._max_bytes)
-        self.visit.hold(self.declared)
-        return head
-
-    async def read_into(self, take: Callable[[bytes], None]) -> None:
-        """As `_Body.read_into`."""
-        take(bytes(await self.read()))
-
-    read_straight_into = read_into
-
-
-_AnyBody = _Body | _Whole
 
 
 def _keys(media_type: str, document: Document) -> Response:
@@ -438,29 +278,19 @@ def _head(scope: Scope) -> Request:
     return Request(method, scope["scheme"].encode(), authority, path, headers)
 
 
-def _declared_length(scope: Scope) -> int | None:
-    values = [value for name, value in scope["headers"] if name == b"content-length"]
-    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
-    if len(values) == 1 and values[0].isdigit() and len(values[0]) < 20:
-        return int(values[0])
-    return None if chunked or values else 0
-
-
-def _too_large(max_bytes: int) -> Problem:
-    return Problem("body-too-large", f"at most {max_bytes} bytes allowed")
-
-
-def _is_secure(head: Request) -> bool:
+def _is_secure(scheme: bytes, headers: Headers) -> bool:
     """Whether the client speaks TLS, with us or with what stands before us.
 
     What anyone may write into the field makes a difference to that one's answer only,
     and there a client ignores what did not come over TLS (RFC 6797, section 8.1).
     """
-    return head.scheme == b"https" or (b"x-forwarded-proto", b"https") in head.headers
+    return scheme == b"https" or (b"x-forwarded-proto", b"https") in headers
 
 
-def _reply(response: Answer, *, close: bool, more: Headers = ()) -> Reply:
-    headers = [*response.headers, *_HARDENING, *more]
+def _reply(
+    response: Answer, *, close: bool, own: Headers = (), more: Headers = ()
+) -> Reply:
+    headers = [*response.headers, *own, *_HARDENING, *more]
     if isinstance(response, Response):
         headers.append((b"content-length", b"%d" % len(response.body)))
     for name, _ in response.headers:

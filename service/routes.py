@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,13 +28,13 @@ from security.monitoring.monitor import Monitor
 from security.sealing.freshness import Remember
 from service import feedback
 from service.callers import Callers
-from service.content import JSON, Asked, encode_answer, failures
+from service.content import JSON
 from service.descriptions import model_config, model_metadata, passport
 from service.explanations import explained, explainer_of
 from service.http.intake import VISIT, step
-from service.inference.batching import InferenceFailedError, OverloadedError
 from service.inference.lineup import Lineup
 from service.inference.served import Served
+from service.inferences import Inferences, name_model
 from service.offering import Offering
 from service.problems import (
     NO_MODEL,
@@ -53,7 +53,7 @@ from service.telemetry.recorder import Decision, Recorder
 from service.telemetry.tracing import OUTER_TRACE, read_trace
 from service.watching import Watching
 
-__all__ = ["Routes"]
+__all__ = ["Routes", "asked_inference", "id_field"]
 
 OPENAPI_PATH = b"/openapi.yaml"
 _YAML: Headers = ((b"content-type", b"application/yaml"),)
@@ -121,21 +121,27 @@ class Routes:
             clock: Unix seconds.
         """
         self._readiness = readiness
-        self._monitor, self._watching, self._cohorts = monitor, watching, cohorts
+        self._watching, self._cohorts = watching, cohorts
         self._receipts = receipts
-        self._max_body_bytes = max_body_bytes
+        self.inferences = Inferences(
+            lineup,
+            recorder,
+            monitor=monitor,
+            cohorts=cohorts,
+            max_body_bytes=max_body_bytes,
+        )
         self.metrics = metrics or Metrics()
         self._log, self._interface = log, interface
-        self._lineup = lineup
-        self._callers = callers
-        self._permissions = permissions
+        self.lineup = lineup
+        self.callers = callers
+        self.permissions = permissions
         self._repository = Repository(lineup, permissions, self.metrics)
         self._documents = documents
-        self._recorder, self._quotas = recorder, quotas
+        self.recorder, self.quotas = recorder, quotas
         self._passport = passport if offering is None else offering.passport
-        self._require_sealed = require_sealed
-        self._clock = clock
-        self._verified = self.metrics.histogram(
+        self.require_sealed = require_sealed
+        self.clock = clock
+        self.verified = self.metrics.histogram(
             "sealgate_stage_seconds", "verify", "", ""
         )
 
@@ -175,25 +181,57 @@ class Routes:
             decision.trace, decision.outer_trace = read_trace(request.headers), outer
         else:
             decision.trace = outer
+        return await self.settle(decision, self._dispatch(request, decision, remember))
+
+    async def settle(
+        self, decision: Decision, work: Coroutine[Any, Any, Response]
+    ) -> Response:
+        """The answer that some work gives, or its refusal; recorded.
+
+        Args:
+            decision: of that request; its ticket is given back.
+            work: cancelled if the client leaves.
+        """
         reason: str | None = None
         fields: Headers = ()
         try:
-            response = await self._dispatch(request, decision, remember)
+            response = await work
         except SealgateError as error:
-            problem = to_problem(error, self._callers.challenges)
-            reason, response = problem.code, problem_response(problem)
-            if isinstance(error, HiddenError):
-                reason = "not-granted"  # for the record only
+            reason, response = self.refusal(error)
         except asyncio.CancelledError:
             # The client left, or the server stops: that it asked is on record.
             with contextlib.suppress(SealgateError):
-                await self._recorder.record(decision, status=499, reason="cancelled")
+                await self.recorder.record(decision, status=499, reason="cancelled")
             raise
         finally:
             if decision.ticket is not None:
                 fields = decision.ticket.leave()
+        return await self.conclude(decision, response, reason, fields)
+
+    def refusal(self, error: SealgateError) -> tuple[str, Response]:
+        """The reason that is recorded, and the answer."""
+        problem = to_problem(error, self.callers.challenges)
+        if isinstance(error, HiddenError):
+            return "not-granted", problem_response(problem)  # for the record only
+        return problem.code, problem_response(problem)
+
+    async def conclude(
+        self,
+        decision: Decision,
+        response: Response,
+        reason: str | None,
+        fields: Headers,
+    ) -> Response:
+        """An answer as it is sent, once its record is written.
+
+        Args:
+            decision: what the record says.
+            response: the answer, without ``fields``.
+            reason: of a refusal.
+            fields: to send along.
+        """
         try:
-            receipt = await self._recorder.record(
+            receipt = await self.recorder.record(
                 decision,
                 status=response.status,
                 reason=reason,
@@ -203,7 +241,7 @@ class Routes:
         except SealgateError as error:
             problem = to_problem(error)
             reason, response = problem.code, problem_response(problem)
-        self._tell(decision, response, reason)
+        self.tell(decision, response, reason)
         return _with_id(response, decision, fields)
 
     async def check_early(self, request: Request) -> Principal:
@@ -218,23 +256,23 @@ class Routes:
                 requests.
         """
         principal = await self._authenticate(request)
-        if self._require_sealed:
+        if self.require_sealed:
             raise Problem("sealed-required")
         return principal
 
     async def refuse(self, error: SealgateError, *, sealed: bool) -> Response:
         """Record and answer a refusal that was decided outside `answer`."""
-        problem = to_problem(error, self._callers.challenges)
+        problem = to_problem(error, self.callers.challenges)
         decision = Decision(sealed=sealed, started=time.perf_counter())
         decision.outer_trace = OUTER_TRACE.get()
         try:
-            await self._recorder.record(
+            await self.recorder.record(
                 decision, status=problem.status, reason=problem.code
             )
         except SealgateError as failure:
             problem = to_problem(failure)
         response = problem_response(problem)
-        self._tell(decision, response, problem.code)
+        self.tell(decision, response, problem.code)
         return _with_id(response, decision)
 
     async def authorize_metrics(self, request: Request) -> None:
@@ -245,7 +283,7 @@ class Routes:
             Problem: no token.
         """
         principal = await self._authenticate(request)
-        self._permissions.authorize_server(principal, "metrics")
+        self.permissions.authorize_server(principal, "metrics")
 
     async def _dispatch(
         self,
@@ -257,7 +295,7 @@ class Routes:
         decision.principal = principal
         if remember is not None:
             await remember(principal.account)
-        if self._require_sealed and not decision.sealed:
+        if self.require_sealed and not decision.sealed:
             raise Problem("sealed-required")
         path = request.path.partition(b"?")[0]
         match = _MODEL.fullmatch(path)
@@ -274,15 +312,15 @@ class Routes:
             return await self._feedback(request, principal, decision)
         state = self._find(principal, decision, match["version"])
         model = state.content
-        _name_model(decision, model)
-        if model.expires_at <= self._clock():
+        name_model(decision, model)
+        if model.expires_at <= self.clock():
             raise Problem("admission-expired")
         if isinstance(state, Withdrawn):
             if state.cause == "casualties":
                 raise Problem("model-held-off")
             raise Problem("admission-withdrawn")
         began = time.perf_counter()
-        decision.ticket = await self._quotas.enter(principal, decision.model)
+        decision.ticket = await self.quotas.enter(principal, decision.model)
         step("quotas", began)
         return await self._model_action(request, model, decision)
 
@@ -317,16 +355,16 @@ class Routes:
         """
         name, action = decision.model or "", decision.action or ""
         version = None if asked is None else asked.decode()
-        model = self._lineup.find(name, version)
+        model = self.lineup.find(name, version)
         found = version if model is None else model.content.manifest.version
         needed = action if action in MODEL_ACTIONS else "metadata"
-        self._permissions.authorize(principal, name, found, needed)
+        self.permissions.authorize(principal, name, found, needed)
         if model is None:
             raise Problem("not-found", NO_MODEL)
         if action == "infer" and version is None:
             # Only now, so that a stranger takes nothing of a canary's share.
-            chosen = self._lineup.choose(name) or model
-            if chosen is not model and self._permissions.allows(
+            chosen = self.lineup.choose(name) or model
+            if chosen is not model and self.permissions.allows(
                 principal, name, chosen.content.manifest.version, "infer"
             ):
                 decision.diverted = True
@@ -338,7 +376,7 @@ class Routes:
     ) -> Response:
         if decision.action == "infer":
             expect_method(request, b"POST")
-            return await self._infer(request, model, decision)
+            return await self.inferences.infer(request, model, decision)
         if decision.action == "explain":
             expect_method(request, b"POST")
             return await self._explain(request, model, decision)
@@ -357,66 +395,17 @@ class Routes:
         versions = self._repository.versions(decision.principal, name)
         return _json(model_metadata(model, versions))
 
-    async def _infer(
-        self, request: Request, model: Served, decision: Decision
-    ) -> Response:
-        asked = await self._read(request, model)
-        document, rows = asked.content.document, asked.rows
-        source = feedback.ticketed(document, rows, model, self._cohorts)
-        await decision.charge_rows(asked.rows)
-        inputs = await asked.inputs()
-        with failures():
-            who, outputs = self._who(decision), list(asked.outputs)
-            if source and source not in asked.outputs:
-                outputs.append(source)
-            began = time.perf_counter()
-            try:
-                arrays = await self._lineup.infer(model, inputs, outputs, who=who)
-            except (InferenceFailedError, OverloadedError):
-                stand_in = self._lineup.stand_in(model, decision.rows)
-                if stand_in is None or not decision.diverted:
-                    raise
-                model = stand_in
-                _name_model(decision, model)
-                arrays = await self._lineup.infer(model, inputs, outputs, who=who)
-            finally:
-                step("run", began)
-            bits = model.model.release.bits
-            await decision.charge_bits(lambda: sum(map(bits, asked.outputs, arrays)))
-            given = dict(zip(outputs, arrays))
-            tickets = feedback.tickets(self._cohorts, model, source, who[1], given)
-            answer = await encode_answer(
-                zip(asked.outputs, arrays),
-                binary=asked.outputs,
-                model=model.manifest.name,
-                version=model.manifest.version,
-                identifier=asked.content.document.get("id"),
-                parameters=tickets,
-            )
-            if self._monitor is not None:
-                self._monitor.count(model.tag, who[1], asked.rows, inputs, given)
-            return answer
-
     async def _explain(
         self, request: Request, model: Served, decision: Decision
     ) -> Response:
         explainer = explainer_of(model)
-        asked = await self._read(request, model)
-        who = self._who(decision)
+        asked = await self.inferences.read(request, model)
+        who = self.inferences.who(decision)
         began = time.perf_counter()
         try:
             return await explained(asked, model, explainer, decision, who=who)
         finally:
             step("run", began)
-
-    async def _read(self, request: Request, model: Served) -> Asked:
-        return await Asked.read(
-            request,
-            model.input_specs,
-            model.output_names,
-            max_rows=model.manifest.max_rows,
-            max_bytes=self._max_body_bytes,
-        )
 
     async def _feedback(
         self, request: Request, principal: Principal, decision: Decision
@@ -424,26 +413,15 @@ class Routes:
         """Labels, also of versions that answer no more: tickets say which."""
         expect_method(request, b"POST")
         name = decision.model or ""
-        known = self._lineup.find(name)
-        self._permissions.authorize(principal, name, None, "feedback")
+        known = self.lineup.find(name)
+        self.permissions.authorize(principal, name, None, "feedback")
         if known is None:
             raise Problem("not-found", NO_MODEL)
-        decision.ticket = await self._quotas.enter(principal, name)
-        may = partial(self._permissions.allows, principal, name, action="feedback")
+        decision.ticket = await self.quotas.enter(principal, name)
+        may = partial(self.permissions.allows, principal, name, action="feedback")
         return _json(await feedback.take(request, decision, self._cohorts, may))
 
-    def _who(self, decision: Decision) -> tuple[str, str]:
-        """The request, and its caller's pseudonym.
-
-        Raises:
-            Problem: the caller is held off.
-        """
-        subject = self._recorder.pseudonym(decision.principal)
-        if subject in self._lineup.held_off.subjects:
-            raise Problem("caller-held-off", headers=((b"retry-after", b"60"),))
-        return decision.request_id, subject
-
-    def _tell(self, decision: Decision, response: Response, reason: str | None) -> None:
+    def tell(self, decision: Decision, response: Response, reason: str | None) -> None:
         """Tell metrics and log. What a caller made up becomes no label."""
         status = response.status
         if (visit := VISIT.get()) is not None:
@@ -466,9 +444,9 @@ class Routes:
         began, visit = time.perf_counter(), VISIT.get()
         certificate = None if visit is None else visit.certificate
         try:
-            return await self._callers.authenticate(request, certificate)
+            return await self.callers.authenticate(request, certificate)
         finally:
-            self._verified(time.perf_counter() - began)
+            self.verified(time.perf_counter() - began)
             step("verify", began)
 
     def _answer_open(self, request: Request) -> Response:
@@ -481,18 +459,26 @@ class Routes:
         return answer
 
 
-def _name_model(decision: Decision, model: Served) -> None:
-    decision.version = model.manifest.version
-    decision.digest = model.admission.bundle.subject.root_sha256
+def asked_inference(path: bytes) -> tuple[str, str | None] | None:
+    """The model, and the version if one is named, of the path of an inference."""
+    match = _MODEL.fullmatch(path)
+    if match is None or match["action"] != b"infer":
+        return None
+    version = match["version"]
+    return match["model"].decode(), None if version is None else version.decode()
 
 
 def _json(document: Any) -> Response:
     return Response(200, JSON, orjson.dumps(document))
 
 
+def id_field(decision: Decision) -> tuple[bytes, bytes]:
+    """Tells a caller the name of the request in our records."""
+    return b"x-request-id", decision.request_id.encode()
+
+
 def _with_id(response: Response, decision: Decision, fields: Headers = ()) -> Response:
-    request_id = (b"x-request-id", decision.request_id.encode())
-    headers = (*response.headers, request_id, *fields)
+    headers = (*response.headers, id_field(decision), *fields)
     if decision.sealed and decision.trace is not None and decision.trace.parent_id:
         # Of a plaintext one the guard tells; of a trace that began here nobody.
         headers = (*headers, decision.trace.header)

@@ -12,6 +12,7 @@ revocation    tokens, subjects and clients that are refused before their time
 revocation_stores  where their list is kept: SQLite, Redis
 explain       why a request would be allowed or refused
 quota_table   how much each subject may ask of each model: deploy/quotas.toml
+quota_accounts  what one subject may still ask of one model
 quota_stores  where that is counted: SQLite, Redis
 quotas        counts, in blocks that a worker reserves
 issuer        the development issuer: mints tokens where no real one exists

@@ -6,6 +6,7 @@ whom and what.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Principal:
     confirmation: str | None = field(default=None, repr=False)
     certificate: str | None = field(default=None, repr=False)
 
-    @property
+    @functools.cached_property  # asked several times for each request
     def account(self) -> str:
         """Names the subject among those of all issuers.
 

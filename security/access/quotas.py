@@ -27,18 +27,16 @@ import contextlib
 import hmac
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 
+from security.access.quota_accounts import Account, Headers, Meter
 from security.access.quota_stores import (
     LocalQuotaStore,
     QuotaStore,
     RedisQuotaStore,
-    Turns,
-    Want,
 )
-from security.access.quota_table import Limits, QuotaTable, load_quotas
+from security.access.quota_table import QuotaTable, load_quotas
 from security.access.tokens import Principal
 from security.errors import (
     ExtractionBudgetError,
@@ -52,9 +50,6 @@ __all__ = ["Quotas", "Ticket", "load_quota_counters"]
 
 _log = logging.getLogger(__name__)
 
-# By the names of limits: counters in stores have the first letter.
-WINDOWS = {"minute": 60, "day": 86_400, "30_days": 30 * 86_400}
-BLOCK_PART = 32  # of a budget is reserved at most, or of a day's share of it
 IDLE_PART = 4  # of the slots is held idle at most
 IDLE_S = 1.0
 SWEEP_S = 0.1
@@ -64,91 +59,13 @@ FORGET_S = 60.0
 COMPLAIN_S = 60.0
 MAX_ACCOUNTS = 1 << 14
 
-Headers = tuple[tuple[bytes, bytes], ...]
-
-
-class _Meter:
-    """One budget in its present window: what is left of this worker's block."""
-
-    __slots__ = (
-        "block",
-        "counter",
-        "elsewhere",
-        "ends",
-        "left",
-        "limit",
-        "name",
-        "window_s",
-    )
-
-    def __init__(self, name: str, counter: bytes, *, window_s: int, limit: int) -> None:
-        self.name = name
-        self.counter = counter
-        self.window_s = window_s
-        self.limit = limit
-        self.begin(0)
-
-    def begin(self, now: float) -> None:
-        """Another window: what was reserved in the one before is void."""
-        self.ends = (int(now) // self.window_s + 1) * self.window_s
-        self.left = 0
-        self.elsewhere = self.limit  # as far as this worker knows
-        self.block = 1
-
-    def want(self, amount: int) -> Want:
-        """What to ask the store for, to have an amount."""
-        need = amount - self.left
-        # Twice as much each time: whoever asks little holds little back.
-        days = max(1, self.window_s // WINDOWS["day"])
-        most = max(need, self.limit // (BLOCK_PART * days))
-        block = min(max(need, self.block), most)
-        self.block = min(block * 2, most)
-        window = self.ends // self.window_s - 1
-        return Want(self.counter, window, self.ends, self.limit, need, block)
-
-
-class _Account:
-    """One subject at one model, in this worker."""
-
-    def __init__(self, key: bytes, limits: Limits) -> None:
-        self.key = key
-        # Two accounts of one subject, through two clients, hold slots of their own.
-        self.holder = os.urandom(8)
-        self.slots = limits.concurrent_requests
-        self.in_use = self.held = self.peak = 0
-        self.held_until = self.used_at = 0.0
-        self.lock = Turns()
-        self.requests = _meters(key, b"r", "requests", limits)
-        self.answers = _meters(key, b"a", "answers", limits)
-        self.rows = (*_meters(key, b"n", "rows", limits), *self.answers)
-        self.bits = _meters(key, b"b", "answer_bits", limits)
-        self.meters = (*self.requests, *self.rows, *self.bits)
-        self.policy = _policy(self)
-        self.format = b", ".join(
-            b'"%b";r=%%d;t=%%d' % meter.name.encode() for meter in self.meters
-        )
-
-    def fields(self, now: float) -> Headers:
-        """The RateLimit fields (draft-ietf-httpapi-ratelimit-headers-11)."""
-        if not self.policy:
-            return ()
-        policy = (b"ratelimit-policy", self.policy)
-        if not self.meters:
-            return (policy,)
-        numbers: list[int] = []
-        for meter in self.meters:
-            if meter.ends <= now:
-                meter.begin(now)
-            numbers += (meter.left + meter.elsewhere, math.ceil(meter.ends - now))
-        return policy, (b"ratelimit", self.format % tuple(numbers))
-
 
 class Ticket:
     """A request that was let in; give it back when it is answered."""
 
     __slots__ = ("_account", "_quotas")
 
-    def __init__(self, quotas: Quotas, account: _Account | None) -> None:
+    def __init__(self, quotas: Quotas, account: Account | None) -> None:
         self._quotas = quotas
         self._account = account
 
@@ -161,6 +78,18 @@ class Ticket:
         """
         if self._account is not None:
             await self._quotas.charge(self._account, self._account.rows, rows)
+
+    def charge_at_once(self, rows: int) -> bool:
+        """As `charge_rows`, with what is reserved; False if that is not enough.
+
+        Or if the answer's bits will be charged, too: then nothing is.
+        """
+        account = self._account
+        return (
+            account is not None
+            and not account.bits
+            and self._quotas.charge_at_once(account.rows, rows)
+        )
 
     @property
     def counts_bits(self) -> bool:
@@ -210,8 +139,8 @@ class Quotas:
         self._key = key
         self._serve_uncounted = serve_uncounted
         self._clock = clock
-        self._accounts: dict[tuple[object, ...], _Account] = {}
-        self._holding: set[_Account] = set()
+        self._accounts: dict[tuple[object, ...], Account] = {}
+        self._holding: set[Account] = set()
         self._sweeping: asyncio.Task[None] | None = None
         self._releases: set[asyncio.Task[None]] = set()
         self._forget_at = 0.0
@@ -238,8 +167,35 @@ class Quotas:
             return Ticket(self, None)
         return Ticket(self, account)
 
+    def enter_at_once(self, principal: Principal, model: str) -> Ticket | None:
+        """As `enter`, with what this worker has reserved; None if that is not enough.
+
+        Then nothing is charged, and `enter` asks the store.
+        """
+        account = self._account(principal, model)
+        if account.slots is not None:
+            if account.in_use >= account.held or self._clock() >= account.held_until:
+                return None
+            if not self.charge_at_once(account.requests, 1):
+                return None
+            account.in_use += 1
+            account.peak = max(account.peak, account.in_use)
+        elif not self.charge_at_once(account.requests, 1):
+            return None
+        return Ticket(self, account)
+
+    def charge_at_once(self, meters: tuple[Meter, ...], amount: int) -> bool:
+        """Charge all of some budgets with what is reserved of each, or none."""
+        now = self._clock()
+        for meter in meters:
+            if meter.left < amount or meter.ends <= now:
+                return False
+        for meter in meters:
+            meter.left -= amount
+        return True
+
     async def charge(
-        self, account: _Account, meters: tuple[_Meter, ...], amount: int
+        self, account: Account, meters: tuple[Meter, ...], amount: int
     ) -> None:
         """As `Ticket.charge_rows` and `Ticket.charge_bits`."""
         try:
@@ -247,7 +203,7 @@ class Quotas:
         except QuotaStoreError as error:
             self._let_pass(error)
 
-    def leave(self, account: _Account) -> Headers:
+    def leave(self, account: Account) -> Headers:
         """As `Ticket.leave`."""
         if account.slots is not None:
             account.in_use -= 1
@@ -266,7 +222,7 @@ class Quotas:
             await self._resize(account)
         await self._store.close()
 
-    def _account(self, principal: Principal, model: str) -> _Account:
+    def _account(self, principal: Principal, model: str) -> Account:
         name = (
             principal.account,
             principal.client_id,
@@ -280,7 +236,7 @@ class Quotas:
                 self._evict()
             text = f"quota\0{principal.account}\0{model}".encode()
             key = hmac.digest(self._key, text, "sha256")[:16]
-            account = _Account(key, self._table.limits(principal, model))
+            account = Account(key, self._table.limits(principal, model))
             self._accounts[name] = account
         return account
 
@@ -294,21 +250,19 @@ class Quotas:
     # Budgets.
 
     async def _charge(
-        self, account: _Account, meters: tuple[_Meter, ...], amount: int
+        self, account: Account, meters: tuple[Meter, ...], amount: int
     ) -> None:
         """Charge an amount to all of some budgets, or to none."""
-        now = self._clock()
-        for meter in meters:
-            if meter.left < amount or meter.ends <= now:
-                async with account.lock.asking():
-                    await self._refill(account, meters, amount)
-                break
+        if self.charge_at_once(meters, amount):
+            return
+        async with account.lock.asking():
+            await self._refill(account, meters, amount)
         # No other task has run since there was enough.
         for meter in meters:
             meter.left -= amount
 
     async def _refill(
-        self, account: _Account, meters: tuple[_Meter, ...], amount: int
+        self, account: Account, meters: tuple[Meter, ...], amount: int
     ) -> None:
         """Reserve until there is enough, or raise."""
         while True:
@@ -343,7 +297,7 @@ class Quotas:
 
     # Slots.
 
-    async def _take_slot(self, account: _Account, limit: int) -> None:
+    async def _take_slot(self, account: Account, limit: int) -> None:
         if account.in_use >= account.held or self._clock() >= account.held_until:
             async with account.lock.asking():
                 while (
@@ -361,7 +315,7 @@ class Quotas:
         account.in_use += 1
         account.peak = max(account.peak, account.in_use)
 
-    async def _hold(self, account: _Account, slots: int) -> bool:
+    async def _hold(self, account: Account, slots: int) -> bool:
         """Hold so many slots; whether one of them is free."""
         now = self._clock()
         account.held = await self._store.hold(
@@ -387,7 +341,7 @@ class Quotas:
             for account in list(self._holding):
                 await self._resize(account)
 
-    async def _resize(self, account: _Account) -> None:
+    async def _resize(self, account: Account) -> None:
         """Hold what was needed since the last look, and a few for a second longer."""
         now = self._clock()
         needed, account.peak = account.peak, account.in_use
@@ -447,38 +401,8 @@ def load_quota_counters(
     )
 
 
-def _meters(key: bytes, tag: bytes, what: str, limits: Limits) -> tuple[_Meter, ...]:
-    meters = []
-    for unit, window_s in WINDOWS.items():
-        limit = getattr(limits, f"{what}_per_{unit}", None)
-        if limit is not None:
-            name = f"{what}_per_{unit}".replace("_", "-")
-            counter = key + tag + unit[:1].encode()
-            meters.append(_Meter(name, counter, window_s=window_s, limit=limit))
-    return tuple(meters)
-
-
-def _policy(account: _Account) -> bytes:
-    """The RateLimit-Policy field; of these units the draft registers requests only."""
-    units = {
-        **dict.fromkeys(account.rows, "rows"),
-        **dict.fromkeys(account.answers, "answers"),
-        **dict.fromkeys(account.bits, "bits"),
-    }
-    items = [
-        f'"{meter.name}";q={meter.limit};w={meter.window_s}'
-        + (f';sealgate-unit="{units[meter]}"' if meter in units else "")
-        for meter in account.meters
-    ]
-    if account.slots is not None:
-        items.append(
-            f'"concurrent-requests";q={account.slots};qu="concurrent-requests"'
-        )
-    return ", ".join(items).encode()
-
-
 def _refuse_spent(
-    account: _Account, short: list[_Meter], amount: int, now: float
+    account: Account, short: list[Meter], amount: int, now: float
 ) -> None:
     """Raise if the store can have nothing for a budget: it only ever gets less."""
     spent = [meter for meter in short if meter.left + meter.elsewhere < amount]

@@ -95,6 +95,28 @@ class GroupLog:
             loop.call_soon(self._begin, loop)
         return await waiter
 
+    @property
+    def writes_at_once(self) -> bool:
+        """Whether the event loop writes by itself, since nothing is forced to disk."""
+        return not (self.log.limits.sync or self._closed)
+
+    def write(self, records: list[bytes]) -> range:
+        """Write the records of one turn of the event loop, where it `writes_at_once`.
+
+        Args:
+            records: from `records.encode`.
+
+        Returns:
+            Their numbers among this writer's records.
+
+        Raises:
+            AuditError: as `append`; none of them was written.
+        """
+        outcome = self._write_here(records)
+        if isinstance(outcome, AuditError):
+            raise outcome
+        return outcome
+
     def close(self, last: Iterable[Mapping[str, Scalar]] = ()) -> None:
         """Write what waits and the last records, sign a checkpoint, and close."""
         self._closed = True
@@ -110,11 +132,14 @@ class GroupLog:
         if self.log.limits.sync:
             self._jobs.put(group)
             return
+        self._end(group, self._write_here(group.records))
+
+    def _write_here(self, records: list[bytes]) -> range | AuditError:
         signed = self.log.is_signed
-        outcome = self._write(group.records)
+        outcome = self._write(records)
         if self._held or (signed and not self.log.is_signed):
             self._jobs.put(_Group())  # the thread shall look when it is due
-        self._end(group, outcome)
+        return outcome
 
     def _end(self, group: _Group, outcome: range | AuditError) -> None:
         """Let the answers go; then, behind the tasks that go on, the next group."""

@@ -17,10 +17,13 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from sealgate.protocol.bhttp import Headers, Request, Response
+from service.http.heads import Head
 
 __all__ = [
     "Answer",
     "Answerer",
+    "Connection",
+    "Cycle",
     "Exchange",
     "Reply",
     "StreamedResponse",
@@ -79,32 +82,107 @@ class Answerer(Protocol):
             certificate: thumbprint of the client's, as `service.http.tls` knows it.
         """
 
+    def take(self, connection: Connection, head: Head, body: bytes) -> Cycle | None:
+        """Answer a request with a known head in this turn, beside others; or None."""
+
 
 class Connection(Protocol):
-    """What an exchange needs of its connection."""
+    """What an exchange needs of its connection.
+
+    Attributes:
+        certificate: thumbprint of its client's.
+        scheme: "http" or "https".
+        default_headers: what uvicorn adds to each answer.
+    """
 
     transport: asyncio.Transport
     flow: FlowControl
+    certificate: str | None
+    scheme: Any
+    default_headers: list[tuple[bytes, bytes]]
+
+    def begin_exchange(
+        self,
+        answer: Coroutine[Any, Any, Reply],
+        *,
+        keep_alive: bool,
+        disconnected: bool = False,
+    ) -> None:
+        """Write this answer when it is there."""
 
     def end_exchange(self, task: asyncio.Task[None] | None) -> None:
         """The answer has been written, if it could be."""
 
 
-class Exchange:
-    """One such request, on the connection in the place of uvicorn's cycle.
+class Cycle:
+    """One request on its connection, in the place of uvicorn's cycle.
 
     Attributes:
         keep_alive: whether another request may follow.
         response_complete: whether the answer was written.
         disconnected: set by uvicorn when the connection is lost.
         stranger: nobody has proved who asks.
+        head: of the request, to be remembered; None if it should not be.
         message_event: what uvicorn tells of that; here, this object.
     """
 
     __slots__ = (
-        "_answer", "_begun", "_connection", "_default_headers", "disconnected",
-        "keep_alive", "message_event", "response_complete", "stranger", "task",
+        "_connection", "_default_headers", "disconnected", "head", "keep_alive",
+        "message_event", "response_complete", "stranger",
     )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        keep_alive: bool,
+        default_headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        self._connection = connection
+        self._default_headers = default_headers
+        self.keep_alive = keep_alive
+        self.response_complete = self.disconnected = False
+        self.stranger = False
+        self.head: Head | None = None
+        self.message_event = self
+
+    def set(self) -> None:
+        """The connection is lost."""
+
+    def write(self, reply: Reply) -> None:
+        """Write an answer that is there whole."""
+        answer, transport = reply.answer, self._connection.transport
+        head = self._head(reply)
+        if isinstance(answer, StreamedResponse):
+            raise TypeError("a stream is written by an exchange")
+        if len(answer.body) < _JOINED_BYTES:
+            transport.write(head + answer.body)
+        else:
+            transport.writelines((head, answer.body))
+        if not self.keep_alive:
+            transport.close()
+
+    def fail(self) -> None:
+        """Tell the client that there is no answer, whatever the reason."""
+        if not self.disconnected:
+            self._connection.transport.write(_FAILURE)
+            self._connection.transport.close()
+
+    def _head(self, reply: Reply) -> bytes:
+        fields = self._default_headers + reply.headers
+        if isinstance(reply.answer, StreamedResponse):
+            fields.append((b"transfer-encoding", b"chunked"))
+        if reply.close:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            fields.append((b"connection", b"close"))
+        return _head(reply.answer.status, fields)
+
+
+class Exchange(Cycle):
+    """A request that is answered by a task of its own."""
+
+    __slots__ = ("_answer", "_begun", "task")
 
     def __init__(
         self,
@@ -114,13 +192,11 @@ class Exchange:
         keep_alive: bool,
         default_headers: list[tuple[bytes, bytes]],
     ) -> None:
-        self._connection = connection
+        super().__init__(
+            connection, keep_alive=keep_alive, default_headers=default_headers
+        )
         self._answer = answer
-        self._default_headers = default_headers
-        self.keep_alive = keep_alive
-        self.response_complete = self.disconnected = self._begun = False
-        self.stranger = False
-        self.message_event = self
+        self._begun = False
         self.task: asyncio.Task[None] | None = None
 
     def set(self) -> None:
@@ -134,44 +210,24 @@ class Exchange:
         try:
             reply = await self._answer
             self.stranger = reply.stranger
-            if not self.disconnected:
-                await self._write(reply)
+            if isinstance(reply.answer, StreamedResponse):
+                await self._stream(self._head(reply), reply.answer.parts)
+            elif not self.disconnected:
+                self.write(reply)
         except asyncio.CancelledError:
             # Nobody asks for this task; that it was stopped is all there is to say.
-            self._fail()
+            self.fail()
         except Exception:  # noqa: BLE001  (whatever it was, the client is told)
             _log.exception("a request was not answered")
-            self._fail()
+            self.fail()
         finally:
             self.response_complete = True
             self._connection.end_exchange(self.task)
 
-    def _fail(self) -> None:
-        if not self.disconnected:
-            self._connection.transport.write(_FAILURE)
-            self._connection.transport.close()
-
-    async def _write(self, reply: Reply) -> None:
-        answer, transport = reply.answer, self._connection.transport
-        fields = self._default_headers + reply.headers
-        if isinstance(answer, StreamedResponse):
-            fields.append((b"transfer-encoding", b"chunked"))
-        if reply.close:
-            self.keep_alive = False
-        elif not self.keep_alive:
-            fields.append((b"connection", b"close"))
-        head = _head(answer.status, fields)
-        if isinstance(answer, StreamedResponse):
-            await self._stream(head, answer.parts)
-        elif len(answer.body) < _JOINED_BYTES:
-            transport.write(head + answer.body)
-        else:
-            transport.writelines((head, answer.body))
-        if not self.keep_alive:
-            transport.close()
-
     async def _stream(self, head: bytes, parts: Iterator[bytes]) -> None:
         connection = self._connection
+        if self.disconnected:
+            return
         connection.transport.write(head)
         for part in parts:
             if connection.flow.write_paused:
@@ -181,6 +237,8 @@ class Exchange:
             if part:  # an empty one would be the end
                 connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
         connection.transport.write(b"0\r\n\r\n")
+        if not self.keep_alive:
+            connection.transport.close()
 
 
 def last_message(response: Response) -> bytes:
@@ -197,8 +255,8 @@ def _head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:
         ValueError: a field holds the end of a line. None of ours does, and what a
             caller made up is in none of them; should that ever change, it ends here.
     """
-    lines = [b"%b: %b\r\n" % field for field in fields]
-    text = b"".join(lines)
-    if text.count(b"\n") != len(lines) or text.count(b"\r") != len(lines):
+    text = b"\r\n".join(map(b": ".join, fields))
+    breaks = len(fields) - 1
+    if text.count(b"\n") != breaks or text.count(b"\r") != breaks:
         raise ValueError("a line break in a header field")
-    return STATUS_LINE[status] + text + b"\r\n"
+    return b"%b%b\r\n\r\n" % (STATUS_LINE[status], text)

@@ -77,6 +77,27 @@ class Intake:
         self._reading[0] = len(self.readers)
         self._bytes[0] = self.held_bytes
 
+    def enter(self, size: int) -> bool:
+        """Take a place in work for a request that is there whole, and room for it.
+
+        False if there is none, or readers would have to make it: a `Visit` does that.
+        Whoever got it gives it back by `leave`, and tells.
+        """
+        settings = self.settings
+        if (
+            self.in_work >= settings.max_concurrency
+            or self.held_bytes + size > settings.max_body_memory_bytes
+        ):
+            return False
+        self.in_work += 1
+        self.held_bytes += size
+        return True
+
+    def leave(self, size: int) -> None:
+        """Give back what `enter` took."""
+        self.in_work -= 1
+        self.held_bytes -= size
+
     def make_room(self, visit: Visit, size: int) -> None:
         """Let slow readers go until there is a place, and room for so many bytes.
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -29,6 +28,17 @@ from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.errors import InferenceFailedError
 from security.settings.runtime import ModelLimits
+from service.inference.items import (
+    Budget,
+    InferenceTimeoutError,
+    Inputs,
+    Item,
+    OverloadedError,
+    classify,
+    expired,
+    resolve,
+    split,
+)
 from service.inference.watchdog import Watchdog
 from service.telemetry.casualties import Notes
 
@@ -37,81 +47,22 @@ __all__ = [
     "Budget",
     "InferenceFailedError",
     "InferenceTimeoutError",
+    "Item",
     "Observe",
     "OverloadedError",
 ]
 
-Inputs = Mapping[str, Array]
 Run = Callable[[Inputs, Sequence[str], ort.RunOptions], list[Array]]
 # Told of each run: its requests and rows, the seconds that the first of them waited,
 # and the seconds that it took.
 Observe = Callable[[int, int, float, float], None]
 
 
-class InferenceTimeoutError(SealgateError):
-    """A run was stopped at its deadline, or never got its turn before it."""
-
-
-class OverloadedError(SealgateError):
-    """As many requests wait as may."""
-
-
-class Budget:
-    """Bytes of inputs in memory, over all models of a worker."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._left = max_bytes
-
-    def take(self, size: int) -> None:
-        """Reserve.
-
-        Raises:
-            OverloadedError: there are not so many left.
-        """
-        if size > self._left:
-            raise OverloadedError("too many bytes wait")
-        self._left -= size
-
-    def give(self, size: int) -> None:
-        """Return what was taken."""
-        self._left += size
-
-
-class _Item:
-    """One request, until its future is done."""
-
-    __slots__ = (
-        "budget_s", "came", "deadline", "future", "inputs", "key", "note", "outputs",
-        "rows",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        inputs: Inputs,
-        outputs: Sequence[str],
-        future: asyncio.Future[list[Array]],
-        *,
-        deadline: float,
-        note: bytes,
-    ) -> None:
-        self.note = note
-        self.inputs = inputs
-        self.outputs = outputs
-        self.future = future
-        self.deadline = deadline
-        self.came = time.perf_counter()
-        self.rows = 1
-        # What requests of one run must have in common; None runs alone.
-        self.key: tuple[Any, ...] | None = None
-        # Of the run that is left to it after a shared one failed; None: until deadline.
-        self.budget_s: float | None = None
-
-
 @dataclass(eq=False)
 class _Work:
     """A run that is under way in a thread."""
 
-    items: list[_Item]
+    items: list[Item]
     options: ort.RunOptions
     slots: list[int]
     timer: asyncio.TimerHandle | None = None
@@ -174,7 +125,7 @@ class Batcher:
         self._at_once_rows = at_once_rows
         self._in_work = in_work
         self._options = ort.RunOptions()
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[Item] = deque()
         self._running: list[_Work] = []
         self._drain_at: asyncio.Handle | None = None
         self._expiry: asyncio.Handle | None = None
@@ -198,20 +149,45 @@ class Batcher:
             results = self._run_at_once(inputs, outputs, note)
             if results is not None:
                 return results
+        return await self.wait(self.submit(inputs, outputs, note))
+
+    def submit(self, inputs: Inputs, outputs: Sequence[str], note: bytes) -> Item:
+        """Let a request wait for its run; whoever does says when it `leave`s.
+
+        Raises:
+            OverloadedError: as `infer`.
+        """
         if self.waiting >= self._limits.max_waiting:
             raise OverloadedError("too many requests wait")
-        size = sum(array.nbytes for array in inputs.values())
+        size = 0
+        for array in inputs.values():
+            size += array.nbytes
         self._budget.take(size)
         self.waiting += 1
         item = self._enqueue(inputs, outputs, note)
+        item.size = size
+        return item
+
+    def leave(self, item: Item) -> None:
+        """Nobody waits for this one any more."""
+        self.waiting -= 1
+        self._budget.give(item.size)
+
+    async def wait(self, item: Item) -> list[Array]:
+        """What came of a request that was submitted, as `infer`; it leaves."""
         try:
             return await item.future
         except asyncio.CancelledError:
             self._abandon(item)
             raise
         finally:
-            self.waiting -= 1
-            self._budget.give(size)
+            self.leave(item)
+
+    def run_queued(self) -> None:
+        """Run now what waits for the end of this turn."""
+        if self._drain_at is not None and not self._delay_s:
+            self._drain_at.cancel()
+            self._drain()
 
     def _is_at_once(self, inputs: Inputs) -> bool:
         """Whether a run is so short that waiting for others would take longer."""
@@ -252,17 +228,15 @@ class Batcher:
         self._observe(1, rows, 0.0, time.perf_counter() - began)
         return results
 
-    def _enqueue(self, inputs: Inputs, outputs: Sequence[str], note: bytes) -> _Item:
+    def _enqueue(self, inputs: Inputs, outputs: Sequence[str], note: bytes) -> Item:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # what an earlier loop left behind is nobody's
             self._loop, self._drain_at, self._expiry = loop, None, None
             self._queue.clear()
             self._running.clear()
         deadline = loop.time() + self.timeout_s
-        item = _Item(
-            inputs, outputs, loop.create_future(), deadline=deadline, note=note
-        )
-        _classify(item, rows_apart=self.rows_apart)
+        item = Item(inputs, outputs, loop.create_future(), deadline=deadline, note=note)
+        classify(item, rows_apart=self.rows_apart)
         self._queue.append(item)
         if self._drain_at is None:
             self._drain_at = (
@@ -292,14 +266,14 @@ class Batcher:
         if self._queue:
             self._expire_waiting()
 
-    def _take(self) -> list[_Item]:
+    def _take(self) -> list[Item]:
         """The next requests that may share a run; gone and late ones are dropped."""
-        items: list[_Item] = []
+        items: list[Item] = []
         rows = 0
         now = self._now()
         while self._queue:
             item = self._queue[0]
-            if item.future.done() or _expired(item, now):
+            if item.future.done() or expired(item, now):
                 self._queue.popleft()
                 continue
             if items and (item.key is None or item.key != items[0].key):
@@ -312,7 +286,7 @@ class Batcher:
                 break
         return items
 
-    def _run_inline(self, items: list[_Item], rows: int) -> None:
+    def _run_inline(self, items: list[Item], rows: int) -> None:
         options = self._options
         began = time.perf_counter()
         slots = self._notes.begin([item.note for item in items])
@@ -334,9 +308,9 @@ class Batcher:
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
         self._tell(items, rows, began)
-        _resolve(items, results)
+        resolve(items, results)
 
-    def _start(self, items: list[_Item], rows: int) -> None:
+    def _start(self, items: list[Item], rows: int) -> None:
         """Run in a thread."""
         loop = self._loop
         if loop is None:
@@ -356,7 +330,7 @@ class Batcher:
 
         future.add_done_callback(finish)
 
-    def _allowed_s(self, items: list[_Item]) -> float:
+    def _allowed_s(self, items: list[Item]) -> float:
         left = min(item.deadline for item in items) - self._now()
         if len(items) > 1:
             # If it is stopped, what remains is for each of them alone.
@@ -364,7 +338,7 @@ class Batcher:
         budget_s = items[0].budget_s
         return max(0.0, left if budget_s is None else min(left, budget_s))
 
-    def _tell(self, items: list[_Item], rows: int, began: float) -> None:
+    def _tell(self, items: list[Item], rows: int, began: float) -> None:
         waited = began - items[0].came
         self._observe(len(items), rows, waited, time.perf_counter() - began)
 
@@ -386,7 +360,7 @@ class Batcher:
             for item in work.items:
                 item.future.cancel()
         else:
-            _resolve(work.items, results)
+            resolve(work.items, results)
         if self._queue and self._drain_at is None:
             self._drain()
 
@@ -396,7 +370,7 @@ class Batcher:
             self._tidying = self._loop.run_in_executor(self._executor, self._tidy_up)
 
     def _run_items(
-        self, items: list[_Item], options: ort.RunOptions
+        self, items: list[Item], options: ort.RunOptions
     ) -> list[list[Array]]:
         """Run, and take the result apart; of one request or of several."""
         first = items[0]
@@ -413,9 +387,9 @@ class Batcher:
         if any(array.ndim == 0 or len(array) != rows for array in arrays.values()):
             self.rows_apart = False  # it was not so after all
             raise InferenceFailedError("not a row of output per row of input")
-        return _split(items, arrays)
+        return split(items, arrays)
 
-    def _failed(self, items: list[_Item], error: SealgateError) -> None:
+    def _failed(self, items: list[Item], error: SealgateError) -> None:
         """Fail one request; run several again, each by itself."""
         if len(items) == 1:
             if not items[0].future.done():
@@ -439,12 +413,12 @@ class Batcher:
     def _drop_expired(self) -> None:
         self._expiry = None
         now = self._now()
-        kept = [item for item in self._queue if not _expired(item, now)]
+        kept = [item for item in self._queue if not expired(item, now)]
         self._queue = deque(kept)
         if self._queue:
             self._expire_waiting()
 
-    def _abandon(self, item: _Item) -> None:
+    def _abandon(self, item: Item) -> None:
         """Nobody waits for it any more."""
         if item in self._queue:
             self._queue.remove(item)
@@ -454,39 +428,6 @@ class Batcher:
 
     def _now(self) -> float:
         return 0.0 if self._loop is None else self._loop.time()
-
-
-def _classify(item: _Item, *, rows_apart: bool) -> None:
-    """Count its rows, and say which requests it may share a run with."""
-    lengths = [len(array) if array.ndim else 0 for array in item.inputs.values()]
-    item.rows = max(1, *lengths)
-    if rows_apart and min(lengths) == item.rows:
-        item.key = tuple((name, array.shape[1:]) for name, array in item.inputs.items())
-
-
-def _split(items: list[_Item], arrays: Mapping[str, Array]) -> list[list[Array]]:
-    results = []
-    start = 0
-    for item in items:
-        end = start + item.rows
-        results.append([arrays[name][start:end] for name in item.outputs])
-        start = end
-    return results
-
-
-def _resolve(items: list[_Item], results: list[list[Array]]) -> None:
-    for item, result in zip(items, results):
-        if not item.future.done():
-            item.future.set_result(result)
-
-
-def _expired(item: _Item, now: float) -> bool:
-    """Fail a request whose deadline is over."""
-    if item.deadline > now:
-        return False
-    if not item.future.done():
-        item.future.set_exception(InferenceTimeoutError("its turn came too late"))
-    return True
 
 
 def _terminate(options: ort.RunOptions) -> None:

@@ -208,6 +208,13 @@ class Lineup:
             return None
         return entry.default if version is None else entry.states.get(version)
 
+    def find_untried(self, name: str, version: str | None) -> State[Served] | None:
+        """As `find`; None too while a trial of the model is on."""
+        entry = self._table.get(name)
+        if entry is None or entry.trials:
+            return None
+        return entry.default if version is None else entry.states.get(version)
+
     def choose(self, name: str) -> State[Served] | None:
         """As `find`, for an inference that names none: a canary gets its share."""
         entry = self._table.get(name)

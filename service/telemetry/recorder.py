@@ -33,6 +33,7 @@ from service.telemetry.tracing import Trace
 __all__ = [
     "SPENT",
     "Decision",
+    "Outcome",
     "Recorder",
     "open_recorder",
     "record_refusal",
@@ -128,6 +129,10 @@ class Decision:
             await self.ticket.charge_bits(bits())
 
 
+# A request, its status, the reason of a refusal, the bytes of the answer.
+Outcome = tuple[Decision, int, str | None, int | None]
+
+
 class Recorder:
     """Turns decisions into audit records."""
 
@@ -177,7 +182,52 @@ class Recorder:
         Raises:
             AuditError: it could not be written; the answer must not be given.
         """
-        fields: dict[str, Scalar] = {
+        fields = self._fields(decision, status, reason, response_bytes)
+        if not self._is_single(decision.principal, reason, fields):
+            return ()
+        return self._receipt(decision, reason, await self._log.append(fields))
+
+    def record_at_once(self, outcomes: Sequence[Outcome]) -> list[Headers] | None:
+        """Record what became of the requests of one turn, together; as `record` does.
+
+        Returns:
+            As `record`, of each; None if they have to be recorded one by one, since
+            the log is forced to disk.
+
+        Raises:
+            AuditError: as `record`; none of them was written.
+        """
+        if not self._log.writes_at_once:
+            return None
+        records, single = [], []
+        for outcome in outcomes:
+            decision, reason = outcome[0], outcome[2]
+            fields = self._fields(*outcome)
+            single.append(self._is_single(decision.principal, reason, fields))
+            if single[-1]:
+                records.append(encode(fields))
+        places = iter(self._log.write(records))
+        return [
+            self._receipt(decision, reason, next(places)) if alone else ()
+            for (decision, _, reason, _), alone in zip(outcomes, single)
+        ]
+
+    def pseudonym(self, principal: Principal | None) -> str:
+        """Of a caller, as records say it; empty for a stranger."""
+        return self._caller(principal).get("subject") or ""
+
+    def close(self) -> None:
+        """Write what was counted, and close the log."""
+        self._log.close(self._counted())
+
+    def _fields(
+        self,
+        decision: Decision,
+        status: int,
+        reason: str | None,
+        response_bytes: int | None,
+    ) -> dict[str, Scalar]:
+        return {
             "time_us": int(self._clock() * 1e6),
             "request_id": decision.request_id,
             **self._caller(decision.principal),
@@ -193,24 +243,18 @@ class Recorder:
             "sealed": decision.sealed,
             "latency_us": int((time.perf_counter() - decision.started) * 1e6),
         }
-        if reason is None or self._is_single(decision.principal, reason, fields):
-            place = await self._log.append(fields)
-            if self._numbers and reason is None and decision.action in RECEIPTED:
-                number = self._numbers.seal(self._log.log.writer, place)
-                return ((RECEIPT_HEADER, number.encode()),)
+
+    def _receipt(self, decision: Decision, reason: str | None, place: int) -> Headers:
+        if self._numbers and reason is None and decision.action in RECEIPTED:
+            number = self._numbers.seal(self._log.log.writer, place)
+            return ((RECEIPT_HEADER, number.encode()),)
         return ()
 
-    def pseudonym(self, principal: Principal | None) -> str:
-        """Of a caller, as records say it; empty for a stranger."""
-        return self._caller(principal).get("subject") or ""
-
-    def close(self) -> None:
-        """Write what was counted, and close the log."""
-        self._log.close(self._counted())
-
     def _is_single(
-        self, principal: Principal | None, reason: str, fields: dict[str, Scalar]
+        self, principal: Principal | None, reason: str | None, fields: dict[str, Scalar]
     ) -> bool:
+        if reason is None:
+            return True
         if principal is None:
             tally, names = self._strangers, _STRANGERS_KIND
         elif reason in SPENT:

@@ -18,7 +18,7 @@ from sealgate.options import Options
 from sealgate.profile import Profile
 from sealgate.protocol.datatypes import DATATYPES
 from security.access.permissions import ACTIONS
-from security.access.quotas import Limits
+from security.access.quota_table import Limits
 from security.admission.trust import ROLES
 from security.assessment.engine.registry import NAMES
 from security.audit.records import FIELDS

@@ -118,7 +118,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Rooms:
 
 
 def served(rooms: Rooms, name: str) -> Served:
-    state = rooms.routes._lineup.find(name)
+    state = rooms.routes.lineup.find(name)
     assert state is not None
     return state.content
 

@@ -73,13 +73,13 @@ def ask(scene: Any, value: float = 1.0, path: str = "") -> tuple[int, str]:
 
 
 def trial(scene: Any) -> Warm[Served]:
-    state = scene.routes._lineup.table[NAME].states["2.0.0"]
+    state = scene.routes.lineup.table[NAME].states["2.0.0"]
     assert isinstance(state, Warm)
     return state
 
 
 def test_a_canary_answers_its_share(scene: Any) -> None:
-    arranged(scene.routes._lineup, trial=trial(scene).try_as_canary(100))
+    arranged(scene.routes.lineup, trial=trial(scene).try_as_canary(100))
     assert ask(scene) == (200, "2.0.0")
 
 
@@ -92,14 +92,14 @@ def test_a_canary_that_may_not_answer_leaves_it_to_the_default(
         canary = canary.withdraw("a key was revoked")
     else:
         canary.content.expires_at = time.time() - 1
-    arranged(scene.routes._lineup, trial=canary)
+    arranged(scene.routes.lineup, trial=canary)
     assert {ask(scene) for _ in range(4)} == {(200, "1.0.0")}
     # Who names it is told.
     assert ask(scene, path="/versions/2.0.0")[0] == 503
 
 
 def test_a_canary_that_fails_leaves_it_to_the_default(scene: Any) -> None:
-    lineup = scene.routes._lineup
+    lineup = scene.routes.lineup
     arranged(lineup, trial=trial(scene).try_as_canary(100))
     for path, answer in (("/versions/2.0.0", (500, "")), ("", (200, "1.0.0"))):
         assert ask(scene, path=path, value=FAILS) == answer
@@ -110,7 +110,7 @@ def test_a_canary_that_fails_leaves_it_to_the_default(scene: Any) -> None:
 
 
 def test_a_shadow_that_fails_is_counted_and_nothing_else(scene: Any) -> None:
-    lineup = scene.routes._lineup
+    lineup = scene.routes.lineup
     arranged(lineup, trial=trial(scene).try_as_shadow(100))
     assert {ask(scene, value=FAILS) for _ in range(3)} == {(200, "1.0.0")}
     text = lineup._metrics.text().decode()
@@ -119,7 +119,7 @@ def test_a_shadow_that_fails_is_counted_and_nothing_else(scene: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["shadow", "canary"])
 def test_a_trial_is_tallied_by_digest_and_time(scene: Any, kind: str) -> None:
-    lineup = scene.routes._lineup
+    lineup = scene.routes.lineup
     warm = trial(scene)
     on = warm.try_as_shadow(100) if kind == "shadow" else warm.try_as_canary(100)
     arranged(lineup, trial=on)
