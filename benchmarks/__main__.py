@@ -1,6 +1,6 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`batch`, `peers` and `soak` take options of their own:
+`batch`, `peers`, `server` and `soak` take options of their own:
 `python -m benchmarks peers --help`.
 """
 
@@ -46,7 +46,12 @@ BENCHMARKS = {
     "traces": traces.run,
     "soak": lambda: soak.main([]),
 }
-WITH_OPTIONS = {"batch": batch.main, "peers": peers.main, "soak": soak.main}
+WITH_OPTIONS = {
+    "batch": batch.main,
+    "peers": peers.main,
+    "server": server.main,
+    "soak": soak.main,
+}
 
 
 def main() -> None:

@@ -4,8 +4,12 @@ Beside it a bare Starlette handler that does the same inference. The load comes 
 this process over keep-alive connections, with requests made and sealed beforehand; what
 is measured is the CPU time of the server's processes, so the client's speed does not
 matter. Each figure is the median of alternating rounds.
+
+With ``--base FOLDER``, a checkout of another commit, its server runs beside this one on
+a copy of the same deployment, and ratios are printed for each kind of request.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -16,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +35,7 @@ from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from tests.conftest import make_deployment, mint, toy_settings
 from tests.support.bundles import NAME
-from tests.support.servers import Server, free_port, serve
+from tests.support.servers import ROOT, Server, free_port, serve
 
 REQUESTS = 480
 ROUNDS = 7
@@ -62,6 +66,55 @@ class Case:
     pid: int
     make: Callable[[int], list[bytes]]
     status: int = 200
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the table, or the ratios to another build."""
+    parser = argparse.ArgumentParser("python -m benchmarks server", description=__doc__)
+    parser.add_argument("--base", type=Path, help="a checkout of another commit")
+    base = parser.parse_args(arguments).base
+    if base is None:
+        run()
+    elif not (base / "service" / "app.py").is_file():
+        parser.error(f"{base}: no checkout")
+    else:
+        compare(base.resolve())
+
+
+def compare(base: Path) -> None:
+    """Print the CPU of this build and of another one, and their ratio."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        home = Path(folder) / "home"
+        make_deployment(home)
+        token = mint(home, f"infer:{NAME}")
+        cases: dict[str, Case] = {}
+        for name, tree in {"before": base, "now": ROOT}.items():
+            own = Path(shutil.copytree(home, Path(folder) / name))
+            extra = toy_settings(own) | {
+                "SEALGATE_SEALING_REQUIRE_SEALED": "false",
+                "PYTHONPATH": str(tree),
+            }
+            server = stack.enter_context(
+                serve("service.app:Sealgate", own, extra=extra, cwd=tree)
+            )
+            for kind, case in _cases(server, token).items():
+                cases[f"{kind}|{name}"] = case
+        columns = [measure(cases, connections) for connections in CONNECTIONS]
+    kinds = [name.removesuffix("|now") for name in cases if name.endswith("|now")]
+    table(
+        (
+            "request",
+            *(f"{n} connections: before, µs | now | ratio" for n in CONNECTIONS),
+        ),
+        [(kind, *(_ratio(column, kind) for column in columns)) for kind in kinds],
+    )
+
+
+def _ratio(column: dict[str, list[float]], kind: str) -> str:
+    before, now = column[f"{kind}|before"], column[f"{kind}|now"]
+    ratio = statistics.median(b / a for a, b in zip(before, now))
+    medians = [statistics.median(samples) * 1e6 for samples in (before, now)]
+    return f"{medians[0]:.0f} | {medians[1]:.0f} | {ratio:.2f}"
 
 
 def run() -> None:

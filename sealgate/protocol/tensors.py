@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from array import array as make_array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -94,8 +94,7 @@ class TensorSpec:
         return not [1 for want, got in pairs if want not in (-1, got)]
 
 
-@dataclass(frozen=True)
-class TensorHead:
+class TensorHead(NamedTuple):
     """What a tensor object states before its values.
 
     Attributes:
@@ -190,7 +189,7 @@ def decode_response(
         name = _name(tensor)
         if name in arrays:
             raise TensorError(f'output "{_shorten(name)}": given twice')
-        head = replace(read_head(tensor, "output"), nullable=True)
+        head = read_head(tensor, "output")._replace(nullable=True)
         arrays[name] = (decode or decode_values)(tensor, head)
     return arrays
 
@@ -362,14 +361,14 @@ def _flatten(data: Any, where: str) -> tuple[list[Any], set[type]]:
 
 
 def _convert(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
-    if dtype == BYTES:
+    typecode = _TYPECODES.get(dtype)
+    if typecode is None and dtype == BYTES:
         check_count(len(values), where)
         return strings(_objects(values), where)
-    if dtype == BFLOAT16:
+    if typecode is None and dtype == BFLOAT16:
         wide = _convert(values, DATATYPES["FP32"], where)
         return _finite(narrow(wide), where)
     try:
-        typecode = _TYPECODES.get(dtype)
         if typecode is not None and len(values) <= _FEW:
             few = make_array(typecode, values)
             finite = all(map(math.isfinite, few))

@@ -1,4 +1,4 @@
-"""What uvicorn's next server speaks: our protocol, our TLS; all else that is left open."""
+"""What uvicorn's next server speaks: our protocol, our TLS, nothing else left open."""
 
 from __future__ import annotations
 

@@ -60,6 +60,8 @@ _BUSY = Problem("overloaded", headers=((b"retry-after", b"1"),))
 
 
 class BoundedProtocol(HttpToolsProtocol):
+    """One connection; `service.http.connections.bounded_protocol` sets its bounds."""
+
     flow: Flow
     bounds: ServiceSettings
     max_head_bytes: int

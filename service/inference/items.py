@@ -93,7 +93,7 @@ def classify(item: Item, *, rows_apart: bool) -> None:
     lengths = [len(array) if array.ndim else 0 for array in item.inputs.values()]
     item.rows = max(1, *lengths)
     if rows_apart and min(lengths) == item.rows:
-        item.key = tuple((name, array.shape[1:]) for name, array in item.inputs.items())
+        item.key = tuple([(name, a.shape[1:]) for name, a in item.inputs.items()])
 
 
 def split(items: list[Item], arrays: Mapping[str, Array]) -> list[list[Array]]:
