@@ -196,7 +196,11 @@ class Turns:
             for one in errands
             if one.opened is not None and one.principal is not None
         ]
-        outcomes = self._gateway.remember_at_once(group) if group else []
+        outcomes: list[SealgateError | None] | None = None
+        try:
+            outcomes = self._gateway.remember_at_once(group) if group else []
+        except Exception:  # noqa: BLE001  (one of them: each finds out for itself)
+            _log.exception("requests were not remembered together")
         if outcomes is None or any(outcomes):
             return self._each(self._is_new, errands)
         return errands

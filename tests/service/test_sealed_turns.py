@@ -276,9 +276,17 @@ class Waiting:
         """Nothing is done."""
 
 
-def test_a_store_that_has_to_be_waited_for(rooms: Rooms) -> None:
+class Broken(Waiting):
+    """A store with a bug where requests are remembered together."""
+
+    def insert_at_once(self, group: object) -> None:
+        raise LookupError
+
+
+@pytest.mark.parametrize("kind", [Waiting, Broken])
+def test_a_store_that_cannot_tell_at_once(rooms: Rooms, kind: type[Waiting]) -> None:
     freshness = rooms.gateway._freshness
-    freshness._store = Waiting(freshness._store)
+    freshness._store = kind(freshness._store)
 
     async def scene(house: House) -> None:
         sealer = Sealer(house)
