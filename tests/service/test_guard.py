@@ -625,7 +625,7 @@ def test_a_client_that_leaves_stops_its_run(tmp_path: Path) -> None:
     assert asyncio.run(scene()) == []
     assert b'"reason":"cancelled"' in left.records
     assert b'"status":499' in left.records
-    (entry,) = left.routes._lineup.table.values()
+    (entry,) = left.routes.lineup.table.values()
     assert entry.default.content.batcher.waiting == 0
 
 

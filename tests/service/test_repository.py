@@ -77,7 +77,7 @@ def test_the_index_can_leave_out_what_is_not_ready(
 ) -> None:
     path = "/v2/repository/index"
     assert len(ask(rooms, "POST", path, "infer:*", body=b'{"ready":true}')[1]) == 3
-    lineup = rooms.routes._lineup
+    lineup = rooms.routes.lineup
     before = lineup.table
     entry = before["toy"]
     withdrawn = entry.states["2.0.0"].withdraw("its key was revoked")
