@@ -4,6 +4,7 @@ app           wiring, and the service that bentofile.yaml names
 guard         the outermost ASGI layer: every request meets it first
 gateway       opens sealed requests, seals the answers (RFC 9458)
 turns         inferences that came whole in one turn, answered side by side
+errands       what is known of each of them
 routes        /v2/*: who may, what is asked, what is answered
 inferences    one inference: charged, run, written down
 content       the content of inference requests and answers, within bounds

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
 from sealgate.errors import DecryptionError, SealgateError, UnknownKeyError
 from sealgate.protocol import bhttp, ohttp
-from sealgate.protocol.bhttp import BhttpLimits, Body, Response
+from sealgate.protocol.bhttp import BhttpLimits, Body, Request, Response
 from sealgate.protocol.drafts import chunked
 from sealgate.protocol.drafts.chunked import ChunkLimits, ChunkSealer, RequestOpener
 from sealgate.protocol.hpke import KemPrivateKey
@@ -28,7 +28,7 @@ from sealgate.protocol.ohttp import RequestHeader, ResponseContext
 from sealgate.protocol.ohttp_stream import RequestReceiver
 from sealgate.protocol.padding import padded_size
 from security.errors import DateError
-from security.sealing.freshness import Freshness, http_date
+from security.sealing.freshness import Freshness, Unseen, http_date
 from security.sealing.keyring import KeyRing
 from security.sealing.publish import Document, Publication
 from service.http.exchange import StreamedResponse
@@ -41,6 +41,7 @@ __all__ = [
     "ChunkedRequest",
     "Gateway",
     "LargeRequest",
+    "Opened",
 ]
 
 # RFC 9540, section 3: where a client finds the gateway of a target.
@@ -135,6 +136,16 @@ class Gateway:
             SealgateError: it was refused before it was open: malformed, no such key,
                 or it does not authenticate.
         """
+        opened = self.open(body)
+        del body  # of a large request only the opened copy is kept
+        return await self.answer_opened(opened)
+
+    def open(self, body: Body) -> Opened:
+        """Open an encapsulated request.
+
+        Raises:
+            SealgateError: as `answer`.
+        """
         began = time.perf_counter()
         ring = self._ring()
         header = ohttp.parse_header(body)
@@ -142,13 +153,55 @@ class Gateway:
             message, context = ohttp.open_request(body, ring.find(header))
         except (UnknownKeyError, DecryptionError):
             raise Problem("ohttp-key") from None
-        enc = context.encapsulated_key
         self._opened(time.perf_counter() - began)
         step("open", began)
-        del body  # of a large request only the opened copy is kept
-        inner = await self._inner(message, enc, key_id=header.key_id, ring=ring)
-        del message
-        return self._sealed(context, inner)
+        enc = context.encapsulated_key
+        return Opened(message, enc, context, key_id=header.key_id, live_ids=ring.ids)
+
+    async def answer_opened(self, opened: Opened) -> Response:
+        """Answer what was opened, and perhaps read, and seal the answer."""
+        return await self.sealing(opened, self._inner(opened))
+
+    async def sealing(self, opened: Opened, work: Awaitable[Response]) -> Response:
+        """Seal the answer that some work gives."""
+        return self.seal(opened, await work)
+
+    def seal(self, opened: Opened, inner: Response) -> Response:
+        """Seal an answer."""
+        if opened.context is None:
+            raise TypeError("chunks are sealed one by one")
+        began = time.perf_counter()
+        sealed = opened.context.seal_parts(_padded(inner))
+        self._sealing(time.perf_counter() - began)
+        step("seal", began)
+        return Response(200, _OUTER_HEADERS, sealed)
+
+    def read(self, opened: Opened) -> Request:
+        """Checks 3 and 4 of a request; its message is kept only as this.
+
+        Raises:
+            SealgateError: it does not pass.
+        """
+        request = bhttp.decode_request(opened.message, self._limits)
+        opened.unseen = self._freshness.check(
+            request.headers, opened.enc, key_id=opened.key_id, live_ids=opened.live_ids
+        )
+        opened.request, opened.message = request, b""
+        return request
+
+    def remember_at_once(
+        self, group: Sequence[tuple[Opened, str]]
+    ) -> list[SealgateError | None] | None:
+        """Check 5 of requests that `read` has read, each with the account that asks.
+
+        Returns:
+            As `Freshness.remember_at_once`; `answer_opened` will not ask again.
+        """
+        asked = [(one.unseen, who) for one, who in group if one.unseen is not None]
+        outcomes = self._freshness.remember_at_once(asked)
+        for (one, _), outcome in zip(group, outcomes or ()):
+            one.outcome, one.is_asked = outcome, True
+        return outcomes
 
     def begin(self, size: int) -> LargeRequest:
         """Prepare to take a request of ``size`` bytes as it arrives."""
@@ -160,14 +213,11 @@ class Gateway:
         Raises:
             SealgateError: as `answer`.
         """
-        message, enc, context = request.finish()
+        opened = request.finish()
         self._opened(request.seconds)
         step("open", time.perf_counter() - request.seconds)
-        key_id, ring = request.key_id, request.ring
         del request
-        inner = await self._inner(message, enc, key_id=key_id, ring=ring)
-        del message
-        return self._sealed(context, inner)
+        return await self.answer_opened(opened)
 
     def begin_chunked(self) -> ChunkedRequest:
         """Prepare to take a chunked request as it arrives."""
@@ -179,41 +229,79 @@ class Gateway:
         Raises:
             SealgateError: as `answer`; also if the request was cut short.
         """
-        message, enc, sealer = request.finish()
+        opened, sealer = request.finish()
         self._opened(request.seconds)
         step("open", time.perf_counter() - request.seconds)
-        key_id, ring = request.key_id, request.ring
         del request
-        inner = await self._inner(message, enc, key_id=key_id, ring=ring)
-        del message
+        inner = await self._inner(opened)
+        del opened
         parts = _chunks(sealer, _padded(inner), self._sealing)
         return StreamedResponse(200, _STREAMED_HEADERS, parts)
 
-    def _sealed(self, context: ResponseContext, inner: Response) -> Response:
-        began = time.perf_counter()
-        sealed = context.seal_parts(_padded(inner))
-        self._sealing(time.perf_counter() - began)
-        step("seal", began)
-        return Response(200, _OUTER_HEADERS, sealed)
-
-    async def _inner(
-        self, message: Body, enc: bytes, *, key_id: int, ring: KeyRing
-    ) -> Response:
-        """Checks 3 and 4, and the answer."""
+    async def _inner(self, opened: Opened) -> Response:
+        """Checks 3 and 4, where they are still to be done, and the answer."""
         try:
-            request = bhttp.decode_request(message, self._limits)
-            remember = self._freshness.check(
-                request.headers, enc, key_id=key_id, live_ids=ring.ids
-            )
+            request = opened.request or self.read(opened)
         except DateError:
             ours = ((b"date", http_date(self._clock())), _NO_STORE)
             return await self._routes.refuse(Problem("date", headers=ours), sealed=True)
         except SealgateError as error:
             return await self._routes.refuse(error, sealed=True)
-        answer = await self._routes.answer(request, sealed=True, remember=remember)
+        opened.request = None
+        answer = await self._routes.answer(
+            request, sealed=True, remember=opened.remember
+        )
         if request.method == b"HEAD":
             return replace(answer, body=b"")
         return answer
+
+
+class Opened:
+    """A request that was opened, on its way to its answer.
+
+    Attributes:
+        message: the Binary HTTP, until it has been read.
+        enc: its encapsulated key.
+        context: seals the response; None of one that came in chunks.
+        key_id: of the key that opened it.
+        live_ids: of all keys that open requests.
+        request: what was read.
+        unseen: what asks the replay store about it.
+        is_asked: whether that was done, outside of `remember`.
+        outcome: what came of that.
+    """
+
+    __slots__ = (
+        "context", "enc", "is_asked", "key_id", "live_ids", "message", "outcome",
+        "request", "unseen",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        message: Body,
+        enc: bytes,
+        context: ResponseContext | None = None,
+        *,
+        key_id: int,
+        live_ids: Sequence[int],
+    ) -> None:
+        self.message, self.enc, self.context = message, enc, context
+        self.key_id, self.live_ids = key_id, live_ids
+        self.request: Request | None = None
+        self.unseen: Unseen | None = None
+        self.is_asked = False
+        self.outcome: SealgateError | None = None
+
+    async def remember(self, account: str) -> None:
+        """Check 5, once.
+
+        Raises:
+            SealgateError: as `Freshness.check` says.
+        """
+        if self.outcome is not None:
+            raise self.outcome
+        if not self.is_asked and self.unseen is not None:
+            await self.unseen(account)
 
 
 class LargeRequest:
@@ -246,8 +334,8 @@ class LargeRequest:
                 self._error = error
             self.seconds += time.perf_counter() - began
 
-    def finish(self) -> tuple[memoryview, bytes, ResponseContext]:
-        """The message, its encapsulated key, and what seals the response.
+    def finish(self) -> Opened:
+        """What was opened.
 
         Raises:
             SealgateError: as `Gateway.answer`.
@@ -258,7 +346,13 @@ class LargeRequest:
             message, context = self._receiver.finish()
         except (UnknownKeyError, DecryptionError):
             raise Problem("ohttp-key") from None
-        return message, self._receiver.enc, context
+        return Opened(
+            message,
+            self._receiver.enc,
+            context,
+            key_id=self.key_id,
+            live_ids=self.ring.ids,
+        )
 
     def _find(self, header: RequestHeader) -> KemPrivateKey:
         key = self.ring.find(header)
@@ -298,8 +392,8 @@ class ChunkedRequest:
             raise Problem("ohttp-key") from None
         self.seconds += time.perf_counter() - began
 
-    def finish(self) -> tuple[bytearray, bytes, ChunkSealer]:
-        """The message, its encapsulated key, and what seals the response."""
+    def finish(self) -> tuple[Opened, ChunkSealer]:
+        """What was opened, and what seals the response."""
         began = time.perf_counter()
         try:
             self._message += self._opener.finish()
@@ -307,7 +401,10 @@ class ChunkedRequest:
             raise Problem("ohttp-key") from None
         self.seconds += time.perf_counter() - began
         message, self._message = self._message, bytearray()
-        return message, self._opener.enc, self._opener.seal_response()
+        opened = Opened(
+            message, self._opener.enc, key_id=self.key_id, live_ids=self.ring.ids
+        )
+        return opened, self._opener.seal_response()
 
     def _find(self, header: RequestHeader) -> KemPrivateKey:
         key = self.ring.find(header)

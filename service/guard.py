@@ -81,7 +81,7 @@ class Guard:
         self._settings = settings
         self._cors = Cors(settings.allowed_origins, gateway=GATEWAY_PATH)
         self._intake = Intake(settings, routes.metrics, tracer=tracer)
-        self._turns = Turns(routes, self._intake, self)
+        self._turns = Turns(routes, self._intake, self, gateway)
         # Takes whole requests with heads that are known, as `Answerer` has it.
         self.take = self._turns.take
 
@@ -167,7 +167,9 @@ class Guard:
         finally:
             visit.leave()
         secure = _is_secure(request.scheme, request.headers)
-        return _reply(response, close=False, more=(_HSTS,) if secure else ())
+        reply = _reply(response, close=False, more=(_HSTS,) if secure else ())
+        reply.stranger = visit.stranger
+        return reply
 
     def reply_to(
         self, head: Head, scheme: bytes, response: Response, fields: Headers

@@ -7,13 +7,15 @@ after another, without a task, a future to wake it or a message between layers: 
 they have in common stays in the caches (decision 0042), and the model runs once, the
 log is written once for all of them (decision 0124).
 
+0. of a sealed request: it is opened and read, its caller is known, and it is no replay
+   (`service.gateway`, checks 1 to 5); refusals go on in a task from where they stand;
 1. the caller, the model, the permission, the quota: whoever is refused here, and
    whatever may have to wait, goes the ordinary way from the start (`Routes.answer`),
    since nothing has been charged or recorded;
 2. the content is read, its rows are charged;
 3. the models run;
 4. answers are written down, budgets given back;
-5. all of it is recorded, then sent.
+5. all of it is recorded, then sealed where it came sealed, then sent.
 
 From 2 on what has to be waited for goes on in a task (`Routes.settle`), from there.
 Every check and every text is that of the ordinary way: both call the same functions.
@@ -29,26 +31,29 @@ from functools import partial
 from typing import Any, Protocol
 
 from sealgate.errors import SealgateError
+from sealgate.protocol import ohttp
 from sealgate.protocol.bhttp import Headers, Request, Response
 from security.admission.lifecycle import Withdrawn
 from service.content import Asked, Content, content_fields, told
-from service.http.exchange import Connection, Cycle, Reply
+from service.errands import Errand, Note, SealedNote, scheme_of
+from service.gateway import GATEWAY_PATH, Gateway, Opened
+from service.http.bodies import LARGE_BYTES
+from service.http.exchange import Connection, Reply
 from service.http.heads import Head
 from service.http.intake import Intake
-from service.inference.batching import Item
-from service.inference.served import Served
-from service.inferences import Inference, name_model
+from service.inferences import name_model
 from service.routes import Routes, asked_inference, id_field
 from service.telemetry.casualties import Notes
 from service.telemetry.recorder import Decision
 from service.telemetry.tracing import TRACEPARENT
 
-__all__ = ["Errand", "Host", "Turns"]
+__all__ = ["Host", "Turns"]
 
 _log = logging.getLogger(__name__)
 
 # More are left to the next turn.
 _MOST = 64
+_SEALED_TYPE = ohttp.REQUEST_MEDIA_TYPE.encode()
 
 Work = Coroutine[Any, Any, Response]
 
@@ -72,75 +77,22 @@ class Host(Protocol):
         """What remains of one, as a task."""
 
 
-class _Note:
-    """What a head says that all requests with it have in common.
-
-    Attributes:
-        token: of its caller, a bearer.
-        model: its name.
-        version: the one that is asked for, if any.
-        lengths: of the JSON, as `content_fields` has it.
-    """
-
-    __slots__ = ("lengths", "model", "token", "version")
-
-    def __init__(
-        self, token: str, model: str, version: str | None, lengths: list[bytes]
-    ) -> None:
-        self.token, self.model, self.version = token, model, version
-        self.lengths = lengths
-
-
-class Errand(Cycle):
-    """One request of a turn, on its connection in the place of uvicorn's cycle.
-
-    Attributes:
-        decision: what its record will say, once it is charged.
-        inference: what is run for it, once that has been read.
-        item: its place in that run.
-        response: its answer, once it has one.
-        reason: of a refusal.
-        fields: what its quotas say.
-    """
-
-    __slots__ = (
-        "body", "came", "connection", "decision", "fields", "inference", "item",
-        "known", "model", "reason", "response",
-    )  # fmt: skip
-
-    decision: Decision
-    model: Served
-    inference: Inference
-    item: Item
-    response: Response
-
-    def __init__(self, connection: Connection, known: Head, body: bytes) -> None:
-        super().__init__(
-            connection, keep_alive=True, default_headers=connection.default_headers
-        )
-        self.connection, self.known, self.body = connection, known, body
-        self.came = time.perf_counter()
-        self.reason: str | None = None
-        self.fields: Headers = ()
-
-    def end(self) -> None:
-        """Its answer was written, or could not be."""
-        self.response_complete = True
-        self.connection.end_exchange(None)
-
-
 class Turns:
     """Gathers what comes in one turn, and answers it at its end."""
 
-    def __init__(self, routes: Routes, intake: Intake, host: Host) -> None:
+    def __init__(
+        self, routes: Routes, intake: Intake, host: Host, gateway: Gateway
+    ) -> None:
         """Wire it.
 
         Args:
             routes: whose ways are taken.
             intake: the places of this worker.
             host: takes what is not answered here.
+            gateway: opens what is sealed.
         """
         self._routes, self._intake, self._host = routes, intake, host
+        self._gateway = gateway
         self._errands: list[Errand] = []
         self._answered: list[Errand] = []
 
@@ -156,31 +108,42 @@ class Turns:
         self._errands.append(errand)
         return errand
 
-    def _note(self, head: Head) -> _Note | None:
+    def _note(self, head: Head) -> Note | SealedNote | None:
         """What is known of a head, if its requests can be answered here."""
-        asked = asked_inference(head.path)
+        kinds = [value for name, value in head.headers if name == b"content-type"]
         if (
-            asked is None
-            or head.method != b"POST"
+            head.method != b"POST"
             or any(name == TRACEPARENT for name, _ in head.headers)
-            or self._routes.require_sealed
             or self._intake.tracer is not None
+            or head.length > self._intake.settings.max_body_bytes
         ):
             return None
+        if head.path == GATEWAY_PATH:
+            small = kinds == [_SEALED_TYPE] and head.length < LARGE_BYTES
+            return SealedNote() if small else None
+        if self._routes.require_sealed:
+            return None
+        return self._note_of(head.path, head.headers)
+
+    def _note_of(self, path: bytes, headers: Headers) -> Note | None:
+        asked = asked_inference(path)
+        if asked is None:
+            return None
         try:
-            token = self._routes.callers.bearer_token(head.headers)
-            lengths, coding = content_fields(head.headers)
+            token = self._routes.callers.bearer_token(headers)
+            lengths, coding = content_fields(headers)
         except SealgateError:
             return None
         if token is None or coding is not None:
             return None
-        return _Note(token, *asked, lengths)
+        return Note(token, *asked, lengths)
 
     def _run(self) -> None:
         errands, self._errands = self._errands[:_MOST], self._errands[_MOST:]
         if self._errands:
             asyncio.get_running_loop().call_soon(self._run)
         self._intake.tell()
+        errands = self._remember(self._each(self._open, errands))
         running = self._each(self._read, self._each(self._charge, errands))
         for batcher in {errand.model.batcher for errand in running}:
             batcher.run_queued()
@@ -190,20 +153,86 @@ class Turns:
             self._record(answered)
         self._intake.tell()
 
+    # Step 0.
+
+    def _open(self, errand: Errand) -> bool:
+        if isinstance(errand.known.note, Note):
+            errand.note = errand.known.note
+            return True
+        try:
+            errand.opened = opened = self._gateway.open(errand.body)
+        except SealgateError as error:
+            self._go_on(errand, self._routes.refuse(error, sealed=False))
+            return False
+        if self._is_inference(errand, opened):
+            return True
+        self._go_on(errand, self._gateway.answer_opened(opened))
+        return False
+
+    def _is_inference(self, errand: Errand, opened: Opened) -> bool:
+        """Whether what was opened asks for an inference, by a caller who is known."""
+        certificate = errand.connection.certificate
+        try:
+            request = self._gateway.read(opened)
+            note = self._note_of(request.path, request.headers)
+            if (
+                note is None
+                or request.method != b"POST"
+                or any(name == TRACEPARENT for name, _ in request.headers)
+            ):
+                return False
+            began = time.perf_counter()
+            errand.principal = self._routes.callers.bearer(note.token, certificate)
+        except SealgateError:
+            return False
+        errand.verified_s = time.perf_counter() - began
+        errand.note, errand.content = note, request.body
+        return True
+
+    def _remember(self, errands: list[Errand]) -> list[Errand]:
+        """Those that are no replays; whatever was sealed is remembered from now on."""
+        group = [
+            (one.opened, one.principal.account)
+            for one in errands
+            if one.opened is not None and one.principal is not None
+        ]
+        outcomes: list[SealgateError | None] | None = None
+        try:
+            outcomes = self._gateway.remember_at_once(group) if group else []
+        except Exception:  # noqa: BLE001  (one of them: each finds out for itself)
+            _log.exception("requests were not remembered together")
+        if outcomes is None or any(outcomes):
+            return self._each(self._is_new, errands)
+        return errands
+
+    def _is_new(self, errand: Errand) -> bool:
+        opened = errand.opened
+        if opened is None or (opened.is_asked and opened.outcome is None):
+            return True
+        self._go_on(errand, self._gateway.answer_opened(opened))
+        return False
+
     # Step 1.
 
     def _charge(self, errand: Errand) -> bool:
         if self._admit(errand):
             return True
-        self._begin(errand, self._host.answer)
+        if errand.opened is None:
+            self._begin(errand, self._host.answer)
+        else:
+            self._go_on(errand, self._gateway.answer_opened(errand.opened))
         return False
 
     def _admit(self, errand: Errand) -> bool:
         """Whether a request is charged; if not, nothing has happened."""
-        routes, note, known = self._routes, errand.known.note, errand.known
-        began = time.perf_counter()
+        routes, note, request = self._routes, errand.note, errand.request
+        principal = errand.principal
         try:
-            principal = routes.callers.bearer(note.token, errand.connection.certificate)
+            if principal is None:
+                began = time.perf_counter()
+                certificate = errand.connection.certificate
+                principal = routes.callers.bearer(note.token, certificate)
+                errand.verified_s = time.perf_counter() - began
             state = routes.lineup.find_untried(note.model, note.version)
             if state is None or isinstance(state, Withdrawn):
                 return False
@@ -213,24 +242,23 @@ class Turns:
             )
             if model.expires_at <= routes.clock():
                 return False
-            verified = time.perf_counter()
             ticket = routes.quotas.enter_at_once(principal, note.model)
         except SealgateError:
             return False
         if ticket is None:
             return False
-        routes.verified(verified - began)
+        routes.verified(errand.verified_s)
         errand.model = model
         errand.decision = decision = Decision(
-            sealed=False,
+            sealed=errand.opened is not None,
             started=errand.came,
             principal=principal,
             model=note.model,
             action="infer",
-            request_bytes=len(errand.body),
+            request_bytes=len(errand.content),
             ticket=ticket,
-            method=known.method,
-            scheme=_scheme(errand.connection),
+            method=request.method,
+            scheme=request.scheme,
         )
         name_model(decision, model)
         return True
@@ -241,10 +269,10 @@ class Turns:
         model, decision = errand.model, errand.decision
         inferences, ticket = self._routes.inferences, decision.ticket
         try:
-            content = Content.at_once(errand.body, errand.known.note.lengths)
+            content = Content.at_once(errand.content, errand.note.lengths)
             if content is None:
-                request = _request(errand)
-                self._settle(errand, inferences.infer(request, model, decision))
+                work = inferences.infer(errand.request, model, decision)
+                self._settle(errand, work)
                 return False
             asked = Asked.of(
                 content,
@@ -330,32 +358,43 @@ class Turns:
             return
         for errand, receipt in zip(answered, receipts):
             errand.fields += receipt
-        self._each(self._send, answered)
+        self._each(self._send, self._each(self._enclose, answered))
+
+    def _enclose(self, errand: Errand) -> bool:
+        response, opened = errand.response, errand.opened
+        fields: Headers = (id_field(errand.decision), *errand.fields)
+        if opened is not None:
+            headers = (*response.headers, *fields)
+            inner = Response(response.status, headers, response.body)
+            response, fields = self._gateway.seal(opened, inner), ()
+        scheme = scheme_of(errand.connection)
+        errand.reply = self._host.reply_to(errand.known, scheme, response, fields)
+        return True
 
     def _send(self, errand: Errand) -> None:
-        decision = errand.decision
-        self._routes.tell(decision, errand.response, errand.reason)
+        self._routes.tell(errand.decision, errand.response, errand.reason)
         if not errand.disconnected:
-            fields = id_field(decision), *errand.fields
-            errand.write(
-                self._host.reply_to(
-                    errand.known, decision.scheme, errand.response, fields
-                )
-            )
+            errand.write(errand.reply)
         self._end(errand)
 
     # What has to be waited for.
 
     def _settle(self, errand: Errand, work: Work) -> None:
-        self._go_on(errand, self._routes.settle(errand.decision, work))
+        self._seal_later(errand, self._routes.settle(errand.decision, work))
 
     def _conclude(self, errand: Errand) -> None:
-        self._go_on(
+        self._seal_later(
             errand,
             self._routes.conclude(
                 errand.decision, errand.response, errand.reason, errand.fields
             ),
         )
+
+    def _seal_later(self, errand: Errand, work: Work) -> None:
+        """Go on, and seal what comes of it where the request came sealed."""
+        opened = errand.opened
+        sealed = work if opened is None else self._gateway.sealing(opened, work)
+        self._go_on(errand, sealed)
 
     def _go_on(self, errand: Errand, work: Work) -> None:
         self._begin(errand, partial(self._host.go_on, work))
@@ -369,7 +408,7 @@ class Turns:
         self._intake.leave(len(errand.body))
         connection = errand.connection
         connection.begin_exchange(
-            answer(_request(errand), connection.certificate),
+            answer(errand.outer, connection.certificate),
             keep_alive=errand.keep_alive,
             disconnected=errand.disconnected,
         )
@@ -392,11 +431,3 @@ class Turns:
                 errand.fail()
                 self._end(errand)
         return going_on
-
-
-def _request(errand: Errand) -> Request:
-    return errand.known.request(_scheme(errand.connection), errand.body)
-
-
-def _scheme(connection: Connection) -> bytes:
-    return b"http" if connection.scheme == "http" else b"https"

@@ -16,19 +16,21 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 
+from sealgate.errors import SealgateError
 from sealgate.protocol.bhttp import Headers
-from security.errors import DateError, ReplayError
+from security.errors import DateError, ReplayError, ReplayStoreError
 from security.sealing.replay import (
     SLOT_S,
+    Insertion,
     ReplayStore,
     fingerprint,
     open_replay_store,
 )
 from security.settings.sealing import SealingSettings
 
-__all__ = ["Freshness", "Remember", "http_date", "load_freshness"]
+__all__ = ["Freshness", "Remember", "Unseen", "http_date", "load_freshness"]
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = (
@@ -43,6 +45,23 @@ _DATE = re.compile(
 
 # Check 2 of a request: given the account of its verified token, passes it once.
 Remember = Callable[[str], Awaitable[None]]
+
+
+class Unseen:
+    """Check 2 of one request, whose Date is in the window; awaited as a `Remember`."""
+
+    __slots__ = ("_freshness", "date", "entry", "live_ids", "slot")
+
+    def __init__(
+        self, freshness: Freshness, *, enc: bytes, slot: int, date: int | None
+    ) -> None:
+        self._freshness = freshness
+        self.entry, self.slot, self.date = fingerprint(enc), slot, date
+        self.live_ids: Sequence[int] = ()
+
+    async def __call__(self, account: str) -> None:
+        """Pass it once, given the account of its verified token."""
+        await self._freshness.remember(self, account)
 
 
 class Freshness:
@@ -79,10 +98,11 @@ class Freshness:
         self._clock = clock
         self._next_forget = 0.0
         self._last_live: dict[int, float] = {}
+        self._owner = lru_cache(maxsize=1024)(self._name)
 
     def check(
         self, headers: Headers, enc: bytes, *, key_id: int, live_ids: Sequence[int]
-    ) -> Remember:
+    ) -> Unseen:
         """Check 1.
 
         Args:
@@ -104,25 +124,57 @@ class Freshness:
         date = self._date(headers, now)
         # Without a Date the key decides; its slots are the negative numbers.
         slot = -1 - key_id if date is None else date // SLOT_S
-        return partial(self._remember, fingerprint(enc), slot, date, live_ids)
+        unseen = Unseen(self, enc=enc, slot=slot, date=date)
+        unseen.live_ids = live_ids
+        return unseen
 
-    async def _remember(
-        self,
-        entry: bytes,
-        slot: int,
-        date: int | None,
-        live_ids: Sequence[int],
-        account: str,
-    ) -> None:
-        """Check 2."""
+    async def remember(self, unseen: Unseen, account: str) -> None:
+        """Check 2, as `check` says."""
+        self._forget_in_time(unseen.live_ids)
+        new = await self._store.insert(
+            unseen.entry,
+            slot=unseen.slot,
+            owner=self._owner(account),
+            made=unseen.date,
+        )
+        if not new:
+            raise ReplayError("seen before")
+
+    def remember_at_once(
+        self, group: Sequence[tuple[Unseen, str]]
+    ) -> list[SealgateError | None] | None:
+        """Check 2 of the requests of one turn, each with its account.
+
+        Returns:
+            What `remember` raises of each, if anything; None if the store has to be
+            waited for: nothing was done.
+        """
+        try:
+            self._forget_in_time(group[0][0].live_ids)
+            found = self._store.insert_at_once(
+                [Insertion(u.entry, u.slot, self._owner(a)) for u, a in group]
+            )
+        except ReplayStoreError as error:
+            return [ReplayStoreError(str(error)) for _ in group]
+        if found is None:
+            return None
+        return [
+            (None if result else ReplayError("seen before"))
+            if isinstance(result, bool)
+            else result
+            for result in found
+        ]
+
+    def _name(self, account: str) -> bytes:
+        """What a subject is called in the store."""
+        return hmac.digest(self._key, b"replay\0" + account.encode(), "sha256")[:8]
+
+    def _forget_in_time(self, live_ids: Sequence[int]) -> None:
         if self._monotonic() >= self._next_forget:
             self._next_forget = self._monotonic() + SLOT_S
             now = self._clock()
             if self._is_steady(now):
                 self._forget(now, live_ids)
-        owner = hmac.digest(self._key, b"replay\0" + account.encode(), "sha256")[:8]
-        if not await self._store.insert(entry, slot=slot, owner=owner, made=date):
-            raise ReplayError("seen before")
 
     def _is_steady(self, now: float) -> bool:
         """Whether the clock was not set for two windows.

@@ -21,7 +21,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +33,7 @@ from security.stores.places import Reach
 from security.stores.shared import AsyncRedis, Client, checked_redis
 
 __all__ = [
+    "Insertion",
     "LocalReplayStore",
     "RedisReplayStore",
     "ReplayStore",
@@ -65,6 +66,15 @@ def fingerprint(enc: bytes) -> bytes:
     return hashlib.sha256(enc).digest()[:FINGERPRINT_BYTES]
 
 
+@dataclass(slots=True)
+class Insertion:
+    """An entry to be remembered, as `ReplayStore.insert` has it."""
+
+    entry: bytes
+    slot: int
+    owner: bytes
+
+
 class ReplayStore(Protocol):
     """Remembers requests for all who share it."""
 
@@ -83,6 +93,16 @@ class ReplayStore(Protocol):
         Raises:
             QuotaError: the owner's share is used up; it is not remembered.
             ReplayStoreError: it cannot be told.
+        """
+
+    def insert_at_once(
+        self, group: Sequence[Insertion]
+    ) -> list[bool | SealgateError] | None:
+        """Remember the entries of one turn, in order, without waiting.
+
+        Returns:
+            Of each whether it is new, or what `insert` raises; None if the store has
+            to be waited for: nothing was done.
         """
 
     def forget(self, *, before_slot: int, drop: Collection[int]) -> None:
@@ -124,14 +144,6 @@ def open_replay_store(
     )
 
 
-@dataclass(frozen=True)
-class _Insertion:
-    entry: bytes
-    slot: int
-    owner: bytes
-    answer: asyncio.Future[bool]
-
-
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS seen (slot INTEGER, entry BLOB,"
     " PRIMARY KEY (slot, entry)) WITHOUT ROWID",
@@ -166,7 +178,7 @@ class LocalReplayStore:
         # What this worker has taken of shares and not used, by owner and slot.
         self._left: dict[tuple[bytes, int], int] = {}
         self._tidied = False
-        self._next: list[_Insertion] = []
+        self._next: list[tuple[Insertion, asyncio.Future[bool]]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
@@ -183,35 +195,38 @@ class LocalReplayStore:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # what an earlier loop left behind is nobody's
             self._loop, self._next = loop, []
-        new = _Insertion(entry, slot, owner, loop.create_future())
-        self._next.append(new)
+        answer: asyncio.Future[bool] = loop.create_future()
+        self._next.append((Insertion(entry, slot, owner), answer))
         if len(self._next) == 1:
             loop.call_soon(self._flush)
-        return await new.answer
+        return await answer
 
     def _flush(self) -> None:
-        """Insert what has gathered: all of it, or, where that fails, nothing."""
+        """Insert what has gathered."""
         group, self._next = self._next, []
+        found = self.insert_at_once([one for one, _ in group])
+        for (_, answer), result in zip(group, found):
+            if answer.done():
+                continue
+            if isinstance(result, bool):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
+
+    def insert_at_once(self, group: Sequence[Insertion]) -> list[bool | SealgateError]:
+        """As `ReplayStore.insert_at_once`: all of it, or, where that fails, nothing."""
         try:
             self._remove_older_files()
             if len(group) == 1:
-                found = [self._insert(group[0])]
-            else:
-                with self._file.transaction():
-                    found = [self._insert(one) for one in group]
+                return [self._insert(group[0])]
+            with self._file.transaction():
+                return [self._insert(one) for one in group]
         except ReplayStoreError as error:
             self._left.clear()  # what was taken may have been rolled back
             # Each its own: a raised error carries its traceback.
-            found = [ReplayStoreError(str(error)) for _ in group]
-        for one, result in zip(group, found):
-            if one.answer.done():
-                continue
-            if isinstance(result, bool):
-                one.answer.set_result(result)
-            else:
-                one.answer.set_exception(result)
+            return [ReplayStoreError(str(error)) for _ in group]
 
-    def _insert(self, one: _Insertion) -> bool | SealgateError:
+    def _insert(self, one: Insertion) -> bool | SealgateError:
         """Whether it is new, or why it is not remembered."""
         place = one.owner, one.slot
         left = self._left.get(place, 0) or self._take_share(*place)
@@ -369,6 +384,9 @@ class RedisReplayStore:
         if answer == _NO_SHARE:
             raise _share_error()
         return bool(answer)
+
+    def insert_at_once(self, group: Sequence[Insertion]) -> None:
+        """As `ReplayStore.insert_at_once`: Redis has to be waited for."""
 
     async def _begin(self, name: str) -> None:
         """Learn since when every request is known, in one part."""

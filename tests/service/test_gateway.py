@@ -329,7 +329,7 @@ def test_a_long_answer_comes_in_full_chunks(rooms: Rooms) -> None:
     asked = rooms.gateway.begin_chunked()
     for part in parts:
         asked.feed(part)
-    _, _, sealer = asked.finish()
+    _, sealer = asked.finish()
     body = bytes(range(256)) * 400
     sealing: list[float] = []
     padded = _padded(Response(200, (), body))

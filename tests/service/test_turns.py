@@ -6,129 +6,22 @@ the same bytes after it are not. What each gets, and what is recorded, must be t
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from uvicorn.config import Config
-from uvicorn.server import ServerState
 
 from security.access.quota_table import Limits
 from security.audit.log import LogLimits
-from security.settings.service import ServiceSettings
-from service.guard import Guard
-from service.http.connections import bounded_protocol
 from service.http.heads import MAX_HEADS, MAX_KEPT_BYTES, Head, Heads
 from tests.support.rooms import Rooms, token, wire
+from tests.support.side_by_side import OWN, OWN_FIELDS, House, play
 
 ROW = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
 GOOD = json.dumps({"inputs": [ROW]}).encode()
 PATH = "/v2/models/toy/infer"
-# What no two requests have in common.
-OWN = {"time_us", "request_id", "latency_us", "seq", "prev", "hash"}
-OWN_FIELDS = {"date", "x-request-id", "ratelimit", "sealgate-receipt"}
-
-
-class Watched(Guard):
-    """Knows how many requests went the ordinary way."""
-
-    ordinary = 0
-
-    def answer(self, *arguments: Any) -> Any:
-        self.ordinary += 1
-        return super().answer(*arguments)
-
-
-class Client:
-    """One connection."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.reader, self.writer = reader, writer
-
-    async def take(self) -> tuple[int, dict[str, str], bytes]:
-        status = int((await self.reader.readline()).split()[1])
-        fields = {}
-        while line := (await self.reader.readline()).decode().strip():
-            name, _, value = line.partition(": ")
-            fields[name] = value
-        content = await self.reader.readexactly(int(fields["content-length"]))
-        return status, fields, content
-
-    async def ask(self, message: bytes) -> tuple[int, dict[str, str], bytes]:
-        self.writer.write(message)
-        return await self.take()
-
-
-class House:
-    """A server, its guard, and connections to it."""
-
-    def __init__(self, rooms: Rooms, **bounds: Any) -> None:
-        settings = ServiceSettings(**bounds)
-
-        async def inner(*_: object) -> None:
-            raise AssertionError
-
-        self.rooms = rooms
-        self.guard = Watched(inner, rooms.routes, rooms.gateway, settings)
-        self.protocol: Any = bounded_protocol(
-            settings, rooms.routes.metrics, self.guard
-        )
-        self._stack = AsyncExitStack()
-        self._port = 0
-
-    @asynccontextmanager
-    async def open(self) -> AsyncIterator[House]:
-        config = Config(self.guard, log_level="error", lifespan="off")
-        config.load()
-        state = ServerState()
-        server = await asyncio.get_running_loop().create_server(
-            lambda: self.protocol(config=config, server_state=state, app_state={}),
-            "127.0.0.1",
-            0,
-        )
-        self._port = server.sockets[0].getsockname()[1]
-        async with self._stack:
-            yield self
-            # Nothing is kept that was taken.
-            intake = self.guard._intake
-            assert (intake.in_work, intake.held_bytes) == (0, 0)
-        server.close()
-
-    async def connect(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self._port))
-        self._stack.callback(client.writer.close)
-        return client
-
-    async def known(self, message: bytes) -> Client:
-        """A connection whose next such message has a known head."""
-        client = await self.connect()
-        await client.ask(message)
-        return client
-
-    async def side_by_side(
-        self, client: Client, *messages: bytes
-    ) -> list[tuple[int, dict[str, str], bytes]]:
-        """Their answers, once none of them has taken the ordinary way.
-
-        A budget that has to be reserved anew, as in each minute, takes that.
-        """
-        for _ in range(10):
-            self.guard.ordinary = 0
-            answers = [await client.ask(message) for message in messages]
-            if not self.guard.ordinary:
-                return answers
-        raise AssertionError("all went the ordinary way")
-
-    @property
-    def records(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.rooms.records.splitlines()]
 
 
 def message(bearer: str, body: bytes = GOOD, *fields: str, path: str = PATH) -> bytes:
@@ -141,16 +34,6 @@ def message(bearer: str, body: bytes = GOOD, *fields: str, path: str = PATH) -> 
         f"content-length: {len(body)}",
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def play(
-    rooms: Rooms, scene: Callable[[House], Awaitable[None]], **bounds: Any
-) -> None:
-    async def run() -> None:
-        async with House(rooms, **bounds).open() as house:
-            await scene(house)
-
-    asyncio.run(run())
 
 
 @pytest.fixture
