@@ -11,20 +11,45 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from unittest import mock
 
+import hypothesis
 import pytest
 
 from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
 from tests.support.in_process import security_result
+from tests.support.patience import clear_of_midnight
 from tests.support.servers import ROOT, Server, environment, serve
 
 TAG = f"{NAME}:{VERSION}"
+
+
+# The same examples in each run, however long each takes: `--hypothesis-profile=default`
+# draws others, to look for more.
+hypothesis.settings.register_profile(
+    "same",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure() -> None:
     """Let children take Ctrl-C: a shell has its background jobs ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """The same noise in each run of a test: else one in so many would fail by chance.
+
+    Of this process alone, and not that of keys: OpenSSL and `secrets` ask elsewhere.
+    """
+    with mock.patch.object(os, "urandom", Random(item.nodeid).randbytes):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -197,6 +222,12 @@ def token(deployment: Path) -> str:
 def mint(home: Path, *scopes: str) -> str:
     flags = [part for scope in scopes for part in ("--scope", scope)]
     return check_security(home, "token", *flags, "--lifetime", "3600").strip()
+
+
+@pytest.fixture(scope="module")
+def within_a_day() -> None:
+    """For a module whose tests count, or look, within the same day."""
+    clear_of_midnight()
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,9 @@ def settings(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(
+    within_a_day: None, pristine: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("feedback") / "home"
     return Path(shutil.copytree(pristine, folder))
 
