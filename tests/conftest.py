@@ -17,6 +17,7 @@ from unittest import mock
 import hypothesis
 import pytest
 
+from tests.support.authorities import share_authorities
 from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
 from tests.support.in_process import security_result
 from tests.support.patience import clear_of_midnight
@@ -40,6 +41,7 @@ def pytest_configure() -> None:
     """Let children take Ctrl-C: a shell has its background jobs ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    share_authorities()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -201,7 +203,8 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(deployment: Path) -> Iterator[Server]:
     """One sealed-only server for all tests that do not change it."""
-    with serve("service.app:Sealgate", deployment, extra=toy_settings(deployment)) as s:
+    extra = toy_settings(deployment)
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as s:
         yield s
 
 

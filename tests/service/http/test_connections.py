@@ -29,7 +29,7 @@ def hasty(deployment) -> Iterator[Server]:
         "SEALGATE_SERVICE_HEAD_TIMEOUT_S": "1.0",
         "SEALGATE_SERVICE_BODY_TIMEOUT_S": "2.0",
     }
-    with serve("service.app:Sealgate", deployment, extra=extra) as server:
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as server:
         yield server
 
 
@@ -49,7 +49,8 @@ def answer(connection: socket.socket) -> bytes:
 
 
 def memory(server: Server) -> int:
-    family = psutil.Process(server.pid).children(recursive=True)
+    process = psutil.Process(server.pid)
+    family = [process, *process.children(recursive=True)]
     return max(process.memory_info().rss for process in family)
 
 

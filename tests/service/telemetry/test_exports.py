@@ -544,7 +544,7 @@ def exporting_server(pristine, tmp_path_factory, collector):
         "SEALGATE_OBSERVABILITY_LOG_REQUESTS": "true",
         "SEALGATE_SEALING_REQUIRE_SEALED": "false",
     }
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("service.app:Sealgate", home, extra=extra, alone=True) as server:
         yield server
 
 

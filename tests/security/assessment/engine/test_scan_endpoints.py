@@ -130,7 +130,9 @@ def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     extra = toy_settings(home) | {"SEALGATE_QUOTAS_TABLE": str(home / "table.toml")}
     port, rows = free_port(), some_rows(tmp_path)
     profile = tmp_path / "profile.json"
-    with serve("service.app:Sealgate", home, extra=extra, port=port) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=extra, port=port, alone=True
+    ) as server:
         check_security(
             home,
             *("profile", "--url", server.url, "--model", NAME),
@@ -154,7 +156,9 @@ def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     assert not (tmp_path / "out" / "scan.json").exists()
     asked = json.loads((tmp_path / "out" / "work" / "asked.json").read_text())["rows"]
     assert asked >= sum(kept)
-    with serve("service.app:Sealgate", home, extra=extra, port=port) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=extra, port=port, alone=True
+    ) as server:
         assert remote((server.url, profile), tmp_path, rows) == 0
     text = capsys.readouterr().out
     assert "the endpoint takes no more queries now: toy: 429" in text
