@@ -20,7 +20,7 @@ import pytest
 from tests.support.authorities import share_authorities
 from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
 from tests.support.in_process import security_result
-from tests.support.patience import clear_of_midnight
+from tests.support.patience import clear_of_midnight, clear_of_sunday_night
 from tests.support.servers import ROOT, Server, environment, serve
 
 TAG = f"{NAME}:{VERSION}"
@@ -194,6 +194,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SEALGATE_HOME that counts, with three quiet weeks released; to be copied."""
     from tests.support import released
 
+    clear_of_sunday_night()  # until the last test that copies it
     home = tmp_path_factory.mktemp("monitored") / "home"
     released.make_monitored(home)
     released.put_weeks(home, released.usual, 4, 3, 2)

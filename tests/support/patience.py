@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from security.monitoring.windows import window_at
+
 TRIES = 10
 T = TypeVar("T")
 
@@ -41,8 +43,18 @@ def once(scene: Callable[[], T]) -> T:
     return scene()
 
 
-def clear_of_midnight(needed_s: float = 240.0) -> None:
+def clear_of_midnight(needed_s: float = 300.0) -> None:
     """Wait for the next day (UTC) where this one ends too soon for what comes now."""
-    left_s = 86_400 - time.time() % 86_400
+    _clear_of_the_end("daily", needed_s)
+
+
+def clear_of_sunday_night(needed_s: float = 1800.0) -> None:
+    """Wait for the next week (UTC), in the same way."""
+    _clear_of_the_end("weekly", needed_s)
+
+
+def _clear_of_the_end(length: str, needed_s: float) -> None:
+    now = time.time()
+    left_s = window_at(length, now).end - now
     if left_s < needed_s:
         time.sleep(left_s + 1)
