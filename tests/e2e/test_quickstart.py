@@ -21,7 +21,7 @@ MODEL = "breast-cancer"
 
 
 def run(
-    home: Path, *command: str, cwd: Path = ROOT, timeout: int = 400
+    home: Path, *command: str, cwd: Path = ROOT, timeout: int = 1200
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
