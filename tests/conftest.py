@@ -11,20 +11,47 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
+from unittest import mock
 
+import hypothesis
 import pytest
 
+from tests.support.authorities import share_authorities
 from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
 from tests.support.in_process import security_result
+from tests.support.patience import clear_of_midnight, clear_of_sunday_night
 from tests.support.servers import ROOT, Server, environment, serve
 
 TAG = f"{NAME}:{VERSION}"
+
+
+# The same examples in each run, however long each takes: `--hypothesis-profile=default`
+# draws others, to look for more.
+hypothesis.settings.register_profile(
+    "same",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_configure() -> None:
     """Let children take Ctrl-C: a shell has its background jobs ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    share_authorities()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """The same noise in each run of a test: else one in so many would fail by chance.
+
+    Of this process alone, and not that of keys: OpenSSL and `secrets` ask elsewhere.
+    """
+    with mock.patch.object(os, "urandom", Random(item.nodeid).randbytes):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +194,7 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SEALGATE_HOME that counts, with three quiet weeks released; to be copied."""
     from tests.support import released
 
+    clear_of_sunday_night()  # until the last test that copies it
     home = tmp_path_factory.mktemp("monitored") / "home"
     released.make_monitored(home)
     released.put_weeks(home, released.usual, 4, 3, 2)
@@ -176,7 +204,8 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(deployment: Path) -> Iterator[Server]:
     """One sealed-only server for all tests that do not change it."""
-    with serve("service.app:Sealgate", deployment, extra=toy_settings(deployment)) as s:
+    extra = toy_settings(deployment)
+    with serve("service.app:Sealgate", deployment, extra=extra, alone=True) as s:
         yield s
 
 
@@ -197,6 +226,12 @@ def token(deployment: Path) -> str:
 def mint(home: Path, *scopes: str) -> str:
     flags = [part for scope in scopes for part in ("--scope", scope)]
     return check_security(home, "token", *flags, "--lifetime", "3600").strip()
+
+
+@pytest.fixture(scope="module")
+def within_a_day() -> None:
+    """For a module whose tests count, or look, within the same day."""
+    clear_of_midnight()
 
 
 @pytest.fixture(autouse=True)

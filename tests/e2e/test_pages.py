@@ -28,7 +28,7 @@ from sealgate import Client
 from security.commands import main
 from tests.support.chains import Chain
 from tests.support.regressors import linear_regressor
-from tests.support.servers import ROOT, environment, serve
+from tests.support.servers import ROOT, environment, known_noise, serve
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def run(folder: Path, words: list[str]) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *words],
         cwd=folder,
-        env=environment(folder / ".sealgate"),
+        env=environment(folder / ".sealgate", known_noise()),
         capture_output=True,
         text=True,
         check=False,

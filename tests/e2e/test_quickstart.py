@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from security.settings.loading import load_settings
-from tests.support.servers import ROOT, environment, serve
+from tests.support.servers import ROOT, environment, known_noise, serve
 
 pytestmark = pytest.mark.slow
 
@@ -21,12 +21,12 @@ MODEL = "breast-cancer"
 
 
 def run(
-    home: Path, *command: str, cwd: Path = ROOT, timeout: int = 400
+    home: Path, *command: str, cwd: Path = ROOT, timeout: int = 1200
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
-        env=environment(home),
+        env=environment(home, known_noise()),
         capture_output=True,
         text=True,
         check=False,

@@ -73,7 +73,7 @@ Served = Callable[..., "tuple[int, str]"]
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(within_a_day: None, tmp_path: Path) -> Path:
     home = tmp_path / "home"
     home.mkdir()
     (home / "policy.toml").write_text(POLICY)

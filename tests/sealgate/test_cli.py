@@ -1,4 +1,4 @@
-"""The `sealgate` command: its own process, the real server, exit codes 0, 1 and 2."""
+"""The `sealgate` command: the real server, exit codes 0, 1 and 2."""
 
 from __future__ import annotations
 

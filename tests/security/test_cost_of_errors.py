@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow  # a hundred processes
 MOST_S = 0.5
 UNIT, UNIT_S = "import argparse, asyncio, ssl, numpy", 0.2
 # Beside other work on the same cores, a process needs up to twice its CPU time.
-TRIES = 5
+TRIES = 10
 
 BAD = "[modle]\nname = 1\n"
 MISUSED = {name: [name, "--no-such-option"] for name in COMMANDS}

@@ -23,6 +23,7 @@ from sealgate.protocol.tensors import TensorSpec
 from security.access.quota_table import Limits
 from service.inference.served import Served
 from tests.support.ensembles import boosted, forest
+from tests.support.patience import in_time, once
 from tests.support.rooms import (
     INPUT,
     Rooms,
@@ -641,6 +642,10 @@ def test_evaluations_are_rows_of_a_quota(tmp_path: Path) -> None:
 
 def test_no_request_holds_the_event_loop(rooms: Rooms) -> None:
     """The largest one of each kind, beside a clock that ticks."""
+    once(lambda: held_by_the_largest(rooms))
+
+
+def held_by_the_largest(rooms: Rooms) -> None:
     rows = np.random.default_rng(0).normal(size=(46, WIDTH)).astype(np.float32)
     gaps: list[float] = []
 
@@ -687,7 +692,7 @@ def test_no_request_holds_the_event_loop(rooms: Rooms) -> None:
 
     asyncio.run(run())
     # Of a busy machine the median is not ours; the 95th percentile of gaps would be.
-    assert sorted(gaps)[int(len(gaps) * 0.95)] < 0.05
+    in_time(0.0, 0.05, now=sorted(gaps)[int(len(gaps) * 0.95)])
 
 
 def test_the_plain_input_of_other_tests(toy: Rooms) -> None:

@@ -45,6 +45,7 @@ ROWS = np.array([[1, 2, 3], [4, 5, 6.5], [-1, 0, 2]], dtype=np.float32)
 FEEDBACK = f"/v2/models/{NAME}/feedback"
 ONCE = Options(retry=RetryPolicy(max_retries=0))
 DAY_S = 86_400
+APP = "service.app:Sealgate"
 _TOKENS: dict[tuple[Path, str], str] = {}
 
 
@@ -69,21 +70,23 @@ def settings(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(
+    within_a_day: None, pristine: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("feedback") / "home"
     return Path(shutil.copytree(pristine, folder))
 
 
 @pytest.fixture(scope="module")
 def server(home: Path) -> Iterator[Server]:
-    with serve("service.app:Sealgate", home, extra=settings(home)) as running:
+    with serve(APP, home, extra=settings(home), alone=True) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def other(home: Path, server: Server) -> Iterator[Server]:
     """A second server of the same deployment: one store for both."""
-    with serve("service.app:Sealgate", home, extra=settings(home)) as running:
+    with serve(APP, home, extra=settings(home), alone=True) as running:
         yield running
 
 
@@ -293,7 +296,7 @@ def test_servers_that_do_not_count(deployment: Path) -> None:
     scopes = f"infer:{NAME}", f"feedback:{NAME}"
     token = mint(deployment, *scopes)
     with (
-        serve("service.app:Sealgate", deployment, extra=off) as bare,
+        serve(APP, deployment, extra=off, alone=True) as bare,
         Client(bare.url, token=token, options=ONCE) as client,
     ):
         with pytest.raises(InvalidInputError, match="take no labels here"):

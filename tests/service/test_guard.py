@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
 import time
@@ -20,6 +21,7 @@ from sealgate.protocol.drafts.chunked import seal_chunked_request
 from sealgate.protocol.dsse import key_hint
 from sealgate.protocol.signedkeys import verify_keys, verify_keys_v2
 from security.errors import AttesterError
+from tests.support.patience import in_time, once
 from tests.support.rooms import (
     INPUT,
     Rooms,
@@ -275,10 +277,14 @@ def test_an_odd_length_is_not_believed(rooms: Rooms, value: bytes) -> None:
 def test_a_slow_body_ends(rooms: Rooms) -> None:
     guard = rooms.guard(Inner(), body_timeout_s=0.1)
     asked = scope("POST", GATEWAY, [SEALED_TYPE, CHUNKED])
-    started = time.perf_counter()
-    client = call(guard, asked, body(*[b"x"] * 1000), pause_s=0.02)
-    assert (client.response.status, code(client.response)) == (408, "body-timeout")
-    assert time.perf_counter() - started < 1
+
+    def scene() -> None:
+        started = time.monotonic()
+        client = call(guard, asked, body(*[b"x"] * 1000), pause_s=0.02)
+        assert (client.response.status, code(client.response)) == (408, "body-timeout")
+        in_time(started, 1)
+
+    once(scene)
 
 
 def test_a_client_that_leaves_gets_no_answer(rooms: Rooms) -> None:
@@ -464,8 +470,13 @@ class Machine:
 
 
 def test_signed_keys_of_the_second_version(tmp_path: Path) -> None:
+    folders = (tmp_path / str(number) for number in itertools.count())
+    once(lambda: signed_keys_of_the_second_version(next(folders)))
+
+
+def signed_keys_of_the_second_version(folder: Path) -> None:
     identity, machine = ec.generate_private_key(ec.SECP256R1()), Machine()
-    guard = wire(tmp_path, identity=identity, attester=machine).guard(Inner())
+    guard = wire(folder, identity=identity, attester=machine).guard(Inner())
     asked = scope("GET", f"{SIGNED}-v2")
     clients = [Client(body(b"")) for _ in range(3)]
     longest = 0.0
@@ -483,13 +494,13 @@ def test_signed_keys_of_the_second_version(tmp_path: Path) -> None:
         looking.cancel()
 
     asyncio.run(together())
-    assert longest < 0.15  # the loop goes on while the machine is asked
     assert machine.asked == 1
     trusted = {key_hint(identity.public_key()): identity.public_key()}
     for client in clients:
         content = bytes(client.response.body)
         signed = verify_keys_v2(content, trusted, now=time.time())
         assert signed.attestation == {"type": "of-tests", "nonce": signed.nonce.hex()}
+    in_time(0.0, 0.15, now=longest)  # the loop goes on while the machine is asked
 
 
 def test_clients_that_leave_while_evidence_is_made(tmp_path: Path) -> None:

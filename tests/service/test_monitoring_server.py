@@ -84,7 +84,9 @@ def releases(home: Path) -> list[Release]:
 
 
 @pytest.fixture(scope="module")
-def home(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(
+    within_a_day: None, pristine: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("monitored") / "home"
     return Path(shutil.copytree(pristine, folder))
 

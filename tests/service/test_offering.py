@@ -101,8 +101,9 @@ def server(home: Path, watched: RunningWitness) -> Iterator[Server]:
             note = httpx.get(shown).text
             return "witness.test/w1" in note and int(note.split("\n")[1]) >= 4
 
-        wait_for(is_offered)
-        time.sleep(1)  # the other worker may show what it read half a second ago
+        # Each time on a connection of its own, which either worker may take; and one
+        # of them may show what it read half a second ago.
+        wait_for(lambda: all(is_offered() for _ in range(40)))
         yield running
 
 

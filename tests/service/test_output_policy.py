@@ -67,7 +67,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     add_version(home, LABEL, weights=WEIGHTS, leaving=OutputPolicy(label_only=True))
     change(home, lambda plan: changes.load(plan, f"{NAME}:{WHOLE}"))
     change(home, lambda plan: changes.load(plan, f"{NAME}:{LABEL}"))
-    with serve("service.app:Sealgate", home, extra=settings(home)) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=settings(home), alone=True
+    ) as server:
         wait_for(lambda: len(reports(home)) == 1)
         yield server
 

@@ -28,6 +28,7 @@ from tests.conftest import check_security, toy_settings
 from tests.security.audit.test_audit_command import records
 from tests.service.test_service import seal
 from tests.support.bundles import NAME
+from tests.support.patience import clear_of_midnight
 from tests.support.servers import Server, serve
 
 INFER = f"/v2/models/{NAME}/infer"
@@ -87,13 +88,6 @@ def extra(home: Path) -> dict[str, str]:
     }
 
 
-def wait_for_a_quiet_day() -> None:
-    """The tests below count within one day: none may end meanwhile."""
-    left = 86400 - time.time() % 86400
-    if left < 240:
-        time.sleep(left + 1)
-
-
 @dataclass(frozen=True)
 class Servers:
     """Two servers of one home, after one that is gone, and what that one answered."""
@@ -105,7 +99,7 @@ class Servers:
 
 @pytest.fixture(scope="module")
 def servers(home: Path, extra: dict[str, str]) -> Iterator[Servers]:
-    wait_for_a_quiet_day()
+    clear_of_midnight()  # the tests below count within one day
     token = mint(home, "busy")
     with serve("service.app:Sealgate", home, extra=extra) as gone:
         before = [ask(gone, token) for _ in range(5)]

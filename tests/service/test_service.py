@@ -251,9 +251,10 @@ def answer_of(client: socket.socket) -> bytes:
 
 
 def resident_bytes(server: Server) -> int:
-    """Of the workers: the server's children."""
+    """Of the server and its workers, which are its children."""
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text()
-    status = [Path(f"/proc/{pid}/status").read_text() for pid in children.split()]
+    family = [str(server.pid), *children.split()]
+    status = [Path(f"/proc/{pid}/status").read_text() for pid in family]
     lines = [line for text in status for line in text.splitlines()]
     return sum(int(line.split()[1]) << 10 for line in lines if "VmRSS" in line)
 

@@ -73,7 +73,7 @@ def site(monitored: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for scope in (f"monitoring:{NAME}", f"infer:{NAME}", "metrics")
     ]
     extra = monitored_settings(home) | {"SEALGATE_SEALING_REQUIRE_SEALED": "false"}
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("service.app:Sealgate", home, extra=extra, alone=True) as server:
         found = Site(server, home, *tokens)
         wait_for(lambda: found.get(PATH, found.reader).status_code == 200)
         yield found

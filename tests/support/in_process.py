@@ -1,4 +1,4 @@
-"""`python -m security` without a process of its own: imports are paid for once."""
+"""Commands without a process of their own: imports are paid for once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -27,19 +27,33 @@ def security_result(
     home: Path, *arguments: str, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The end of a command that is run in the project's folder, as of a process."""
-    out, err = io.StringIO(), io.StringIO()
+    return ended(main, arguments, environment(home, extra), cwd=ROOT)
+
+
+def ended(
+    main: Callable[[Sequence[str]], int],
+    arguments: Sequence[str],
+    variables: Mapping[str, str],
+    *,
+    cwd: Path,
+) -> subprocess.CompletedProcess[str]:
+    """What a process of this command would give, with these variables and no others."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
     with (
         warnings.catch_warnings(),
-        contextlib.chdir(ROOT),
+        contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        mock.patch.dict(os.environ, variables, clear=True),
     ):
         # Of the libraries: a process of its own would not show them.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            code = security_code(home, *arguments, extra=extra)
-        except SystemExit as ended:  # argparse
-            code = int(ended.code or 0)
-    return subprocess.CompletedProcess(
-        list(arguments), code, out.getvalue(), err.getvalue()
-    )
+            code = main(arguments)
+        except SystemExit as end:  # argparse
+            code = int(end.code or 0)
+    said = []
+    for stream in (out, err):
+        stream.seek(0)
+        said.append(stream.read())
+    return subprocess.CompletedProcess(list(arguments), code, *said)

@@ -60,19 +60,20 @@ def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str,
     }
 
 
+def known_noise() -> dict[str, str]:
+    """Variables of a child that draws the same noise each time."""
+    seeded = ROOT / "tests" / "support" / "seeded"
+    return {"PYTHONPATH": os.pathsep.join((str(seeded), str(ROOT)))}
+
+
 def sealgate(
     *arguments: object, cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """The command in its own process, with nothing else in its environment."""
-    return subprocess.run(
-        [sys.executable, "-m", "sealgate", *map(str, arguments)],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    """The end of the command, in this process, with nothing else in its environment."""
+    from sealgate.cli import main
+    from tests.support.in_process import ended
+
+    return ended(main, [*map(str, arguments)], variables, cwd=cwd)
 
 
 @contextmanager

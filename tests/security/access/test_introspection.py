@@ -7,6 +7,7 @@ import base64
 import gc
 import hashlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from security.settings.access import AccessSettings, check_access
 from security.settings.issuers import IssuerSettings
 from service.callers import Callers
 from tests.support.issuers import ED_KEY, Host, b64, https_host, jwk, token
+from tests.support.patience import in_time, once
 from tests.support.rooms import request
 
 ISSUER = "https://opaque.example"
@@ -338,14 +340,19 @@ def test_answers_that_are_none(
 
 
 def test_a_slow_host_is_given_up(
-    host: Host, verifier: Verifier, monkeypatch: pytest.MonkeyPatch
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FETCH_TIMEOUT_S", 0.3)
     slow(host, 2.0)
-    began = time.monotonic()
-    with pytest.raises(IntrospectionError):
-        verify(verifier)
-    assert time.monotonic() - began < 1.5
+
+    def scene() -> None:
+        verifier = Verifier(settings(host, tmp_path))  # which has asked nobody
+        began = time.monotonic()
+        with pytest.raises(IntrospectionError):
+            verify(verifier)
+        in_time(began, 1.5)
+
+    once(scene)
 
 
 def test_an_issuer_that_is_away_is_no_stale_answer(host: Host, tmp_path: Path) -> None:
@@ -416,7 +423,8 @@ def test_a_flood_of_random_tokens(
     who = verify(verifier)
     asked, unsure = 0, 0
     began = time.monotonic()
-    while time.monotonic() - began < 2.5:
+    while time.monotonic() - began < 2.5 or unsure <= 50:
+        assert time.monotonic() - began < 60
         try:
             verify(verifier, f"random-{asked}")
         except TokenError:
@@ -426,10 +434,11 @@ def test_a_flood_of_random_tokens(
             time.sleep(0.002)
         # Twice in this time the answer about the honest one grows too old.
         assert verify(verifier) == who
+    took_s = time.monotonic() - began
     strangers = len(host.questions) - host.asked_about(TOKEN)
     assert unsure > 50
-    assert strangers == asked <= 10 + 10 * 2.6
-    assert 2 <= host.asked_about(TOKEN) <= 4
+    assert strangers == asked <= 10 + 10 * (took_s + 0.1)
+    assert 2 <= host.asked_about(TOKEN) <= 2 + took_s
     inside: Any = verifier._introspector
     assert len(inside._others) <= 8
     assert len(inside._active) == 1
@@ -447,7 +456,7 @@ def test_strangers_leave_half_of_the_places(
 
     def hold(text: str) -> Any:
         if text != TOKEN:
-            release.wait(10)
+            release.wait(60)
         return honest(text)
 
     host.introspect = hold  # type: ignore[method-assign]
@@ -455,7 +464,7 @@ def test_strangers_leave_half_of_the_places(
     for number in range(6):
         with pytest.raises(IntrospectionError):
             verifier.verify(f"stranger-{number}", now=time.time())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(host.questions) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert verify(verifier).subject == "alice"
@@ -469,7 +478,8 @@ def test_a_token_is_seen_nowhere(
     host: Host, verifier: Verifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    secret = "opaque-of-nobody-else"
+    # Made now: what is written in this file, others may have read from it.
+    secret = f"opaque-{secrets.token_hex(16)}"
     host.tokens[secret] = answer()
     who = verify(verifier, secret)
     refused(verifier, "refused-token", "not active")

@@ -67,6 +67,7 @@ from tests.support.bundles import (
     rewrite_report,
     write_bundle,
 )
+from tests.support.patience import SpoiledError, in_time, once
 from tests.support.servers import serve
 
 with warnings.catch_warnings():
@@ -683,15 +684,22 @@ def test_a_program_that_gives_no_key(
 ) -> None:
     script, message = BAD_PROGRAMS[name]
     write_secret(tmp_path / "kept.pem", PEM)
-    started = time.monotonic()
-    with pytest.raises(KeyFileError, match=message) as caught:
-        run(
-            tmp_path,
-            admission,
-            script.replace("KEPT", str(tmp_path / "kept.pem")),
-            timeout_s=0.5,
-        )
-    assert time.monotonic() - started < 10
+    # Whether it is done in half a second is asked only of those who never are.
+    timeout_s = 0.5 if message.startswith("no key after") else 60.0
+
+    def scene() -> pytest.ExceptionInfo[KeyFileError]:
+        started = time.monotonic()
+        with pytest.raises(KeyFileError, match=message) as caught:
+            run(
+                tmp_path,
+                admission,
+                script.replace("KEPT", str(tmp_path / "kept.pem")),
+                timeout_s=timeout_s,
+            )
+        in_time(started, 10)
+        return caught
+
+    caught = once(scene)
     assert SECRET not in str(caught.value)
     assert "BEGIN" not in str(caught.value)
 
@@ -700,11 +708,18 @@ def test_what_it_started_is_killed_with_it(
     tmp_path: Path, admission: Admission
 ) -> None:
     script = f"sleep 300 & echo $! > {tmp_path}/pid; sleep 300"
-    with pytest.raises(KeyFileError, match="no key after"):
-        run(tmp_path, admission, script, timeout_s=0.5)
-    pid = int((tmp_path / "pid").read_text())
+
+    def scene() -> int:
+        with pytest.raises(KeyFileError, match="no key after"):
+            run(tmp_path, admission, script, timeout_s=0.5)
+        try:
+            return int((tmp_path / "pid").read_text())
+        except (FileNotFoundError, ValueError):  # it had not even begun
+            raise SpoiledError from None
+
+    pid = once(scene)
     state = Path(f"/proc/{pid}/stat")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while state.exists() and state.read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "it still runs"
         time.sleep(0.02)

@@ -333,7 +333,7 @@ def test_a_version_that_is_served_no_more(site: Site) -> None:
 def test_clocks_that_jump(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing expires, is spent or released by a clock that cannot be believed."""
     worker = site.worker()
-    given = [ask(worker, subject, 0.9)[0] for subject in range(100)]
+    given = [ask(worker, subject, 0.9)[0] for subject in range(400)]
     worker.look()
     for jump in (30 * DAY_S, -30 * DAY_S):
         site.clock.now += jump

@@ -367,12 +367,12 @@ def test_releases_stop_when_the_budget_is_spent(site: Site) -> None:
     """Windows cost what a year of them may; a smaller cap later stops them."""
     monitor = site.worker()
     for _ in range(3):
-        crowd(monitor, range(500))
+        crowd(monitor, range(1000))  # twelve deviations of noise more than it takes
         site.clock.tomorrow()
         monitor.look()
     poor = site.worker(epsilon=0.5)
     for _ in range(2):
-        crowd(poor, range(500))
+        crowd(poor, range(1000))
         monitor.stop()
         site.clock.tomorrow()
         poor.look()
@@ -431,7 +431,7 @@ def test_counts_of_another_key_are_unreadable_and_said_to_be(site: Site) -> None
 def test_nothing_on_disk_or_in_the_log_tells_a_count(
     site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "security")
     monitor = site.worker()
     crowd(monitor, range(777))
     monitor.look()
@@ -448,7 +448,9 @@ def test_nothing_on_disk_or_in_the_log_tells_a_count(
         for _, found in site.open_store().read(site.open_store().scopes()[0])
         for s in found
     }
-    assert "777" not in caplog.text
+    # Other libraries' threads may say something of a port, which may be any number.
+    ours = [one.getMessage() for one in caplog.records if "security" in one.name]
+    assert "777" not in "\n".join(ours)
 
 
 def test_what_cannot_be_counted_fails_no_answer(

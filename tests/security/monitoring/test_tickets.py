@@ -99,10 +99,10 @@ def test_a_key_that_is_too_short() -> None:
 
 def test_guesses_cost_no_memory(office: Tickets) -> None:
     """Keys of windows that strangers name are let go again."""
-    began = time.perf_counter()
+    began = time.thread_time()
     for day in range(2000):
         data = bytes((0x10,)) + day.to_bytes(2, "big") + bytes(57)
         with pytest.raises(MonitoringError):
             office.open("toy", base64.urlsafe_b64encode(data).decode())
     assert office._aead.cache_info().currsize <= 64
-    assert time.perf_counter() - began < 20
+    assert time.thread_time() - began < 20

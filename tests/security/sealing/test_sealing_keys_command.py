@@ -26,6 +26,7 @@ from security.sealing.live import LiveRing
 from security.sealing.publish import load_identity, load_mldsa_identity
 from tests.conftest import Command, check_security, run_security, toy_settings
 from tests.support.bundles import NAME
+from tests.support.live import wait_for
 from tests.support.servers import serve
 
 ROWS = {"features": [[1.0, 2.0, 3.0]]}
@@ -236,19 +237,26 @@ def test_a_pinned_identity_outlives_rotations_under_load(own: Path) -> None:
         threads = [threading.Thread(target=ask) for _ in range(2)]
         for thread in threads:
             thread.start()
-        time.sleep(0.5)
-        check_security(own, "keys", "rotate", "--role", "sealing", "--force")
-        time.sleep(2.5)  # the server looks at its ring once a second
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            wait_for(lambda: answered[0] > 20)
+            check_security(own, "keys", "rotate", "--role", "sealing", "--force")
+            newest = max(item.key_id for item in load_keys(hpke(own)))
+
+            def offered() -> bool:
+                with Client.from_profile(own / "profile.json") as client:
+                    assert client.infer(NAME, ROWS)["label"].tolist() == [1]
+                    configs = decode_list(client.keys())
+                return newest in {config.key_id for config in configs}
+
+            wait_for(offered)  # the server looks at its ring once a second
+            so_far = answered[0]
+            wait_for(lambda: answered[0] > so_far + 30 or bool(failures))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
         assert failures == []
         assert answered[0] > 50
-        newest = max(item.key_id for item in load_keys(hpke(own)))
-        with Client.from_profile(own / "profile.json") as client:
-            assert client.infer(NAME, ROWS)["label"].tolist() == [1]
-            offered = {config.key_id for config in decode_list(client.keys())}
-        assert newest in offered
 
 
 def test_a_wrong_identity_is_refused(own: Path, tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_two_at_once_cannot_both_take_the_last_of_the_budget(
     assert account(ledger).entries[0].state == "interrupted"
 
 
-STEPS = 500
+STEPS = 5000  # more than are taken until somebody looks
 
 
 def start(folder: Path, *extra: str) -> subprocess.Popen[str]:

@@ -26,6 +26,7 @@ from service.http.tls import server_context
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import NAME
 from tests.support.certificates import certificate
+from tests.support.live import wait_for
 from tests.support.servers import Server, serve
 
 READY = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -126,7 +127,9 @@ def gauge(server: Server, deployment: Path, name: str) -> float:
 def test_a_connection_too_many_closes_the_one_that_waited_longest(
     narrow: Server,
 ) -> None:
-    time.sleep(2.5)  # what other tests left is idle for too long
+    # What other tests left is idle for too long, in two seconds.
+    process = psutil.Process(narrow.pid)
+    wait_for(lambda: not [one for one in process.net_connections() if one.raddr])
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(narrow)) for _ in range(24)]
         for connection in idle:

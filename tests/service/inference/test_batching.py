@@ -270,7 +270,7 @@ def test_a_stuck_model_leaves_a_thread_to_others(tmp_path: Path) -> None:
 
 
 def test_waiting_for_others_to_share_a_run(tmp_path: Path) -> None:
-    models = lineup(lookup_model(tmp_path), max_batch_delay_ms=300, max_batch_rows=4)
+    models = lineup(lookup_model(tmp_path), max_batch_delay_ms=1000, max_batch_rows=4)
 
     async def play(served: Served) -> None:
         async def ask(i: int) -> float:

@@ -65,7 +65,9 @@ def ask(scene: Any, value: float = 1.0, path: str = "") -> tuple[int, str]:
 
     async def answered() -> Any:
         answer = await scene.routes.answer(asked, sealed=False)
-        await asyncio.sleep(0.05)  # for what runs beside it
+        beside = asyncio.all_tasks() - {asyncio.current_task()}
+        if beside:
+            await asyncio.wait(beside, timeout=60)
         return answer
 
     answer = asyncio.run(answered())

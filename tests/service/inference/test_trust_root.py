@@ -167,7 +167,7 @@ def test_one_that_is_refused_takes_all_out_of_service(
 
 def test_its_models_end_with_it(scene: Scene) -> None:
     """Nobody keeps a server at an old version for ever by withholding newer ones."""
-    soon = (datetime.now(UTC) + timedelta(seconds=2)).replace(microsecond=0)
+    soon = (datetime.now(UTC) + timedelta(seconds=5)).replace(microsecond=0)
     place(scene, scene.version(1, expires=soon))
     follower = scene.follower()
     served = scene.lineup.table["toy"].default.content

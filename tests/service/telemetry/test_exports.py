@@ -35,6 +35,7 @@ from service.telemetry.spans import Bounded, Steps, Tracer
 from service.telemetry.tracing import Trace, read_trace
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import NAME
+from tests.support.patience import in_time, once
 from tests.support.receivers import Receiver, receiver
 from tests.support.servers import serve
 
@@ -320,10 +321,13 @@ def test_no_receiver_can_have_itself_stormed(there):
 
 
 def test_a_delay_of_nothing_is_no_storm_either():
-    with exporting("http://127.0.0.1:9", delay_s=0.0):
+    def scene() -> None:
         began = time.process_time()
         time.sleep(0.5)
-        assert time.process_time() - began < 0.25
+        in_time(began, 0.25, now=time.process_time())
+
+    with exporting("http://127.0.0.1:9", delay_s=0.0):
+        once(scene)
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 404, 413, 500, 501])
@@ -370,26 +374,32 @@ def test_nobody_there():
 
 
 def test_who_is_slow_costs_the_queue_and_nothing_else(there):
-    there.delay_s = 0.5
-    with exporting(there.url, timeout_s=5.0, max_queue=16) as (exporter, counted):
-        began = time.perf_counter()
-        for number in range(1, 5001):
-            exporter.put(span(number))
-        assert time.perf_counter() - began < 2  # of which making them is most
-        assert counted["full"] >= 4900
-        there.delay_s = 0
-    assert counted["full"] + counted["sent"] == 5000
+    def scene() -> None:
+        there.delay_s = 0.5
+        with exporting(there.url, timeout_s=5.0, max_queue=16) as (exporter, counted):
+            began = time.monotonic()
+            for number in range(1, 5001):
+                exporter.put(span(number))
+            in_time(began, 2)  # of which making them is most
+            assert counted["full"] >= 4900
+            there.delay_s = 0
+            there.wait(lambda: counted["full"] + counted["sent"] == 5000)
+
+    once(scene)
 
 
 def test_the_end_is_bounded(there):
-    there.delay_s = 20
-    with exporting(there.url) as (exporter, _counted):
-        for number in range(1, 40):
-            exporter.put(span(number))
-        began = time.monotonic()
-        exporter.stop(0.5)
-        assert time.monotonic() - began < 5
-        there.delay_s = 0
+    def scene() -> None:
+        there.delay_s = 20
+        with exporting(there.url) as (exporter, _counted):
+            for number in range(1, 40):
+                exporter.put(span(number))
+            began = time.monotonic()
+            exporter.stop(0.5)
+            there.delay_s = 0
+            in_time(began, 5)
+
+    once(scene)
 
 
 def test_the_end_sends_what_waits(there):
@@ -534,7 +544,7 @@ def exporting_server(pristine, tmp_path_factory, collector):
         "SEALGATE_OBSERVABILITY_LOG_REQUESTS": "true",
         "SEALGATE_SEALING_REQUIRE_SEALED": "false",
     }
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("service.app:Sealgate", home, extra=extra, alone=True) as server:
         yield server
 
 
@@ -732,10 +742,14 @@ def test_a_receiver_that_is_away_or_slow_holds_nothing_up(
     collector.script = [(400, {})]
     with Client(exporting_server.url, token=key) as client:
         client.metadata(NAME)
-        began = time.monotonic()
-        for _ in range(20):
-            client.infer(NAME, ROWS, traceparent=traceparent("1" * 32))
-        assert time.monotonic() - began < 10
+
+        def scene() -> None:
+            began = time.monotonic()
+            for _ in range(20):
+                client.infer(NAME, ROWS, traceparent=traceparent("1" * 32))
+            in_time(began, 10)
+
+        once(scene)
     collector.delay_s = 0.0
     headers = {"authorization": f"Bearer {key}"}
 

@@ -19,9 +19,9 @@ from security.assessment.targets.remote import RemoteLimits
 from security.commands import main
 from security.errors import AssessmentError
 from tests.conftest import check_security, toy_settings
-from tests.service.test_quotas_server import wait_for_a_quiet_day
 from tests.support.bundles import NAME, WEIGHTS
 from tests.support.gateways import refusal
+from tests.support.patience import clear_of_midnight
 from tests.support.peers import Peer, listening
 from tests.support.scanned import save_npz
 from tests.support.servers import free_port, serve
@@ -119,7 +119,7 @@ def kill(pid):
 
 def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     """One budget over two servers: killed in between, then throttled for the day."""
-    wait_for_a_quiet_day()
+    clear_of_midnight()
     home = tmp_path / "home"
     shutil.copytree(pristine, home)
     quota = (
@@ -130,7 +130,9 @@ def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     extra = toy_settings(home) | {"SEALGATE_QUOTAS_TABLE": str(home / "table.toml")}
     port, rows = free_port(), some_rows(tmp_path)
     profile = tmp_path / "profile.json"
-    with serve("service.app:Sealgate", home, extra=extra, port=port) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=extra, port=port, alone=True
+    ) as server:
         check_security(
             home,
             *("profile", "--url", server.url, "--model", NAME),
@@ -154,7 +156,9 @@ def test_a_server_that_dies_and_a_quota_that_ends(pristine, tmp_path, capsys):
     assert not (tmp_path / "out" / "scan.json").exists()
     asked = json.loads((tmp_path / "out" / "work" / "asked.json").read_text())["rows"]
     assert asked >= sum(kept)
-    with serve("service.app:Sealgate", home, extra=extra, port=port) as server:
+    with serve(
+        "service.app:Sealgate", home, extra=extra, port=port, alone=True
+    ) as server:
         assert remote((server.url, profile), tmp_path, rows) == 0
     text = capsys.readouterr().out
     assert "the endpoint takes no more queries now: toy: 429" in text
