@@ -97,7 +97,7 @@ def compare(base: Path) -> None:
             server = stack.enter_context(
                 serve("service.app:Sealgate", own, extra=extra, cwd=tree)
             )
-            for kind, case in _cases(server, token).items():
+            for kind, case in cases_of(server, token).items():
                 cases[f"{kind}|{name}"] = case
         columns = [measure(cases, connections) for connections in CONNECTIONS]
     kinds = [name.removesuffix("|now") for name in cases if name.endswith("|now")]

@@ -105,7 +105,7 @@ class ExtractionCheck:
         ]
         others, seed = scaled(context, job.rows[judged]), context.seed(unit.key)
         guesses = {
-            name: steal(name, questions, *bought, others, seed=seed) for name in names
+            name: steal(name, questions, bought[0], others, seed=seed) for name in names
         } or dict(
             zip(policies, fit_copies(questions, bought, others, seed=seed), strict=True)
         )

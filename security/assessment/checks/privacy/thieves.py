@@ -166,5 +166,5 @@ class _Copies:
 
 def _views(vector: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Parts of a vector, as tensors of those shapes, that share its memory."""
-    parts = vector.split([int(np.prod(shape)) for shape in shapes])
+    parts = torch.split(vector, [int(np.prod(shape)) for shape in shapes])
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
