@@ -166,8 +166,9 @@ class Guard:
             response = await work
         finally:
             visit.leave()
-        secure = _is_secure(request.scheme, request.headers)
-        reply = _reply(response, close=False, more=(_HSTS,) if secure else ())
+        reply = _reply(
+            response, close=False, more=self._fields(request, request.scheme)
+        )
         reply.stranger = visit.stranger
         return reply
 
@@ -175,8 +176,13 @@ class Guard:
         self, head: Head, scheme: bytes, response: Response, fields: Headers
     ) -> Reply:
         """An answer with more fields of its own, to a request without a trace."""
-        more = (_HSTS,) if _is_secure(scheme, head.headers) else ()
+        more = self._fields(head, scheme)
         return _reply(response, close=False, own=fields, more=more)
+
+    def _fields(self, head: Request | Head, scheme: bytes) -> Headers:
+        """What an answer says because of who asks, and how."""
+        more = self._cors.fields(head)
+        return (_HSTS, *more) if _is_secure(scheme, head.headers) else more
 
     async def _refuse(self, problem: Problem, head: Request) -> Reply:
         return self._busy(problem, head)
@@ -203,9 +209,7 @@ class Guard:
         finally:
             body.release()
         more = () if trace is None else (trace.header,)
-        if _is_secure(head.scheme, head.headers):
-            more = (*more, _HSTS)
-        more = (*more, *self._cors.fields(head))
+        more = (*more, *self._fields(head, head.scheme))
         reply = _reply(response, close=not body.complete, more=more)
         reply.stranger = body.visit.stranger
         return reply

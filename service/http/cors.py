@@ -9,6 +9,7 @@ so that a browser shows its answers to no page of another origin.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Protocol
 
 from sealgate.protocol.bhttp import Headers, Request, Response
 from sealgate.protocol.signedkeys import SIGNED_KEYS_PATH, SIGNED_KEYS_V2_PATH
@@ -21,6 +22,18 @@ _VARY = (b"vary", b"origin")
 _EXPOSE = (b"access-control-expose-headers", b"date, retry-after")
 # Longer than that no browser keeps the answer to a preflight (Chromium: two hours).
 _MAX_AGE = (b"access-control-max-age", b"7200")
+
+
+class Head(Protocol):
+    """What is read of a request, whichever way it takes."""
+
+    @property
+    def path(self) -> bytes:
+        """As it was asked."""
+
+    @property
+    def headers(self) -> Headers:
+        """Its fields."""
 
 
 class Cors:
@@ -48,7 +61,7 @@ class Cors:
         if not origins:
             self._methods.clear()
 
-    def fields(self, head: Request) -> Headers:
+    def fields(self, head: Head) -> Headers:
         """The fields of the answer to this request, whatever its status.
 
         ``Vary`` stands on all answers of such a path, so that no cache gives one
@@ -72,7 +85,7 @@ class Cors:
         headers = (b"access-control-allow-headers", b"content-type")
         return Response(204, (methods, headers, _MAX_AGE))
 
-    def _allowed(self, head: Request) -> bytes | None:
+    def _allowed(self, head: Head) -> bytes | None:
         """The origin that asks, if it is one of ours to the byte."""
         given = [value for name, value in head.headers if name == b"origin"]
         return given[0] if len(given) == 1 and given[0] in self._origins else None

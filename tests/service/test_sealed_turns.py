@@ -298,3 +298,28 @@ def test_a_store_that_cannot_tell_at_once(rooms: Rooms, kind: type[Waiting]) -> 
         assert house.guard.ordinary == 0
 
     play(rooms, scene)
+
+
+PAGE = "https://app.example"
+
+
+@pytest.mark.parametrize("name", ["good", "metadata", "bad token", "not Binary HTTP"])
+@pytest.mark.parametrize("origin", [PAGE, "https://app.example.evil.test"])
+def test_a_page_reads_what_it_is_answered_whichever_way(
+    rooms: Rooms, name: str, origin: str
+) -> None:
+    """Side by side, in a task, or the ordinary way: the fields of CORS are the same."""
+    make, _ = CASES[name]
+
+    async def scene(house: House) -> None:
+        sealer = Sealer(house)
+        client = await sealer.begin()
+        found = []
+        for fields in ((), (), (), (own_head(),)):
+            body, _ = sealer.seal(make())
+            message = outer(body, f"origin: {origin}", *fields)
+            _, outside, _ = await client.ask(message)
+            found.append((outside["vary"], outside.get("access-control-allow-origin")))
+        assert found == [("origin", PAGE if origin == PAGE else None)] * 4
+
+    play(rooms, scene, allowed_origins=(PAGE,))
