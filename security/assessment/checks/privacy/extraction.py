@@ -104,11 +104,13 @@ class ExtractionCheck:
             for leaving in policies.values()
         ]
         others, seed = scaled(context, job.rows[judged]), context.seed(unit.key)
-        guesses = {
-            name: steal(name, questions, bought[0], others, seed=seed) for name in names
-        } or dict(
-            zip(policies, fit_copies(questions, bought, others, seed=seed), strict=True)
-        )
+        if names:
+            made = [
+                steal(name, questions, bought[0], others, seed=seed) for name in names
+            ]
+        else:
+            made = fit_copies(questions, bought, others, seed=seed)
+        guesses = dict(zip(names or policies, made, strict=True))
         truth = job.clean.labels[judged]
         agreed = {key: int((guess == truth).sum()) for key, guess in guesses.items()}
         values = {"kind": unit.params["kind"], "n": unit.params["n"]}
