@@ -452,7 +452,9 @@ class AsyncConnections(_Kept[httpcore.AsyncNetworkStream]):
             await self._drop([stream])
             raise
         # The rest of a read that was full would wait where `_take` does not see it.
-        good = sent and reader.reusable and len(data) < _READ_BYTES and _drained(stream)
+        good = sent and reader.reusable and len(data) < _READ_BYTES
+        if good and self._origin.scheme == "https":
+            good = _drained(stream)
         await self._drop(self._keep(stream) if good else [stream])
         return reader.answer()
 
@@ -488,10 +490,8 @@ class AsyncConnections(_Kept[httpcore.AsyncNetworkStream]):
 
 def _drained(stream: httpcore.AsyncNetworkStream) -> bool:
     """Whether TLS holds nothing more that has arrived."""
-    if (tls := stream.get_extra_info("ssl_object")) is None:
-        return True
     try:
-        tls.read(1)
+        stream.get_extra_info("ssl_object").read(1)
     except ssl.SSLWantReadError:
         return True
     except ssl.SSLError:
