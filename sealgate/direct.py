@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import socket
 import ssl
 import threading
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar, cast
@@ -129,6 +131,7 @@ class _Reader:
         self._parser = httptools.HttpResponseParser(self)
         self._max_bytes = max_bytes
         self._fields: list[tuple[bytes, bytes]] = []
+        self._found: dict[str, str] = {}
         self._body: list[bytes] = []
         self._status = self._size = self._barren = 0
         self._headed = False
@@ -147,11 +150,11 @@ class _Reader:
         before = self._headed, self._size
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:  # 101: nobody asked for it
-            self.whole, self.reusable = True, False
         except httptools.HttpParserError as error:
             if not self.whole:
-                raise httpcore.RemoteProtocolError(str(error)) from None
+                # Of what a callback raised, the parser's own words say nothing.
+                why = str(error.__context__ or error)
+                raise httpcore.RemoteProtocolError(why) from None
             self.reusable = False  # more came than was asked for
         if self._size > self._max_bytes:
             raise TransportError("the answer is too long")
@@ -163,18 +166,17 @@ class _Reader:
     def answer(self) -> Answer:
         """The answer, once it is whole."""
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        return Answer(self._status, fields_of(self._fields), body)
+        return Answer(self._status, self._found, body)
 
     def _end(self) -> None:
         if not self._headed:
             raise httpcore.RemoteProtocolError(
                 "Server disconnected without sending a response."
             )
-        fields = fields_of(self._fields)
         short = "peer closed connection without sending complete message body "
-        if "transfer-encoding" in fields:
+        if "transfer-encoding" in self._found:
             raise httpcore.RemoteProtocolError(short + "(incomplete chunked read)")
-        if (length := fields.get("content-length")) is not None:
+        if (length := self._found.get("content-length")) is not None:
             how = f"(received {self._size} bytes, expected {length})"
             raise httpcore.RemoteProtocolError(short + how)
         self.whole = True  # its length was the connection's (RFC 9112, section 6.3)
@@ -187,18 +189,28 @@ class _Reader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._headed:  # a trailer says nothing to us
-            self._fields.append((name, value))
+            # The parser leaves what is behind a value (RFC 9112, section 5.1).
+            self._fields.append((name, value.rstrip(b"\t ")))
 
     def on_headers_complete(self) -> None:
         if self._headed:
             return
         self._status = self._parser.get_status_code()
-        if self._status >= 200 or self._status == 101:
-            self._headed = True
-        else:
+        if self._status < 100 or self._status == 101:
+            raise httpcore.RemoteProtocolError(f"unasked for: status {self._status}")
+        if self._status < 200:
             self._fields.clear()  # informational: the answer comes behind it
+            return
+        self._headed, self._found = True, fields_of(self._fields)
+        # The parser undoes no other coding, nor says that it left one.
+        if self._found.get("transfer-encoding", "chunked").lower() != "chunked":
+            raise httpcore.RemoteProtocolError(
+                "Only Transfer-Encoding: chunked is supported"
+            )
 
     def on_body(self, data: bytes) -> None:
+        if not self._headed:
+            raise httpcore.RemoteProtocolError("an informational answer has content")
         if not self.whole:
             self._size += len(data)
             self._body.append(data)
@@ -210,7 +222,11 @@ class _Reader:
 
 
 class _Kept(Generic[S]):
-    """The connections to one origin: those that wait for a request, those in use."""
+    """The connections to one origin: those that wait for a request, those in use.
+
+    A connection is of who made it: a process, or an event loop. What a fork inherits
+    carries the answers of two, and what waits on a loop that is over has none.
+    """
 
     def __init__(
         self, origin: Origin, context: ssl.SSLContext, timeout_s: float
@@ -219,19 +235,27 @@ class _Kept(Generic[S]):
         self._context = context
         self._timeout_s = timeout_s
         self._idle: deque[tuple[float, S]] = deque()
-        self._open: set[S] = set()
+        self._open: dict[S, object] = {}  # and whose they are
+
+    def _owner(self) -> object:
+        """Who may use a connection that is made now."""
+        raise NotImplementedError
 
     def _take(self) -> tuple[S | None, list[S]]:
         """The connection that was used last, if one is good, and those to close."""
         over: list[S] = []
-        now = time.monotonic()
+        now, owner = time.monotonic(), self._owner()
         while True:
             try:
                 until, stream = self._idle.pop()
             except IndexError:
                 return None, over
             # Readable while nothing was asked: it has ended.
-            if now < until and not stream.get_extra_info("is_readable"):
+            if (
+                now < until
+                and self._open.get(stream) == owner
+                and not stream.get_extra_info("is_readable")
+            ):
                 return stream, over
             over.append(stream)
 
@@ -269,6 +293,9 @@ class Connections(_Kept[httpcore.NetworkStream]):
         """
         super().__init__(origin, context, timeout_s)
         self._slots = threading.Semaphore(MAX_CONNECTIONS)
+
+    def _owner(self) -> object:
+        return os.getpid()
 
     def fetch(self, head: bytes, content: bytes | None, max_bytes: int) -> Answer:
         """Send a request, and read its answer.
@@ -321,12 +348,12 @@ class Connections(_Kept[httpcore.NetworkStream]):
         stream = httpcore.SyncBackend().connect_tcp(origin.host, origin.port, timeout)
         if (context := self._tls()) is not None:
             stream = stream.start_tls(context, origin.host, timeout)
-        self._open.add(stream)
+        self._open[stream] = self._owner()
         return stream
 
     def _drop(self, streams: list[httpcore.NetworkStream]) -> None:
         for stream in streams:
-            self._open.discard(stream)
+            self._open.pop(stream, None)
             stream.close()
 
 
@@ -366,29 +393,44 @@ class AsyncConnections(_Kept[httpcore.AsyncNetworkStream]):
     ) -> None:
         """Nothing is connected yet; as `Connections`."""
         super().__init__(origin, context, timeout_s)
-        self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
+        # One for each loop: waiting binds it.
+        self._slots: MutableMapping[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    def _owner(self) -> object:
+        return asyncio.get_running_loop()
 
     async def fetch(self, head: bytes, content: bytes | None, max_bytes: int) -> Answer:
         """Send a request, and read its answer; as `Connections`."""
-        try:
-            async with asyncio.timeout(
-                self._timeout_s if self._slots.locked() else None
-            ):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise httpcore.PoolTimeout from None
+        slots = await self._turn()
         try:
             stream, over = self._take()
-            await self._drop(over)
-            stream = stream or await self._connect()
-            return await self._exchange(stream, head, content, max_bytes)
+            try:
+                stream = stream or await self._connect()
+                return await self._exchange(stream, head, content, max_bytes)
+            finally:
+                # Not before: who is cancelled here would leave the one that was taken.
+                await self._drop(over)
         finally:
-            self._slots.release()
+            slots.release()
 
     async def aclose(self) -> None:
         """Close all of them, also those in use."""
         self._idle.clear()
         await self._drop(list(self._open))
+
+    async def _turn(self) -> asyncio.Semaphore:
+        """Wait for a free connection; what to release when it is free again."""
+        loop = asyncio.get_running_loop()
+        if (slots := self._slots.get(loop)) is None:
+            slots = self._slots.setdefault(loop, asyncio.Semaphore(MAX_CONNECTIONS))
+        try:
+            async with asyncio.timeout(self._timeout_s if slots.locked() else None):
+                await slots.acquire()
+        except TimeoutError:
+            raise httpcore.PoolTimeout from None
+        return slots
 
     async def _exchange(
         self,
@@ -397,41 +439,61 @@ class AsyncConnections(_Kept[httpcore.AsyncNetworkStream]):
         content: bytes | None,
         max_bytes: int,
     ) -> Answer:
-        reader, sent = _Reader(max_bytes), False
+        reader, sent, data = _Reader(max_bytes), False, b""
         try:
             with contextlib.suppress(httpcore.WriteError):
                 for part in _written(head, content):
                     await stream.write(part, self._timeout_s)
                 sent = True
             while not reader.whole:
-                reader.feed(await stream.read(_READ_BYTES, self._timeout_s))
+                data = await stream.read(_READ_BYTES, self._timeout_s)
+                reader.feed(data)
         except BaseException:
             await self._drop([stream])
             raise
-        await self._drop(self._keep(stream) if sent and reader.reusable else [stream])
+        # The rest of a read that was full would wait where `_take` does not see it.
+        good = sent and reader.reusable and len(data) < _READ_BYTES
+        if good and self._origin.scheme == "https":
+            good = _drained(stream)
+        await self._drop(self._keep(stream) if good else [stream])
         return reader.answer()
-
-    async def _turn(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise httpcore.PoolTimeout from None
 
     async def _connect(self) -> httpcore.AsyncNetworkStream:
         origin, timeout = self._origin, self._timeout_s
         backend = httpcore.AnyIOBackend()
         stream = await backend.connect_tcp(origin.host, origin.port, timeout)
-        if (context := self._tls()) is not None:
-            stream = await stream.start_tls(context, origin.host, timeout)
-        self._open.add(stream)
-        return stream
+        self._open[stream] = self._owner()
+        if (context := self._tls()) is None:
+            return stream
+        try:
+            secured = await stream.start_tls(context, origin.host, timeout)
+        except BaseException:
+            await self._drop([stream])
+            raise
+        del self._open[stream]
+        self._open[secured] = self._owner()
+        return secured
 
     async def _drop(self, streams: list[httpcore.AsyncNetworkStream]) -> None:
         if not streams:
             return
-        # Who is cancelled leaves no connection open either.
-        with anyio.CancelScope(shield=True):
-            for stream in streams:
-                self._open.discard(stream)
-                await stream.aclose()
+        stream, *rest = streams
+        try:
+            # Another loop's can only be forgotten: it may be over.
+            if self._open.pop(stream, None) is self._owner():
+                # Who is cancelled leaves no connection open either.
+                with anyio.CancelScope(shield=True):
+                    await stream.aclose()
+        finally:
+            await self._drop(rest)
+
+
+def _drained(stream: httpcore.AsyncNetworkStream) -> bool:
+    """Whether TLS holds nothing more that has arrived."""
+    try:
+        stream.get_extra_info("ssl_object").read(1)
+    except ssl.SSLWantReadError:
+        return True
+    except ssl.SSLError:
+        return False
+    return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import calls, history, soak, timing
+from benchmarks import calls, comparisons, history, soak, timing
 from benchmarks.peers import contenders, load, report
 from benchmarks.peers.sealer import Order, Sealer
 from sealgate.protocol import bhttp, keyconfig, ohttp
@@ -253,9 +253,12 @@ def test_a_run_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert len(history.load(path)) == number
     (ratio,) = history.load(path)[-1].ratios.values()
     assert ratio.rounds == 2
-    # Verifying a bundle takes more than the verification of one signature.
-    assert 1 < ratio.least <= ratio.median <= ratio.most
+    assert 0 < ratio.least <= ratio.median <= ratio.most
     assert "| gate: verify, over P-256 |" in capsys.readouterr().out
+    # Verifying a bundle takes more than the verification of one signature: once in ten
+    # tries, since whatever else this process does may run beside either.
+    tries = (comparisons.gated(2)["gate: verify, over P-256"] for _ in range(10))
+    assert any(min(ratios) > 1 for ratios in tries)
 
 
 def test_the_caller_calls_by_the_build_that_is_named(server, token) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import httpcore
 import pytest
@@ -16,8 +14,8 @@ from sealgate import AsyncClient, Client, TransportError, direct
 from sealgate.exchange import Answer
 from sealgate.steps import Fetch
 from sealgate.transport import head_of
+from tests.support.talkers import step, talker
 
-LIMIT = 1 << 20
 CUT = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345"
 # What a server may say, whole, and whether the connection carries another request.
 ANSWERS = {
@@ -72,95 +70,6 @@ BROKEN = {
 }
 
 
-class Peer:
-    """Answers each request on each connection with the same bytes.
-
-    Attributes:
-        url: where.
-        connections: how many there were.
-        requests: what was asked, heads with contents.
-        asked: set when there was a request.
-        ended: set when a client has closed a connection.
-    """
-
-    def __init__(self, said: bytes, *, close: bool) -> None:
-        self._said, self._close = said, close
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.connections = 0
-        self._connections: list[socket.socket] = []
-        self.requests: list[bytes] = []
-        self.asked, self.ended = threading.Event(), threading.Event()
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def stop(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join(10)
-
-    def hang_up(self) -> None:
-        """End the connections that there are."""
-        for connection in self._connections:
-            with contextlib.suppress(OSError):  # it has ended
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            self._connections.append(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,))
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as file:
-            while request := self._request(file):
-                self.requests.append(request)
-                self.asked.set()
-                try:
-                    connection.sendall(self._said)
-                except OSError:  # it has read enough
-                    return
-                if self._close:
-                    return
-            self.ended.set()
-
-    def _request(self, file) -> bytes:
-        text, length = b"", 0
-        try:
-            for line in file:
-                text += line
-                name, _, value = line.partition(b":")
-                if name.lower() == b"content-length":
-                    length = int(value)
-                if line == b"\r\n":
-                    break
-            return text + file.read(length)
-        except ConnectionError:
-            return b""
-
-
-@contextmanager
-def peer(said: bytes, *, close: bool = False) -> Iterator[Peer]:
-    found = Peer(said, close=close)
-    try:
-        yield found
-    finally:
-        found.stop()
-
-
-def step(url: str, content: bytes | None = b"sealed") -> Fetch:
-    fields = {"content-type": "message/ohttp-req"}
-    method = "GET" if content is None else "POST"
-    return Fetch(method, f"{url}/gateway?q=1", LIMIT, fields, content)
-
-
 def by_pool(client: Client, asked: Fetch) -> Answer:
     try:
         return client._by_pool(asked)
@@ -186,11 +95,17 @@ WAYS: dict[str, Callable[[Client, Fetch], Answer]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """A machine that stands still for seconds makes no idle connection too old."""
+    monkeypatch.setattr(direct, "KEEPALIVE_S", 3600.0)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", [*ANSWERS, *ENDED])
 def test_answers_are_those_of_httpcore(name, way):
     said, close = (ENDED[name], True) if name in ENDED else (ANSWERS[name][0], False)
-    with peer(said, close=close) as server, Client(server.url, token="t") as client:
+    with talker(said, close=close) as server, Client(server.url, token="t") as client:
         for content in (b"sealed", b"", None):
             asked = step(server.url, content)
             assert WAYS[way](client, asked) == by_pool(client, asked)
@@ -204,7 +119,7 @@ def test_answers_are_those_of_httpcore(name, way):
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_answer_is_an_error(name, way):
     said, why = BROKEN[name]
-    with peer(said, close=True) as server, Client(server.url, token="t") as client:
+    with talker(said, close=True) as server, Client(server.url, token="t") as client:
         with pytest.raises(TransportError, match=why):
             WAYS[way](client, step(server.url))
         with pytest.raises((TransportError, httpcore.RemoteProtocolError)):
@@ -214,7 +129,7 @@ def test_what_is_no_answer_is_an_error(name, way):
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_connection_is_used_again_where_it_may(name):
     said, again = ANSWERS[name]
-    with peer(said) as server:
+    with talker(said) as server:
         with Client(server.url, token="t") as client:
             for _ in range(3):
                 client._fetch(step(server.url))
@@ -228,7 +143,7 @@ def test_both_clients_close_what_they_kept():
             for _ in range(3):
                 await client._fetch(step(url))
 
-    with peer(ANSWERS["length"][0]) as server:
+    with talker(ANSWERS["length"][0]) as server:
         asyncio.run(ask(server.url))
         assert server.ended.wait(10)
         assert server.connections == 1
@@ -236,7 +151,7 @@ def test_both_clients_close_what_they_kept():
 
 def test_bytes_that_nobody_asked_for_end_the_connection():
     said = ANSWERS["length"][0] + b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
-    with peer(said) as server, Client(server.url, token="t") as client:
+    with talker(said) as server, Client(server.url, token="t") as client:
         for _ in range(2):
             answer = client._fetch(step(server.url))
             assert (answer.status, answer.body) == (200, b"hi")
@@ -247,7 +162,7 @@ def test_a_length_beside_chunks_is_refused():
     said = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
     said += b"3\r\nabc\r\n0\r\n\r\n"
     with (
-        peer(said) as server,
+        talker(said) as server,
         Client(server.url, token="t") as client,
         pytest.raises(TransportError, match="RemoteProtocolError"),
     ):
@@ -256,7 +171,7 @@ def test_a_length_beside_chunks_is_refused():
 
 def test_a_connection_that_ended_meanwhile_is_not_used():
     with (
-        peer(ANSWERS["length"][0], close=True) as server,
+        talker(ANSWERS["length"][0], close=True) as server,
         Client(server.url, token="t") as client,
     ):
         for number in range(1, 4):
@@ -270,7 +185,10 @@ def test_a_connection_that_ended_meanwhile_is_not_used():
 
 
 def test_idle_connections_are_bounded_in_number_and_time(monkeypatch):
-    with peer(ANSWERS["length"][0]) as server, Client(server.url, token="t") as client:
+    with (
+        talker(ANSWERS["length"][0]) as server,
+        Client(server.url, token="t") as client,
+    ):
         client._fetch(step(server.url))
         (kept,) = client._direct.all()
         monkeypatch.setattr(direct, "MAX_IDLE", 0)
@@ -285,7 +203,10 @@ def test_idle_connections_are_bounded_in_number_and_time(monkeypatch):
 
 
 def test_threads_share_a_client():
-    with peer(ANSWERS["length"][0]) as server, Client(server.url, token="t") as client:
+    with (
+        talker(ANSWERS["length"][0]) as server,
+        Client(server.url, token="t") as client,
+    ):
         bodies: list[bytes] = []
 
         def work() -> None:
@@ -355,46 +276,29 @@ def test_more_requests_than_connections_wait_their_turn(monkeypatch):
             asked = [client._fetch(step(url)) for _ in range(5)]
             assert [a.body for a in await asyncio.gather(*asked)] == [b"hi"] * 5
 
-    with peer(ANSWERS["length"][0]) as server:
+    with talker(ANSWERS["length"][0]) as server:
         asyncio.run(several(server.url))
         assert server.connections == 1
 
 
 def test_a_turn_that_does_not_come_is_a_timeout(monkeypatch):
     monkeypatch.setattr(direct, "MAX_CONNECTIONS", 1)
+    url = "http://127.0.0.1:9"  # nobody gets as far as connecting
 
-    async def two(server: Peer) -> None:
-        async with AsyncClient(server.url, token="t") as client:
-            task = asyncio.create_task(client._fetch(step(server.url)))
-            assert await asyncio.to_thread(server.asked.wait, 10)
-            (kept,) = client._direct.all()
-            kept._timeout_s = 0.05
+    async def ask() -> None:
+        async with AsyncClient(url, token="t", timeout_s=0.05) as client:
+            kept = client._direct.to(step(url))
+            slots = await kept._turn()
+            assert slots.locked()
             with pytest.raises(TransportError, match="no pool in time"):
-                await client._fetch(step(server.url))
-            task.cancel()
+                await client._fetch(step(url))
+            slots.release()
 
-    with peer(b"HTTP/1.1 200 OK\r\n") as server:
-        asyncio.run(two(server))
-        server.asked.clear()
-        with Client(server.url, token="t") as client:
-            failures: list[Exception] = []
-
-            def first() -> None:
-                try:
-                    client._fetch(step(server.url))
-                except TransportError as error:
-                    failures.append(error)
-
-            thread = threading.Thread(target=first)
-            thread.start()
-            assert server.asked.wait(10)
-            (kept,) = client._direct.all()
-            kept._timeout_s = 0.05
-            with pytest.raises(TransportError, match="no pool in time"):
-                client._fetch(step(server.url))
-            server.hang_up()
-            thread.join(10)
-            assert len(failures) == 1
+    asyncio.run(ask())
+    with Client(url, token="t", timeout_s=0.05) as client:
+        assert client._direct.to(step(url))._slots.acquire(blocking=False)
+        with pytest.raises(TransportError, match="no pool in time"):
+            client._fetch(step(url))
 
 
 def test_who_is_cancelled_leaves_no_connection():
@@ -409,7 +313,7 @@ def test_who_is_cancelled_leaves_no_connection():
             assert not kept._open
             assert await asyncio.to_thread(server.ended.wait, 10)
 
-    with peer(b"HTTP/1.1 200 OK\r\n") as server:
+    with talker(b"HTTP/1.1 200 OK\r\n") as server:
         asyncio.run(ask(server.url))
 
 
