@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import signal
 import select
+import signal
 import socket
 import ssl
 import time
