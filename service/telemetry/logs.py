@@ -180,7 +180,14 @@ def export_messages(export: WriteLine) -> None:
 
 
 def install() -> None:
-    """Make the loggers of this process write lines of JSON to standard error."""
+    """Make the loggers of this process write lines of JSON to standard error.
+
+    BentoML's configuration silences every logger that is there before it: in a worker
+    that was forked (`service.forking`) that is each of its parent's.
+    """
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.disabled = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name in _LOGGERS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,3 +206,25 @@ def test_prometheus_reads_these_alerts() -> None:
     (job,) = document["scrape_configs"]
     assert job["metrics_path"] == "/metrics"
     assert job["authorization"]["credentials_file"] == "metrics.token"
+
+
+def test_loggers_that_another_configuration_silenced_speak_again() -> None:
+    """As BentoML's does, in a worker that has its parent's loggers."""
+    program = (
+        "import logging, logging.config\n"
+        "there = logging.getLogger('security.access.introspection')\n"
+        "logging.config.dictConfig({'version': 1})\n"
+        "assert there.disabled\n"
+        "from service.telemetry.logs import install\n"
+        "install()\n"
+        "there.warning('it speaks')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert json.loads(done.stderr)["message"] == "it speaks"
