@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from security.settings.loading import Settings
 with deferring():
     import bentoml
     import uvicorn
+    from bentoml._internal.resource import system_resources
     from bentoml.exceptions import BentoMLException
 
 __all__ = ["main"]
 
 _SOURCE = Path(__file__).resolve().parents[1]
 _BACKLOG = 2048
+_MAX_WORKERS = 1024
+_MAX_GRACE_S = 86_400
 
 
 def main() -> int:
@@ -60,8 +64,10 @@ def main() -> int:
         print(text if "refused:" in text else f"error: {text}", file=sys.stderr)
         return 1 if "refused:" in text else 2
     except OSError as error:
-        # Python adds to what the system says where it tried.
-        reason = os.strerror(error.errno) if error.errno else error
+        # Python adds to what the system says where it tried; a resolver has numbers of
+        # its own, below 0.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or error
         print(f"error: {args.host}:{args.port}: {reason}", file=sys.stderr)
         return 2
 
@@ -79,10 +85,16 @@ def _parser() -> argparse.ArgumentParser:
         help="changes nothing: manifests have it, as `bentoml serve` did",
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument(
+        "--port",
+        type=_count(65_535),
+        # As `bentoml serve` has it, which images started before.
+        default=os.environ.get("BENTOML_PORT", "3000"),
+        help="default: BENTOML_PORT, or else 3000",
+    )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=_count(_MAX_WORKERS),
         default=_configured_workers(),
         metavar="N",
         help="processes that answer, under a parent of BentoML's that starts them "
@@ -91,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout-graceful-shutdown",
-        type=int,
+        type=_count(_MAX_GRACE_S),
         metavar="S",
         help="seconds for requests in work at the end; the setting "
         "service.shutdown_timeout_s, if that is less (default)",
@@ -99,10 +111,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"a number from 1 to {most}")
+        return int(text)
+
+    return read
+
+
 def _configured_workers() -> int:
     """What BentoML's own settings ask for in this process's environment."""
     options = os.environ.get("BENTOML_CONFIG_OPTIONS", "")
-    found = re.findall(rf"(?:^|\s)services\.{SERVICE_NAME}\.workers=(\d+)", options)
+    name = rf"(?:^|\s)services\.{SERVICE_NAME}\.workers="
+    found = re.findall(rf"{name}(\d+|cpu_count)(?!\S)", options)
+    if found and found[-1] == "cpu_count":
+        return int(system_resources()["cpu"]) or 1
     return int(found[-1]) if found else 1
 
 
@@ -149,14 +173,20 @@ def _listen(args: argparse.Namespace, settings: Settings, app: Any) -> int:
     listener = socket.create_server(address, family=family, backlog=_BACKLOG)
     scheme = "https" if settings.tls.enabled else "http"
     host = f"[{args.host}]" if family is socket.AF_INET6 else args.host
-    print(f"listening on {scheme}://{host}:{args.port}", flush=True)
-    # uvicorn raises the signal that it was stopped by once more, after it has stopped.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
     config = uvicorn.Config(
         app, log_config=None, timeout_graceful_shutdown=_grace_s(args, settings)
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # Until uvicorn takes signals itself; and it raises the one that it was stopped by
+    # once more, after it has stopped.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    print(f"listening on {scheme}://{host}:{args.port}", flush=True)
+    server.run(sockets=[listener])
     return 0
 
 

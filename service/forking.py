@@ -11,9 +11,10 @@ What makes that safe:
 2. What the parent opened to check it is closed again. Of its descriptors a worker keeps
    the standard ones and the listening socket; each other one becomes /dev/null, at its
    own number, so that what is closed late of the parent's closes nothing else.
-3. Handlers of signals, the wakeup descriptor and the environment are set as a new
-   interpreter would have them. Python seeds `random` again, and OpenSSL its generator;
-   keys and nonces come from the system.
+3. Handlers of signals, the wakeup descriptor, the environment and the collector of
+   garbage are set as a new interpreter would have them: `subprocess` stops the
+   collector before it forks, and lets SIGPIPE end a child. Python seeds `random` again,
+   and OpenSSL its generator; keys and nonces come from the system.
 4. Of the parent's threads none is there, and none of them holds a lock that a worker
    takes: the one that waits for children forks by the parent's own loop.
 
@@ -45,6 +46,8 @@ _SHARED = (
     "uvicorn.lifespan.on",
     "uvloop",
 )
+# What Python ignores from its start: a client that is gone is an error of a write.
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)
 _MAX_TEXT = 4096
 
 
@@ -66,7 +69,7 @@ def apart(task: Callable[[], None]) -> None:
         _end(lambda: _told(task, theirs))
     os.close(theirs)
     with os.fdopen(ours, "rb") as pipe:
-        text = pipe.read().decode()
+        text = pipe.read().decode(errors="ignore")  # its end may be cut
     _, status = os.waitpid(pid, 0)
     if text:
         raise SealgateError(text)
@@ -114,6 +117,7 @@ def _become(
     """Be the worker that BentoML would start with these arguments."""
     prepare()
     _forget_signals()
+    gc.enable()
     _forget_descriptors(keep=int(arguments[arguments.index("--fd") + 1]))
     os.environ.clear()
     os.environ.update(environment)
@@ -130,6 +134,8 @@ def _forget_signals() -> None:
             signal.signal(
                 number, signal.default_int_handler if ours else signal.SIG_DFL
             )
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _forget_descriptors(*, keep: int) -> None:

@@ -16,6 +16,7 @@ from security.commands.options import (
     Subparsers,
     add_admission,
     admission_settings,
+    count,
     variables,
 )
 from security.errors import SettingsError
@@ -41,10 +42,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("targets", metavar="TARGET", nargs="*")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=3000, help="default: %(default)s")
+    parser.add_argument(
+        "--port", type=count(65_535), default=3000, help="default: %(default)s"
+    )
     parser.add_argument(
         "--workers",
-        type=int,
+        type=count(1024),
         default=1,
         metavar="N",
         help="processes that answer (default: 1)",

@@ -45,8 +45,8 @@ __all__ = ["BookkeepingMethod", "supports"]
 _KEPT = 1 << 22
 # Patches of so few are copied a row at once; of more, all channels of a pixel at once.
 _FEW_CHANNELS = 4
-# Of a product of float32: sixteen times what one operation rounds by.
-_ROUNDING = 2.0**-20
+# Of sums of float64: what 131,072 operations round by, more than a layer has.
+_ROUNDING = 2.0**-36
 # Rows that are tried to see how many numbers each of them keeps.
 _TRIED = 8
 
@@ -123,13 +123,15 @@ class _Products:
         """The product of what any two places have in common, before and after.
 
         Where places cancel, rounding may take away more than what is left, and too
-        short a norm would not clip: the most that rounding takes is added to it.
+        short a norm would not clip. In float32 that is a hundred thousandth of what
+        cancels, and grows with the features; so they are float64, and the most that
+        its rounding takes is added.
         """
-        before = self.into @ self.into.transpose(2, 3)
-        after = self.out @ self.out.transpose(2, 3)
-        products = before * after
+        deep, wide = self.into.double(), self.out.double()
+        products = (deep @ deep.transpose(2, 3)) * (wide @ wide.transpose(2, 3))
         lengths = products.diagonal(dim1=2, dim2=3).clamp_min(0).sqrt().sum(2)
-        return products.sum((1, 2, 3)) + _ROUNDING * lengths.square().sum(1)
+        squares = products.sum((1, 2, 3)) + _ROUNDING * lengths.square().sum(1)
+        return squares.to(self.out.dtype)
 
     def total(self, factors: Tensor) -> Tensor:
         scaled = self.out * factors[:, None, None, None]

@@ -5,10 +5,12 @@ That a killed worker is there again and answers is tested in test_workers.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from security.errors import AdmissionRefused
 from service.forking import apart
 from tests.conftest import mint, toy_settings
 from tests.support.live import BODY, INFER, make_live_deployment, settings, wait_for
-from tests.support.servers import Server, serve
+from tests.support.servers import ROOT, Server, serve
 
 WORKERS = 2
 Factory = pytest.TempPathFactory
@@ -50,6 +52,14 @@ def test_an_error_comes_back_as_its_text() -> None:
     )
 
 
+def test_an_error_that_is_too_long_is_cut() -> None:
+    def fail() -> None:
+        raise SealgateError("x" + "é" * 5000)
+
+    with pytest.raises(SealgateError, match=r"^xé{2047}$"):
+        apart(fail)
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [
@@ -71,6 +81,48 @@ def test_apart_beside_threads_that_hold_descriptors(tmp_path: Path) -> None:
     assert os.listdir("/dev/fd") == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+
+
+# What a worker is told of it by `subprocess`, whose fork it goes on from.
+
+STATE = """
+import gc, json, random, signal, sys
+
+def tell(**_):
+    handlers = {int(n): signal.getsignal(n) for n in signal.valid_signals()}
+    ignored = sorted(n for n in handlers if handlers[n] is signal.SIG_IGN)
+    told = [gc.isenabled(), ignored, random.random()]
+    print(json.dumps(told), flush=True)
+"""
+FORKED = """
+import _bentoml_impl.worker.service as worker
+from circus import process
+from service.forking import fork_workers
+
+fork_workers()
+worker.main = tell
+random.random()
+for _ in range(2):
+    command = [sys.executable, "-m", worker.__name__, "--fd", "0"]
+    process.Popen(command, preexec_fn=lambda: None, env={}).wait()
+"""
+
+
+def told(code: str) -> list[list]:
+    """What each process says of itself."""
+    command = [sys.executable, "-c", STATE + code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_forked_worker_is_as_a_new_interpreter() -> None:
+    """It collects garbage, and a client that goes away does not end it by SIGPIPE."""
+    (new,) = told("tell()")
+    one, other = told(FORKED)
+    assert one[:2] == other[:2] == new[:2]
+    assert new[0] is True
+    assert {signal.SIGPIPE, signal.SIGXFSZ} <= {*new[1]}
+    assert len({one[2], other[2], new[2]}) == 3  # each has its own random numbers
 
 
 # A real server with a parent.
@@ -143,6 +195,8 @@ def test_signals_of_a_worker_are_those_of_a_new_process(server: Server) -> None:
         caught = int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16)  # type: ignore[index]
         for number in (signal.SIGHUP, signal.SIGCHLD, signal.SIGQUIT, signal.SIGUSR1):
             assert not caught >> (number - 1) & 1, number
+        ignored = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)  # type: ignore[index]
+        assert ignored >> (signal.SIGPIPE - 1) & 1
 
 
 def test_a_worker_is_there_again_for_a_part_of_the_cpu(server: Server) -> None:

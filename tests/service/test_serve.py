@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from bentoml._internal.resource import system_resources
 
 from sealgate import Client
+from service import __main__ as server_itself
 from tests.conftest import TAG, mint, run_security, toy_settings
 from tests.security.admission.test_sources import layout
 from tests.support.bundles import NAME, Keys, write_bundle
@@ -178,6 +180,79 @@ def test_usage_of_the_server_itself(arguments: tuple[str, ...]) -> None:
     )  # fmt: skip
     assert result.returncode == (0 if "--help" in arguments else 2)
     assert "usage: python -m service" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--workers", "0"), "--workers: a number from 1 to 1024"),
+        (("--port", "65536"), "--port: a number from 1 to 65535"),
+        (("--timeout-graceful-shutdown", "-1"), "a number from 1 to 86400"),
+    ],
+)
+def test_numbers_that_the_server_cannot_use(
+    arguments: tuple[str, ...], message: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["service", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        server_itself.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_bentoml_reads_from_the_environment(monkeypatch) -> None:
+    monkeypatch.setenv("BENTOML_PORT", "3999")
+    options = "services.sealgate.workers=3 services.sealgate.workers="
+    for value, workers in (("2", 2), ("cpu_count", int(system_resources()["cpu"]))):
+        monkeypatch.setenv("BENTOML_CONFIG_OPTIONS", options + value)
+        args = server_itself._parser().parse_args([])
+        assert (args.port, args.workers) == (3999, max(1, workers))
+
+
+def test_a_host_that_has_no_address(pristine: Path, tmp_path: Path) -> None:
+    home = Path(shutil.copytree(pristine, tmp_path / "home"))
+    result = subprocess.run(
+        [sys.executable, "-m", "service", "--host", "nohost.invalid"],
+        cwd=ROOT, env=environment(home, toy_settings(home)),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: nohost.invalid:3000: ")
+    assert "Unknown error" not in line
+
+
+STOPPED = """
+import argparse, io, signal, sys
+from service.__main__ import _listen
+from security.settings.loading import load_settings
+
+class Out(io.TextIOWrapper):
+    def write(self, text):
+        if "listening" in text:
+            signal.raise_signal(signal.SIGTERM)
+        return super().write(text)
+
+async def app(scope, receive, send):
+    while (message := await receive())["type"] != "lifespan.shutdown":
+        await send({"type": message["type"] + ".complete"})
+    print("shut down")
+    await send({"type": "lifespan.shutdown.complete"})
+
+sys.stdout = Out(sys.stdout.detach())
+args = argparse.Namespace(host="127.0.0.1", port=0, timeout_graceful_shutdown=5)
+sys.exit(_listen(args, load_settings(), app))
+"""
+
+
+def test_it_is_told_to_stop_as_soon_as_it_says_that_it_listens(home: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", STOPPED],
+        cwd=ROOT, env=environment(home, toy_settings(home)),
+        capture_output=True, text=True, check=False, timeout=90,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "shut down" in ended.stdout
 
 
 def test_a_port_that_is_taken(home: Path) -> None:
