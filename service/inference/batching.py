@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.errors import InferenceFailedError
 from security.settings.runtime import ModelLimits
