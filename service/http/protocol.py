@@ -457,7 +457,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # Nothing of it is kept while the next one is waited for.
         self.cycle = None  # type: ignore[assignment]
         self._rest.stranger = cycle.stranger
-        if cycle.head is not None and not cycle.stranger:
+        if cycle.head is not None and cycle.vouched:
             self.heads.remember(cycle.head)
         self.on_response_complete()
 

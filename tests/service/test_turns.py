@@ -338,6 +338,10 @@ def test_strangers_leave_no_heads(rooms: Rooms, bearer: str) -> None:
         client = await house.connect()
         for number in range(3):
             await client.ask(message("a.b.c", GOOD, f"x-number: {number}"))
+        # Nor where nobody is asked who they are.
+        for path in (b"/v2/health/ready", b"/.well-known/ohttp-gateway"):
+            await client.ask(READY.replace(b"/v2/health/ready", path))
+        assert (await client.ask(READY.replace(b"GET", b"POST")))[0] == 405
         assert not house.protocol.heads._known
         await client.ask(message(bearer))
         assert len(house.protocol.heads._known) == 1
