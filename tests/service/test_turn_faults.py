@@ -15,7 +15,7 @@ from service.inference.batching import Batcher
 from service.telemetry.recorder import Recorder
 from tests.service.test_turns import GOOD, message, tensors
 from tests.support.rooms import Rooms, token, wire
-from tests.support.side_by_side import Client, House, play
+from tests.support.side_by_side import House, play
 
 ODD = tensors(data=[7, 7, 7])
 
@@ -25,11 +25,6 @@ def rooms(tmp_path: Path) -> Rooms:
     # Slots only: no budget has to be reserved anew when a minute ends.
     limits = Limits(None, None, None, None, 1000)
     return wire(tmp_path, require_sealed=False, limits=limits)
-
-
-@pytest.fixture
-def bearer() -> str:
-    return token("infer:toy")
 
 
 def batcher(house: House) -> Batcher:
@@ -56,29 +51,23 @@ def breaking(call: Callable[..., Any], when: Callable[..., bool]) -> Callable[..
     return broken
 
 
-async def turn(house: House, clients: list[Client], *messages: bytes) -> list[int]:
+async def turn(house: House, *bodies: bytes) -> list[int]:
     """Statuses of requests that are there in one turn and go side by side.
 
-    As many slots as that takes may have to be reserved first.
+    First their head has to be known, and as many slots as that takes reserved.
     """
+    quotas, bearer = house.rooms.routes.quotas, token("infer:toy")
     for _ in range(10):
-        house.guard.ordinary = 0
-        quotas = house.rooms.routes.quotas
+        clients = [await house.connect() for _ in bodies]
         for account in quotas._accounts.values():
             await quotas._hold(account, len(clients))
-        for client, one in zip(clients, messages):
-            client.writer.write(one)
+        house.guard.ordinary = 0
+        for client, body in zip(clients, bodies):
+            client.writer.write(message(bearer, body))
         statuses = [(await client.take())[0] for client in clients]
         if not house.guard.ordinary:
             return statuses
     raise AssertionError("all went the ordinary way")
-
-
-async def connected(house: House, bearer: str, count: int) -> list[Client]:
-    """Clients whose next requests go side by side."""
-    clients = [await house.known(message(bearer)) for _ in range(count)]
-    assert await turn(house, clients, *[message(bearer)] * count) == [200] * count
-    return clients
 
 
 STEPS = ["begin", "finish_at_once"]
@@ -86,7 +75,7 @@ STEPS = ["begin", "finish_at_once"]
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_that_breaks_for_one_gives_back_what_it_held(
-    rooms: Rooms, bearer: str, name: str
+    rooms: Rooms, name: str
 ) -> None:
     inferences = rooms.routes.inferences
 
@@ -97,65 +86,50 @@ def test_a_step_that_breaks_for_one_gives_back_what_it_held(
     setattr(inferences, name, breaking(getattr(inferences, name), is_odd))
 
     async def scene(house: House) -> None:
-        clients = await connected(house, bearer, 3)
         before = held(house)
-        bodies = [GOOD, GOOD, ODD]
-        asked = [message(bearer, body) for body in bodies]
-        assert await turn(house, clients, *asked) == [200, 200, 500]
+        assert await turn(house, GOOD, GOOD, ODD) == [200, 200, 500]
         assert held(house) == before
 
     play(rooms, scene)
 
 
-def test_a_run_that_breaks_ends_for_those_who_wait_for_it(
-    rooms: Rooms, bearer: str
-) -> None:
+def test_a_run_that_breaks_ends_for_those_who_wait_for_it(rooms: Rooms) -> None:
     async def scene(house: House) -> None:
-        clients = await connected(house, bearer, 3)
         before, model = held(house), batcher(house)
 
         def is_odd(inputs: Any, *_: Any) -> bool:
             return bool((inputs["features"] == 7).any())
 
         model._run = breaking(model._run, is_odd)
-        bodies = [GOOD, ODD, GOOD]
-        asked = [message(bearer, body) for body in bodies]
         # Each of a shared run that fails is run again by itself.
-        assert await turn(house, clients, *asked) == [200, 500, 200]
+        assert await turn(house, GOOD, ODD, GOOD) == [200, 500, 200]
         assert held(house) == before
-        assert (await clients[0].ask(message(bearer)))[0] == 200
 
     play(rooms, scene)
 
 
 @pytest.mark.parametrize("name", ["run_queued", "record_at_once"])
 def test_what_breaks_for_all_leaves_nobody_waiting(
-    rooms: Rooms, bearer: str, name: str, monkeypatch: pytest.MonkeyPatch
+    rooms: Rooms, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(house: House) -> None:
-        clients = await connected(house, bearer, 3)
         before = held(house)
         with monkeypatch.context() as patch:
             owner: type = Batcher if name == "run_queued" else Recorder
             call = getattr(owner, name)
             patch.setattr(owner, name, breaking(call, lambda *_: True))
-            found = await turn(house, clients, *[message(bearer)] * 3)
-        assert found == [500] * 3
+            assert await turn(house, GOOD, GOOD, GOOD) == [500] * 3
         assert held(house) == before
-        other = await house.connect()
-        assert (await other.ask(message(bearer)))[0] == 200
+        assert await turn(house, GOOD, GOOD, GOOD) == [200] * 3
 
     play(rooms, scene)
 
 
-def test_an_idle_connection_keeps_nothing_of_its_last_request(
-    rooms: Rooms, bearer: str
-) -> None:
+def test_an_idle_connection_keeps_nothing_of_its_last_request(rooms: Rooms) -> None:
     async def scene(house: House) -> None:
-        clients = await connected(house, bearer, 4)
-        assert await turn(house, clients, *[message(bearer)] * 4) == [200] * 4
+        assert await turn(house, GOOD, GOOD, GOOD) == [200] * 3
         gc.collect()
-        kept = [one for one in gc.get_objects() if isinstance(one, Errand)]
-        assert not kept
+        errands = [one for one in gc.get_objects() if type(one) is Errand]
+        assert not [e for e in errands if isinstance(e.connection, house.protocol)]
 
     play(rooms, scene)
