@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from sealgate.protocol.bhttp import Body, Headers, Request, Response
+from security.access.quotas import Ticket
 from security.access.tokens import Principal
 from service.gateway import Opened
 from service.http.exchange import Connection, Cycle, Reply
@@ -52,6 +53,8 @@ class Errand(Cycle):
         decision: what its record will say, once it is charged.
         inference: what is run for it, once that has been read.
         item: its place in that run.
+        waits: whether it still has that place.
+        ticket: what its quotas were charged with, until that is given back.
         response: its answer, once it has one.
         reason: of a refusal.
         fields: what its quotas say.
@@ -60,7 +63,7 @@ class Errand(Cycle):
     __slots__ = (
         "body", "came", "connection", "content", "decision", "fields", "inference",
         "item", "known", "model", "note", "opened", "principal", "reason", "reply",
-        "response", "verified_s",
+        "response", "ticket", "verified_s", "waits",
     )  # fmt: skip
 
     decision: Decision
@@ -83,6 +86,8 @@ class Errand(Cycle):
         self.verified_s = 0.0
         self.reason: str | None = None
         self.fields: Headers = ()
+        self.ticket: Ticket | None = None
+        self.waits = False
 
     @property
     def outer(self) -> Request:
@@ -94,6 +99,15 @@ class Errand(Cycle):
         """The request for an inference."""
         inner = None if self.opened is None else self.opened.request
         return inner or self.outer
+
+    def give_back(self) -> None:
+        """What it has taken to be answered: its place in a run, its slot."""
+        if self.waits:
+            self.waits = False
+            self.model.batcher.leave(self.item)
+        if self.ticket is not None:
+            self.fields = self.ticket.leave()
+            self.ticket = None
 
     def end(self) -> None:
         """Its answer was written, or could not be."""

@@ -169,7 +169,7 @@ class Guard:
         reply = _reply(
             response, close=False, more=self._fields(request, request.scheme)
         )
-        reply.stranger = visit.stranger
+        reply.stranger, reply.vouched = visit.stranger, visit.vouched
         return reply
 
     def reply_to(
@@ -211,7 +211,8 @@ class Guard:
         more = () if trace is None else (trace.header,)
         more = (*more, *self._fields(head, head.scheme))
         reply = _reply(response, close=not body.complete, more=more)
-        reply.stranger = body.visit.stranger
+        visit = body.visit
+        reply.stranger, reply.vouched = visit.stranger, visit.vouched
         return reply
 
     async def _answer(self, head: Request, body: AnyBody) -> Answer:

@@ -425,7 +425,8 @@ class Routes:
         """Tell metrics and log. What a caller made up becomes no label."""
         status = response.status
         if (visit := VISIT.get()) is not None:
-            visit.stranger = visit.stranger or decision.principal is None
+            known = decision.principal is not None
+            visit.stranger, visit.vouched = visit.stranger or not known, known
             visit.decided(decision, status=status, reason=reason)
         if self._log is not None:
             size = len(response.body)

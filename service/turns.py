@@ -143,15 +143,23 @@ class Turns:
         if self._errands:
             asyncio.get_running_loop().call_soon(self._run)
         self._intake.tell()
+        try:
+            self._take_steps(errands)
+        except Exception:  # noqa: BLE001  (in what they share: all are told)
+            for errand in errands:
+                if not errand.response_complete:
+                    self._fail(errand)
+        self._answered = []
+        self._intake.tell()
+
+    def _take_steps(self, errands: list[Errand]) -> None:
         errands = self._remember(self._each(self._open, errands))
         running = self._each(self._read, self._each(self._charge, errands))
         for batcher in {errand.model.batcher for errand in running}:
             batcher.run_queued()
         self._each(self._answer, running)
-        answered, self._answered = self._answered, []
-        if answered:
-            self._record(answered)
-        self._intake.tell()
+        if self._answered:
+            self._record(self._answered)
 
     # Step 0.
 
@@ -248,7 +256,7 @@ class Turns:
         if ticket is None:
             return False
         routes.verified(errand.verified_s)
-        errand.model = model
+        errand.model, errand.ticket = model, ticket
         errand.decision = decision = Decision(
             sealed=errand.opened is not None,
             started=errand.came,
@@ -307,6 +315,7 @@ class Turns:
             errand.item = errand.model.batcher.submit(
                 inference.inputs, inference.outputs, note
             )
+            errand.waits = True
         except SealgateError as error:
             self._refuse(errand, told(error))
             return False
@@ -322,13 +331,12 @@ class Turns:
             if item.future.done():
                 response = inferences.finish_at_once(inference, item.future.result())
         except SealgateError as error:
-            batcher.leave(item)
             self._refuse(errand, told(error))
             return
         if response is None:
+            errand.waits = False
             self._settle(errand, inferences.finish(inference, batcher.wait(item)))
             return
-        batcher.leave(item)
         errand.response = response
         self._answered.append(errand)
 
@@ -340,8 +348,7 @@ class Turns:
 
     def _record(self, answered: list[Errand]) -> None:
         for errand in answered:
-            if errand.decision.ticket is not None:
-                errand.fields = errand.decision.ticket.leave()
+            errand.give_back()
         outcomes = [
             (one.decision, one.response.status, one.reason, len(one.response.body))
             for one in answered
@@ -406,6 +413,7 @@ class Turns:
     ) -> None:
         """Let a task go on; it takes the place that this request has had."""
         self._intake.leave(len(errand.body))
+        errand.response_complete = True  # as far as this one goes
         connection = errand.connection
         connection.begin_exchange(
             answer(errand.outer, connection.certificate),
@@ -427,7 +435,12 @@ class Turns:
                 if step(errand):
                     going_on.append(errand)
             except Exception:  # noqa: BLE001  (as of an exchange)
-                _log.exception("a request was not answered")
-                errand.fail()
-                self._end(errand)
+                self._fail(errand)
         return going_on
+
+    def _fail(self, errand: Errand) -> None:
+        """Tell the client that something broke, and give back what was taken."""
+        _log.exception("a request was not answered")
+        errand.give_back()
+        errand.fail()
+        self._end(errand)

@@ -60,13 +60,15 @@ class Reply:
         answer: its status and content.
         headers: of the message; ``close`` is among them.
         close: no other request can follow.
-        stranger: nobody has proved who asks.
+        stranger: somebody was refused who did not prove who asks.
+        vouched: somebody has proved it.
     """
 
     answer: Answer
     headers: list[tuple[bytes, bytes]]
     close: bool = False
     stranger: bool = False
+    vouched: bool = False
 
 
 class Answerer(Protocol):
@@ -121,14 +123,14 @@ class Cycle:
         keep_alive: whether another request may follow.
         response_complete: whether the answer was written.
         disconnected: set by uvicorn when the connection is lost.
-        stranger: nobody has proved who asks.
-        head: of the request, to be remembered; None if it should not be.
+        stranger, vouched: as of the `Reply`.
+        head: of the request, to be remembered if it was vouched for; or None.
         message_event: what uvicorn tells of that; here, this object.
     """
 
     __slots__ = (
         "_connection", "_default_headers", "disconnected", "head", "keep_alive",
-        "message_event", "response_complete", "stranger",
+        "message_event", "response_complete", "stranger", "vouched",
     )  # fmt: skip
 
     def __init__(
@@ -142,7 +144,7 @@ class Cycle:
         self._default_headers = default_headers
         self.keep_alive = keep_alive
         self.response_complete = self.disconnected = False
-        self.stranger = False
+        self.stranger = self.vouched = False
         self.head: Head | None = None
         self.message_event = self
 
@@ -209,7 +211,7 @@ class Exchange(Cycle):
         self._begun = True
         try:
             reply = await self._answer
-            self.stranger = reply.stranger
+            self.stranger, self.vouched = reply.stranger, reply.vouched
             if isinstance(reply.answer, StreamedResponse):
                 await self._stream(self._head(reply), reply.answer.parts)
             elif not self.disconnected:

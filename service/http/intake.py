@@ -130,7 +130,8 @@ class Visit:
     Attributes:
         began: when reading its body began.
         received: bytes of its body so far.
-        stranger: nobody has proved who asks.
+        stranger: somebody was refused who did not prove who asks.
+        vouched: somebody has proved it.
         held: bytes that it is accounted for.
         certificate: thumbprint of its client's, as `service.http.tls` knows it.
         steps: what is noted for its span; None if there are no traces.
@@ -149,7 +150,7 @@ class Visit:
         self._timeout: asyncio.Timeout | None = None
         self.began = 0.0
         self.received = 0
-        self.stranger = False
+        self.stranger = self.vouched = False
         self.steps = None if intake.tracer is None else Steps()
         self._work()
 

@@ -454,8 +454,10 @@ class BoundedProtocol(HttpToolsProtocol):
         if task is not None:
             self.tasks.discard(task)
         cycle: Cycle = self.cycle  # type: ignore[assignment]
+        # Nothing of it is kept while the next one is waited for.
+        self.cycle = None  # type: ignore[assignment]
         self._rest.stranger = cycle.stranger
-        if cycle.head is not None and not cycle.stranger:
+        if cycle.head is not None and cycle.vouched:
             self.heads.remember(cycle.head)
         self.on_response_complete()
 

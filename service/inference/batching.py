@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnxruntime as ort
 
-from sealgate.errors import SealgateError
 from sealgate.protocol.tensors import Array
 from security.errors import InferenceFailedError
 from security.settings.runtime import ModelLimits
@@ -293,7 +292,7 @@ class Batcher:
         self._watchdog.begin(options)
         try:
             results = self._run_items(items, options)
-        except InferenceFailedError as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, they are told)
             self._watchdog.end()
             self._notes.end(slots)
             if options.terminate:
@@ -307,8 +306,8 @@ class Batcher:
         self._notes.end(slots)
         if options.terminate:  # it came too late
             self._options = ort.RunOptions()
-        self._tell(items, rows, began)
         resolve(items, results)
+        self._tell(items, rows, began)
 
     def _start(self, items: list[Item], rows: int) -> None:
         """Run in a thread."""
@@ -350,7 +349,7 @@ class Batcher:
         self._notes.end(work.slots)
         try:
             results = done.result()
-        except InferenceFailedError as error:
+        except Exception as error:  # noqa: BLE001  (whatever it is, they are told)
             stopped = work.options.terminate
             if stopped:
                 self._begin_to_tidy()
@@ -389,7 +388,7 @@ class Batcher:
             raise InferenceFailedError("not a row of output per row of input")
         return split(items, arrays)
 
-    def _failed(self, items: list[Item], error: SealgateError) -> None:
+    def _failed(self, items: list[Item], error: Exception) -> None:
         """Fail one request; run several again, each by itself."""
         if len(items) == 1:
             if not items[0].future.done():

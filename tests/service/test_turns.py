@@ -11,17 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from security.access.quota_table import Limits
 from security.audit.log import LogLimits
 from service.http.heads import MAX_HEADS, MAX_KEPT_BYTES, Head, Heads
-from tests.support.rooms import Rooms, token, wire
+from service.inference.served import Entry
+from tests.support.rooms import ISSUER_KEY, Rooms, token, wire
 from tests.support.side_by_side import OWN, OWN_FIELDS, House, play
 
 ROW = {"name": "features", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}
 GOOD = json.dumps({"inputs": [ROW]}).encode()
 PATH = "/v2/models/toy/infer"
+READY = b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 def message(bearer: str, body: bytes = GOOD, *fields: str, path: str = PATH) -> bytes:
@@ -205,6 +208,60 @@ def test_a_token_that_expires_is_refused_by_the_same_head(tmp_path: Path) -> Non
     play(rooms, scene)
 
 
+def test_a_token_is_bound_to_the_certificate_of_its_own_connection(
+    rooms: Rooms,
+) -> None:
+    shown = ["A" * 43, "B" * 43, None]
+    asked = message(bound_token("A" * 43))
+
+    async def scene(house: House) -> None:
+        class Certified(house.protocol):  # type: ignore[misc]
+            """As if TLS had told whose connection each one is."""
+
+            def connection_made(self, transport: Any) -> None:
+                super().connection_made(transport)
+                self.certificate = shown.pop(0)
+
+        house.protocol = Certified
+        clients = []
+        for _ in range(3):
+            clients.append(await house.connect())
+            # One by one: the server takes them in this order.
+            assert (await clients[-1].ask(READY))[0] == 200
+        for _ in range(5):
+            assert (await clients[0].ask(asked))[0] == 200
+            for client in clients:
+                client.writer.write(asked)
+            found = [(await client.take())[0] for client in clients]
+            assert found == [200, 401, 401]
+
+    play(rooms, scene)
+
+
+def bound_token(certificate: str) -> str:
+    claims = jwt.decode(token("infer:toy"), options={"verify_signature": False})
+    claims["cnf"] = {"x5t#S256": certificate}
+    headers = jwt.get_unverified_header(token("infer:toy"))
+    return jwt.encode(claims, ISSUER_KEY, algorithm="EdDSA", headers=headers)
+
+
+def test_a_model_that_is_withdrawn_is_refused_by_the_same_head(
+    rooms: Rooms, bearer: str
+) -> None:
+    async def scene(house: House) -> None:
+        client = await house.known(message(bearer))
+        (answer,) = await house.side_by_side(client, message(bearer))
+        assert answer[0] == 200
+        lineup = rooms.routes.lineup
+        withdrawn = lineup.table["toy"].default.withdraw("policy")  # type: ignore[union-attr]
+        lineup.switch({"toy": Entry({"1.0.0": withdrawn})})
+        status, _, content = await client.ask(message(bearer))
+        assert status == 503
+        assert b"admission-withdrawn" in content
+
+    play(rooms, scene)
+
+
 def test_a_log_that_is_forced_to_disk_is_waited_for(rooms: Rooms, bearer: str) -> None:
     rooms.log.limits = LogLimits(sync=True)
 
@@ -243,7 +300,11 @@ def test_no_more_are_in_work_than_may_be(rooms: Rooms, bearer: str) -> None:
     play(rooms, scene, max_concurrency=2)
 
 
-def test_a_client_that_leaves_is_on_record(rooms: Rooms, bearer: str) -> None:
+def test_a_client_that_leaves_is_on_record(tmp_path: Path, bearer: str) -> None:
+    # Without budgets it goes side by side whenever a minute ends.
+    unbounded = Limits(None, None, None, None, None)
+    rooms = wire(tmp_path, require_sealed=False, limits=unbounded)
+
     async def scene(house: House) -> None:
         client = await house.known(message(bearer))
         before = len(house.records)
@@ -277,6 +338,10 @@ def test_strangers_leave_no_heads(rooms: Rooms, bearer: str) -> None:
         client = await house.connect()
         for number in range(3):
             await client.ask(message("a.b.c", GOOD, f"x-number: {number}"))
+        # Nor where nobody is asked who they are.
+        for path in (b"/v2/health/ready", b"/.well-known/ohttp-gateway"):
+            await client.ask(READY.replace(b"/v2/health/ready", path))
+        assert (await client.ask(READY.replace(b"GET", b"POST")))[0] == 405
         assert not house.protocol.heads._known
         await client.ask(message(bearer))
         assert len(house.protocol.heads._known) == 1
