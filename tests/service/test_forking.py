@@ -90,6 +90,48 @@ def test_apart_beside_threads_that_hold_descriptors() -> None:
     assert more - descriptors < 50
 
 
+# What a worker is told of it by `subprocess`, whose fork it goes on from.
+
+STATE = """
+import gc, json, random, signal, sys
+
+def tell(**_):
+    handlers = {int(n): signal.getsignal(n) for n in signal.valid_signals()}
+    ignored = sorted(n for n in handlers if handlers[n] is signal.SIG_IGN)
+    told = [gc.isenabled(), ignored, random.random()]
+    print(json.dumps(told), flush=True)
+"""
+FORKED = """
+import _bentoml_impl.worker.service as worker
+from circus import process
+from service.forking import fork_workers
+
+fork_workers()
+worker.main = tell
+random.random()
+for _ in range(2):
+    command = [sys.executable, "-m", worker.__name__, "--fd", "0"]
+    process.Popen(command, preexec_fn=lambda: None, env={}).wait()
+"""
+
+
+def told(code: str) -> list[list]:
+    """What each process says of itself."""
+    command = [sys.executable, "-c", STATE + code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_forked_worker_is_as_a_new_interpreter() -> None:
+    """It collects garbage, and a client that goes away does not end it by SIGPIPE."""
+    (new,) = told("tell()")
+    one, other = told(FORKED)
+    assert one[:2] == other[:2] == new[:2]
+    assert new[0] is True
+    assert {signal.SIGPIPE, signal.SIGXFSZ} <= {*new[1]}
+    assert len({one[2], other[2], new[2]}) == 3  # each has its own random numbers
+
+
 # A real server with a parent.
 
 
