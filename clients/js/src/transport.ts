@@ -1,6 +1,6 @@
 // Bytes to a server and back, by fetch: whole, bounded, without cookies or a referrer.
 
-import { concat } from "./bytes.js";
+import { concatAll } from "./bytes.js";
 import { TransportError } from "./errors.js";
 
 export interface Answer {
@@ -26,7 +26,7 @@ export interface Outgoing {
  * @throws TransportError there is no answer, or a longer one; an abort passes as it is.
  */
 export async function send(out: Outgoing, fetch: Fetch, timeoutS: number, signal?: AbortSignal): Promise<Answer> {
-  const timeout = AbortSignal.timeout(timeoutS * 1000);
+  const timeout = AbortSignal.timeout(Math.ceil(timeoutS * 1000));
   const init: RequestInit = {
     method: out.method,
     signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
@@ -65,5 +65,5 @@ async function read(response: globalThis.Response, maxBytes: number): Promise<Ui
     }
     parts.push(value);
   }
-  return concat(...parts);
+  return concatAll(parts);
 }
