@@ -70,6 +70,9 @@ export function checkNames(options: Options): void {
   for (const name of ["identityKeys", "trustedKeys", "keyConfigs"] as const) {
     if (name in options && !options[name]?.length) throw new ConfigurationError(`${name}: none is given`);
   }
+  if (options.keyConfigs !== undefined && !(options.keyConfigs instanceof Uint8Array)) {
+    throw new ConfigurationError("keyConfigs: not a Uint8Array");
+  }
 }
 
 const RETRY: RetryPolicy = { maxRetries: 2, maxWaitS: 10, jitter: 0.5 };

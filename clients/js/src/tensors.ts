@@ -410,7 +410,11 @@ export function joined(parts: Record<string, Tensor>[]): Record<string, Tensor> 
     const data = first.datatype === "BYTES" ? tensors.flatMap(({ data }) => data as string[]) : joinNumbers(tensors, first.datatype);
     return { datatype: first.datatype, shape, data };
   };
-  return Object.fromEntries(Object.entries(parts[0]!).map(([name, first]) => [name, join(name, first)]));
+  const first = Object.entries(parts[0]!);
+  if (parts.some((part) => Object.keys(part).length !== first.length)) {
+    throw unusable("parts of several requests have different outputs");
+  }
+  return Object.fromEntries(first.map(([name, tensor]) => [name, join(name, tensor)]));
 }
 
 function joinNumbers(tensors: Tensor[], datatype: Exclude<Datatype, "BYTES">): NumericArray {
