@@ -51,7 +51,7 @@ import {
   type Input,
   type Tensor,
 } from "./tensors.js";
-import { send, type Outgoing } from "./transport.js";
+import { send, unlessAborted, type Outgoing } from "./transport.js";
 
 /** By which the receipt of an answer is fetched. */
 export interface ReceiptNumber {
@@ -241,7 +241,7 @@ export class Client {
 
   /** A successful answer, or the error that it stands for; its text names the model. */
   async #call(message: Message, asked: Asked, model?: string): Promise<Response> {
-    let token = await this.#token(false);
+    let token = await this.#token(false, asked.signal);
     const tried = new Set<string>();
     for (let waits = 0; ; ) {
       try {
@@ -252,7 +252,7 @@ export class Client {
       } catch (error) {
         const wait = error instanceof OverloadedError ? this.#waitS(error, waits++) : undefined;
         const refused = token;
-        if (error instanceof AuthenticationError && once(tried, "token")) token = await this.#token(true);
+        if (error instanceof AuthenticationError && once(tried, "token")) token = await this.#token(true, asked.signal);
         if (wait === undefined && token === refused) throw this.#told(error, token, model);
         if (wait !== undefined) await pause(wait, asked.signal);
       }
@@ -275,9 +275,11 @@ export class Client {
     return error;
   }
 
-  async #token(refused: boolean): Promise<string> {
+  async #token(refused: boolean, signal?: AbortSignal): Promise<string> {
     const { token } = this.#options;
-    return checkToken(typeof token === "function" ? await token({ refused }) : token);
+    if (typeof token !== "function") return checkToken(token);
+    const given = Promise.resolve(token({ refused }));
+    return checkToken(await (signal ? unlessAborted(given, signal) : given));
   }
 
   /** The inner response, after recovering from a stale key or a wrong clock. */

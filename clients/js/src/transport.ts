@@ -37,9 +37,12 @@ export async function send(out: Outgoing, fetch: Fetch, timeoutS: number, signal
     ...(out.content && { body: out.content, headers: { "content-type": out.mediaType! } }),
   };
   try {
-    const response = await fetch(out.url, init);
-    const content = await read(response, out.maxBytes);
-    return { status: response.status, field: (name) => response.headers.get(name), content };
+    const answer = async (): Promise<Answer> => {
+      const response = await fetch(out.url, init);
+      const content = await read(response, out.maxBytes);
+      return { status: response.status, field: (name) => response.headers.get(name), content };
+    };
+    return await unlessAborted(answer(), init.signal!);
   } catch (cause) {
     if (signal?.aborted || cause instanceof TransportError) throw cause;
     if (timeout.aborted) throw new TransportError(`the server did not answer within ${timeoutS} s`, { cause });
@@ -49,6 +52,16 @@ export async function send(out: Outgoing, fetch: Fetch, timeoutS: number, signal
       { cause },
     );
   }
+}
+
+/** What is awaited, or an abort first: what callers bring need not heed signals. */
+export function unlessAborted<T>(awaited: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const aborted = () => reject(signal.reason as Error);
+    awaited.then(resolve, reject).finally(() => signal.removeEventListener("abort", aborted));
+    if (signal.aborted) aborted();
+    else signal.addEventListener("abort", aborted, { once: true });
+  });
 }
 
 async function read(response: globalThis.Response, maxBytes: number): Promise<Uint8Array> {

@@ -191,6 +191,25 @@ test("nothing that may have run is sent again", async () => {
   }
 });
 
+test("an abort or the time ends what does not heed signals", async (t) => {
+  // Timeouts of signals keep no process running; what hangs here does not either.
+  const running = setInterval(() => undefined, 1000);
+  t.after(() => clearInterval(running));
+  const never = () => new Promise(() => undefined);
+  const server = await gateway(echo(1));
+  for (const options of [{ token: never }, { fetch: never }]) {
+    const stop = new AbortController();
+    const asked = client(server, options).serverMetadata({ signal: stop.signal });
+    setTimeout(() => stop.abort(new Error("enough")));
+    await assert.rejects(asked, /enough/);
+    await assert.rejects(client(server, options).serverMetadata({ signal: AbortSignal.abort(new Error("before")) }), /before/);
+  }
+  const late = client(server, { fetch: never, timeoutS: 0.01 }).serverMetadata();
+  await assert.rejects(late, { name: "TransportError", message: /did not answer within 0.01 s/ });
+  const failing = client(server, { token: () => Promise.reject(new Error("no token today")) });
+  await assert.rejects(failing.serverMetadata({ signal: new AbortController().signal }), /no token today/);
+});
+
 test("names and sizes that are traps", () => {
   const answer = (outputs, tail) => {
     const head = utf8(`{"outputs": [${outputs}]}`);
