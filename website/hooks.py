@@ -18,6 +18,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from website import notebooks, references
+from website.fences import fenced
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Pages of the repository's root, and where they stand on the site.
@@ -28,7 +29,8 @@ _PAGES = {
     "CONTRIBUTING.md": "contributing.md",
 }
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
-_FENCES = re.compile(r"(^ *```.*?^ *```)", re.DOTALL | re.MULTILINE)
+# Up to the first fence that is as long: shorter ones stand in what is shown.
+_FENCES = re.compile(r"(^ *(`{3,}).*?^ *\2)", re.DOTALL | re.MULTILINE)
 _MOST_BYTES = 1 << 18
 
 
@@ -101,9 +103,16 @@ def on_page_markdown(
         start = posixpath.dirname(here) or "."
         return posixpath.relpath(target, start) + (found[2] or "")
 
-    parts = _FENCES.split(markdown)
+    parts = _parts(markdown)
     parts[::2] = (_LINK.sub(link, part) for part in parts[::2])
     return "".join(parts)
+
+
+def _parts(markdown: str) -> list[str]:
+    """Text and code blocks in turn, text first and last."""
+    parts = _FENCES.split(markdown)
+    del parts[2::3]  # the fences alone
+    return parts
 
 
 def _home(src_uri: str) -> str:
@@ -126,7 +135,7 @@ def _place(target: str) -> str | None:
 
 def _outside(markdown: str, home: str) -> Iterator[str]:
     """The files outside docs that a page links to."""
-    for part in _FENCES.split(markdown)[::2]:
+    for part in _parts(markdown)[::2]:
         for found in _LINK.finditer(part):
             target = posixpath.normpath(posixpath.join(home, found[1]))
             ours = target.startswith(("docs/", "..")) or target in _PAGES
@@ -146,4 +155,4 @@ def _listing(target: str) -> str:
         return "\n".join([f"# {target}", "", *(f"- `{name}`" for name in names)])
     kind = path.suffix.removeprefix(".") or "text"
     text = path.read_bytes()[:_MOST_BYTES].decode(errors="replace")
-    return f"# {target}\n\n````{kind}\n{text}\n````\n"
+    return f"# {target}\n\n{fenced(text, kind)}\n"

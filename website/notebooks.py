@@ -19,6 +19,8 @@ import nbformat
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
+from website.fences import fenced
+
 __all__ = ["RESULTS", "main", "page_of", "pages", "run"]
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +85,7 @@ def page_of(notebook: Any) -> str:
         if cell.cell_type == "markdown":
             parts.append(cell.source)
         elif cell.source:
-            parts += [f"```python\n{cell.source}\n```", *_shown(cell)]
+            parts += [fenced(cell.source, "python"), *_shown(cell)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -98,7 +100,7 @@ def _shown(cell: Any) -> Iterator[str]:
             text = output.get("text", "") or data.get("text/plain", "")
             text = _FOLDER.sub("", text).rstrip()
             if text and output.get("name") != "stderr":
-                yield f"```text\n{text}\n```"
+                yield fenced(text, "text")
 
 
 if __name__ == "__main__":

@@ -199,12 +199,14 @@ def page_server(port: int) -> Iterator[PageServer]:
     """The page's server, listening.
 
     Raises:
-        SystemExit: the port is taken.
+        SystemExit: the port is taken, or none.
     """
     try:
         server = PageServer(("127.0.0.1", port), _Handler)
     except OSError as error:
         raise SystemExit(f"error: port {port}: {error.strerror}") from None
+    except OverflowError:
+        raise SystemExit(f"error: port {port}: not from 0 to 65535") from None
     with server:
         yield server
 

@@ -88,6 +88,12 @@ def test_a_taken_port_is_said(page: httpx.Client) -> None:
         pass
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none(port: int) -> None:
+    with pytest.raises(SystemExit, match=f"port {port}"), demo.page_server(port):
+        pass
+
+
 class Elements(HTMLParser):
     def __init__(self) -> None:
         super().__init__()

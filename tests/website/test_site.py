@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from security.commands import COMMANDS
 from security.settings.loading import _SECTIONS
 from tests.support.servers import ROOT
+from website.fences import fenced
 
 CONFIG = ROOT / "website/mkdocs.yml"
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -170,6 +173,43 @@ def test_a_browser_shows_it(site: Path, tmp_path: Path, page: str, width: int) -
     # The head is dark, the page light, and there are letters on it.
     assert sum(shades[230:]) > 0.3 * width * 1000
     assert sum(shades[:140]) > 0.02 * width * 1000
+
+
+HOSTILE = """\
+```js
+```
+````
+<script src="evil.js"></script> [a link](../../docs/client.md)
+`````text
+<img src="x" onerror="1">
+"""
+
+
+@needs_mkdocs
+def test_a_file_is_shown_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fences and links stand in it."""
+    import markdown
+
+    from website import hooks
+
+    (tmp_path / "notes.md").write_text(HOSTILE)
+    monkeypatch.setattr(hooks, "_ROOT", tmp_path)
+    listing = hooks._listing("notes.md")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="source/notes.md.md"))
+    config: Any = None
+    shown = hooks.on_page_markdown(listing, page, config, config)  # type: ignore[arg-type]
+    assert shown == listing
+    extensions = ["pymdownx.highlight", "pymdownx.superfences"]
+    read = Read()
+    read.feed(markdown.markdown(shown, extensions=extensions))
+    assert (read.loads, read.links) == ([], [])
+
+
+def test_a_fence_is_longer_than_those_within() -> None:
+    assert fenced("a", "text") == "```text\na\n```"
+    assert fenced("a ````\n```", "md") == "`````md\na ````\n```\n`````"
 
 
 def test_each_page_stands_in_the_navigation() -> None:

@@ -3,7 +3,7 @@
 // Not on `Request` and `Headers`: those forbid a page to set Date, which a sealed request
 // must have. A message that breaks the format is refused whole; nothing is guessed.
 
-import { concat, latin1, readVarint, utf8, varint, type Bytes } from "./bytes.js";
+import { concat, concatAll, latin1, readVarint, utf8, varint, type Bytes } from "./bytes.js";
 import { TransportError } from "./errors.js";
 
 export type Fields = readonly (readonly [name: string, value: string])[];
@@ -154,6 +154,6 @@ class Reader {
       if (chunks.length === MAX_CHUNKS) throw malformed("content has too many chunks");
       chunks.push(this.take(size));
     }
-    return concat(...chunks);
+    return concatAll(chunks);
   }
 }

@@ -9,7 +9,7 @@
 //    often and as long as `retry` allows.
 
 import { decodeResponse as decodeMessage, type Response } from "./bhttp.js";
-import { loadKeys, type MlDsa65Verifier, type TrustedKeys } from "./dsse.js";
+import { loadKeys, type TrustedKeys } from "./dsse.js";
 import {
   AuthenticationError,
   ClockError,
@@ -38,10 +38,12 @@ import {
 import { isObject, member, type JsonObject } from "./json.js";
 import { KeySource, type Get } from "./keysource.js";
 import { seal, sealChunked } from "./ohttp.js";
+import { checkNames, checkNumbers, retryOf, type Options, type RetryPolicy } from "./options.js";
 import { verifyPassport, type Passport } from "./passport.js";
 import {
   decodeResponse,
   encodeRequest,
+  held,
   joined,
   rowsFrom,
   toTensor,
@@ -49,48 +51,7 @@ import {
   type Input,
   type Tensor,
 } from "./tensors.js";
-import { send, type Fetch, type Outgoing } from "./transport.js";
-
-/** Where access tokens come from: asked before each request, and again once one was refused. */
-export type TokenSource = string | ((why: { refused: boolean }) => string | Promise<string>);
-
-export interface RetryPolicy {
-  /** After the first attempt; 0 never repeats. */
-  maxRetries: number;
-  /** Longest wait before one attempt; for a server that asks for more, the error is thrown. */
-  maxWaitS: number;
-  /** From 0 to 1: the part of each wait that is added at random. */
-  jitter: number;
-}
-
-export interface Options {
-  /** Base URL of the server: https, or http on this machine. */
-  url: string;
-  token: TokenSource;
-  /** PEM public keys of the deployment: seal only to what one of each algorithm signed. */
-  identityKeys?: string | readonly string[];
-  /** Pinned `application/ohttp-keys` bytes, in place of what the server offers. */
-  keyConfigs?: Uint8Array;
-  /** PEM public keys whose verdicts are believed. */
-  trustedKeys?: string | readonly string[];
-  /** Refuse to use a model whose passport does not verify. */
-  requirePassport?: boolean;
-  /** Verify a model's passport again after this time. */
-  passportMaxAgeS?: number;
-  /** Verifies ML-DSA-65, where WebCrypto does not. */
-  mlDsa65?: MlDsa65Verifier;
-  /** Send sealed requests there: an Oblivious Relay (RFC 9458, section 2). */
-  relayUrl?: string;
-  /** Refuse longer answers while reading. */
-  maxResponseBytes?: number;
-  /** Send larger requests in protected chunks, where the gateway takes them; null never. */
-  chunkedAboveBytes?: number | null;
-  /** For each request, its answer included. */
-  timeoutS?: number;
-  retry?: Partial<RetryPolicy>;
-  /** In place of the global one; it sees sealed bytes and key documents. */
-  fetch?: Fetch;
-}
+import { send, unlessAborted, type Outgoing } from "./transport.js";
 
 /** By which the receipt of an answer is fetched. */
 export interface ReceiptNumber {
@@ -136,6 +97,7 @@ export class Client {
    */
   constructor(options: Options) {
     checkNames(options);
+    checkNumbers(options);
     this.#options = options;
     this.url = checkUrl(options.url, "url");
     this.#gateway = options.relayUrl === undefined ? this.url + GATEWAY_PATH : checkUrl(options.relayUrl, "relayUrl");
@@ -144,7 +106,7 @@ export class Client {
       throw new ConfigurationError("requirePassport: needs trustedKeys");
     }
     this.#maxBytes = options.maxResponseBytes ?? 64 << 20;
-    this.#retry = { maxRetries: 2, maxWaitS: 10, jitter: 0.5, ...options.retry };
+    this.#retry = retryOf(options.retry);
     this.#trusted = lazily(loadKeys("trustedKeys", options.trustedKeys ?? [], options.mlDsa65));
     const identities = lazily(loadKeys("identityKeys", options.identityKeys ?? [], options.mlDsa65));
     const get: Get = (url, maxBytes, signal) => this.#send({ method: "GET", url, maxBytes }, signal);
@@ -188,7 +150,7 @@ export class Client {
    * the model's metadata is fetched once for that. More rows than the model takes in a
    * request are sent in several, one after the other.
    *
-   * @param inputs by tensor name.
+   * @param inputs by tensor name, as they are now: later changes are not sent.
    * @throws TensorError an input cannot be sent as the model's datatype.
    * @throws ServerRefusedError the server's problem details, for instance which tensor it
    *   expected otherwise.
@@ -196,11 +158,12 @@ export class Client {
    * @throws TransportError no usable answer.
    */
   async infer(model: string, inputs: Record<string, Input>, asked: Asked = {}): Promise<Answers> {
+    const own = Object.entries(inputs).map(([name, input]) => [name, held(input)] as const);
     await this.#checkPassport(model, asked);
     const metadata = this.#metadata.get(model) ?? (await this.metadata(model, asked));
     const known = new Map(tensorsOf(metadata, "inputs").map((tensor) => [tensor["name"], tensor["datatype"]]));
     const tensors = Object.fromEntries(
-      Object.entries(inputs).map(([name, input]) => [name, toTensor(name, input, known.get(name) as Datatype | undefined)]),
+      own.map(([name, input]) => [name, toTensor(name, input, known.get(name) as Datatype | undefined)]),
     );
     const rows = separableRows(tensors, metadata);
     const most = member(metadata["parameters"], "max_rows");
@@ -278,7 +241,7 @@ export class Client {
 
   /** A successful answer, or the error that it stands for; its text names the model. */
   async #call(message: Message, asked: Asked, model?: string): Promise<Response> {
-    let token = await this.#token(false);
+    let token = await this.#token(false, asked.signal);
     const tried = new Set<string>();
     for (let waits = 0; ; ) {
       try {
@@ -289,7 +252,7 @@ export class Client {
       } catch (error) {
         const wait = error instanceof OverloadedError ? this.#waitS(error, waits++) : undefined;
         const refused = token;
-        if (error instanceof AuthenticationError && once(tried, "token")) token = await this.#token(true);
+        if (error instanceof AuthenticationError && once(tried, "token")) token = await this.#token(true, asked.signal);
         if (wait === undefined && token === refused) throw this.#told(error, token, model);
         if (wait !== undefined) await pause(wait, asked.signal);
       }
@@ -312,9 +275,11 @@ export class Client {
     return error;
   }
 
-  async #token(refused: boolean): Promise<string> {
+  async #token(refused: boolean, signal?: AbortSignal): Promise<string> {
     const { token } = this.#options;
-    return checkToken(typeof token === "function" ? await token({ refused }) : token);
+    if (typeof token !== "function") return checkToken(token);
+    const given = Promise.resolve(token({ refused }));
+    return checkToken(await (signal ? unlessAborted(given, signal) : given));
   }
 
   /** The inner response, after recovering from a stale key or a wrong clock. */
@@ -360,32 +325,6 @@ export class Client {
   #send(out: Outgoing, signal?: AbortSignal) {
     const fetch = this.#options.fetch ?? ((url, init) => globalThis.fetch(url, init));
     return send(out, fetch, this.#options.timeoutS ?? 30, signal);
-  }
-}
-
-const NAMES: Record<keyof Options, true> = {
-  url: true,
-  token: true,
-  identityKeys: true,
-  keyConfigs: true,
-  trustedKeys: true,
-  requirePassport: true,
-  passportMaxAgeS: true,
-  mlDsa65: true,
-  relayUrl: true,
-  maxResponseBytes: true,
-  chunkedAboveBytes: true,
-  timeoutS: true,
-  retry: true,
-  fetch: true,
-};
-
-/** A pin that is misspelt, or lost on its way here, would pin nothing: both are errors. */
-function checkNames(options: Options): void {
-  const unknown = Object.keys(options).find((name) => !Object.hasOwn(NAMES, name));
-  if (unknown !== undefined) throw new ConfigurationError(`${unknown}: no such option`);
-  for (const name of ["identityKeys", "trustedKeys", "keyConfigs"] as const) {
-    if (name in options && !options[name]?.length) throw new ConfigurationError(`${name}: none is given`);
   }
 }
 

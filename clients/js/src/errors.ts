@@ -72,8 +72,10 @@ export class ServerRefusedError extends SealgateError {
     readonly problem: Problem,
     refusal: Refusal = {},
   ) {
-    const detail = problem.detail ? `: ${problem.detail}` : "";
-    super(oneLine(`${status} ${problem.title || "refused"}${detail}`));
+    // Members of another type are ignored (RFC 9457, section 3.1).
+    const said = (value: unknown) => (typeof value === "string" ? value : "");
+    const detail = said(problem.detail) && `: ${said(problem.detail)}`;
+    super(oneLine(`${status} ${said(problem.title) || "refused"}${detail}`));
     this.retryAfterS = refusal.retryAfterS;
     this.sealed = refusal.sealed ?? false;
     this.requestId = refusal.requestId;

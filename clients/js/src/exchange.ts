@@ -57,7 +57,8 @@ export function checkUrl(text: string, option: string): string {
   if (url.protocol === "http:" && !LOOPBACK.has(url.hostname)) {
     throw new ConfigurationError(`${option}: plain http is for this machine only; use https`);
   }
-  return url.href.replace(/\/+$/, "");
+  // Not of `href`, which keeps the mark of an empty query or fragment.
+  return (url.origin + url.pathname).replace(/\/+$/, "");
 }
 
 export function checkToken(token: unknown): string {

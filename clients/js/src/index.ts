@@ -4,10 +4,7 @@ export {
   Client,
   type Answers,
   type Asked,
-  type Options,
   type ReceiptNumber,
-  type RetryPolicy,
-  type TokenSource,
 } from "./client.js";
 export type { MlDsa65Verifier } from "./dsse.js";
 export {
@@ -27,6 +24,7 @@ export {
   TransportError,
   type Problem,
 } from "./errors.js";
+export type { Options, RetryPolicy, TokenSource } from "./options.js";
 export type { Json, JsonObject } from "./json.js";
 export { metricOf, type Passport, type Waiver } from "./passport.js";
 export { numbersOf, type Datatype, type Input, type Nested, type NumericArray, type Scalar, type Tensor } from "./tensors.js";

@@ -4,7 +4,7 @@
 // An answer opens only with the secret that was exported from its own request's context:
 // the answer of another request does not.
 
-import { concat, readVarint, utf8, varint, type Bytes } from "./bytes.js";
+import { concat, concatAll, readVarint, utf8, varint, type Bytes } from "./bytes.js";
 import { TransportError } from "./errors.js";
 import { headerOf, suiteOf, type KeyConfig } from "./keyconfig.js";
 
@@ -73,7 +73,7 @@ export async function sealChunked(
   const last = new Uint8Array(await sender.seal(message.subarray(at), FINAL));
   const secret = await exported(sender, "message/bhttp chunked response");
   return {
-    content: concat(...parts, varint(0), last),
+    content: concatAll([...parts, varint(0), last]),
     mediaType: "message/ohttp-chunked-req",
     responseMediaType: "message/ohttp-chunked-res",
     open: (content) => openChunks(secret, enc, content),
@@ -99,7 +99,7 @@ async function openChunks(secret: Uint8Array, enc: Uint8Array, content: Uint8Arr
   }
   // What is cut off shows here: only the last chunk is sealed as the final one.
   parts.push(await opener.open(content.subarray(at), FINAL));
-  return concat(...parts);
+  return concatAll(parts);
 }
 
 async function begin(config: KeyConfig, label: string, ephemeral: Ephemeral) {

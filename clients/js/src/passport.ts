@@ -12,7 +12,7 @@
 // signer of the verdict vouches for that. Statements are in-toto v1, the verdict is a
 // verification summary (VSA v1), attestations are test results v0.1.
 
-import { sha256Hex, utf8, type Bytes } from "./bytes.js";
+import { sha256Hex, textOf, utf8, type Bytes } from "./bytes.js";
 import {
   decodeBase64,
   ECDSA_P256,
@@ -136,7 +136,11 @@ async function opened(bundle: string, keys: TrustedKeys, algorithm: string): Pro
   if (!(await key.verifies(signature, preAuthenticationEncoding(PAYLOAD_TYPE, payload)))) {
     throw new StatementError("signature does not verify");
   }
-  return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(payload);
+  try {
+    return textOf(payload);
+  } catch {
+    throw new StatementError("statement: not JSON: invalid UTF-8");
+  }
 }
 
 // Statements
@@ -182,7 +186,7 @@ function summaryOf(verdict: Statement) {
   if (!Array.isArray(inputAttestations) || typeof timeVerified !== "string" || !isObject(outputPolicy)) {
     throw new StatementError("verdict: malformed");
   }
-  if (verificationResult !== "PASSED") throw new StatementError(`the verdict is ${verificationResult}`);
+  if (verificationResult !== "PASSED") throw new StatementError(`the verdict is ${typeof verificationResult === "string" ? verificationResult : "malformed"}`);
   const inputs = inputAttestations.map((item) => resourceOf(item, "inputAttestations", "uri").sha256);
   return { inputs, verifiedAt: timeVerified, policySha256: resourceOf(policy, "policy", "uri").sha256, outputPolicy };
 }

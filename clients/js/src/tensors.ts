@@ -3,7 +3,7 @@
 //
 // Values are little-endian, as typed arrays are wherever JavaScript runs in a page.
 
-import { concat, textOf, utf8 } from "./bytes.js";
+import { concatAll, textOf, utf8 } from "./bytes.js";
 import { TensorError, TransportError } from "./errors.js";
 import { isObject, member } from "./json.js";
 
@@ -76,6 +76,19 @@ export function toTensor(name: string, input: Input, datatype?: Datatype): Tenso
   }
   if (wanted === "BYTES") return { datatype: wanted, shape: given.shape, data: texts(where, given.data) };
   return { datatype: wanted, shape: given.shape, data: converted(where, given.data, wanted) };
+}
+
+/** A copy of what a caller gave: it may change before all of it is sent. */
+export function held(input: Input): Input {
+  if (typeof input !== "object" || input === null || !("data" in input) || !("shape" in input)) return copied(input) as Input;
+  const { data, shape } = input;
+  return { ...("datatype" in input && { datatype: input.datatype }), data: copied(data), shape: copied(shape) } as Input;
+}
+
+function copied(value: unknown, depth = 0): unknown {
+  // Of all typed arrays; not `value.slice`, which for a Buffer of Node is a view.
+  if (isNumeric(value)) return Uint8Array.prototype.slice.call(value);
+  return Array.isArray(value) && depth <= MAX_DIMENSIONS ? value.map((item) => copied(item, depth + 1)) : value;
 }
 
 interface Given {
@@ -282,7 +295,7 @@ export function encodeRequest(inputs: Record<string, Tensor>): { content: Uint8A
     parameters: { binary_data_size: parts[index]!.length },
   }));
   const head = utf8(JSON.stringify({ parameters: { binary_data_output: true }, inputs: heads }));
-  return { content: concat(head, ...parts), headBytes: head.length };
+  return { content: concatAll([head, ...parts]), headBytes: head.length };
 }
 
 function packTexts(name: string, data: string[]): Uint8Array {
@@ -296,7 +309,7 @@ function packTexts(name: string, data: string[]): Uint8Array {
     size.setUint32(0, bytes.length, true);
     return [new Uint8Array(size.buffer), bytes];
   });
-  return concat(...parts);
+  return concatAll(parts);
 }
 
 /**
@@ -397,7 +410,11 @@ export function joined(parts: Record<string, Tensor>[]): Record<string, Tensor> 
     const data = first.datatype === "BYTES" ? tensors.flatMap(({ data }) => data as string[]) : joinNumbers(tensors, first.datatype);
     return { datatype: first.datatype, shape, data };
   };
-  return Object.fromEntries(Object.entries(parts[0]!).map(([name, first]) => [name, join(name, first)]));
+  const first = Object.entries(parts[0]!);
+  if (parts.some((part) => Object.keys(part).length !== first.length)) {
+    throw unusable("parts of several requests have different outputs");
+  }
+  return Object.fromEntries(first.map(([name, tensor]) => [name, join(name, tensor)]));
 }
 
 function joinNumbers(tensors: Tensor[], datatype: Exclude<Datatype, "BYTES">): NumericArray {
@@ -405,5 +422,5 @@ function joinNumbers(tensors: Tensor[], datatype: Exclude<Datatype, "BYTES">): N
     const { buffer, byteOffset, byteLength } = data as NumericArray;
     return new Uint8Array(buffer, byteOffset, byteLength);
   });
-  return new ARRAYS[datatype](concat(...bytes).buffer);
+  return new ARRAYS[datatype](concatAll(bytes).buffer);
 }

@@ -1,6 +1,6 @@
 // Bytes to a server and back, by fetch: whole, bounded, without cookies or a referrer.
 
-import { concat } from "./bytes.js";
+import { concatAll } from "./bytes.js";
 import { TransportError } from "./errors.js";
 
 export interface Answer {
@@ -26,7 +26,7 @@ export interface Outgoing {
  * @throws TransportError there is no answer, or a longer one; an abort passes as it is.
  */
 export async function send(out: Outgoing, fetch: Fetch, timeoutS: number, signal?: AbortSignal): Promise<Answer> {
-  const timeout = AbortSignal.timeout(timeoutS * 1000);
+  const timeout = AbortSignal.timeout(Math.ceil(timeoutS * 1000));
   const init: RequestInit = {
     method: out.method,
     signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
@@ -37,9 +37,12 @@ export async function send(out: Outgoing, fetch: Fetch, timeoutS: number, signal
     ...(out.content && { body: out.content, headers: { "content-type": out.mediaType! } }),
   };
   try {
-    const response = await fetch(out.url, init);
-    const content = await read(response, out.maxBytes);
-    return { status: response.status, field: (name) => response.headers.get(name), content };
+    const answer = async (): Promise<Answer> => {
+      const response = await fetch(out.url, init);
+      const content = await read(response, out.maxBytes);
+      return { status: response.status, field: (name) => response.headers.get(name), content };
+    };
+    return await unlessAborted(answer(), init.signal!);
   } catch (cause) {
     if (signal?.aborted || cause instanceof TransportError) throw cause;
     if (timeout.aborted) throw new TransportError(`the server did not answer within ${timeoutS} s`, { cause });
@@ -49,6 +52,16 @@ export async function send(out: Outgoing, fetch: Fetch, timeoutS: number, signal
       { cause },
     );
   }
+}
+
+/** What is awaited, or an abort first: what callers bring need not heed signals. */
+export function unlessAborted<T>(awaited: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const aborted = () => reject(signal.reason as Error);
+    awaited.then(resolve, reject).finally(() => signal.removeEventListener("abort", aborted));
+    if (signal.aborted) aborted();
+    else signal.addEventListener("abort", aborted, { once: true });
+  });
 }
 
 async function read(response: globalThis.Response, maxBytes: number): Promise<Uint8Array> {
@@ -65,5 +78,5 @@ async function read(response: globalThis.Response, maxBytes: number): Promise<Ui
     }
     parts.push(value);
   }
-  return concat(...parts);
+  return concatAll(parts);
 }

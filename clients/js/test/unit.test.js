@@ -129,6 +129,9 @@ test("rows of several requests", () => {
   assert.deepEqual(joined(parts), { x, texts });
   const other = { y: { ...x, shape: [1, 6] } };
   assert.throws(() => joined([{ y: x }, other]), { name: "TransportError" });
+  for (const parts of [[{ y: x }, { y: x, z: x }], [{ y: x, z: x }, { y: x }], [{ y: x }, { z: x }]]) {
+    assert.throws(() => joined(parts), { name: "TransportError", message: /parts of several requests/ });
+  }
 });
 
 test("options that cannot be used", async () => {
@@ -152,6 +155,7 @@ test("options that cannot be used", async () => {
     bad({ [name]: undefined }, new RegExp(`^${name}: none is given`));
     bad({ [name]: [] }, new RegExp(`^${name}: none is given`));
   }
+  bad({ keyConfigs: "text" }, /^keyConfigs: not a Uint8Array/);
   bad({ requirePassport: true }, /^requirePassport: needs trustedKeys/);
   const rejected = (change) => new Client({ url: "https://models.example", token: "a.b.c", fetch: never, ...change }).serverMetadata();
   const never = () => assert.fail("nothing may be sent");

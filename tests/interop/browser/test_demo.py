@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     try:
         while b"open http" not in (folder / "log").read_bytes():
             assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.1)
         with opened(f"http://127.0.0.1:{port}/", folder) as found:
             found.wait_for("!document.getElementById('ask').disabled")
             yield found
