@@ -381,13 +381,14 @@ def _print(scan: Scan, out: Path, screen: Screen) -> None:
     for result in scan.report.results:
         state = result.status + (f": {result.reason}" if result.reason else "")
         doubt = () if result.reliable else (("; NOT RELIABLE", "error"),)
-        screen.line((f"{result.name:<12}", "head"), state, *doubt)
-        for name, metric in result.metrics.items():
-            if metric.low is not None:
-                screen.line(
-                    f"{'':<12}{name} {metric.value:.3f} "
-                    f"[{metric.low:.3f}, {metric.high:.3f}], n={metric.n}"
-                )
+        screen.line((f"{result.name:<11} ", "head"), state, *doubt)
+        screen.figures(
+            [
+                (name, metric.value, metric.low, metric.high, metric.n)
+                for name, metric in result.metrics.items()
+                if metric.low is not None and metric.high is not None
+            ]
+        )
     if "queries" in scan.report.times:
         screen.line(f"{'asked':<12}{scan.report.times['queries']} rows, over all runs")
     if not scan.complete:

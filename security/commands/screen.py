@@ -1,11 +1,12 @@
-"""What commands say to people: in colour on a terminal, plain everywhere else."""
+"""What commands say to people: colours and tables on a terminal, elsewhere lines."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,14 @@ def add_color(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# Name, value, its interval's ends, its sample.
+Figure = tuple[str, float, float, float, int | None]
+
+_BAR_CELLS = 20
+# Of a line of the table, without name and bar.
+_FIGURES_WIDTH = 52
+
+
 class Screen:
     """Standard output.
 
@@ -46,6 +55,7 @@ class Screen:
 
     def __init__(self, *, color: bool = True) -> None:
         self._color = color and _has_colors()
+        self._terminal = sys.stdout.isatty()
 
     def line(self, *parts: str | tuple[str, str]) -> None:
         """Print a line of texts; a pair is a text and its kind, which has a colour."""
@@ -56,6 +66,23 @@ class Screen:
         style = _STYLES.get(kind) if self._color else None
         shown = _printable(text)
         return shown if style is None else f"\x1b[{style}m{shown}\x1b[0m"
+
+    def figures(self, rows: Sequence[Figure]) -> None:
+        """Print figures with intervals: a table on a terminal, elsewhere lines."""
+        if not self._terminal:
+            for name, value, low, high, n in rows:
+                self.line(f"{'':<12}{name} {value:.3f} [{low:.3f}, {high:.3f}], n={n}")
+            return
+        width = max((len(name) for name, *_ in rows), default=0)
+        room = shutil.get_terminal_size().columns - width - _FIGURES_WIDTH
+        for name, value, low, high, n in rows:
+            interval = f"[{low:.3f}, {high:.3f}]"
+            self.line(
+                f"{'':<12}{name:<{width}}  ",
+                (_bar(value) if room >= _BAR_CELLS + 2 else "", "note"),
+                f"{value:>8.3f}  {interval:<18}",
+                (f"n={n}", "quiet"),
+            )
 
     def finding(self, severity: str, text: str, *more: str) -> None:
         """Print a finding, and below it what explains it and what to do."""
@@ -76,6 +103,23 @@ def show_findings(screen: Screen, findings: Iterable[ScanFinding]) -> None:
         screen.finding(
             finding.severity, f"{finding.rule}{place}: {finding.message}", remedy
         )
+
+
+def _bar(share: float) -> str:
+    """A share from 0 to 1 as a bar; blank for what is none.
+
+    >>> len(_bar(0.25)), len(_bar(-1.0))
+    (20, 20)
+    """
+    if not 0 <= share <= 1:
+        return " " * _BAR_CELLS
+    full, empty = "█░" if _is_unicode() else "#."
+    cells = round(share * _BAR_CELLS)
+    return full * cells + empty * (_BAR_CELLS - cells)
+
+
+def _is_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 def _has_colors() -> bool:
