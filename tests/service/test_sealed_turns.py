@@ -101,7 +101,6 @@ def last_records(house: House, count: int) -> list[dict[str, Any]]:
     ]
 
 
-TRACED = (b"traceparent", b"00-" + b"1" * 32 + b"-" + b"2" * 16 + b"-01")
 CASES: dict[str, tuple[Any, int]] = {
     "good": (asking, 200),
     "version": (lambda: asking(path="/v2/models/toy/versions/1.0.0/infer"), 200),
@@ -157,6 +156,25 @@ def test_the_answer_and_the_record_are_those_of_the_ordinary_way(
         assert by_side == ordinary
         assert ours == theirs
         assert by_side[2][0] == status  # type: ignore[index]
+
+    play(rooms, scene)
+
+
+def test_a_trace_inside_the_seal_goes_on_behind_a_known_head(rooms: Rooms) -> None:
+    trace = "1" * 32
+    traced = (b"traceparent", f"00-{trace}-{'2' * 16}-01".encode())
+
+    async def scene(house: House) -> None:
+        sealer = Sealer(house)
+        client = await sealer.begin()
+        bearer = token("infer:toy")
+        for fields in ((), (), (own_head(),)):
+            asked = request(
+                "POST", PATH, bearer=bearer, headers=(dated(), traced), body=GOOD
+            )
+            _, _, inner = await sealer.ask(client, asked, *fields)  # type: ignore[misc]
+            assert inner[0] == 200
+            assert inner[2]["traceresponse"].split("-")[1] == trace
 
     play(rooms, scene)
 

@@ -21,9 +21,8 @@ from httpx_ws import WebSocketSession, connect_ws
 
 __all__ = ["CHROMIUM", "Page", "opened"]
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None
-)
+_PROGRAMS = ("chromium-headless-shell", "chromium", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, _PROGRAMS)), None)
 _TIMEOUT_S = 60.0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -33,7 +32,6 @@ class Talker:
         scheme = "http" if context is None else "https"
         self.url = f"{scheme}://127.0.0.1:{self._listener.getsockname()[1]}"
         self.connections = 0
-        self._connections: list[socket.socket] = []
         self.requests: list[bytes] = []
         self.asked, self.ended = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=self._accept)]
@@ -45,12 +43,6 @@ class Talker:
         for thread in self._threads:
             thread.join(10)
 
-    def hang_up(self) -> None:
-        """End the connections that there are."""
-        for connection in self._connections:
-            with contextlib.suppress(OSError):  # it has ended
-                connection.shutdown(socket.SHUT_RDWR)
-
     def _accept(self) -> None:
         while True:
             try:
@@ -58,7 +50,6 @@ class Talker:
             except OSError:
                 return
             self.connections += 1
-            self._connections.append(connection)
             thread = threading.Thread(target=self._secure, args=(connection,))
             self._threads.append(thread)
             thread.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,11 +18,11 @@ import pytest
 
 from security.commands import COMMANDS
 from security.settings.loading import _SECTIONS
+from tests.support.browser import CHROMIUM
 from tests.support.servers import ROOT
 from website.fences import fenced
 
 CONFIG = ROOT / "website/mkdocs.yml"
-CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 
 needs_mkdocs = pytest.mark.skipif(
     importlib.util.find_spec("mkdocs") is None, reason="mkdocs: run make docs"

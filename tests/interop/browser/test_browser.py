@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.browser import CHROMIUM
 from tests.support.js_client import build, context, serving
 from tests.support.nginx import relay
 from tests.support.servers import free_port
@@ -30,7 +30,6 @@ pytestmark = [
     ),
 ]
 
-PROGRAMS = ("chromium-headless-shell", "chromium", "google-chrome")
 PAGE = (
     b'<!doctype html><title>page</title><script type="module" src="/page.js"></script>'
 )
@@ -73,12 +72,11 @@ class Visit(BaseHTTPRequestHandler):
 
 @contextmanager
 def chromium(url: str, profile: Path) -> Iterator[None]:
-    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if found is None:
+    if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run")
     process = subprocess.Popen(
-        [found, *flags, f"--user-data-dir={profile}", url],
+        [CHROMIUM, *flags, f"--user-data-dir={profile}", url],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
