@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typing import Any
 import httpx
 from httpx_ws import WebSocketSession, connect_ws
 
-__all__ = ["CHROMIUM", "Page", "opened"]
+__all__ = ["CHROMIUM", "Page", "chromium", "opened"]
 
 _PROGRAMS = ("chromium-headless-shell", "chromium", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, _PROGRAMS)), None)
@@ -93,21 +95,32 @@ class Page:
 
 
 @contextmanager
-def opened(url: str, folder: Path) -> Iterator[Page]:
-    """A page in a new Chromium with a profile of its own, until the block ends."""
+def chromium(profile: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Chromium with a profile of its own, until the block ends."""
     assert CHROMIUM is not None
-    profile = folder / "profile"
     process = subprocess.Popen(
         [
             CHROMIUM,
-            *("--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-            "--remote-debugging-port=0",
-            *(f"--user-data-dir={profile}", "about:blank"),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+            *("--hide-scrollbars", f"--user-data-dir={profile}", *arguments),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
+        yield process
+    finally:
+        # Where it is started by a script, that is not all of it.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextmanager
+def opened(url: str, folder: Path) -> Iterator[Page]:
+    """A page in a new Chromium with a profile of its own, until the block ends."""
+    profile = folder / "profile"
+    with chromium(profile, "--remote-debugging-port=0", "about:blank") as process:
         port = _port(profile / "DevToolsActivePort", process)
         (target,) = [
             one
@@ -126,9 +139,6 @@ def opened(url: str, folder: Path) -> Iterator[Page]:
             page.call("Page.navigate", url=url)
             page.wait_for("document.readyState === 'complete'")
             yield page
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _port(path: Path, process: subprocess.Popen[bytes]) -> int:

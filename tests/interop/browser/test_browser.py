@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import queue
-import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import CHROMIUM
+from tests.support.browser import CHROMIUM, chromium
 from tests.support.js_client import build, context, serving
 from tests.support.nginx import relay
 from tests.support.servers import free_port
@@ -28,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(
         os.environ.get("INTEROP") != "browser", reason="run by make interop-browser"
     ),
+    pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
 PAGE = (
@@ -70,23 +69,6 @@ class Visit(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def chromium(url: str, profile: Path) -> Iterator[None]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run")
-    process = subprocess.Popen(
-        [CHROMIUM, *flags, f"--user-data-dir={profile}", url],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
 @pytest.fixture(scope="module")
 def results(
     pristine: Path, tmp_path_factory: pytest.TempPathFactory
@@ -110,7 +92,8 @@ def results(
             Thread(target=site.serve_forever, daemon=True).start()
             try:
                 for host in ("localhost", "127.0.0.1"):
-                    with chromium(f"http://{host}:{port}/", folder / f"profile-{host}"):
+                    profile = folder / f"profile-{host}"
+                    with chromium(profile, f"http://{host}:{port}/"):
                         found[host] = site.results.get(timeout=120)
             finally:
                 site.shutdown()
