@@ -1,7 +1,7 @@
 """Run the benchmarks: all of them, or the ones named.
 
-`assessment`, `batch`, `calls`, `history`, `memory`, `peers`, `server` and `soak` take
-options of their own: `python -m benchmarks peers --help`.
+`assessment`, `batch`, `calls`, `history`, `memory`, `models`, `peers`, `server` and
+`soak` take options of their own: `python -m benchmarks peers --help`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from benchmarks import (
     gradients,
     history,
     memory,
+    models,
     monitoring,
     policies,
     proxying,
@@ -54,6 +55,7 @@ BENCHMARKS = {
     "soak": lambda: soak.main([]),
     "history": lambda: history.main([]),
     "memory": lambda: memory.main([]),
+    "models": models.run,
 }
 WITH_OPTIONS = {
     "assessment": assessment_commands.main,
@@ -61,6 +63,7 @@ WITH_OPTIONS = {
     "calls": calls.main,
     "history": history.main,
     "memory": memory.main,
+    "models": models.main,
     "peers": peers.main,
     "server": server.main,
     "soak": soak.main,

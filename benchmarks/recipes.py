@@ -127,12 +127,17 @@ def _rows(name: str, recipe: Recipe) -> list[tuple[str, ...]]:
     return rows
 
 
+def changed(config: TrainingConfig, changes: Changes) -> TrainingConfig:
+    """A configuration with some values changed, by section."""
+    for section, values in changes.items():
+        new = replace(getattr(config, section), **values)
+        config = replace(config, **{section: new})
+    return config
+
+
 def configuration(recipe: Recipe, changes: Changes, seed: int) -> TrainingConfig:
     """The recipe's file with some values changed."""
-    config = load_config(EXAMPLES / recipe.file)
-    for section, values in changes.items():
-        changed = replace(getattr(config, section), **values)
-        config = replace(config, **{section: changed})
+    config = changed(load_config(EXAMPLES / recipe.file), changes)
     if not recipe.folder:
         data = replace(config.data, split_key=f"seed {seed}")
         return replace(config, data=data)

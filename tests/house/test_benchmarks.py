@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import calls, comparisons, history, soak, timing
+from benchmarks import calls, comparisons, history, models, soak, timing
 from benchmarks.peers import contenders, load, report
 from benchmarks.peers.sealer import Order, Sealer
+from sealgate.errors import SealgateError
 from sealgate.protocol import bhttp, keyconfig, ohttp
 from sealgate.protocol.hpke import PrivateKey
 from sealgate.protocol.kem import KEM_NAMES
@@ -385,3 +386,68 @@ def test_a_short_run_beside_starlette(tmp_path: Path) -> None:
         assert 0 < one.p50_s <= one.p99_s
         assert one.cpu_s > 0
         assert one.rss_bytes > 1 << 20
+
+
+# What privacy and robustness cost.
+
+
+def compared(**changes: object) -> models.Row:
+    fields = {
+        "data": "digits",
+        "model": "linear, DP-SGD",
+        "epsilon": 2.994,
+        "measure": "accuracy",
+        "quality": models.Figure(0.934, 0.903, 0.955, 361),
+        "radius": 0.02,
+        "verified": models.Figure(0.88, n=361),
+        "attacked": models.Figure(0.9, n=361),
+        "membership": None,
+        "train_s": 2.2,
+        "assess_s": 11.0,
+        "missing": {"membership": "no rows"},
+    }
+    return models.Row(**(fields | changes))
+
+
+def test_the_page_has_the_figures_that_are_kept() -> None:
+    page = models.PAGE.read_text()
+    assert models.load(), "nothing was measured"
+    assert models.written(page, models.load()) == page
+
+
+def test_models_are_compared_in_a_table() -> None:
+    shown = models.markdown([compared(), compared(model="MLP", epsilon=None)])
+    assert "| model | epsilon | accuracy | verified at 0.02 | attacked |" in shown
+    assert "| linear, DP-SGD | 2.99 | 0.934 [0.903, 0.955] | 0.880 | 0.900 |" in shown
+    assert "| 0.900 | - | 2 + 11 s |" in shown
+    assert "| MLP | - |" in shown
+
+
+def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
+    models.save(tmp_path / "figures.json", [compared()])
+    assert models.load(tmp_path / "figures.json") == [compared()]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 2, "rows": []}', '{"format": 1, "rows": [{}]}']
+)
+def test_what_are_no_figures_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "figures.json").write_text(text)
+    with pytest.raises(SealgateError, match=r"figures\.json"):
+        models.load(tmp_path / "figures.json")
+
+
+def test_a_model_is_trained_assessed_and_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digits = models.DATA["digits"]
+    linear = replace(digits, variants=digits.variants[1:2])
+    monkeypatch.setattr(models, "DATA", {"digits": linear})
+    models.main(["--only", "digits", "--file", str(tmp_path / "figures.json")])
+    (row,) = models.load(tmp_path / "figures.json")
+    assert row.epsilon == pytest.approx(3, abs=0.05)
+    assert row.attacked is not None
+    assert 0.5 < row.attacked.value <= row.quality.value
+    assert row.membership is not None
+    assert min(row.train_s, row.assess_s) > 0
+    assert "linear, DP-SGD" in capsys.readouterr().out

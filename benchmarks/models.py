@@ -1,0 +1,428 @@
+"""What privacy and robustness cost, data set by data set, on one page.
+
+Each model is trained as `train` does it and assessed as `assess` does it; the figures
+are those of the evidence that they wrote. `python -m benchmarks models` measures, keeps
+what it measured in benchmarks/models.json, and writes the tables of docs/comparison.md
+from it; `--show` writes them alone, and with `--file` of other figures prints them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import resource
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipes import EXAMPLES, SHARED, Changes, changed
+from models.bundle import Bundle, read_bundle
+from models.errors import BundleError
+from models.files import write_atomic
+from models.report import Metric
+from sealgate.errors import SealgateError
+from security.assessment.engine.assess import OPTIONS, AssessRequest, assess_bundle
+from security.training.config import load_config
+from security.training.config_sections import TrainingConfig
+from security.training.data import load_split
+from security.training.ledger import Ledger
+from security.training.run import train_bundle
+
+__all__ = ["FIGURES", "PAGE", "Row", "load", "main", "markdown", "run", "written"]
+
+FIGURES = Path(__file__).with_name("models.json")
+PAGE = EXAMPLES.parent / "docs" / "comparison.md"
+FORMAT = 1
+MAX_BYTES = 1 << 20
+_TABLES = re.compile(r"(?<=<!-- models -->\n).*?(?=\n<!-- end models -->)", re.DOTALL)
+_NONE = "-"
+
+PUBLIC: Changes = {"data": {"personal": False}, "privacy": {"mechanism": "none"}}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training a model of a data set.
+
+    Attributes:
+        name: in the table.
+        file: the recipe in examples/.
+        changes: of its values.
+    """
+
+    name: str
+    file: str
+    changes: Changes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set and what is trained on it.
+
+    Attributes:
+        title: of its table.
+        folder: of its files, in the folder of data; none where a library brings it.
+        radius: of the attacks and bounds, as a share of each range.
+        variants: the models.
+    """
+
+    title: str
+    folder: str
+    radius: float
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric with its interval, as evidence states it."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a model; None where nothing was measured, for the reason given.
+
+    Attributes:
+        data, model: of the tables.
+        epsilon: of its guarantee; None without one.
+        measure: "accuracy", or "RMSE" of a predicted number.
+        quality: on held-out rows.
+        radius: of the next two, as a share of each range.
+        verified: share of rows that no attack can turn, proven.
+        attacked: share that none of ours turned.
+        membership: AUC of the best attack.
+        train_s, assess_s: CPU of both, with children.
+        missing: why a figure is missing, by its name.
+    """
+
+    data: str
+    model: str
+    epsilon: float | None
+    measure: str
+    quality: Figure
+    radius: float
+    verified: Figure | None
+    attacked: Figure | None
+    membership: Figure | None
+    train_s: float
+    assess_s: float
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+def _mlp(hidden: int, *, rate: float, ema: float = 0.9, norm: float = 1.0) -> Changes:
+    return {
+        "model": {"architecture": "mlp", "hidden": (hidden,)},
+        "privacy": {"max_grad_norm": norm},
+        "optimizer": {"learning_rate": rate, "ema": ema},
+    }
+
+
+def _public(hidden: int, steps: int, rate: float) -> Changes:
+    """The same network without privacy, and with time to converge."""
+    return {
+        "data": PUBLIC["data"],
+        "model": {"architecture": "mlp", "hidden": (hidden,)},
+        "privacy": {**PUBLIC["privacy"], "steps": steps},
+        "optimizer": {"learning_rate": rate},
+    }
+
+
+DATA: Mapping[str, Data] = {
+    "adult": Data(
+        "Adult: income above 50,000, 12 columns",
+        "adult",
+        0.02,
+        (
+            Variant("MLP-32, not private", "adult.toml", _public(32, 600, 0.5)),
+            Variant("linear, DP-SGD", "adult.toml"),
+            Variant("MLP-32, DP-SGD", "adult.toml", _mlp(32, norm=1.0, rate=4.0)),
+        ),
+    ),
+    "credit": Data(
+        "Credit default: 23 columns",
+        "credit-default",
+        0.01,
+        (
+            Variant(
+                "MLP-32, not private", "credit_default.toml", _public(32, 600, 0.5)
+            ),
+            Variant("linear, DP-SGD", "credit_default.toml"),
+            Variant("MLP-32, DP-SGD", "credit_default.toml", _mlp(32, rate=4.0)),
+        ),
+    ),
+    "digits": Data(
+        "Digits: 8 by 8 pixels, 10 classes",
+        "",
+        0.02,
+        (
+            Variant("MLP-64, not private", "digits.toml", _public(64, 1500, 0.5)),
+            Variant("linear, DP-SGD", "digits.toml"),
+            Variant("MLP-64, DP-SGD", "digits.toml", _mlp(64, rate=2.0, ema=0.9)),
+        ),
+    ),
+    "fashion": Data(
+        "Fashion-MNIST: 28 by 28 pixels, 10 classes",
+        "fashion-mnist",
+        0.0078,
+        (
+            Variant(
+                "MLP-128, not private",
+                "fashion_mnist.toml",
+                {
+                    "model": {
+                        "architecture": "mlp",
+                        "hidden": (128,),
+                        "features": "",
+                    },
+                    "privacy": {
+                        **PUBLIC["privacy"],
+                        "steps": 2000,
+                        "sampling_rate": 0.02,
+                        "expected_batch": 1200,
+                    },
+                    "optimizer": {"learning_rate": 0.1},
+                },
+            ),
+            Variant("linear on scattering, DP-SGD", "fashion_mnist.toml"),
+            Variant(
+                "MLP-128, DP-SGD",
+                "fashion_mnist.toml",
+                {
+                    "data": {"personal": False},
+                    "model": {
+                        "architecture": "mlp",
+                        "hidden": (128,),
+                        "features": "",
+                    },
+                    "privacy": {"clipping": "automatic"},
+                    "optimizer": {"learning_rate": 4.0},
+                },
+            ),
+        ),
+    ),
+}
+
+
+def run() -> None:
+    """All of it, as `main` without options."""
+    main([])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m benchmarks models`."""
+    args = _parser().parse_args(arguments)
+    rows = load(args.file)
+    if not args.show:
+        for name in args.only or DATA:
+            for row in measured(name):
+                rows = [*(old for old in rows if not _same(old, row)), row]
+                save(args.file, _ordered(rows))
+    rows = _ordered(rows)
+    if args.file == FIGURES:
+        text = PAGE.read_text(encoding="utf-8")
+        write_atomic(PAGE, written(text, rows).encode())
+    print(markdown(rows))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks models", description=__doc__
+    )
+    parser.add_argument("--only", nargs="+", choices=DATA, help="these data sets")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
+    parser.add_argument("--file", type=Path, default=FIGURES, help="of the figures")
+    return parser
+
+
+def _same(one: Row, other: Row) -> bool:
+    return (one.data, one.model) == (other.data, other.model)
+
+
+def _ordered(rows: Sequence[Row]) -> list[Row]:
+    """In the order of the tables; what no table names any more is left out."""
+    found = {(row.data, row.model): row for row in rows}
+    named = [(name, item.name) for name, data in DATA.items() for item in data.variants]
+    return [found[key] for key in named if key in found]
+
+
+# Measuring.
+
+
+def measured(name: str) -> Iterator[Row]:
+    """Train and assess every model of a data set; skips one whose files are absent."""
+    data = DATA[name]
+    if data.folder and not (SHARED / data.folder).is_dir():
+        print(f"{name}: no {SHARED / data.folder}", file=sys.stderr)
+        return
+    for item in data.variants:
+        with tempfile.TemporaryDirectory() as home:
+            row = _measured(name, data, item, Path(home))
+        print(f"{name}: {item.name}: {row.quality.value:.4f}", file=sys.stderr)
+        yield row
+
+
+def _measured(name: str, data: Data, item: Variant, home: Path) -> Row:
+    config = configuration(data, item)
+    began = _cpu_s()
+    ledger = Ledger(home / "ledger.sqlite")
+    out = train_bundle(config, home / "bundle", lambda *_: None, ledger=ledger)
+    trained = _cpu_s()
+    train, holdout = load_split(config)
+    options = replace(OPTIONS, radius_linf=data.radius)
+    began_assessing = _cpu_s()
+    made = assess_bundle(AssessRequest(out, holdout, train, options=options))
+    took = trained - began, _cpu_s() - began_assessing
+    return row_of(read_bundle(out), (name, item.name), took, made.missing)
+
+
+def configuration(data: Data, item: Variant) -> TrainingConfig:
+    """A variant's configuration, which finds its data."""
+    config = changed(load_config(EXAMPLES / item.file), item.changes)
+    if config.data.source.startswith("python:"):
+        os.environ.setdefault("FASHION_MNIST", str(SHARED / "fashion-mnist"))
+        return config
+    return replace(config, _base=SHARED / data.folder)
+
+
+def _cpu_s() -> float:
+    used = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(item.ru_utime + item.ru_stime for item in used)
+
+
+def row_of(
+    bundle: Bundle,
+    names: tuple[str, str],
+    took: tuple[float, float],
+    missing: Mapping[str, str],
+) -> Row:
+    """What a bundle's evidence says."""
+    metrics = {
+        kind: _metrics(bundle, kind)
+        for kind in ("quality", "privacy", "robustness", "membership")
+    }
+    number = "rmse" in metrics["quality"]
+    epsilon = metrics["privacy"].get("epsilon")
+    robustness = metrics["robustness"]
+    radius = robustness.get("radius")
+    attacked = "stable_share" if number else "robust_accuracy"
+    return Row(
+        *names,
+        epsilon=None if epsilon is None else epsilon.value,
+        measure="RMSE" if number else "accuracy",
+        quality=_figure(metrics["quality"]["rmse" if number else "accuracy"]),
+        radius=0.0 if radius is None else radius.value,
+        verified=_optional(robustness.get("verified_accuracy")),
+        attacked=_optional(robustness.get(attacked)),
+        membership=_optional(metrics["membership"].get("auc")),
+        train_s=round(took[0], 1),
+        assess_s=round(took[1], 1),
+        missing=dict(missing),
+    )
+
+
+def _metrics(bundle: Bundle, kind: str) -> Mapping[str, Metric]:
+    try:
+        return bundle.report(kind).metrics
+    except BundleError:
+        return {}
+
+
+def _figure(metric: Metric) -> Figure:
+    return Figure(metric.value, metric.low, metric.high, metric.n)
+
+
+def _optional(metric: Metric | None) -> Figure | None:
+    return None if metric is None else _figure(metric)
+
+
+# Keeping and showing.
+
+
+def load(path: Path = FIGURES) -> list[Row]:
+    """The figures of a file; none if there is no file.
+
+    Raises:
+        SealgateError: it is not such a file.
+    """
+    if not path.exists():
+        return []
+    if path.stat().st_size > MAX_BYTES:
+        raise SealgateError(f"{path}: more than {MAX_BYTES} bytes")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT:
+            raise SealgateError(f"{path}: format {value['format']!r}, not {FORMAT}")
+        return [_row(item) for item in value["rows"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SealgateError(f"{path}: {error}") from None
+
+
+def _row(value: Mapping[str, Any]) -> Row:
+    figures = {
+        name: None if value[name] is None else Figure(**value[name])
+        for name in ("quality", "verified", "attacked", "membership")
+    }
+    return Row(**{**value, **figures})
+
+
+def save(path: Path, rows: Sequence[Row]) -> None:
+    """Write figures, whole or not at all."""
+    value = {"format": FORMAT, "rows": [asdict(row) for row in rows]}
+    write_atomic(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def written(text: str, rows: Sequence[Row]) -> str:
+    """The page with these tables in it."""
+    return _TABLES.sub(lambda _: markdown(rows), text)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A table for each data set, whose head says what the figures are."""
+    parts = []
+    for name, data in DATA.items():
+        own = [row for row in rows if row.data == name]
+        if own:
+            parts += [f"### {data.title}", "", *_table(own), ""]
+    return "\n".join(parts).rstrip()
+
+
+_COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "model": lambda row: row.model,
+    "epsilon": lambda row: _NONE if row.epsilon is None else f"{row.epsilon:.2f}",
+    "{measure}": lambda row: _ranged(row.quality, row.measure == "RMSE"),
+    "verified at {radius:g}": lambda row: _plain(row.verified),
+    "attacked": lambda row: _plain(row.attacked),
+    "membership AUC": lambda row: _ranged(row.membership, few=False),
+    "CPU, train + assess": lambda row: f"{row.train_s:.0f} + {row.assess_s:.0f} s",
+}
+
+
+def _table(rows: Sequence[Row]) -> Iterator[str]:
+    head = [title.format(**vars(rows[0])) for title in _COLUMNS]
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |"
+
+
+def _plain(figure: Figure | None) -> str:
+    return _NONE if figure is None else f"{figure.value:.3f}"
+
+
+def _ranged(figure: Figure | None, few: bool) -> str:
+    if figure is None:
+        return _NONE
+    digits = 1 if few else 3
+    text = f"{figure.value:.{digits}f}"
+    if figure.low is None or figure.high is None:
+        return text
+    return f"{text} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
