@@ -12,6 +12,7 @@ from typing import Any
 
 from models.report import Report
 from security.admission.stated import Found, differ, number
+from security.admission.trained_ebm import EBM_MECHANISM, ebm_contradictions
 
 __all__ = ["Training", "training_contradictions"]
 
@@ -86,6 +87,9 @@ def training_contradictions(privacy: Report) -> Found:
         yield from differ("privacy", privacy.conditions, {"personal_data": personal})
         if told.section("privacy").get("mechanism") != "none":
             yield "privacy: the configuration asks for a mechanism"
+        return
+    if privacy.conditions.get("mechanism") == EBM_MECHANISM:
+        yield from ebm_contradictions(privacy, config)
         return
     yield from differ("privacy", privacy.conditions, _expected(told))
     origins = _origins(told)
