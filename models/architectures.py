@@ -153,7 +153,7 @@ class TabularClassifier(nn.Module):
         fixed[: len(self.numeric) if self._numbers else 0] = 1.0
         return fixed
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""
         probabilities = torch.softmax(self.body(self.network_input(features)), dim=-1)
         return probabilities, torch.argmax(probabilities, dim=-1)

@@ -31,16 +31,24 @@ class Explanations:
             side by side; none for the middle of each public range.
         output: name of the output that is explained; None finds the only one.
         quantity: of `QUANTITIES`; None for log-odds where the output is probabilities.
+        contributions: name of an output of what each column adds to the log-odds of the
+            second of two classes, for models that are sums over their columns.
     """
 
     references: tuple[tuple[float, ...], ...] = ()
     output: str | None = None
     quantity: str | None = None
+    contributions: str | None = None
 
     def to_object(self) -> dict[str, Any]:
         """As JSON values, of what differs from the defaults; `from_object` reads it."""
         rows = [list(row) for row in self.references]
-        value = {"references": rows, "output": self.output, "quantity": self.quantity}
+        value = {
+            "references": rows,
+            "output": self.output,
+            "quantity": self.quantity,
+            "contributions": self.contributions,
+        }
         return {key: item for key, item in value.items() if item}
 
     @classmethod
@@ -52,7 +60,7 @@ class Explanations:
         Raises:
             ManifestError: an unknown member, or one that does not fit the model.
         """
-        known = {"references", "output", "quantity"}
+        known = {"references", "output", "quantity", "contributions"}
         if not isinstance(value, Mapping) or value.keys() - known:
             raise ManifestError(f"{_WHERE}: expected {', '.join(sorted(known))}")
         output, quantity = value.get("output"), value.get("quantity")
@@ -60,10 +68,30 @@ class Explanations:
             raise ManifestError(f"{_WHERE}.output: not one of the outputs")
         if quantity is not None and quantity not in QUANTITIES:
             raise ManifestError(f"{_WHERE}.quantity: one of {', '.join(QUANTITIES)}")
-        return cls(_rows(value.get("references", []), inputs), output, quantity)
+        references = _rows(value.get("references", []), inputs)
+        parts = value.get("contributions")
+        if parts is not None:
+            _check_contributions(parts, inputs, outputs)
+        return cls(references, output, quantity, parts)
 
 
 DEFAULT = Explanations()
+
+
+def _check_contributions(
+    name: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
+    """Refuse what is not an output of a float per row and column."""
+    where = f"{_WHERE}.contributions"
+    found = [spec for spec in outputs if spec.name == name]
+    if not found:
+        raise ManifestError(f"{where}: not one of the outputs")
+    shapes = [spec.shape for spec in inputs]
+    columns = sum(shape[1] for shape in shapes if len(shape) == 2)
+    if any(len(shape) != 2 for shape in shapes) or found[0].shape != (-1, columns):
+        raise ManifestError(f"{where}: not a number for each row and column")
+    if found[0].datatype not in ("FP32", "FP64"):
+        raise ManifestError(f"{where}: not of floats")
 
 
 def _rows(value: Any, inputs: Sequence[TensorSpec]) -> tuple[tuple[float, ...], ...]:

@@ -28,6 +28,7 @@ from models.messages import messages
 from models.sessions import make_session
 
 __all__ = [
+    "CONTRIBUTIONS",
     "IMAGES",
     "INPUT",
     "LABEL",
@@ -45,6 +46,8 @@ INPUT = "features"
 IMAGES = "images"
 PROBABILITIES = "probabilities"
 LABEL = "label"
+# Of additive models alone.
+CONTRIBUTIONS = "contributions"
 
 # Stated, so that another torch does not silently move it; onnxruntime runs up to 26.
 OPSET = 20
@@ -134,7 +137,7 @@ def exported(program: ExportedProgram, name: str) -> bytes:
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[name],
-                output_names=[PROBABILITIES, LABEL],
+                output_names=_outputs(program),
                 dynamic_shapes=_ROWS,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -145,6 +148,12 @@ def exported(program: ExportedProgram, name: str) -> bytes:
     _strip(model)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _outputs(program: ExportedProgram) -> list[str]:
+    """Names of as many outputs as it has."""
+    names = [PROBABILITIES, LABEL, CONTRIBUTIONS]
+    return names[: len(program.graph_signature.user_outputs)]
 
 
 def _why(error: Exception) -> str:
@@ -195,7 +204,7 @@ def parity(module: nn.Module, model: bytes, rows: NDArray[Any]) -> Parity:
         with torch.no_grad():
             # A copy: the rows may be memory that torch may not write to.
             given = torch.from_numpy(rows[part].astype(np.float32))
-            wanted, labels = module.eval()(given)
+            wanted, labels, *_ = module.eval()(given)
         difference = float(np.abs(wanted.numpy() - got[part]).max())
         if not math.isfinite(difference):
             raise ExportError("the module or its export returns what is not finite")

@@ -150,7 +150,8 @@ class Manifest:
     @property
     def release(self) -> Release:
         """Its outputs, as its policy lets them leave."""
-        return Release(self.output_policy, self.outputs)
+        parts = self.explanations.contributions
+        return Release(self.output_policy, self.outputs, explaining=parts)
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -167,13 +167,24 @@ class Release:
         names: of the outputs that leave, in the manifest's order.
     """
 
-    def __init__(self, policy: OutputPolicy, outputs: Sequence[Output]) -> None:
+    def __init__(
+        self,
+        policy: OutputPolicy,
+        outputs: Sequence[Output],
+        *,
+        explaining: str | None = None,
+    ) -> None:
         """Say which outputs leave, and as what.
+
+        Args:
+            policy: the policy.
+            outputs: of the manifest.
+            explaining: name of one that leaves only where explanations do.
 
         Raises:
             ManifestError: none would leave, or the policy is not one for these.
         """
-        self.policy = policy
+        self.policy, self._explaining = policy, explaining
         scores = [item for item in outputs if item.labels]
         # What nobody has named is class scores, if it is the only thing that can be.
         scores = scores or _unnamed_scores(outputs, policy)
@@ -189,6 +200,8 @@ class Release:
         self._changes = {name: self._change(name) for name in self.names}
 
     def _leaves(self, name: str) -> bool:
+        if name == self._explaining and not self.policy.explains:
+            return False
         if not self.policy.withholds:
             return True
         kinds = set(self._kinds.values())

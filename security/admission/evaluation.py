@@ -53,6 +53,15 @@ _ACCOUNTED = {
     "sampling": "poisson",
     "neighbouring": "add_or_remove_one",
 }
+# Queries of sensitivity 1 on all rows: the same steps, at a sampling rate of 1.
+_ACCOUNTED_EBM = {
+    **_ACCOUNTED,
+    "mechanism": "dp_ebm_gaussian",
+    "sampling": "all_rows",
+    "sample_rate": 1.0,
+    "sensitivity": 1.0,
+    "group_size": 1,
+}
 # The same, where a report states them.
 _ACCOUNTED_IF_STATED = {
     "normalisation": ("public_constant",),
@@ -312,7 +321,8 @@ def _accounted(reports: Mapping[str, Report]) -> Steps[None]:
     privacy = reports.get("privacy")
     if privacy is None or not states_epsilon(privacy):
         return
-    for name, known in _ACCOUNTED.items():
+    boosted = privacy.conditions.get("mechanism") == _ACCOUNTED_EBM["mechanism"]
+    for name, known in (_ACCOUNTED_EBM if boosted else _ACCOUNTED).items():
         given = privacy.conditions.get(name)
         if given != known:
             yield AdmissionRefused(
@@ -333,7 +343,13 @@ def _group_steps(privacy: Report) -> Steps[None]:
     group = stated.get("group_size", 1)
     if type(group) is not int or group < 1:
         yield AdmissionRefused(10, f"privacy: cannot account for group_size {group!r}")
-    owner = stated.get("unit") == "owner" and stated.get("sampled") != "unit"
+    # Nothing is sampled for an "ebm", of whose owners each has one row.
+    whole = stated.get("sampling") == _ACCOUNTED_EBM["sampling"]
+    owner = (
+        stated.get("unit") == "owner"
+        and stated.get("sampled") != "unit"
+        and not (whole and stated.get("rows_per_unit") == 1)
+    )
     if owner and group == 1:
         yield AdmissionRefused(
             10, "privacy: owners have several rows, which are accounted one by one"

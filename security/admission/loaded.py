@@ -48,7 +48,8 @@ class LoadedModel:
         self.manifest: Manifest = admission.bundle.manifest
         self.input_specs = tuple(tensor.spec for tensor in self.manifest.inputs)
         self.release = self.manifest.release
-        self._withholds = self.release.policy.withholds
+        every = len(self.release.names) == len(self.manifest.outputs)
+        self._withholds = self.release.policy.withholds or not every
         self._session = _session(admission.bundle.model, settings)
         self._signature = Signature(self._session, self.manifest)
 

@@ -18,11 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.additive import AdditiveClassifier
 from models.architectures import ImageClassifier
 from models.bundle import MANIFEST_FILE, MODEL_FILE, report_file, root_digest
 from models.data import datasets
 from models.data.datasets import AnyDataset, ImageDataset, TabularDataset
+from models.explanations import DEFAULT, Explanations
 from models.export import (
+    CONTRIBUTIONS,
     IMAGES,
     INPUT,
     LABEL,
@@ -40,6 +43,13 @@ from sealgate.protocol.tensors import TensorSpec
 from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
+from security.training.additive_report import (
+    additive_checks,
+    additive_conditions,
+    additive_output,
+    additive_tools,
+    curves,
+)
 from security.training.candidates import candidates
 from security.training.config_sections import TrainingConfig
 from security.training.guarantee import Guarantee
@@ -215,7 +225,12 @@ def _parity_images(dataset: ImageDataset) -> NDArray[np.float64]:
 
 
 def _manifest(training: Training) -> Manifest:
-    classes = training.train.classes
+    classes, module = training.train.classes, training.network.module
+    more: tuple[Tensor, ...] = ()
+    explained = DEFAULT
+    if isinstance(module, AdditiveClassifier):
+        more = (additive_output(len(module.columns)),)
+        explained = Explanations(contributions=CONTRIBUTIONS)
     return Manifest(
         name=training.config.model.name,
         version=training.config.model.version,
@@ -225,8 +240,10 @@ def _manifest(training: Training) -> Manifest:
                 TensorSpec(PROBABILITIES, "FP32", (-1, len(classes))), labels=classes
             ),
             Tensor(TensorSpec(LABEL, "INT64", (-1,))),
+            *more,
         ),
         max_rows=MAX_ROWS,
+        explanations=explained,
     )
 
 
@@ -243,13 +260,14 @@ def _report(
     subject: Subject,
     *,
     datasets: tuple[Dataset, ...],
+    additive: bool = False,
     **content: Any,
 ) -> Report:
     return Report(
         kind=kind,
         created_at=datetime.now(UTC).replace(microsecond=0),
         subject=subject,
-        tools=_tools(),
+        tools=_tools() | (additive_tools() if additive else {}),
         datasets=datasets,
         **content,
     )
@@ -277,6 +295,7 @@ def _privacy_report(training: Training, subject: Subject) -> Report:
         conditions=_privacy_conditions(training, training.private),
         metrics=_privacy_metrics(training.private),
         checks=_privacy_checks(training.private, training.config.privacy.epsilon),
+        additive=training.config.additive,
         details={"config": config, **_origin_details(training.network)},
     )
 
@@ -299,6 +318,8 @@ def _privacy_metrics(private: Private) -> dict[str, Metric]:
 
 def _privacy_checks(private: Private, target: float) -> tuple[Check, ...]:
     guarantee, slack = private.guarantee, accounting.AGREEMENT_SLACK
+    if guarantee.exact:
+        return additive_checks(guarantee, target)
     verdicts, level = guarantee.verdicts, guarantee.level
     agree = abs(guarantee.claim - guarantee.second) <= slack
     pair = f"{guarantee.accountant} and {guarantee.second_accountant}"
@@ -331,15 +352,18 @@ def _privacy_conditions(
     config, guarantee = training.config, private.guarantee
     privacy, mechanism = config.privacy, private.mechanism
     owned = training.train.units is not None
+    if config.additive:
+        return {
+            **additive_conditions(config, mechanism, guarantee),
+            **_origins(training.network),
+            **_of_all(training, private),
+        }
     told = privacy.loss_share > 0 and guarantee.selection is None
     clipped = "unit" if owned and privacy.unit_bound == "clip" else "row"
     return {
         "mechanism": "dp_sgd_gaussian",
         "neighbouring": "add_or_remove_one",
-        "unit": "owner" if owned else "row",
         "sampled": clipped,
-        "units": private.outcome.units,
-        "group_size": guarantee.group,
         "sampling": "poisson",
         "sample_rate": mechanism.sample_rate,
         "noise_multiplier": mechanism.noise_multiplier,
@@ -359,7 +383,6 @@ def _privacy_conditions(
         **_choice(config, guarantee.selection),
         "training_loss": "noisy_in_mechanism" if told else "not_told",
         "row_count": "public",  # delta is chosen from it, and datasets[0] states it
-        "noise_generator": training.randomness,
         "noise_floating_point": "sum_of_four_gaussians",
         "gradient_method": private.outcome.method,
         "verdicts_cover": "every_step_in_the_weights",
@@ -367,8 +390,20 @@ def _privacy_conditions(
         "processes": private.outcome.processes,
         "precision": config.compute.precision,
         "covers_holdout": False,
-        "personal_data": training.train.personal,
-        "ledger": "booked" if training.train.personal else "not_booked",
+        **_of_all(training, private),
+    }
+
+
+def _of_all(training: Training, private: Private) -> Mapping[str, Condition]:
+    """What every mechanism states alike: whose privacy, and where its noise is from."""
+    owned, personal = training.train.units is not None, training.train.personal
+    return {
+        "unit": "owner" if owned else "row",
+        "units": private.outcome.units,
+        "group_size": private.guarantee.group,
+        "noise_generator": training.randomness,
+        "personal_data": personal,
+        "ledger": "booked" if personal else "not_booked",
     }
 
 
@@ -455,6 +490,8 @@ def _provenance_report(training: Training, subject: Subject) -> Report:
     schema: dict[str, Any] = {"classes": list(training.train.classes)}
     if isinstance(training.train, TabularDataset):
         schema["columns"] = [column.to_object() for column in training.train.columns]
+    if isinstance(training.network.module, AdditiveClassifier):
+        schema["curves"] = curves(training.network.module)
     return _report(
         "provenance",
         subject,
@@ -470,6 +507,7 @@ def _provenance_report(training: Training, subject: Subject) -> Report:
             **training.tracked,
         },
         details={"config": config, **schema},
+        additive=training.config.additive,
     )
 
 

@@ -16,8 +16,10 @@ from models.data.identity import VERSIONS
 from models.names import NAME, VERSION
 from models.networks import ARCHITECTURES, FEATURES
 from security.config_reader import Found, hint
+from security.training.additive_rules import EBM, MECHANISM, additive_rules
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
 from security.training.config_sections import (
+    ABSENT,
     AdversarialConfig,
     ColumnConfig,
     ComputeConfig,
@@ -80,7 +82,9 @@ def _rules(config: TrainingConfig) -> Rules:
     else:
         public = not config.data.personal
         yield public, "privacy.mechanism", "'none' is for data.personal = false"
-    yield from _optimizer_rules(config.optimizer)
+    if not config.additive:
+        yield from _optimizer_rules(config.optimizer)
+    yield from additive_rules(config)
     yield from _compute_rules(config.compute)
     if config.adversarial is not None:
         yield from _adversarial_rules(config.adversarial)
@@ -102,7 +106,7 @@ def _model_rules(model: ModelConfig) -> Rules:
     )
     version = bool(VERSION.fullmatch(model.version))
     yield version, "model.version", "dotted numbers like 1.0.0"
-    kinds = (*ARCHITECTURES, MODULE)
+    kinds = (*ARCHITECTURES, MODULE, EBM)
     known = model.architecture in kinds
     close = hint(model.architecture, kinds)
     yield known, "model.architecture", f"one of {', '.join(kinds)}{close}"
@@ -214,8 +218,15 @@ def _column_rules(column: ColumnConfig) -> Iterable[tuple[bool, str]]:
 
 
 def _privacy_rules(privacy: PrivacyConfig) -> Rules:
-    known = privacy.mechanism in ("dp_sgd", "none")
-    yield known, "privacy.mechanism", "one of dp_sgd, none"
+    known = privacy.mechanism in ("dp_sgd", MECHANISM, "none")
+    yield known, "privacy.mechanism", f"one of dp_sgd, {MECHANISM}, none"
+    if privacy.mechanism == MECHANISM:
+        return
+    given = ("steps", "sampling_rate", "expected_batch")
+    missing = [name for name in given if getattr(privacy, name) == ABSENT]
+    if missing:
+        yield False, "privacy", f"missing {', '.join(missing)}"
+        return
     rate = 0 < privacy.sampling_rate <= 1
     yield rate, "privacy.sampling_rate", "must be above 0, at most 1"
     steps = 1 <= privacy.steps <= MAX_STEPS
@@ -226,7 +237,8 @@ def _privacy_rules(privacy: PrivacyConfig) -> Rules:
 def _guarantee_rules(privacy: PrivacyConfig) -> Rules:
     epsilon = 0 < privacy.epsilon <= MAX_EPSILON
     yield epsilon, "privacy.epsilon", f"must be above 0, at most {MAX_EPSILON:g}"
-    yield privacy.max_grad_norm > 0, "privacy.max_grad_norm", "must be positive"
+    clipped = privacy.max_grad_norm > 0 or privacy.mechanism == MECHANISM
+    yield clipped, "privacy.max_grad_norm", "must be positive"
     delta = privacy.delta is None or 0 < privacy.delta < 1
     yield delta, "privacy.delta", "must be between 0 and 1"
     clipping = privacy.clipping in CLIPPING
@@ -244,7 +256,10 @@ def _guarantee_rules(privacy: PrivacyConfig) -> Rules:
 
 
 def _optimizer_rules(optimizer: OptimizerConfig) -> Rules:
-    yield optimizer.learning_rate > 0, "optimizer.learning_rate", "must be positive"
+    given = optimizer.learning_rate != ABSENT
+    yield given, "optimizer", "missing learning_rate"
+    positive = optimizer.learning_rate > 0 or not given
+    yield positive, "optimizer.learning_rate", "must be positive"
     momentum = 0 <= optimizer.momentum < 1
     yield momentum, "optimizer.momentum", "must be in [0, 1)"
     known = optimizer.kind in OPTIMIZERS

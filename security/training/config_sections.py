@@ -14,7 +14,9 @@ from typing import Any
 from models.data.identity import CURRENT
 
 __all__ = [
+    "ABSENT",
     "AdversarialConfig",
+    "BoostingConfig",
     "ColumnConfig",
     "ComputeConfig",
     "DataConfig",
@@ -28,13 +30,23 @@ __all__ = [
 ]
 
 
+# Stands for a number that was not given: one that nobody gives by mistake.
+ABSENT = -(1 << 31)
+# Of `PrivacyConfig`, what describes a gradient step.
+_OF_STEPS = (
+    *("steps", "sampling_rate", "expected_batch", "max_grad_norm", "clipping"),
+    "loss_share",
+)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What is trained.
 
     Attributes:
         name, version: of the bundle, as in its manifest.
-        architecture: one of `models.networks.ARCHITECTURES`, or "module".
+        architecture: one of `models.networks.ARCHITECTURES`, "module", or "ebm" for a
+            sum of one learnt curve per column.
         hidden: widths of the hidden layers; empty for "linear".
         blocks: residual blocks of "resnet".
         module: for "module", ``package.module:function``, which returns an `nn.Module`.
@@ -163,7 +175,8 @@ class PrivacyConfig:
         epsilon: target; the noise is chosen so that PRV's upper bound stays below.
         max_grad_norm: L2 norm that each unit's gradient is clipped to.
         delta: below 1/n; if absent, 1/n^1.1 rounded down to two digits.
-        mechanism: "dp_sgd"; "none" for public data only, without any guarantee.
+        mechanism: "dp_sgd"; "dp_ebm" for architecture "ebm", where steps, sampling and
+            clipping follow from it; "none" for public data only, without any guarantee.
         clipping: "flat" cuts longer gradients; "automatic" scales every one to it.
         unit_bound: where a unit owns several rows: "clip" samples and clips units;
             "group" samples and clips rows, and accounts for groups of them.
@@ -174,9 +187,9 @@ class PrivacyConfig:
             ``secure = false``, a faster generator that can be predicted.
     """
 
-    steps: int
-    sampling_rate: float
-    expected_batch: int
+    steps: int = ABSENT
+    sampling_rate: float = ABSENT
+    expected_batch: int = ABSENT
     epsilon: float = 0.0
     max_grad_norm: float = 0.0
     delta: float | None = None
@@ -201,7 +214,7 @@ class OptimizerConfig:
         ema: decay of the averaged weights that are exported; 0 exports the last ones.
     """
 
-    learning_rate: float
+    learning_rate: float = ABSENT
     momentum: float = 0.0
     kind: str = "sgd"
     schedule: str = "constant"
@@ -224,6 +237,23 @@ class AdversarialConfig:
     radius: float
     steps: int = 7
     beta: float = 6.0
+
+
+@dataclass(frozen=True)
+class BoostingConfig:
+    """How an "ebm" is boosted; every round asks the rows once about each column.
+
+    Attributes:
+        rounds: over all columns.
+        learning_rate: of each round.
+        bins: that a number's range is cut into, at most.
+        leaves: into which a round splits a column, at random.
+    """
+
+    rounds: int = 50
+    learning_rate: float = 0.2
+    bins: int = 32
+    leaves: int = 3
 
 
 @dataclass(frozen=True)
@@ -309,9 +339,10 @@ class TrainingConfig:
     model: ModelConfig
     data: DataConfig
     privacy: PrivacyConfig
-    optimizer: OptimizerConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
     compute: ComputeConfig = ComputeConfig()
     use: UseConfig = UseConfig()
+    boosting: BoostingConfig | None = None
     adversarial: AdversarialConfig | None = None
     search: SearchConfig | None = None
     _base: Path = Path()
@@ -326,12 +357,28 @@ class TrainingConfig:
         """Whether training gives a guarantee."""
         return self.privacy.mechanism != "none"
 
+    @property
+    def additive(self) -> bool:
+        """Whether an "ebm" is trained, under "dp_ebm"."""
+        return self.privacy.mechanism == "dp_ebm"
+
+    @property
+    def boosted(self) -> BoostingConfig:
+        """How an "ebm" is boosted; the defaults where nothing was said."""
+        return self.boosting or BoostingConfig()
+
     def to_object(self) -> dict[str, Any]:
         """What was chosen, as JSON values, for the evidence."""
         chosen = {name: value for name, value in _chosen(self).items() if value}
         if not self.data.source or self.data.row_identity == 1:
             # As it was written before there was a second version, or needs none.
             del chosen["data"]["row_identity"]
+        if self.additive:
+            # What only DP-SGD has; none of it was given.
+            chosen["boosting"] = _chosen(self.boosted)
+            del chosen["optimizer"]
+            for name in _OF_STEPS:
+                del chosen["privacy"][name]
         return chosen
 
 

@@ -10,7 +10,7 @@ import dp_accounting
 from dp_accounting import pld
 
 from security.errors import TrainingError
-from security.training import accounting
+from security.training import accounting, composed
 from security.training.accounting import Mechanism
 from security.training.config_sections import TrainingConfig
 from security.training.selection import Selection
@@ -22,6 +22,7 @@ __all__ = [
     "Verdicts",
     "check_verdicts",
     "claims",
+    "make_additive_plan",
     "make_plan",
     "privacy_curve",
     "selection_of",
@@ -44,6 +45,7 @@ class Plan:
         units: how many are sampled from, public.
         target: epsilon.
         selection: how the best of several tries is chosen; None for one training.
+        exact: whether each step asks all rows: GDP then adds them up exactly.
     """
 
     mechanism: Mechanism
@@ -52,6 +54,7 @@ class Plan:
     units: int
     target: float
     selection: Selection | None = None
+    exact: bool = False
 
     @property
     def mechanism_delta(self) -> float:
@@ -94,13 +97,15 @@ class Guarantee:
 
     Attributes:
         delta: the claim's.
-        claim: epsilon: PRV's upper bound; PLD's for groups, RDP's for a selection.
+        claim: epsilon: PRV's upper bound; PLD's for groups, RDP's for a selection, and
+            where each step asks all rows GDP's, which is exact.
         rdp: by Rényi divergence, which does not do groups.
         second: by dp-accounting: PLD, or for a selection its own Rényi divergence.
         group: see `Plan.group`.
         verdicts: on the mechanism.
         level: at which they were made.
         selection: see `Plan.selection`.
+        exact: see `Plan.exact`.
     """
 
     delta: float
@@ -111,6 +116,7 @@ class Guarantee:
     verdicts: Verdicts
     level: float
     selection: Selection | None = None
+    exact: bool = False
 
     @property
     def mechanism_delta(self) -> float:
@@ -122,6 +128,8 @@ class Guarantee:
         """Which one the claim is from."""
         if self.selection is not None:
             return "rdp"
+        if self.exact:
+            return "gdp"
         return "prv" if self.group == 1 else "pld"
 
     @property
@@ -131,11 +139,12 @@ class Guarantee:
 
     def line(self, mechanism: Mechanism) -> str:
         """The claim with its assumptions, for people."""
+        taken = f"{mechanism.steps} steps"
+        how = "all rows" if self.exact else f"Poisson q={mechanism.sample_rate:g}"
         groups = f", groups of {self.group} rows" if self.group > 1 else ""
         return (
             f"epsilon {self.claim:.2f} at delta {self.delta:.1e} "
-            f"({self.accountant.upper()}, Poisson q={mechanism.sample_rate:g}, "
-            f"{mechanism.steps} steps{groups}{self._tries}; "
+            f"({self.accountant.upper()}, {how}, {taken}{groups}{self._tries}; "
             f"{self.second_accountant.upper()} {self.second:.2f})"
         )
 
@@ -174,6 +183,36 @@ def make_plan(config: TrainingConfig, units: int, *, group: int = 1) -> Plan:
     return Plan(mechanism, delta, group, units, privacy.epsilon, selection)
 
 
+def make_additive_plan(config: TrainingConfig, units: int, *, terms: int) -> Plan:
+    """Find the noise of an "ebm" for the target.
+
+    Args:
+        config: of the training.
+        units: how many rows there are, public.
+        terms: of the model.
+
+    Raises:
+        TrainingError: no noise reaches the target, or so much that a bin is lost in it;
+            or delta is too large.
+    """
+    privacy, boosting = config.privacy, config.boosted
+    delta = privacy.delta or accounting.default_delta(units)
+    accounting.check_delta(delta, units)
+    steps = terms * (boosting.rounds + 1)
+    inner = delta * (1 - VERDICT_SHARE)
+    noise = composed.find_noise(privacy.epsilon, inner, steps)
+    share = units / boosting.bins
+    if noise > share:
+        raise TrainingError(
+            f"epsilon {privacy.epsilon:g} needs noise of {noise:.3g} rows in each of "
+            f"{steps} queries ({terms} terms, {boosting.rounds} rounds), more than the "
+            f"{share:.3g} rows that one of {boosting.bins} bins has on average: take "
+            "fewer columns, rounds or bins, or a larger epsilon"
+        )
+    mechanism = Mechanism(1.0, noise, steps)
+    return Plan(mechanism, delta, 1, units, privacy.epsilon, exact=True)
+
+
 def selection_of(config: TrainingConfig) -> Selection | None:
     """How the best of several tries is chosen; None without a search."""
     search = config.search
@@ -199,6 +238,7 @@ def state_guarantee(plan: Plan, outcome: Outcome) -> Guarantee:
         verdicts=_verdicts(plan, outcome),
         level=plan.level,
         selection=plan.selection,
+        exact=plan.exact,
     )
     _check(guarantee, plan.target)
     return guarantee
@@ -223,6 +263,8 @@ def _claim(plan: Plan, second: float) -> float:
         return accounting.epsilon_selected(
             plan.mechanism, plan.selection, plan.mechanism_delta
         )
+    if plan.exact:
+        return composed.epsilon_gdp(plan.mechanism, plan.mechanism_delta)
     if plan.group > 1:
         return second
     return accounting.epsilon_prv(plan.mechanism, plan.mechanism_delta)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from models.additive import AdditiveClassifier
 from models.architectures import (
     ImageClassifier,
     NetworkSpec,
@@ -31,6 +32,7 @@ from models.data.datasets import AnyDataset, TabularDataset
 from models.export import recorded
 from models.features import FEATURE_MAPS, feature_shape
 from security.errors import TrainingError
+from security.training.additive_rules import EBM
 from security.training.config_rules import MODULE, PUBLIC
 from security.training.config_sections import TrainingConfig
 from security.training.examples import Examples
@@ -166,6 +168,8 @@ def build_classifier(config: TrainingConfig, train: AnyDataset) -> Classifier:
 def _built(
     config: TrainingConfig, train: AnyDataset
 ) -> tuple[Classifier, tuple[Rule, ...] | None]:
+    if config.model.architecture == EBM:
+        return _additive(config, train)
     torch.manual_seed(config.model.seed)  # of what is drawn again below
     flags = config.model.missing_flags
     shape = _input_shape(config, train)
@@ -196,6 +200,25 @@ def _built(
         train.bounds, mean=train.mean, std=train.std, body=body, features=features
     )
     return images, rules
+
+
+def _additive(
+    config: TrainingConfig, train: AnyDataset
+) -> tuple[Classifier, tuple[Rule, ...]]:
+    """Bins and scores of each column, all of them 0."""
+    if not isinstance(train, TabularDataset):
+        raise TrainingError("model.architecture: an ebm takes columns, no images")
+    if len(train.classes) != 2:
+        raise TrainingError("an ebm under privacy decides between two classes")
+    module = AdditiveClassifier(
+        train.columns,
+        bins=config.boosted.bins,
+        missing_flags=config.model.missing_flags,
+        centre=config.model.centre,
+        logs=[item.name for item in config.data.columns if item.scale == "log"],
+    )
+    check_body(module.body, NetworkSpec((module.width,), 2))
+    return module, draw(module.body, config.model.seed)
 
 
 def _input_shape(config: TrainingConfig, train: AnyDataset) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from models.data.datasets import AnyDataset
 from models.errors import BundleError
 from security.errors import TrainingError
 from security.training import bundle
+from security.training.boosted import run_boosted
 from security.training.bundle import Private, Training
 from security.training.config_sections import TrainingConfig
 from security.training.data import load_split, tracked_sources
@@ -101,6 +102,8 @@ def train_bundle(
     if config.search is not None:
         found = run_search(job)
         config, network, private = found.config, found.network, found.private
+    elif config.additive:
+        private = run_boosted(job)
     elif config.private:
         private = run_private(job)
     else:

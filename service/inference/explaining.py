@@ -30,7 +30,7 @@ from models import shapley
 from models.shapley import Orders
 from models.trees import TreeEnsemble
 from sealgate.protocol.tensors import Array
-from service.inference.batching import InferenceTimeoutError
+from service.inference.batching import InferenceFailedError, InferenceTimeoutError
 from service.inference.layout import Floats, Inputs, Layout, Places, rows_at
 from service.inference.quantity import Reading
 
@@ -39,6 +39,7 @@ __all__ = [
     "MAX_NEARBY_VALUES",
     "Explainer",
     "Explanation",
+    "Parts",
     "Question",
     "Trees",
     "explain",
@@ -135,6 +136,34 @@ class Trees:
         return self.base + self.weights @ self.ensemble.reached(passed)
 
 
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """An output of what each column adds to the log-odds of the second of two classes.
+
+    Attributes:
+        output: its name.
+        known: ``(references, columns)``, it about the references.
+    """
+
+    output: str
+    known: Floats
+
+    def explain(
+        self, contributions: Array, which: Places, references: Floats
+    ) -> tuple[Floats, Floats]:
+        """Of each row its attributions, and its value.
+
+        Args:
+            contributions: the output about the rows.
+            which: class of each.
+            references: ``(rows,)``, value of the references.
+        """
+        sign = np.where(which == 1, 1.0, -1.0)[:, None]
+        wide = contributions.astype(np.float64)
+        found = sign * (wide - self.known.mean(axis=0))
+        return found, references + found.sum(axis=1)
+
+
 async def explain(
     explainer: Explainer,
     run: Callable[[Inputs, Sequence[str]], Awaitable[list[Array]]],
@@ -160,7 +189,8 @@ async def explain(
         InferenceFailedError: an answer is no number.
     """
     output = explainer.reading.output
-    names = list(dict.fromkeys([*outputs, output]))
+    parts = [] if explainer.parts is None else [explainer.parts.output]
+    names = list(dict.fromkeys([*outputs, output, *parts]))
 
     async def evaluate(rows: Inputs) -> Array:
         return (await run(rows, [output]))[0]
@@ -168,7 +198,10 @@ async def explain(
     try:
         async with asyncio.timeout(timeout_s):
             arrays = dict(zip(names, await run(inputs, names)))
-            found = await explainer.explain(inputs, arrays[output], question, evaluate)
+            given = arrays[parts[0]] if parts else None
+            found = await explainer.explain(
+                inputs, arrays[output], question, evaluate, contributions=given
+            )
     except TimeoutError:
         raise InferenceTimeoutError("explained until the deadline") from None
     return [arrays[name] for name in outputs], found
@@ -182,6 +215,7 @@ class Explainer:
         reading: of the output.
         method: how Shapley values are found.
         given_references: the references are the manifest's own, and no midpoints.
+        parts: what the model itself says each column adds, if it does.
     """
 
     def __init__(
@@ -192,6 +226,7 @@ class Explainer:
         *,
         trees: Trees | None = None,
         additive: bool = False,
+        parts: Parts | None = None,
     ) -> None:
         """Wire it.
 
@@ -201,9 +236,11 @@ class Explainer:
             known: the output about the references.
             trees: compiled, where the model is such.
             additive: no two columns interacted.
+            parts: what the model itself says each column adds, if it does.
         """
         self._layout, self.reading, self._known = layout, reading, known
-        self._trees = trees
+        self._trees, self.parts = trees, parts
+        additive = additive or parts is not None
         self.names, self.given_references = layout.names, layout.given
         self.method = "trees" if trees else "additive" if additive else "permutations"
 
@@ -211,15 +248,24 @@ class Explainer:
         """How many rows of input an explanation of so many counts as.
 
         As many as are asked about. What is known exactly from less counts as one pair
-        of permutations, since it tells as much.
+        of permutations, since it tells as much; what the model gives beside its answer
+        as nothing more.
         """
         if question.method == "local":
             return rows * (1 + question.samples)
+        if self.parts is not None:
+            return rows
         orders = self._orders(question)
         return rows * (1 + len(self._known) * orders.coalitions)
 
     async def explain(
-        self, inputs: Inputs, scores: Array, question: Question, evaluate: Evaluate
+        self,
+        inputs: Inputs,
+        scores: Array,
+        question: Question,
+        evaluate: Evaluate,
+        *,
+        contributions: Array | None = None,
     ) -> Explanation:
         """Explain some rows.
 
@@ -228,6 +274,7 @@ class Explainer:
             scores: the explained output about them.
             question: what is asked.
             evaluate: gives the output about other rows.
+            contributions: of `parts`, about them.
 
         Raises:
             UnexplainableError: no public ranges for what is nearby.
@@ -246,11 +293,35 @@ class Explainer:
         state = _State(flat, which, values, references)
         if question.method == "local":
             return await self._near(state, question, evaluate)
+        if self.parts is not None and contributions is not None:
+            return self._given(state, self.parts, contributions, scores)
         if self._trees is not None:
             found = await self._exact(state, self._trees)
             if self._agrees(found, scores):
                 return found
         return await self._sampled(state, question, evaluate)
+
+    def _given(
+        self, state: _State, parts: Parts, contributions: Array, scores: Array
+    ) -> Explanation:
+        """By the model's own sum, which was held to its answers when it was loaded.
+
+        Raises:
+            InferenceFailedError: here it is not what it answers.
+        """
+        references = state.references.mean(axis=1)
+        found, values = parts.explain(contributions, state.which, references)
+        made = Explanation(
+            "additive",
+            found,
+            np.zeros_like(found),
+            values,
+            references,
+            state.classes(self.reading),
+        )
+        if not self._agrees(made, scores):
+            raise InferenceFailedError("contributions do not add up to the answer")
+        return made
 
     def _agrees(self, found: Explanation, scores: Array) -> bool:
         which = np.zeros(len(scores), np.intp)

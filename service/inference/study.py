@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from models.trees import TreeEnsemble, compile_trees
 from sealgate.protocol.tensors import Array
 from security.admission.loaded import LoadedModel
 from service.inference.batching import InferenceFailedError
-from service.inference.explaining import Explainer, Trees, is_rounding
+from service.inference.explaining import Explainer, Parts, Trees, is_rounding
 from service.inference.layout import (
     Floats,
     Inputs,
@@ -26,6 +27,15 @@ from service.inference.warmup import limited
 __all__ = ["study"]
 
 _ROWS = 16
+# How far a model's contributions may be from its log-odds, in 32 bits.
+_ADDS_UP = 1e-3
+_SATURATED = 6.0
+
+
+class _Run(Protocol):
+    """Gives an output about some rows; the explained one if none is named."""
+
+    def __call__(self, inputs: Inputs, name: str = ...) -> Array: ...
 
 
 def study(
@@ -47,8 +57,8 @@ def study(
                 raise UnexplainableError("the model's output policy forbids it")
             layout, output = Layout(manifest), explained_output(manifest)
 
-            def run(inputs: Inputs) -> Array:
-                return model.run(inputs, [output.spec.name], options)[0]
+            def run(inputs: Inputs, name: str = output.spec.name) -> Array:
+                return model.run(inputs, [name], options)[0]
 
             return _study(layout, output, run, model)
         except UnexplainableError as error:
@@ -60,7 +70,7 @@ def study(
 def _study(
     layout: Layout,
     output: Tensor,
-    run: Callable[[Inputs], Array],
+    run: _Run,
     model: LoadedModel,
 ) -> Explainer:
     """By runs over references and made-up rows.
@@ -88,11 +98,38 @@ def _study(
             trees = _fitted(ensemble, reading, layout.numbers(flat), scores)
             if trees is not None:
                 return Explainer(layout, reading, known, trees=trees)
+    parts = _parts(layout, readings[0], run, rows, model)
+    if parts is not None:
+        return Explainer(layout, readings[0], known, parts=parts)
     additive = False
     # A model may be too slow for this, or answer what is no number about made-up rows.
     with contextlib.suppress(InferenceFailedError):
         additive = _is_additive(layout, readings[0], run, flat, scores)
     return Explainer(layout, readings[0], known, additive=additive)
+
+
+def _parts(
+    layout: Layout, reading: Reading, run: _Run, rows: Inputs, model: LoadedModel
+) -> Parts | None:
+    """The output that the manifest calls contributions, if they add up to the answer.
+
+    Up to a constant, about made-up rows and references.
+    """
+    name = model.manifest.explanations.contributions
+    if name is None or reading.quantity != "log_odds" or reading.classes != 2:
+        return None
+    gaps, found = [], []
+    for inputs in (rows, layout.shaped(layout.references)):
+        scores, parts = run(inputs), run(inputs, name).astype(np.float64)
+        value = reading.values(scores, np.ones(len(scores), np.intp))
+        # Beyond, a probability in 32 bits says little of the log-odds.
+        kept = np.abs(value) < _SATURATED
+        gaps.append((value - parts.sum(axis=1))[kept])
+        found.append(parts)
+    gap = np.concatenate(gaps)
+    if not len(gap) or not np.ptp(gap) <= _ADDS_UP:
+        return None
+    return Parts(name, found[1])
 
 
 def _fitted(
