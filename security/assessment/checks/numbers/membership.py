@@ -19,6 +19,7 @@ from models.report import Check, Metric
 from security.assessment.checks.numbers.measures import CONDITIONS
 from security.assessment.checks.numbers.shadows import (
     ShadowNumbers,
+    how_many,
     kind_of,
     shadow_numbers,
 )
@@ -53,7 +54,7 @@ class ResidualCheck(MembershipCheck):
         if kind_of(context, known_of(context)):
             units += [
                 Unit(self.name, f"membership/shadows-{first}", {"first": first})
-                for first in range(0, context.job.options.effort.shadows, _PER_UNIT)
+                for first in range(0, how_many(context), _PER_UNIT)
             ]
         return units
 
@@ -94,7 +95,15 @@ class ResidualCheck(MembershipCheck):
             found, _ = _measured(every, known)
             metrics |= {f"all_scores_{name}": found[name] for name in _RATES}
             findings = (*findings, policy_finding(str(context.leaving), metrics))
-        return _result(context, known, metrics, findings, series, finite=finite)
+        return _result(
+            context,
+            known,
+            metrics,
+            findings,
+            series,
+            finite=finite,
+            made=len(shadows.included),
+        )
 
 
 def _result(
@@ -105,6 +114,7 @@ def _result(
     series: list[dict[str, Any]],
     *,
     finite: bool,
+    made: int,
 ) -> CheckResult:
     names = [str(item["name"]) for item in series]
     kind, members = kind_of(context, known), int(known.member.sum())
@@ -122,9 +132,7 @@ def _result(
             "false_positive_rate": 0.01,
             "auc_interval": "newcombe",
             "tpr_interval": "wilson",
-            "shadow_models": context.job.options.effort.shadows
-            if len(names) > 1
-            else 0,
+            "shadow_models": made,
             **({"shadows": kind} if len(names) > 1 else {}),
             "seed": context.job.options.seed,
             "covered_by_dp": False,
@@ -136,7 +144,7 @@ def _result(
             "charts": [roc_chart(series)],
             "untested": [] if len(names) > 1 else [_UNTESTED],
         },
-        public={name: counts for name in names},
+        public=dict.fromkeys(names, counts),
     )
 
 
@@ -193,6 +201,6 @@ def _measured(
 
 
 _UNTESTED = (
-    "Membership by shadow models: they need the training's configuration, or a model of "
-    "trees."
+    "Membership by shadow models: they need the training's configuration, or a model "
+    "of trees."
 )
