@@ -15,6 +15,8 @@ steps            how checks are written: the first refusal, or all of them
 waivers          checks 20 to 23: who may let what pass, and until when
 evaluation       checks 1 to 10: whether the evidence meets the policy
 consistency      check 27: reports that contradict themselves or each other
+trained          the part of it on what a training wrote, field by field
+stated           how a field is held to another place that says the same
 outputs          check 29: how much of each answer may leave
 gate             every check, numbered: the verdict, or the first refusal, or all
 signers          keys in files, key services and hardware modules
