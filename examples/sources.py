@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits
 
-# Where the files of Fashion-MNIST are, if not here.
+# Where the files of Fashion-MNIST are, if not here; and those of bike sharing.
 FOLDER = "FASHION_MNIST"
+BIKES = "BIKE_SHARING"
 _CLASSES = [
     "t-shirt",
     "trouser",
@@ -50,6 +54,28 @@ def fashion_train() -> dict[str, Any]:
 def fashion_test() -> dict[str, Any]:
     """10,000 more."""
     return _fashion("t10k")
+
+
+def bike_sharing() -> dict[str, Any]:
+    """17,379 hours of a bike hire: calendar, weather, and how many bikes were hired.
+
+    An hour of a working day is another category than the same hour of a free day: that
+    commuters ride at eight is known without a row.
+    """
+    folder = Path(os.environ.get(BIKES, Path(__file__).parent))
+    with zipfile.ZipFile(folder / "bike_sharing_dataset.zip") as archive:
+        text = archive.read("hour.csv").decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    free = np.array(["free", "work"])
+    day = free[[int(row["workingday"]) for row in rows]]
+    hour = np.array([f"{int(row['hr']):02}" for row in rows])
+    texts = ("season", "yr", "mnth", "holiday", "weekday", "weathersit")
+    measured = ("temp", "atemp", "hum", "windspeed", "cnt")
+    return {
+        "hour": np.strings.add(np.strings.add(day, " "), hour),
+        **{name: np.array([row[name] for row in rows]) for name in texts},
+        **{name: np.array([float(row[name]) for row in rows]) for name in measured},
+    }
 
 
 def _fashion(part: str) -> dict[str, Any]:

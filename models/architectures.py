@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from models.data.targets import Target
 from models.manifest import Column
 from models.networks import ARCHITECTURES
 
@@ -20,6 +22,7 @@ __all__ = [
     "ImageClassifier",
     "NetworkSpec",
     "TabularClassifier",
+    "TabularRegressor",
     "build_network",
 ]
 
@@ -38,7 +41,7 @@ class NetworkSpec:
     Attributes:
         inputs: shape of one preprocessed example: ``(width,)``, or channels, height,
             width.
-        classes: how many logits.
+        classes: how many logits; 1 where a number is predicted.
         hidden: widths of the hidden layers, or channels of the convolutions; what the
             architecture says where there are none.
         blocks: residual blocks; 0 for what the architecture says.
@@ -50,15 +53,15 @@ class NetworkSpec:
     blocks: int = 0
 
 
-class TabularClassifier(nn.Module):
-    """A classifier of rows of numbers and category codes, preprocessing inside.
+class _Tabular(nn.Module):
+    """Rows of numbers and category codes, preprocessed before a network.
 
     The ranges are buffers, not parameters: they are public constants, and training,
     which sees `body` only, cannot move them.
 
     Attributes:
         low, span: float32, shape ``(d,)``: each column's lower end and width.
-        body: the network; maps ``(n, width)`` to ``(n, classes)`` logits.
+        body: the network; maps ``(n, width)`` to logits.
         width: what `network_input` gives: one per number, one per category, and one
             per number for whether it was missing, if flags are wanted.
         centre: which share of each range becomes 0. Where usual values are known to
@@ -153,10 +156,36 @@ class TabularClassifier(nn.Module):
         fixed[: len(self.numeric) if self._numbers else 0] = 1.0
         return fixed
 
+
+class TabularClassifier(_Tabular):
+    """A classifier of rows of numbers and category codes, preprocessing inside."""
+
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:
         """Class probabilities ``(n, classes)`` and the likeliest class ``(n,)``."""
         probabilities = torch.softmax(self.body(self.network_input(features)), dim=-1)
         return probabilities, torch.argmax(probabilities, dim=-1)
+
+
+class TabularRegressor(_Tabular):
+    """Predicts a number of such rows, by a network of one logit.
+
+    Attributes:
+        target: which number: a sigmoid gives its place in the public range.
+    """
+
+    def __init__(
+        self, columns: Sequence[Column], body: nn.Module, *, target: Target, **how: Any
+    ) -> None:
+        super().__init__(columns, body, **how)
+        self.target = target
+        self._low, self._high = target.ends
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The number, in its own unit ``(n,)``, never beyond its range."""
+        logits = self.body(self.network_input(features)).squeeze(1)
+        scaled = self._low + torch.sigmoid(logits) * (self._high - self._low)
+        found = _UNSCALED[self.target.scale](scaled)
+        return torch.clamp(found, self.target.low, self.target.high)
 
 
 class ImageClassifier(nn.Module):
@@ -304,6 +333,12 @@ def _codes(column: Column) -> int:
     return len(column.categories)
 
 
+# From the scales of `models.data.targets` to the number's own unit.
+_UNSCALED: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda scaled: scaled,
+    "sqrt": torch.square,
+    "log": torch.exp,
+}
 _BUILDERS: Mapping[str, Callable[[NetworkSpec], nn.Module]] = dict(
     zip(ARCHITECTURES, (_perceptron, _perceptron, _resnet, _cnn), strict=True)
 )

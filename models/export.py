@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.export import ExportedProgram
 
+from models.architectures import TabularRegressor
 from models.errors import ExportError
 from models.manifest import Column
 from models.messages import messages
@@ -34,10 +35,12 @@ __all__ = [
     "LABEL",
     "OPSET",
     "PROBABILITIES",
+    "VALUE",
     "Parity",
     "export_onnx",
     "exported",
     "parity",
+    "predict_onnx",
     "recorded",
     "run_onnx",
 ]
@@ -48,6 +51,7 @@ PROBABILITIES = "probabilities"
 LABEL = "label"
 # Of additive models alone.
 CONTRIBUTIONS = "contributions"
+VALUE = "value"
 
 # Stated, so that another torch does not silently move it; onnxruntime runs up to 26.
 OPSET = 20
@@ -62,20 +66,21 @@ class Parity:
 
     Attributes:
         rows: how many were compared.
-        max_abs_difference: largest difference of a probability.
-        label_agreement: share of rows with the same label.
+        max_abs_difference: largest difference of a probability; of a number, as a share
+            of its public range.
+        label_agreement: share of rows with the same label; None where there are none.
     """
 
     rows: int
     max_abs_difference: float
-    label_agreement: float
+    label_agreement: float | None
 
     def line(self) -> str:
         """The comparison, for people."""
-        return (
-            f"differs from torch by {self.max_abs_difference:.1e} at most, "
-            f"same label on {self.label_agreement:.1%} of {self.rows} rows"
-        )
+        most = f"differs from torch by {self.max_abs_difference:.1e} at most"
+        if self.label_agreement is None:
+            return f"{most}, of the target's range, on {self.rows} rows"
+        return f"{most}, same label on {self.label_agreement:.1%} of {self.rows} rows"
 
 
 def export_onnx(module: nn.Module, columns: Sequence[Column]) -> bytes:
@@ -126,6 +131,10 @@ def exported(program: ExportedProgram, name: str) -> bytes:
         program: of `recorded`.
         name: of the file's input, `INPUT` or `IMAGES`.
 
+    Returns:
+        With the output `VALUE` of a regressor; else with `PROBABILITIES`, `LABEL` and,
+        of an additive model, `CONTRIBUTIONS`.
+
     Raises:
         ExportError: the exporter refuses it.
     """
@@ -152,8 +161,8 @@ def exported(program: ExportedProgram, name: str) -> bytes:
 
 def _outputs(program: ExportedProgram) -> list[str]:
     """Names of as many outputs as it has."""
-    names = [PROBABILITIES, LABEL, CONTRIBUTIONS]
-    return names[: len(program.graph_signature.user_outputs)]
+    count = len(program.graph_signature.user_outputs)
+    return [VALUE] if count == 1 else [PROBABILITIES, LABEL, CONTRIBUTIONS][:count]
 
 
 def _why(error: Exception) -> str:
@@ -176,17 +185,36 @@ def run_onnx(
     Raises:
         SessionError: onnxruntime refuses the model.
     """
+    probabilities, label = _run(model, rows, (PROBABILITIES, LABEL))
+    return probabilities, label
+
+
+def predict_onnx(model: bytes, rows: NDArray[Any]) -> NDArray[np.float32]:
+    """Run an exported regressor as `run_onnx` does a classifier.
+
+    Returns:
+        The numbers ``(n,)``, in their own unit.
+
+    Raises:
+        SessionError: onnxruntime refuses the model.
+    """
+    (numbers,) = _run(model, rows, (VALUE,))
+    return numbers
+
+
+def _run(
+    model: bytes, rows: NDArray[Any], outputs: Sequence[str]
+) -> tuple[NDArray[Any], ...]:
     session = make_session(model)
     name = session.get_inputs()[0].name
     parts = [
         session.run(
-            [PROBABILITIES, LABEL],
+            list(outputs),
             {name: np.asarray(rows[start : start + _CHUNK], dtype=np.float32)},
         )
         for start in range(0, max(1, len(rows)), _CHUNK)
     ]
-    probabilities, label = (np.concatenate(item) for item in zip(*parts))
-    return probabilities, label
+    return tuple(np.concatenate(item) for item in zip(*parts))
 
 
 def parity(module: nn.Module, model: bytes, rows: NDArray[Any]) -> Parity:
@@ -197,20 +225,34 @@ def parity(module: nn.Module, model: bytes, rows: NDArray[Any]) -> Parity:
     """
     if len(rows) == 0:
         raise ExportError("parity needs at least one row")
+    if isinstance(module, TabularRegressor):
+        (wanted,), got = _of_module(module, rows), predict_onnx(model, rows)
+        span = module.target.high - module.target.low
+        return Parity(len(rows), _largest(wanted, got) / span, None)
     got, got_labels = run_onnx(model, rows)
-    largest, agreed = 0.0, 0
+    wanted, labels, *_ = _of_module(module, rows)
+    agreed = int((labels == got_labels).sum())
+    return Parity(len(rows), _largest(wanted, got), agreed / len(rows))
+
+
+def _of_module(module: nn.Module, rows: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What a module gives about rows, a piece at a time."""
+    parts = []
     for start in range(0, len(rows), _CHUNK):
-        part = slice(start, start + _CHUNK)
+        # A copy: the rows may be memory that torch may not write to.
+        given = torch.from_numpy(rows[start : start + _CHUNK].astype(np.float32))
         with torch.no_grad():
-            # A copy: the rows may be memory that torch may not write to.
-            given = torch.from_numpy(rows[part].astype(np.float32))
-            wanted, labels, *_ = module.eval()(given)
-        difference = float(np.abs(wanted.numpy() - got[part]).max())
-        if not math.isfinite(difference):
-            raise ExportError("the module or its export returns what is not finite")
-        largest = max(largest, difference)
-        agreed += int((labels.numpy() == got_labels[part]).sum())
-    return Parity(len(rows), largest, agreed / len(rows))
+            found = module.eval()(given)
+        found = found if isinstance(found, tuple) else (found,)
+        parts.append([item.numpy() for item in found])
+    return tuple(np.concatenate(item) for item in zip(*parts))
+
+
+def _largest(wanted: NDArray[Any], got: NDArray[Any]) -> float:
+    difference = float(np.abs(wanted - got).max())
+    if not math.isfinite(difference):
+        raise ExportError("the module or its export returns what is not finite")
+    return difference
 
 
 def _strip(model: Any) -> None:

@@ -161,6 +161,13 @@ class Manifest:
         return tuple(column for item in self.inputs for column in item.columns)
 
     @property
+    def number(self) -> Tensor | None:
+        """Its only output, where that is a number for each row, of a public range."""
+        first, *others = self.outputs
+        one = first.spec.shape in ((-1,), (-1, 1)) and not (others or first.labels)
+        return first if one and first.bounds is not None else None
+
+    @property
     def text(self) -> tuple[str, ...]:
         """Names of its inputs that are texts."""
         found = (item.spec for item in self.inputs)

@@ -77,7 +77,12 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "monitoring": {"": ("drift_alarms", "psi", "accuracy", "epsilon")},
-    "provenance": {"": ("accuracy_before", "accuracy_after", "comparison_p_value")},
+    "provenance": {
+        "": (
+            *("accuracy_before", "accuracy_after", "comparison_p_value"),
+            *("mae_before", "mae_after"),
+        ),
+    },
     "reference": {"": ("events", "epsilon", "delta", "sigma")},
     "structure": {
         "": (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.targets import Target
 from models.errors import DatasetError
 from models.manifest import Column
 
@@ -37,34 +39,42 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class TabularDataset:
-    """Rows of numbers, each with one class.
+    """Rows of numbers, each with one class, or with a number that is to be predicted.
 
     Attributes:
         name: of the data set; both sides of a split keep it.
         features: float64, shape ``(n, d)``; may hold NaN where a value is missing, and
             holds codes where a column has categories.
-        labels: int64, shape ``(n,)``, from 0 to ``len(classes) - 1``.
+        labels: int64, shape ``(n,)``, from 0 to ``len(classes) - 1``; with a target,
+            float64, as the rows have it: not clamped.
         columns: ``d`` names with public ranges.
-        classes: names of the classes, in the order of the labels.
+        classes: names of the classes, in the order of the labels; none with a target.
         personal: whether a row is about a person.
         units: whose row each is, text, shape ``(n,)``; None where each is its own.
         keys: digests of whole rows as they were read, with what is no feature; None
             where the features are all there was.
         sensitive: attributes for measuring fairness, by name, text, shape ``(n,)``.
+        target: what is known of the number that is predicted; None with classes.
     """
 
     name: str
     features: NDArray[np.float64] = field(repr=False)
-    labels: NDArray[np.int64] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
     columns: tuple[Column, ...] = field(repr=False)
     classes: tuple[str, ...]
     personal: bool
     units: NDArray[np.str_] | None = field(default=None, repr=False)
     keys: NDArray[np.bytes_] | None = field(default=None, repr=False)
     sensitive: Mapping[str, NDArray[np.str_]] = field(default_factory=dict, repr=False)
+    target: Target | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def outputs(self) -> int:
+        """Of a network for it: one of each class, or the number's alone."""
+        return len(self.classes) or 1
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> TabularDataset:
         """The same data set with only the chosen rows, in the order chosen."""
@@ -96,6 +106,16 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def outputs(self) -> int:
+        """Of a network for it: one of each class."""
+        return len(self.classes)
+
+    @property
+    def target(self) -> None:
+        """No number is predicted from images."""
+        return None
 
     def take(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> ImageDataset:
         """The same data set with only the chosen images, in the order chosen."""
@@ -255,11 +275,17 @@ def digest(features: NDArray[Any], labels: NDArray[Any]) -> str:
 def multiset_digest(*parts: AnyDataset) -> str:
     """Hex SHA-256 of all rows in any order: shuffled data is the same data."""
     hashes = sorted(
-        hashlib.sha256(row + int(label).to_bytes(8, "little")).digest()
+        hashlib.sha256(row + _label(label)).digest()
         for dataset in parts
         for row, label in zip(_rows(dataset.features), dataset.labels)
     )
     return hashlib.sha256(b"".join(hashes)).hexdigest()
+
+
+def _label(label: Any) -> bytes:
+    if isinstance(label, np.floating):
+        return struct.pack("<d", label)
+    return int(label).to_bytes(8, "little")
 
 
 def common_rows(first: AnyDataset, second: AnyDataset) -> int:

@@ -20,6 +20,7 @@ from models.data import identity
 from models.data.columns import Table, codes, numbers, texts
 from models.data.datasets import AnyDataset, ImageDataset, TabularDataset
 from models.data.readers import MAX_BYTES, CsvFormat, read_table
+from models.data.targets import Target
 from models.errors import DatasetError
 from models.manifest import Column
 
@@ -60,8 +61,8 @@ class Schema:
 
     Attributes:
         name: of the data set.
-        label: the column of classes.
-        classes: their names.
+        label: the column of classes, or of the number that is predicted.
+        classes: their names; none of a number.
         aliases: other spellings of a class, to its name.
         columns: features with ranges or categories; none for images.
         image: for images.
@@ -74,6 +75,7 @@ class Schema:
         personal: whether a row is about a person.
         csv: how a CSV file is written.
         identity: the version of what makes two rows one, of `models.data.identity`.
+        target: what is known of the number; None with classes.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Schema:
     personal: bool = True
     csv: CsvFormat = field(default_factory=CsvFormat)
     identity: int = identity.CURRENT
+    target: Target | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -177,7 +180,7 @@ def _checks(
 
 
 def _dataset(
-    table: Table, schema: Schema, features: NDArray[Any], labels: NDArray[np.int64]
+    table: Table, schema: Schema, features: NDArray[Any], labels: NDArray[Any]
 ) -> AnyDataset:
     missing = frozenset(schema.missing)
     sensitive = {name: groups(table, name, missing) for name in schema.sensitive}
@@ -200,7 +203,7 @@ def _dataset(
         columns = [name for name in schema.roles if name not in skipped]
         common["keys"] = identity.written_keys(table, columns)
     if schema.image is None:
-        return TabularDataset(columns=schema.columns, **common)
+        return TabularDataset(columns=schema.columns, target=schema.target, **common)
     image = schema.image
     bounds = (image.low, image.high)
     return ImageDataset(bounds=bounds, mean=image.mean, std=image.std, **common)
@@ -236,7 +239,16 @@ def _spread(table: Table, schema: Schema) -> None:
         table.spread("features", [column.name for column in schema.columns])
 
 
-def _labels(table: Table, schema: Schema) -> NDArray[np.int64]:
+def _labels(table: Table, schema: Schema) -> NDArray[Any]:
+    """Classes, int64; or of a regression the numbers, float64, none of them missing."""
+    if schema.target is not None:
+        given = numbers(table, schema.label)
+        shares = schema.target.shares(given)
+        if len(shares) and (shares == shares[0]).all():
+            raise DatasetError(
+                f"{table.where}: every row has the same target, in its public range"
+            )
+        return given
     known = {name: code for code, name in enumerate(schema.classes)}
     known |= {alias: known[name] for alias, name in schema.aliases.items()}
     values = codes(table, schema.label, known, what="class")

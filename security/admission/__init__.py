@@ -17,6 +17,7 @@ evaluation       checks 1 to 10: whether the evidence meets the policy
 consistency      check 27: reports that contradict themselves or each other
 trained          the part of it on what a training wrote, field by field
 trained_ebm      the same where an ebm was trained
+regression       the part on a number that was learnt: its range, in every report
 stated           how a field is held to another place that says the same
 outputs          check 29: how much of each answer may leave
 gate             every check, numbered: the verdict, or the first refusal, or all

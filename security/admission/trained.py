@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.report import Report
+from security.admission.regression import REGRESSION
 from security.admission.stated import Found, differ, number
 from security.admission.trained_ebm import EBM_MECHANISM, ebm_contradictions
 
@@ -39,7 +40,6 @@ _SEARCH: Mapping[str, Any] = {
     "search_bound": "papernot_steinke_2022",
     "search_drawn": "uniformly_with_replacement",
     "search_released": "best_try_alone",
-    "search_score": "units_right_in_training_rows",
 }
 _LISTS = (
     *("centre", "clipping", "ema", "expected_batch", "hidden", "learning_rate"),
@@ -133,12 +133,19 @@ def _expected(told: Training) -> dict[str, Any]:
     if search:
         expected |= {
             **_SEARCH,
+            "search_score": _score(told),
             "search_candidates": _product(search),
             "search_distribution": search.get("distribution"),
             "search_expected_tries": search.get("tries"),
             "search_score_noise": search.get("score_noise"),
         }
     return expected
+
+
+def _score(told: Training) -> str:
+    number = told.section("data").get("task") == REGRESSION
+    right = "share_of_range" if number else "units"
+    return f"{right}_right_in_training_rows"
 
 
 def _origins(told: Training) -> dict[str, Any]:

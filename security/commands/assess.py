@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from security.commands.options import Subparsers
 from security.commands.rows import (
@@ -147,11 +147,14 @@ def _request(
         decision=args.decision,
         **wanted(policy, bundle.manifest.name),
     )
-    extras = {}
-    if args.config is not None and "canaries" in options.wanted:
+    extras: dict[str, Any] = {}
+    if args.config is not None:
         from security.commands import scan_training  # noqa: PLC0415  (as above)
 
-        extras["mechanism"] = scan_training.load_mechanism(args.config, args.bundle)
+        if "canaries" in options.wanted:
+            extras["mechanism"] = scan_training.load_mechanism(args.config, args.bundle)
+        if bundle.manifest.number is not None:  # shadows need the recipe
+            extras["training"] = scan_training.load_training(args.config, args.bundle)
     return AssessRequest(
         args.bundle,
         holdout,

@@ -22,7 +22,7 @@ from security.training.data import load_split, read_config
 from security.training.examples import Examples
 from security.training.guarantee import make_plan, privacy_curve
 from security.training.network import build_classifier, examples_of
-from security.training.session import group_of, recipe_of
+from security.training.session import group_of, objective_of, recipe_of
 
 __all__ = ["load_mechanism", "load_training"]
 
@@ -60,7 +60,7 @@ def load_training(path: Path, bundle: Path | None) -> TrainingRows:
         noise = plan.mechanism.noise_multiplier
         epsilon, delta = config.privacy.epsilon, plan.delta
     if config.model.architecture in _PERCEPTRONS:
-        recipe = _recipe(config, len(train.classes), noise)
+        recipe = _recipe(config, train.outputs, noise)
     return TrainingRows(
         rows=rows,
         inputs=inputs.flatten(1).numpy().astype(np.float32),
@@ -70,6 +70,7 @@ def load_training(path: Path, bundle: Path | None) -> TrainingRows:
         datasets=used,
         epsilon=epsilon,
         delta=delta,
+        target=train.target,
     )
 
 
@@ -90,10 +91,11 @@ def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
     mechanism = plan.mechanism
     trainings = CanaryTrainings(
         body=classifier.body,
-        examples=_random_examples(tuple(shape), len(train.classes)),
+        examples=_random_examples(tuple(shape), train),
         mechanism=mechanism,
-        recipe=recipe_of(config, len(train.classes)),
+        recipe=recipe_of(config, train.outputs),
         method=config.compute.gradients,
+        objective=objective_of(config),
     )
     return AuditedMechanism(
         trainings=trainings,
@@ -114,11 +116,13 @@ def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
     )
 
 
-def _random_examples(shape: tuple[int, ...], classes: int) -> Examples:
+def _random_examples(shape: tuple[int, ...], train: AnyDataset) -> Examples:
     """What canaries are trained beside: an audit on real rows would spend budget."""
     random = torch.Generator().manual_seed(0)
     inputs = 2 * torch.rand(_CANARY_ROWS, *shape, generator=random) - 1
-    labels = torch.randint(classes, (_CANARY_ROWS,), generator=random)
+    if train.target is not None:
+        return Examples(inputs, torch.rand(_CANARY_ROWS, generator=random))
+    labels = torch.randint(train.outputs, (_CANARY_ROWS,), generator=random)
     return Examples(inputs, labels)
 
 

@@ -29,6 +29,12 @@ _TASKS = {
     "tabular-classification": " that classifies rows of a table",
     "tabular-regression": " that predicts a number from a row of a table",
 }
+# How a number was learnt, by its scale.
+_SCALES = {
+    "linear": ", and learnt by differences",
+    "sqrt": ", and learnt by differences of its square root",
+    "log": ", and learnt by factors",
+}
 
 
 def model_card(bundle: Bundle) -> bytes:
@@ -157,6 +163,7 @@ def _outputs(facts: Facts) -> Iterator[str]:
             for item in facts.manifest.outputs
         ),
     )
+    yield from _number(facts)
     policy, release = facts.manifest.output_policy, facts.manifest.release
     if policy != ALL_SCORES:
         names = ", ".join(code(name) for name in release.names)
@@ -165,6 +172,20 @@ def _outputs(facts: Facts) -> Iterator[str]:
             "what one answer tells. Members of the training data are found as before: "
             "see the membership evidence."
         )
+
+
+def _number(facts: Facts) -> Iterator[str]:
+    """Of a number that was learnt here: its range and scale."""
+    output, provenance = facts.manifest.number, facts.reports.get("provenance")
+    target = None if provenance is None else provenance.details.get("target")
+    if output is None or output.bounds is None or not isinstance(target, dict):
+        return
+    low, high = map(number, output.bounds)
+    scale = _SCALES.get(str(target.get("scale")), "")
+    yield (
+        f"{code(output.spec.name)} is a number from {low} to {high}, in its own unit. "
+        f"The range is public: targets beyond it were clamped to it{scale}."
+    )
 
 
 def _tensor(tensor: Tensor) -> tuple[str, str, str]:

@@ -25,7 +25,8 @@ examples        what is trained on, in tensors, and batches of it
 placement       on which device, and how many examples fit there
 trainer         one training: sampling, clipping, noise, with its seams
 loop            its steps: schedule, averages, monitors, where it stands
-bundle          export, manifest and the three reports
+exporting       a trained network to ONNX, compared with it
+bundle          manifest and the three reports
 session         one training: planned, booked, kept, shown
 ledger          what all trainings on one data set have spent, with a cap
 entries         trainings as the ledger holds them, and which share their data

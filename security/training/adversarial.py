@@ -71,19 +71,30 @@ class Adversary:
             raise TrainingError("radius, steps and beta must be positive")
 
 
-def adversarial(adversary: Adversary) -> tuple[Prepare, Objective]:
+def adversarial(
+    adversary: Adversary, objective: Objective = cross_entropy
+) -> tuple[Prepare, Objective]:
     """What `trainer.train_private` and `train_public` take to train against it.
+
+    Args:
+        adversary: who attacks.
+        objective: the loss of an example; TRADES has its own, of classes.
 
     >>> prepare, objective = adversarial(Adversary("pgd", radius=0.2))
     >>> objective is cross_entropy
     True
     """
     if adversary.method == "pgd":
-        return _replaced(adversary), cross_entropy
+        return _replaced(adversary, objective), objective
     return _paired(adversary), trades(adversary.beta)
 
 
-def attack(network: nn.Module, batch: Batch, adversary: Adversary) -> Tensor:
+def attack(
+    network: nn.Module,
+    batch: Batch,
+    adversary: Adversary,
+    objective: Objective = cross_entropy,
+) -> Tensor:
     """The worst inputs that projected gradient ascent finds within the radius.
 
     Each example is attacked by itself: its gradient is of its own loss, and its start
@@ -95,8 +106,9 @@ def attack(network: nn.Module, batch: Batch, adversary: Adversary) -> Tensor:
     inputs = batch.inputs.detach()
     if not len(inputs):
         return inputs
-    wanted = _divergence if adversary.method == "trades" else _loss
-    goal = wanted(network, inputs, batch.labels)
+    goal = _loss(objective, network, batch.labels)
+    if adversary.method == "trades":
+        goal = _divergence(network, inputs)
     if adversary.method == "trades":
         moved = inputs + _START * torch.randn_like(inputs)
     else:
@@ -132,9 +144,9 @@ def trades(beta: float) -> Objective:
     return objective
 
 
-def _replaced(adversary: Adversary) -> Prepare:
+def _replaced(adversary: Adversary, objective: Objective) -> Prepare:
     def prepare(network: nn.Module, batch: Batch) -> Batch:
-        found = attack(network, batch, adversary)
+        found = attack(network, batch, adversary, objective)
         return Batch(found, batch.labels, batch.units, batch.count)
 
     return prepare
@@ -153,18 +165,12 @@ def _paired(adversary: Adversary) -> Prepare:
 
 
 def _loss(
-    network: nn.Module, inputs: Tensor, labels: Tensor
+    objective: Objective, network: nn.Module, labels: Tensor
 ) -> Callable[[Tensor], Tensor]:
-    del inputs
-    return lambda moved: functional.cross_entropy(
-        network(moved), labels, reduction="sum"
-    )
+    return lambda moved: objective(network, moved, labels).sum()
 
 
-def _divergence(
-    network: nn.Module, inputs: Tensor, labels: Tensor
-) -> Callable[[Tensor], Tensor]:
-    del labels
+def _divergence(network: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
     with torch.no_grad():
         clean = functional.softmax(network(inputs), dim=1)
     return lambda moved: functional.kl_div(

@@ -9,20 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from models.additive import AdditiveClassifier
-from models.architectures import ImageClassifier
 from models.bundle import MANIFEST_FILE, MODEL_FILE, report_file, root_digest
 from models.data import datasets
-from models.data.datasets import AnyDataset, ImageDataset, TabularDataset
+from models.data.datasets import AnyDataset, TabularDataset
 from models.explanations import DEFAULT, Explanations
 from models.export import (
     CONTRIBUTIONS,
@@ -31,16 +27,13 @@ from models.export import (
     LABEL,
     OPSET,
     PROBABILITIES,
-    Parity,
-    exported,
-    parity,
+    VALUE,
 )
 from models.files import new_directory
-from models.manifest import Column, Manifest, Tensor
+from models.manifest import Manifest, Tensor
 from models.report import Check, Condition, Dataset, Metric, Report, Subject
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import TensorSpec
-from security.errors import TrainingError
 from security.training import accounting
 from security.training.accounting import Mechanism
 from security.training.additive_report import (
@@ -52,21 +45,21 @@ from security.training.additive_report import (
 )
 from security.training.candidates import candidates
 from security.training.config_sections import TrainingConfig
+from security.training.exporting import Compared
 from security.training.guarantee import Guarantee
 from security.training.initial import tensors_digest
 from security.training.network import Network
 from security.training.selection import Selection
 from security.training.trainer import Outcome
 
-__all__ = ["Compared", "Private", "Training", "export", "write"]
+__all__ = ["Private", "Training", "write"]
 
-# Probabilities are FP32; exports of these architectures differ by about 1e-7.
-MAX_PARITY_DIFFERENCE = 1e-5
-# Fixed features normalise what is nearly flat: that enlarges float32's last digits.
-MAX_FEATURE_DIFFERENCE = 1e-3
 MAX_ROWS = 1024
-_PARITY_ROWS = 1000
-_PARITY_IMAGES = 50
+# What a search scores its tries by.
+_SCORES = {
+    False: "units_right_in_training_rows",
+    True: "share_of_range_right_in_training_rows",
+}
 
 
 @dataclass(frozen=True)
@@ -106,62 +99,6 @@ class Training:
     tracked: Mapping[str, Condition] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Compared:
-    """An export, and how far it is from the module it came from.
-
-    Attributes:
-        most: the largest difference of a probability that passes.
-        holdout: on every held-out row.
-        public: on rows that nobody owns: the whole range and beyond, missing, huge.
-    """
-
-    model: bytes
-    holdout: Parity
-    public: Parity
-    most: float = MAX_PARITY_DIFFERENCE
-
-    @property
-    def worst(self) -> Parity:
-        """Both together."""
-        rows = self.holdout.rows + self.public.rows
-        agreed = sum(p.rows * p.label_agreement for p in (self.holdout, self.public))
-        return Parity(
-            rows,
-            max(self.holdout.max_abs_difference, self.public.max_abs_difference),
-            agreed / rows,
-        )
-
-
-def export(network: Network, holdout: AnyDataset) -> Compared:
-    """Export, and compare on every held-out row and on rows that nobody owns.
-
-    What is exported is the graph from before the first row with the weights of now, so
-    a network that computes something else now is found out here.
-
-    Raises:
-        TrainingError: the ONNX file computes something else, or the network changed
-            more than its weights.
-        ExportError: it cannot be exported.
-    """
-    module, program = network.module, network.released()
-    if isinstance(holdout, TabularDataset):
-        model, rows = exported(program, INPUT), _parity_rows(holdout.columns)
-    else:
-        model, rows = exported(program, IMAGES), _parity_images(holdout)
-    featured = isinstance(module, ImageClassifier) and module.has_features
-    compared = Compared(
-        model,
-        parity(module, model, holdout.features),
-        parity(module, model, rows),
-        MAX_FEATURE_DIFFERENCE if featured else MAX_PARITY_DIFFERENCE,
-    )
-    worst = compared.worst
-    if worst.max_abs_difference > compared.most:
-        raise TrainingError(f"the ONNX file computes something else: {worst.line()}")
-    return compared
-
-
 def write(out: Path, training: Training, compared: Compared) -> None:
     """Write the bundle, whole or not at all.
 
@@ -195,37 +132,8 @@ def _marked(report: Report) -> Report:
     return replace(report, conditions={**report.conditions, "benchmark": True})
 
 
-def _parity_rows(columns: Sequence[Column]) -> NDArray[np.float64]:
-    """Uniform in ranges half as wide again, then what is missing, infinite or huge.
-
-    Codes are whole numbers, some of them of no category.
-    """
-    low, high = (
-        np.array([getattr(column, end) for column in columns])
-        for end in ("low", "high")
-    )
-    margin = (high - low) / 4
-    uniform = np.random.default_rng(0).uniform(
-        low - margin, high + margin, size=(_PARITY_ROWS, len(columns))
-    )
-    coded = np.array([bool(column.categories) for column in columns])
-    uniform[:, coded] = np.round(uniform[:, coded])
-    special = np.repeat([[np.nan], [np.inf], [-np.inf], [1e38]], len(columns), axis=1)
-    uniform[:: len(columns) + 1, 0] = np.nan
-    return np.concatenate([uniform, special, [low], [high]])
-
-
-def _parity_images(dataset: ImageDataset) -> NDArray[np.float64]:
-    low, high = dataset.bounds
-    margin = (high - low) / 4
-    shape = (_PARITY_IMAGES, *dataset.features.shape[1:])
-    images = np.random.default_rng(0).uniform(low - margin, high + margin, size=shape)
-    images[0], images[1], images[2], images[3] = low, high, np.nan, np.inf
-    return images
-
-
 def _manifest(training: Training) -> Manifest:
-    classes, module = training.train.classes, training.network.module
+    module = training.network.module
     more: tuple[Tensor, ...] = ()
     explained = DEFAULT
     if isinstance(module, AdditiveClassifier):
@@ -235,16 +143,20 @@ def _manifest(training: Training) -> Manifest:
         name=training.config.model.name,
         version=training.config.model.version,
         inputs=(_input(training.train),),
-        outputs=(
-            Tensor(
-                TensorSpec(PROBABILITIES, "FP32", (-1, len(classes))), labels=classes
-            ),
-            Tensor(TensorSpec(LABEL, "INT64", (-1,))),
-            *more,
-        ),
+        outputs=(*_outputs(training.train), *more),
         max_rows=MAX_ROWS,
         explanations=explained,
     )
+
+
+def _outputs(dataset: AnyDataset) -> tuple[Tensor, ...]:
+    """A number has a range and no labels: by that the manifest says what it is."""
+    classes, target = dataset.classes, dataset.target
+    if target is not None:
+        ends = (target.low, target.high)
+        return (Tensor(TensorSpec(VALUE, "FP32", (-1,)), bounds=ends),)
+    chances = TensorSpec(PROBABILITIES, "FP32", (-1, len(classes)))
+    return (Tensor(chances, labels=classes), Tensor(TensorSpec(LABEL, "INT64", (-1,))))
 
 
 def _input(dataset: AnyDataset) -> Tensor:
@@ -449,7 +361,7 @@ def _choice(
         "search_expected_tries": selection.tries,
         "search_candidates": sum(1 for _ in candidates(config)),
         "search_drawn": "uniformly_with_replacement",
-        "search_score": "units_right_in_training_rows",
+        "search_score": _SCORES[config.predicts_number],
         "search_score_noise": selection.score_noise,
         "search_released": "best_try_alone",
     }
@@ -457,6 +369,9 @@ def _choice(
 
 def _parity_report(training: Training, subject: Subject, compared: Compared) -> Report:
     worst = compared.worst
+    agreement = {}
+    if worst.label_agreement is not None:
+        agreement["label_agreement"] = Metric(worst.label_agreement, n=worst.rows)
     return _report(
         "parity",
         subject,
@@ -464,13 +379,13 @@ def _parity_report(training: Training, subject: Subject, compared: Compared) -> 
         conditions={
             "reference": "torch",
             "runtime": "onnxruntime",
-            "unit": "probability",
+            "unit": "share_of_target_range" if training.train.target else "probability",
             "rows": "every_held_out_row_and_widened_public_ranges",
             "opset": OPSET,
         },
         metrics={
             "max_abs_difference": Metric(worst.max_abs_difference, n=worst.rows),
-            "label_agreement": Metric(worst.label_agreement, n=worst.rows),
+            **agreement,
             "max_abs_difference_holdout": Metric(
                 compared.holdout.max_abs_difference, n=compared.holdout.rows
             ),
@@ -487,7 +402,7 @@ def _parity_report(training: Training, subject: Subject, compared: Compared) -> 
 
 def _provenance_report(training: Training, subject: Subject) -> Report:
     config = training.config.to_object()
-    schema: dict[str, Any] = {"classes": list(training.train.classes)}
+    schema = _learnt(training.train)
     if isinstance(training.train, TabularDataset):
         schema["columns"] = [column.to_object() for column in training.train.columns]
     if isinstance(training.network.module, AdditiveClassifier):
@@ -504,11 +419,19 @@ def _provenance_report(training: Training, subject: Subject) -> Report:
             if training.train.units is not None
             else "keyed_hash_of_row",
             "architecture": training.config.model.architecture,
+            **({"predicts": "number"} if training.train.target else {}),
             **training.tracked,
         },
         details={"config": config, **schema},
         additive=training.config.additive,
     )
+
+
+def _learnt(dataset: AnyDataset) -> dict[str, Any]:
+    """What the labels are: classes, or a number of a public range."""
+    if dataset.target is not None:
+        return {"target": dataset.target.to_object()}
+    return {"classes": list(dataset.classes)}
 
 
 def _rows(dataset: AnyDataset, role: str) -> Dataset:

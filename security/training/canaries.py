@@ -9,7 +9,8 @@ is what the optimizer is about to apply.
 
 The direction in which all logits grow is at right angles to every gradient of a cross
 entropy, whose parts add up to 0 over the classes. A canary there drowns in nothing but
-noise.
+noise. A network that predicts a number has one logit and no such direction: rows beside
+the canary pull back what it moves, and the audit finds less.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class CanaryTrainings:
             so they are nobody's.
         mechanism, recipe: as trained.
         method: that makes the gradients.
+        objective: the loss of ordinary rows.
     """
 
     body: nn.Module = field(repr=False)
@@ -87,6 +89,7 @@ class CanaryTrainings:
     mechanism: Mechanism
     recipe: Recipe
     method: str = "auto"
+    objective: Objective = cross_entropy
 
     @property
     def side_by_side(self) -> bool:
@@ -134,7 +137,7 @@ class CanaryTrainings:
             torch.cat([rows, canaries.inputs[chosen]]),
             torch.cat([labels, canaries.labels[chosen]]),
         )
-        objective = _planting(canaries)
+        objective = _planting(canaries, self.objective)
         watch = _Products(body, canaries)
         self._train(body, examples, objective, watch, seed)
         return Watched(watch.scores, planted)
@@ -194,7 +197,7 @@ class CanaryTrainings:
             inputs.append(numbered(own, place))
             truth.append(torch.cat([labels, canary.labels]) if has else labels)
         every = [numbered(canary.inputs, place) for place in range(len(planted))]
-        objective = _planting(canary)
+        objective = _planting(canary, self.objective)
         watch = _Sums(
             self,
             body,
@@ -212,7 +215,7 @@ class CanaryTrainings:
         if planted:
             rows = torch.cat([rows, canary.inputs])
             labels = torch.cat([labels, canary.labels])
-        objective = _planting(canary)
+        objective = _planting(canary, self.objective)
         pair = canary.inputs, canary.labels
         watch = _Sums(self, body, pair, objective, copies=1)
         self._train(body, Examples(rows, labels), objective, watch, seed)
@@ -258,13 +261,13 @@ class _Canaries:
         return -1 - torch.arange(len(self.inputs))
 
 
-def _planting(canaries: _Canaries) -> Objective:
-    """Cross entropy for ordinary rows, a canary's own loss for it."""
+def _planting(canaries: _Canaries, ordinary: Objective = cross_entropy) -> Objective:
+    """The usual loss for ordinary rows, a canary's own loss for it."""
 
     def objective(network: Network, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = network(inputs)
-        usual = cross_entropy(lambda _: logits, inputs, labels.clamp_min(0))
-        which = (-1 - labels).clamp_min(0)
+        usual = ordinary(lambda _: logits, inputs, labels.clamp_min(0))
+        which = (-1 - labels).clamp_min(0).long()
         own = (logits * canaries.directions[which]).sum(1) * canaries.scales[which]
         return torch.where(labels >= 0, usual, own)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from models.data.datasets import NAMES
 from models.data.identity import VERSIONS
+from models.data.targets import SCALES as TARGET_SCALES
 from models.names import NAME, VERSION
 from models.networks import ARCHITECTURES, FEATURES
 from security.config_reader import Found, hint
@@ -20,6 +21,7 @@ from security.training.additive_rules import EBM, MECHANISM, additive_rules
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
 from security.training.config_sections import (
     ABSENT,
+    REGRESSION,
     AdversarialConfig,
     ColumnConfig,
     ComputeConfig,
@@ -28,6 +30,7 @@ from security.training.config_sections import (
     OptimizerConfig,
     PrivacyConfig,
     SearchConfig,
+    TargetConfig,
     TrainingConfig,
 )
 from security.training.selection import DISTRIBUTIONS, MAX_TRIES
@@ -44,7 +47,10 @@ ATTACKS = ("pgd", "trades")
 UNIT_BOUNDS = ("clip", "group")
 OPTIMIZERS = ("sgd", "adam")
 SCALES = ("linear", "log")
+TASKS = ("classification", REGRESSION)
 MAX_LOG_SPAN = 1e12  # of a range by factors, in float32
+MAX_TARGET = 1e30
+MIN_TARGET_SPAN = 1e-3  # of the larger end: below, float32 leaves few digits
 SCHEDULES = ("constant", "cosine", "linear")
 MODULE = "module"
 PUBLIC = "public"
@@ -90,6 +96,12 @@ def _rules(config: TrainingConfig) -> Rules:
         yield from _adversarial_rules(config.adversarial)
         plain = not config.model.features
         yield plain, "adversarial", "not with model.features: it would attack those"
+        paired = config.adversarial.method == "trades" and config.predicts_number
+        yield (
+            not paired,
+            "adversarial.method",
+            "trades pairs classes; a number takes pgd",
+        )
     if config.search is not None:
         yield from _search_rules(config, config.search)
     for name, text in vars(config.use).items():
@@ -160,10 +172,10 @@ def _data_rules(data: DataConfig) -> Rules:
 
 
 def _source_rules(data: DataConfig) -> Rules:
-    yield len(data.classes) >= 2, "data.classes", "names of two classes or more"
-    yield len(set(data.classes)) == len(data.classes), "data.classes", "a name twice"
-    for alias, name in data.aliases.items():
-        yield name in data.classes, f"data.aliases.{alias}", f"{name!r} is no class"
+    known = data.task in TASKS
+    close = hint(data.task, TASKS)
+    yield known, "data.task", f"one of {', '.join(TASKS)}{close}"
+    yield from (_number_rules if data.task == REGRESSION else _class_rules)(data)
     one = bool(data.columns) != (data.image is not None)
     yield one, "data.columns", "either [[data.columns]] or [data.image]"
     known = data.row_identity in VERSIONS
@@ -183,6 +195,40 @@ def _source_rules(data: DataConfig) -> Rules:
         yield sizes, "data.image.shape", "height, width; or channels, height, width"
         yield data.image.low < data.image.high, "data.image.low", "must be below high"
         yield data.image.std > 0, "data.image.std", "must be positive"
+
+
+def _class_rules(data: DataConfig) -> Rules:
+    yield data.target is None, "data.target", "is for task = 'regression'"
+    yield len(data.classes) >= 2, "data.classes", "names of two classes or more"
+    yield len(set(data.classes)) == len(data.classes), "data.classes", "a name twice"
+    for alias, name in data.aliases.items():
+        yield name in data.classes, f"data.aliases.{alias}", f"{name!r} is no class"
+
+
+def _number_rules(data: DataConfig) -> Rules:
+    yield not data.classes, "data.classes", "task = 'regression' has none"
+    yield not data.aliases, "data.aliases", "of classes, which a regression has none of"
+    yield data.image is None, "data.image", "a number is predicted from tables"
+    stated = data.target is not None
+    yield stated, "data.target", "task = 'regression' needs its public low and high"
+    if data.target is not None:
+        yield from _target_rules(data.target)
+
+
+def _target_rules(target: TargetConfig) -> Rules:
+    low, high, scale = target.low, target.high, target.scale
+    yield low < high, "data.target.low", "must be below high"
+    largest = max(abs(low), abs(high))
+    held = largest <= MAX_TARGET and high - low >= MIN_TARGET_SPAN * largest
+    yield held, "data.target", "a range that single precision cannot tell apart"
+    known = scale in TARGET_SCALES
+    close = hint(scale, TARGET_SCALES)
+    yield known, "data.target.scale", f"one of {', '.join(TARGET_SCALES)}{close}"
+    least = {"sqrt": low >= 0, "log": low > 0}.get(scale, True)
+    above = "a low above 0" if scale == "log" else "a low that is not negative"
+    yield least, "data.target.low", f"scale {scale!r} needs {above}"
+    span = scale != "log" or low <= 0 or high / low <= MAX_LOG_SPAN
+    yield span, "data.target.high", f"at most {MAX_LOG_SPAN:g} times low, for 'log'"
 
 
 def _role_rules(data: DataConfig) -> Rules:

@@ -15,6 +15,7 @@ from models.data.identity import CURRENT
 
 __all__ = [
     "ABSENT",
+    "REGRESSION",
     "AdversarialConfig",
     "BoostingConfig",
     "ColumnConfig",
@@ -25,11 +26,13 @@ __all__ = [
     "OptimizerConfig",
     "PrivacyConfig",
     "SearchConfig",
+    "TargetConfig",
     "TrainingConfig",
     "UseConfig",
 ]
 
 
+REGRESSION = "regression"
 # Stands for a number that was not given: one that nobody gives by mistake.
 ABSENT = -(1 << 31)
 # Of `PrivacyConfig`, what describes a gradient step.
@@ -110,6 +113,20 @@ class ImageConfig:
 
 
 @dataclass(frozen=True)
+class TargetConfig:
+    """The number to predict, with what is publicly known of it.
+
+    Attributes:
+        low, high: of its range; targets beyond are clamped, and how many is not told.
+        scale: how the network learns it: "linear", "sqrt" or "log".
+    """
+
+    low: float
+    high: float
+    scale: str = "linear"
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What it is trained on.
 
@@ -121,8 +138,10 @@ class DataConfig:
         source: a .csv or .parquet (also .gz) or .npz file beside this one, or
             ``python:package.module:function``; empty for a data set by name.
         holdout_source: held-out rows from a file of their own, in place of a share.
-        label: the column of the classes.
+        task: "classification", or "regression" where a number is predicted.
+        label: the column of the classes, or of the number.
         classes: their public names, in the order of the model's outputs.
+        target: of a regression, in place of classes.
         aliases: other spellings of a class.
         columns: the features.
         image: for images, in place of columns.
@@ -144,8 +163,10 @@ class DataConfig:
     holdout: float = 0.25
     source: str = ""
     holdout_source: str = ""
+    task: str = "classification"
     label: str = "label"
     classes: tuple[str, ...] = ()
+    target: TargetConfig | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     columns: tuple[ColumnConfig, ...] = ()
     image: ImageConfig | None = None
@@ -291,7 +312,8 @@ class SearchConfig:
     Attributes:
         tries: expected number of tries; the number itself is drawn.
         distribution: of it: "geometric", "logarithmic" or "poisson".
-        score_noise: deviation of the noise on how many units a try is right about.
+        score_noise: deviation of the noise on how many units a try is right about; of a
+            number, by how much of its range it is not off.
         learning_rate, momentum, ema, schedule: as of `OptimizerConfig`.
         max_grad_norm, clipping, expected_batch: as of `PrivacyConfig`.
         hidden, centre: as of `ModelConfig`.
@@ -367,6 +389,11 @@ class TrainingConfig:
         """How an "ebm" is boosted; the defaults where nothing was said."""
         return self.boosting or BoostingConfig()
 
+    @property
+    def predicts_number(self) -> bool:
+        """Whether it is a regression."""
+        return self.data.task == REGRESSION
+
     def to_object(self) -> dict[str, Any]:
         """What was chosen, as JSON values, for the evidence."""
         chosen = {name: value for name, value in _chosen(self).items() if value}
@@ -379,6 +406,8 @@ class TrainingConfig:
             del chosen["optimizer"]
             for name in _OF_STEPS:
                 del chosen["privacy"][name]
+        if not self.predicts_number:  # likewise
+            del chosen["data"]["task"]
         return chosen
 
 

@@ -13,6 +13,7 @@ from models.data.datasets import AnyDataset
 from models.data.identity import CURRENT
 from models.data.readers import CALLABLE, CsvFormat
 from models.data.sources import ImageSchema, Schema, load_source, source_faults
+from models.data.targets import Target
 from models.errors import DatasetError
 from models.manifest import Column
 from models.report import Condition
@@ -144,6 +145,7 @@ def _schema(data: DataConfig) -> Schema:
         name=data.name,
         label=data.label,
         classes=data.classes,
+        target=_target(data),
         aliases=data.aliases,
         columns=tuple(_column(item) for item in data.columns),
         image=_image(data),
@@ -157,6 +159,11 @@ def _schema(data: DataConfig) -> Schema:
         identity=data.row_identity,
         csv=CsvFormat(data.header, data.delimiter, data.encoding, data.comment),
     )
+
+
+def _target(data: DataConfig) -> Target | None:
+    target = data.target
+    return None if target is None else Target(target.low, target.high, target.scale)
 
 
 def _column(item: ColumnConfig) -> Column:

@@ -188,7 +188,8 @@ def _classes(table: Table, asked: Asked) -> str:
     if len(names) > _MAX_CLASSES:
         raise TrainingError(
             f"{table.where}: {asked.label!r} has {len(names)} different values: a "
-            f"classifier is trained on at most {_MAX_CLASSES}, a number on none"
+            f"classifier is trained on at most {_MAX_CLASSES}. To predict a number, "
+            "write data.task = 'regression' and its target: docs/training.md"
         )
     return f"[{', '.join(map(quoted, sorted(names, key=_by_value)))}]"
 

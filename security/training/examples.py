@@ -20,7 +20,7 @@ class Examples:
 
     Attributes:
         inputs: float32 ``(n, …)``, in a range that is public.
-        labels: int64 ``(n,)``.
+        labels: ``(n,)``: classes, int64; or shares of a target's range, float32.
         units: int64 ``(n,)``, from 0 without gaps: whose each example is; None where
             each is its own.
     """

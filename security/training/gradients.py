@@ -27,6 +27,7 @@ __all__ = [
     "Network",
     "Objective",
     "Prepare",
+    "binary_cross_entropy",
     "by_unit",
     "cross_entropy",
     "finite_norms",
@@ -56,7 +57,7 @@ class Batch:
 
     Attributes:
         inputs: shape ``(m, …)``.
-        labels: int64 ``(m,)``.
+        labels: ``(m,)``: classes, int64; or shares of a target's range, float32.
         units: int64 ``(m,)``, sorted, from 0 to ``count - 1``.
         count: how many units; 0 for an empty batch.
     """
@@ -148,6 +149,18 @@ class GradientMethod(Protocol):
 def cross_entropy(module: Network, inputs: Tensor, labels: Tensor) -> Tensor:
     """The usual loss of a classifier, one per example."""
     return nn.functional.cross_entropy(module(inputs), labels, reduction="none")
+
+
+def binary_cross_entropy(module: Network, inputs: Tensor, labels: Tensor) -> Tensor:
+    """The loss of a number's share of its range, one per example.
+
+    By the logit its derivative is the prediction's share minus the truth's, from -1 to
+    1 whatever the number: so the input bounds every gradient, as a classifier's.
+    """
+    logits = module(inputs).squeeze(1)
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits), reduction="none"
+    )
 
 
 def in_precision(objective: Objective, precision: str) -> Objective:

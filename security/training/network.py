@@ -25,6 +25,7 @@ from models.architectures import (
     ImageClassifier,
     NetworkSpec,
     TabularClassifier,
+    TabularRegressor,
     build_network,
     tabular_width,
 )
@@ -46,9 +47,11 @@ __all__ = [
     "build_classifier",
     "examples_of",
     "fresh_network",
+    "labels_of",
 ]
 
-Classifier = TabularClassifier | ImageClassifier
+# Of a network, with the preprocessing before it and what its logits mean behind it.
+Classifier = TabularClassifier | TabularRegressor | ImageClassifier
 _BODY = "body."
 _PIECE = 256  # rows preprocessed at once
 
@@ -173,9 +176,7 @@ def _built(
     torch.manual_seed(config.model.seed)  # of what is drawn again below
     flags = config.model.missing_flags
     shape = _input_shape(config, train)
-    spec = NetworkSpec(
-        shape, len(train.classes), config.model.hidden, config.model.blocks
-    )
+    spec = NetworkSpec(shape, train.outputs, config.model.hidden, config.model.blocks)
     if config.model.architecture == MODULE:
         body = load_module(config.model.module, spec, config.base)
     else:
@@ -187,14 +188,16 @@ def _built(
     public = config.model.initial_weights == PUBLIC
     rules = None if public else draw(body, config.model.seed)
     if isinstance(train, TabularDataset):
-        table = TabularClassifier(
-            train.columns,
-            body,
-            missing_flags=flags,
-            centre=config.model.centre,
-            logs=[item.name for item in config.data.columns if item.scale == "log"],
-        )
-        return table, rules
+        logs = [item.name for item in config.data.columns if item.scale == "log"]
+        given: dict[str, Any] = {
+            "missing_flags": flags,
+            "centre": config.model.centre,
+            "logs": logs,
+        }
+        if train.target is not None:
+            made = TabularRegressor(train.columns, body, target=train.target, **given)
+            return made, rules
+        return TabularClassifier(train.columns, body, **given), rules
     features = FEATURE_MAPS[config.model.features]() if config.model.features else None
     images = ImageClassifier(
         train.bounds, mean=train.mean, std=train.std, body=body, features=features
@@ -265,7 +268,16 @@ def examples_of(
         inputs = torch.cat([module.network_input(piece.float()) for piece in pieces])
     grouped = config.privacy.unit_bound == "group"
     units = None if grouped else _unit_numbers(train)
-    return Examples(inputs, torch.as_tensor(train.labels), units)
+    return Examples(inputs, labels_of(train), units)
+
+
+def labels_of(rows: AnyDataset) -> Tensor:
+    """What is learnt of each row ``(n,)``: its class, int64; or its target's share of
+    the public range, float32 from 0 to 1.
+    """
+    if rows.target is None:
+        return torch.as_tensor(rows.labels)
+    return torch.as_tensor(rows.target.shares(rows.labels)).float()
 
 
 def _unit_numbers(dataset: AnyDataset) -> Tensor | None:

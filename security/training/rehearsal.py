@@ -19,10 +19,11 @@ from pathlib import Path
 
 import torch
 
-from security.training import accounting, bundle
+from security.training import accounting
 from security.training.boosted import additive_plan, try_out
 from security.training.config_sections import TrainingConfig
 from security.training.examples import Examples
+from security.training.exporting import export
 from security.training.guarantee import Plan, claims, make_plan
 from security.training.ledger import DEFAULT_CAP, Forecast, Ledger
 from security.training.run import prepared, randomness_of
@@ -78,7 +79,7 @@ def rehearse(config: TrainingConfig, progress: Progress, *, ledger: Ledger) -> N
         line = ""
     began = time.monotonic()
     job.network.module.to("cpu")
-    compared = bundle.export(job.network, job.holdout)
+    compared = export(job.network, job.holdout)
     progress("export", 1.0, f"works: ONNX, {len(compared.model)} bytes")
     around += time.monotonic() - began
     line = line or _time_line(config, step_s, timed, around)
@@ -144,7 +145,7 @@ def _step_seconds(job: Job, plan: Plan | None) -> tuple[float, int]:
 def _steps_of(job: Job, plan: Plan | None) -> Callable[[int], object]:
     """Takes so many steps on zeros, with a copy of the network."""
     real, config = job.examples, job.config
-    labels = torch.arange(len(real.labels)) % len(job.train.classes)
+    labels = torch.zeros_like(real.labels)
     zeros = Examples(torch.zeros_like(real.inputs), labels, real.units)
     body, recipe = copy.deepcopy(job.module.body), job.recipe
     attack = against(config, job.module)

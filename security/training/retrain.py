@@ -1,8 +1,9 @@
 """Train the next version, and say whether it is better: on the same held-out rows.
 
 The comparison is McNemar's exact test: of the rows on which the two versions disagree
-about being right, how many each has for itself. It reads held-out rows, which the
-guarantee does not cover; the evidence says so.
+about being right, how many each has for itself. Of a number it is the exact sign test:
+of the rows that one version predicts more closely, how many each has. Either reads
+held-out rows, which the guarantee does not cover; the evidence says so.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scipy import stats
 from models.bundle import Bundle, read_bundle, report_file
 from models.data.datasets import AnyDataset
 from models.data.identity import CURRENT
-from models.export import run_onnx
+from models.export import predict_onnx, run_onnx
 from models.files import write_atomic
 from models.report import Metric, Report
 from models.restriction import restrict
@@ -44,9 +45,11 @@ class Comparison:
 
     Attributes:
         rows: how many.
-        before, after: share of them that each version gets right.
-        only_before, only_after: rows that only that version gets right.
+        before, after: share of them that each version gets right; of a number, its mean
+            absolute error.
+        only_before, only_after: rows that only that version gets right, or gets closer.
         p_value: two-sided, exact, of as uneven a split by chance.
+        number: whether a number is predicted.
     """
 
     rows: int
@@ -55,6 +58,17 @@ class Comparison:
     only_before: int
     only_after: int
     p_value: float
+    number: bool = False
+
+    @property
+    def measure(self) -> str:
+        """What is compared, as evidence calls it."""
+        return "mae" if self.number else "accuracy"
+
+    @property
+    def test(self) -> str:
+        """By which test, as evidence calls it."""
+        return "sign_exact_two_sided" if self.number else "mcnemar_exact_two_sided"
 
     @property
     def verdict(self) -> str:
@@ -65,9 +79,11 @@ class Comparison:
 
     def line(self) -> str:
         """The comparison, for people."""
+        what = "mean absolute error" if self.number else "accuracy"
+        test = "sign test" if self.number else "McNemar"
         return (
-            f"accuracy {self.before:.3f} before, {self.after:.3f} now on {self.rows} "
-            f"held-out rows; McNemar p={self.p_value:.3g}: "
+            f"{what} {self.before:.3f} before, {self.after:.3f} now on {self.rows} "
+            f"held-out rows; {test} p={self.p_value:.3g}: "
             f"{self.verdict.replace('_', ' ')}"
         )
 
@@ -151,7 +167,13 @@ def recorded_config(bundle: Bundle) -> TrainingConfig:
 
 
 def compare_models(old: bytes, new: bytes, holdout: AnyDataset) -> Comparison:
-    """Two exported models on the same rows, by McNemar's exact test."""
+    """Two exported models on the same rows, by an exact test of pairs."""
+    if holdout.target is not None:
+        errors = [
+            np.abs(predict_onnx(model, holdout.features) - holdout.labels)
+            for model in (old, new)
+        ]
+        return _signs(errors[0], errors[1])
     right = [
         run_onnx(model, holdout.features)[1] == holdout.labels for model in (old, new)
     ]
@@ -161,21 +183,43 @@ def compare_models(old: bytes, new: bytes, holdout: AnyDataset) -> Comparison:
 def _mcnemar(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Comparison:
     only_before = int((before & ~after).sum())
     only_after = int((after & ~before).sum())
-    differ = only_before + only_after
-    p_value = 1.0
-    if differ:
-        p_value = float(stats.binomtest(only_after, differ, 0.5).pvalue)
     return Comparison(
         rows=len(before),
         before=float(before.mean()),
         after=float(after.mean()),
         only_before=only_before,
         only_after=only_after,
-        p_value=p_value,
+        p_value=_uneven(only_before, only_after),
     )
 
 
+def _signs(before: NDArray[np.float64], after: NDArray[np.float64]) -> Comparison:
+    """By the absolute errors of each version."""
+    only_before, only_after = int((before < after).sum()), int((after < before).sum())
+    return Comparison(
+        rows=len(before),
+        before=float(before.mean()),
+        after=float(after.mean()),
+        only_before=only_before,
+        only_after=only_after,
+        p_value=_uneven(only_before, only_after),
+        number=True,
+    )
+
+
+def _uneven(first: int, second: int) -> float:
+    """How likely chance splits rows as unevenly."""
+    differ = first + second
+    return float(stats.binomtest(second, differ, 0.5).pvalue) if differ else 1.0
+
+
 def _check_schema(old: Bundle, holdout: AnyDataset) -> None:
+    number, target = old.manifest.number, holdout.target
+    if target is not None or number is not None:
+        ends = None if target is None else (target.low, target.high)
+        if number is None or number.bounds != ends:
+            raise TrainingError("the new data has another target than this version")
+        return
     labels = next(item.labels for item in old.manifest.outputs if item.labels)
     if labels != holdout.classes:
         raise TrainingError("the new data has other classes than the current version")
@@ -186,15 +230,15 @@ def _record(out: Path, old: Bundle, new: Bundle, comparison: Comparison) -> None
     report = new.report("provenance")
     metrics = {
         **report.metrics,
-        "accuracy_before": Metric(comparison.before, n=comparison.rows),
-        "accuracy_after": Metric(comparison.after, n=comparison.rows),
+        f"{comparison.measure}_before": Metric(comparison.before, n=comparison.rows),
+        f"{comparison.measure}_after": Metric(comparison.after, n=comparison.rows),
         "comparison_p_value": Metric(comparison.p_value, n=comparison.rows),
     }
     conditions = {
         **report.conditions,
         "compared_with": old.manifest.version,
         "compared_with_sha256": old.subject.root_sha256,
-        "comparison_test": "mcnemar_exact_two_sided",
+        "comparison_test": comparison.test,
         "comparison": comparison.verdict,
         "comparison_covered_by_epsilon": False,
     }

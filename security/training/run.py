@@ -24,6 +24,7 @@ from security.training.bundle import Private, Training
 from security.training.config_sections import TrainingConfig
 from security.training.data import load_split, tracked_sources
 from security.training.distributed import everyone, leads
+from security.training.exporting import export
 from security.training.keeper import work_folder
 from security.training.ledger import Ledger
 from security.training.modules import check_trained
@@ -160,8 +161,8 @@ def _write(job: Job, private: Private | None) -> None:
     network = job.network
     network.module.to("cpu")
     shape = tuple(job.examples.inputs.shape[1:])
-    check_trained(network.module.body, NetworkSpec(shape, len(job.train.classes)))
-    compared = bundle.export(network, job.holdout)
+    check_trained(network.module.body, NetworkSpec(shape, job.train.outputs))
+    compared = export(network, job.holdout)
     worst = compared.worst.line()
     job.progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
     training = Training(

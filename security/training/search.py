@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from models.architectures import TabularRegressor
 from security.errors import TrainingError
 from security.training.bundle import Private
 from security.training.candidates import candidates, described
@@ -180,17 +181,21 @@ def _attempt(
 def _score(
     module: Classifier, examples: Examples, noise: float, randomness: Randomness
 ) -> float:
-    """How many units it is right about, each from 0 to 1, with noise."""
+    """How many units it is right about, each from 0 to 1, with noise.
+
+    A number is right by as much of its range as it is not off by.
+    """
     module.eval()
+    pieces = torch.split(examples.inputs, _PIECE)
     with torch.no_grad():
-        guesses = torch.cat(
-            [
-                module.body(part).argmax(dim=1)
-                for part in torch.split(examples.inputs, _PIECE)
-            ]
-        )
-    right = _by_unit((guesses == examples.labels).double(), examples)
-    return float(right.sum()) + noise * float(gaussian(randomness, 1)[0])
+        logits = torch.cat([module.body(part) for part in pieces])
+    if isinstance(module, TabularRegressor):
+        shares = torch.sigmoid(logits.squeeze(1).double())
+        right = 1.0 - (shares - examples.labels).abs()
+    else:
+        right = (logits.argmax(dim=1) == examples.labels).double()
+    total = float(_by_unit(right, examples).sum())
+    return total + noise * float(gaussian(randomness, 1)[0])
 
 
 def _by_unit(right: Tensor, examples: Examples) -> Tensor:

@@ -22,6 +22,11 @@ from security.training.curve import Curve
 from security.training.data import earlier_split
 from security.training.distributed import first_alone, processes
 from security.training.examples import Examples
+from security.training.gradients import (
+    Objective,
+    binary_cross_entropy,
+    cross_entropy,
+)
 from security.training.guarantee import Plan, make_plan, state_guarantee
 from security.training.keeper import Identity, Keeper, Taken, begin, resume, work_folder
 from security.training.ledger import Ledger, Request
@@ -45,6 +50,7 @@ __all__ = [
     "booked_data",
     "check_declared",
     "group_of",
+    "objective_of",
     "owners_of",
     "plain_request",
     "recipe_of",
@@ -94,7 +100,7 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """How steps are made."""
-        recipe = recipe_of(self.config, len(self.train.classes))
+        recipe = recipe_of(self.config, self.train.outputs)
         inputs, body = self.examples.inputs, self.module.body
         size = physical_batch(self.config, body, inputs)
         return replace(recipe, physical_batch=size)
@@ -369,13 +375,13 @@ class _Shown:
 
 
 def against(config: TrainingConfig, module: Classifier) -> dict[str, Any]:
-    """The trainer's arguments for adversarial training; none without.
+    """The trainer's arguments for what is learnt, and for adversarial training.
 
     The configured radius is a share of each range; the network sees ranges stretched.
     """
-    chosen = config.adversarial
+    chosen, objective = config.adversarial, objective_of(config)
     if chosen is None:
-        return {}
+        return {"objective": objective}
     low, high = module.input_bounds()
     adversary = Adversary(
         chosen.method,
@@ -386,8 +392,13 @@ def against(config: TrainingConfig, module: Classifier) -> dict[str, Any]:
         high=high,
         movable=module.movable(),
     )
-    prepare, objective = adversarial(adversary)
+    prepare, objective = adversarial(adversary, objective)
     return {"prepare": prepare, "objective": objective}
+
+
+def objective_of(config: TrainingConfig) -> Objective:
+    """The loss of a row."""
+    return binary_cross_entropy if config.predicts_number else cross_entropy
 
 
 def group_of(config: TrainingConfig, train: AnyDataset) -> int:
@@ -403,8 +414,13 @@ def group_of(config: TrainingConfig, train: AnyDataset) -> int:
     return config.data.max_rows_per_unit
 
 
-def recipe_of(config: TrainingConfig, classes: int) -> Recipe:
-    """What of a configuration the trainer needs beside the mechanism."""
+def recipe_of(config: TrainingConfig, outputs: int) -> Recipe:
+    """What of a configuration the trainer needs beside the mechanism.
+
+    Args:
+        config: the configuration.
+        outputs: of the network: one of each class, or one for a number.
+    """
     privacy, optimizer = config.privacy, config.optimizer
     return Recipe(
         max_grad_norm=privacy.max_grad_norm,
@@ -417,5 +433,5 @@ def recipe_of(config: TrainingConfig, classes: int) -> Recipe:
         ema=optimizer.ema,
         clipping=privacy.clipping,
         loss_share=privacy.loss_share,
-        loss_ceiling=2 * math.log(classes),
+        loss_ceiling=2 * math.log(max(2, outputs)),
     )

@@ -69,6 +69,7 @@ class TargetSource:
         output: the manifest's output with class scores, or None.
         path: of the file, below the folder that reports are relative to; or "".
         text: names of the bundle's inputs that are texts.
+        number: whether the manifest says that it predicts one.
         leaving: what the bundle's policy lets leave of answers; of what else the file
             gives, everything. An endpoint says it itself.
     """
@@ -85,6 +86,7 @@ class TargetSource:
     path: str = ""
     text: tuple[str, ...] = ()
     leaving: OutputPolicy = ALL_SCORES
+    number: bool = False
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:
@@ -102,6 +104,7 @@ class TargetSource:
             output=score.spec.name if score else None,
             text=bundle.manifest.text,
             leaving=bundle.manifest.output_policy,
+            number=bundle.manifest.number is not None,
         )
 
     def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
@@ -358,7 +361,7 @@ def _fitted(
         source.classes or config.classes or holdout.classes,
         data_classes(holdout),
         options.output or source.output,
-        options.decision,
+        options.decision or ("number" if source.number else None),
         fractions=holdout.labels.dtype.kind == "f",
     )
     clean = target.calibrate(sample, stated)

@@ -269,7 +269,7 @@ def build_space(
     missing = sorted(set(config.rules) - set(known))
     if missing:
         raise AssessmentError(f"the data configuration's {missing[0]!r} is no column")
-    stated = config.rules
+    stated = {**_coded_rules(columns), **config.rules}
     rules = tuple(stated.get(name) or ColumnRules(name) for name in known)
     rules = _text_rules(rows, rules, types, texts or Texts())
     low, high, source = _ranges(rows, rules, columns, bounds, config=config)
@@ -296,6 +296,19 @@ def build_space(
     )
     _check_rows(space, np.asarray(rows, np.float64))
     return space
+
+
+def _coded_rules(columns: Sequence[Column]) -> dict[str, ColumnRules]:
+    """Columns of codes, as a manifest states them: between two codes is no category."""
+    return {
+        item.name: ColumnRules(
+            item.name,
+            kind="category",
+            values=tuple(float(code) for code in range(len(item.categories))),
+        )
+        for item in columns
+        if item.categories
+    }
 
 
 def _text_rules(

@@ -7,5 +7,6 @@ fairness    errors by group of people
 change      how far the answer moves within a radius
 found       the chunks of one norm put together
 search      the highest and the lowest answer of each ball
+shadows     models of the same recipe, or of trees grown alike
 membership  who was in the training data, by residuals
 """

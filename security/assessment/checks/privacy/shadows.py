@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class ShadowRecipe:
     """What of a training's configuration a shadow follows.
 
     Attributes:
-        classes: how many logits.
+        classes: how many logits; 1 where the place of a number in its range is learnt.
         hidden: widths of the hidden layers; none for a linear model.
         steps: of gradient descent.
         sampling_rate: chance of each row to be in a step's batch.
@@ -63,7 +64,7 @@ class Shadows:
 
     Attributes:
         included: ``(models, n)``: which rows each was trained on.
-        logits: ``(models, n, classes)``, of every row.
+        logits: ``(models, n, classes)``, of every row; of a number's place one each.
     """
 
     included: NDArray[np.bool_]
@@ -83,7 +84,7 @@ def random_halves(
 
 def train_shadows(
     inputs: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     included: NDArray[np.bool_],
     recipe: ShadowRecipe,
     *,
@@ -93,7 +94,7 @@ def train_shadows(
 
     Args:
         inputs: ``(n, d)``, preprocessed as the target's network gets them.
-        labels: ``(n,)``.
+        labels: ``(n,)``: classes, or places of numbers from 0 to 1, float32.
         included: ``(models, n)``.
         recipe: of each.
         seed: of weights, batches and noise.
@@ -138,9 +139,7 @@ class _Network:
         """One step; ``member``, ``(models, batch)``, is 1 where a row is a model's."""
         activations = list(self._forward(features, self._weights))
         logits = activations.pop()
-        # The loss's gradient by the logits: probabilities minus the one-hot truth.
-        error = torch.softmax(logits, dim=2)
-        error[:, torch.arange(len(labels)), labels] -= 1.0
+        error = self._error(logits, labels)
         errors = list(self._backward(error, activations))[::-1]
         share = member * self._clip(activations, errors)
         gradients = []
@@ -149,6 +148,14 @@ class _Network:
             gradients.append(inputs.transpose(1, 2) @ weighted)
             gradients.append(weighted.sum(dim=1, keepdim=True))
         self._update([self._noisy(item) / size for item in gradients])
+
+    def _error(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss's gradient by the logits: probabilities minus the one-hot truth."""
+        if self._recipe.classes == 1:
+            return torch.sigmoid(logits) - labels[None, :, None]
+        error = torch.softmax(logits, dim=2)
+        error[:, torch.arange(len(labels)), labels] -= 1.0
+        return error
 
     def answer(self, features: Tensor) -> Tensor:
         """Logits ``(models, n, classes)``, by the averaged weights if there are any."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from security.assessment.checks.privacy.shadows import Shadows
 
-__all__ = ["confidences", "lira", "loss", "rmia"]
+__all__ = ["confidences", "likelihood_ratio", "lira", "loss", "rmia"]
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -50,9 +50,21 @@ def lira(target: Floats, shadows: Shadows, labels: Labels) -> Floats:
         labels: ``(n,)``.
     """
     known = confidences(shadows.logits, labels)
-    inside, outside = shadows.included, ~shadows.included
-    result = np.zeros(len(labels))
-    for sign, which in ((1.0, inside), (-1.0, outside)):
+    return likelihood_ratio(target, known, shadows.included)
+
+
+def likelihood_ratio(
+    target: Floats, known: Floats, included: NDArray[np.bool_]
+) -> Floats:
+    """The log likelihood ratio of each row ``(n,)``, from any figure of it.
+
+    Args:
+        target: the target's figure of each row ``(n,)``.
+        known: each shadow's ``(models, n)``.
+        included: ``(models, n)``: which rows each was trained on.
+    """
+    result = np.zeros(len(target))
+    for sign, which in ((1.0, included), (-1.0, ~included)):
         mean, spread = _gaussian(known, which)
         result += sign * (-0.5 * ((target - mean) / spread) ** 2 - np.log(spread))
     return result

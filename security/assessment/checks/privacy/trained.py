@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.data import datasets
 from models.data.held_out import Holdout
+from models.data.targets import Target
 from models.report import Dataset
 from security.assessment.checks.privacy.shadows import ShadowRecipe
 from security.assessment.plan.context import Context
@@ -31,26 +32,30 @@ class TrainingRows:
     Attributes:
         rows: ``(n, …)``, raw, as the model takes them.
         inputs: ``(n, d)`` float32, as the network gets them.
-        labels: ``(n,)``.
+        labels: ``(n,)``: classes, or of a regression numbers in their own unit.
         member: ``(n,)``, whether the row was trained on.
         recipe: of the shadows, or None where the architecture has none.
         datasets: the training's rows and its held-out ones, whole.
         epsilon, delta: what the training claims, or None.
+        target: of a regression, the number's range and scale.
     """
 
     rows: NDArray[Any]
     inputs: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     member: NDArray[np.bool_]
     recipe: ShadowRecipe | None
     datasets: tuple[Dataset, ...] = ()
     epsilon: float | None = None
     delta: float | None = None
+    target: Target | None = None
 
     @property
     def sha256(self) -> str:
         """Of all of it: an interrupted scan goes on with the same training only."""
-        state = hashlib.sha256(f"{self.recipe} {self.epsilon} {self.delta}".encode())
+        claims = f"{self.recipe} {self.epsilon} {self.delta}"
+        claims += f" {self.target}" if self.target else ""
+        state = hashlib.sha256(claims.encode())
         for array in (self.rows, self.labels, self.member):
             state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()
