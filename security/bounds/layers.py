@@ -216,15 +216,21 @@ def _matmul(
     return _dense(source, weight, np.zeros(len(weight))), (len(weight),)
 
 
-def _linear_classifier(
+def _linear_model(
     node: Node, source: Sym, rest: Rest, opset: int
 ) -> tuple[Dense, tuple[int, ...]]:
-    """Scores of `LinearClassifier`, before what it makes probabilities of them."""
+    """Scores of `LinearClassifier`, before what it makes probabilities of them.
+
+    `LinearRegressor` is alike, and must not transform its numbers.
+    """
     del rest, opset
+    regressor = node.operator.endswith("LinearRegressor")
+    if regressor and node.attributes.get("post_transform", b"NONE") != b"NONE":
+        raise UnboundedModel("LinearRegressor with a transformation has no bound here")
     shift = np.asarray(node.attributes.get("intercepts", ()), np.float64)
     flat = np.asarray(node.attributes["coefficients"], np.float64)
     if len(source.shape) != 1 or flat.size % source.width:
-        raise UnboundedModel("LinearClassifier does not fit its input")
+        raise UnboundedModel("a linear model does not fit its input")
     weight = flat.reshape(-1, source.width)
     bias = shift if shift.size else np.zeros(len(weight))
     return _dense(source, weight, bias), (len(weight),)
@@ -345,6 +351,7 @@ AFFINE: Mapping[str, Callable[..., tuple[Dense, tuple[int, ...]]]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,
-    "ai.onnx.ml.LinearClassifier": _linear_classifier,
+    "ai.onnx.ml.LinearClassifier": _linear_model,
+    "ai.onnx.ml.LinearRegressor": _linear_model,
 }
 """Layers whose every value is a weighted sum of a row's values."""

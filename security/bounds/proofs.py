@@ -23,7 +23,7 @@ from security.bounds.scores import Rule, number_of
 from security.bounds.steps import Dense, Relu, Source
 from security.errors import UnboundedModel
 
-__all__ = ["Margins", "bounds", "linear", "margins", "points", "work_of"]
+__all__ = ["SAFETY", "Margins", "bounds", "linear", "margins", "points", "work_of"]
 
 Floats = NDArray[np.float64]
 
@@ -32,8 +32,9 @@ _AT_ONCE = 1 << 22
 _MOST_ROWS = 256
 # Multiplications of some hundred rows in one radius: a minute or so of one thread.
 _MAX_WORK = 1e12
-# Who recomputes takes 1.05: other sums in double precision refuse no true claim.
-_SAFETY = 1.25
+SAFETY = 1.25
+"""How often rounding counts in a claim. Who recomputes takes less: then sums in another
+order refuse no true claim."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ def margins(
     high: Floats,
     labels: NDArray[np.int64],
     *,
-    safety: float = _SAFETY,
+    safety: float = SAFETY,
 ) -> Margins:
     """By how much each row's class leads everywhere in its box, at least.
 
@@ -86,7 +87,12 @@ def margins(
 
 
 def bounds(
-    graph: Graph, output: str, low: Floats, high: Floats
+    graph: Graph,
+    output: str,
+    low: Floats,
+    high: Floats,
+    *,
+    safety: float = SAFETY,
 ) -> tuple[Floats, Floats]:
     """What a value lies between for each row's box, as a server computes it.
 
@@ -96,6 +102,7 @@ def bounds(
             may come after it: a logistic function, a power, a scale.
         low: ``(n, d)``, raw: lower ends of the boxes.
         high: the upper ends.
+        safety: how often the rounding of single precision counts.
 
     Returns:
         Two arrays ``(n, width)``; NaN where nothing is known.
@@ -106,7 +113,7 @@ def bounds(
     value = number_of(graph, output)
     lows, highs = [], []
     for part in _parts(graph, value, low, high):
-        program = lower(graph, value, low[part], high[part], safety=_SAFETY)
+        program = lower(graph, value, low[part], high[part], safety=safety)
         with np.errstate(all="ignore"):
             known = intervals(program, tight=True)
             ones = np.eye(program.steps[program.output].width)

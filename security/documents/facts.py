@@ -91,7 +91,7 @@ class Use:
 class CurvePoint:
     """Robust accuracy at one radius; of a number the share of answers that stay.
 
-    `proved` is the share of rows that no change within the radius turns, if it is known.
+    `proved` is the share that no change within the radius turns, if it is known.
     """
 
     radius: float

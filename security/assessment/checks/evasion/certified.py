@@ -19,13 +19,14 @@ from security.assessment.plan.context import Job
 from security.assessment.targets.answers import Reading
 from security.bounds.files import Graph, read_graph
 from security.bounds.proofs import (
+    SAFETY,
     bounds,
     linear,
     margins,
     points,
     work_of,
 )
-from security.bounds.scores import Rule, head_of
+from security.bounds.scores import Rule, head_of, number_of
 from security.errors import UnboundedModel
 
 __all__ = ["AGAIN", "Prover", "Reached", "categories_of", "prover_of", "space_digest"]
@@ -102,38 +103,45 @@ class Prover:
 
     @property
     def _value(self) -> str:
-        return self.job.reading.output if self.rule is None else self.rule.value
+        if self.rule is not None:
+            return self.rule.value
+        return number_of(self.graph, self.job.reading.output)
 
     def proved(
-        self, places: Places, radii: Sequence[float], *, safety: float | None = None
+        self, places: Places, radii: Sequence[float], *, safety: float = SAFETY
     ) -> Mask:
         """Rows whose class, the true one, stays: ``(n, radii)``.
 
         Args:
             places: rows of the job; those that are wrong to begin with are not proved.
             radii: ascending; what is not proved in a ball is not tried in a larger one.
-            safety: how often rounding counts; None for what claims are made with.
+            safety: how often rounding counts; as often as claims are made with.
         """
         if self.rule is None:
             raise TypeError("a number is not decided")
         job = self.job
         found = np.zeros((len(places), len(radii)), dtype=bool)
         left = np.flatnonzero(job.clean.labels[places] == job.labels[places])
-        more = {} if safety is None else {"safety": safety}
         for column, radius in enumerate(radii):
             own = places[left]
             low, high = self.ball(own, radius)
-            made = margins(self.graph, self.rule, low, high, job.labels[own], **more)
+            made = margins(
+                self.graph, self.rule, low, high, job.labels[own], safety=safety
+            )
             left = left[made.proved]
             found[left, column] = True
         return found
 
-    def changes(self, places: Places, radii: Sequence[float]) -> Floats:
+    def changes(
+        self, places: Places, radii: Sequence[float], *, safety: float = SAFETY
+    ) -> Floats:
         """How far a predicted number can move at most ``(radii, n)``; NaN: unknown."""
         clean = self.job.clean.numbers[places]
         made = []
         for radius in radii:
-            low, high = bounds(self.graph, self._value, *self.ball(places, radius))
+            ball = self.ball(places, radius)
+            name = self.job.reading.output
+            low, high = bounds(self.graph, name, *ball, safety=safety)
             made.append(np.maximum(high[:, 0] - clean, clean - low[:, 0]))
         return np.array(made)
 
@@ -147,7 +155,7 @@ class Prover:
         rows = np.asarray(self.job.rows[own], np.float64)
         clean = self.job.clean
         if self.rule is None:
-            low, high = bounds(self.graph, self._value, rows, rows)
+            low, high = bounds(self.graph, self.job.reading.output, rows, rows)
             numbers = clean.numbers[own]
             near = _SAME * (1 + np.abs(numbers))
             unlike = (numbers < low[:, 0] - near) | (numbers > high[:, 0] + near)
