@@ -19,6 +19,7 @@ trained          the part of it on what a training wrote, field by field
 trained_ebm      the same where an ebm was trained
 regression       the part on a number that was learnt: its range, in every report
 stated           how a field is held to another place that says the same
+certified        what evidence claims is proved, and whether it was recomputed
 outputs          check 29: how much of each answer may leave
 gate             every check, numbered: the verdict, or the first refusal, or all
 signers          keys in files, key services and hardware modules
