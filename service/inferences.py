@@ -167,9 +167,9 @@ class Inferences:
                 arrays = await running
             finally:
                 step("run", began)
-            bits = inference.model.model.release.bits
+            told = inference.model.model.release.told
             await inference.decision.charge_bits(
-                lambda: sum(map(bits, asked.outputs, arrays))
+                lambda: told(zip(asked.outputs, arrays))
             )
             answer = await encode_answer(
                 zip(asked.outputs, arrays), **self._answer(inference, arrays)

@@ -192,6 +192,4 @@ def check_alike(default: Served, trial: Served) -> None:
 
 def _tensors(served: Served) -> tuple[set[TensorSpec], set[TensorSpec]]:
     """What requests may hold, and answers."""
-    outputs = (tensor.spec for tensor in served.manifest.outputs)
-    leave = {spec for spec in outputs if spec.name in served.output_names}
-    return {*served.input_specs}, leave
+    return {*served.input_specs}, {tensor.spec for tensor in served.manifest.served}
