@@ -39,6 +39,8 @@ def restrict(
     policy: OutputPolicy | None = None,
     explanations: Explanations | None = None,
     conformal: Conformal | Literal["keep"] | None = "keep",
+    *,
+    bounds: tuple[float, float] | None = None,
 ) -> Bundle:
     """Give a bundle another output policy, or other explanations; None keeps its own.
 
@@ -53,6 +55,8 @@ def restrict(
         policy: that it shall have.
         explanations: that it shall have.
         conformal: that it shall have; None for none.
+        bounds: public range of the number that the latter is about, which the manifest
+            does not state yet.
 
     Returns:
         The bundle as it is now; as it was, if it had these.
@@ -69,8 +73,16 @@ def restrict(
         kept_one = old.conformal
         stale = kept_one is not None and kept_one.decimals != wanted.decimals
         conformal = None if stale else kept_one
+    outputs = old.outputs
+    if bounds is not None and isinstance(conformal, Conformal):
+        name = conformal.output
+        outputs = tuple(
+            replace(item, bounds=bounds) if item.spec.name == name else item
+            for item in outputs
+        )
     manifest = replace(
         old,
+        outputs=outputs,
         output_policy=wanted,
         explanations=old.explanations if explanations is None else explanations,
         conformal=conformal,

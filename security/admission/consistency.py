@@ -24,6 +24,7 @@ from models.bundle import MODEL_FILE, Bundle
 from models.report import Dataset, Report
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from security.admission.coverage import coverage_contradictions
 from security.admission.rules import Requirement
 from security.admission.steps import Steps
 from security.errors import AdmissionRefused, MonitoringError
@@ -120,6 +121,7 @@ def _contradictions(
     privacy, provenance = reports.get("privacy"), reports.get("provenance")
     yield from _one_set_of_rows(reports)
     yield from _predicted(bundle, reports)
+    yield from coverage_contradictions(bundle.manifest.conformal, reports)
     if "structure" in reports and not bundle.sealed:
         stated = reports["structure"].metrics.get("model_bytes")
         if stated is not None and stated.value != len(bundle.files[MODEL_FILE]):

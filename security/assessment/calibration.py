@@ -56,6 +56,8 @@ __all__ = [
 Floats = NDArray[np.float64]
 BINS = 50
 _KEY_BYTES = 16
+# One row more is one more in its bin, and of all.
+_SENSITIVITY = math.sqrt(2.0)
 # Of what may miss, the part that pays for the chance that noise is larger than allowed.
 _FAILING = 0.05
 # A score beyond its bound is beyond by more than rounding.
@@ -71,8 +73,8 @@ class Wanted:
         share: of the rows that may calibrate, above 0 and below 1.
         scale: of numbers; empty for what fits the output.
         output, decision: as of `Options`.
-        bounds: public range of a number whose manifest states none: scores are counted
-            within it.
+        bounds: public range of a number whose manifest states none: no interval leaves
+            it, and scores are counted within it.
         epsilon, delta: what the quantile may cost; None for one that is not private.
         waiver: why it need not be.
     """
@@ -136,7 +138,7 @@ def calibrate(
     options = Options(profile="assess", output=wanted.output, decision=wanted.decision)
     job, target = prepare(TargetSource.of(bundle), holdout, options, config)
     target.close()
-    answer = _answering(bundle.manifest, job)
+    answer = _bounded(_answering(bundle.manifest, job), wanted.bounds)
     key = secrets.token_hex(_KEY_BYTES)
     mask = is_calibrating(row_bytes(job), key, wanted.share)
     kept = _one_of_each(mask, None if units is None else units[job.places])
@@ -154,9 +156,8 @@ def calibrate(
         decimals=bundle.manifest.output_policy.decimals,
     )
     given = left_answers(job, answer, bundle.manifest.output_policy)
-    bounds = answer.bounds or wanted.bounds
     scores = _scores(made, given[kept], job.labels[kept], answer.bounds)
-    found = _found(made, scores, wanted, bounds, book)
+    found = _found(made, scores, wanted, answer.bounds, book)
     return Calibration(
         found,
         left=int((~mask).sum()),
@@ -231,6 +232,22 @@ def _answering(manifest: Manifest, job: Job) -> Tensor:
     return found
 
 
+def _bounded(answer: Tensor, bounds: tuple[float, float] | None) -> Tensor:
+    """With a public range that the manifest does not state.
+
+    Raises:
+        AssessmentError: it states another one, or the output has classes.
+    """
+    if bounds is None or bounds == answer.bounds:
+        return answer
+    if answer.labels:
+        raise AssessmentError("--range is for a number")
+    if answer.bounds is not None:
+        low, high = answer.bounds
+        raise AssessmentError(f"--range: the manifest says {low:g} to {high:g}")
+    return replace(answer, bounds=bounds)
+
+
 def _scale(job: Job, answer: Tensor, asked: str) -> str:
     """As asked for, if it is one for the output."""
     if not job.reading.number:
@@ -288,15 +305,17 @@ def _found(
         return replace(made, quantile=exact, waiver=wanted.waiver)
     edges = _edges(made, bounds)
     noise = 1.0 / math.sqrt(2.0 * rho_of(wanted.epsilon, wanted.delta))
-    table = rounded_gaussian(noise)
+    table = rounded_gaussian(noise * _SENSITIVITY)
     book(noise)
     places = np.minimum(np.searchsorted(edges, scores, side="left"), BINS)
-    counts = np.bincount(places, minlength=BINS + 1) + table.sample(BINS + 1)
-    place = noisy_quantile(counts.astype(np.float64), noise, wanted.coverage)
+    exact_counts = np.bincount(places, minlength=BINS + 1)
+    # The last count is of all: it moves with each owner, as one bin does.
+    counts = np.append(exact_counts, len(scores)) + table.sample(BINS + 2)
+    place = noisy_quantile(counts.astype(np.float64), table.sigma, wanted.coverage)
     return replace(
         made,
         quantile=float(edges[place]),
-        rows=max(1, int(counts.sum())),
+        rows=max(1, int(counts[-1])),
         epsilon=wanted.epsilon,
         delta=wanted.delta,
     )
@@ -333,7 +352,7 @@ def noisy_quantile(counts: Floats, sigma: float, coverage: float) -> int:
     what it was rounded by, at most 1/2, so that it is sub-Gaussian with their sum.
 
     Args:
-        counts: ``(BINS + 1,)``; the last is of scores beyond every bin.
+        counts: ``(bins + 2,)``: of each bin, of scores beyond all, and of all rows.
         sigma: of the noise of each.
         coverage: above 0 and below 1.
 
@@ -342,16 +361,19 @@ def noisy_quantile(counts: Floats, sigma: float, coverage: float) -> int:
     """
     chance = (1.0 - coverage) * _FAILING
     aim = coverage + chance
-    bins = len(counts) - 1
-    # Row j: what lies above bin j against what may, less what is below.
+    bins = len(counts) - 2
+    # Row j: what lies above bin j, less what may, which is a part of all.
     above = np.arange(bins + 1)[None, :] > np.arange(bins)[:, None]
     weights = np.where(above, aim, aim - 1.0)
+    # All rows are the sum of the bins, too: of both the mixture with the least noise.
+    mixed = weights.sum(axis=1, keepdims=True) / (bins + 2)
+    weights = np.hstack([weights - mixed, mixed])
     length = np.linalg.norm(weights, axis=1)
     allowed = (sigma + 0.5) * length * math.sqrt(2.0 * math.log(bins / chance))
     enough = np.flatnonzero(weights @ counts + aim + allowed <= 0.0)
     if not len(enough):
         raise ManifestError(
-            f"about {max(0, int(counts.sum()))} rows are too few for a coverage of "
+            f"about {max(0, int(counts[-1]))} rows are too few for a coverage of "
             f"{coverage:g} with so much noise: give more rows, or a larger epsilon"
         )
     return int(enough[0])

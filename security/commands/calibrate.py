@@ -111,8 +111,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="public range of a predicted number, where the manifest has none: needed "
-        "with --epsilon",
+        help="public range of a predicted number, where the manifest has none yet: no "
+        "interval leaves it, and --epsilon needs it",
     )
 
 
@@ -130,7 +130,10 @@ def run(args: argparse.Namespace) -> int:
         policy = OutputPolicy(**values)
     with Stages():
         made = _calibrated(args, bundle)
-    manifest = restrict(args.bundle, policy, conformal=made.conformal).manifest
+    bounds = None if args.range is None else (args.range[0], args.range[1])
+    manifest = restrict(
+        args.bundle, policy, conformal=made.conformal, bounds=bounds
+    ).manifest
     for line in _lines(made, manifest.release.names):
         print(line)
     return 0

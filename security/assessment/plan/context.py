@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.data import datasets
 from models.data.held_out import Holdout, Predictions
-from models.manifest import Column
+from models.manifest import Column, Manifest
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Dataset
 from sealgate.profile import Profile
@@ -69,6 +69,7 @@ class TargetSource:
         output: the manifest's output with class scores, or None.
         path: of the file, below the folder that reports are relative to; or "".
         text: names of the bundle's inputs that are texts.
+        manifest: the bundle's.
         leaving: what the bundle's policy lets leave of answers; of what else the file
             gives, everything. An endpoint says it itself.
     """
@@ -85,6 +86,7 @@ class TargetSource:
     path: str = ""
     text: tuple[str, ...] = ()
     leaving: OutputPolicy = ALL_SCORES
+    manifest: Manifest | None = None
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:
@@ -102,6 +104,7 @@ class TargetSource:
             output=score.spec.name if score else None,
             text=bundle.manifest.text,
             leaving=bundle.manifest.output_policy,
+            manifest=bundle.manifest,
         )
 
     def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
@@ -207,6 +210,7 @@ class Job:
                 "sha256": hashlib.sha256(self.source.model).hexdigest(),
                 "url": self.source.url,
                 "leaving": str(self.source.leaving),
+                "conformal": repr(getattr(self.source.manifest, "conformal", None)),
             },
             "data": self.data_key,
             "config": repr(self.config),
