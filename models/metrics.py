@@ -78,7 +78,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *("latency_ms", "default_latency_ms"),
         ),
     },
-    "monitoring": {"": ("drift_alarms", "psi", "accuracy", "epsilon")},
+    "monitoring": {"": ("drift_alarms", "psi", "accuracy", "coverage", "epsilon")},
     "provenance": {"": ("accuracy_before", "accuracy_after", "comparison_p_value")},
     "reference": {"": ("events", "epsilon", "delta", "sigma")},
     "structure": {

@@ -54,9 +54,10 @@ class Inference:
     ) -> None:
         self.asked, self.model, self.decision = asked, model, decision
         self.source, self.inputs, self.who = source, inputs, who
-        self.outputs: Sequence[str] = list(asked.outputs)
-        if source and source not in asked.outputs:
-            self.outputs = [*self.outputs, source]
+        self.outputs: list[str] = list(asked.outputs)
+        if source:
+            beside = [source, *model.counted_sets]
+            self.outputs += [name for name in beside if name not in asked.outputs]
 
 
 class Inferences:

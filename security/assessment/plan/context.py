@@ -209,8 +209,7 @@ class Job:
                 "name": self.source.name,
                 "sha256": hashlib.sha256(self.source.model).hexdigest(),
                 "url": self.source.url,
-                "leaving": str(self.source.leaving),
-                "conformal": repr(getattr(self.source.manifest, "conformal", None)),
+                "manifest": repr(self.source.manifest),
             },
             "data": self.data_key,
             "config": repr(self.config),
@@ -228,6 +227,7 @@ class Context:
         job: the job.
         target: the open target.
         cache: for what a check wants to keep between the units of one process.
+        conformal: of a bundle's manifest, or None.
     """
 
     def __init__(self, job: Job, target: Target | None = None) -> None:
@@ -237,6 +237,7 @@ class Context:
         self.target.shape, self.target.reading = job.shape, job.reading
         self.target.texts = Texts(job.texts)
         self.cache: dict[str, Any] = {}
+        self.conformal = getattr(job.source.manifest, "conformal", None)
 
     @property
     def leaving(self) -> OutputPolicy:
