@@ -25,7 +25,7 @@ from models.conformal import Conformal
 from models.errors import BundleError
 from models.explanations import Explanations
 from models.files import write_atomic
-from models.manifest import Manifest
+from models.manifest import Manifest, Tensor
 from models.output_policy import OutputPolicy
 from models.report import KINDS
 
@@ -40,7 +40,7 @@ def restrict(
     explanations: Explanations | None = None,
     conformal: Conformal | Literal["keep"] | None = "keep",
     *,
-    bounds: tuple[float, float] | None = None,
+    answer: Tensor | None = None,
 ) -> Bundle:
     """Give a bundle another output policy, or other explanations; None keeps its own.
 
@@ -55,8 +55,7 @@ def restrict(
         policy: that it shall have.
         explanations: that it shall have.
         conformal: that it shall have; None for none.
-        bounds: public range of the number that the latter is about, which the manifest
-            does not state yet.
+        answer: an output with a public range, or names of classes, that it lacked.
 
     Returns:
         The bundle as it is now; as it was, if it had these.
@@ -74,12 +73,9 @@ def restrict(
         stale = kept_one is not None and kept_one.decimals != wanted.decimals
         conformal = None if stale else kept_one
     outputs = old.outputs
-    if bounds is not None and isinstance(conformal, Conformal):
-        name = conformal.output
-        outputs = tuple(
-            replace(item, bounds=bounds) if item.spec.name == name else item
-            for item in outputs
-        )
+    if answer is not None:
+        own = answer.spec.name
+        outputs = tuple(answer if o.spec.name == own else o for o in outputs)
     manifest = replace(
         old,
         outputs=outputs,

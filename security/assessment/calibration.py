@@ -96,6 +96,7 @@ class Calibration:
 
     Attributes:
         conformal: for the manifest.
+        answer: the output, with what the manifest has to say of it.
         left: rows that are left to measure coverage on.
         owners: rows of other rows' owners that were left out.
         abstained: of the calibrating rows, the share whose set is not one class; None
@@ -103,6 +104,7 @@ class Calibration:
     """
 
     conformal: Conformal
+    answer: Tensor
     left: int
     owners: int
     abstained: float | None
@@ -160,6 +162,7 @@ def calibrate(
     found = _found(made, scores, wanted, answer.bounds, book)
     return Calibration(
         found,
+        answer,
         left=int((~mask).sum()),
         owners=int(mask.sum() - kept.sum()),
         abstained=_abstained(found, given[kept]),
@@ -220,16 +223,17 @@ def _answering(manifest: Manifest, job: Job) -> Tensor:
                 f"output {name!r} has labels, and is read as a number"
             )
         return found
-    if not found.labels:
-        raise AssessmentError(
-            f"output {name!r} decides among classes that the manifest does not name: "
-            "without names there are no scores to make sets of"
-        )
-    if reading.form == "labels" or len(found.labels) != job.clean.scores.shape[1]:
-        raise AssessmentError(f"output {name!r} has no score for each class")
     if reading.single or reading.swapped:
         raise AssessmentError(f"output {name!r} has its classes in another order")
-    return found
+    # What a manifest does not name is named as the graph, or the data, names it.
+    labels = found.labels or reading.classes
+    scores = reading.form != "labels" and found.spec.shape == (-1, len(labels))
+    if not scores or len(labels) != job.clean.scores.shape[1]:
+        raise AssessmentError(
+            f"output {name!r} has no score with a name for each class, of which sets "
+            "are made"
+        )
+    return replace(found, labels=tuple(labels))
 
 
 def _bounded(answer: Tensor, bounds: tuple[float, float] | None) -> Tensor:
@@ -374,7 +378,8 @@ def noisy_quantile(counts: Floats, sigma: float, coverage: float) -> int:
     if not len(enough):
         raise ManifestError(
             f"about {max(0, int(counts[-1]))} rows are too few for a coverage of "
-            f"{coverage:g} with so much noise: give more rows, or a larger epsilon"
+            f"{coverage:g} with so much noise: give more rows, or a larger epsilon "
+            "(this one is spent)"
         )
     return int(enough[0])
 

@@ -130,9 +130,8 @@ def run(args: argparse.Namespace) -> int:
         policy = OutputPolicy(**values)
     with Stages():
         made = _calibrated(args, bundle)
-    bounds = None if args.range is None else (args.range[0], args.range[1])
     manifest = restrict(
-        args.bundle, policy, conformal=made.conformal, bounds=bounds
+        args.bundle, policy, conformal=made.conformal, answer=made.answer
     ).manifest
     for line in _lines(made, manifest.release.names):
         print(line)
