@@ -5,6 +5,8 @@ files           bounded reads and atomic writes
 manifest        manifest.json: tensors, limits
 names           what names, versions and tags look like
 output_policy   what may leave of answers, and how much that tells
+conformal       quantiles that make intervals and sets of answers
+conforming      what they add to outputs, and where a model abstains
 report          evidence/<kind>.json: what was measured, on what, under which conditions
 metrics         the names of metrics, and what measures them          (offline)
 bundle          the folder: read whole, hashed, bounded

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from models.conformal import Conformal
 from models.errors import ManifestError
 from models.explanations import DEFAULT, Explanations
 from models.names import NAME, VERSION
@@ -137,6 +138,7 @@ class Manifest:
         max_rows: rows (first dimension) accepted in one request.
         output_policy: what may leave of its answers.
         explanations: how they are explained, where that may be.
+        conformal: how they are widened to intervals or sets; None where they are not.
     """
 
     name: str
@@ -146,12 +148,26 @@ class Manifest:
     max_rows: int
     output_policy: OutputPolicy = ALL_SCORES
     explanations: Explanations = DEFAULT
+    conformal: Conformal | None = None
 
     @property
     def release(self) -> Release:
         """Its outputs, as its policy lets them leave."""
         parts = self.explanations.contributions
-        return Release(self.output_policy, self.outputs, explaining=parts)
+        return Release(
+            self.output_policy, self.outputs, self.conformal, explaining=parts
+        )
+
+    @property
+    def served(self) -> tuple[Tensor, ...]:
+        """The outputs that callers may ask for: of the others they are told nothing."""
+        release = self.release
+        own = [item for item in self.outputs if item.spec.name in release.names]
+        about = {item.spec.name: item for item in self.outputs}
+        for spec in release.added:
+            source = about[spec.name.rpartition("_")[0]]
+            own.append(Tensor(spec, labels=source.labels, bounds=source.bounds))
+        return tuple(own)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -204,7 +220,7 @@ class Manifest:
             value,
             "manifest",
             {"schema", "name", "version", "inputs", "outputs"},
-            {"limits", "output_policy", "explanations"},
+            {"limits", "output_policy", "explanations", "conformal"},
         )
         inputs = _inputs(value["inputs"])
         outputs = _tensors(value["outputs"], "manifest.outputs")
@@ -222,6 +238,9 @@ class Manifest:
                 [tensor.spec for tensor in inputs],
                 [tensor.spec for tensor in outputs],
             ),
+            conformal=Conformal.from_object(value["conformal"], "manifest.conformal")
+            if "conformal" in value
+            else None,
         )
         _check_bf16(manifest)
         _ = manifest.release  # refuses a policy that is not one for these outputs
@@ -233,6 +252,7 @@ class Manifest:
             self.output_policy.to_object(),
             self.explanations.to_object(),
         )
+        widened = None if self.conformal is None else self.conformal.to_object()
         return strict_json.dumps(
             {
                 "schema": MANIFEST_SCHEMA,
@@ -243,6 +263,7 @@ class Manifest:
                 "limits": {"max_rows": self.max_rows},
                 **({"output_policy": policy} if policy else {}),
                 **({"explanations": explained} if explained else {}),
+                **({"conformal": widened} if widened else {}),
             }
         )
 

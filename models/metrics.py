@@ -28,6 +28,8 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *("missing_failed", "missing_changed"),
             *("out_of_range_failed", "out_of_range_changed"),
             *("mae", "rmse", "r2", "median_absolute_error", "mean_error"),
+            *("coverage", "interval_width", "interval_width_scaled"),
+            *("set_size", "abstention", "answered_accuracy"),
         ),
     },
     "fairness": {
@@ -78,7 +80,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *("latency_ms", "default_latency_ms"),
         ),
     },
-    "monitoring": {"": ("drift_alarms", "psi", "accuracy", "epsilon")},
+    "monitoring": {"": ("drift_alarms", "psi", "accuracy", "coverage", "epsilon")},
     "provenance": {
         "": (
             *("accuracy_before", "accuracy_after", "comparison_p_value"),

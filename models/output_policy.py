@@ -12,13 +12,15 @@ scores are withheld, only decisions do, of which there is one in each row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from models.conformal import Conformal
+from models.conforming import Conforming, Output, withheld_rows
 from models.errors import ManifestError
 from sealgate.protocol.datatypes import narrow, numbers
 from sealgate.protocol.tensors import Array, TensorSpec
@@ -28,21 +30,9 @@ __all__ = ["ALL_SCORES", "Output", "OutputPolicy", "Release", "scores_left"]
 MAX_DECIMALS = 9
 MAX_TOP_K = 1 << 20
 _ONE = "the highest score"
-_MEMBERS = ("decimals", "top_k", "label_only", "explanations")
+_MEMBERS = ("decimals", "top_k", "label_only", "explanations", "abstain")
 # Bits that tell a number of a type apart from others of its size: its significand's.
 _SIGNIFICAND = {"BF16": 8, "FP16": 11, "FP32": 24, "FP64": 53, "BOOL": 1}
-
-
-class Output(Protocol):
-    """What is known of an output: a tensor of a manifest."""
-
-    @property
-    def spec(self) -> TensorSpec:
-        """Its name, datatype and shape."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Names of the classes, where its last axis has their scores."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +47,20 @@ class OutputPolicy:
         label_only: no score leaves, only which class is decided.
         explanations: attributions may leave. They add up to the score, so they never do
             where a score does not leave in full.
+        abstain: a row is answered only where its conformal set is one class.
     """
 
     decimals: int | None = None
     top_k: int | None = None
     label_only: bool = False
     explanations: bool = True
+    abstain: bool = False
 
     @property
     def withholds(self) -> bool:
         """Whether an answer is less than what the model gave."""
-        return self.label_only or (self.decimals, self.top_k) != (None, None)
+        some = (self.decimals, self.top_k) != (None, None)
+        return self.label_only or self.abstain or some
 
     @property
     def explains(self) -> bool:
@@ -82,15 +75,16 @@ class OutputPolicy:
         >>> str(OutputPolicy()), str(OutputPolicy(explanations=False))
         ('all scores', 'all scores, no explanations')
         """
+        abstains = ", or none" if self.abstain else ""
         if self.label_only:
-            return "label only"
+            return "label only" + abstains
         some = "all scores"
         if self.top_k is not None:
             some = f"the {self.top_k} highest scores" if self.top_k > 1 else _ONE
         count = "decimal" if self.decimals == 1 else "decimals"
         rounded = "" if self.decimals is None else f", of {self.decimals} {count}"
         silent = not (self.withholds or self.explanations)
-        return some + rounded + (", no explanations" if silent else "")
+        return some + rounded + abstains + (", no explanations" if silent else "")
 
     def wider_than(self, demanded: OutputPolicy) -> list[str]:
         """What this lets leave and another does not; none if it is as strict.
@@ -106,6 +100,7 @@ class OutputPolicy:
                 if _above(getattr(self, name), getattr(demanded, name))
             ]
             found += ["label_only"] if demanded.label_only else []
+        found += ["abstain"] if demanded.abstain and not self.abstain else []
         wider = self.explains and not demanded.explains
         return found + (["explanations"] if wider else [])
 
@@ -115,8 +110,9 @@ class OutputPolicy:
         for name in ("decimals", "top_k"):
             if getattr(self, name) is not None:
                 value[name] = getattr(self, name)
-        if self.label_only:
-            value["label_only"] = True
+        for name in ("label_only", "abstain"):
+            if getattr(self, name):
+                value[name] = True
         if not self.explanations and not self.withholds:
             value["explanations"] = False
         return value
@@ -146,13 +142,14 @@ class OutputPolicy:
             number = value.get(key, low)
             if type(number) is not int or not low <= number <= high:
                 yield key, f"expected {low} to {high}"
-        for key in ("label_only", "explanations"):
+        for key in ("label_only", "explanations", "abstain"):
             if not isinstance(value.get(key, True), bool):
                 yield key, "expected true or false"
         scores = value.keys() & {"decimals", "top_k"}
         if value.get("label_only") is True and scores:
             yield "label_only", f"no scores are left for {min(scores)}"
-        if value.get("explanations") is True and (scores or value.get("label_only")):
+        less = scores or value.get("label_only") or value.get("abstain")
+        if value.get("explanations") is True and less:
             yield "explanations", "attributions add up to the score that is withheld"
 
 
@@ -164,13 +161,17 @@ class Release:
 
     Attributes:
         policy: the policy.
-        names: of the outputs that leave, in the manifest's order.
+        names: of the outputs that leave, in the manifest's order; then those that
+            `models.conforming` adds.
+        added: what the latter are.
+        as_it_is: every output leaves as the model gives it, and none is added.
     """
 
     def __init__(
         self,
         policy: OutputPolicy,
         outputs: Sequence[Output],
+        conformal: Conformal | None = None,
         *,
         explaining: str | None = None,
     ) -> None:
@@ -179,12 +180,16 @@ class Release:
         Args:
             policy: the policy.
             outputs: of the manifest.
+            conformal: of the manifest, if it has one.
             explaining: name of one that leaves only where explanations do.
 
         Raises:
-            ManifestError: none would leave, or the policy is not one for these.
+            ManifestError: none would leave, or the policy or the quantile is not one
+                for these.
         """
         self.policy, self._explaining = policy, explaining
+        self._conforming = None if conformal is None else Conforming(conformal, outputs)
+        self._check_abstaining()
         scores = [item for item in outputs if item.labels]
         # What nobody has named is class scores, if it is the only thing that can be.
         scores = scores or _unnamed_scores(outputs, policy)
@@ -198,12 +203,46 @@ class Release:
         if not self.names:
             raise ManifestError(f"output_policy: {policy}: no output would be left")
         self._changes = {name: self._change(name) for name in self.names}
+        every = len(self.names) == len(outputs)
+        self.added = self._added()
+        self.names += [spec.name for spec in self.added]
+        self.as_it_is = every and not policy.withholds and not self.added
+
+    def _check_abstaining(self) -> None:
+        policy, known = self.policy, self._conforming
+        if policy.abstain and (known is None or not known.conformal.of_classes):
+            raise ManifestError(
+                "output_policy.abstain: there is no `conformal` for classes; "
+                "`python -m security calibrate` makes one"
+            )
+        if known is not None and known.conformal.decimals != policy.decimals:
+            raise ManifestError(
+                "conformal: it was calibrated on answers of other decimals; calibrate "
+                "again"
+            )
+
+    def _added(self) -> tuple[TensorSpec, ...]:
+        """The outputs that conformal prediction adds, as far as they may leave."""
+        known = self._conforming
+        if known is None:
+            return ()
+        if known.conformal.of_classes:
+            # Of a few scores, or none, the set would tell what is not among them.
+            whole = self.policy.top_k is None and not self.policy.label_only
+            return known.specs if whole else ()
+        if known.conformal.output not in self.names:
+            raise ManifestError(f"conformal: {known.conformal.output!r} does not leave")
+        return known.specs
 
     def _leaves(self, name: str) -> bool:
         if name == self._explaining and not self.policy.explains:
             return False
         if not self.policy.withholds:
             return True
+        known = self._conforming
+        can_say_none = known is not None and name in known.deciding
+        if self.policy.abstain and self._kinds[name] == "decision" and not can_say_none:
+            return False
         kinds = set(self._kinds.values())
         match self._kinds[name]:
             case "scores":
@@ -222,6 +261,49 @@ class Release:
         """
         change = self._changes[name]
         return array if change is None else change(array)
+
+    def sources(self, names: Sequence[str]) -> list[str]:
+        """The model's own outputs that answers are made from."""
+        known, added = self._conforming, {spec.name for spec in self.added}
+        found = [name for name in names if name not in added]
+        if known is not None and (self.policy.abstain or len(found) < len(names)):
+            found.append(known.conformal.output)
+            found += known.deciding if self.policy.abstain else ()
+        return list(dict.fromkeys(found))
+
+    def answer(self, names: Sequence[str], given: Mapping[str, Array]) -> list[Array]:
+        """What leaves of a run, in the order of the names.
+
+        Args:
+            names: of outputs that leave.
+            given: the model's outputs, of `sources`.
+
+        Raises:
+            KeyError: nothing leaves of one.
+        """
+        added, base, hidden = {spec.name for spec in self.added}, None, None
+        known = self._conforming
+        if known is not None and known.conformal.output in given:
+            base = self._base(given[known.conformal.output])
+            if self.policy.abstain:
+                decided = {name: given[name] for name in known.deciding}
+                hidden = known.abstaining(base, decided)
+        found = []
+        for name in names:
+            if name in added and known is not None and base is not None:
+                found.append(known.added(name, base))
+                continue
+            array = self.leave(name, given[name])
+            if hidden is not None:
+                decides = self._kinds[name] == "decision"
+                array = withheld_rows(array, hidden, decision=decides)
+            found.append(array)
+        return found
+
+    def _base(self, array: Array) -> Array:
+        """What intervals and sets are made from: an answer, rounded as it leaves."""
+        decimals = self.policy.decimals
+        return array if decimals is None else _rounded(array, decimals)
 
     def _change(self, name: str) -> Callable[[Array], Array] | None:
         policy, kind, datatype = self.policy, self._kinds[name], self._types[name]
@@ -245,7 +327,37 @@ class Release:
           least;
         - of the k highest of n scores, log2 of n over k beside them.
         """
-        kind, size = self._kinds[name], array.size
+        if name not in self._kinds:
+            return self._added_bits(name, array)
+        size, none = array.size, float(len(array)) if self.policy.abstain else 0.0
+        return none + self._own_bits(self._kinds[name], name, array, size)
+
+    def told(self, answers: Iterable[tuple[str, Array]]) -> float:
+        """How much an answer tells at most, in bits: its outputs together.
+
+        Both ends of an interval follow from its number, and each from the other; a set
+        from all scores.
+        """
+        left, known = dict(answers), self._conforming
+        if known is not None:
+            first = [known.conformal.output, *known.conformal.names]
+            if known.conformal.of_classes and self.policy.abstain:
+                first = []
+            for name in [item for item in first if item in left][1:]:
+                del left[name]
+        return math.fsum(self.bits(*item) for item in left.items())
+
+    def _added_bits(self, name: str, array: Array) -> float:
+        known = self._conforming
+        if known is None:
+            raise KeyError(name)
+        each = 1 if known.conformal.of_classes else _SIGNIFICAND[self._type_of(name)]
+        return float(array.size * each)
+
+    def _type_of(self, added: str) -> str:
+        return next(spec.datatype for spec in self.added if spec.name == added)
+
+    def _own_bits(self, kind: str, name: str, array: Array, size: int) -> float:
         if kind == "decision" and self._classes > 1:
             return size * math.log2(self._classes)
         if array.dtype.kind == "O":

@@ -1,6 +1,6 @@
-"""Giving a bundle another output policy, or other references for explanations.
+"""Giving a bundle another output policy, explanations, or intervals of its answers.
 
-Before anybody has signed anything: both are in the manifest, which the root digest
+Before anybody has signed anything: all of it is in the manifest, which the root digest
 covers, so that whatever was said of the bundle has to be said again. What its training
 says still holds, and cannot be had again. What was measured can, and whoever signs it
 shall have measured it.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from models.bundle import (
     BOM_FILE,
@@ -20,10 +21,11 @@ from models.bundle import (
     read_bundle,
     report_file,
 )
+from models.conformal import Conformal
 from models.errors import BundleError
 from models.explanations import Explanations
 from models.files import write_atomic
-from models.manifest import Manifest
+from models.manifest import Manifest, Tensor
 from models.output_policy import OutputPolicy
 from models.report import KINDS
 
@@ -36,11 +38,24 @@ def restrict(
     folder: Path,
     policy: OutputPolicy | None = None,
     explanations: Explanations | None = None,
+    conformal: Conformal | Literal["keep"] | None = "keep",
+    *,
+    answer: Tensor | None = None,
 ) -> Bundle:
     """Give a bundle another output policy, or other explanations; None keeps its own.
 
+    A quantile that was found for answers of other decimals is removed: it says nothing
+    of these.
+
     The reports of its training are bound to the new manifest, and wait for signatures.
     Every signature, the documents, and what an assessment measured are removed.
+
+    Args:
+        folder: of the bundle.
+        policy: that it shall have.
+        explanations: that it shall have.
+        conformal: that it shall have; None for none.
+        answer: an output with a public range, or names of classes, that it lacked.
 
     Returns:
         The bundle as it is now; as it was, if it had these.
@@ -52,10 +67,21 @@ def restrict(
     """
     before = read_bundle(folder)
     old = before.manifest
+    wanted = old.output_policy if policy is None else policy
+    if conformal == "keep":
+        kept_one = old.conformal
+        stale = kept_one is not None and kept_one.decimals != wanted.decimals
+        conformal = None if stale else kept_one
+    outputs = old.outputs
+    if answer is not None:
+        own = answer.spec.name
+        outputs = tuple(answer if o.spec.name == own else o for o in outputs)
     manifest = replace(
         old,
-        output_policy=old.output_policy if policy is None else policy,
+        outputs=outputs,
+        output_policy=wanted,
         explanations=old.explanations if explanations is None else explanations,
+        conformal=conformal,
     )
     if manifest == old:
         return before

@@ -6,7 +6,7 @@ The document is what ``GET /v2/models/{model}/monitoring`` answers, and what the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sealgate.errors import TransportError
@@ -79,12 +79,30 @@ def _lines(document: Json) -> Iterator[tuple[str, str]]:
     refused = [w["labels"]["refused"] for w in document["windows"] if w["labels"]]
     if refused and refused[-1]:
         yield f"  no accuracy by labels: {refused[-1]}", "warning"
+    yield from _coverage_lines(document["windows"])
     budget = document["budget"]
     yield (
         f"  epsilon {budget['epsilon']:.2f} of {budget['cap']:g} is spent on the "
         f"releases of 365 days, at delta {budget['delta']:g}, per subject",
         "quiet",
     )
+
+
+def _coverage_lines(windows: Sequence[Json]) -> Iterator[tuple[str, str]]:
+    """What the last labels say of intervals and sets; servers before did not."""
+    labelled = [w["labels"] for w in windows if w["labels"]]
+    covered = labelled[-1].get("coverage") if labelled else None
+    if not covered:
+        return
+    if covered["share"] is None:
+        yield "  too few labels to say how often they are inside", "warning"
+        return
+    text = f"  {_interval(covered['share'])} of labels are inside"
+    stated = f"{covered['stated']:g} are stated"
+    if covered["below"]:
+        yield f"{text}, and {stated}: intervals and sets are too small", "error"
+    else:
+        yield f"{text}; {stated}", ""
 
 
 def _cells(window: Json) -> list[str]:

@@ -46,18 +46,12 @@ def model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
         "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [tensor.described() for tensor in manifest.inputs],
-        "outputs": [tensor.described() for tensor in _leaving(model)],
+        "outputs": [tensor.described() for tensor in model.manifest.served],
         "parameters": {
             "max_rows": manifest.max_rows,
             **({"output_policy": policy} if policy else {}),
         },
     }
-
-
-def _leaving(model: Served) -> list[Tensor]:
-    """The outputs that callers may ask for: of the others they are told nothing."""
-    outputs = model.manifest.outputs
-    return [tensor for tensor in outputs if tensor.spec.name in model.output_names]
 
 
 def passport(admission: Admission) -> dict[str, Any]:
@@ -103,7 +97,7 @@ def model_config(model: Served) -> dict[str, Any]:
         "backend": "onnxruntime",
         "max_batch_size": manifest.max_rows if batched else 0,
         "input": [_tensor_config(tensor, batched) for tensor in manifest.inputs],
-        "output": [_tensor_config(tensor, batched) for tensor in _leaving(model)],
+        "output": [_tensor_config(tensor, batched) for tensor in model.manifest.served],
     }
 
 

@@ -97,7 +97,7 @@ async def explained(
     price = priced(explainer, asked.rows, question)
     await decision.charge_rows(price)
     inputs, outputs = await asked.inputs(), list(asked.outputs)
-    note, bits = Notes.text(*who, model.tag), model.model.release.bits
+    note, told_by = Notes.text(*who, model.tag), model.model.release.told
     with failures():
         try:
             arrays, found = await explain(
@@ -111,7 +111,7 @@ async def explained(
         except UnexplainableError as error:
             raise Problem("not-explainable", str(error)) from None
         told = _BITS * found.attributions.size
-        await decision.charge_bits(lambda: told + sum(map(bits, outputs, arrays)))
+        await decision.charge_bits(lambda: told + told_by(zip(outputs, arrays)))
         tensors = tensors_of(found)
         as_bytes = bool((document.get("parameters") or {}).get("binary_data_output"))
         return await encode_answer(

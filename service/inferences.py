@@ -54,9 +54,10 @@ class Inference:
     ) -> None:
         self.asked, self.model, self.decision = asked, model, decision
         self.source, self.inputs, self.who = source, inputs, who
-        self.outputs: Sequence[str] = list(asked.outputs)
-        if source and source not in asked.outputs:
-            self.outputs = [*self.outputs, source]
+        self.outputs: list[str] = list(asked.outputs)
+        if source:
+            beside = [source, *model.counted_sets]
+            self.outputs += [name for name in beside if name not in asked.outputs]
 
 
 class Inferences:
@@ -167,9 +168,9 @@ class Inferences:
                 arrays = await running
             finally:
                 step("run", began)
-            bits = inference.model.model.release.bits
+            told = inference.model.model.release.told
             await inference.decision.charge_bits(
-                lambda: sum(map(bits, asked.outputs, arrays))
+                lambda: told(zip(asked.outputs, arrays))
             )
             answer = await encode_answer(
                 zip(asked.outputs, arrays), **self._answer(inference, arrays)

@@ -183,6 +183,12 @@ def _gauges(seen: Overview) -> dict[tuple[str, ...], float]:
         ends = {"value": accuracy.value, "low": accuracy.low, "high": accuracy.high}
         for end, value in ends.items():
             found["sealgate_label_accuracy", *version, end] = value
+    covered = labelled[-1].coverage if labelled else None
+    if covered is not None and covered.share is not None:
+        for end in ("value", "low", "high"):
+            key = "sealgate_label_coverage", *version, end
+            found[key] = getattr(covered.share, end)
+        found["sealgate_coverage_below", *version] = float(covered.below)
     return found
 
 

@@ -20,6 +20,7 @@ trained_ebm      the same where an ebm was trained
 regression       the part on a number that was learnt: its range, in every report
 stated           how a field is held to another place that says the same
 certified        what evidence claims is proved, and whether it was recomputed
+coverage         a part of it: a stated coverage, and the evidence of it
 outputs          check 29: how much of each answer may leave
 gate             every check, numbered: the verdict, or the first refusal, or all
 signers          keys in files, key services and hardware modules

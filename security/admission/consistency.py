@@ -21,6 +21,7 @@ from models.bundle import MODEL_FILE, Bundle
 from models.report import Dataset, Report
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from security.admission.coverage import coverage_contradictions
 from security.admission.regression import regression_contradictions
 from security.admission.rules import Requirement
 from security.admission.stated import Found, differ, number
@@ -62,6 +63,7 @@ def _contradictions(
     yield from _one_set_of_rows(reports)
     yield from _predicted(bundle, reports)
     yield from regression_contradictions(bundle, reports)
+    yield from coverage_contradictions(bundle.manifest.conformal, reports)
     if "structure" in reports and not bundle.sealed:
         stated = reports["structure"].metrics.get("model_bytes")
         if stated is not None and stated.value != len(bundle.files[MODEL_FILE]):

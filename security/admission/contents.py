@@ -67,6 +67,8 @@ ALLOWED_SOURCES = (
     "deploy/service.toml",
     "models/__init__.py",
     "models/bundle.py",
+    "models/conformal.py",
+    "models/conforming.py",
     "models/errors.py",
     "models/explanations.py",
     "models/files.py",

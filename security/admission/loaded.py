@@ -31,7 +31,7 @@ class LoadedModel:
     Attributes:
         admission: the bundle, and what admitted it.
         manifest: the contract that requests are validated against.
-        release: what may leave of its outputs.
+        release: what may leave of its outputs, and what is made of them.
     """
 
     def __init__(
@@ -48,8 +48,6 @@ class LoadedModel:
         self.manifest: Manifest = admission.bundle.manifest
         self.input_specs = tuple(tensor.spec for tensor in self.manifest.inputs)
         self.release = self.manifest.release
-        every = len(self.release.names) == len(self.manifest.outputs)
-        self._withholds = self.release.policy.withholds or not every
         self._session = _session(admission.bundle.model, settings)
         self._signature = Signature(self._session, self.manifest)
 
@@ -64,12 +62,13 @@ class LoadedModel:
         Raises:
             InferenceFailedError: as `Signature.run`; or an output that is withheld.
         """
-        if not self._withholds:
+        if self.release.as_it_is:
             return self._signature.run(inputs, outputs, options)
         if not {*outputs} <= {*self.release.names}:
             raise InferenceFailedError("an output was asked for that is withheld")
-        arrays = self._signature.run(inputs, outputs, options)
-        return [self.release.leave(*item) for item in zip(outputs, arrays)]
+        sources = self.release.sources(outputs)
+        arrays = self._signature.run(inputs, sources, options)
+        return self.release.answer(outputs, dict(zip(sources, arrays)))
 
     def run_whole(
         self, inputs: Mapping[str, Array], options: ort.RunOptions

@@ -98,11 +98,10 @@ class Done:
 def describe(admission: Admission) -> dict[str, Any]:
     """A model's metadata, as far as rows are read and answers are named by it."""
     manifest = admission.bundle.manifest
-    leaving = manifest.release.names
     return {
         "name": manifest.name,
         "inputs": [tensor.described() for tensor in manifest.inputs],
-        "outputs": [t.described() for t in manifest.outputs if t.spec.name in leaving],
+        "outputs": [tensor.described() for tensor in manifest.served],
     }
 
 
@@ -145,8 +144,7 @@ class Worker:
                 for good, outputs in self._all(part, bad):
                     rows += len(good)
                     if self.task.bits:
-                        told = (self._model.release.bits(*o) for o in outputs.items())
-                        bits += sum(told)
+                        bits += self._model.release.told(outputs.items())
                     table = self._table(good, outputs)
                     columns = tuple(table)
                     writer.write(table)

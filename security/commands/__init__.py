@@ -16,6 +16,7 @@ reference                              what a deployed model is held against
 import_model, inspect                  models from elsewhere
 mlflow                                 what a tracking server is told of a bundle
 outputs                                what may leave of their answers
+calibrate                              intervals, or sets, that hold the truth
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
 sign, waive, timestamp, admit, verify  evidence, its signatures, the verdict
@@ -79,6 +80,7 @@ COMMANDS = {
     "import": "import_model",
     "mlflow": "mlflow",
     "outputs": "outputs",
+    "calibrate": "calibrate",
     "assess": "assess",
     "scan": "scan",
     "canaries": "canaries",

@@ -44,6 +44,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--label-only", action="store_true", help="no score, only the class decided"
     )
     parser.add_argument(
+        "--abstain",
+        action="store_true",
+        help="no answer about a row whose set is not one class; `calibrate` makes sets",
+    )
+    parser.add_argument(
         "--no-explanations",
         action="store_true",
         help="all scores, but no attributions; these never leave where scores do not",
@@ -77,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None
     }
     asked |= {"label_only": True} if args.label_only else {}
+    asked |= {"abstain": True} if args.abstain else {}
     asked |= {"explanations": False} if args.no_explanations else {}
     if args.all_scores and asked:
         raise SettingsError("--all-scores goes with no other policy")
@@ -86,10 +92,14 @@ def run(args: argparse.Namespace) -> int:
     policy = None
     if asked or args.all_scores:
         policy = OutputPolicy(**asked)
-    bundle = restrict(args.bundle, policy, _explanations(args, bundle.manifest))
-    manifest = bundle.manifest
+    before, explained = bundle.manifest, _explanations(args, bundle.manifest)
+    manifest = restrict(args.bundle, policy, explained).manifest
     print(f"{manifest.tag}  {manifest.output_policy}")
     print(f"{'answers':<12}{', '.join(manifest.release.names)}")
+    if manifest.conformal is not None:
+        print(f"{'coverage':<12}{manifest.conformal.coverage:g}")
+    elif before.conformal is not None:
+        print(f"{'coverage':<12}none any more: calibrate on answers of these decimals")
     if manifest.output_policy.explains:
         rows = len(manifest.explanations.references)
         against = f"{rows} public rows" if rows else "the middle of each public range"

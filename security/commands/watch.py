@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         for item in seen:
             webhook.send(_event(item, settings))
     states = {item.overview.state for item in seen}
-    if "drift" in states:
+    if "drift" in states or any(item.overview.below for item in seen):
         return DRIFT
     return UNKNOWN if "unknown" in states else QUIET
 
@@ -248,6 +248,19 @@ def _metrics(seen: Overview, shown: Sight) -> Iterator[tuple[str, Metric]]:
                 n=max(0, labelled[-1].subjects),
                 low=accuracy.low,
                 high=accuracy.high,
+                confidence=CONFIDENCE,
+            ),
+        )
+    covered = labelled[-1].coverage if labelled else None
+    if covered is not None and covered.share is not None:
+        share = covered.share
+        yield (
+            "coverage",
+            Metric(
+                share.value,
+                n=max(0, labelled[-1].subjects),
+                low=share.low,
+                high=share.high,
                 confidence=CONFIDENCE,
             ),
         )

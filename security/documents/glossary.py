@@ -31,6 +31,7 @@ CONDITIONS: Mapping[str, str] = {
     "beside_epsilon": "the same of that model",
     "clipping": "what bounds the effect of one row",
     "covers_holdout": "whether epsilon also counts what is published of held-out rows",
+    "coverage": "share of rows whose interval or set holds the truth",
     "delta": "chance with which the bound may fail",
     "hyperparameters": '"private_selection": tuned, and epsilon covers the tuning',
     "max_grad_norm": "length that each row's gradient is cut to",
@@ -75,8 +76,10 @@ VALUES: Mapping[tuple[str, str], str] = {
 }
 
 METRICS: Mapping[str, str] = {
+    "abstention": "share of rows whose set is not one class: no answer, if it abstains",
     "accuracy": "share of right answers",
     "all_scores_auc": "the same where all scores would leave",
+    "answered_accuracy": "share of right answers among rows that have one",
     "attacked_mae": "the same where the input is moved to do harm",
     "auc": "0.5 is chance, 1 is perfect",
     "beside_clean_accuracy": "of the model beside it, without an attack",
@@ -90,6 +93,8 @@ METRICS: Mapping[str, str] = {
     "epsilon_pld": "the same by privacy loss distributions",
     "epsilon_rdp": "the same by Rényi divergence, which is looser",
     "errors": "findings that refuse a file",
+    "interval_width": "mean width, in the unit of what is predicted",
+    "interval_width_scaled": "the same on the scale that residuals are measured on",
     "label_agreement": "share of rows with the same answer",
     "largest_change": "the largest change of an answer within the radius, of all rows",
     "largest_change_bound": "what no change within the radius moves an answer beyond",
@@ -119,6 +124,7 @@ METRICS: Mapping[str, str] = {
     "robust_accuracy": "share that stays right under attack",
     "rows_that_differ": "rows with another answer than the original's",
     "rule_auc": "of an attack that calls who is classified rightly a member",
+    "set_size": "classes in a row's set, on average",
     "stable_share": "share of answers that move by no more than the tolerance",
     "tolerance": "how far an answer may move",
     "tpr_at_fpr_1pct": "share of members found while 1% of others are called members",

@@ -172,6 +172,28 @@ def _outputs(facts: Facts) -> Iterator[str]:
             "what one answer tells. Members of the training data are found as before: "
             "see the membership evidence."
         )
+    yield from _conformal(facts)
+
+
+def _conformal(facts: Facts) -> Iterator[str]:
+    """What intervals or sets are stated to hold, and what that does not mean."""
+    own = facts.manifest.conformal
+    if own is None:
+        return
+    names = " and ".join(map(code, own.names))
+    what = "a set of classes" if own.of_classes else "an interval"
+    private = (
+        f"with noise, at an epsilon of {number(own.epsilon)}"
+        if own.epsilon is not None
+        else f"without privacy for them ({own.waiver})"
+    )
+    yield (
+        f"Answers of {code(own.output)} come with {what} ({names}) that holds the "
+        f"truth with probability {number(own.coverage)}: split conformal, from "
+        f"{own.rows} held-out rows, {private}. It holds of all rows together, as long "
+        "as they are exchangeable with those; not of each group, and not of a world "
+        "that has changed."
+    )
 
 
 def _number(facts: Facts) -> Iterator[str]:

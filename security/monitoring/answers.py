@@ -8,7 +8,9 @@ number was off. All that is counted of a cohort:
   right one or a wrong one; of numbers, for each bin of the answer, how many have no
   label, or one that is so far off;
 - ``confusion``: of at most 16 classes, labels by the class that was answered;
-- ``groups``: the same, or how far off, for each group.
+- ``groups``: the same, or how far off, for each group;
+- ``coverage``: where intervals or sets are served, for each class and bin, how many
+  answers have no label, one that is inside, or one that is not.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.manifest import Manifest
+from models.conformal import Conformal, residuals
+from models.manifest import Manifest, Tensor
 from sealgate.cells import category, number
 from sealgate.protocol.datatypes import numbers
 from sealgate.protocol.tensors import Array
@@ -50,6 +53,10 @@ MAX_CONFUSION = 16
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 RESIDUAL_EDGES = (*(-step for step in reversed(_STEPS)), 0.0, *_STEPS)
 EVENTS = "events"
+# Of a label: that it is inside the interval or the set.
+_INSIDE = 0x80
+# A ticket holds a class in one byte, and its set in three.
+MAX_SETS = 24
 # Of an event: class, bin, and the first bytes of its ticket's id.
 _ID_BYTES = 8
 _NUMBER = struct.Struct(">f")
@@ -71,6 +78,10 @@ class Answers:
         groups: that labels may name.
         silence: the class that no label at all means; empty if it means nothing.
         final_after_days: from a window's end, when labels may not come any more.
+        coverage: that intervals or sets are stated to have; 0 where none are served.
+        calibrated: rows that they were calibrated on.
+        quantile, scale: of a number's intervals.
+        abstains: of some rows no class is answered.
     """
 
     output: str
@@ -80,6 +91,11 @@ class Answers:
     groups: tuple[str, ...] = ()
     silence: str = ""
     final_after_days: float = 30.0
+    coverage: float = 0.0
+    calibrated: int = 1
+    quantile: float = 0.0
+    scale: str = ""
+    abstains: bool = False
 
     @classmethod
     def from_object(cls, value: Mapping[str, Any]) -> Answers:
@@ -123,7 +139,7 @@ class Answers:
         if self.labels:
             first, last = 1.0 / len(self.labels), 1.0
             scores = values.max(axis=1).tolist()
-            answers = map(_CLASS.pack, values.argmax(axis=1).tolist())
+            answers = map(_CLASS.pack, self._told(values, outputs).tolist())
         else:
             first, last = 0.0, 1.0
             scores = [self._place(value) for value in values[:, 0].tolist()]
@@ -136,6 +152,22 @@ class Answers:
             else None
             for answer, score in zip(answers, scores)
         ]
+
+    def _told(
+        self, values: NDArray[Any], outputs: Mapping[str, Array]
+    ) -> NDArray[np.int64]:
+        """Classes, or as many as there are for none; and above that byte, sets."""
+        told: NDArray[np.int64] = values.argmax(axis=1).astype(np.int64)
+        if self.abstains:
+            told[~values.any(axis=1)] = len(self.labels)
+        if not self.coverage:
+            return told
+        inside = outputs.get(f"{self.output}_set")
+        if inside is None or inside.shape != values.shape:
+            raise MonitoringError(f'no sets of output "{self.output}"')
+        bits = inside.astype(np.int64) << np.arange(len(self.labels))
+        told |= bits.sum(axis=1) << 8
+        return told
 
     def label(self, value: object) -> float | None:
         """A label as a number: the class's index, or itself; None if it is none.
@@ -166,11 +198,23 @@ class Answers:
     def outcome(self, answer: bytes, label: float) -> int:
         """What is kept of a label: its class, or how far off the answer was."""
         if self.labels:
-            return int(label)
+            (told,) = _CLASS.unpack(answer)
+            inside = self.coverage and told >> 8 + int(label) & 1
+            return int(label) | (_INSIDE if inside else 0)
         (given,) = _NUMBER.unpack(answer)
         residual = given - self._place(label)
         code = int(np.searchsorted(RESIDUAL_EDGES, residual, side="right")) - 1
-        return min(max(code, 0), len(RESIDUAL_EDGES) - 2)
+        code = min(max(code, 0), len(RESIDUAL_EDGES) - 2)
+        return code | (_INSIDE if self._covers(given, label) else 0)
+
+    def _covers(self, place: float, label: float) -> bool:
+        """Whether a number's interval has its label; what is kept of it is 4 bytes."""
+        if not self.coverage:
+            return False
+        span = self.high - self.low
+        given = np.array([self.low + place * span])
+        far = residuals(given, np.array([label]), self.scale, (self.low, self.high))
+        return bool(far[0] <= self.quantile * (1 + 1e-6) + 1e-6)
 
     def _place(self, value: float) -> float:
         """Where a number is in its range, from 0 to 1; NaN of NaN."""
@@ -201,6 +245,7 @@ class Answers:
             "cells": (self.classes, BINS, 1 + self.outcomes),
             "confusion": (kinds, kinds),
             "groups": (len(self.groups), self.classes if each else 0, each),
+            "coverage": (self.classes + self.abstains, BINS, 3 if self.coverage else 0),
         }
 
     @property
@@ -222,14 +267,22 @@ class Answers:
         found = [labels.get(item, silence) for item in ids]
         numbers = {name: at for at, name in enumerate(self.groups)}
         label = np.array([item[0] for item in found], np.int64)
+        came = np.array([item in labels for item in ids], np.bool_)
+        inside = came & (label & _INSIDE > 0)
+        label = np.where(came, label & ~_INSIDE, label)
         group = np.array([numbers.get(item[1], -1) for item in found], np.int64)
         answered, bins = events[:, 0].astype(np.int64), events[:, 1]
         outcome = (label != answered) if self.labels else label
-        known, named = label >= 0, (label >= 0) & (group >= 0)
+        told = answered < self.classes
+        known, named = told & (label >= 0), told & (label >= 0) & (group >= 0)
         counts = {
             name: np.zeros(shape, np.int64) for name, shape in self.shapes.items()
         }
-        np.add.at(counts["cells"], (answered, bins, np.where(known, 1 + outcome, 0)), 1)
+        cell = answered[told], bins[told], np.where(known, 1 + outcome, 0)[told]
+        np.add.at(counts["cells"], cell, 1)
+        if self.coverage:
+            where = np.where(came, np.where(inside, 1, 2), 0)
+            np.add.at(counts["coverage"], (answered, bins, where), 1)
         if self.confuses:
             np.add.at(counts["confusion"], (answered[known], label[known]), 1)
         if counts["groups"].size:
@@ -259,13 +312,36 @@ def answers_of(manifest: Manifest, settings: LabelSettings) -> Answers | None:
                     f"{manifest.tag}: silence = {settings.silence!r} is none of its "
                     "classes"
                 )
-            return Answers(name, tensor.labels, **shared)  # type: ignore[arg-type]
+            sets = _sets(manifest, tensor)
+            return Answers(name, tensor.labels, **shared, **sets)  # type: ignore[arg-type]
         if tensor.bounds is not None and shape in ((-1,), (-1, 1)):
             if settings.silence:
                 raise MonitoringError(f"{manifest.tag}: silence means no number")
             low, high = tensor.bounds
-            return Answers(name, low=low, high=high, **shared)  # type: ignore[arg-type]
+            widened = _intervals(manifest.conformal, name)
+            return Answers(name, low=low, high=high, **shared, **widened)  # type: ignore[arg-type]
     return None
+
+
+def _sets(manifest: Manifest, tensor: Tensor) -> dict[str, Any]:
+    """Of classes: whether sets are counted, which are as far as they leave."""
+    own, release = manifest.conformal, manifest.release
+    abstains = {"abstains": True} if manifest.output_policy.abstain else {}
+    several = len(tensor.labels) > MAX_SETS
+    if own is None or own.output != tensor.spec.name or several or not release.added:
+        return abstains
+    return {**abstains, "coverage": own.coverage, "calibrated": own.rows}
+
+
+def _intervals(own: Conformal | None, name: str) -> dict[str, Any]:
+    if own is None or own.output != name:
+        return {}
+    return {
+        "coverage": own.coverage,
+        "calibrated": own.rows,
+        "quantile": own.quantile,
+        "scale": own.scale,
+    }
 
 
 def pack_events(

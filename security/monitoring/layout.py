@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,7 @@ class _Part:
     above: NDArray[np.float64]
     mean: bool = False
     classes: int = 0
+    abstains: bool = False
 
     def place(self, array: Array, rows: slice, found: NDArray[np.uint8]) -> None:
         """Write the codes of some rows."""
@@ -100,6 +101,8 @@ class _Part:
         if self.batched and len(values) != len(found):
             return  # of fewer rows than the request: missing in the others
         values = values.reshape(len(values), -1)
+        if self.abstains:  # a row without any score has no answer: it is missing
+            values = np.where(values.any(axis=1, keepdims=True), values, np.nan)
         if self.classes:
             best = values.argmax(axis=1)
             values = values.max(axis=1, keepdims=True)
@@ -211,6 +214,11 @@ def layout_of(manifest: Manifest) -> Layout:
     several = len(manifest.inputs) > 1
     inputs = [_input(item, found, several=several) for item in manifest.inputs]
     outputs = [_output(item, found) for item in manifest.outputs]
+    if manifest.output_policy.abstain:
+        outputs = [
+            replace(item, abstains=True) if item and item.classes else item
+            for item in outputs
+        ]
     return Layout(found, list(filter(None, inputs)), list(filter(None, outputs)))
 
 

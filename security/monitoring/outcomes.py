@@ -22,10 +22,12 @@ from security.errors import MonitoringError
 from security.monitoring.answers import BINS, RESIDUAL_EDGES, Answers
 from security.monitoring.release import Release
 
-__all__ = ["Bin", "Errors", "Estimate", "Group", "Statement", "state"]
+__all__ = ["Bin", "Coverage", "Errors", "Estimate", "Group", "Statement", "state"]
 
 # Two-sided, 95%.
 _Z = 1.96
+# One-sided, 99.9%.
+_SURE = 3.09
 # So many deviations of its noise a number of labels must have to be divided by.
 _CLEAR = 3.0
 # Of all answers, those of which nothing can be known: beyond it nothing is stated.
@@ -103,6 +105,22 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How often intervals or sets had the label.
+
+    Attributes:
+        stated: in the manifest.
+        share: of all answers; None where too few have labels.
+        below: it is less than what is stated: by more than chance in the labels, the
+            noise and the calibration's own rows would make it once in a thousand times.
+    """
+
+    stated: float
+    share: Estimate | None
+    below: bool
+
+
+@dataclass(frozen=True)
 class Statement:
     """What labels say of one version, in one window or several.
 
@@ -119,6 +137,7 @@ class Statement:
         confusion: noisy numbers of labels, by the class that was answered.
         groups: by group.
         error: of numbers.
+        coverage: of intervals or sets; None where none were served.
         assumption: under which all of this holds.
     """
 
@@ -135,6 +154,7 @@ class Statement:
     confusion: tuple[tuple[float, ...], ...] = ()
     groups: Mapping[str, Group] = field(default_factory=dict)
     error: Errors | None = None
+    coverage: Coverage | None = None
     assumption: str = _ASSUMPTION
 
     def to_object(self) -> dict[str, Any]:
@@ -155,6 +175,7 @@ class _Counts:
         cells: shape (classes, bins, 1 + outcomes); the first outcome is no label.
         confusion: shape (classes, classes), or empty.
         groups: shape (groups, classes or 1, classes or outcomes), or empty.
+        coverage: shape (classes or 1, bins, 3): no label, inside, outside; or empty.
         sigma: of each number's noise.
     """
 
@@ -162,6 +183,7 @@ class _Counts:
     cells: Floats
     confusion: Floats
     groups: Floats
+    coverage: Floats
     sigma: float
 
     @classmethod
@@ -225,6 +247,7 @@ def state(releases: Sequence[Release]) -> Statement:
         )
     counts = _Counts.of(given)
     found = (_of_classes if counts.layout.labels else _of_numbers)(counts)
+    found["coverage"] = _coverage(counts)
     return Statement(model, version, windows, subjects, **found)
 
 
@@ -280,6 +303,20 @@ def _of_numbers(counts: _Counts) -> dict[str, Any]:
     if mae is None or rmse is None:
         return {**found, "refused": _TOO_FEW}
     return {**found, "error": Errors(rmse, mae, within)}
+
+
+def _coverage(counts: _Counts) -> Coverage | None:
+    layout = counts.layout
+    if not layout.coverage:
+        return None
+    mean = _mean(counts.coverage.reshape(-1, 3), np.array([1.0, 0.0]), counts.sigma)
+    if not mean.known.any() or mean.unknown > _MOST_UNKNOWN:
+        return Coverage(layout.coverage, None, below=False)
+    # The quantile itself was drawn: its coverage varies with the rows it was found on.
+    drawn = layout.coverage * (1 - layout.coverage) / layout.calibrated
+    reach = mean.open + _SURE * math.sqrt(mean.deviation**2 + drawn)
+    below = mean.value + reach < layout.coverage
+    return Coverage(layout.coverage, mean.estimate(0.0, 1.0), below)
 
 
 def _absolute(cells: Floats, sigma: float, span: float) -> Estimate | None:

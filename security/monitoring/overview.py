@@ -211,6 +211,12 @@ class Overview:
         return "drift" if last.alarms else "quiet"
 
     @property
+    def below(self) -> bool:
+        """Whether the last labels say that coverage is less than what is stated."""
+        found = [i.labels.coverage for i in self.sights if i.labels is not None]
+        return bool(found) and found[-1] is not None and found[-1].below
+
+    @property
     def reason(self) -> str:
         """Why it cannot be told whether anything drifts now; empty if it can."""
         if self.evidence.missing:

@@ -251,12 +251,16 @@ def _codes(bundle: Bundle, features: NDArray[Any]) -> NDArray[np.uint8]:
     session = make_session(bundle.model)
     name = manifest.inputs[0].spec.name
     tensors = {item.spec.name for item in manifest.outputs if item.form == "tensor"}
-    outputs = [item for item in manifest.release.names if item in tensors]
-    layout, found, leave = layout_of(manifest), [], manifest.release.leave
+    release = manifest.release
+    outputs = [item for item in release.names if item in tensors]
+    sources = release.sources(outputs)
+    if not {*sources} <= tensors:
+        raise TrainingError("the scores that sets are made from are no tensor")
+    layout, found = layout_of(manifest), []
     for start in range(0, len(features), _AT_ONCE):
         given = {name: features[start : start + _AT_ONCE].astype(np.float32)}
-        arrays = session.run(outputs, given)
-        answered = {item: leave(item, array) for item, array in zip(outputs, arrays)}
+        own = dict(zip(sources, session.run(sources, given)))
+        answered = dict(zip(outputs, release.answer(outputs, own)))
         found.append(layout.codes(given, answered, slice(0, len(given[name]))))
     return np.concatenate(found)
 

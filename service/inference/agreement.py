@@ -31,7 +31,8 @@ class Agreement:
 
     Attributes:
         same: they agree: whole numbers, booleans and texts are equal; of class scores
-            the highest is the same class; other numbers are within a hundredth.
+            the highest is the same class, or both say none; other numbers are within a
+            hundredth.
         difference: the largest absolute one between their floating-point numbers.
     """
 
@@ -124,7 +125,9 @@ def _same(tensor: Tensor, a: Array, b: Array) -> bool:
     if a.dtype.kind != "f":
         return np.array_equal(a, b)
     if tensor.labels and a.ndim and a.size:
-        return np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1))
+        # A row without any score is one that a model abstains from.
+        silent = np.array_equal(a.any(axis=-1), b.any(axis=-1))
+        return silent and np.array_equal(a.argmax(axis=-1), b.argmax(axis=-1))
     return np.allclose(a, b, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True)
 
 

@@ -311,7 +311,7 @@ class Lineup:
         ours: Mapping[str, Array],
         theirs: Sequence[Array],
     ) -> None:
-        tensors = {t.spec.name: t for t in entry.default.content.manifest.outputs}
+        tensors = {t.spec.name: t for t in entry.default.content.manifest.served}
         result = compare([tensors[name] for name in ours], list(ours.values()), theirs)
         self._count(trial, "same" if result.same else "different")
         self._metrics.observe(

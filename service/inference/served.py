@@ -35,6 +35,7 @@ class Served:
         tag: name and version.
         input_specs: of that.
         output_names: of those that may leave.
+        counted_sets: those of them that labels are held against.
         admission: what admitted it; renewed when it is verified again.
         expires_at: when that gets too old, Unix seconds; infinity for never.
         batcher: gathers and runs its requests.
@@ -56,6 +57,9 @@ class Served:
         self.tag = model.manifest.tag
         self.input_specs = model.input_specs
         self.output_names = model.release.names
+        self.counted_sets = [
+            spec.name for spec in model.release.added if spec.datatype == "BOOL"
+        ]
         self.renew(model.admission)
         self.batcher = batcher
         self.revision = revision
@@ -192,6 +196,4 @@ def check_alike(default: Served, trial: Served) -> None:
 
 def _tensors(served: Served) -> tuple[set[TensorSpec], set[TensorSpec]]:
     """What requests may hold, and answers."""
-    outputs = (tensor.spec for tensor in served.manifest.outputs)
-    leave = {spec for spec in outputs if spec.name in served.output_names}
-    return {*served.input_specs}, leave
+    return {*served.input_specs}, {tensor.spec for tensor in served.manifest.served}

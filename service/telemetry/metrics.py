@@ -179,6 +179,17 @@ FAMILIES: Mapping[str, Family] = {
         "Accuracy by the last cohort of labels, and its 95% interval.",
         ("model", "version", "end"),
     ),
+    "sealgate_label_coverage": Family(
+        "info",
+        "Share of the last cohort's labels inside their interval or set, and its 95% "
+        "interval.",
+        ("model", "version", "end"),
+    ),
+    "sealgate_coverage_below": Family(
+        "info",
+        "1 while that is less than the manifest states, beyond chance.",
+        ("model", "version"),
+    ),
     "sealgate_bodies_being_read": Family("gauge", "Requests that are being read."),
     "sealgate_body_bytes": Family(
         "gauge", "Bytes of the bodies of requests that are read or worked on."

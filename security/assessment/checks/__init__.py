@@ -4,6 +4,7 @@ structure     the structural inspection as a result
 answers       NaN, randomness, one answer for everything
 measures      accuracy, AUC, calibration
 slices        quality by class, group and band of a column
+coverage      how often intervals and sets of classes hold the truth
 quality       these three as a check, and unusual rows
 rates         rates by group of people, and how far apart
 fairness      the same as a check

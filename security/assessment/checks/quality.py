@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from models.report import Metric
 from security.assessment.checks import measures
+from security.assessment.checks.coverage import coverage_of
 from security.assessment.checks.slices import (
     class_aucs,
     slice_metrics,
@@ -96,6 +97,9 @@ class QualityCheck:
             metrics |= more
             findings += found
             tables.append(table)
+        covered = coverage_of(context)
+        findings += covered.findings
+        tables += covered.tables
         bands = worst_bands(context)
         tables += [] if bands is None else [bands]
         charts = [_reliability(context, known)] if not reason else []
@@ -106,11 +110,15 @@ class QualityCheck:
             kind="quality",
             conditions={
                 **measures.CONDITIONS,
+                **covered.conditions,
                 "answers": job.reading.form,
                 # Whether they are rows that the training never saw: compared, or told.
                 "split": "holdout" if job.compared else "as_given",
             },
-            metrics=metrics | class_aucs(context) | slice_metrics(context),
+            metrics=metrics
+            | class_aucs(context)
+            | slice_metrics(context)
+            | covered.metrics,
             findings=tuple(findings),
             details={
                 "tables": tables,

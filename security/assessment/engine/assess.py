@@ -331,9 +331,16 @@ def _structure_line(report: Report) -> str:
 
 
 def _quality_line(report: Report) -> str:
-    if report.conditions.get("predicts") == "number":
-        return _show("mean absolute error", report.metrics["mae"])
-    return _show("accuracy", report.metrics["accuracy"])
+    number = report.conditions.get("predicts") == "number"
+    name, title = ("mae", "mean absolute error") if number else ("accuracy",) * 2
+    line = _show(title, report.metrics[name])
+    covered = report.metrics.get("coverage")
+    stated = report.conditions.get("coverage_stated")
+    return (
+        line
+        if covered is None
+        else f"{line}; {_show('coverage', covered)}, {stated} stated"
+    )
 
 
 def _robustness_line(report: Report) -> str:

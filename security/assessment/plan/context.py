@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.data import datasets
 from models.data.held_out import Holdout, Predictions
-from models.manifest import Column
+from models.manifest import Column, Manifest
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Dataset
 from sealgate.profile import Profile
@@ -69,7 +69,7 @@ class TargetSource:
         output: the manifest's output with class scores, or None.
         path: of the file, below the folder that reports are relative to; or "".
         text: names of the bundle's inputs that are texts.
-        number: whether the manifest says that it predicts one.
+        manifest: the bundle's.
         leaving: what the bundle's policy lets leave of answers; of what else the file
             gives, everything. An endpoint says it itself.
     """
@@ -86,7 +86,12 @@ class TargetSource:
     path: str = ""
     text: tuple[str, ...] = ()
     leaving: OutputPolicy = ALL_SCORES
-    number: bool = False
+    manifest: Manifest | None = None
+
+    @property
+    def predicts_number(self) -> bool:
+        """Whether the manifest says so."""
+        return self.manifest is not None and self.manifest.number is not None
 
     @classmethod
     def of(cls, bundle: Bundle) -> TargetSource:
@@ -104,7 +109,7 @@ class TargetSource:
             output=score.spec.name if score else None,
             text=bundle.manifest.text,
             leaving=bundle.manifest.output_policy,
-            number=bundle.manifest.number is not None,
+            manifest=bundle.manifest,
         )
 
     def open(self, limits: RemoteLimits, journal: Journal | None = None) -> Target:
@@ -209,7 +214,7 @@ class Job:
                 "name": self.source.name,
                 "sha256": hashlib.sha256(self.source.model).hexdigest(),
                 "url": self.source.url,
-                "leaving": str(self.source.leaving),
+                "manifest": repr(self.source.manifest),
             },
             "data": self.data_key,
             "config": repr(self.config),
@@ -227,6 +232,7 @@ class Context:
         job: the job.
         target: the open target.
         cache: for what a check wants to keep between the units of one process.
+        conformal: of a bundle's manifest, or None.
     """
 
     def __init__(self, job: Job, target: Target | None = None) -> None:
@@ -236,6 +242,7 @@ class Context:
         self.target.shape, self.target.reading = job.shape, job.reading
         self.target.texts = Texts(job.texts)
         self.cache: dict[str, Any] = {}
+        self.conformal = getattr(job.source.manifest, "conformal", None)
 
     @property
     def leaving(self) -> OutputPolicy:
@@ -361,7 +368,7 @@ def _fitted(
         source.classes or config.classes or holdout.classes,
         data_classes(holdout),
         options.output or source.output,
-        options.decision or ("number" if source.number else None),
+        options.decision or ("number" if source.predicts_number else None),
         fractions=holdout.labels.dtype.kind == "f",
     )
     clean = target.calibrate(sample, stated)

@@ -171,6 +171,19 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "Calibrate on other rows than these, by temperature for instance, inside the "
         "graph.",
     ),
+    "coverage-below": ScanRule(
+        "warning",
+        "intervals and sets hold the truth as often as the manifest states",
+        "Who acts on an interval that is too narrow acts on a certainty that is not "
+        "there.",
+        "Calibrate on rows of the kind that is asked about now.",
+    ),
+    "coverage-not-measured": ScanRule(
+        "warning",
+        "a stated coverage is measured on rows that had no part in its calibration",
+        "A coverage that nobody measured is a claim.",
+        "Give more held-out rows; calibrate on a smaller share of them.",
+    ),
     "quality-missing": ScanRule(
         "note",
         "a missing value gets an answer",

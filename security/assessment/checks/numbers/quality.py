@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.report import Metric
+from security.assessment.checks.coverage import coverage_of
 from security.assessment.checks.numbers.measures import (
     CONDITIONS,
     MIN_ROWS,
@@ -73,6 +74,9 @@ class NumberQualityCheck(QualityCheck):
             metrics |= more
             findings += found
             tables.append(table)
+        covered = coverage_of(context)
+        findings += covered.findings
+        tables += covered.tables
         tables += [] if not job.column_names else [_worst(context, errors)]
         few = f"{int(known.sum())} rows have an answer; quality needs {MIN_ROWS}"
         return CheckResult(
@@ -82,9 +86,10 @@ class NumberQualityCheck(QualityCheck):
             kind="quality",
             conditions={
                 **CONDITIONS,
+                **covered.conditions,
                 "split": "holdout" if job.compared else "as_given",
             },
-            metrics=metrics,
+            metrics=metrics | covered.metrics,
             findings=tuple(findings),
             details={
                 "tables": tables,

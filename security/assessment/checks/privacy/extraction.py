@@ -100,7 +100,7 @@ class ExtractionCheck:
         names = unit.params.get("thieves", ())
         policies = {"labels": _LABELS} if names else _policies(context)
         bought = [
-            chances_left(leaving, answers, job.reading.form)
+            chances_left(leaving, answers, job.reading.form, context.conformal)
             for leaving in policies.values()
         ]
         others, seed = scaled(context, job.rows[judged]), context.seed(unit.key)

@@ -2,7 +2,8 @@
 
 The policy is applied by the code that applies it to every answer that is served,
 `models.output_policy`. What it withholds an attacker fills in as far as it can be:
-probabilities add up to 1.
+probabilities add up to 1, and of a row without an answer all are alike. Intervals and
+sets follow from what leaves (`models.conforming`): they tell an attacker nothing more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.conformal import Conformal
 from models.output_policy import OutputPolicy, scores_left
 from security.assessment.targets.answers import Answers
 
@@ -35,13 +37,46 @@ def chances(scores: NDArray[Any], form: str) -> Floats:
     return np.asarray(values / values.sum(axis=1, keepdims=True), np.float64)
 
 
-def chances_left(policy: OutputPolicy, answers: Answers, form: str) -> Floats:
+def chances_left(
+    policy: OutputPolicy,
+    answers: Answers,
+    form: str,
+    conformal: Conformal | None = None,
+) -> Floats:
     """The same of what a policy leaves.
+
+    Args:
+        policy: of the target.
+        answers: as it gives them.
+        form: as `Reading.form`.
+        conformal: makes the sets that it abstains by; None of an endpoint, whose
+            answers say where it did.
 
     >>> answers = Answers(np.array([[0.7, 0.2, 0.1]]), np.array([0]))
     >>> chances_left(OutputPolicy(top_k=1), answers, "probabilities").round(2).tolist()
     [[0.7, 0.15, 0.15]]
     """
+    left = _left(policy, answers, form)
+    if policy.abstain:
+        left[_hidden(policy, answers, conformal)] = 1.0 / left.shape[1]
+    return left
+
+
+def _hidden(
+    policy: OutputPolicy, answers: Answers, conformal: Conformal | None
+) -> NDArray[np.bool_]:
+    """Rows that get no answer ``(n,)``."""
+    if conformal is None or not conformal.of_classes:
+        return np.asarray(~np.nan_to_num(answers.scores).any(axis=1))
+    scores = answers.scores
+    if policy.decimals is not None:
+        scores = scores_left(OutputPolicy(decimals=policy.decimals), scores)
+    inside = conformal.sets(scores)
+    other = inside.argmax(axis=1) != answers.labels
+    return np.asarray((inside.sum(axis=1) != 1) | other)
+
+
+def _left(policy: OutputPolicy, answers: Answers, form: str) -> Floats:
     if not policy.withholds or form == "labels":
         return chances(answers.scores, form)
     alone = np.nan_to_num(answers.decisions)
@@ -62,7 +97,10 @@ def chances_left(policy: OutputPolicy, answers: Answers, form: str) -> Floats:
 
 
 def shadow_logits(
-    policy: OutputPolicy, logits: NDArray[np.float32], form: str
+    policy: OutputPolicy,
+    logits: NDArray[np.float32],
+    form: str,
+    conformal: Conformal | None = None,
 ) -> NDArray[np.float32]:
     """What shadow models would answer under a policy, as logits of their own shape.
 
@@ -70,11 +108,12 @@ def shadow_logits(
         policy: of the target.
         logits: ``(models, n, classes)``.
         form: of the target's answers.
+        conformal: as of `chances_left`.
     """
     flat = logits.reshape(-1, logits.shape[-1]).astype(np.float64)
     scores = chances(flat, "scores") if form == "probabilities" else flat
     answers = Answers(scores, scores.argmax(axis=1))
-    left = np.log(chances_left(policy, answers, form))
+    left = np.log(chances_left(policy, answers, form, conformal))
     return left.reshape(logits.shape).astype(np.float32)
 
 

@@ -202,7 +202,7 @@ def _judged(
     leaving, form = context.leaving, context.job.reading.form
     shadows = _shadows(outcomes)
     if leaving.withholds and not whole and len(shadows.included):
-        logits = shadow_logits(leaving, shadows.logits, form)
+        logits = shadow_logits(leaving, shadows.logits, form, context.conformal)
         shadows = Shadows(shadows.included, logits)
     prefix = _WHOLE if whole else ""
     scores = _scores(known, target[f"{prefix}chances"], shadows)
@@ -261,7 +261,7 @@ def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
 
     usable = np.nan_to_num(given.scores)
     found = {
-        "chances": chances_left(leaving, given, form),
+        "chances": chances_left(leaving, given, form, context.conformal),
         "rule": answers.rule_scores(usable, known.labels),
         "learned_judged": ~fitted,
     }
