@@ -43,6 +43,8 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "evasion": (
             *(name + end for name in _BOTH_NORMS for end in ("", "_linf", "_l2")),
             *(name + end for name in _CHANGES for end in ("", "_linf", "_l2")),
+            *(f"verified_accuracy{end}" for end in ("", "_linf")),
+            *(f"largest_change_bound{end}" for end in ("", "_linf")),
             *("clean_accuracy", "clean_mae", "tolerance", "parity_difference"),
             *("beside_clean_accuracy", "beside_robust_accuracy"),
         ),

@@ -44,6 +44,7 @@
     │   └── LedgerError     the budget is spent, or the ledger cannot be written
     └── AssessmentError     the model or the data cannot be assessed
         ├── HostileModel    the structural inspection found an error
+        ├── UnboundedModel  no bound is known of an operator, or of the decision
         └── BudgetError     the scan has used up the queries or the time it may
 """
 
@@ -92,6 +93,7 @@ __all__ = [
     "TrackingError",
     "TrainingError",
     "TrustRefused",
+    "UnboundedModel",
     "WitnessError",
     "YamlError",
 ]
@@ -299,6 +301,10 @@ class AssessmentError(SealgateError):
 
 class HostileModel(AssessmentError):  # noqa: N818  (it is a finding, not a mishap)
     """The structural inspection found an error; nothing else may parse the file."""
+
+
+class UnboundedModel(AssessmentError):  # noqa: N818  (it is a limit, not a mishap)
+    """No bound is known of an operator of the graph, or of what it decides by."""
 
 
 class BudgetError(AssessmentError):

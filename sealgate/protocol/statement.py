@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sealgate.errors import JsonError, StatementError
@@ -209,6 +209,8 @@ class VerificationSummary:
             extension field. None in verdicts of releases that knew of none.
         signatures: by name of an input, the algorithms whose signatures were checked;
             an extension field. None in verdicts of releases that knew one algorithm.
+        recomputed: by kind of evidence that claims a certificate, whether it was
+            recomputed from rows; an extension field, absent where nothing claims one.
     """
 
     verifier: str
@@ -222,6 +224,7 @@ class VerificationSummary:
     documents: tuple[Resource, ...] | None = None
     output_policy: Mapping[str, Any] | None = None
     signatures: Mapping[str, tuple[str, ...]] | None = None
+    recomputed: Mapping[str, bool] = field(default_factory=dict)
 
     def signed_with(self, name: str) -> tuple[str, ...]:
         """The algorithms whose signatures of an input were checked."""
@@ -242,6 +245,8 @@ class VerificationSummary:
             extensions["inputSignatures"] = {
                 name: list(algorithms) for name, algorithms in self.signatures.items()
             }
+        if self.recomputed:
+            extensions["recomputed"] = dict(self.recomputed)
         return extensions | {
             "verifier": {"id": self.verifier},
             "timeVerified": self.verified_at,
@@ -278,6 +283,7 @@ class VerificationSummary:
             documents=_documents(predicate),
             output_policy=_output_policy(predicate),
             signatures=_signatures(predicate),
+            recomputed=_recomputed(predicate),
         )
 
 
@@ -396,6 +402,13 @@ def _signatures(predicate: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | No
     if not isinstance(value, dict):
         raise StatementError("verdict: inputSignatures is not an object")
     return {name: _texts(item, "inputSignatures") for name, item in value.items()}
+
+
+def _recomputed(predicate: Mapping[str, Any]) -> dict[str, bool]:
+    value = predicate.get("recomputed", {})
+    if not isinstance(value, dict) or not all(type(v) is bool for v in value.values()):
+        raise StatementError("verdict: recomputed is not an object of truth values")
+    return dict(value)
 
 
 def _text(value: Any, where: str) -> str:

@@ -15,6 +15,7 @@ steps            how checks are written: the first refusal, or all of them
 waivers          checks 20 to 23: who may let what pass, and until when
 evaluation       checks 1 to 10: whether the evidence meets the policy
 consistency      check 27: reports that contradict themselves or each other
+certified        what evidence claims is proved, and whether it was recomputed
 outputs          check 29: how much of each answer may leave
 gate             every check, numbered: the verdict, or the first refusal, or all
 signers          keys in files, key services and hardware modules

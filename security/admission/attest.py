@@ -238,6 +238,7 @@ def sign_verdict(
     now: datetime,
     waivers: Mapping[str, Waiver] | None = None,
     signatures: Mapping[str, tuple[str, ...]] | None = None,
+    recomputed: Mapping[str, bool] | None = None,
 ) -> bytes:
     """Sign the verdict of an evaluation that has just passed; as `verdict_payload`.
 
@@ -245,7 +246,12 @@ def sign_verdict(
         The Sigstore bundle for ``attestations/verdict.sigstore.json``.
     """
     payload = verdict_payload(
-        bundle, policy, now=now, waivers=waivers, signatures=signatures
+        bundle,
+        policy,
+        now=now,
+        waivers=waivers,
+        signatures=signatures,
+        recomputed=recomputed,
     )
     return dsse.sign(payload, key)
 
@@ -257,6 +263,7 @@ def verdict_payload(
     now: datetime,
     waivers: Mapping[str, Waiver] | None = None,
     signatures: Mapping[str, tuple[str, ...]] | None = None,
+    recomputed: Mapping[str, bool] | None = None,
 ) -> bytes:
     """The verdict of an evaluation that has just passed.
 
@@ -270,6 +277,7 @@ def verdict_payload(
         waivers: what was let pass, by kind.
         signatures: by file of a statement, the algorithms whose signatures were
             checked; P-256 alone everywhere if absent.
+        recomputed: by kind that claims a certificate, whether it was recomputed.
     """
     waivers = waivers or {}
     summary = VerificationSummary(
@@ -284,6 +292,7 @@ def verdict_payload(
         documents=documents(bundle),
         output_policy=bundle.manifest.output_policy.to_object(),
         signatures=signatures,
+        recomputed=recomputed or {},
     )
     return Statement(
         subjects(bundle.subject), VSA_TYPE, summary.to_predicate()

@@ -16,6 +16,7 @@ from models.report import Condition, Report, parse_time
 from sealgate.errors import StatementError
 from sealgate.protocol.statement import Resource, Statement, TestResult, Waiver
 from security.admission.attest import signature_files, verdict_inputs, verdict_levels
+from security.admission.certified import certified_steps, recomputed_steps
 from security.admission.consistency import contradiction_steps
 from security.admission.outputs import output_steps
 from security.admission.rules import Requirement, Threshold
@@ -71,12 +72,15 @@ class Recomputed:
         structure_errors: findings of the structural inspection.
         structure_warnings: its findings that need a sign-off.
         metrics: other numbers of the privacy report, by name.
+        certified: certified figures of the robustness report, by name, from its rows;
+            None where there were no rows.
     """
 
     epsilon: float
     structure_errors: int
     structure_warnings: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    certified: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,11 @@ def evaluation_steps(
     yield from _accounted(reports)
     required = {item.kind: item for item in scene.required}
     yield from contradiction_steps(scene.bundle, reports, required)
+    yield from certified_steps(reports)
     yield from output_steps(scene, reports)
     if recomputed is not None:
         yield from _recomputed(reports, waivers, recomputed)
+        yield from recomputed_steps(reports, recomputed.certified)
     return Evaluation(
         reports=reports,
         waivers=waivers,

@@ -58,6 +58,7 @@ from security.admission.attest import (
     signature_files,
     signed_digest,
 )
+from security.admission.certified import claims_certificate
 from security.admission.consistency import initial_weights
 from security.admission.evaluation import (
     Evaluation,
@@ -245,6 +246,11 @@ def _verdict_steps(
     yield from _summary_steps(summary, scene, evaluation, what)
     if summary.documents is None:
         notices.append(f"{what} binds no documents: it is of an earlier release")
+    notices += [
+        f"{what} did not recompute what {kind} claims is proved"
+        for kind in claims_certificate(evaluation.reports)
+        if not summary.recomputed.get(kind)
+    ]
     max_age, now = policy.verdict_max_age, scene.now
     since = yield from check_stamps(
         verified_at, read.stamps, now=now, check=15, what=what
@@ -273,6 +279,12 @@ def _summary_steps(
         present = documents(scene.bundle)
         for name in sorted({item.name for item in {*present} ^ {*summary.documents}}):
             yield AdmissionRefused(28, f"{what} was signed over another {name}")
+    claims = claims_certificate(evaluation.reports)
+    for kind in scene.policy.verdict_recomputed:
+        if kind in claims and not summary.recomputed.get(kind):
+            yield AdmissionRefused(
+                14, f"{what} did not recompute {kind}, and the policy needs it"
+            )
     own = scene.bundle.manifest.output_policy.to_object()
     if (summary.output_policy or {}) != own:
         yield AdmissionRefused(OUTPUT_CHECK, f"{what} says that something else leaves")

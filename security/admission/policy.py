@@ -21,6 +21,7 @@ from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import KINDS, OBSERVED
 from sealgate.protocol.statement import Resource
 from sealgate.protocol.versions import unread
+from security.admission.certified import CERTIFIED
 from security.admission.rules import (
     MAX_SIGNERS,
     PROMOTION_KINDS,
@@ -128,7 +129,8 @@ def _policy(table: Table, resource: Resource) -> Policy:
         text = unread(found, "v1").replace("v1", "version = 1", 1)
         table.note(text, "version")
     verdict = table.table("verdict", "[verdict]")
-    verdict.close((*_SIGNED, "min_signers"))
+    verdict.close((*_SIGNED, "min_signers", "recomputed"))
+    recomputed = "recomputed" in verdict.values
     of_verdict = _proof(verdict, proof)
     requirements = _requirements(table, "", proof)
     if not requirements:
@@ -148,6 +150,9 @@ def _policy(table: Table, resource: Resource) -> Policy:
         signatures=proof.signatures,
         verdict_signatures=of_verdict.signatures,
         verdict_timestamps=of_verdict.timestamps,
+        verdict_recomputed=verdict.choices("recomputed", CERTIFIED, "kinds")
+        if recomputed
+        else (),
     )
     _check_models(table, policy)
     return policy

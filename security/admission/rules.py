@@ -173,6 +173,8 @@ class Policy:
             trust root gives the signer's role an ML-DSA-65 key, if it is None.
         verdict_signatures: the same for the verdict.
         verdict_timestamps: whether a verdict needs a trusted time stamp.
+        verdict_recomputed: kinds whose certificate, where they claim one, must have
+            been recomputed from rows.
     """
 
     resource: Resource
@@ -187,6 +189,7 @@ class Policy:
     signatures: str | None = None
     verdict_signatures: str | None = None
     verdict_timestamps: bool = False
+    verdict_recomputed: tuple[str, ...] = ()
 
     def promotion_of(self, model: str) -> Promotion:
         """What a version of a model must show before it answers by default."""

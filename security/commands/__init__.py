@@ -19,6 +19,7 @@ outputs                                what may leave of their answers
 assess, scan, scan_training, rows      what a model withstands, on which rows
 report, compare                        what was found, in other formats and between two
 sign, waive, timestamp, admit, verify  evidence, its signatures, the verdict
+admit_rows                             what it claims is proved, recomputed
 upgrade_evidence                       the same in today's form, without a new claim
 policy, policy_new                     what is demanded of it
 documents, seal, store, history        what is done with a bundle, and versions of it

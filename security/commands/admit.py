@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,12 @@ from typing import TYPE_CHECKING, Any
 from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Report
+from security.commands.admit_rows import (
+    GivenRows,
+    add_rows,
+    given_rows,
+    recompute,
+)
 from security.commands.options import Subparsers, add_admission, admission_settings
 from security.commands.signing import add_signing, signers
 from security.commands.stages import Stages
@@ -54,6 +60,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="whose key signs, if the policy lets another role (default: release)",
     )
     add_signing(parser)
+    add_rows(parser)
     parser.add_argument(
         "--all",
         action="store_true",
@@ -67,14 +74,20 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and sign; returns the exit code."""
     admission = admission_settings(args)
     if args.all:
-        return print_refusals(_all_refusals(_scene(args.bundle, admission)))
-    admitted = admit_bundle(args.bundle, signers(args, args.role), admission)
+        scene = _scene(args.bundle, admission)
+        return print_refusals(_all_refusals(args.bundle, scene, given_rows(args)))
+    admitted = admit_bundle(
+        args.bundle, signers(args, args.role), admission, rows=given_rows(args)
+    )
     for name, size in admitted.documents.items():
         print(f"wrote {name}, {size} bytes")
     print(
         f"admitted {admitted.tag} under policy sha256:{admitted.policy_sha256}\n"
         f"verdict sha256:{admitted.verdict_sha256}"
     )
+    for kind, again in admitted.recomputed.items():
+        done = "was" if again else "was NOT"
+        print(f"{kind}: what it claims is proved {done} recomputed from its rows")
     for waiver in admitted.waivers:
         print(f"waiver: {waiver}")
     if admitted.signed < admitted.signers:
@@ -94,6 +107,7 @@ class Admitted:
         waivers: what was waived.
         signed: verdicts that there are now.
         signers: that the policy asks for.
+        recomputed: by kind that claims a certificate, whether it was recomputed.
     """
 
     tag: str
@@ -103,12 +117,20 @@ class Admitted:
     waivers: Sequence[str]
     signed: int
     signers: int
+    recomputed: Mapping[str, bool] = field(default_factory=dict)
 
 
-def admit_bundle(folder: Path, keys: Signers, admission: AdmissionSettings) -> Admitted:
+def admit_bundle(
+    folder: Path,
+    keys: Signers,
+    admission: AdmissionSettings,
+    *,
+    rows: GivenRows | None = None,
+) -> Admitted:
     """Evaluate the policy over a bundle, write its documents, sign the verdict.
 
-    The decision is recorded in the audit log, either way.
+    The decision is recorded in the audit log, either way. With the held-out rows of the
+    robustness report, what it claims is proved is recomputed.
 
     Raises:
         AdmissionRefused: a check failed; nothing was written.
@@ -117,7 +139,7 @@ def admit_bundle(folder: Path, keys: Signers, admission: AdmissionSettings) -> A
     """
     scene = _scene(folder, admission)
     try:
-        return _sign(folder, scene, keys)
+        return _sign(folder, scene, keys, rows)
     except AdmissionRefused as refusal:
         _record(scene.bundle, f"check-{refusal.check}")
         raise
@@ -137,7 +159,9 @@ def _scene(folder: Path, admission: AdmissionSettings) -> Scene:
     )
 
 
-def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
+def _sign(
+    folder: Path, scene: Scene, keys: Signers, rows: GivenRows | None
+) -> Admitted:
     from security.admission.attest import (  # noqa: PLC0415
         place,
         signature_files,
@@ -154,9 +178,13 @@ def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
     check_keys(keys, scene)
     bundle, policy = scene.bundle, scene.policy
     # First without, so that nothing unsigned is parsed by the toolkit's libraries.
-    privacy = demand(evaluation_steps(scene)).reports.get("privacy")
+    reports = demand(evaluation_steps(scene)).reports
+    privacy = reports.get("privacy")
+    certified = _certificates(scene, reports, given=rows is not None)
     with Stages():
         recomputed = _recompute(bundle, privacy)
+        again = recompute(folder, bundle, reports.get("robustness"), rows)
+        recomputed = replace(recomputed, certified=again)
     _check_ledger(bundle, privacy)
     _check_start(bundle, privacy)
     evaluation = demand(evaluation_steps(scene, recomputed))
@@ -168,6 +196,7 @@ def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
         now=scene.now,
         waivers=waivers,
         signatures=evaluation.signatures,
+        recomputed=certified,
     )
     name = place(bundle, "verdict", keys.hint, signers=policy.verdict_min_signers)
     signed = signed_files(name, payload, keys)
@@ -182,7 +211,27 @@ def _sign(folder: Path, scene: Scene, keys: Signers) -> Admitted:
         waivers=[str(waiver) for waiver in waivers.values()],
         signed=len(signature_files({*bundle.files, name}, "verdict")),
         signers=policy.verdict_min_signers,
+        recomputed=certified,
     )
+
+
+def _certificates(
+    scene: Scene, reports: Mapping[str, Report], *, given: bool
+) -> dict[str, bool]:
+    """Of each kind that claims a certificate, whether it is recomputed.
+
+    Raises:
+        AdmissionRefused: it is not, and the policy needs it.
+    """
+    from security.admission.certified import claims_certificate  # noqa: PLC0415
+
+    claims = claims_certificate(reports)
+    for kind in scene.policy.verdict_recomputed:
+        if kind in claims and not given:
+            raise AdmissionRefused(
+                10, f"{kind}: the policy needs it recomputed; give its --rows"
+            )
+    return dict.fromkeys(claims, given)
 
 
 def _with_documents(folder: Path, bundle: Bundle) -> tuple[Bundle, dict[str, int]]:
@@ -240,7 +289,9 @@ def print_refusals(found: Sequence[AdmissionRefused]) -> int:
     return 1 if found else 0
 
 
-def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
+def _all_refusals(
+    folder: Path, scene: Scene, rows: GivenRows | None
+) -> list[AdmissionRefused]:
     from security.admission.evaluation import evaluation_steps  # noqa: PLC0415
     from security.admission.steps import drain  # noqa: PLC0415
 
@@ -249,7 +300,11 @@ def _all_refusals(scene: Scene) -> list[AdmissionRefused]:
         return found
     try:
         privacy = evaluation.reports.get("privacy")
+        _certificates(scene, evaluation.reports, given=rows is not None)
         recomputed = _recompute(scene.bundle, privacy)
+        robust = evaluation.reports.get("robustness")
+        again = recompute(folder, scene.bundle, robust, rows)
+        recomputed = replace(recomputed, certified=again)
         _check_ledger(scene.bundle, privacy)
         _check_start(scene.bundle, privacy)
     except AdmissionRefused as refusal:

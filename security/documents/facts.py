@@ -89,11 +89,15 @@ class Use:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Robust accuracy at one radius; of a number the share of answers that stay."""
+    """Robust accuracy at one radius; of a number the share of answers that stay.
+
+    `proved` is the share that no change within the radius turns, if it is known.
+    """
 
     radius: float
     share: float
     n: int
+    proved: float | None = None
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,7 @@ def _point(item: Any) -> CurvePoint | None:
     radius, share = _number(item, "radius"), _number(item, name)
     if radius is None or share is None:
         return None
-    return CurvePoint(radius, share, item["n"])
+    return CurvePoint(radius, share, item["n"], _number(item, "verified_accuracy"))
 
 
 def _number(item: Mapping[str, Any], name: str) -> float | None:

@@ -17,6 +17,7 @@ _GLANCE = (
     ("R squared", "quality", "r2"),
     ("Privacy (epsilon)", "privacy", "epsilon"),
     ("Accuracy under attack", "robustness", "robust_accuracy"),
+    ("Accuracy that is proved under attack", "robustness", "verified_accuracy"),
     ("Answers that stay under attack", "robustness", "stable_share"),
     ("Membership attack (AUC)", "membership", "auc"),
 )

@@ -91,6 +91,7 @@ METRICS: Mapping[str, str] = {
     "errors": "findings that refuse a file",
     "label_agreement": "share of rows with the same answer",
     "largest_change": "the largest change of an answer within the radius, of all rows",
+    "largest_change_bound": "what no change within the radius moves an answer beyond",
     "learned_auc": "of an attack that was fitted",
     "log_loss": "mean surprise at the truth, in nats",
     "loss_auc": "of an attack that calls what the model is sure about a member",
@@ -117,4 +118,5 @@ METRICS: Mapping[str, str] = {
     "stable_share": "share of answers that move by no more than the tolerance",
     "tolerance": "how far an answer may move",
     "tpr_at_fpr_1pct": "share of members found while 1% of others are called members",
+    "verified_accuracy": "share that is proved to stay right, whatever the attack",
 }

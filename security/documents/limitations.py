@@ -185,6 +185,15 @@ def _robustness(facts: Facts) -> Iterator[str]:
         "An attack that finds nothing proves nothing: a stronger one can only "
         + ("move answers further." if of_number else "lower robust accuracy.")
     )
+    bound = report.metrics.get(
+        "largest_change_bound" if of_number else "verified_accuracy"
+    )
+    if bound is not None:
+        yield (
+            f"It cannot {'pass' if of_number else 'fall below'} {number(bound.value)} "
+            "in that norm and radius, which is proved for these rows, in single "
+            "precision, with categories as they are; not for other rows."
+        )
     if stated.get("immutable_columns") == "none":
         yield (
             "The attack may change every column at once, also those that nobody can "

@@ -245,13 +245,22 @@ def _robustness(facts: Facts) -> Iterator[str]:
             condition(facts.condition("robustness", name)) for name in ("norm", "units")
         )
         yield f"Security curve, norm {norm}, in {units}:"
-        yield table(
-            ("Radius", _curve_title(facts), "n"),
-            (
-                (number(item.radius), number(item.share, "down"), str(item.n))
-                for item in facts.curve
-            ),
+        yield _curve(facts)
+
+
+def _curve(facts: Facts) -> str:
+    """By radius what attacks left standing, and what is proved, where anything is."""
+    some = any(item.proved is not None for item in facts.curve)
+    rows = (
+        (
+            number(item.radius),
+            number(item.share, "down"),
+            *(("-" if item.proved is None else number(item.proved, "down"),) * some),
+            str(item.n),
         )
+        for item in facts.curve
+    )
+    return table(("Radius", _curve_title(facts), *("Proved",) * some, "n"), rows)
 
 
 def _curve_title(facts: Facts) -> str:

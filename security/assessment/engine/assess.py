@@ -345,7 +345,9 @@ def _robustness_line(report: Report) -> str:
     line = _show("robust accuracy", report.metrics["robust_accuracy"])
     attacks = str(report.conditions["attacks"]).count(",") + 1
     radius = report.metrics["radius"].value
-    return f"{line} at Linf {radius:g} (worst of {attacks} attacks){doubt}"
+    proved = report.metrics.get("verified_accuracy")
+    least = "; nothing is proved" if proved is None else f"; proved {proved.value:.3f}"
+    return f"{line} at Linf {radius:g} (worst of {attacks} attacks){least}{doubt}"
 
 
 def _membership_line(report: Report) -> str:

@@ -29,8 +29,9 @@ def grouped(result: Mapping[str, Any]) -> tuple[list[Bar], Grouped]:
     for name, metric in metrics.items():
         family, _, member = name.partition("/")
         attribute, text = _attribute(member)
-        radius = metrics.get(family.replace("robust_accuracy", "radius"))
-        if family.startswith("robust_accuracy_") and radius:
+        kind, _, norm = family.partition("_accuracy_")
+        radius = metrics.get(f"radius_{norm}")
+        if kind in ("robust", "verified") and radius:
             attribute, text = "radius", text or f"{radius['value']:g}"
         bar = Bar(
             text or words(family),

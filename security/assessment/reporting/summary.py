@@ -27,6 +27,7 @@ _KEY_FIGURES = (
     ("quality", "r2", "R\N{SUPERSCRIPT TWO}"),
     ("evasion", "stable_share_linf", "answers that stay, L\N{INFINITY} {radius}"),
     ("evasion", "robust_accuracy_linf", "robust accuracy, L\N{INFINITY} {radius}"),
+    ("evasion", "verified_accuracy_linf", "proved to stay, L\N{INFINITY} {radius}"),
     ("evasion", "robust_accuracy_l2", "robust accuracy, L2 {radius_l2}"),
     ("evasion-cost", "robust_accuracy_cost", "robust accuracy, cost {max_cost}"),
     ("membership", "tpr_at_fpr_1pct", "members found, 1% of others accused"),

@@ -328,6 +328,20 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         "Black-box attacks alone find less.",
         "Read the reason in the report; export the model with supported operators.",
     ),
+    "no-certificate": ScanRule(
+        "note",
+        "it is proved for some rows that nothing within the radius turns them",
+        "What attacks did not break may still break: only a bound says that it cannot.",
+        "Read the reason in the report; docs/assessment.md lists the operators and the "
+        "ranges that bounds need.",
+    ),
+    "certificate-contradicted": ScanRule(
+        "error",
+        "bounds, attacks and the served model agree about every row",
+        "A proof that an attack refutes, or of another model than is served, is none.",
+        "Do not state the figure. Report the model to whoever maintains the bounds.",
+        **_EVASION,
+    ),
     "ranges-from-data": ScanRule(
         "note",
         "the range of every column is stated",

@@ -12,6 +12,8 @@ attacks      these by name, on rows in boxes and balls of their own
 ledger       what counts: confirmed by the model as served
 plan         radii and effort
 cascade      all of them on a chunk of rows
+certified    rows that nothing within a radius can turn
+proofs       these beside what was attacked: figures, and checks of both
 results      chunks put together
 reliability  whether the attacks worked as attacks must
 views        what people are shown: curves, tables, the worst examples

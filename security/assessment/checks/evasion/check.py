@@ -23,6 +23,7 @@ from security.assessment.checks.evasion.plan import (
     plan_for,
     units_of,
 )
+from security.assessment.checks.evasion.proofs import Proofs, certify
 from security.assessment.checks.evasion.reliability import attack_checks
 from security.assessment.checks.evasion.results import NormResult, merge
 from security.assessment.checks.evasion.views import evasion_views
@@ -75,7 +76,8 @@ class EvasionCheck:
         if _is_random(context):
             cascade.ledger.confirm_often()
         cascade.run()
-        return _outcome(cascade, places, plan)
+        outcome = _outcome(cascade, places, plan)
+        return certify(context, outcome, places, plan)
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -97,8 +99,10 @@ class EvasionCheck:
                 quantised=is_quantised(context.job.source.model),
             )
         ]
+        proofs = Proofs.of(context, results.get("linf"))
+        checks += proofs.checks
         reliable = all(check.passed for check in checks)
-        findings = [*_notes(context, white is None, reason)]
+        findings = [*_notes(context, white is None, reason), *proofs.findings]
         for result in results.values():
             findings += _unreliable(result, checks)
             for radius in result.plan.stated:
@@ -107,17 +111,21 @@ class EvasionCheck:
             self.name,
             reliable=reliable,
             kind="robustness",
-            conditions=_conditions(context, results),
-            metrics=_metrics(white, results),
+            conditions={**_conditions(context, results), **proofs.conditions},
+            metrics={**_metrics(white, results), **proofs.metrics},
             checks=tuple(checks),
             findings=tuple(findings),
             details={
                 "access": "white box" if white is not None else "black box",
                 "why_no_gradient": reason,
                 "norms": {n: _norm_details(context, r) for n, r in results.items()},
+                "certificate": proofs.details,
                 **evasion_views(context, results),
             },
-            public={"curve": _curve(context, results)},
+            public={
+                "curve": proofs.beside(_curve(context, results)),
+                "certificate": proofs.details,
+            },
             files={f"adversarial-{n}.npy": r.npy() for n, r in results.items()},
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,9 @@ class NormResult:
         notes: counts for the checks of the attacks.
         finite: whether all proposals were numbers.
         strange: answers that were none.
+        certified: radii of which it was tried to prove that nothing turns a row.
+        proved: ``(n, certified)``, where it was proved.
+        no_proof: why it was not tried; "" where it was.
     """
 
     plan: EvasionPlan
@@ -47,6 +50,11 @@ class NormResult:
     notes: Mapping[str, int]
     finite: bool
     strange: int
+    certified: tuple[float, ...] = ()
+    proved: NDArray[np.bool_] = field(
+        default_factory=lambda: np.zeros((0, 0), dtype=bool)
+    )
+    no_proof: str = ""
 
     @property
     def rows(self) -> int:
@@ -62,6 +70,18 @@ class NormResult:
     def robust(self, radius: float) -> int:
         """How many of them."""
         return int(self.standing(radius).sum())
+
+    def verified(self, radius: float) -> int:
+        """How many rows nothing within a radius can turn, of those in `certified`."""
+        return int(self.proved[:, self.certified.index(radius)].sum())
+
+    def contradicted(self) -> int:
+        """Rows that were proved to stand, and were broken: one of the two is wrong."""
+        found = np.zeros(self.rows, dtype=bool)
+        for radius in self.certified:
+            held = self.proved[:, self.certified.index(radius)]
+            found |= held & ~self.standing(radius)
+        return int(found.sum())
 
     def order(self) -> NDArray[np.int64]:
         """Broken rows, the closest example first."""
@@ -115,7 +135,7 @@ def merge(plan: EvasionPlan, outcomes: Sequence[Outcome]) -> NormResult:
         own = [names.index(name) for name in item.values["names"]]
         table = np.array([*own, -1], dtype=np.int64)
         codes.append(table[item.arrays["attack"]])
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.concatenate([item.arrays[name] for item in outcomes])
         for name in ("places", "own", "correct", "distance", "examples")
     }
@@ -134,7 +154,18 @@ def merge(plan: EvasionPlan, outcomes: Sequence[Outcome]) -> NormResult:
         finite=all(item.values["finite"] for item in outcomes),
         strange=sum(item.values["strange"] for item in outcomes),
         **arrays,
+        **_proofs(outcomes),
     )
+
+
+def _proofs(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What was proved of all chunks; nothing where one of them was not tried."""
+    radii = {tuple(item.values.get("certified", ())) for item in outcomes}
+    reasons = [str(item.values.get("no_proof", "")) for item in outcomes]
+    if len(radii) != 1 or radii == {()} or any(reasons):
+        return {"no_proof": next(filter(None, reasons), "")}
+    proved = np.concatenate([item.arrays["proved"] for item in outcomes])
+    return {"certified": radii.pop(), "proved": proved}
 
 
 def _count(item: Outcome, name: str, kind: str) -> int:

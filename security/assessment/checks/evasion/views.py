@@ -108,6 +108,7 @@ def _by_radius(results: Mapping[str, NormResult]) -> dict[str, Any]:
             _NORM_NAMES[norm],
             result.plan.say(radius),
             measured(_robust(result, radius)),
+            _proved(result, radius),
             result.rows,
         ]
         for norm, result in results.items()
@@ -115,9 +116,16 @@ def _by_radius(results: Mapping[str, NormResult]) -> dict[str, Any]:
     ]
     return {
         "title": "Robust accuracy by radius (95% interval)",
-        "columns": ["norm", "radius", "robust accuracy", "n"],
+        "columns": ["norm", "radius", "robust accuracy", "proved", "n"],
         "rows": rows,
     }
+
+
+def _proved(result: NormResult, radius: float) -> str:
+    """The share that nothing can turn, where it was tried; "" elsewhere."""
+    if radius not in result.certified:
+        return ""
+    return measured(intervals.proportion(result.verified(radius), result.rows))
 
 
 def _by_attack(results: Mapping[str, NormResult]) -> dict[str, Any]:

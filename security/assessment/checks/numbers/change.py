@@ -26,6 +26,7 @@ from security.assessment.checks.evasion.plan import (
     plan_for,
     units_of,
 )
+from security.assessment.checks.numbers.bounded import ChangeProofs, bounded
 from security.assessment.checks.numbers.found import (
     NORM_NAMES,
     Found,
@@ -74,7 +75,7 @@ class ChangeCheck:
         plan = _plan(context, str(unit.params["norm"]))
         found, levels, notes = search(context, places, plan, radii_of(plan), unit.key)
         names = sorted(found.tried)
-        return Outcome(
+        outcome = Outcome(
             {
                 "names": names,
                 "attacks": {
@@ -87,6 +88,7 @@ class ChangeCheck:
             },
             {"places": places, "levels": levels, "examples": found.examples},
         )
+        return bounded(context, outcome, places, plan)
 
     def conclude(
         self, context: Context, outcomes: Mapping[str, Outcome]
@@ -98,28 +100,31 @@ class ChangeCheck:
             own = of_norm(outcomes, norm)
             if own:
                 results[norm] = Found.of(context, _plan(context, norm), own)
+        proofs = ChangeProofs.of(context, results.get("linf"), outcomes)
         checks = [check for item in results.values() for check in item.checks()]
-        findings = _notes(context, reason)
+        checks += proofs.checks
+        findings = [*_notes(context, reason), *proofs.findings]
         for item in results.values():
             findings += item.findings()
         return CheckResult(
             self.name,
             reliable=all(check.passed for check in checks),
             kind="robustness",
-            conditions=_conditions(context, results),
-            metrics=_metrics(white, results),
+            conditions={**_conditions(context, results), **proofs.conditions},
+            metrics={**_metrics(white, results), **proofs.metrics},
             checks=tuple(checks),
             findings=tuple(findings),
             details={
                 "access": "white box" if white is not None else "black box",
                 "why_no_gradient": reason,
                 "norms": {norm: item.details() for norm, item in results.items()},
+                "certificate": proofs.details,
                 "charts": [item.chart() for item in results.values()],
                 "tables": [_by_radius(results), _by_attack(results)],
                 "examples_title": "The largest changes",
                 "examples": [e for item in results.values() for e in item.examples()],
             },
-            public={"curve": _curve(results)},
+            public={"curve": _curve(results), "certificate": proofs.details},
             files={f"adversarial-{n}.npy": item.npy() for n, item in results.items()},
         )
 

@@ -1,0 +1,357 @@
+"""Operators that need more than a line: what moves values, and affine layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from security.bounds.files import Node
+from security.bounds.steps import Dense
+from security.bounds.values import Const, Sym, Value
+from security.errors import UnboundedModel
+
+__all__ = ["AFFINE", "MOVES", "constant_of", "dense_of", "known"]
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+Rest = Sequence[Array | None]
+Move = Callable[[Any], Any]
+
+# A matrix of doubles: 128 MiB. Convolutions are written out as one.
+_MAX_MATRIX = 1 << 24
+
+
+def known(value: Value | None, node: Node) -> Array:
+    """A constant.
+
+    Raises:
+        UnboundedModel: it depends on the input.
+    """
+    if not isinstance(value, Const):
+        raise UnboundedModel(f"{node.operator} by a value has no bound here")
+    return value.array
+
+
+def _stated(node: Node, name: str, rest: Rest, place: int = 0) -> list[int] | None:
+    """Whole numbers of an attribute, or of an input since later operator sets."""
+    if name in node.attributes:
+        return [int(item) for item in np.ravel(node.attributes[name])]
+    given = rest[place] if len(rest) > place else None
+    return None if given is None else [int(item) for item in np.ravel(given)]
+
+
+def _reshape(node: Node, rest: Rest, opset: int) -> Move:
+    del opset
+    sizes = _stated(node, "shape", rest) or []
+    zero = bool(node.attributes.get("allowzero", 0))
+
+    def run(value: Any) -> Any:
+        wanted = [
+            value.shape[place] if not size and not zero else size
+            for place, size in enumerate(sizes)
+        ]
+        return value.reshape(wanted)
+
+    return run
+
+
+def _flatten(node: Node, rest: Rest, opset: int) -> Move:
+    del rest, opset
+    axis = int(node.attributes.get("axis", 1))
+    return lambda value: value.reshape(math.prod(value.shape[:axis]), -1)
+
+
+def _transpose(node: Node, rest: Rest, opset: int) -> Move:
+    del rest, opset
+    return lambda value: np.transpose(value, node.attributes.get("perm"))
+
+
+def _squeeze(node: Node, rest: Rest, opset: int) -> Move:
+    del opset
+    axes = _stated(node, "axes", rest)
+    return lambda value: np.squeeze(value, None if axes is None else tuple(axes))
+
+
+def _unsqueeze(node: Node, rest: Rest, opset: int) -> Move:
+    del opset
+    return lambda value: np.expand_dims(value, tuple(_stated(node, "axes", rest) or ()))
+
+
+def _gather(node: Node, rest: Rest, opset: int) -> Move:
+    del opset
+    axis = int(node.attributes.get("axis", 0))
+    if axis == 0:
+        raise UnboundedModel("the graph mixes the rows of a batch")
+    return lambda value: np.take(value, np.asarray(rest[0]), axis=axis)
+
+
+def _slice(node: Node, rest: Rest, opset: int) -> Move:
+    del opset
+    starts, ends = (_stated(node, n, rest, i) or [] for i, n in enumerate(_SLICE[:2]))
+    axes = _stated(node, "axes", rest, 2) or list(range(len(starts)))
+    strides = _stated(node, "steps", rest, 3) or [1] * len(starts)
+
+    def run(value: Any) -> Any:
+        cut = [slice(None)] * value.ndim
+        for axis, first, end, stride in zip(axes, starts, ends, strides, strict=True):
+            cut[axis] = slice(first, _end(end, stride), stride)
+        return value[tuple(cut)]
+
+    return run
+
+
+def _end(end: int, stride: int) -> int | None:
+    return None if stride < 0 and end < -(1 << 31) else end
+
+
+_SLICE = ("starts", "ends")
+
+
+def _same(node: Node, rest: Rest, opset: int) -> Move:
+    del node, rest, opset
+    return lambda value: value
+
+
+MOVES: Mapping[str, Callable[[Node, Rest, int], Move]] = {
+    "Dropout": _same,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Identity": _same,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
+"""By operator: what it does to an array, with its other inputs."""
+
+
+def constant_of(node: Node, given: Sequence[Array], opset: int) -> Array:
+    """What an operator gives of constants alone.
+
+    Raises:
+        UnboundedModel: it is none of the few that are computed.
+    """
+    if node.operator == "Constant":
+        return _constant(node)
+    if node.operator in MOVES and node.operator != "Gather":
+        return np.asarray(MOVES[node.operator](node, given[1:], opset)(given[0]))
+    function = _COMPUTED.get(node.operator)
+    if function is None:
+        raise UnboundedModel(f"{node.operator[:60]} of constants is not computed here")
+    return np.asarray(function(node, given))
+
+
+def _constant(node: Node) -> Array:
+    for name, value in node.attributes.items():
+        if name == "value" or name.startswith(("value_float", "value_int")):
+            array = np.asarray(value)
+            return array.astype(np.float64) if array.dtype.kind == "f" else array
+    raise UnboundedModel("Constant without a number has no bound here")
+
+
+def _cast(node: Node, given: Sequence[Array]) -> Array:
+    kinds = {1: np.float64, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
+    kind = kinds.get(node.attributes["to"])
+    if kind is None:
+        raise UnboundedModel("Cast of a constant to this type is not computed here")
+    return np.asarray(given[0]).astype(kind)
+
+
+_COMPUTED: Mapping[str, Callable[[Node, Sequence[Array]], Any]] = {
+    "Add": lambda _, given: given[0] + given[1],
+    "Cast": _cast,
+    "Concat": lambda node, given: np.concatenate(given, node.attributes["axis"]),
+    "Div": lambda _, given: (
+        given[0] / given[1] if given[0].dtype.kind == "f" else given[0] // given[1]
+    ),
+    "Gather": lambda node, given: np.take(
+        given[0], given[1], axis=node.attributes.get("axis", 0)
+    ),
+    "Mul": lambda _, given: given[0] * given[1],
+    "Neg": lambda _, given: -given[0],
+    "Sqrt": lambda _, given: np.sqrt(given[0]),
+    "Sub": lambda _, given: given[0] - given[1],
+}
+
+
+def dense_of(
+    node: Node, source: Sym, rest: Rest, opset: int
+) -> tuple[Dense, tuple[int, ...]]:
+    """An affine operator as a matrix, and the shape it gives a row.
+
+    Raises:
+        UnboundedModel: it is too large, or reaches across rows.
+    """
+    return AFFINE[node.operator](node, source, rest, opset)
+
+
+def _gemm(
+    node: Node, source: Sym, rest: Rest, opset: int
+) -> tuple[Dense, tuple[int, ...]]:
+    del opset
+    if len(source.shape) != 1 or node.attributes.get("transA"):
+        raise UnboundedModel("Gemm across rows has no bound here")
+    weight = _matrix(rest[0])
+    weight = weight if node.attributes.get("transB") else weight.T
+    weight = float(node.attributes.get("alpha", 1.0)) * weight
+    bias = np.zeros(len(weight))
+    if len(rest) > 1 and rest[1] is not None:
+        added = np.asarray(rest[1], np.float64).reshape(-1)
+        bias = bias + float(node.attributes.get("beta", 1.0)) * added
+    return _dense(source, weight, bias), (len(weight),)
+
+
+def _matmul(
+    node: Node, source: Sym, rest: Rest, opset: int
+) -> tuple[Dense, tuple[int, ...]]:
+    del node, opset
+    if len(source.shape) != 1:
+        raise UnboundedModel("MatMul of more than a row has no bound here")
+    weight = _matrix(rest[0]).T
+    return _dense(source, weight, np.zeros(len(weight))), (len(weight),)
+
+
+def _linear_model(
+    node: Node, source: Sym, rest: Rest, opset: int
+) -> tuple[Dense, tuple[int, ...]]:
+    """Scores of `LinearClassifier`, before what it makes probabilities of them.
+
+    `LinearRegressor` is alike, and must not transform its numbers.
+    """
+    del rest, opset
+    regressor = node.operator.endswith("LinearRegressor")
+    if regressor and node.attributes.get("post_transform", b"NONE") != b"NONE":
+        raise UnboundedModel("LinearRegressor with a transformation has no bound here")
+    shift = np.asarray(node.attributes.get("intercepts", ()), np.float64)
+    flat = np.asarray(node.attributes["coefficients"], np.float64)
+    if len(source.shape) != 1 or flat.size % source.width:
+        raise UnboundedModel("a linear model does not fit its input")
+    weight = flat.reshape(-1, source.width)
+    bias = shift if shift.size else np.zeros(len(weight))
+    return _dense(source, weight, bias), (len(weight),)
+
+
+def _matrix(array: Array | None) -> Floats:
+    if array is None or array.ndim != 2:
+        raise UnboundedModel("a layer without a matrix has no bound here")
+    return np.asarray(array, np.float64)
+
+
+def _dense(source: Sym, weight: Floats, bias: Floats, terms: int = 0) -> Dense:
+    if weight.shape[1] != source.width or len(bias) != len(weight):
+        raise UnboundedModel("a layer's matrix does not fit what comes before")
+    return Dense(
+        (source.step,), np.ascontiguousarray(weight), bias, terms or source.width
+    )
+
+
+def _conv(
+    node: Node, source: Sym, rest: Rest, opset: int
+) -> tuple[Dense, tuple[int, ...]]:
+    """A convolution in two dimensions, written out as a matrix."""
+    del opset
+    kernel = np.asarray(rest[0], np.float64)
+    if len(source.shape) != 3 or kernel.ndim != 4:
+        raise UnboundedModel("Conv of other than images has no bound here")
+    marks, inside = _windows(node, source.shape, kernel.shape[2:])
+    groups = int(node.attributes.get("group", 1))
+    filters, depth, taps = kernel.shape[0], kernel.shape[1], marks.shape[1]
+    places = len(marks)
+    if filters * places * source.width > _MAX_MATRIX:
+        raise UnboundedModel(
+            f"a convolution of {source.width} to {filters * places} values is too "
+            "large for bounds"
+        )
+    area = source.shape[1] * source.shape[2]
+    weight = np.zeros((filters, places, source.width))
+    for one in range(filters):
+        first = one // (filters // groups) * depth
+        for channel in range(depth):
+            values = kernel[one, channel].reshape(-1)
+            for tap in range(taps):
+                own = np.flatnonzero(inside[:, tap])
+                spots = (first + channel) * area + marks[own, tap]
+                weight[one, own, spots] += values[tap]
+    bias = np.zeros(filters)
+    if len(rest) > 1 and rest[1] is not None:
+        bias = np.asarray(rest[1], np.float64)
+    rows, columns = _sizes(node, source.shape, kernel.shape[2:])
+    made = _dense(
+        source,
+        weight.reshape(filters * places, source.width),
+        np.repeat(bias, places),
+        depth * taps,
+    )
+    return made, (filters, rows, columns)
+
+
+def _pads(
+    node: Node, shape: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[list[int], list[int], list[int]]:
+    """Pads of an image (top, left, bottom, right), strides and dilations."""
+    strides = [int(item) for item in node.attributes.get("strides", (1, 1))]
+    dilations = [int(item) for item in node.attributes.get("dilations", (1, 1))]
+    auto = node.attributes.get("auto_pad", b"NOTSET")
+    if auto in (b"NOTSET", b""):
+        pads = [int(item) for item in node.attributes.get("pads", (0, 0, 0, 0))]
+    elif auto == b"VALID":
+        pads = [0, 0, 0, 0]
+    else:
+        needed = [
+            max(0, (-(-size // stride) - 1) * stride + (tap - 1) * dilation + 1 - size)
+            for size, stride, tap, dilation in zip(
+                shape[1:], strides, kernel, dilations, strict=True
+            )
+        ]
+        small, large = [n // 2 for n in needed], [n - n // 2 for n in needed]
+        pads = [*small, *large] if auto == b"SAME_UPPER" else [*large, *small]
+    return pads, strides, dilations
+
+
+def _sizes(
+    node: Node, shape: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[int, int]:
+    pads, strides, dilations = _pads(node, shape, kernel)
+    rows, columns = (
+        (shape[1 + i] + pads[i] + pads[i + 2] - dilations[i] * (kernel[i] - 1) - 1)
+        // strides[i]
+        + 1
+        for i in range(2)
+    )
+    return rows, columns
+
+
+def _windows(
+    node: Node, shape: tuple[int, ...], kernel: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Places in a channel that each window sees ``(places, taps)``, and which exist."""
+    pads, strides, dilations = _pads(node, shape, kernel)
+    rows, columns = _sizes(node, shape, kernel)
+    if rows < 1 or columns < 1:
+        raise UnboundedModel("a convolution's windows do not fit the image")
+    tops = np.arange(rows) * strides[0] - pads[0]
+    lefts = np.arange(columns) * strides[1] - pads[1]
+    down, right = (np.arange(kernel[i]) * dilations[i] for i in range(2))
+    y = (tops[:, None, None, None] + down[:, None]) + np.zeros(
+        (1, columns, 1, kernel[1]), np.int64
+    )
+    x = (lefts[:, None, None] + right) + np.zeros((rows, 1, kernel[0], 1), np.int64)
+    inside = (y >= 0) & (y < shape[1]) & (x >= 0) & (x < shape[2])
+    marks = np.where(inside, y * shape[2] + x, 0)
+    flat = (rows * columns, kernel[0] * kernel[1])
+    return marks.reshape(flat), inside.reshape(flat)
+
+
+AFFINE: Mapping[str, Callable[..., tuple[Dense, tuple[int, ...]]]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "ai.onnx.ml.LinearClassifier": _linear_model,
+    "ai.onnx.ml.LinearRegressor": _linear_model,
+}
+"""Layers whose every value is a weighted sum of a row's values."""
