@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.timing import table
 from models.bundle import MODEL_FILE
+from models.data.datasets import AnyDataset
 from models.export import run_onnx
 from security.training.config import load_config
 from security.training.config_sections import TrainingConfig
@@ -149,7 +150,13 @@ def configuration(recipe: Recipe, changes: Changes, seed: int) -> TrainingConfig
 
 def measure(recipe: Recipe, changes: Changes, seed: int) -> float:
     """Train, and score what was exported."""
-    config = configuration(recipe, changes, seed)
+    model, holdout = trained(configuration(recipe, changes, seed), seed)
+    _, labels = run_onnx(model, holdout.features)
+    return float((labels == holdout.labels).mean())
+
+
+def trained(config: TrainingConfig, seed: int) -> tuple[bytes, AnyDataset]:
+    """A bundle's ONNX file, and the held-out rows."""
     config = replace(config, model=replace(config.model, seed=seed))
     with tempfile.TemporaryDirectory() as home:
         out = train_bundle(
@@ -160,6 +167,4 @@ def measure(recipe: Recipe, changes: Changes, seed: int) -> float:
             randomness=SeededRandomness(seed),
         )
         model = (out / MODEL_FILE).read_bytes()
-    _, holdout = load_split(config)
-    _, labels = run_onnx(model, holdout.features)
-    return float((labels == holdout.labels).mean())
+    return model, load_split(config)[1]

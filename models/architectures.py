@@ -294,17 +294,26 @@ def _resnet(spec: NetworkSpec) -> nn.Module:
 
 def _cnn(spec: NetworkSpec) -> nn.Module:
     """Convolution, GroupNorm, ReLU, halving; then one linear layer."""
+    return _convolutions(spec, normalised=True)
+
+
+def _plain_cnn(spec: NetworkSpec) -> nn.Module:
+    """The same without GroupNorm, so that certificates can be had of it."""
+    return _convolutions(spec, normalised=False)
+
+
+def _convolutions(spec: NetworkSpec, *, normalised: bool) -> nn.Module:
     if len(spec.inputs) != 3:
-        raise ValueError("cnn takes images")
+        raise ValueError("convolutions take images")
     channels, height, width = spec.inputs
     layers: list[nn.Module] = []
     for size in spec.hidden or _CNN_WIDTHS:
-        groups = size // _CHANNELS_PER_GROUP if size % _CHANNELS_PER_GROUP == 0 else 1
-        layers += [
-            nn.Conv2d(channels, size, 3, stride=2, padding=1),
-            nn.GroupNorm(groups, size),
-            nn.ReLU(),
-        ]
+        layers.append(nn.Conv2d(channels, size, 3, stride=2, padding=1))
+        if normalised:
+            whole = size % _CHANNELS_PER_GROUP == 0
+            groups = size // _CHANNELS_PER_GROUP if whole else 1
+            layers.append(nn.GroupNorm(groups, size))
+        layers.append(nn.ReLU())
         channels, height, width = size, (height + 1) // 2, (width + 1) // 2
     last = _zeroed(nn.Linear(channels * height * width, spec.classes))
     return nn.Sequential(*layers, nn.Flatten(), last)
@@ -340,5 +349,9 @@ _UNSCALED: Mapping[str, Callable[[Tensor], Tensor]] = {
     "log": torch.exp,
 }
 _BUILDERS: Mapping[str, Callable[[NetworkSpec], nn.Module]] = dict(
-    zip(ARCHITECTURES, (_perceptron, _perceptron, _resnet, _cnn), strict=True)
+    zip(
+        ARCHITECTURES,
+        (_perceptron, _perceptron, _resnet, _cnn, _plain_cnn),
+        strict=True,
+    )
 )

@@ -8,6 +8,6 @@ from __future__ import annotations
 __all__ = ["ARCHITECTURES", "FEATURES"]
 
 # Of `models.architectures.build_network`.
-ARCHITECTURES = ("linear", "mlp", "resnet", "cnn")
+ARCHITECTURES = ("linear", "mlp", "resnet", "cnn", "plain-cnn")
 # Of `models.features.FEATURE_MAPS`.
 FEATURES = ("scattering",)

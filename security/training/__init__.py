@@ -14,9 +14,12 @@ guarantee       from a target to a plan, and from what was done to a claim
 noise           randomness of the mechanism, from the operating system
 gradients       clipped per-unit gradients: what a method must give
 bookkeeping     one pass backwards, norms without gradients: the fastest
+layer_gradients one parameter's gradients of every unit, as its rules give them
 per_example     Opacus' hooks, for any layer that it knows
 gradient_methods  which of these when
 adversarial     PGD training and TRADES, alone and with DP-SGD
+certified       the same with interval bounds, so that more can be certified
+intervals       a network that carries a box beside each point
 mechanism       sampling, noise, and a record of what was really done
 distributed     the mechanism over several processes, with Opacus' wrapper
 stacked         copies of a network side by side, for audits

@@ -33,7 +33,7 @@ from security.training.gradients import (
     cross_entropy,
 )
 
-__all__ = ["METHODS", "Adversary", "adversarial", "attack", "trades"]
+__all__ = ["METHODS", "Adversary", "adversarial", "apart", "attack", "box", "trades"]
 
 METHODS = ("pgd", "trades")
 _STEP = 2.5  # of the radius, over the number of steps: enough to reach every corner
@@ -133,15 +133,28 @@ def trades(beta: float) -> Objective:
         logits = network(inputs)
         clean, moved = logits[0::2], logits[1::2]
         loss = functional.cross_entropy(clean, labels[0::2], reduction="none")
-        apart = functional.kl_div(
-            functional.log_softmax(moved, dim=1),
-            functional.log_softmax(clean, dim=1),
-            reduction="none",
-            log_target=True,
-        ).sum(1)
-        return torch.stack([2 * loss, 2 * beta * apart], dim=1).flatten()
+        both = [2 * loss, 2 * beta * apart(clean, moved)]
+        return torch.stack(both, dim=1).flatten()
 
     return objective
+
+
+def apart(clean: Tensor, moved: Tensor) -> Tensor:
+    """``KL(clean ‖ moved)`` of logits, one per row."""
+    return functional.kl_div(
+        functional.log_softmax(moved, dim=1),
+        functional.log_softmax(clean, dim=1),
+        reduction="none",
+        log_target=True,
+    ).sum(1)
+
+
+def box(inputs: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
+    """The ends of where an adversary may move each input."""
+    return (
+        _within(inputs - adversary.radius, inputs, adversary),
+        _within(inputs + adversary.radius, inputs, adversary),
+    )
 
 
 def _replaced(adversary: Adversary, objective: Objective) -> Prepare:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,53 +37,30 @@ from security.training.gradients import (
     finite_norms,
     no_units,
 )
+from security.training.intervals import (
+    BoundedConvolution,
+    BoundedLinear,
+    Margins,
+    convolution_rule,
+    linear_rule,
+    margins_rule,
+)
+from security.training.layer_gradients import (
+    ROUNDING,
+    Held,
+    Part,
+    patches,
+    squares,
+    weight_shape,
+)
 from security.training.stacked import StackedLinear, stacked_rule
 
 __all__ = ["BookkeepingMethod", "supports"]
 
 # Numbers that a pass keeps at once, on a processor: they stay near it.
 _KEPT = 1 << 22
-# Patches of so few are copied a row at once; of more, all channels of a pixel at once.
-_FEW_CHANNELS = 4
-# Of sums of float64: what 131,072 operations round by, more than a layer has.
-_ROUNDING = 2.0**-36
 # Rows that are tried to see how many numbers each of them keeps.
 _TRIED = 8
-
-
-class _Part(Protocol):
-    """One parameter's gradients, of every unit."""
-
-    def squares(self) -> Tensor:
-        """Their squared norms, shape ``(count,)``."""
-
-    def total(self, factors: Tensor) -> Tensor:
-        """Their sum, each by its factor."""
-
-
-def _as_it_is(total: Tensor) -> Tensor:
-    return total
-
-
-@dataclass(frozen=True, eq=False)
-class _Held:
-    """Gradients that are held, shape ``(count, …)``.
-
-    Attributes:
-        shape: of their total, where the parameter has another.
-        known: their squared norms, where somebody has them already.
-    """
-
-    gradients: Tensor
-    shape: Callable[[Tensor], Tensor] = _as_it_is
-    known: Tensor | None = None
-
-    def squares(self) -> Tensor:
-        return _squares(self.gradients) if self.known is None else self.known
-
-    def total(self, factors: Tensor) -> Tensor:
-        flat = factors @ self.gradients.flatten(1)
-        return self.shape(flat.view(self.gradients.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +76,7 @@ class _Outer:
     known: Tensor
 
     def squares(self) -> Tensor:
-        return self.known * _squares(self.into)
+        return self.known * squares(self.into)
 
     def total(self, factors: Tensor) -> Tensor:
         return (self.out * factors[:, None]).T @ self.into
@@ -130,8 +107,8 @@ class _Products:
         deep, wide = self.into.double(), self.out.double()
         products = (deep @ deep.transpose(2, 3)) * (wide @ wide.transpose(2, 3))
         lengths = products.diagonal(dim1=2, dim2=3).clamp_min(0).sqrt().sum(2)
-        squares = products.sum((1, 2, 3)) + _ROUNDING * lengths.square().sum(1)
-        return squares.to(self.out.dtype)
+        total = products.sum((1, 2, 3)) + ROUNDING * lengths.square().sum(1)
+        return total.to(self.out.dtype)
 
     def total(self, factors: Tensor) -> Tensor:
         scaled = self.out * factors[:, None, None, None]
@@ -145,7 +122,7 @@ class _Products:
 
 def _products(
     out: Tensor, into: Tensor, shape: Callable[[Tensor], Tensor], batch: Batch
-) -> _Part:
+) -> Part:
     """The smaller of two: gradients, or what they are made of.
 
     It is also the sooner made: with p places, a gradient takes p products for each of
@@ -156,7 +133,7 @@ def _products(
     if single and places * (wide + features) < wide * features:
         return _Products(out, into, shape)
     made = by_unit(out.transpose(2, 3) @ into, batch)
-    return _Held(made, shape)
+    return Held(made, shape)
 
 
 @dataclass(eq=False)
@@ -170,67 +147,42 @@ class _Record:
 
 
 # (layer, what went in, gradient at what came out, batch) -> parameters, gradients.
-_Rule = Callable[[Any, Tensor, Tensor, Batch], Iterator[tuple[Any, _Part]]]
+_Rule = Callable[[Any, Tensor, Tensor, Batch], Iterator[tuple[Any, Part]]]
 
 
 def _linear(
     layer: Any, into: Tensor, out: Tensor, batch: Batch
-) -> Iterator[tuple[Any, _Part]]:
+) -> Iterator[tuple[Any, Part]]:
     """Rows ``(m, …, features)``; places between are positions of one example."""
     if into.dim() == 2 and batch.count == len(into):
-        squares = _squares(out)
-        yield layer.weight, _Outer(out, into, squares)
+        lengths = squares(out)
+        yield layer.weight, _Outer(out, into, lengths)
         if layer.bias is not None:
-            yield layer.bias, _Held(out, known=squares)
+            yield layer.bias, Held(out, known=lengths)
         return
     places = tuple(range(1, out.dim() - 1))
     wide, deep = (v.reshape(len(v), 1, -1, v.shape[-1]) for v in (out, into))
     yield layer.weight, _products(wide, deep, lambda total: total[0], batch)
     if layer.bias is not None:
         bias = out.sum(places) if places else out
-        yield layer.bias, _Held(by_unit(bias, batch))
+        yield layer.bias, Held(by_unit(bias, batch))
 
 
 def _convolution(
     layer: Any, into: Tensor, out: Tensor, batch: Batch
-) -> Iterator[tuple[Any, _Part]]:
+) -> Iterator[tuple[Any, Part]]:
     """Images ``(m, channels, height, width)``: a linear layer on patches of them."""
-    groups, (wide, deep, *kernel) = layer.groups, layer.weight.shape
-
-    def shape(total: Tensor) -> Tensor:
-        return total.view(wide, *kernel, deep).permute(0, 3, 1, 2)
-
+    groups, wide = layer.groups, len(layer.weight)
     came = out.reshape(len(out), groups, wide // groups, -1).transpose(2, 3)
-    patches = _patches(layer, into)
-    yield layer.weight, _products(came, patches, shape, batch)
+    made = _products(came, patches(layer, into), weight_shape(layer), batch)
+    yield layer.weight, made
     if layer.bias is not None:
-        yield layer.bias, _Held(by_unit(out.sum((2, 3)), batch))
-
-
-def _patches(layer: Any, images: Tensor) -> Tensor:
-    """What a convolution sees at each place: ``(m, groups, places, features)``.
-
-    Channels are last, so that they are copied together: `functional.unfold`, which
-    copies one number at a time, takes three times as long.
-    """
-    high, wide = layer.padding
-    spread = functional.pad(images.permute(0, 2, 3, 1), (0, 0, wide, wide, high, high))
-    for axis in (0, 1):
-        reach = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
-        spread = spread.unfold(1 + axis, reach, layer.stride[axis])
-    # (m, height, width, channels, kernel height, kernel width)
-    spread = spread[..., :: layer.dilation[0], :: layer.dilation[1]]
-    groups = layer.groups, spread.shape[3] // layer.groups
-    spread = spread.view(*spread.shape[:3], *groups, *spread.shape[4:])
-    if spread.shape[4] < _FEW_CHANNELS:
-        spread = spread.permute(0, 3, 5, 6, 4, 1, 2)
-        return spread.flatten(5).flatten(2, 4).transpose(2, 3)
-    return spread.permute(0, 3, 1, 2, 5, 6, 4).flatten(4).flatten(2, 3)
+        yield layer.bias, Held(by_unit(out.sum((2, 3)), batch))
 
 
 def _group_norm(
     layer: Any, into: Tensor, out: Tensor, batch: Batch
-) -> Iterator[tuple[Any, _Part]]:
+) -> Iterator[tuple[Any, Part]]:
     if layer.affine:
         normal = functional.group_norm(into, layer.num_groups, eps=layer.eps)
         places = tuple(range(2, out.dim()))
@@ -239,7 +191,7 @@ def _group_norm(
 
 def _layer_norm(
     layer: Any, into: Tensor, out: Tensor, batch: Batch
-) -> Iterator[tuple[Any, _Part]]:
+) -> Iterator[tuple[Any, Part]]:
     if layer.elementwise_affine:
         normal = functional.layer_norm(into, layer.normalized_shape, eps=layer.eps)
         places = tuple(range(1, out.dim() - len(layer.normalized_shape)))
@@ -248,14 +200,14 @@ def _layer_norm(
 
 def _affine(
     layer: Any, normal: Tensor, out: Tensor, batch: Batch, *, places: tuple[int, ...]
-) -> Iterator[tuple[Any, _Part]]:
+) -> Iterator[tuple[Any, Part]]:
     """Scale and shift, the same at all places of an example."""
     if layer.weight is not None:
         # A product of matrices, not element by element: no map of products is written.
         summed = _dot(out, normal, places)
-        yield layer.weight, _Held(by_unit(summed, batch))
+        yield layer.weight, Held(by_unit(summed, batch))
     if layer.bias is not None:
-        yield layer.bias, _Held(by_unit(out.sum(places) if places else out, batch))
+        yield layer.bias, Held(by_unit(out.sum(places) if places else out, batch))
 
 
 def _dot(left: Tensor, right: Tensor, places: tuple[int, ...]) -> Tensor:
@@ -267,17 +219,15 @@ def _dot(left: Tensor, right: Tensor, places: tuple[int, ...]) -> Tensor:
     return torch.einsum(f"{letters},{letters}->{kept}", left, right)
 
 
-def _squares(rows: Tensor) -> Tensor:
-    """Squared norms of what each row holds; twice as fast as squaring first."""
-    return torch.linalg.vector_norm(rows.flatten(1), dim=1).square()
-
-
 _RULES: Mapping[type[nn.Module], _Rule] = {
     nn.Linear: _linear,
     nn.Conv2d: _convolution,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     StackedLinear: stacked_rule,
+    BoundedLinear: linear_rule,
+    BoundedConvolution: convolution_rule,
+    Margins: margins_rule,
 }
 
 
@@ -378,7 +328,7 @@ class BookkeepingMethod:
             version = out._version  # noqa: SLF001  (torch's count of in-place changes)
             self._records.append(_Record(layer, into[0].detach(), out, version))
 
-    def _found(self, batch: Batch) -> tuple[dict[int, _Part], Tensor]:
+    def _found(self, batch: Batch) -> tuple[dict[int, Part], Tensor]:
         """Every parameter's gradients, by its identity; and the losses."""
         with self._kept() as records:
             losses = self._objective(self._body, batch.inputs, batch.labels)
@@ -386,7 +336,7 @@ class BookkeepingMethod:
         outputs = [record.out for record in records]
         # Asked for these alone, torch computes no gradient of any weight.
         gradients = torch.autograd.grad(losses.sum(), outputs, allow_unused=True)
-        found: dict[int, _Part] = {}
+        found: dict[int, Part] = {}
         for record, gradient in zip(records, gradients):
             if gradient is None:
                 continue  # what came out was not used

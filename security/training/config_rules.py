@@ -53,6 +53,9 @@ MAX_TARGET = 1e30
 MIN_TARGET_SPAN = 1e-3  # of the larger end: below, float32 leaves few digits
 SCHEDULES = ("constant", "cosine", "linear")
 MODULE = "module"
+# Of the architectures: what interval bounds cannot pass, and what they can.
+NORMALISED = ("resnet", "cnn")
+BOUNDED = ("linear", "mlp", "plain-cnn", MODULE)
 PUBLIC = "public"
 AUTO = "auto"
 DEVICES = ("auto", "cpu", "cuda")
@@ -96,12 +99,16 @@ def _rules(config: TrainingConfig) -> Rules:
         yield from _adversarial_rules(config.adversarial)
         plain = not config.model.features
         yield plain, "adversarial", "not with model.features: it would attack those"
-        paired = config.adversarial.method == "trades" and config.predicts_number
+        number = config.predicts_number
+        paired = config.adversarial.method == "trades" and number
         yield (
             not paired,
             "adversarial.method",
             "trades pairs classes; a number takes pgd",
         )
+        bounded = config.adversarial.certified and number
+        yield not bounded, "adversarial.certified", "bounds margins of classes"
+        yield from _certified_rules(config.adversarial, config.model.architecture)
     if config.search is not None:
         yield from _search_rules(config, config.search)
     for name, text in vars(config.use).items():
@@ -323,6 +330,25 @@ def _adversarial_rules(adversarial: AdversarialConfig) -> Rules:
     steps = 1 <= adversarial.steps <= 1000
     yield steps, "adversarial.steps", "must be 1 to 1000"
     yield adversarial.beta > 0, "adversarial.beta", "must be positive"
+    weight = 0 < adversarial.certified_weight <= 1
+    key = "adversarial.certified_weight"
+    yield weight, key, "must be above 0, at most 1"
+    ramp = 0 <= adversarial.certified_ramp <= 1
+    yield ramp, "adversarial.certified_ramp", "must be 0 to 1"
+
+
+def _certified_rules(adversarial: AdversarialConfig, architecture: str) -> Rules:
+    bounded = not adversarial.certified or architecture not in NORMALISED
+    yield (
+        bounded,
+        "adversarial.certified",
+        f"{architecture!r} normalises its layers' outputs (GroupNorm), for which "
+        f"there are no bounds; take {', '.join(BOUNDED)}",
+    )
+    for name in ("certified_weight", "certified_ramp"):
+        given = getattr(adversarial, name) != getattr(AdversarialConfig, name)
+        key = f"adversarial.{name}"
+        yield adversarial.certified or not given, key, "is for certified = true"
 
 
 def _search_rules(config: TrainingConfig, search: SearchConfig) -> Rules:

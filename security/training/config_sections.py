@@ -252,12 +252,20 @@ class AdversarialConfig:
         radius: in the maximum norm, as a share of each column's or pixel's range.
         steps: of the attack.
         beta: of "trades": what robustness weighs beside accuracy.
+        certified: whether interval bounds are trained, too, so that certificates hold
+            for more rows.
+        certified_weight: what they weigh beside the attack in the end: 1 is bounds
+            alone.
+        certified_ramp: share of the steps over which radius and weight grow from 0.
     """
 
     method: str
     radius: float
     steps: int = 7
     beta: float = 6.0
+    certified: bool = False
+    certified_weight: float = 0.5
+    certified_ramp: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -408,6 +416,10 @@ class TrainingConfig:
                 del chosen["privacy"][name]
         if not self.predicts_number:  # likewise
             del chosen["data"]["task"]
+        if self.adversarial is not None and not self.adversarial.certified:
+            # As it was written before there was the choice.
+            for name in ("certified", "certified_weight", "certified_ramp"):
+                del chosen["adversarial"][name]
         return chosen
 
 

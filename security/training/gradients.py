@@ -23,6 +23,7 @@ __all__ = [
     "Batch",
     "Clipped",
     "Clipping",
+    "Curriculum",
     "GradientMethod",
     "Network",
     "Objective",
@@ -87,6 +88,24 @@ class Batch:
 
 # Changes a physical batch before gradients; must treat every unit by itself.
 Prepare = Callable[[nn.Module, Batch], Batch]
+
+
+class Curriculum(Protocol):
+    """What an objective needs beside the network, and what changes while it learns.
+
+    Nothing of it may depend on examples: it is public, and the same for all of them.
+    """
+
+    def network(self, body: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+        """What the objective is given: the body, or a network of its parameters.
+
+        Args:
+            body: that is trained.
+            shape: of one of its inputs.
+        """
+
+    def begin(self, share: float) -> None:
+        """A step begins; of all steps, this share is done with it."""
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,11 @@ class Loop:
             yield index
 
     @property
+    def share(self) -> float:
+        """Of all steps, those done and the one under way: above 0, at most 1."""
+        return (self._done + 1) / max(1, self._end)
+
+    @property
     def done(self) -> int:
         """Steps behind the weights."""
         return self._done

@@ -38,6 +38,7 @@ from security.training.config_rules import MODULE, PUBLIC
 from security.training.config_sections import TrainingConfig
 from security.training.examples import Examples
 from security.training.initial import Rule, draw, is_filled, recompute, tensors_digest
+from security.training.intervals import check_boundable
 from security.training.loop import trained
 from security.training.modules import check_body, load_module
 
@@ -185,6 +186,8 @@ def _built(
         except ValueError as error:
             raise TrainingError(f"model.architecture: {error}") from None
     check_body(body, spec)
+    if config.adversarial is not None and config.adversarial.certified:
+        check_boundable(body)
     public = config.model.initial_weights == PUBLIC
     rules = None if public else draw(body, config.model.seed)
     if isinstance(train, TabularDataset):

@@ -19,6 +19,8 @@ _SHARE = 0.25
 # patches of a convolution are several times as large as their image.
 _COPIES = 8
 _NUMBER_BYTES = 4
+# Of an example, where bounds are trained: what an attack found, itself, and two ends.
+_VIEWS = 4
 
 
 def place_of(config: TrainingConfig) -> torch.device:
@@ -49,6 +51,8 @@ def physical_batch(config: TrainingConfig, body: nn.Module, inputs: Tensor) -> i
         return size
     device = next(body.parameters()).device
     each = _numbers(body, inputs, device) * _NUMBER_BYTES * _COPIES
+    if config.adversarial is not None and config.adversarial.certified:
+        each *= _VIEWS
     return max(1, int(_SHARE * _free_bytes(device) / each))
 
 

@@ -16,6 +16,7 @@ from sealgate.protocol import strict_json
 from security.errors import TrainingError
 from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
+from security.training.certified import Certifying, Schedule
 from security.training.checkpoint import read_checkpoints
 from security.training.config_sections import TrainingConfig
 from security.training.curve import Curve
@@ -392,6 +393,14 @@ def against(config: TrainingConfig, module: Classifier) -> dict[str, Any]:
         high=high,
         movable=module.movable(),
     )
+    if chosen.certified:
+        schedule = Schedule(chosen.certified_weight, chosen.certified_ramp)
+        certifying = Certifying(adversary, schedule)
+        return {
+            "prepare": certifying.prepare,
+            "objective": certifying.objective,
+            "curriculum": certifying,
+        }
     prepare, objective = adversarial(adversary, objective)
     return {"prepare": prepare, "objective": objective}
 

@@ -28,6 +28,7 @@ from security.training.gradient_methods import choose, make_method
 from security.training.gradients import (
     Batch,
     Clipping,
+    Curriculum,
     GradientMethod,
     Objective,
     Prepare,
@@ -88,6 +89,7 @@ def train_private(
     precision: str = "float32",
     objective: Objective = cross_entropy,
     prepare: Prepare | None = None,
+    curriculum: Curriculum | None = None,
     monitor: Monitor | None = None,
     start: State | None = None,
 ) -> Outcome:
@@ -104,6 +106,7 @@ def train_private(
             and noise keep theirs.
         objective: the loss.
         prepare: changes each physical batch.
+        curriculum: how the body is looked at, and what changes from step to step.
         monitor: asked before each step, told after it.
         start: where an interrupted training stood.
 
@@ -115,7 +118,8 @@ def train_private(
     _check(examples)
     units, examples = examples.count, examples.share()
     synchronise(body)
-    maker = make_method(body.train(), method, in_precision(objective, precision))
+    taught = _taught(body.train(), examples, curriculum)
+    maker = make_method(taught, method, in_precision(objective, precision))
     loop = Loop(body, recipe, monitor or Monitor(), start, steps=mechanism.steps)
     record, accountant = _begun(start), PRVAccountant()
     optimizer = _noisy(loop.plain, mechanism, recipe, randomness, record)
@@ -123,6 +127,7 @@ def train_private(
     private = _Private(maker, recipe, optimizer, record, prepare)
     try:
         for index in loop.steps():
+            _begin(curriculum, loop)
             taken = poisson(examples.count, mechanism.sample_rate, randomness)
             record.saw_coins(len(taken), int(taken.sum()))
             probed = index % max(_PROBE_GAP, -(-mechanism.steps // _PROBES)) == 0
@@ -150,6 +155,7 @@ def train_public(
     randomness: Randomness,
     objective: Objective = cross_entropy,
     prepare: Prepare | None = None,
+    curriculum: Curriculum | None = None,
     monitor: Monitor | None = None,
     start: State | None = None,
 ) -> None:
@@ -160,12 +166,14 @@ def train_public(
     """
     _check(examples)
     loop = Loop(body.train(), recipe, monitor or Monitor(), start, steps=steps)
+    taught = _taught(body, examples, curriculum)
     for _ in loop.steps():
+        _begin(curriculum, loop)
         batch = examples.batch(poisson(examples.count, sample_rate, randomness))
         batch = batch.to(next(body.parameters()).device)
         batch = batch if prepare is None else prepare(body, batch)
         loop.plain.zero_grad()
-        losses = objective(body, batch.inputs, batch.labels)
+        losses = objective(taught, batch.inputs, batch.labels)
         torch.autograd.backward(losses.sum() / max(1, len(losses)))
         loop.plain.step()
         loop.finish(float(losses.detach().mean()) if len(losses) else None)
@@ -206,6 +214,20 @@ def _begun(start: State | None) -> Conformance:
     if start is None or not leads():
         return Conformance()
     return Conformance(start.record)
+
+
+def _taught(
+    body: nn.Module, examples: Examples, curriculum: Curriculum | None
+) -> nn.Module:
+    """What the objective sees: the body itself, or another with its parameters."""
+    if curriculum is None:
+        return body
+    return curriculum.network(body, tuple(examples.inputs.shape[1:])).train()
+
+
+def _begin(curriculum: Curriculum | None, loop: Loop) -> None:
+    if curriculum is not None:
+        curriculum.begin(loop.share)
 
 
 def _check(examples: Examples) -> None:
