@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from benchmarks.peers.workloads import Workload
 from sealgate.exchange import GATEWAY_PATH
 from sealgate.protocol.kem import KEM_X25519, KEM_XWING
 from tests.conftest import mint
-from tests.support.servers import free_port, serve
+from tests.support.servers import ROOT, free_port, serve
 
 SERVERS = Path(__file__).parent / "servers"
 START_TIMEOUT_S = 120
@@ -45,6 +45,7 @@ class Place:
         settings: of our server.
         workers: how many.
         workloads: what will be asked.
+        base: a checkout of another commit, whose server is measured, too.
     """
 
     models: Path
@@ -53,6 +54,7 @@ class Place:
     settings: Mapping[str, str]
     workers: int
     workloads: Mapping[str, Workload]
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,22 @@ def triton(place: Place) -> Iterator[list[Contender]]:
     )
 
 
-def sealgate(place: Place) -> Iterator[list[Contender]]:
+def before(place: Place) -> Iterator[list[Contender]]:
+    """`sealgate`, of another commit, on a copy of the same deployment."""
+    if place.base is None:
+        raise LeftOut("it is measured with --base only")
+    home = place.work / f"before-{place.workers}"
+    shutil.copytree(place.home, home)
+    own = {
+        "SEALGATE_ADMISSION_POLICY": str(home / "policy.toml"),
+        "PYTHONPATH": str(place.base),
+    }
+    old = replace(place, home=home, settings={**place.settings, **own})
+    for ours in sealgate(old, tree=place.base):
+        yield [replace(one, name=f"{one.name}, before") for one in ours]
+
+
+def sealgate(place: Place, *, tree: Path = ROOT) -> Iterator[list[Contender]]:
     """Ours, three ways to ask one server: tokens, quotas, audit and gate as always."""
     token = mint(place.home, "infer:*")
     scope = {"Authorization": f"Bearer {mint(place.home, 'metrics')}"}
@@ -163,7 +180,7 @@ def sealgate(place: Place) -> Iterator[list[Contender]]:
         "BENTOML_CONFIG_OPTIONS": workers,
         "SEALGATE_SERVICE_MAX_BODY_BYTES": str(32 << 20),
     }
-    with serve("service.app:Sealgate", place.home, extra=extra) as server:
+    with serve("service.app:Sealgate", place.home, extra=extra, cwd=tree) as server:
         host = server.url.removeprefix("http://")
         keys = ask(host, "GET", GATEWAY_PATH)[1]
 
@@ -200,6 +217,7 @@ CONTENDERS: Mapping[str, Start] = {
     "starlette": starlette,
     "mlserver": mlserver,
     "triton": triton,
+    "before": before,
     "sealgate": sealgate,
 }
 

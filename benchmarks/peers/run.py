@@ -37,6 +37,7 @@ class Run:
         chosen: workloads by name.
         workers: numbers of workers.
         connections: numbers of connections.
+        base: a checkout of another commit, to be measured as "before".
     """
 
     seconds: int
@@ -45,19 +46,24 @@ class Run:
     chosen: tuple[str, ...]
     workers: tuple[int, ...]
     connections: tuple[int, ...] = CONNECTIONS
+    base: Path | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """`python -m benchmarks peers`."""
     args = _parser().parse_args(arguments)
     require_wrk()
+    if args.base and not (args.base / "service" / "app.py").is_file():
+        raise SystemExit(f"error: {args.base}: no checkout")
+    others = [name for name in sides.CONTENDERS if args.base or name != "before"]
     run = Run(
         seconds=args.seconds,
         rounds=args.rounds,
-        only=tuple(args.only or ("in-process", *sides.CONTENDERS)),
+        only=tuple(args.only or ("in-process", *others)),
         chosen=tuple(args.workload or workloads()),
         workers=tuple(args.workers or (1, 2)),
         connections=tuple(args.connections or CONNECTIONS),
+        base=args.base and args.base.resolve(),
     )
     results = measure(run)
     if args.json is not None:
@@ -84,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workload", nargs="+", choices=("mlp", "image", "tensor"), metavar="NAME"
     )
+    parser.add_argument(
+        "--base", type=Path, help="a checkout of another commit: `before` among NAMEs"
+    )
     parser.add_argument("--workers", nargs="+", type=_positive, metavar="N")
     parser.add_argument("--connections", nargs="+", type=_positive, metavar="N")
     parser.add_argument(
@@ -108,7 +117,7 @@ def measure(run: Run) -> report.Results:
     with tempfile.TemporaryDirectory(prefix="sealgate-peers-") as name:
         folder = Path(name)
         write_models(folder / "models", chosen)
-        ours = "sealgate" in run.only
+        ours = {"sealgate", "before"} & {*run.only}
         settings = deploy(folder / "home", chosen) if ours else {}
         rows: list[report.Row] = []
         left_out: dict[str, str] = {}
@@ -121,6 +130,7 @@ def measure(run: Run) -> report.Results:
                     settings=settings,
                     workers=workers,
                     workloads=chosen,
+                    base=run.base,
                 )
                 rows += _with_workers(run, place, sealer, left_out)
     return report.Results(

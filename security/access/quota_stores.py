@@ -78,7 +78,13 @@ class Grant:
 
 
 class QuotaStore(Protocol):
-    """Counts for all who share it."""
+    """Counts for all who share it.
+
+    Attributes:
+        answers_at_once: none of its coroutines waits for anything.
+    """
+
+    answers_at_once: bool
 
     async def take(self, wants: Sequence[Want]) -> list[Grant]:
         """Take parts of several budgets: of all of them, or of none.
@@ -170,6 +176,8 @@ class LocalQuotaStore:
     It outlives processes and restarts of the machine. It is not forced to disk at each
     step: after a power cut the last seconds may not have been counted.
     """
+
+    answers_at_once = True
 
     def __init__(
         self,
@@ -296,6 +304,8 @@ class RedisQuotaStore:
     not worth refusing everybody for, but somebody must hear of it. So a key says since
     when there is a count, and is reported each minute.
     """
+
+    answers_at_once = False
 
     def __init__(
         self,

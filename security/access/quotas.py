@@ -28,7 +28,8 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from security.access.quota_accounts import Account, Headers, Meter
 from security.access.quota_stores import (
@@ -59,6 +60,8 @@ FORGET_S = 60.0
 COMPLAIN_S = 60.0
 MAX_ACCOUNTS = 1 << 14
 
+_T = TypeVar("_T")
+
 
 class Ticket:
     """A request that was let in; give it back when it is answered."""
@@ -80,15 +83,15 @@ class Ticket:
             await self._quotas.charge(self._account, self._account.rows, rows)
 
     def charge_at_once(self, rows: int) -> bool:
-        """As `charge_rows`, with what is reserved; False if that is not enough.
+        """As `charge_rows`; False if that has to be waited for, or is refused.
 
-        Or if the answer's bits will be charged, too: then nothing is.
+        Or if the answer's bits will be charged, too. Then nothing is charged.
         """
         account = self._account
         return (
             account is not None
             and not account.bits
-            and self._quotas.charge_at_once(account.rows, rows)
+            and self._quotas.charge_at_once(account, account.rows, rows)
         )
 
     @property
@@ -168,23 +171,46 @@ class Quotas:
         return Ticket(self, account)
 
     def enter_at_once(self, principal: Principal, model: str) -> Ticket | None:
-        """As `enter`, with what this worker has reserved; None if that is not enough.
+        """As `enter`; None if a store has to be waited for, or it is refused.
 
-        Then nothing is charged, and `enter` asks the store.
+        Then nothing is charged: `enter` waits, or says why not.
         """
         account = self._account(principal, model)
-        if account.slots is not None:
-            if account.in_use >= account.held or self._clock() >= account.held_until:
-                return None
-            if not self.charge_at_once(account.requests, 1):
-                return None
-            account.in_use += 1
-            account.peak = max(account.peak, account.in_use)
-        elif not self.charge_at_once(account.requests, 1):
+        if account.slots is None or (
+            account.in_use < account.held and self._clock() < account.held_until
+        ):
+            if self._charge_reserved(account.requests, 1):
+                if account.slots is not None:
+                    account.in_use += 1
+                    account.peak = max(account.peak, account.in_use)
+                return Ticket(self, account)
+        else:
+            # One more was needed than is held: the next look holds it.
+            account.peak = account.held + 1
+        if not self._can_ask_at_once(account):
             return None
-        return Ticket(self, account)
+        with contextlib.suppress(QuotaError, QuotaStoreError):
+            return _at_once(self.enter(principal, model))
+        return None
 
-    def charge_at_once(self, meters: tuple[Meter, ...], amount: int) -> bool:
+    def charge_at_once(
+        self, account: Account, meters: tuple[Meter, ...], amount: int
+    ) -> bool:
+        """As `charge`; False, and nothing is charged, where `enter_at_once` is None."""
+        if self._charge_reserved(meters, amount):
+            return True
+        if not self._can_ask_at_once(account):
+            return False
+        with contextlib.suppress(QuotaError, QuotaStoreError):
+            _at_once(self._charge(account, meters, amount))
+            return True
+        return False
+
+    def _can_ask_at_once(self, account: Account) -> bool:
+        """Whether the store answers without waiting, and nobody is asking it."""
+        return self._store.answers_at_once and not account.lock.locked()
+
+    def _charge_reserved(self, meters: tuple[Meter, ...], amount: int) -> bool:
         """Charge all of some budgets with what is reserved of each, or none."""
         now = self._clock()
         for meter in meters:
@@ -253,7 +279,7 @@ class Quotas:
         self, account: Account, meters: tuple[Meter, ...], amount: int
     ) -> None:
         """Charge an amount to all of some budgets, or to none."""
-        if self.charge_at_once(meters, amount):
+        if self._charge_reserved(meters, amount):
             return
         async with account.lock.asking():
             await self._refill(account, meters, amount)
@@ -342,7 +368,11 @@ class Quotas:
                 await self._resize(account)
 
     async def _resize(self, account: Account) -> None:
-        """Hold what was needed since the last look, and a few for a second longer."""
+        """Hold what was needed since the last look, and a few for a second longer.
+
+        Of those who found no slot in a turn of the event loop (`enter_at_once`) most
+        find one later in it, given back by another one: here one more is held for them.
+        """
         now = self._clock()
         needed, account.peak = account.peak, account.in_use
         if account.in_use or needed > account.in_use:
@@ -352,11 +382,12 @@ class Quotas:
         if limit < IDLE_PART:
             needed = account.in_use
         async with account.lock:
-            target = min(account.held, max(needed, account.in_use, idle))
+            kept = min(account.held, max(account.in_use, idle))
+            target = min(limit, max(needed, kept))
             renew = target and account.held_until - now < SLOTS_TTL_S / 2
-            if target < account.held or renew:
+            if target != account.held or renew:
                 # First here, so that nobody takes a slot that is being given back.
-                account.held = target
+                account.held = min(account.held, target)
                 with contextlib.suppress(QuotaStoreError):
                     await self._hold(account, target)
 
@@ -399,6 +430,17 @@ def load_quota_counters(
         key=key,
         serve_uncounted=settings.on_failure == "serve" and not batch,
     )
+
+
+def _at_once(work: Coroutine[Any, Any, _T]) -> _T:
+    """What comes of work that asks a store which answers at once."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    work.close()
+    raise RuntimeError("the store lets its callers wait")
 
 
 def _refuse_spent(

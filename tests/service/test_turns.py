@@ -177,6 +177,26 @@ def test_requests_of_one_turn_share_a_run_and_get_their_own(
     play(rooms, scene)
 
 
+def test_more_than_was_reserved_is_reserved_within_the_turn(
+    tmp_path: Path, bearer: str
+) -> None:
+    """Twelve at once, where one caller's slot and budget were held for one."""
+    limits = Limits(1000, None, 1000, None, 64)
+    rooms = wire(tmp_path, require_sealed=False, limits=limits)
+
+    async def scene(house: House) -> None:
+        await house.known(message(bearer))
+        clients = [await house.connect() for _ in range(12)]
+        house.guard.ordinary = 0
+        for client in clients:
+            client.writer.write(message(bearer))
+        answers = [await client.take() for client in clients]
+        assert {status for status, _, _ in answers} == {200}
+        assert (house.guard.ordinary, house.guard.tasks) == (0, 0)
+
+    play(rooms, scene)
+
+
 def test_budgets_are_counted_to_the_last(tmp_path: Path, bearer: str) -> None:
     limits = Limits(7, 10**6, 10**6, 10**6, 1000)
     rooms = wire(tmp_path, require_sealed=False, limits=limits)

@@ -501,8 +501,87 @@ def test_a_restart_forgets_nothing(tmp_path: Path, clock: Clock) -> None:
     assert 64 - 2 * 5 <= sum(passed) <= 64
 
 
+# What a turn of the event loop charges without waiting.
+
+
+def test_a_file_is_asked_at_once(store: QuotaStore, clock: Clock) -> None:
+    """Slots and budgets that were not reserved are, within the limits."""
+
+    async def main() -> None:
+        limits = {"concurrent_requests": 5, "requests_per_minute": 7}
+        counted = quotas(store, clock, rows_per_minute=100, **limits)
+        given = [counted.enter_at_once(principal(), "toy") for _ in range(6)]
+        tickets = [ticket for ticket in given if ticket is not None]
+        assert len(tickets) == 5
+        assert given[-1] is None  # and `enter` says why
+        with pytest.raises(QuotaError, match="concurrent-requests"):
+            await counted.enter(principal(), "toy")
+        assert tickets[0].charge_at_once(99)
+        assert not tickets[1].charge_at_once(2)
+        assert tickets[1].charge_at_once(1)
+        for ticket in tickets:
+            ticket.leave()
+        # Nobody who was refused has paid: two of seven are left.
+        left = [counted.enter_at_once(principal(), "toy") for _ in range(3)]
+        assert [ticket is not None for ticket in left] == [True, True, False]
+        with pytest.raises(QuotaError, match="requests-per-minute"):
+            await counted.enter(principal(), "toy")
+        await counted.close()
+
+    asyncio.run(main())
+
+
+def test_nobody_overtakes_who_asks_the_store(tmp_path: Path, clock: Clock) -> None:
+    async def main() -> None:
+        store = LocalQuotaStore(tmp_path, max_entries=1 << 16, clock=clock)
+        counted = quotas(store, clock, concurrent_requests=8)
+        account = counted._account(principal(), "toy")
+        async with account.lock:
+            assert counted.enter_at_once(principal(), "toy") is None
+        assert counted.enter_at_once(principal(), "toy") is not None
+
+    asyncio.run(main())
+
+
+def test_a_broken_file_is_left_to_who_may_wait(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "file").write_bytes(b"no folder")
+    broken = LocalQuotaStore(tmp_path / "file", max_entries=100)
+
+    async def main() -> None:
+        counted = quotas(broken, clock, concurrent_requests=8)
+        assert counted.enter_at_once(principal(), "toy") is None
+        with pytest.raises(QuotaStoreError):
+            await counted.enter(principal(), "toy")
+
+    asyncio.run(main())
+
+
+def test_slots_that_a_turn_lacks_are_held_soon(tmp_path: Path, clock: Clock) -> None:
+    """Where the store has to be waited for: four at once, and one slot is held."""
+
+    async def main() -> None:
+        slow = Slow(tmp_path, max_entries=1 << 16, clock=clock)
+        counted = quotas(slow, clock, concurrent_requests=64)
+        (await counted.enter(principal(), "toy")).leave()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            given = [counted.enter_at_once(principal(), "toy") for _ in range(4)]
+            for ticket in given:
+                if ticket is not None:
+                    ticket.leave()
+            if None not in given:
+                break
+            await asyncio.sleep(0.02)
+        assert None not in given
+        await counted.close()
+
+    asyncio.run(main())
+
+
 class Slow(LocalQuotaStore):
     """A store that takes its time, as one at the end of a network does."""
+
+    answers_at_once = False
 
     async def take(self, wants: Any) -> list[Grant]:
         await asyncio.sleep(0.001)
