@@ -17,6 +17,7 @@ from unittest import mock
 import hypothesis
 import pytest
 
+from tests.support import warm
 from tests.support.authorities import share_authorities
 from tests.support.bundles import NAME, POLICY, VERSION, Keys, write_bundle
 from tests.support.in_process import security_result
@@ -120,13 +121,10 @@ def run_security(
     # To revoke a key is to look through BentoML's store for what it signed.
     if arguments[:2] != ("keys", "revoke") and {*arguments[:1]} & _IN_PROCESS:
         return security_result(home, *arguments, extra=extra)
-    done = subprocess.run(
+    done = warm.run(
         [sys.executable, "-m", "security", *arguments],
         cwd=ROOT,
         env=environment(home, extra),
-        capture_output=True,
-        text=True,
-        check=False,
         timeout=300,
     )
     said = done.stderr.splitlines(keepends=True)

@@ -145,7 +145,7 @@ def server(
         "SEALGATE_SEALING_REQUIRE_SEALED": "false",
         "BENTOML_CONFIG_OPTIONS": f"services.sealgate.workers={WORKERS}",
     }
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("service.app:Sealgate", home, extra=extra, fresh=True) as server:
         wait_for(lambda: len(announced(server)) == WORKERS)
         yield server
 
@@ -267,7 +267,7 @@ def test_one_process_takes_less_and_ends_without_a_loss(
     headers = {"authorization": f"Bearer {mint(slow_home, 'infer:toy')}"}
     slow = {"inputs": [BODY["inputs"][0] | {"data": [3e6, 1, 1]}]}
     with (
-        serve("", slow_home, extra=extra, alone=True) as one,
+        serve("", slow_home, extra=extra, alone=True, fresh=True) as one,
         ThreadPoolExecutor(1) as pool,
     ):
         process = psutil.Process(one.pid)

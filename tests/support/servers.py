@@ -16,6 +16,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.support import warm
+
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 90
 
@@ -91,13 +93,15 @@ def serve(
     own: Sequence[str] | None = None,
     program: Sequence[str] = (sys.executable, "-m", "security"),
     alone: bool = False,
+    fresh: bool = False,
 ) -> Iterator[Server]:
     """Run `bentoml serve TARGET` until the block ends, once it is ready, or live.
 
     With ``own`` arguments, `python -m security serve TARGET` and those instead, or
     another ``program`` that is the same. What serves ``alone``, by `python -m service`
     what the settings name, starts in half the time: for tests that are about answers,
-    and not about workers and their parent.
+    and not about workers and their parent. All of them are forked from a warm process
+    where they can be (tests.support.warm), unless a ``fresh`` interpreter is wanted.
     """
     port = port or free_port()
     log = home / f"server-{port}.log"
@@ -109,14 +113,10 @@ def serve(
         command = bentoml("serve", target, *address, *grace, python=python)
     else:
         command = [*program, "serve", target, *address, *own]
+    begin = warm.start_fresh if fresh else warm.start
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=environment(home, extra),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        process = begin(
+            command, cwd=cwd, env=environment(home, extra), stdout=output, stderr=output
         )
     try:
         url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
@@ -128,7 +128,7 @@ def serve(
 
 def _wait(
     url: str,
-    process: subprocess.Popen[bytes],
+    process: warm.Process,
     log: Path,
     tls: ssl.SSLContext | None,
 ) -> None:
@@ -146,7 +146,7 @@ def _wait(
     raise AssertionError(f"server did not become ready: {log.read_text()}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: warm.Process) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(timeout=20)
