@@ -112,7 +112,7 @@ RECIPES = {
             "optimizer": {"learning_rate": 4.0, "ema": 0.0},
         },
     ),
-    "bike sharing, MLP": Recipe(
+    "bike sharing MLP": Recipe(
         "bike_sharing_mlp.toml",
         {
             1.0: {
