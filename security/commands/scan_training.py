@@ -88,10 +88,10 @@ def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
     plan = make_plan(config, _units(train), group=group_of(config, train))
     classifier = build_classifier(config, train)
     shape = examples_of(config, classifier, train.take(np.arange(1))).inputs.shape[1:]
-    mechanism = plan.mechanism
+    mechanism, beside = plan.mechanism, _random_examples(tuple(shape), train)
     trainings = CanaryTrainings(
         body=classifier.body,
-        examples=_random_examples(tuple(shape), train),
+        examples=beside,
         mechanism=mechanism,
         recipe=recipe_of(config, train.outputs),
         method=config.compute.gradients,
@@ -110,7 +110,7 @@ def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
             "max_grad_norm": config.privacy.max_grad_norm,
             "clipping": config.privacy.clipping,
             "neighbours": "one unit added or removed",
-            "rows_beside": f"{_CANARY_ROWS} random ones; none of the data is used",
+            "rows_beside": f"{_counted(beside)}; none of the data is used",
         },
         sha256=hashlib.sha256(strict_json.dumps(config.to_object())).hexdigest(),
     )
@@ -121,9 +121,15 @@ def _random_examples(shape: tuple[int, ...], train: AnyDataset) -> Examples:
     random = torch.Generator().manual_seed(0)
     inputs = 2 * torch.rand(_CANARY_ROWS, *shape, generator=random) - 1
     if train.target is not None:
-        return Examples(inputs, torch.rand(_CANARY_ROWS, generator=random))
+        # One: with one logit, every row pulls back what the canary moves.
+        return Examples(inputs[:1], torch.full((1,), 0.5))
     labels = torch.randint(train.outputs, (_CANARY_ROWS,), generator=random)
     return Examples(inputs, labels)
+
+
+def _counted(beside: Examples) -> str:
+    count = len(beside.labels)
+    return f"{count} random ones" if count > 1 else "a random one"
 
 
 def _recipe(config: TrainingConfig, classes: int, noise: float) -> ShadowRecipe:

@@ -10,7 +10,7 @@ is what the optimizer is about to apply.
 The direction in which all logits grow is at right angles to every gradient of a cross
 entropy, whose parts add up to 0 over the classes. A canary there drowns in nothing but
 noise. A network that predicts a number has one logit and no such direction: rows beside
-the canary pull back what it moves, and the audit finds less.
+the canary pull back what it moves, so that there should be few of them.
 """
 
 from __future__ import annotations

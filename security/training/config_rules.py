@@ -182,7 +182,8 @@ def _source_rules(data: DataConfig) -> Rules:
     known = data.task in TASKS
     close = hint(data.task, TASKS)
     yield known, "data.task", f"one of {', '.join(TASKS)}{close}"
-    yield from (_number_rules if data.task == REGRESSION else _class_rules)(data)
+    if known:
+        yield from (_number_rules if data.task == REGRESSION else _class_rules)(data)
     one = bool(data.columns) != (data.image is not None)
     yield one, "data.columns", "either [[data.columns]] or [data.image]"
     known = data.row_identity in VERSIONS

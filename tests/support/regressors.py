@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from onnx import helper
 from sklearn.datasets import load_diabetes
-from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.ensemble import GradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import Ridge
 
 from tests.support.scanned import onnx_model
@@ -54,15 +54,26 @@ def linear_regressor(weights, bias) -> bytes:
     )
 
 
-def tree_regressor(model: GradientBoostingRegressor) -> bytes:
-    """The trees of a boosted regression, as one operator."""
+@cache
+def forest() -> RandomForestRegressor:
+    """Trees that are grown to the end: they know their rows by heart."""
+    x, y, _ = diabetes()
+    model = RandomForestRegressor(n_estimators=60, random_state=0)
+    return model.fit(x[:TRAINED], y[:TRAINED])
+
+
+def tree_regressor(model: GradientBoostingRegressor | RandomForestRegressor) -> bytes:
+    """The trees of a boosted regression or a forest, as one operator."""
+    boosts = isinstance(model, GradientBoostingRegressor)
+    share = model.learning_rate if boosts else 1 / len(model.estimators_)
+    base = float(model.init_.constant_[0, 0]) if boosts else 0.0
     columns = ("treeids", "nodeids", "featureids", "values", "modes")
     nodes: dict[str, list] = {f"nodes_{name}": [] for name in columns}
     nodes |= {"nodes_truenodeids": [], "nodes_falsenodeids": []}
     leaves: dict[str, list] = {
         f"target_{name}": [] for name in ("treeids", "nodeids", "ids", "weights")
     }
-    for number, (estimator,) in enumerate(model.estimators_):
+    for number, estimator in enumerate(np.ravel(model.estimators_)):
         tree = estimator.tree_
         for place in range(tree.node_count):
             leaf = tree.children_left[place] < 0
@@ -78,7 +89,7 @@ def tree_regressor(model: GradientBoostingRegressor) -> bytes:
                 leaves["target_treeids"].append(number)
                 leaves["target_nodeids"].append(place)
                 leaves["target_ids"].append(0)
-                value = float(tree.value[place, 0, 0]) * model.learning_rate
+                value = float(tree.value[place, 0, 0]) * share
                 leaves["target_weights"].append(value)
     made = helper.make_node(
         "TreeEnsembleRegressor",
@@ -86,7 +97,7 @@ def tree_regressor(model: GradientBoostingRegressor) -> bytes:
         ["variable"],
         domain="ai.onnx.ml",
         n_targets=1,
-        base_values=[float(model.init_.constant_[0, 0])],
+        base_values=[base],
         **nodes,
         **leaves,
     )

@@ -19,6 +19,7 @@ from sklearn.metrics import (
 from models.bundle import report_file
 from models.data.held_out import Holdout
 from models.sessions import make_session
+from security.assessment.checks.numbers.shadows import Trees, trees_of
 from security.assessment.engine.run import ScanRequest, run_scan
 from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import PROFILES, Options
@@ -30,6 +31,7 @@ from tests.support.regressors import (
     TRAINED,
     boosted,
     diabetes,
+    forest,
     linear_regressor,
     ridge,
     tree_regressor,
@@ -349,6 +351,34 @@ def test_who_was_learned_by_heart_is_found():
     assert membership.metrics["auc"].value > 0.95
     assert membership.metrics["auc"] == membership.metrics["residual_auc"]
     assert "membership-exposed" in {item.rule for item in membership.findings}
+
+
+def test_shadow_forests_find_more_of_a_forest_than_its_residuals():
+    x, y, names = diabetes()
+    train = Holdout("train", x[:TRAINED], y[:TRAINED] * 1.0, columns=names)
+    _, found = scanned(
+        tree_regressor(forest()),
+        x[TRAINED:],
+        y[TRAINED:] + 0.0,
+        "membership",
+        train=train,
+        columns=names,
+    )
+    membership = found["membership"]
+    conditions, metrics = membership.conditions, membership.metrics
+    assert conditions["shadows"] == "trees_alike"
+    assert conditions["stated_attack"] == "lira"
+    assert metrics["lira_auc"].value > metrics["residual_auc"].value + 0.03 > 0.75
+    assert metrics["auc"] == metrics["lira_auc"]
+    assert "membership-exposed" in {item.rule for item in membership.findings}
+
+
+def test_trees_of_a_file_are_counted():
+    assert trees_of(tree_regressor(boosted())) == Trees(40, 3)
+    grown = trees_of(tree_regressor(forest()))
+    assert (grown.count, grown.depth > 8) == (60, True)
+    assert trees_of(linear_regressor([1.0], 0.0)) is None
+    assert trees_of(b"") is None
 
 
 # How it is known that a number is predicted.
