@@ -18,6 +18,7 @@ shapley         Shapley values from answers about mixed rows
 graph           the little of an ONNX file that is read without onnx
 trees           tree ensembles, compiled for exact Shapley values
 data            the one typed table: readers, schema, rows, splits     (offline)
+additive        sums of one learnt curve per column, as torch modules      (offline)
 architectures   torch modules that hold preprocessing and the network  (offline)
 features        fixed feature maps of images: scattering              (offline)
 messages        every message within an ONNX file                       (offline)

@@ -45,7 +45,12 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit; returns the exit code."""
-    load_config(args.config)  # before torch, which takes seconds to import
+    # Before torch, which takes seconds to import.
+    if load_config(args.config).additive:
+        raise AssessmentError(
+            f"{args.config.name}: canaries are planted among gradients, and an ebm has "
+            "none; `scan` looks for members in its answers"
+        )
     from security.assessment.checks.privacy.canaries import (  # noqa: PLC0415  (as above)
         KINDS,
         MIN_TRAININGS,

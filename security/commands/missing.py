@@ -21,8 +21,17 @@ EXTRAS = {
         *("rfc3161_client", "uv", "uvloop"),
     ),
     "assess": (
-        *("art", "dp_accounting", "fairlearn", "jinja2", "matplotlib", "multiprocess"),
-        *("onnx", "onnxruntime", "onnxscript", "opacus", "pandas", "PIL", "pyarrow"),
+        *("art", "dp_accounting", "fairlearn", "interpret", "jinja2", "matplotlib"),
+        *(
+            "multiprocess",
+            "onnx",
+            "onnxruntime",
+            "onnxscript",
+            "opacus",
+            "pandas",
+            "PIL",
+            "pyarrow",
+        ),
         *("scipy", "securesystemslib", "sklearn", "statsmodels", "torch"),
     ),
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.additive import AdditiveClassifier
 from models.data.datasets import AnyDataset, digest
 from models.report import Dataset
 from sealgate.protocol import strict_json
@@ -20,7 +21,11 @@ from security.training.canaries import CanaryTrainings
 from security.training.config_sections import TrainingConfig
 from security.training.data import load_split, read_config
 from security.training.examples import Examples
-from security.training.guarantee import make_plan, privacy_curve
+from security.training.guarantee import (
+    make_additive_plan,
+    make_plan,
+    privacy_curve,
+)
 from security.training.network import build_classifier, examples_of
 from security.training.session import group_of, objective_of, recipe_of
 
@@ -56,7 +61,10 @@ def load_training(path: Path, bundle: Path | None) -> TrainingRows:
     recipe, epsilon, delta = None, None, None
     noise = 0.0
     if config.private:
-        plan = make_plan(config, units, group=group)
+        if isinstance(classifier, AdditiveClassifier):
+            plan = make_additive_plan(config, units, terms=classifier.width)
+        else:
+            plan = make_plan(config, units, group=group)
         noise = plan.mechanism.noise_multiplier
         epsilon, delta = config.privacy.epsilon, plan.delta
     if config.model.architecture in _PERCEPTRONS:
@@ -77,12 +85,14 @@ def load_training(path: Path, bundle: Path | None) -> TrainingRows:
 def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
     """The mechanism that canaries audit; None where the training claims nothing.
 
+    Also None of an ebm: canaries are planted among gradients.
+
     Raises:
         TrainingError: the configuration is malformed.
         DatasetError: its data cannot be read.
     """
     config = read_config(path, bundle)
-    if not config.private:
+    if not config.private or config.additive:
         return None
     train, _ = load_split(config)
     plan = make_plan(config, _units(train), group=group_of(config, train))

@@ -6,6 +6,7 @@ values           numbers and conditions as people read them
 glance           the figures that a reader asks for first
 glossary         what the names of conditions and metrics mean, for people
 limitations      what the evidence does not show
+curves           of a model that explains itself, for its card
 front_matter     YAML at the top of the card, as model hubs read it
 model_card       MODEL_CARD.md
 bom              CycloneDX ML-BOM; bom.cdx.json is the one in a bundle

@@ -26,14 +26,18 @@ CONDITIONS: Mapping[str, str] = {
     "predicts": '"number": the model predicts a number, and decides among no classes',
     "accountant": "how the loss of all steps was added up",
     "adversarial_training": "whether it was trained against attacks",
+    "bags": "how many models are averaged, each of all rows",
     "beside": "another model of the same rows, for comparison",
     "beside_adversarial_training": "the same of that model",
     "beside_epsilon": "the same of that model",
+    "bins": "that a number's range is cut into, at most",
+    "categories": '"public_schema": none was found in the rows',
     "clipping": "what bounds the effect of one row",
     "covers_holdout": "whether epsilon also counts what is published of held-out rows",
     "coverage": "share of rows whose interval or set holds the truth",
     "delta": "chance with which the bound may fail",
     "hyperparameters": '"private_selection": tuned, and epsilon covers the tuning',
+    "leaves": "into which a round splits a column",
     "max_grad_norm": "length that each row's gradient is cut to",
     "mechanism": "where the noise goes",
     "neighbouring": "which two data sets epsilon compares",
@@ -48,6 +52,8 @@ CONDITIONS: Mapping[str, str] = {
     "preprocessing": '"public_ranges": nothing was learned from the rows beforehand',
     "processes": "how many trained together",
     "row_count": '"public": how many rows there are is not protected',
+    "rounds": "in each of which every column is asked about once more",
+    "rows_per_unit": "that each unit has",
     "sample_rate": "chance of each row to be in a step",
     "sampling": "how the rows of a step are drawn",
     "search_bound": "what says how much the tuning costs",
@@ -57,8 +63,11 @@ CONDITIONS: Mapping[str, str] = {
     "search_score": "what was best is best at this",
     "shadows": '"same_recipe" or "trees_alike": how such models were trained',
     "search_score_noise": "noise on the score, in units",
+    "sensitivity": "by how much one row changes an answer without noise, at most",
+    "split_generator": "where the places of splits come from, which nothing rests on",
     "steps": "how many noisy steps, in one training",
     "steps_in_weights": "steps behind the weights; others were lost, and paid for",
+    "terms": "learnt curves, one for each column and each flag of a missing number",
     "target_epsilon": "what training aimed at",
     "verdicts_cover": "which steps the checks below looked at",
     "unit": "what is protected: one of these, not all that one person contributed",
@@ -66,12 +75,17 @@ CONDITIONS: Mapping[str, str] = {
 
 # Words of conditions, where the value says more than the name.
 VALUES: Mapping[tuple[str, str], str] = {
+    ("accountant", "gdp"): "Gaussian differential privacy",
+    ("accountant_bound", "exact"): "epsilon is neither an estimate nor a bound",
     ("accountant_bound", "upper"): "epsilon is an upper bound, not an estimate",
+    ("mechanism", "dp_ebm_gaussian"): "noise on every histogram and every sum of "
+    "residuals that boosting asks for",
     ("neighbouring", "add_or_remove_one"): "data sets that differ by one row, "
     "added or removed",
     ("neighbouring", "replace_one"): "data sets of one size that differ in one row",
     ("reference", "answers_of_the_original"): "compared with what the importer says "
     "that the original answers",
+    ("sampling", "all_rows"): "every query is answered from all rows",
     ("sampling", "poisson"): "each row by its own coin toss, in every step",
 }
 

@@ -15,6 +15,7 @@ from models.bundle import MODEL_FILE, Bundle
 from models.manifest import Tensor
 from models.output_policy import ALL_SCORES
 from models.report import Metric, Report, format_time
+from security.documents.curves import curves
 from security.documents.facts import Facts, Signature, Verdict, read_facts
 from security.documents.front_matter import front_matter
 from security.documents.glance import glance
@@ -57,6 +58,7 @@ def model_card(bundle: Bundle) -> bytes:
         *_use(facts),
         *_inputs(facts),
         *_outputs(facts),
+        *curves(facts),
         *_data(facts),
         *_quality(facts),
         *_privacy(facts),

@@ -3,12 +3,14 @@
 config          the training configuration, one TOML file
 config_sections what each of its sections holds
 config_rules    which values it may hold
+additive_rules  the same of an ebm, and what does not go with it
 draft           a first configuration of a table
 data            the rows a configuration names: read, checked, split
 modules         a user's network, refused where it cannot be private
 initial         first weights, drawn here from rules that the evidence states
 network         a network with its graph as it was before it saw a row
 accounting      noise for a target epsilon, and epsilon from what was done, three ways
+composed        what queries on all rows cost together, exactly
 curve           what it has cost so far, for a display
 guarantee       from a target to a plan, and from what was done to a claim
 noise           randomness of the mechanism, from the operating system
@@ -26,6 +28,9 @@ stacked         copies of a network side by side, for audits
 canaries        trainings with and without a planted unit, watched
 examples        what is trained on, in tensors, and batches of it
 placement       on which device, and how many examples fit there
+additive        an ebm, by InterpretML, with noise of ours
+boosted         its training: planned, booked whole, done in one piece
+additive_report what the evidence says of it
 trainer         one training: sampling, clipping, noise, with its seams
 loop            its steps: schedule, averages, monitors, where it stands
 exporting       a trained network to ONNX, compared with it

@@ -125,7 +125,7 @@ def _budget(mechanism: Mechanism, terms: int) -> tuple[float, float]:
     bound = mechanism.noise_multiplier
     binning = epsilon_of(terms**0.5 / bound, _DELTA)
     boosting = epsilon_of((mechanism.steps - terms) ** 0.5 / bound, _DELTA)
-    if not 0 < binning < boosting:
+    if not 0 < binning <= boosting:
         raise TrainingError(
             f"noise of {bound:g} in {mechanism.steps} queries is more than InterpretML "
             "can be told to add: take fewer rounds, or a larger epsilon"

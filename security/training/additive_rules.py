@@ -48,6 +48,8 @@ def additive_rules(config: TrainingConfig) -> Rules:
         return
     own = privacy.mechanism == MECHANISM
     yield own, "privacy.mechanism", f"{MECHANISM!r} for architecture {EBM!r}"
+    if not own:
+        return
     small = privacy.epsilon <= MAX_EPSILON
     yield small, "privacy.epsilon", f"at most {MAX_EPSILON:g} for an ebm"
     yield from _data_rules(config)

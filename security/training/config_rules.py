@@ -85,6 +85,9 @@ def _rules(config: TrainingConfig) -> Rules:
     """Every rule on values: whether it holds, of which key, and what to say if not."""
     yield from _model_rules(config.model)
     yield from _data_rules(config.data)
+    yield from additive_rules(config)
+    if config.model.architecture == EBM and not config.additive:
+        return  # what else is asked of it hangs on that
     yield from _privacy_rules(config.privacy)
     if config.private:
         yield from _guarantee_rules(config.privacy)
@@ -93,7 +96,6 @@ def _rules(config: TrainingConfig) -> Rules:
         yield public, "privacy.mechanism", "'none' is for data.personal = false"
     if not config.additive:
         yield from _optimizer_rules(config.optimizer)
-    yield from additive_rules(config)
     yield from _compute_rules(config.compute)
     if config.adversarial is not None:
         yield from _adversarial_rules(config.adversarial)

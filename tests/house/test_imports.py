@@ -149,6 +149,7 @@ PLANTED = {
         "import bentoml",
     ),
     "only training imports opacus": ("security/commands/token.py", "import opacus"),
+    "only training imports interpret": ("models/report.py", "import interpret"),
     "only assessment imports art": ("security/training/noise.py", "import art"),
 }
 

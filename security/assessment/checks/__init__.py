@@ -10,6 +10,7 @@ rates         rates by group of people, and how far apart
 fairness      the same as a check
 corruption    what worn data cost, without an attacker
 explanations  what answers rest on, by Shapley values
+curves        what each value adds, of a model that explains itself
 edits         edits of text that turn the answer
 evasion       attacks on the input, and what they prove
 privacy       who was in the training data, and what a copy costs

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from models.report import Metric
 from models.shapley import Orders
+from security.assessment.checks.curves import curve_views
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
@@ -145,6 +146,7 @@ class ExplanationCheck:
             "columns": ["column", "importance"],
             "rows": rows,
         }
+        views = curve_views(context)
         return CheckResult(
             self.name,
             conditions={
@@ -153,7 +155,10 @@ class ExplanationCheck:
                 "background_rows": _BACKGROUND,
             },
             metrics=metrics,
-            details={"tables": [table]},
+            details={
+                **({"charts": views["charts"]} if views else {}),
+                "tables": [table, *views.get("tables", ())],
+            },
         )
 
 

@@ -4,6 +4,7 @@ whitebox     the graph in torch, in attack coordinates
 losses       what gradient attacks climb
 starts       points of several kinds that attacks begin at
 gradient     Auto-PGD
+columns      sums over columns with steps: each column by itself
 fab          the fast adaptive boundary attack
 square       random search on scores
 coordinate   one column at a time; where trees branch

@@ -2,8 +2,9 @@
 
 1. FAB: small changes, for every radius at once;
 2. at each stated radius, the smallest first: many points looked at, Auto-PGD by
-   several losses from starts of several kinds, then the black-box search on what they
-   left, and single-step and library attacks as a check;
+   several losses from starts of several kinds, of sums over columns each column by
+   itself, then the black-box search on what they left, and single-step and library
+   attacks as a check;
 3. at the other radii, from the largest down, until a row stands.
 
 One example counts at every radius that reaches it: what breaks never stands further
@@ -26,6 +27,7 @@ from torch import Tensor
 from security.assessment.checks.estimators import estimator_of, library_attack
 from security.assessment.checks.evasion.attacks import propose
 from security.assessment.checks.evasion.blackbox import BlackBox
+from security.assessment.checks.evasion.columns import by_columns, is_stepped_sum
 from security.assessment.checks.evasion.ledger import Ledger
 from security.assessment.checks.evasion.losses import margins
 from security.assessment.checks.evasion.plan import EvasionPlan
@@ -91,6 +93,7 @@ class Cascade:
         self.black = BlackBox(self.ledger, plan, key)
         self.effort = context.job.options.effort
         self.notes: dict[str, int] = {}
+        self._sum = False  # of one stepped function per column
 
     @property
     def _white(self) -> WhiteBox:
@@ -112,6 +115,7 @@ class Cascade:
             self.black.run()
             return
         self.notes["zero_gradients"] = self._zero_gradients()
+        self._sum = self._is_sum()
         self._fab()
         for radius in self.plan.stated:
             self._stated(radius)
@@ -124,6 +128,7 @@ class Cascade:
         self.black.begin = looked["best"]
         for name, kind in _CLIMBS[: self.effort.climbs]:
             self._climb(name, kind, radius, looked)
+        self._by_columns(self.ledger.standing(radius), radius)
         self._single_step(radius)
         self._without_gradient(radius)
         self._library(radius)
@@ -170,6 +175,22 @@ class Cascade:
             key = f"{name}/{kind}"
             made = self._generate(key, rows, radius, start=start, steps=steps)
             self.ledger.offer(name, rows, made, radius)
+
+    def _is_sum(self) -> bool:
+        if self.plan.norm != "linf" or self._classes != 2:
+            return False
+        rows = self._white.tensor(self.ledger.z(np.arange(len(self.ledger))))
+        return is_stepped_sum(self._white.model, rows, self._white.operators)
+
+    def _by_columns(self, rows: Places, radius: float) -> None:
+        """Exact, but for steps between the values that are tried."""
+        if self._sum and len(rows):
+            self.context.check_time()
+            ball = ball_of(self.ledger, rows, radius, self._white.dtype)
+            labels = torch.as_tensor(self.ledger.labels[rows])
+            made = by_columns(self._white.model, ball, labels)
+            found = made.numpy().astype(np.float64)
+            self.ledger.offer("columns", rows, found, radius)
 
     def _generate(
         self,
@@ -305,6 +326,7 @@ class Cascade:
         steps = self.effort.curve_iterations
         made = self._generate("apgd-dlr", rows, radius, start=warm, steps=steps)
         self.ledger.offer("apgd-dlr", rows, made, radius)
+        self._by_columns(self.ledger.beyond(rows, radius), radius)
         left = self.ledger.beyond(rows, radius)
         if len(left):
             made = self._generate("apgd-ce", left, radius, steps=steps)

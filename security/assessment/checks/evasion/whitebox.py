@@ -65,12 +65,14 @@ class WhiteBox:
         dtype: that it computes in.
         difference: the largest from onnxruntime, on rows that agree.
         compared: rows that were compared.
+        operators: of the graph.
     """
 
     model: nn.Module
     dtype: torch.dtype
     difference: float
     compared: int
+    operators: frozenset[str] = frozenset()
 
     @property
     def twin(self) -> bool:
@@ -150,6 +152,7 @@ def _checked(
         dtype,
         float(gaps[agree].max()),
         len(rows),
+        frozenset(node.op for node in nodes),
     )
 
 

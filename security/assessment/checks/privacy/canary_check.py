@@ -57,7 +57,7 @@ class CanaryCheck:
         if "training" not in context.job.extras:
             return "the training's configuration is not given (--training CONFIG.toml)"
         if audited is None:
-            return "the training claims no epsilon"
+            return "the training claims no epsilon, or has no gradients to plant one in"
         options = context.job.options
         if options.profile != "thorough" and self.name not in options.checks:
             return "thousands of trainings: --profile thorough, or --check canaries"
