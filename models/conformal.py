@@ -137,7 +137,10 @@ class Conformal:
         with np.errstate(over="ignore"):
             lower, upper = back(low), back(high)
         if bounds is not None:
-            return np.clip(lower, *bounds), np.clip(upper, *bounds)
+            # Not np.clip, which takes three times as long for a few numbers.
+            least, most = bounds
+            lower = np.minimum(np.maximum(lower, least), most)
+            upper = np.minimum(np.maximum(upper, least), most)
         return lower, upper
 
     def sets(self, scores: NDArray[Any]) -> Mask:

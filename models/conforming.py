@@ -62,7 +62,7 @@ class Conforming:
             ManifestError: there is no such output, or it is not one for the scale; or
                 a name is taken.
         """
-        self.conformal = conformal
+        self.conformal, self._names = conformal, conformal.names
         names = [item.spec.name for item in outputs]
         if conformal.output not in names:
             raise ManifestError(f"conformal.output: no output {conformal.output!r}")
@@ -82,18 +82,18 @@ class Conforming:
         }
         self.deciding = tuple(self._said)
 
-    def added(self, name: str, answer: Array) -> Array:
-        """One of the outputs that it adds.
+    def added(self, answer: Array) -> dict[str, Array]:
+        """The outputs that it adds.
 
         Args:
-            name: of it.
             answer: what leaves of the output, or what a set is made from.
         """
         if self.conformal.of_classes:
-            return self.conformal.sets(answer)
-        ends = self.conformal.ends(answer, self._output.bounds)
-        upper = name == self.conformal.names[1]
-        return _outward(ends[int(upper)], answer.dtype, np.inf if upper else -np.inf)
+            return {self._names[0]: self.conformal.sets(answer)}
+        low, high = self.conformal.ends(answer, self._output.bounds)
+        kind = answer.dtype
+        found = (_outward(low, kind, -np.inf), _outward(high, kind, np.inf))
+        return dict(zip(self._names, found))
 
     def abstaining(self, scores: Array, decided: Mapping[str, Array]) -> Mask:
         """Rows without an answer ``(n,)``.
@@ -160,6 +160,8 @@ def _said_of(output: Output, labels: Sequence[str]) -> NDArray[Any] | None:
 
 def _outward(ends: NDArray[np.float64], dtype: np.dtype[Any], to: float) -> Array:
     """Ends in another type, never further inside than they are."""
+    if dtype == ends.dtype:
+        return ends
     with np.errstate(over="ignore"):
         near: Array = ends.astype(dtype)
     inside = near > ends if to < 0 else near < ends

@@ -281,17 +281,18 @@ class Release:
         Raises:
             KeyError: nothing leaves of one.
         """
-        added, base, hidden = {spec.name for spec in self.added}, None, None
-        known = self._conforming
+        known, hidden, added = self._conforming, None, {}
         if known is not None and known.conformal.output in given:
             base = self._base(given[known.conformal.output])
+            if self.added and not {*names} <= given.keys():
+                added = known.added(base)
             if self.policy.abstain:
                 decided = {name: given[name] for name in known.deciding}
                 hidden = known.abstaining(base, decided)
         found = []
         for name in names:
-            if name in added and known is not None and base is not None:
-                found.append(known.added(name, base))
+            if name in added:
+                found.append(added[name])
                 continue
             array = self.leave(name, given[name])
             if hidden is not None:

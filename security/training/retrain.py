@@ -128,8 +128,11 @@ def retrain(
     _, holdout = load_split(changed)
     _check_schema(old, holdout)
     train_bundle(changed, out, progress, ledger=ledger, stop=stop)
-    # What may leave of answers is no more than of the version before.
-    new = restrict(out, old.manifest.output_policy)
+    # What may leave of answers is no more than of the version before, save that it
+    # answers every row: sets are the model's own, and it has none yet.
+    new = restrict(out, replace(old.manifest.output_policy, abstain=False))
+    if old.manifest.conformal is not None:
+        progress("intervals", 1.0, "none yet: `calibrate` the new version")
     comparison = compare_models(old.model, new.model, holdout)
     progress("comparison", 1.0, comparison.line())
     _record(out, old, new, comparison)

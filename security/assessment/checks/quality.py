@@ -80,17 +80,7 @@ class QualityCheck:
         whole = bool(outcomes) or job.answered
         known = job.clean.finite & (job.clean.labels >= 0)
         metrics, reason = _metrics(context, known)
-        findings = []
-        error = metrics.get("calibration_error")
-        if error is not None and error.value > _CALIBRATION:
-            findings.append(
-                ScanFinding(
-                    "quality-calibration",
-                    f"confidence is off by {error.value:.2f} on average",
-                    "",
-                    error,
-                )
-            )
+        findings = _uncalibrated(metrics)
         tables = [_confusion(context)]
         for outcome in outcomes.values():
             more, found, table = _unusual_result(context, outcome)
@@ -178,6 +168,14 @@ def _metrics(
         metrics["auc"] = intervals.auc(margin[labels == 1], margin[labels == 0])
     form = f"answers are {job.reading.form}: no calibration can be measured"
     return metrics, form
+
+
+def _uncalibrated(metrics: Mapping[str, Metric]) -> list[ScanFinding]:
+    error = metrics.get("calibration_error")
+    if error is None or error.value <= _CALIBRATION:
+        return []
+    message = f"confidence is off by {error.value:.2f} on average"
+    return [ScanFinding("quality-calibration", message, "", error)]
 
 
 def _unusual(context: Context, count: int) -> list[tuple[str, Any]]:

@@ -232,7 +232,6 @@ class Context:
         job: the job.
         target: the open target.
         cache: for what a check wants to keep between the units of one process.
-        conformal: of a bundle's manifest, or None.
     """
 
     def __init__(self, job: Job, target: Target | None = None) -> None:
@@ -242,7 +241,6 @@ class Context:
         self.target.shape, self.target.reading = job.shape, job.reading
         self.target.texts = Texts(job.texts)
         self.cache: dict[str, Any] = {}
-        self.conformal = getattr(job.source.manifest, "conformal", None)
 
     @property
     def leaving(self) -> OutputPolicy:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from models.output_policy import ALL_SCORES, OutputPolicy
 from models.report import Metric
-from security.assessment.checks.privacy.left import chances_left
+from security.assessment.checks.privacy.left import chances_left, conformal_of
 from security.assessment.checks.privacy.thieves import HIDDEN, fit_copies, steal
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
@@ -100,7 +100,7 @@ class ExtractionCheck:
         names = unit.params.get("thieves", ())
         policies = {"labels": _LABELS} if names else _policies(context)
         bought = [
-            chances_left(leaving, answers, job.reading.form, context.conformal)
+            chances_left(leaving, answers, job.reading.form, conformal_of(context))
             for leaving in policies.values()
         ]
         others, seed = scaled(context, job.rows[judged]), context.seed(unit.key)

@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 
 from models.conformal import Conformal
 from models.output_policy import OutputPolicy, scores_left
+from security.assessment.plan.context import Context
 from security.assessment.targets.answers import Answers
 
-__all__ = ["chances", "chances_left", "shadow_logits"]
+__all__ = ["chances", "chances_left", "conformal_of", "shadow_logits"]
 
 Floats = NDArray[np.float64]
 _TINY = 1e-12
+
+
+def conformal_of(context: Context) -> Conformal | None:
+    """What the sets of a bundle are made by; None of what else is scanned."""
+    manifest = context.job.source.manifest
+    return None if manifest is None else manifest.conformal
 
 
 def chances(scores: NDArray[Any], form: str) -> Floats:

@@ -22,6 +22,7 @@ from security.assessment.checks.privacy import answers, curves, signals
 from security.assessment.checks.privacy.left import (
     chances,
     chances_left,
+    conformal_of,
     shadow_logits,
 )
 from security.assessment.checks.privacy.shadows import (
@@ -202,7 +203,7 @@ def _judged(
     leaving, form = context.leaving, context.job.reading.form
     shadows = _shadows(outcomes)
     if leaving.withholds and not whole and len(shadows.included):
-        logits = shadow_logits(leaving, shadows.logits, form, context.conformal)
+        logits = shadow_logits(leaving, shadows.logits, form, conformal_of(context))
         shadows = Shadows(shadows.included, logits)
     prefix = _WHOLE if whole else ""
     scores = _scores(known, target[f"{prefix}chances"], shadows)
@@ -261,7 +262,7 @@ def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
 
     usable = np.nan_to_num(given.scores)
     found = {
-        "chances": chances_left(leaving, given, form, context.conformal),
+        "chances": chances_left(leaving, given, form, conformal_of(context)),
         "rule": answers.rule_scores(usable, known.labels),
         "learned_judged": ~fitted,
     }
