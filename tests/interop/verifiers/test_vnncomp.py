@@ -42,7 +42,9 @@ def verdicts() -> dict[tuple[str, str, str], Counter[str]]:
     """What each verifier said: by benchmark, network and property."""
     said: dict[tuple[str, str, str], Counter[str]] = {}
     for file in sorted(Path(FOLDER, "vnncomp2021_results/results_csv").glob("*.csv")):
-        for benchmark, network, question, _, word, *_ in csv.reader(file.read_text().splitlines()):
+        for benchmark, network, question, _, word, *_ in csv.reader(
+            file.read_text().splitlines()
+        ):
             key = benchmark, Path(network).stem, Path(question).stem
             if benchmark in BENCHMARKS and word in _WORDS:
                 said.setdefault(key, Counter())[_WORDS[word]] += 1
