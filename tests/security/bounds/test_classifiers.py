@@ -1,4 +1,4 @@
-"""Certificates of exported classifiers, preprocessing and all, beside what is served."""
+"""Certificates of exported classifiers, preprocessing included, beside answers."""
 
 from __future__ import annotations
 
