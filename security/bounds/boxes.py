@@ -3,7 +3,8 @@
 Exact where a column passes through operators that rise or fall; otherwise an interval
 that holds every value. Each operation that rounds is widened by what single precision
 may round, so that what a server computes lies inside. NaN at both ends is a value that
-is missing; an interval that may be NaN elsewhere stays NaN, and proves nothing.
+surely is no number, as what is missing; NaN below and infinite above is one of which
+nothing is known, not even that it is a number: it proves nothing.
 """
 
 from __future__ import annotations
@@ -15,13 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from security.bounds.values import Box, Const, Value, spread, stretched
+from security.errors import UnboundedModel
 
-__all__ = ["BINARY", "UNARY", "aligned", "clip", "where", "widened"]
+__all__ = [
+    "BINARY",
+    "UNARY",
+    "aligned",
+    "anything",
+    "clip",
+    "doubled",
+    "honest",
+    "together",
+    "where",
+    "widened",
+]
 
 Ends = tuple[NDArray[Any], NDArray[Any]]
 
-# Below it, floats of single precision are 0 or have fewer digits.
+# Below it, floats of single precision are 0 or have fewer digits; above, infinite.
 _TINY = 2.0**-126
+_LARGEST = float(np.finfo(np.float32).max)
+# Operators that compare, and those that surely make no number of none. Kernels of the
+# others may cut what they are given to a range first.
+_COMPARE = frozenset(("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"))
+_PASS = frozenset(("Abs", "Add", "Div", "Mul", "Neg", "Sub", "Sum"))
 
 
 def widened(low: NDArray[Any], high: NDArray[Any], error: float) -> Ends:
@@ -33,19 +51,68 @@ def widened(low: NDArray[Any], high: NDArray[Any], error: float) -> Ends:
 
 def aligned(first: Value, second: Value) -> tuple[Ends, Ends, tuple[int, ...]]:
     """Two operands of which one or both are boxes, as ends of one shape."""
-    shapes = [item.shape for item in (first, second) if isinstance(item, Box)]
-    shape = shapes[0]
-    for other in shapes[1:]:
-        shape = np.broadcast_shapes(shape, other)
+    shape = together([x.shape for x in (first, second) if isinstance(x, Box)])
     for item in (first, second):
         if isinstance(item, Const):
             _, shape = spread(item.array, shape)
     return _ends(first, shape), _ends(second, shape), shape
 
 
+def together(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of rows that are stretched to fit each other.
+
+    Raises:
+        UnboundedModel: they do not fit, or have other numbers of axes: then the rows of
+            the batch are stretched along an axis of one.
+    """
+    if len({len(shape) for shape in shapes}) > 1:
+        raise UnboundedModel("the graph mixes the rows of a batch")
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        raise UnboundedModel("shapes do not fit each other") from None
+
+
+def doubled(array: NDArray[Any]) -> NDArray[Any]:
+    """Numbers in double precision; truth values and whole numbers as they are."""
+    return array.astype(np.float64) if array.dtype.kind == "f" else array
+
+
+def honest(operator: str, made: Ends, given: list[Ends]) -> Ends:
+    """What an operator made, where it says less than it seems to.
+
+    No number at both ends means that the value surely is none: of what was one before,
+    an operator that passes it on makes one. One that is not below single precision's
+    largest, or was made of ends of which one is no number, may be anything.
+    """
+    low, high = made
+    if low.dtype == bool:
+        if operator not in _COMPARE:
+            return made
+        unsure = np.logical_or.reduce(np.broadcast_arrays(*map(anything, given)))
+        return low & ~unsure, high | unsure
+    none = np.isnan(low) & np.isnan(high)
+    if operator in _PASS:
+        sure = [np.isnan(ends[0]) & np.isnan(ends[1]) for ends in given]
+        none &= ~np.logical_or.reduce(np.broadcast_arrays(*sure))
+    one = low == high  # as an infinite number that a row has itself
+    large = ~one & (np.maximum(np.abs(low), np.abs(high)) > _LARGEST)
+    large |= one & (np.abs(low) > _LARGEST) & np.isfinite(low)
+    return np.where(none | large, np.nan, low), np.where(none | large, np.inf, high)
+
+
+def anything(ends: Ends) -> NDArray[np.bool_]:
+    """Where a value may be any number, or none."""
+    low, high = ends
+    if low.dtype == bool:
+        return np.zeros(low.shape, dtype=bool)
+    far = (np.isinf(low) | np.isinf(high)) & (low != high)
+    return np.asarray((np.isnan(low) != np.isnan(high)) | far)
+
+
 def _ends(value: Value, shape: tuple[int, ...]) -> Ends:
     if isinstance(value, Const):
-        flat, _ = spread(value.array, shape)
+        flat, _ = spread(doubled(value.array), shape)
         return flat[None], flat[None]
     if not isinstance(value, Box):
         raise TypeError("a step is no interval")
@@ -63,7 +130,7 @@ def _products(first: Ends, second: Ends) -> Ends:
 def _quotients(first: Ends, second: Ends) -> Ends:
     safe = (second[0] > 0) | (second[1] < 0)
     made = [one / other for one in first for other in second]
-    return np.where(safe, _least(made), np.nan), np.where(safe, _most(made), np.nan)
+    return np.where(safe, _least(made), np.nan), np.where(safe, _most(made), np.inf)
 
 
 def _least(items: list[NDArray[Any]]) -> NDArray[Any]:
@@ -123,13 +190,13 @@ def _rising(function: Callable[..., Any]) -> Callable[[Ends], Ends]:
 
 
 def _is_nan(ends: Ends) -> Ends:
-    found = np.isnan(ends[0]) | np.isnan(ends[1])
-    return found, found
+    sure = np.isnan(ends[0]) & np.isnan(ends[1])
+    return sure, sure | anything(ends)
 
 
 def _is_inf(ends: Ends) -> Ends:
-    low, high = np.isinf(ends[0]), np.isinf(ends[1])
-    return low & (ends[0] == ends[1]), low | high
+    sure = np.isinf(ends[0]) & (ends[0] == ends[1])
+    return sure, sure | anything(ends)
 
 
 def _abs(ends: Ends) -> Ends:
@@ -161,7 +228,7 @@ UNARY: Mapping[str, tuple[Callable[[Ends], Ends], int]] = {
 def clip(box: Box, low: float, high: float) -> Box:
     """Cut to a range."""
     made = [np.minimum(np.maximum(end, low), high) for end in (box.low, box.high)]
-    return Box(made[0], made[1], box.shape)
+    return Box(*_lost(made[0], made[1]), box.shape)
 
 
 def where(condition: Ends, first: Ends, second: Ends) -> Ends:
@@ -171,6 +238,15 @@ def where(condition: Ends, first: Ends, second: Ends) -> Ends:
     high = np.where(sure, first[1], np.where(perhaps, np.nan, second[1]))
     open_ = perhaps & ~sure
     if open_.any():
-        low = np.where(open_, _least([first[0], second[0]]), low)
-        high = np.where(open_, _most([first[1], second[1]]), high)
+        either = _least([first[0], second[0]]), _most([first[1], second[1]])
+        either = _lost(*either)
+        low, high = np.where(open_, either[0], low), np.where(open_, either[1], high)
     return low, high
+
+
+def _lost(low: NDArray[Any], high: NDArray[Any]) -> Ends:
+    """The same ends, and of what may be no number nothing is known."""
+    if low.dtype == bool:
+        return low, high
+    none = np.isnan(low) | np.isnan(high)
+    return np.where(none, np.nan, low), np.where(none, np.inf, high)

@@ -145,4 +145,4 @@ def _array(proto: Any) -> NDArray[Any]:
     array = np.array(onnx.numpy_helper.to_array(proto))
     if array.dtype.kind not in "biuf" or array.dtype.itemsize == 2:
         raise UnboundedModel("a stored tensor holds no numbers of usual precision")
-    return array.astype(np.float64) if array.dtype.kind == "f" else array
+    return array

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from security.bounds.files import Node
 from security.bounds.steps import Dense
-from security.bounds.values import Const, Sym, Value
+from security.bounds.values import Const, Sym, Value, spread
 from security.errors import UnboundedModel
 
 __all__ = ["AFFINE", "MOVES", "constant_of", "dense_of", "known"]
@@ -112,7 +112,9 @@ _SLICE = ("starts", "ends")
 
 
 def _same(node: Node, rest: Rest, opset: int) -> Move:
-    del node, rest, opset
+    del opset
+    if node.operator == "Dropout" and len(rest) > 1 and np.any(rest[1]):
+        raise UnboundedModel("Dropout that draws, as in training, has no bound here")
     return lambda value: value
 
 
@@ -131,7 +133,9 @@ MOVES: Mapping[str, Callable[[Node, Rest, int], Move]] = {
 
 
 def constant_of(node: Node, given: Sequence[Array], opset: int) -> Array:
-    """What an operator gives of constants alone.
+    """What an operator gives of constants alone, in the precision that they have.
+
+    A server folds them so: large numbers that cancel leave what their digits leave.
 
     Raises:
         UnboundedModel: it is none of the few that are computed.
@@ -146,16 +150,23 @@ def constant_of(node: Node, given: Sequence[Array], opset: int) -> Array:
     return np.asarray(function(node, given))
 
 
+_PLAIN = {
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+}
+
+
 def _constant(node: Node) -> Array:
     for name, value in node.attributes.items():
         if name == "value" or name.startswith(("value_float", "value_int")):
-            array = np.asarray(value)
-            return array.astype(np.float64) if array.dtype.kind == "f" else array
+            return np.asarray(value, _PLAIN.get(name))
     raise UnboundedModel("Constant without a number has no bound here")
 
 
 def _cast(node: Node, given: Sequence[Array]) -> Array:
-    kinds = {1: np.float64, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
+    kinds = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
     kind = kinds.get(node.attributes["to"])
     if kind is None:
         raise UnboundedModel("Cast of a constant to this type is not computed here")
@@ -201,7 +212,12 @@ def _gemm(
     weight = float(node.attributes.get("alpha", 1.0)) * weight
     bias = np.zeros(len(weight))
     if len(rest) > 1 and rest[1] is not None:
-        added = np.asarray(rest[1], np.float64).reshape(-1)
+        try:
+            added, shape = spread(np.asarray(rest[1], np.float64), bias.shape)
+        except UnboundedModel as error:
+            raise UnboundedModel(f"Gemm: {error}") from None
+        if shape != bias.shape:
+            raise UnboundedModel("Gemm: its bias does not fit its matrix")
         bias = bias + float(node.attributes.get("beta", 1.0)) * added
     return _dense(source, weight, bias), (len(weight),)
 

@@ -105,12 +105,13 @@ def ended(graph: Graph, value: str, output: str, given: Ends) -> Ends:
     work = _Lowering(graph, 2 * SINGLE)
     width = given[0].shape[1]
     work.values[value] = Box(*given, (width,))
-    needed, names = [], {value}
+    needed, names, fixed = [], {value}, set(work.values)
     for node in graph.needed([output]):
         if names & set(node.inputs):
             names.update(node.outputs)
             needed.append(node)
-        elif all(name in work.values for name in node.inputs if name):
+        elif all(name in fixed for name in node.inputs if name):
+            fixed.update(node.outputs)
             needed.append(node)
     with np.errstate(all="ignore"):
         for node in needed:
@@ -227,15 +228,17 @@ class _Lowering:
             if not isinstance(box, Box):
                 return None
             one, rounds = boxes.UNARY[node.operator]
-            ends = one((box.low, box.high))
-            return Box(*boxes.widened(*ends, rounds * self.error), box.shape)
+            given_ends = (box.low, box.high)
+            ends = boxes.widened(*one(given_ends), rounds * self.error)
+            return Box(*boxes.honest(node.operator, ends, [given_ends]), box.shape)
         if node.operator in boxes.BINARY:
             two, rounds = boxes.BINARY[node.operator]
             result = given[0]
             for item in given[1:]:
                 first, second, shape = boxes.aligned(result, item)
-                low, high = boxes.widened(*two(first, second), rounds * self.error)
-                result = Box(low, high, shape)
+                ends = boxes.widened(*two(first, second), rounds * self.error)
+                ends = boxes.honest(node.operator, ends, [first, second])
+                result = Box(*ends, shape)
             self._note(node, result)
             return result
         return None
@@ -353,7 +356,10 @@ class _Lowering:
         if node.operator not in ("Add", "Sub", "Sum"):
             raise UnboundedModel(f"{node.operator} of two values has no bound here")
         syms = [self.sym(item) for item in given]
-        shape = np.broadcast_shapes(*(item.shape for item in syms))
+        try:
+            shape = boxes.together([item.shape for item in syms])
+        except UnboundedModel as error:
+            raise UnboundedModel(f"{node.operator}: {error}") from None
         wide = [self._stretched(item, shape) for item in syms]
         signs = (1, -1) if node.operator == "Sub" else (1,) * len(wide)
         steps = tuple(item.step for item in wide)
@@ -394,6 +400,8 @@ class _Lowering:
 
     def normalised(self, node: Node, given: list[Value]) -> Value:
         """BatchNormalization with stored statistics: factor and shift by channel."""
+        if node.attributes.get("training_mode"):
+            raise UnboundedModel("BatchNormalization of the batch has no bound here")
         source = self.sym(given[0])
         scale, shift, mean, variance = (
             known(item, node).astype(np.float64) for item in given[1:5]
@@ -419,7 +427,7 @@ def _one_box(first: Value, second: Value, beside: Value) -> tuple[Value, Value]:
         return first, second
     rows = len(beside.low) if isinstance(beside, Box) else 1
     rank = first.array.ndim
-    flat = first.array.reshape(1, -1)
+    flat = boxes.doubled(first.array).reshape(1, -1)
     shape = (
         first.array.shape[1:]
         if rank > 1 and len(first.array) == 1

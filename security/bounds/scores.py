@@ -172,7 +172,7 @@ def _before(graph: Graph, made: dict[str, Node], output: str) -> tuple[str, str]
     name, last = output, ""
     while name in made:
         node = made[name]
-        if node.operator in _PLAIN or _keeps(node):
+        if _plain(node) or _keeps(node):
             name = node.inputs[0]
         elif node.operator in _ALIKE or node.operator == "Sigmoid":
             if "axis" in node.attributes and node.attributes["axis"] not in (-1, 1):
@@ -188,6 +188,11 @@ def _before(graph: Graph, made: dict[str, Node], output: str) -> tuple[str, str]
         else:
             break
     return name, last
+
+
+def _plain(node: Node) -> bool:
+    """Whether it gives what it is given: dropout that cannot be told to draw, too."""
+    return node.operator in _PLAIN and len(node.inputs) < 3
 
 
 def _keeps(node: Node) -> bool:
@@ -210,7 +215,7 @@ def _one_row(node: Node) -> bool:
 def _label_node(graph: Graph, made: dict[str, Node], label: str) -> Node | None:
     del graph
     node = made.get(label)
-    while node is not None and node.operator in (*_PLAIN, "Cast"):
+    while node is not None and (_plain(node) or node.operator == "Cast"):
         node = made.get(node.inputs[0])
     return node
 

@@ -35,6 +35,7 @@ Ends = tuple[Floats, Floats]
 
 SINGLE = 2.0**-24
 """Half the distance from 1 to the next float of single precision."""
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class Dense:
         count = self.terms + 2
         gamma = count * SINGLE / (1 - count * SINGLE)
         size = largest(given[0]) @ np.abs(self.weight).T + np.abs(self.bias)
-        return np.asarray(gamma * size)
+        return gamma * _finite(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,7 @@ class Scale:
     def rounding(self, given: Sequence[Ends]) -> Floats:
         """What a product and a sum, or what was folded into them, may be off by."""
         size = largest(given[0]) * np.abs(self.factor) + np.abs(self.shift)
-        return np.asarray(4 * SINGLE * size)
+        return 4 * SINGLE * _finite(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +223,7 @@ class Sum:
     def rounding(self, given: Sequence[Ends]) -> Floats:
         """What the sums may be off by."""
         size = np.sum([largest(ends) for ends in given], axis=0)
-        return np.asarray(len(given) * SINGLE * size)
+        return len(given) * SINGLE * _finite(size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,6 +260,11 @@ Step = Source | Dense | Scale | Pick | Join | Sum | Relu
 def largest(ends: Ends) -> Floats:
     """The largest size of what lies between."""
     return np.asarray(np.maximum(np.abs(ends[0]), np.abs(ends[1])))
+
+
+def _finite(size: Floats) -> Floats:
+    """The same; NaN where sums of such a size may overflow in single precision."""
+    return np.where(size < _LARGEST, size, np.nan)
 
 
 def relaxed(ends: Ends, leak: float) -> tuple[Floats, Floats, Floats]:

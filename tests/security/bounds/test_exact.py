@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def dense(rng, before, after, scale=1.0):
 def perceptron(rng, cut=RELU):
     sizes = [3, *rng.integers(3, 7, size=rng.integers(1, 4)), 3]
     layers = []
-    for before, after in zip(sizes, sizes[1:]):
+    for before, after in itertools.pairwise(sizes):
         layers += [dense(rng, before, after, 1.5), cut]
     return layers[:-1], 3
 

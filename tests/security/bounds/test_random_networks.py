@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ def network(rng, width, *, cut=RELU, scale=1.0, deep=None):
     deep = int(rng.integers(1, 6)) if deep is None else deep
     sizes = [width, *rng.integers(1, 33, size=deep), CLASSES]
     layers = []
-    for before, after in zip(sizes, sizes[1:]):
+    for before, after in itertools.pairwise(sizes):
         weight = scale * rng.normal(size=(after, before)) * np.sqrt(2 / before)
         bias = 0.2 * scale * rng.normal(size=after)
         layers += [Dense(weight.astype(np.float32), bias.astype(np.float32)), cut]
