@@ -79,6 +79,7 @@ class Errand(Cycle):
             connection, keep_alive=True, default_headers=connection.default_headers
         )
         self.connection, self.known, self.body = connection, known, body
+        self.vouched = True  # else its head would not be known
         self.came = time.perf_counter()
         self.content: Body = body
         self.opened: Opened | None = None

@@ -208,17 +208,20 @@ class Guard:
             raise
         finally:
             body.release()
-        more = () if trace is None else (trace.header,)
-        more = (*more, *self._fields(head, head.scheme))
+        more = self._fields(head, head.scheme)
+        if trace is not None:
+            more = (trace.header, *more)
         reply = _reply(response, close=not body.complete, more=more)
         visit = body.visit
         reply.stranger, reply.vouched = visit.stranger, visit.vouched
         return reply
 
     async def _answer(self, head: Request, body: AnyBody) -> Answer:
-        if (allowed := self._cors.preflight(head)) is not None:
-            await body.read()
-            return allowed
+        if head.method == b"OPTIONS":
+            allowed = self._cors.preflight(head)
+            if allowed is not None:
+                await body.read()
+                return allowed
         if head.path == GATEWAY_PATH:
             return await self._answer_gateway(head, body)
         if head.path in _SIGNED_KEYS_PATHS:

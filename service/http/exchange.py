@@ -124,13 +124,12 @@ class Cycle:
         response_complete: whether the answer was written.
         disconnected: set by uvicorn when the connection is lost.
         stranger, vouched: as of the `Reply`.
-        head: of the request, to be remembered if it was vouched for; or None.
         message_event: what uvicorn tells of that; here, this object.
     """
 
     __slots__ = (
-        "_connection", "_default_headers", "disconnected", "head", "keep_alive",
-        "message_event", "response_complete", "stranger", "vouched",
+        "_connection", "_default_headers", "disconnected", "keep_alive",
+        "response_complete", "stranger", "vouched",
     )  # fmt: skip
 
     def __init__(
@@ -145,8 +144,11 @@ class Cycle:
         self.keep_alive = keep_alive
         self.response_complete = self.disconnected = False
         self.stranger = self.vouched = False
-        self.head: Head | None = None
-        self.message_event = self
+
+    @property
+    def message_event(self) -> Cycle:
+        """As the attribute says; one that held this object itself would keep it."""
+        return self
 
     def set(self) -> None:
         """The connection is lost."""

@@ -14,7 +14,7 @@ from typing import Any
 from sealgate.protocol.bhttp import Body, Headers, Request
 from service.http.framing import HEAD_END
 
-__all__ = ["Head", "Heads", "raw_head"]
+__all__ = ["Head", "Heads"]
 
 MAX_HEADS = 512
 # A longer one is parsed each time.
@@ -80,16 +80,12 @@ class Heads:
         return head
 
     def remember(self, head: Head) -> None:
-        """Keep one."""
-        if len(head.raw) > MAX_KEPT_BYTES:
+        """Keep one, if its bytes are a head and no more."""
+        raw = head.raw
+        if len(raw) > MAX_KEPT_BYTES or not raw[:1].isalpha():
             return
-        if len(self._known) >= MAX_HEADS and head.raw not in self._known:
+        if not raw.endswith(HEAD_END) or raw.index(HEAD_END) + len(HEAD_END) < len(raw):
+            return
+        if len(self._known) >= MAX_HEADS and raw not in self._known:
             del self._known[next(iter(self._known))]
-        self._known[head.raw] = head
-
-
-def raw_head(data: bytes, length: int) -> bytes:
-    """The bytes of a head that came in one piece with so much content, or none."""
-    raw = data[: len(data) - length]
-    whole = raw.find(HEAD_END) == len(raw) - len(HEAD_END) and raw[:1].isalpha()
-    return raw if whole else b""
+        self._known[raw] = head

@@ -31,6 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from sealgate.protocol.bhttp import Request
 from security.settings.service import ServiceSettings
 from service.http.direct import DIRECT_BODY, DirectBody
 from service.http.ending import Ending
@@ -43,7 +44,7 @@ from service.http.exchange import (
 )
 from service.http.flow import Flow, Stall
 from service.http.framing import FIELDS, HEAD_END, Framing
-from service.http.heads import Head, Heads, raw_head
+from service.http.heads import Head, Heads
 from service.http.intake import Allowance
 from service.http.tls import client_thumbprint
 from service.problems import Problem, problem_response
@@ -88,8 +89,12 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body, self._left = False, 0
         # A message has come whole, and is being answered.
         self._whole = False
-        # What was read with the first byte of a message.
-        self._first = b""
+        # What was read with the first byte of a message; of one that was answered
+        # here, its head alone, to be remembered if somebody stands for it.
+        self._first = self._raw = b""
+        # Whether somebody stood for the last request. If nobody did, the next one's
+        # head is not looked up: it is most likely another stranger's.
+        self._vouched = True
         # No other message can follow.
         self._last = False
         # All has been answered; what still comes is dropped.
@@ -194,7 +199,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._ended:
             return
         begins = not (self._unread or self._head_bytes or self._in_body or self._whole)
-        if begins and self._may_be_whole():
+        if begins and self._vouched and self._may_be_whole():
             head = self.heads.find(data)
             if head is not None and not self.transport.is_closing():
                 self._take(head, data[len(head.raw) :])
@@ -395,34 +400,43 @@ class BoundedProtocol(HttpToolsProtocol):
     def _answer_whole(self, method: bytes, early: list[bytes]) -> None:
         self._early = None
         body = early[0] if len(early) == 1 else b"".join(early)
-        first = b"" if self._framing.chunked else self._first
+        scheme = b"http" if self.scheme == "http" else b"https"
+        request = Request(
+            method,
+            scheme,
+            self._framing.authority,
+            self.url.partition(b"?")[0],
+            tuple(self.headers),
+            body,
+        )
+        if self._first and not self._framing.chunked:
+            self._raw = self._first[: len(self._first) - len(body)]
+        self._first = b""
+        answer = self.answerer.answer(request, self.certificate)
+        self.begin_exchange(answer, keep_alive=self.parser.should_keep_alive())
+
+    def _remember(self, raw: bytes) -> None:
+        """Remember the head of the message that was answered: no other has begun."""
         head = Head(
-            raw_head(first, len(body)),
-            method=method,
+            raw,
+            method=self.parser.get_method(),
             path=self.url.partition(b"?")[0],
             authority=self._framing.authority,
             headers=tuple(self.headers),
-            length=len(body),
+            length=self._framing.length,
         )
-        self._first = b""
-        self._answer(head, body, keep_alive=self.parser.should_keep_alive())
-        if head.raw and self.cycle.keep_alive:
-            self.cycle.head = head  # type: ignore[attr-defined]
+        self.heads.remember(head)
 
     def _take(self, head: Head, body: bytes) -> None:
         """Answer a request whose head is known."""
         self._in_head, self.until, self._whole = False, 0.0, True
         cycle = self.answerer.take(self, head, body)  # type: ignore[arg-type]
         if cycle is None:
-            self._answer(head, body, keep_alive=True)
+            scheme = b"http" if self.scheme == "http" else b"https"
+            answer = self.answerer.answer(head.request(scheme, body), self.certificate)
+            self.begin_exchange(answer, keep_alive=True)
         else:
             self.cycle = cycle  # type: ignore[assignment]
-
-    def _answer(self, head: Head, body: bytes, *, keep_alive: bool) -> None:
-        scheme = b"http" if self.scheme == "http" else b"https"
-        request = head.request(scheme, body)
-        answer = self.answerer.answer(request, self.certificate)
-        self.begin_exchange(answer, keep_alive=keep_alive)
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
@@ -441,7 +455,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self,  # type: ignore[arg-type]
             answer,
             keep_alive=keep_alive,
-            default_headers=self.default_headers,
+            default_headers=self.server_state.default_headers,
         )
         exchange.disconnected = disconnected
         # In the cycle's place: uvicorn asks the same of both.
@@ -456,9 +470,10 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle: Cycle = self.cycle  # type: ignore[assignment]
         # Nothing of it is kept while the next one is waited for.
         self.cycle = None  # type: ignore[assignment]
-        self._rest.stranger = cycle.stranger
-        if cycle.head is not None and cycle.vouched:
-            self.heads.remember(cycle.head)
+        self._rest.stranger, self._vouched = cycle.stranger, cycle.vouched
+        raw, self._raw = self._raw, b""
+        if raw and cycle.vouched and cycle.keep_alive and self.parser is not None:
+            self._remember(raw)
         self.on_response_complete()
 
     def expire(self) -> None:

@@ -6,6 +6,8 @@ the same bytes after it are not. What each gets, and what is recorded, must be t
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from security.access.quota_table import Limits
 from security.audit.log import LogLimits
+from service.http.exchange import Cycle
 from service.http.heads import MAX_HEADS, MAX_KEPT_BYTES, Head, Heads
 from service.inference.served import Entry
 from tests.support.rooms import ISSUER_KEY, Rooms, token, wire
@@ -365,6 +368,40 @@ def test_strangers_leave_no_heads(rooms: Rooms, bearer: str) -> None:
         assert not house.protocol.heads._known
         await client.ask(message(bearer))
         assert len(house.protocol.heads._known) == 1
+
+    play(rooms, scene)
+
+
+def test_who_has_asked_as_a_stranger_is_parsed_until_known(
+    rooms: Rooms, bearer: str
+) -> None:
+    async def scene(house: House) -> None:
+        client = await house.known(message(bearer))
+        assert (await client.ask(message("a.b.c")))[0] == 401
+        house.guard.ordinary = 0
+        assert [(await client.ask(message(bearer)))[0] for _ in range(3)] == [200] * 3
+        assert house.guard.ordinary == 1
+
+    play(rooms, scene)
+
+
+def test_answered_requests_are_not_left_to_the_collector(
+    rooms: Rooms, bearer: str
+) -> None:
+    """A payload would live on in them, and collecting them costs."""
+
+    async def scene(house: House) -> None:
+        client = await house.known(message(bearer))
+        gc.collect()
+        gc.disable()
+        try:
+            for asked in (READY, message("a.b.c"), *[message(bearer)] * 3):
+                await client.ask(asked)
+            await asyncio.sleep(0.01)
+            left = [one for one in gc.get_objects() if isinstance(one, Cycle)]
+        finally:
+            gc.enable()
+        assert not left
 
     play(rooms, scene)
 
