@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import dp_accounting
 import numpy as np
@@ -59,6 +60,9 @@ _SLOPE = 1.2  # of epsilon by noise, both as logarithms, to begin with
 _WHOLE_ORDERS = [
     float(order) for order in (*range(2, 65), *(2**k for k in range(7, 13)))
 ]
+# Each takes up to seconds, and the same is asked by the plan, the claim and the ledger.
+# By type, too: 1.0 steps are refused where 1 is answered.
+_once = lru_cache(maxsize=256, typed=True)
 RDP_ORDERS = [*RDPAccountant.DEFAULT_ALPHAS, *(float(2**k) for k in range(6, 13))]
 
 
@@ -132,6 +136,7 @@ def check_delta(delta: float, rows: int) -> None:
         raise TrainingError(f"delta {delta:g} is not below 1/n for n = {rows}")
 
 
+@_once
 def find_noise_multiplier(
     *,
     epsilon: float,
@@ -199,6 +204,7 @@ def _renyi_noise(item: Spent, epsilon: float, delta: float) -> float:
     return high
 
 
+@_once
 def epsilon_prv(mechanism: Mechanism, delta: float) -> float:
     """Upper bound of epsilon by Opacus' PRV accountant: the claim.
 
@@ -270,6 +276,7 @@ def _from_divergence(items: Sequence[Spent], delta: float) -> float:
     return _finite(max(0.0, float(epsilon)))
 
 
+@_once
 def recompute_epsilon(
     sample_rate: float,
     noise_multiplier: float,
