@@ -11,6 +11,7 @@ results      what checks conclude: metrics with intervals, findings, scan.json
 reporting    SARIF, JUnit, HTML, and what changed between two reports
 torch_graph  an ONNX graph as a torch module, for gradients
 art_library  importing ART without its side effects
+sklearn_library  importing scikit-learn without what is never used of it
 imported     models from elsewhere: inspected, then described
 parity       whether they answer what their author says
 trial        their first run, confined: which shapes really come
