@@ -22,6 +22,6 @@ hpke_keys     keys that open requests and models, in PEM
 bounded_fetch  one https answer, within bounds on bytes and time
 key_files     private keys in PEM files that only their owner can read
 stores        what replays, quotas and revocations are kept in: SQLite, Redis
-deferring     imports of BentoML without the parts that never run here
+deferring     imports of libraries without the parts that never run here
 errors        this package's branch of the error tree
 """

@@ -1,11 +1,11 @@
-"""Imports of BentoML without the parts of it that never run here.
+"""Imports of libraries without the parts of them that never run here.
 
 BentoML's modules import each other whole: its cloud's client, its supervisor in every
 worker, the proxy of services in other languages, and with them aiohttp, rich, zmq,
 pyparsing and jinja2: a fifth of a worker's memory, and a third of its start.
 
-What is imported inside of `deferring` gets a stand-in for each of these modules, which
-imports the real one as soon as one of its names is called or looked into. Nothing is
+What is imported inside of `deferring` gets a stand-in for each of these modules, or of
+others that are named, which imports the real one as soon as one of its names is called or looked into. Nothing is
 missing, then: what is used is there, only later. Whoever imports such a module
 afterwards gets the real one.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -48,21 +48,24 @@ DEFERRED = frozenset(
 
 
 @contextmanager
-def deferring() -> Iterator[None]:
+def deferring(names: Set[str] = DEFERRED) -> Iterator[None]:
     """Import these modules later, as far as they are not imported yet.
 
     >>> with deferring():
     ...     import fsspec
 
     For this thread, while no other one imports: at the start of a process.
+
+    Args:
+        names: of modules of which no name is a base class where they are imported.
     """
-    finder = _Finder()
+    finder = _Finder(names)
     sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.meta_path.remove(finder)
-        for name in DEFERRED:
+        for name in names:
             if isinstance(sys.modules.get(name), _Module):
                 del sys.modules[name]
 
@@ -70,8 +73,9 @@ def deferring() -> Iterator[None]:
 class _Finder(MetaPathFinder):
     """Finds stand-ins, but for modules that were asked for something already."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Set[str]) -> None:
         self.asked: set[str] = set()
+        self._names = names
         self._thread = threading.get_ident()
 
     def find_spec(
@@ -80,7 +84,7 @@ class _Finder(MetaPathFinder):
         path: Sequence[str] | None,
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
-        if fullname not in DEFERRED or fullname in self.asked:
+        if fullname not in self._names or fullname in self.asked:
             return None
         if threading.get_ident() != self._thread:
             return None

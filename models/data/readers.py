@@ -186,14 +186,16 @@ class _Texts:
         return len(self.column)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self.column.to_numpy(), dtype=dtype)
+        # pyarrow's own way to an array of numpy imports pandas.
+        return np.array(self.column.to_pylist(), dtype=dtype or object)
 
     def floats(self) -> NDArray[np.float64] | None:
         """Every cell as a number; None where one is none."""
         try:
-            return np.array(self.column.cast("double").to_numpy())
+            numbers = self.column.cast("double")
         except ValueError:  # pyarrow's own is one
             return None
+        return np.concatenate([np.empty(0), *map(np.from_dlpack, numbers.chunks)])
 
 
 def _plain_columns(text: str, names: list[str], layout: CsvFormat) -> list[Any] | None:

@@ -12,6 +12,7 @@ reporting    SARIF, JUnit, HTML, and what changed between two reports
 torch_graph  an ONNX graph as a torch module, for gradients
 art_library  importing ART without its side effects
 calibration  quantiles that make intervals, or sets of classes, of answers
+sklearn_library  importing scikit-learn without what is never used of it
 imported     models from elsewhere: inspected, then described
 parity       whether they answer what their author says
 trial        their first run, confined: which shapes really come

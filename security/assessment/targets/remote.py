@@ -18,7 +18,6 @@ import numpy as np
 from models.errors import ManifestError
 from models.manifest import Column
 from models.output_policy import OutputPolicy
-from sealgate.client import Client
 from sealgate.errors import (
     ClientError,
     InvalidInputError,
@@ -102,6 +101,8 @@ class RemoteTarget:
             AssessmentError: the profile names no model or another server.
             ClientError: no right to the model, or no usable answer.
         """
+        from sealgate.client import Client  # noqa: PLC0415  (its HTTP: a moment)
+
         first = Profile.load(profile)
         if first.model is None:
             raise AssessmentError("the client profile names no model")

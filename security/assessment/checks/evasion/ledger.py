@@ -97,8 +97,10 @@ class Ledger:
         job = self.context.job
         pool, given = job.space.to_z(job.rows), job.clean.labels
         begin, classes = self.z(rows), self.labels[rows]
+        # Column by column: the largest gap of each row is then a few passes.
         others = {
-            own: pool[(given >= 0) & (given != own)] for own in np.unique(classes)
+            own: np.ascontiguousarray(pool[(given >= 0) & (given != own)].T)
+            for own in np.unique(classes)
         }
         near = [
             _nearest(others[own], z, count)
@@ -198,10 +200,17 @@ class Ledger:
 
 
 def _nearest(pool: Floats, z: Floats, count: int) -> Floats:
-    """The nearest rows by L-infinity, ``(count or fewer, d)``; ties in order."""
-    gaps = np.abs(pool - z).max(axis=1, initial=0)
+    """The nearest rows by L-infinity, ``(count or fewer, d)``; ties in order.
+
+    Args:
+        pool: of these columns ``(d, n)``.
+        z: the row ``(d,)``.
+        count: of rows.
+    """
+    gaps = pool - z[:, None]
+    gaps = np.abs(gaps, out=gaps).max(axis=0, initial=0)
     if count < len(gaps):  # the others need no order
         close = np.flatnonzero(~(gaps > np.partition(gaps, count - 1)[count - 1]))
     else:
         close = np.arange(len(gaps))
-    return pool[close[np.argsort(gaps[close], kind="stable")[:count]]]
+    return pool[:, close[np.argsort(gaps[close], kind="stable")[:count]]].T

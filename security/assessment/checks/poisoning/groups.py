@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from security.assessment.art_library import art, repeatable
+from security.assessment.sklearn_library import sklearn
 
 __all__ = ["METHODS", "Split", "split"]
 
@@ -104,11 +105,11 @@ def _clustered(
 
 
 def _silhouette(points: Floats, side: NDArray[np.int64], seed: int) -> float:
-    from sklearn.metrics import silhouette_score  # noqa: PLC0415  (seconds)
-
     chosen = np.random.default_rng(seed).permutation(len(points))[:_SILHOUETTE_ROWS]
     points, side = points[chosen], side[chosen]
-    return float(silhouette_score(points, side)) if np.ptp(side) else 0.0
+    if not np.ptp(side):
+        return 0.0
+    return float(sklearn("metrics").silhouette_score(points, side))
 
 
 def _spectrum(centred: Floats, random: np.random.Generator) -> Split:

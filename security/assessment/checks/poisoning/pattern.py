@@ -25,6 +25,7 @@ from security.assessment.checks.poisoning.columns import most_columns
 from security.assessment.checks.privacy.trained import KnownRows
 from security.assessment.plan.context import Context
 from security.assessment.results import intervals
+from security.assessment.sklearn_library import sklearn
 
 __all__ = ["Pattern", "carriers", "find_pattern", "like_others"]
 
@@ -135,9 +136,7 @@ def like_others(
         return None
     reference = random.permutation(reference)[:_REFERENCE_ROWS]
     z = np.delete(context.job.space.to_z(data.rows), pattern.columns, axis=1)
-    from sklearn.neighbors import KNeighborsClassifier  # noqa: PLC0415  (seconds)
-
-    nearest = KNeighborsClassifier(_NEIGHBOURS)
+    nearest = sklearn("neighbors").KNeighborsClassifier(_NEIGHBOURS)
     nearest.fit(z[reference], data.labels[reference])
     other = nearest.predict(z[asked]) != label
     return intervals.proportion(int(other.sum()), len(asked))

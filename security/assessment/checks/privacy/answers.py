@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from security.assessment.art_library import art, repeatable
+from security.assessment.sklearn_library import sklearn
 
 __all__ = ["boundary_scores", "learned_scores", "rule_scores"]
 
@@ -42,10 +43,8 @@ def learned_scores(
             learns how many there are of each.
         seed: of the forest.
     """
-    from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  (seconds)
-
     inputs = np.c_[scores, np.eye(scores.shape[1])[labels]]
-    forest = RandomForestClassifier(
+    forest = sklearn("ensemble").RandomForestClassifier(
         min_samples_leaf=_LEAF, random_state=seed % (1 << 32)
     )
     forest.fit(inputs[fitted], member[fitted])

@@ -23,6 +23,7 @@ from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context, Job
 from security.assessment.results import intervals
 from security.assessment.results.result import CheckResult, ScanFinding
+from security.assessment.sklearn_library import sklearn
 
 __all__ = ["AttributeCheck", "guesses"]
 
@@ -190,9 +191,7 @@ def _forest(
     judged: NDArray[np.bool_],
     seed: int,
 ) -> Labels:
-    from sklearn.ensemble import RandomForestClassifier  # noqa: PLC0415  (seconds)
-
-    forest = RandomForestClassifier(
+    forest = sklearn("ensemble").RandomForestClassifier(
         50, min_samples_leaf=3, random_state=seed % (1 << 32)
     )
     return np.asarray(forest.fit(inputs[fit], codes[fit]).predict(inputs[judged]))

@@ -123,11 +123,15 @@ def _classifier(columns: int, classes: int) -> Any:
 
 
 class _Copies:
-    """Perceptrons side by side, all weights in one vector that Adam moves at once."""
+    """Perceptrons side by side, all weights in one vector that Adam moves at once.
+
+    Rows are columns here: there are many of them and few classes, and torch adds and
+    multiplies along the last axis several times faster where it is a long one.
+    """
 
     def __init__(self, blank: nn.Sequential, count: int) -> None:
         layers = [layer for layer in blank if isinstance(layer, nn.Linear)]
-        parts = [part for each in layers for part in (each.weight.T, each.bias[None])]
+        parts = [part for each in layers for part in (each.weight, each.bias[:, None])]
         shapes = [(count, *part.shape) for part in parts]
         self._values = torch.cat([part.repeat(count, 1, 1).flatten() for part in parts])
         self._gradient = torch.zeros_like(self._values)
@@ -137,31 +141,34 @@ class _Copies:
     def fit(self, rows: Tensor, answers: Tensor) -> None:
         """Learn from rows ``(n, d)`` and answers ``(copies, n, classes)``."""
         descent = Adam([self._values], rate=_RATE)
+        columns, given = rows.T.contiguous(), answers.transpose(1, 2).contiguous()
         for _ in range(_STEPS):
             chosen = torch.randint(len(rows), (min(_BATCH, len(rows)),))
-            self._differentiate(rows[chosen], answers[:, chosen])
+            self._differentiate(columns[:, chosen], given[:, :, chosen])
             descent.step([self._gradient])
 
     def labels(self, rows: Tensor) -> Tensor:
         """``(copies, n)``."""
-        return self._forward(rows)[-1].argmax(dim=2)
+        return self._forward(rows.T)[-1].argmax(dim=1)
 
-    def _forward(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _forward(self, columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first, first_bias, second, second_bias = self._weights
-        inputs = rows.expand(len(first), *rows.shape)
-        hidden = torch.baddbmm(first_bias, inputs, first).relu_()
-        return inputs, hidden, torch.baddbmm(second_bias, hidden, second)
+        inputs = columns.expand(len(first), *columns.shape)
+        hidden = torch.baddbmm(first_bias, first, inputs).relu_()
+        return inputs, hidden, torch.baddbmm(second_bias, second, hidden)
 
-    def _differentiate(self, rows: Tensor, answers: Tensor) -> None:
+    def _differentiate(self, columns: Tensor, answers: Tensor) -> None:
         """Gradients of the mean cross-entropy of each copy."""
-        inputs, hidden, logits = self._forward(rows)
-        error = torch.softmax(logits, dim=2)
-        error.mul_(answers.sum(dim=2, keepdim=True)).sub_(answers).div_(len(rows))
-        back = error @ self._weights[2].transpose(1, 2)
-        back.mul_(hidden > 0)
+        inputs, hidden, logits = self._forward(columns)
+        error = torch.softmax(logits, dim=1)
+        error.mul_(answers.sum(dim=1, keepdim=True)).sub_(answers)
+        error.div_(columns.shape[1])
+        back = torch.bmm(self._weights[2].transpose(1, 2), error)
+        # As autograd goes back through a rectifier: in one pass.
+        torch.ops.aten.threshold_backward(back, hidden, 0.0, grad_input=back)
         for place, before, after in ((0, inputs, back), (2, hidden, error)):
-            torch.bmm(before.transpose(1, 2), after, out=self._gradients[place])
-            torch.sum(after, dim=1, keepdim=True, out=self._gradients[place + 1])
+            torch.bmm(after, before.transpose(1, 2), out=self._gradients[place])
+            torch.sum(after, dim=2, keepdim=True, out=self._gradients[place + 1])
 
 
 def _views(vector: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

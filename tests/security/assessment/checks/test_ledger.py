@@ -18,4 +18,4 @@ def test_the_nearest_are_the_first_of_all_in_order(count, missing):
         z = random.integers(0, 4, 2).astype(float)
         gaps = np.abs(pool - z).max(axis=1)
         wanted = pool[np.argsort(gaps, kind="stable")[:count]]
-        assert np.array_equal(_nearest(pool, z, count), wanted, equal_nan=True)
+        assert np.array_equal(_nearest(pool.T, z, count), wanted, equal_nan=True)
