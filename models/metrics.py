@@ -45,6 +45,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *(name + end for name in _CHANGES for end in ("", "_linf", "_l2")),
             *("clean_accuracy", "clean_mae", "tolerance", "parity_difference"),
             *("beside_clean_accuracy", "beside_robust_accuracy"),
+            *("beside_clean_mae", "beside_attacked_mae"),
         ),
         "evasion-cost": ("robust_accuracy_cost", "max_cost"),
         "edits": ("robust_accuracy_edits", "edits"),
