@@ -49,6 +49,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             *(f"largest_change_bound{end}" for end in ("", "_linf")),
             *("clean_accuracy", "clean_mae", "tolerance", "parity_difference"),
             *("beside_clean_accuracy", "beside_robust_accuracy"),
+            *("beside_clean_mae", "beside_attacked_mae"),
         ),
         "evasion-cost": ("robust_accuracy_cost", "max_cost"),
         "edits": ("robust_accuracy_edits", "edits"),

@@ -96,6 +96,8 @@ METRICS: Mapping[str, str] = {
     "answered_accuracy": "share of right answers among rows that have one",
     "attacked_mae": "the same where the input is moved to do harm",
     "auc": "0.5 is chance, 1 is perfect",
+    "beside_attacked_mae": "of the model beside it, under the same attack",
+    "beside_clean_mae": "of the model beside it, without an attack",
     "beside_clean_accuracy": "of the model beside it, without an attack",
     "beside_robust_accuracy": "of the model beside it, under the same attack",
     "calibration_error": "mean gap between confidence and accuracy",

@@ -88,6 +88,23 @@ def test_a_client_gets_the_number(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_another_model_of_the_same_rows_is_attacked_alike(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain, own = Chain(folder / "home", PROFILE), folder / "robust.toml"
+    against = '[adversarial]\nmethod = "pgd"\nradius = 0.05\n[optimizer]'
+    own.write_text(CONFIG.replace("[optimizer]", against))
+    assert chain.command("train", own, "--out", folder / "robust") == 0
+    asked = ("assess", folder / "robust", "--config", own)
+    assert chain.command(*asked, "--beside", folder / "prices") == 0
+    assert "mean absolute error" in capsys.readouterr().out
+    robustness = read_bundle(folder / "robust").report("robustness")
+    assert robustness.conditions["adversarial_training"] == "pgd"
+    figures = robustness.metrics
+    assert figures["beside_attacked_mae"].value > figures["beside_clean_mae"].value > 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [

@@ -50,7 +50,11 @@ OPTIONS = Options(
 _KINDS = ("structure", "quality", "fairness", "robustness", "membership")
 # Without these an assessment says nothing; the others need groups, gradients, rows.
 _NEEDED = ("quality", "membership")
-_BESIDE = ("clean_accuracy", "robust_accuracy")
+# What two models are compared by: classes, or a number.
+_BESIDE = {
+    False: ("clean_accuracy", "robust_accuracy"),
+    True: ("clean_mae", "attacked_mae"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +280,10 @@ def _beside(
         **own,
         **{f"beside_{name}": value for name, value in its.items()},
     }
-    metrics = {f"beside_{name}": attacked.metrics[name] for name in _BESIDE}
+    names = _BESIDE[bundle.manifest.number is not None]
+    if names[0] not in attacked.metrics:
+        raise AssessmentError(f"{other.manifest.tag} predicts something else")
+    metrics = {f"beside_{name}": attacked.metrics[name] for name in names}
     shown = replace(
         report,
         conditions={**report.conditions, **conditions},
@@ -311,11 +318,13 @@ def _training(bundle: Bundle) -> dict[str, Condition]:
 
 
 def _say(metrics: Mapping[str, Metric], training: Mapping[str, Condition]) -> str:
-    clean, robust = (metrics[name].value for name in _BESIDE)
+    names = _BESIDE["clean_mae" in metrics]
+    clean, robust = (metrics[name].value for name in names)
     epsilon = training["epsilon"]
     shown = epsilon if isinstance(epsilon, str) else f"{epsilon:.2f}"
+    what = "mean absolute error" if "clean_mae" in names else "accuracy"
     return (
-        f"accuracy {clean:.3f}, under attack {robust:.3f} "
+        f"{what} {clean:.3f}, under attack {robust:.3f} "
         f"(adversarial training {training['adversarial_training']}, epsilon {shown})"
     )
 
