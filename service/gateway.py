@@ -320,7 +320,7 @@ class LargeRequest:
         self._receiver = RequestReceiver(size, self._find)
         self._error: SealgateError | None = None
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: Body) -> None:
         """Take the next bytes of the body.
 
         After an error they are only counted: the refusal comes when all have arrived,

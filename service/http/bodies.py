@@ -136,30 +136,31 @@ class ArrivingBody:
         async with self.visit.reading(self.declared, self._timeout_s):
             await self._read(take)
 
-    async def read_straight_into(self, take: Callable[[bytes], None]) -> None:
+    async def read_straight_into(self, take: Callable[[Body], None]) -> None:
         """As `read_into`, with nothing in between where the connection offers that.
 
         Args:
-            take: must not raise; what HTTP lets through it bounds by ``declared``.
+            take: must not raise, nor keep what it is given; what HTTP lets through it
+                bounds by ``declared``.
         """
         direct = self._direct
         if direct is None:
             await self.read_into(take)
             return
 
-        def counted(data: bytes) -> None:
+        def counted(data: Body) -> None:
             # Its memory is accounted for; this tells who is slow.
             self.visit.received += len(data)
             take(data)
 
         def take_first(data: bytes) -> None:
             take(data)
-            direct.take = counted
+            direct.begin(counted)
 
         try:
             await self.read_into(take_first)
         finally:
-            direct.take = None
+            direct.end()
 
     async def _read(self, take: Callable[[bytes], None]) -> None:
         size = 0

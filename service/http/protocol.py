@@ -25,7 +25,7 @@ import re
 from collections.abc import Coroutine
 from typing import Any
 
-from httptools import HttpParserError, HttpParserUpgrade
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
@@ -86,7 +86,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing = Framing()
         # What has been read and not parsed, from a position on.
         self._unread, self._position = b"", 0
-        self._in_body, self._left = False, 0
+        # Of a body whose length is known, bytes that were not read.
+        self._in_body, self.left = False, 0
         # A message has come whole, and is being answered.
         self._whole = False
         # What was read with the first byte of a message; of one that was answered
@@ -257,8 +258,8 @@ class BoundedProtocol(HttpToolsProtocol):
             end = size
             self._head_bytes += end - begin
         else:
-            end = min(size, begin + self._left)
-            self._left -= end - begin
+            end = min(size, begin + self.left)
+            self.left -= end - begin
         if end == size:
             self._unread, self._position = b"", 0
         else:
@@ -327,7 +328,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head, self.until, self._head_bytes = False, 0.0, 0
         self._version = self.parser.get_http_version()
         self._framing.check(self._version, upgrade=self.parser.should_upgrade())
-        self._in_body, self._left = True, self._framing.length
+        self._in_body, self.left = True, self._framing.length
         self._early = []
 
     def on_body(self, body: bytes) -> None:
@@ -363,7 +364,7 @@ class BoundedProtocol(HttpToolsProtocol):
         head = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = head
-        self._rest = DirectBody(certificate=self.certificate)
+        self._rest = DirectBody(self, certificate=self.certificate)  # type: ignore[arg-type]
         self.scope["headers"] = self.headers
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         try:
@@ -373,6 +374,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self.cycle.transport = Ending(self.transport, self.end)  # type: ignore[assignment]
         if early:
             super().on_body(b"".join(early))
+
+    def end_straight(self) -> None:
+        """What was not parsed of a body has been read, or ``left`` is still to come."""
+        if not self.left:
+            # The parser waits for what it has not seen.
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.on_message_complete()
 
     def _may_be_whole(self) -> bool:
         """Whether a request that is there whole could be answered here."""

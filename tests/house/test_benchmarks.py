@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import calls, comparisons, history, models, soak, timing
-from benchmarks.peers import contenders, load, report
+from benchmarks.peers import contenders, load, report, run
 from benchmarks.peers.sealer import Order, Sealer
 from sealgate.errors import SealgateError
 from sealgate.protocol import bhttp, keyconfig, ohttp
@@ -93,6 +93,12 @@ def test_the_plot_is_readable_on_any_ground(tmp_path: Path) -> None:
     ET.fromstring(text)  # noqa: S314
     assert "Sealgate, X25519" in text
     assert not re.search(r"fill: (#ffffff|#000000|white|black)", text)
+
+
+@needs_wrk
+def test_a_base_that_is_no_checkout_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no checkout"):
+        run.main(["--base", str(tmp_path)])
 
 
 def test_no_wrk_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -270,8 +270,9 @@ def test_a_large_sealed_request(place: Place) -> None:
     for name, status in (("alice", 200), ("bob", 401)):
         options = place.options(name)
         with Client(place.url, token=text, options=options) as client:
-            answer = client.forward("POST", INFER, headers=JSON, body=LONG)
-        assert answer.status == status
+            for body in (LONG, LONG.ljust(3 << 20)):
+                answer = client.forward("POST", INFER, headers=JSON, body=body)
+                assert answer.status == status
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

@@ -155,8 +155,12 @@ def test_an_upgrade_is_an_ordinary_request_and_logs_nothing(server: Server) -> N
     assert "WebSocket" not in server.log.read_text().removeprefix(before)
 
 
-def large(server: Server, token: str) -> tuple[bytes, Exchange]:
-    """A sealed inference of a megabyte, with its HTTP head."""
+# Parsed to its end, and so large that most of it is not.
+SIZES = [1 << 19, 3 << 20]
+
+
+def large(server: Server, token: str, size: int = SIZES[-1]) -> tuple[bytes, Exchange]:
+    """A sealed inference of so many bytes, with its HTTP head."""
     configs = keyconfig.decode_list(httpx.get(server.url + GATEWAY_PATH).content)
     inner = build_request(
         "POST",
@@ -165,7 +169,7 @@ def large(server: Server, token: str) -> tuple[bytes, Exchange]:
         token=token,
         now=time.time(),
         headers=((b"content-type", b"application/json"),),
-        body=json.dumps({"inputs": [INPUT]}).encode().ljust(1 << 20),
+        body=json.dumps({"inputs": [INPUT]}).encode().ljust(size),
     )
     exchange = Exchange(configs[0], inner, max_response_bytes=1 << 20)
     head = (
@@ -204,13 +208,14 @@ class Shared:
         """Nothing is written."""
 
 
-@pytest.mark.parametrize("portion", [70_000, 1 << 21])
+@pytest.mark.parametrize("portion", [70_000, 1 << 22])
+@pytest.mark.parametrize("size", SIZES)
 def test_a_large_sealed_body_in_portions(
-    server: Server, token: str, portion: int
+    server: Server, token: str, size: int, portion: int
 ) -> None:
     with connect(server) as connection:
         for _ in range(2):  # the connection goes on
-            data, exchange = large(server, token)
+            data, exchange = large(server, token, size)
             for start in range(0, len(data), portion):
                 connection.sendall(data[start : start + portion])
                 time.sleep(0.01)
@@ -223,10 +228,16 @@ def test_a_large_sealed_body_in_portions(
             assert json.loads(bytes(inner.body))["model_name"] == "toy"
 
 
-def test_two_large_bodies_one_behind_the_other(server: Server, token: str) -> None:
-    (first, one), (second, two) = large(server, token), large(server, token)
+@pytest.mark.parametrize("size", SIZES)
+def test_two_large_bodies_one_behind_the_other(
+    server: Server, token: str, size: int
+) -> None:
+    """And a small request behind both: nothing is taken that belongs to the next."""
+    (first, one), (second, two) = (large(server, token, size) for _ in range(2))
+    ready = b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n"
     with connect(server) as connection:
-        sender = threading.Thread(target=connection.sendall, args=[first + second])
+        sent = [first + second + ready]
+        sender = threading.Thread(target=connection.sendall, args=sent)
         sender.start()
         shared = Shared(connection)
         for exchange in (one, two):
@@ -234,19 +245,43 @@ def test_two_large_bodies_one_behind_the_other(server: Server, token: str) -> No
             headers = dict(response.headers.items())
             answer = Answer(response.status, headers, response.read())
             assert exchange.finish(answer).status == 200
+        response = read_response(shared)
+        assert json.loads(response.read()) == {"ready": True}
         sender.join()
 
 
-def test_a_large_sealed_body_that_stops(hasty: Server, token: str) -> None:
-    data, _ = large(hasty, token)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_large_sealed_body_that_stops(hasty: Server, token: str, size: int) -> None:
+    data, _ = large(hasty, token, size)
     with connect(hasty) as connection:
-        connection.sendall(data[:300_000])
+        connection.sendall(data[: size * 2 // 3])
         received = answer(connection)
         assert received.startswith(b"HTTP/1.1 408 ")
     # What comes too late belongs to nothing.
     with connect(hasty) as connection:
-        connection.sendall(data[:300_000])
+        connection.sendall(data[: size * 2 // 3])
     assert httpx.get(f"{hasty.url}/v2/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_large_sealed_body_that_was_changed(
+    server: Server, token: str, size: int
+) -> None:
+    """It is refused when all of it is there, and the connection goes on."""
+    with connect(server) as connection:
+        for change in (True, False):
+            data, exchange = large(server, token, size)
+            if change:
+                data = data[:-1] + bytes([data[-1] ^ 1])
+            connection.sendall(data)
+            response = read_response(connection)
+            content = response.read()
+            if change:
+                assert response.status == 422
+                continue
+            headers = dict(response.headers.items())
+            answered = Answer(response.status, headers, content)
+            assert exchange.finish(answered).status == 200
 
 
 def test_who_is_refused_while_sending_gets_to_read_it(hasty: Server) -> None:
