@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from security.training.mechanism import poisson
 from security.training.noise import SystemRandomness
 from security.training.trainer import train_private
 
-__all__ = ["run"]
+__all__ = ["run", "steps"]
 
 ROUNDS = int(os.environ.get("SEALGATE_ROUNDS", "5"))
 THREADS = tuple(map(int, os.environ.get("SEALGATE_THREADS", "1,2").split(",")))
@@ -174,6 +175,15 @@ def run() -> None:
             rows.append((*name, own[0], *ratios[0], *ratios[1], own[1], *ratios[2]))
             print(" ".join(rows[-1]), file=sys.stderr, flush=True)
     table(header, rows)
+
+
+def steps() -> dict[str, Callable[[], object]]:
+    """Some steps of an MLP by ours, and by Opacus with its hooks, in this process."""
+    torch.set_num_threads(1)
+    return {
+        name: partial(SIDES[side], CASES[0], _Clock())
+        for name, side in (("ours", "ours"), ("Opacus", "hooks"))
+    }
 
 
 def _ratios(what: str) -> Iterator[str]:

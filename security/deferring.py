@@ -5,9 +5,9 @@ worker, the proxy of services in other languages, and with them aiohttp, rich, z
 pyparsing and jinja2: a fifth of a worker's memory, and a third of its start.
 
 What is imported inside of `deferring` gets a stand-in for each of these modules, or of
-others that are named, which imports the real one as soon as one of its names is called or looked into. Nothing is
-missing, then: what is used is there, only later. Whoever imports such a module
-afterwards gets the real one.
+others that are named, which imports the real one as soon as one of its names is called
+or looked into. Nothing is missing, then: what is used is there, only later. Whoever
+imports such a module afterwards gets the real one.
 """
 
 from __future__ import annotations

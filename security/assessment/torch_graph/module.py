@@ -107,6 +107,16 @@ class OnnxModule(nn.Module):
                 values.update(zip(outputs, result))
         return {name: values[name] for name in self.output_names}
 
+    def narrow(self, outputs: Sequence[str]) -> None:
+        """Compute only some of the values that were wanted, from now on."""
+        wanted, kept = set(outputs), []
+        for step in reversed(self._nodes):
+            _, inputs, made, _ = step
+            if wanted & set(made):
+                kept.append(step)
+                wanted.update(inputs)
+        self._nodes, self.output_names = kept[::-1], tuple(outputs)
+
     def _fold(self) -> None:
         """Compute once what depends on no input."""
         left = []

@@ -127,9 +127,14 @@ def _argmax(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
 
 
 def _isinf(inputs: Sequence[Any], attributes: _Attributes) -> Tensor:
-    positive = torch.isposinf(inputs[0]) & bool(attributes.get("detect_positive", 1))
-    negative = torch.isneginf(inputs[0]) & bool(attributes.get("detect_negative", 1))
-    return positive | negative
+    positive, negative = (
+        bool(attributes.get(f"detect_{sign}", 1)) for sign in ("positive", "negative")
+    )
+    if positive and negative:
+        return torch.isposinf(inputs[0]) | torch.isneginf(inputs[0])
+    if positive:
+        return torch.isposinf(inputs[0])
+    return torch.isneginf(inputs[0]) & negative
 
 
 def _logical(function: Callable[..., Tensor], hard: Callable[..., Tensor]) -> _Operator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -116,3 +118,23 @@ def test_arbitrary_files_only_raise_dataset_error(tmp_path_factory, suffix, data
         read_table(path.name, base=path.parent)
     except DatasetError:
         return
+
+
+def test_a_plain_table_is_read_without_pandas():
+    """Which pyarrow's own conversion to numpy imports, for a quarter of a second."""
+    code = (
+        "import sys, numpy as np\n"
+        "from models.data.readers import CsvFormat, _plain_columns\n"
+        "text = '1.5,a\\n-2e3,b\\n inf,c'.replace(' ', '')\n"
+        "number, name = _plain_columns(text, ['x', 'y'], CsvFormat())\n"
+        "print(number.floats().tolist(), np.asarray(name).tolist(), name.floats())\n"
+        "number.floats()[:] = 0.0\n"  # a copy that may be changed
+        "print('pandas' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    shown, imported = done.stdout.splitlines()
+    assert shown == "[1.5, -2000.0, inf] ['a', 'b', 'c'] None"
+    assert imported == "False"

@@ -93,10 +93,11 @@ class Ball:
 
     def step(self, points: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
         """One step of the gradient's direction."""
-        gradient = torch.where(self.high > self.low, gradient, 0.0)
         if self.norm == "linf":
             direction = gradient.sign()
         else:
+            # A column that cannot move has no part in the direction's length.
+            gradient = torch.where(self.high > self.low, gradient, 0.0)
             length = gradient.norm(dim=1, keepdim=True)
             direction = gradient / length.clamp_min(1e-12)
         return self.project(points + size * direction)

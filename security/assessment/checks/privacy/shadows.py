@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from security.assessment.checks.descent import Adam
+
 __all__ = ["ShadowRecipe", "Shadows", "random_halves", "train_shadows"]
 
 _STABILISER = 0.01  # of automatic clipping, as in training
@@ -122,7 +124,7 @@ class _Network:
         self, inputs: int, models: int, recipe: ShadowRecipe, random: torch.Generator
     ) -> None:
         widths = (inputs, *recipe.hidden, recipe.classes)
-        self._recipe, self._random, self._steps = recipe, random, 0
+        self._recipe, self._random = recipe, random
         self._weights: list[Tensor] = []
         for last, (fan_in, fan_out) in enumerate(pairwise(widths), 2 - len(widths)):
             bound = 0.0 if last == 0 else 1 / math.sqrt(fan_in)
@@ -130,7 +132,7 @@ class _Network:
                 drawn = torch.rand(shape, generator=random)
                 self._weights.append((2 * drawn - 1) * bound)
         self._speed = [torch.zeros_like(item) for item in self._weights]
-        self._square = [torch.zeros_like(item) for item in self._weights]
+        self._adam = Adam(self._weights, rate=recipe.learning_rate)
         self._mean = [item.clone() for item in self._weights]
 
     def step(
@@ -202,19 +204,12 @@ class _Network:
 
     def _update(self, gradients: list[Tensor]) -> None:
         recipe = self._recipe
-        self._steps += 1
-        for place, gradient in enumerate(gradients):
-            speed = self._speed[place]
-            if recipe.adam:
-                square = self._square[place]
-                speed.mul_(0.9).add_(gradient, alpha=0.1)
-                square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-                scale = (square / (1 - 0.999**self._steps)).sqrt() + 1e-8
-                change = speed / (1 - 0.9**self._steps) / scale
-            else:
+        if recipe.adam:
+            self._adam.step(gradients)
+        else:
+            for weight, speed, gradient in zip(self._weights, self._speed, gradients):
                 speed.mul_(recipe.momentum).add_(gradient)
-                change = speed
-            self._weights[place] = self._weights[place] - recipe.learning_rate * change
-            if recipe.ema:
-                mean = self._mean[place]
-                mean.mul_(recipe.ema).add_(self._weights[place], alpha=1 - recipe.ema)
+                weight.sub_(recipe.learning_rate * speed)
+        if recipe.ema:
+            for mean, weight in zip(self._mean, self._weights):
+                mean.mul_(recipe.ema).add_(weight, alpha=1 - recipe.ema)

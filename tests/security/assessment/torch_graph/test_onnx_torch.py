@@ -234,3 +234,27 @@ def test_refused(model, message):
 def test_refused_when_run(model, message):
     with pytest.raises(AssessmentError, match=message):
         OnnxModule(model)(torch.ones(1, 4))
+
+
+def test_a_graph_that_was_narrowed_runs_what_the_rest_needs():
+    model = make(
+        node("Relu", "x", output="hidden"),
+        node("Neg", "x", output="aside"),
+        node("Add", "hidden", "aside", output="sum"),
+        node("Exp", "sum"),
+    )
+    graph = OnnxModule(model, outputs=("y", "hidden", "sum"))
+    rows = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(2, 4)
+    whole = graph(rows)
+    graph.narrow(("hidden",))
+    assert list(graph(rows)) == ["hidden"]
+    assert torch.equal(graph(rows)["hidden"], whole["hidden"])
+    assert len(graph._nodes) == 1  # the others cost a step of every attack
+
+
+@pytest.mark.parametrize("signs", [{}, {"detect_negative": 0}, {"detect_positive": 0}])
+def test_infinities_by_sign(signs):
+    model = make(node("IsInf", "x", **signs), out=BOOL)
+    row = np.array([[np.inf, -np.inf, np.nan, 1.0]], f32)
+    (known,) = make_session(model).run(None, {"x": row})
+    assert OnnxModule(model)(torch.as_tensor(row))["y"].tolist() == known.tolist()
