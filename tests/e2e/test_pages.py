@@ -82,7 +82,7 @@ def serving(folder: Path, words: list[str]) -> Iterator[Client]:
     assert (program, command) == ("security", "serve")
     home = folder / ".sealgate"
     with (
-        serve(target, home, own=options, cwd=folder),
+        serve(target, home, own=options, cwd=folder, fresh=True),  # its CPU is counted
         Client.from_profile(home / "profile.json") as client,
     ):
         yield client

@@ -18,7 +18,6 @@ from tests.support.servers import ROOT, environment
 
 TELLING = (sys.executable, "-m", "tests.support.telling")
 OPTIONS = {"BENTOML_CONFIG_OPTIONS": "services.sealgate.workers=3"}
-BOTH = pytest.mark.parametrize("by", [warm.fork, warm.start_fresh])
 By = Callable[..., warm.Process]
 
 
@@ -75,6 +74,26 @@ def test_how_it_ends(tmp_path: Path, how: str, code: int, last: str) -> None:
         assert end.stdout.startswith("begun\n")
         assert end.stderr.rstrip("\n").rpartition("\n")[2] == last
     assert ("Traceback" in ends[0].stderr) == (how == "raise")
+
+
+@pytest.mark.parametrize("by", [warm.fork, warm.start_fresh])
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("-m", "security", "--version"), "security "),
+        (("-c", "import os, sys; print(os.getcwd(), sys.argv)"), "/ ['-c']"),
+        (("-c", "import os; print(os.environ['SEALGATE_HOME'])"), "/nowhere"),
+    ],
+)
+def test_what_it_executes(
+    tmp_path: Path, by: By, command: tuple[str, ...], said: str
+) -> None:
+    """In the same process, which a command of ours goes on in without a new start."""
+    end = ended(tmp_path, "become", *command, by=by)
+    assert end.returncode == 0, end.stderr
+    begun, line = end.stdout.splitlines()
+    assert begun == "begun"
+    assert said in line
 
 
 @pytest.fixture(params=[warm.fork, warm.start_fresh])

@@ -67,7 +67,7 @@ def test_a_folder_of_bundles_by_one_process(home: Path, tmp_path: Path) -> None:
     bundles = tmp_path / "bundles"
     shutil.copytree(home / "bundle", bundles / "toy")
     write_bundle(bundles / "second", keys(home), name="second")
-    with serve(str(bundles), home, own=options(home)) as server:
+    with serve(str(bundles), home, own=options(home), fresh=True) as server:
         assert children(server.pid) == []
         challenge = httpx.get(f"{server.url}/v2").headers["www-authenticate"]
         assert f'resource_metadata="{server.url}/.well-known/' in challenge
@@ -106,7 +106,7 @@ def test_a_bento_by_its_lock(home: Path) -> None:
 def test_several_workers(home: Path) -> None:
     own = (*options(home), "--workers", "2")
     with (
-        serve(str(home / "bundle"), home, own=own) as server,
+        serve(str(home / "bundle"), home, own=own, fresh=True) as server,
         Client.from_profile(home / "profile.json") as client,
     ):
         wait_for(lambda: len(children(server.pid)) == 2)

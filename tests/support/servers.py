@@ -51,7 +51,9 @@ def bentoml(*arguments: str, python: str = sys.executable) -> list[str]:
 
 def environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment, with the state of a deployment under ``home``."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SEALGATE_")}
+    # With an underscore: left there by parts of a server in this process.
+    ours = ("SEALGATE_", "_SEALGATE_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {
         **kept,
         "SEALGATE_HOME": str(home),

@@ -17,10 +17,10 @@ from pathlib import Path
 
 def main() -> None:
     """Tell, or end."""
-    ends = {"raise": _fail, "exit": lambda: sys.exit("said at the end"), "wait": _wait}
+    ends = {"raise": _fail, "exit": _exit, "wait": signal.pause, "become": _become}
     print("begun", flush=True)
     if sys.argv[1:2] and sys.argv[1] in ends:
-        ends[sys.argv[1]]()
+        ends[sys.argv[1]](*sys.argv[2:])
     print(json.dumps({"same": _same(), "own": _own()}))
 
 
@@ -61,8 +61,15 @@ def _fail() -> None:
     raise LookupError("nothing is here")
 
 
-def _wait() -> None:
-    signal.pause()
+def _exit() -> None:
+    sys.exit("said at the end")
+
+
+def _become(*arguments: str) -> None:
+    """Be another command, in another folder and with another variable."""
+    os.chdir("/")
+    variables = {**os.environ, "SEALGATE_HOME": "/nowhere"}
+    os.execve(sys.executable, [sys.executable, *arguments], variables)  # noqa: S606
 
 
 if __name__ == "__main__":

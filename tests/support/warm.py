@@ -17,6 +17,7 @@ What makes the copy as good as a new interpreter:
 4. The generators of `random` and OpenSSL seed themselves again after a fork; numpy's
    is seeded here.
 5. It ends as interpreters end: exit handlers, a traceback, its status or its signal.
+   What it would execute in its place is held to 2 and 3 again.
 
 Not for tests of the start itself, of imports and memory, or of what /proc says of a
 process: its name there, its pages and its parent are the warm process's.
@@ -255,8 +256,17 @@ def main() -> None:
     _import()
     request, streams = _serve(control)
     control.close()
-    command, cwd, variables = json.loads(request)
-    _become(command, cwd, variables, streams)
+    os.setsid()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.execve = _go_on  # type: ignore[assignment]
+    following = json.loads(request)
+    while True:
+        try:
+            return _become(*following)
+        except _Following as other:
+            following = other.args
 
 
 def _import() -> None:
@@ -313,17 +323,25 @@ def _descriptors(waiting: selectors.BaseSelector) -> list[int]:
     return [fd for end, _, status in others for fd in (end, status)]
 
 
-def _become(
-    command: list[str], cwd: str, variables: dict[str, str], streams: list[int]
-) -> None:
+class _Following(BaseException):
+    """The command, folder and variables that a command goes on as."""
+
+
+def _go_on(path: str, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    """What `os.execve` does, here too if it can: `security serve` ends in `service`."""
+    if fits(command, Path.cwd(), variables):
+        raise _Following([*command], str(Path.cwd()), {**variables})
+    _execve(path, command, variables)
+
+
+_execve = os.execve
+
+
+def _become(command: list[str], cwd: str, variables: dict[str, str]) -> None:
     """Be what a new interpreter with this command would be."""
     import bentoml
     import numpy as np
 
-    os.setsid()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(variables)
