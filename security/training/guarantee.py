@@ -271,7 +271,7 @@ def _claim(plan: Plan, second: float) -> float:
 
 
 def _renyi(plan: Plan) -> float | None:
-    if plan.group > 1 or plan.selection is not None:
+    if plan.group > 1 or plan.selection is not None or plan.exact:
         return None
     return accounting.epsilon_rdp(plan.mechanism, plan.mechanism_delta)
 

@@ -110,7 +110,7 @@ def _chart(
 
 
 def _corners(values: NDArray[Any], added: Floats) -> list[list[float]]:
-    """The ends of each step: two points where the curve jumps, none where it is flat."""
+    """The ends of each step: two points where it jumps, none where it is flat."""
     points = [[float(values[0]), float(added[0])]]
     for at in np.flatnonzero(np.diff(added)):
         ends = (at, at + 1)
