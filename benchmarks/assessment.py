@@ -23,8 +23,9 @@ from security.assessment.checks.evasion.check import EvasionCheck
 from security.assessment.engine.registry import check_of
 from security.assessment.engine.runner import run_units
 from security.assessment.engine.store import RunStore
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.torch_graph.module import OnnxModule
 from tests.support.scanned import digits, digits_cnn, digits_onnx
 

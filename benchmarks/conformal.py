@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.timing import alternate, table
 from models.conformal import Conformal, quantile, residuals
 from models.manifest import Tensor
-from models.output_policy import ALL_SCORES, OutputPolicy, Release
+from models.output_policy import ALL_SCORES, OutputPolicy
+from models.release import Release
 from models.sessions import make_session
 from sealgate.protocol.tensors import TensorSpec
 from security.assessment.calibration import BINS, noisy_quantile

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.timing import alternate, table
 from models.manifest import Tensor
-from models.output_policy import ALL_SCORES, OutputPolicy, Release
+from models.output_policy import ALL_SCORES, OutputPolicy
+from models.release import Release
 from sealgate.protocol.tensors import TensorSpec
 from tests.support import rooms
 from tests.support.bundles import manifest, onnx_model

@@ -5,6 +5,7 @@ files           bounded reads and atomic writes
 manifest        manifest.json: tensors, limits
 names           what names, versions and tags look like
 output_policy   what may leave of answers, and how much that tells
+release         outputs as a policy lets them leave
 conformal       quantiles that make intervals and sets of answers
 conforming      what they add to outputs, and where a model abstains
 report          evidence/<kind>.json: what was measured, on what, under which conditions

@@ -18,7 +18,8 @@ from models.conformal import Conformal
 from models.errors import ManifestError
 from models.explanations import DEFAULT, Explanations
 from models.names import NAME, VERSION
-from models.output_policy import ALL_SCORES, OutputPolicy, Release
+from models.output_policy import ALL_SCORES, OutputPolicy
+from models.release import Release
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
 from sealgate.protocol.tensors import DATATYPES, Array, TensorSpec

@@ -76,6 +76,7 @@ ALLOWED_SOURCES = (
     "models/manifest.py",
     "models/names.py",
     "models/output_policy.py",
+    "models/release.py",
     "models/report.py",
     "models/sessions.py",
     "models/shapley.py",

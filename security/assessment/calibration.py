@@ -36,8 +36,9 @@ from models.errors import ManifestError
 from models.manifest import Manifest, Tensor
 from models.output_policy import OutputPolicy, scores_left
 from sealgate.protocol.datatypes import DATATYPES
-from security.assessment.plan.context import Job, TargetSource, prepare
+from security.assessment.plan.context import Job, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import DataConfig
 from security.errors import AssessmentError
 from security.monitoring.guarantee import rho_of

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from models.manifest import Column
     from security.assessment.engine.run import Scan, ScanRequest
     from security.assessment.engine.runner import Progress
-    from security.assessment.plan.context import TargetSource
     from security.assessment.plan.options import Options
+    from security.assessment.plan.source import TargetSource
     from security.assessment.targets.dataconfig import DataConfig
 
 __all__ = ["add_parser", "run"]
@@ -272,7 +272,7 @@ def _predicted(args: argparse.Namespace, config: DataConfig) -> ScanRequest:
     path: Path = args.predictions
     holdout = file_predictions(path, config)
     from security.assessment.engine.run import ScanRequest  # noqa: PLC0415  (as above)
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+    from security.assessment.plan.source import TargetSource  # noqa: PLC0415
 
     return ScanRequest(
         source=TargetSource("predictions", path.name),
@@ -320,7 +320,7 @@ def _read(args: argparse.Namespace) -> Bundle | bytes | None:
 
 def _source(args: argparse.Namespace, found: Bundle | bytes | None) -> TargetSource:
     from models.bundle import MODEL_FILE, Bundle  # noqa: PLC0415
-    from security.assessment.plan.context import TargetSource  # noqa: PLC0415
+    from security.assessment.plan.source import TargetSource  # noqa: PLC0415
 
     if found is None:
         return TargetSource(

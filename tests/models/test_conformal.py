@@ -17,7 +17,8 @@ from models import conformal
 from models.conformal import Conformal
 from models.errors import ManifestError
 from models.manifest import Manifest, Tensor
-from models.output_policy import ALL_SCORES, OutputPolicy, Release
+from models.output_policy import ALL_SCORES, OutputPolicy
+from models.release import Release
 from sealgate.protocol.tensors import TensorSpec
 from tests.support import bundles
 

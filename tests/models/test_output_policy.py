@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from models.errors import ManifestError
 from models.manifest import Manifest, Tensor
-from models.output_policy import ALL_SCORES, OutputPolicy, Release, scores_left
+from models.output_policy import ALL_SCORES, OutputPolicy, scores_left
+from models.release import Release
 from sealgate.protocol.datatypes import BFLOAT16, narrow, numbers
 from sealgate.protocol.tensors import TensorSpec
 from tests.support import bundles

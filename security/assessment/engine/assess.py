@@ -28,9 +28,9 @@ from models.errors import BundleError
 from models.files import write_atomic
 from models.report import Condition, Metric, Report
 from security.assessment.engine.run import Scan, ScanRequest, run_scan
-from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import Options
 from security.assessment.plan.rows import class_indices
+from security.assessment.plan.source import TargetSource
 from security.assessment.results.result import CheckResult, ScanFinding
 from security.assessment.targets.dataconfig import DataConfig
 from security.errors import AssessmentError, HostileModel

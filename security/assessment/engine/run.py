@@ -40,8 +40,9 @@ from security.assessment.engine.registry import (
 from security.assessment.engine.runner import Progress, run_units
 from security.assessment.engine.store import RunStore
 from security.assessment.plan.checks import Outcome, ScanCheck, Unit
-from security.assessment.plan.context import Context, Job, TargetSource, prepare
+from security.assessment.plan.context import Context, Job, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.results.report import ScanReport, target_facts
 from security.assessment.results.result import CheckResult
 from security.assessment.targets.dataconfig import DataConfig

@@ -9,8 +9,8 @@ import pytest
 
 from models.data.held_out import Holdout
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.results import intervals
 from security.assessment.targets.dataconfig import ColumnRules, DataConfig
 from security.commands import main

@@ -11,8 +11,9 @@ from onnx import TensorProto, helper
 
 from models.data.held_out import Holdout
 from security.assessment.checks.evasion.check import EvasionCheck
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import PROFILES, Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import DataConfig, parse_data_config
 from tests.support.scanned import (
     INT64,

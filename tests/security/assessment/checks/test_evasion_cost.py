@@ -14,8 +14,9 @@ from security.assessment.checks.evasion.smoothing import (
     SmoothingCheck,
     certified_radius,
 )
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import PROFILES, Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import DataConfig, parse_data_config
 from security.assessment.targets.space import build_space
 from tests.support.scanned import linear_onnx

@@ -19,8 +19,9 @@ from torch import nn
 
 from models.data.held_out import Holdout
 from security.assessment.checks.evasion.check import EvasionCheck
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import DataConfig
 from tests.support.exact import Forest, ReluNet, distance
 from tests.support.scanned import digits, fit

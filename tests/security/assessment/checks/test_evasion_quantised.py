@@ -17,8 +17,9 @@ from onnxruntime.quantization import (
 
 from models.data.held_out import Holdout
 from security.assessment.checks.evasion.check import EvasionCheck
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.target import OnnxTarget
 from tests.support.scanned import digits, digits_cnn, to_onnx
 

@@ -11,8 +11,8 @@ from models.export import export_onnx
 from security.assessment.checks.privacy.answers import learned_scores
 from security.assessment.checks.privacy.curves import roc_point
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from tests.support import trained
 from tests.support.networks import tabular_classifier
 

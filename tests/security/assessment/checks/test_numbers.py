@@ -21,8 +21,8 @@ from models.data.held_out import Holdout
 from models.sessions import make_session
 from security.assessment.checks.numbers.shadows import Trees, trees_of
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import PROFILES, Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import ColumnRules, DataConfig
 from security.commands import main
 from tests.conftest import toy_settings

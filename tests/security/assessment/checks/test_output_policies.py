@@ -21,8 +21,9 @@ from security.assessment.checks.privacy.left import chances_left, shadow_logits
 from security.assessment.checks.privacy.shadows import Shadows
 from security.assessment.engine.assess import OPTIONS, AssessRequest, assess_bundle
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.answers import Answers
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.errors import AssessmentError

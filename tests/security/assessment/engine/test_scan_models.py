@@ -15,8 +15,9 @@ from models.data.held_out import Holdout
 from models.sessions import make_session
 from security.assessment.checks.evasion.cascade import white_box_of
 from security.assessment.checks.evasion.check import EvasionCheck
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import PROFILES, Options
+from security.assessment.plan.source import TargetSource
 from security.commands import main
 from tests.security.assessment.checks.test_evasion import (
     LABELS,

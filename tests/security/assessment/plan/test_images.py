@@ -14,7 +14,7 @@ from security.assessment.checks.evasion.plan import default_radius
 from security.assessment.checks.evasion.square import Search, square
 from security.assessment.checks.poisoning import trigger_check
 from security.assessment.plan.checks import Unit
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.images import (
     Layout,
     change_pictures,
@@ -23,6 +23,7 @@ from security.assessment.plan.images import (
     picture,
 )
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from tests.support.scanned import digits, to_onnx
 
 # Digits, and the same in colours: channels that differ.

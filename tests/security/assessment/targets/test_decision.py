@@ -11,9 +11,10 @@ from onnx import TensorProto
 
 from models.data.held_out import Holdout
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import TargetSource, prepare
+from security.assessment.plan.context import prepare
 from security.assessment.plan.options import PROFILES, Options
 from security.assessment.plan.rows import class_indices
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.decision import Stated, parse_decision, settle
 from security.assessment.targets.declared import declared_outputs
 from security.errors import AssessmentError

@@ -8,8 +8,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 
 from models.data.held_out import Holdout
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import TargetSource
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.space import build_space
 from tests.support.scanned import DOUBLE, FLOAT, linear_onnx
 
