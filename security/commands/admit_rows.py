@@ -116,11 +116,8 @@ def _again(
         space_digest,
     )
     from security.assessment.checks.evasion.plan import bearable  # noqa: PLC0415
-    from security.assessment.plan.context import (  # noqa: PLC0415
-        Context,
-        TargetSource,
-        prepare,
-    )
+    from security.assessment.plan.context import Context, prepare  # noqa: PLC0415
+    from security.assessment.plan.source import TargetSource  # noqa: PLC0415
 
     radii = _radii(report, names)
     options = _options(report, tuple(radii.values()), rows.decision)

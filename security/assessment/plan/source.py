@@ -12,6 +12,7 @@ from security.assessment.targets.journal import Journal
 from security.assessment.targets.predictions import NoTarget
 from security.assessment.targets.remote import RemoteLimits, RemoteTarget
 from security.assessment.targets.target import OnnxTarget, Target
+from security.errors import AssessmentError
 
 __all__ = ["TargetSource"]
 
