@@ -90,6 +90,19 @@ RECIPES = {
         folder="adult",
         reference=PUBLIC,
     ),
+    # Absolute: there is no training without privacy to compare with.
+    "adult ebm": Recipe(
+        "adult_ebm.toml",
+        {1.0: {}, 3.0: {}, 8.0: {}},
+        (0.842, 0.845, 0.845),
+        folder="adult",
+    ),
+    "credit ebm": Recipe(
+        "credit_ebm.toml",
+        {1.0: {}, 3.0: {}, 8.0: {}},
+        (0.80, 0.81, 0.81),
+        folder="credit-default",
+    ),
     "fashion": Recipe(
         "fashion_mnist.toml",
         {
