@@ -55,6 +55,7 @@ _MAY_DIFFER = (
     "BENTOML_HOME",
     "BENTOML_CONFIG_OPTIONS",
     "PYTEST_",
+    "KMP_",  # set by importing scikit-learn; read by OpenMP, which is not loaded
 )
 # All of `service` but these is imported, and:
 _NOT = ("service.app", "service.__main__")
