@@ -113,6 +113,11 @@ PLANTED = {
         "security/batch/writing.py",
         "import security.batch.work",
     ),
+    "rooms of bounds": (
+        "security/bounds/values.py",
+        "import security.bounds.proofs",
+    ),
+    "bounds need onnx and numpy alone": ("security/bounds/crown.py", "import torch"),
     "rooms of inspection": (
         "security/inspection/findings.py",
         "import security.inspection.structure",
