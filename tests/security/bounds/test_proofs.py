@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -41,23 +42,22 @@ def served(model, rows, output="scores"):
     session = make_session(model)
     given = session.get_inputs()[0]
     shape = [-1, *(s for s in given.shape[1:] if isinstance(s, int))]
-    return session.run([output], {given.name: rows.astype(np.float32).reshape(shape)})[
-        0
-    ]
+    asked = rows.astype(np.float32).reshape(shape)
+    return session.run([output], {given.name: asked})[0]
 
 
 def random_net(seed, sizes):
     torch.manual_seed(seed)
     layers = []
-    for before, after in zip(sizes, sizes[1:]):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.ReLU()]
         layers[-2].weight.data *= 2.0
     return nn.Sequential(*layers[:-1])
 
 
-def attacked(model, low, high, labels, value, shape, seed=0):
-    """Rows that gradient descent, corners and random points turn, as they are served."""
-    torch.manual_seed(seed)
+def attacked(model, low, high, labels, value):
+    """Rows that gradient descent from several points turns, as they are served."""
+    torch.manual_seed(0)
     module = OnnxModule(model, outputs=[value])
     a, b = torch.as_tensor(low), torch.as_tensor(high)
     own = torch.as_tensor(labels)[:, None]
@@ -66,7 +66,7 @@ def attacked(model, low, high, labels, value, shape, seed=0):
         x = a + (b - a) * (0.5 if start == 0 else torch.rand_like(a))
         for step in range(40):
             x = x.detach().requires_grad_(True)
-            z = module(x.reshape(-1, *shape))[value]
+            z = module(x)[value]
             lead = z.gather(1, own)[:, 0] - z.scatter(1, own, -torch.inf).amax(1)
             (grad,) = torch.autograd.grad(lead.sum(), x)
             x = x - grad.sign() * (b - a) * 0.5 * 0.9**step
@@ -92,7 +92,7 @@ def test_no_certified_row_breaks_and_values_stay_in_their_bounds(seed) -> None:
         low, high = np.maximum(rows - radius, 0), np.minimum(rows + radius, 1)
         proved = margins(graph, rule, low, high, labels).proved
         assert not (proved & ~before).any()
-        broken = attacked(model, low, high, labels, rule.value, [sizes[0]], seed)
+        broken = attacked(model, low, high, labels, rule.value)
         assert not (proved & broken).any()
         before = proved
         least, most = bounds(graph, rule.value, low, high)
@@ -225,15 +225,14 @@ def recipe(name):
 def test_no_certified_row_of_a_recipe_breaks(name) -> None:
     model, held, shape = recipe(name)
     graph, rule = rule_of(model, "probabilities", "label")
-    rows = held.features.reshape(len(held), -1)[:150].astype(np.float64)
+    rows = held.features.reshape(len(held), -1)[:60].astype(np.float64)
     _, labels = run_onnx(model, rows.reshape(-1, *shape))
     span = np.ptp(held.features.reshape(len(held), -1), axis=0)
     shares = []
     for radius in (0.001, 0.02, 0.1):
         low, high = rows - radius * span, rows + radius * span
         proved = margins(graph, rule, low, high, labels).proved
-        value = "probabilities"
-        broken = _turned(model, low, high, labels, value, shape)
+        broken = turned(model, shape, (low, high), labels)
         assert not (proved & broken).any()
         # A linear network behind preprocessing that rises: nothing is between.
         assert (proved | broken).mean() > 0.97
@@ -241,28 +240,27 @@ def test_no_certified_row_of_a_recipe_breaks(name) -> None:
     assert shares[0] > 0.5 > shares[-1] or shares[0] > shares[-1]
 
 
-def _turned(model, low, high, labels, value, shape):
+def turned(model, shape, box, labels):
     """Rows that the worst corner of a model of rising columns turns, as served."""
-    del value
+    low, high = box
+    graph, rule = rule_of(model, "probabilities", "label")
     broken = np.zeros(len(low), dtype=bool)
     width = low.shape[1]
     for row in range(len(low)):
         tried = np.repeat(low[row][None], width + 1, axis=0)
         tried[np.arange(width), np.arange(width)] = high[row]
-        graph, rule = rule_of(model, "probabilities", "label")
         z = points(graph, rule.value, tried)
         effect = z[:width] - z[width]
-        for other in range(z.shape[1]):
-            lead = effect[:, labels[row]] - effect[:, other]
-            corner = np.where(lead > 0, low[row], high[row])[None]
-            sent = np.clip(corner.astype(np.float32), low[row], high[row])
-            _, answered = run_onnx(model, sent.reshape(-1, *shape))
-            broken[row] |= bool((answered != labels[row]).any())
+        lead = effect[:, labels[row]][:, None] - effect
+        corner = np.where(lead.T > 0, low[row], high[row])
+        sent = np.clip(corner.astype(np.float32), low[row], high[row])
+        _, answered = run_onnx(model, sent.reshape(-1, *shape))
+        broken[row] = (answered != labels[row]).any()
     return broken
 
 
 def test_what_is_missing_constant_or_beyond_the_range() -> None:
-    """Of the exported preprocessing: NaN stays NaN, and nothing is proved of nothing."""
+    """Exported preprocessing has an answer for each, and so have bounds."""
     model, held, _ = recipe("breast_cancer")
     graph, rule = rule_of(model, "probabilities", "label")
     rows = held.features[:40].astype(np.float64)
@@ -319,7 +317,6 @@ def test_a_model_that_is_too_large_is_refused_before_it_is_bounded() -> None:
     [
         ("iris_mlp_pytorch", "output", 4),
         ("mnist_logreg_sklearn", "output_probability", 784),
-        ("iris_logreg_sklearn", "probabilities", 4),
     ],
 )
 def test_models_of_other_exporters(file, output, width) -> None:
