@@ -95,6 +95,45 @@ def test_images_through_the_chain(folder: Path) -> None:
     assert "halves" in (folder / "out" / "MODEL_CARD.md").read_text()
 
 
+HARDENED = """
+[adversarial]
+method = "pgd"
+radius = 0.02
+steps = 2
+certified = true
+"""
+
+
+@pytest.mark.slow
+def test_a_convolution_trained_for_certificates_is_admitted_with_them(
+    folder: Path, tmp_path: Path
+) -> None:
+    """The setting stands in the evidence, and most rows can be proved."""
+    write_images(tmp_path / "images.npz")
+    text = CONFIG.replace('"cnn"', '"plain-cnn"') + HARDENED
+    (tmp_path / "c.toml").write_text(text)
+    chain, out = Chain(tmp_path / "home", folder / "policy.toml"), tmp_path / "out"
+    assert chain.command("train", tmp_path / "c.toml", "--out", out) == 0
+    assert chain.command("assess", out, "--config", tmp_path / "c.toml") in (0, 1)
+    bundle = read_bundle(out)
+    stated = bundle.report("provenance").details["config"]["adversarial"]
+    assert (stated["certified"], stated["certified_weight"]) == (True, 0.5)
+    robust = bundle.report("robustness").metrics
+    proved, attacked = (
+        robust[f"{kind}_accuracy_linf"].value for kind in ("verified", "robust")
+    )
+    assert 0.7 < proved <= attacked
+    chain.admit(out, "trainer", "assessor")
+
+
+def test_a_network_without_bounds_spends_nothing(folder: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "images.npz")
+    (tmp_path / "c.toml").write_text(CONFIG + HARDENED)
+    chain, out = Chain(tmp_path / "home", folder / "policy.toml"), tmp_path / "out"
+    assert chain.command("train", tmp_path / "c.toml", "--out", out) == 2
+    assert not out.exists()
+
+
 def test_images_of_another_shape_are_refused(folder: Path) -> None:
     train, holdout = load_split(load_config(folder / "c.toml"))
     assert isinstance(holdout, ImageDataset)
