@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipes import EXAMPLES, SHARED, Changes, changed
+from benchmarks.recipes import EXAMPLES, FOLDERS, SHARED, Changes, changed
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
 from models.files import write_atomic
@@ -97,8 +97,9 @@ class Row:
         measure: "accuracy", or "RMSE" of a predicted number.
         quality: on held-out rows.
         radius: of the next two, as a share of each range.
-        verified: share of rows that no attack can turn, proven.
-        attacked: share that none of ours turned.
+        verified: share of rows that no attack can turn, proven; of a number, how far
+            an attack can move an answer at most, proven.
+        attacked: share that none of ours turned; of a number, how far one moved it.
         membership: AUC of the best attack.
         train_s, assess_s: CPU of both, with children.
         missing: why a figure is missing, by its name.
@@ -145,6 +146,7 @@ DATA: Mapping[str, Data] = {
             Variant("MLP-32, not private", "adult.toml", _public(32, 600, 0.5)),
             Variant("linear, DP-SGD", "adult.toml"),
             Variant("MLP-32, DP-SGD", "adult.toml", _mlp(32, norm=1.0, rate=4.0)),
+            Variant("DP-EBM", "adult_ebm.toml"),
         ),
     ),
     "credit": Data(
@@ -157,6 +159,11 @@ DATA: Mapping[str, Data] = {
             ),
             Variant("linear, DP-SGD", "credit_default.toml"),
             Variant("MLP-32, DP-SGD", "credit_default.toml", _mlp(32, rate=4.0)),
+            Variant(
+                "DP-EBM",
+                "credit_ebm.toml",
+                {"data": {"split_key": "sealgate-recipe"}},  # the others' rows
+            ),
         ),
     ),
     "digits": Data(
@@ -207,6 +214,18 @@ DATA: Mapping[str, Data] = {
                     "optimizer": {"learning_rate": 4.0},
                 },
             ),
+        ),
+    ),
+    "bikes": Data(
+        "Bike sharing: hourly rentals, 0 to 1000",
+        "bike-sharing",
+        0.02,
+        (
+            Variant(
+                "MLP-64, not private", "bike_sharing_mlp.toml", _public(64, 1500, 0.5)
+            ),
+            Variant("linear, DP-SGD", "bike_sharing.toml"),
+            Variant("MLP-64, DP-SGD", "bike_sharing_mlp.toml"),
         ),
     ),
 }
@@ -288,7 +307,8 @@ def configuration(data: Data, item: Variant) -> TrainingConfig:
     """A variant's configuration, which finds its data."""
     config = changed(load_config(EXAMPLES / item.file), item.changes)
     if config.data.source.startswith("python:"):
-        os.environ.setdefault("FASHION_MNIST", str(SHARED / "fashion-mnist"))
+        for folder, variable in FOLDERS.items():
+            os.environ.setdefault(variable, str(SHARED / folder))
         return config
     return replace(config, _base=SHARED / data.folder)
 
@@ -313,14 +333,15 @@ def row_of(
     epsilon = metrics["privacy"].get("epsilon")
     robustness = metrics["robustness"]
     radius = robustness.get("radius")
-    attacked = "stable_share" if number else "robust_accuracy"
+    verified = "largest_change_bound" if number else "verified_accuracy"
+    attacked = "largest_change" if number else "robust_accuracy"
     return Row(
         *names,
         epsilon=None if epsilon is None else epsilon.value,
         measure="RMSE" if number else "accuracy",
         quality=_figure(metrics["quality"]["rmse" if number else "accuracy"]),
         radius=0.0 if radius is None else radius.value,
-        verified=_optional(robustness.get("verified_accuracy")),
+        verified=_optional(robustness.get(verified)),
         attacked=_optional(robustness.get(attacked)),
         membership=_optional(metrics["membership"].get("auc")),
         train_s=round(took[0], 1),
@@ -398,30 +419,40 @@ def markdown(rows: Sequence[Row]) -> str:
 _COLUMNS: Mapping[str, Callable[[Row], str]] = {
     "model": lambda row: row.model,
     "epsilon": lambda row: _NONE if row.epsilon is None else f"{row.epsilon:.2f}",
-    "{measure}": lambda row: _ranged(row.quality, row.measure == "RMSE"),
-    "verified at {radius:g}": lambda row: _plain(row.verified),
-    "attacked": lambda row: _plain(row.attacked),
-    "membership AUC": lambda row: _ranged(row.membership, few=False),
+    "{measure}": lambda row: _ranged(row.quality, row),
+    "{verified} at {radius:g}": lambda row: _plain(row.verified, row),
+    "{attacked}": lambda row: _plain(row.attacked, row),
+    "membership AUC": lambda row: _ranged(row.membership),
     "CPU, train + assess": lambda row: f"{row.train_s:.0f} + {row.assess_s:.0f} s",
+}
+_TITLES: Mapping[str, Mapping[str, str]] = {
+    "accuracy": {"verified": "verified", "attacked": "attacked"},
+    "RMSE": {"verified": "moves at most", "attacked": "was moved by"},
 }
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
-    head = [title.format(**vars(rows[0])) for title in _COLUMNS]
+    said = {**vars(rows[0]), **_TITLES[rows[0].measure]}
+    head = [title.format(**said) for title in _COLUMNS]
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
         yield "| " + " | ".join(cell(row) for cell in _COLUMNS.values()) + " |"
 
 
-def _plain(figure: Figure | None) -> str:
-    return _NONE if figure is None else f"{figure.value:.3f}"
+def _plain(figure: Figure | None, row: Row) -> str:
+    return _NONE if figure is None else f"{figure.value:.{_digits(row)}f}"
 
 
-def _ranged(figure: Figure | None, few: bool) -> str:
+def _digits(row: Row | None) -> int:
+    """Decimals: a share has three, a number in its own unit one."""
+    return 1 if row is not None and row.measure == "RMSE" else 3
+
+
+def _ranged(figure: Figure | None, row: Row | None = None) -> str:
     if figure is None:
         return _NONE
-    digits = 1 if few else 3
+    digits = _digits(row)
     text = f"{figure.value:.{digits}f}"
     if figure.low is None or figure.high is None:
         return text
