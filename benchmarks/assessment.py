@@ -4,6 +4,7 @@ The digits network of the tests; L-infinity 0.1 and L2 0.5. Seconds of processor
 one thread, which a busy machine disturbs less than a clock.
 """
 
+import functools
 import statistics
 import time
 import warnings
@@ -12,13 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from benchmarks import privacy_attacks
 from benchmarks.timing import alternate, table
 from models.data.held_out import Holdout
 from security.assessment.art_library import art
 from security.assessment.checks.evasion.cascade import white_box_of
+from security.assessment.checks.evasion.certified import prover_of
 from security.assessment.checks.evasion.check import EvasionCheck
 from security.assessment.engine.registry import check_of
 from security.assessment.engine.runner import run_units
@@ -26,10 +30,14 @@ from security.assessment.engine.store import RunStore
 from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import Options
 from security.assessment.plan.source import TargetSource
+from security.assessment.targets.dataconfig import DataConfig
 from security.assessment.torch_graph.module import OnnxModule
-from tests.support.scanned import digits, digits_cnn, digits_onnx
+from tests.support.scanned import digits, digits_cnn, digits_onnx, fit, to_onnx
 
 RADIUS = 0.1
+# Certified and attacked: rows, radii, hidden layers.
+CERTIFIED_ROWS, CERTIFIED_RADII = 400, (0.01, 0.02, 0.05)
+CERTIFIED_HIDDEN = ((64,), (64, 64), (256, 256, 256))
 QUICK_ROWS, THOROUGH_ROWS = 500, 100
 
 
@@ -39,6 +47,7 @@ def run() -> None:
     _against_autoattack()
     _interpreter()
     _processes()
+    _certificates()
     privacy_attacks.run()
 
 
@@ -143,3 +152,45 @@ def _processes() -> None:
                 seconds[jobs] = time.monotonic() - began
         ratios.append(seconds[1] / seconds[2])
     print(f"\ntwo processes against one, wall: {statistics.median(ratios):.2f}")
+
+
+def _perceptron(hidden: tuple[int, ...]) -> bytes:
+    torch.manual_seed(0)
+    x, y, _, _ = digits()
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = 64
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.ReLU()]
+        width = size
+    net = nn.Sequential(*layers, nn.Linear(width, 10))
+    return to_onnx(fit(net, x, y, epochs=20, rate=1e-3), (1, 8, 8))
+
+
+def _certificates() -> None:
+    """What is proved beside what the quick profile leaves standing, of one ball."""
+    rows = [row for hidden in CERTIFIED_HIDDEN for row in _certified(hidden)]
+    table(("hidden", "radius", "certified", "attacked", "between", "s"), rows)
+
+
+def _certified(hidden: tuple[int, ...]) -> list[tuple[str, ...]]:
+    _, _, x, y = digits()
+    held = Holdout("digits", x[:CERTIFIED_ROWS], y[:CERTIFIED_ROWS])
+    options = Options(radius_linf=CERTIFIED_RADII, checks=("evasion",), norms=("linf",))
+    source = TargetSource("onnx", "digits", _perceptron(hidden))
+    job, target = prepare(source, held, options, DataConfig(low=0.0, high=1.0))
+    context, check = Context(job, target), EvasionCheck()
+    outcomes = {u.key: check.run(u, context) for u in check.units(context)}
+    pairs = check.conclude(context, outcomes).public["certificate"]["by_radius"]
+    both = {pair["radius"]: pair["interval"] for pair in pairs}
+    prover, every = prover_of(job), np.arange(CERTIFIED_ROWS)
+    rows = []
+    for radius in CERTIFIED_RADII:
+        prove = functools.partial(prover.proved, every, (radius,))
+        seconds, _ = _measured(prove)
+        certified, attacked = both[radius]
+        figures = (certified, attacked, attacked - certified)
+        shown = [f"{figure:.4f}" for figure in figures]
+        rows.append(
+            ("x".join(map(str, hidden)), f"{radius:g}", *shown, f"{seconds:.2f}")
+        )
+    return rows
