@@ -54,8 +54,8 @@ def _column(term: Any, columns: Mapping[str, Column]) -> Column | None:
 
 
 def _intercept(stated: Mapping[str, Any]) -> str:
-    value = stated.get("intercept")
-    return number(value) if _is_number(value) else "a constant"
+    found = _numbers([stated.get("intercept")])
+    return number(found[0]) if found else "a constant"
 
 
 def _curve(term: Mapping[str, Any], column: Column) -> tuple[float, list[str]] | None:
