@@ -118,6 +118,9 @@ def _for_all(old: Policy, new: Policy) -> Found:
     modes = old.verdict_signatures, new.verdict_signatures
     yield from _signatures(*modes, "verdict: signatures")
     yield from _stamps(old.verdict_timestamps, new.verdict_timestamps, "verdict")
+    for kind in sorted({*old.verdict_recomputed} ^ {*new.verdict_recomputed}):
+        effect = "stricter" if kind in new.verdict_recomputed else "looser"
+        yield effect, f"verdict: recomputed: {kind}"
     before, after = old.waivers, new.waivers
     yield from _signatures(before.signatures, after.signatures, "waivers: signatures")
     yield from _stamps(before.timestamps, after.timestamps, "waivers")

@@ -192,6 +192,7 @@ def _lenient(policy: Policy) -> Policy:
         signatures="any",
         verdict_signatures="any",
         verdict_timestamps=False,
+        verdict_recomputed=(),
     )
 
 

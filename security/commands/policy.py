@@ -129,6 +129,8 @@ def explain(policy: Policy, model: str | None = None) -> Iterator[str]:
         f"The verdict: {signed}, {_stamped(policy.verdict_timestamps)}"
         f"no older than {_days(policy.verdict_max_age.days)}."
     )
+    for kind in policy.verdict_recomputed:
+        yield f"What {kind} claims is proved must have been recomputed from its rows."
     yield _waivers(policy)
 
 
