@@ -382,7 +382,7 @@ def against(config: TrainingConfig, module: Classifier) -> dict[str, Any]:
     """
     chosen, objective = config.adversarial, objective_of(config)
     if chosen is None:
-        return {"objective": objective}
+        return {"objective": objective} if config.predicts_number else {}
     low, high = module.input_bounds()
     adversary = Adversary(
         chosen.method,

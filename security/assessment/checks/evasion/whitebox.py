@@ -208,6 +208,7 @@ class _Scores(nn.Module):
     low: Tensor
     scale: Tensor
     high: Tensor
+    codes: Tensor
 
     def __init__(
         self, context: Context, graph: OnnxModule, value: str, dtype: torch.dtype
@@ -221,6 +222,12 @@ class _Scores(nn.Module):
             array = torch.as_tensor(getattr(space, name), dtype=dtype)
             self.register_buffer(name, array)
         self._plain = bool((space.low == 0).all() and (space.scale == 1).all())
+        codes = [
+            rule.kind == "category" and all(v.is_integer() for v in rule.values)
+            for rule in space.rules
+        ]
+        self._coded = any(codes)
+        self.register_buffer("codes", torch.tensor(codes))
         threshold = self._reading.threshold
         squashed = value == self._reading.output
         if not squashed and self._reading.form == "probabilities":
@@ -231,6 +238,8 @@ class _Scores(nn.Module):
         """``(n, d)``, or any shape that flattens to it, to ``(n, classes)``."""
         z = z.reshape(len(z), -1)
         raw = z if self._plain else self.low + z * self.scale
+        if self._coded:  # scaling there and back leaves a code beside itself
+            raw = torch.where(self.codes, torch.round(raw), raw)
         if self._table:
             raw = self._inside(raw)
         value = self._graph(raw.reshape(len(z), *self._shape))[self._value]
