@@ -1,7 +1,7 @@
 """Commands that are forked from a process which has imported what servers import.
 
-A new interpreter spends more than a second on imports before `python -m service` or
-`python -m bentoml serve` does anything of its own. Here one process for all tests of a
+A new interpreter spends more than a second on imports before `python -m service` does
+anything of its own. Here one process for all tests of a
 worker imports them, and a copy of it goes on as the command: the module is run as
 `__main__`, with the command's arguments, variables, folder and streams.
 
@@ -13,7 +13,8 @@ What makes the copy as good as a new interpreter:
 2. A variable that imports or the interpreter have read may not differ. Only those in
    `_MAY_DIFFER` do; BentoML reads its own once more.
 3. A folder with sources of its own, a Bento's, gets a new interpreter. So does every
-   other command, and a platform without what this needs.
+   other command, and a platform without what this needs. Of them `bentoml serve`: it
+   silences all loggers that exist when it begins, and ours do not exist there yet.
 4. The generators of `random` and OpenSSL seed themselves again after a fork; numpy's
    is seeded here.
 5. It ends as interpreters end: exit handlers, a traceback, its status or its signal.
@@ -47,8 +48,6 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 _OURS = ("security", "service")
-# A Bento has a `service.app` of its own.
-_BY_BENTOML = ["serve", "service.app:Sealgate"]
 _SOURCES = ("models", "sealgate", "security", "service")
 _MAY_DIFFER = (
     "SEALGATE_",
@@ -61,10 +60,7 @@ _MAY_DIFFER = (
 _NOT = ("service.app", "service.__main__")
 _IMPORTS = (
     "_bentoml_impl.server.app",
-    "_bentoml_impl.server.serving",
     "_bentoml_impl.worker.service",
-    "bentoml_cli.cli",
-    "circus.arbiter",
     "httptools",
     "security.admission.hooks",
     "security.commands.options",
@@ -213,12 +209,11 @@ def fits(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> bool:
     """Whether the warm process can become this command."""
     if not hasattr(os, "pidfd_open"):
         return False
-    python, flag, module, *arguments = command
+    python, flag, module, *_ = command
     if (python, flag) != (sys.executable, "-m"):
         return False
     own = cwd.resolve() != ROOT and any((cwd / name).exists() for name in _SOURCES)
-    known = arguments[:2] == _BY_BENTOML if module == "bentoml" else module in _OURS
-    return known and not own and _lasting(env) == _lasting(_VARIABLES)
+    return module in _OURS and not own and _lasting(env) == _lasting(_VARIABLES)
 
 
 def _lasting(variables: Mapping[str, str]) -> dict[str, str]:
