@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from scipy.optimize import Bounds, LinearConstraint, milp
+
+from models.sessions import make_session
 
 OPSET = 17
 
@@ -152,11 +153,7 @@ def width_of(layers: list[Layer], width: int) -> int:
 
 def served(model: bytes, rows: np.ndarray) -> np.ndarray:
     """What onnxruntime answers, in single precision."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
-    )
+    session = make_session(model)
     return session.run(["y"], {"x": np.asarray(rows, np.float32)})[0]
 
 

@@ -19,9 +19,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
+from models.sessions import make_session
 from security.bounds.files import read_graph
 from security.bounds.proofs import bounds
 from tests.interop.verifiers.vnnlib import asked, cases_of, halves
@@ -73,7 +73,7 @@ def decide(model: bytes, question: str) -> str:
 
 def _decided(model: bytes, case) -> str:
     graph = read_graph(asked(model, case.weights))
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = make_session(model)
     low, high, whole = case.low[None], case.high[None], case.high - case.low
     boxes = 0
     while len(low):
