@@ -30,7 +30,8 @@ boosted         its training: planned, booked whole, done in one piece
 additive_report what the evidence says of it
 trainer         one training: sampling, clipping, noise, with its seams
 loop            its steps: schedule, averages, monitors, where it stands
-bundle          export, manifest and the three reports
+exporting       to ONNX, compared with the network
+bundle          manifest and the three reports
 session         one training: planned, booked, kept, shown
 ledger          what all trainings on one data set have spent, with a cap
 entries         trainings as the ledger holds them, and which share their data

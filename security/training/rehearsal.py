@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from security.training import accounting, bundle
+from security.training import accounting, exporting
 from security.training.boosted import additive_plan, try_out
 from security.training.config_sections import TrainingConfig
 from security.training.examples import Examples
@@ -78,7 +78,7 @@ def rehearse(config: TrainingConfig, progress: Progress, *, ledger: Ledger) -> N
         line = ""
     began = time.monotonic()
     job.network.module.to("cpu")
-    compared = bundle.export(job.network, job.holdout)
+    compared = exporting.export(job.network, job.holdout)
     progress("export", 1.0, f"works: ONNX, {len(compared.model)} bytes")
     around += time.monotonic() - began
     line = line or _time_line(config, step_s, timed, around)

@@ -18,7 +18,7 @@ from models.architectures import NetworkSpec
 from models.data.datasets import AnyDataset
 from models.errors import BundleError
 from security.errors import TrainingError
-from security.training import bundle
+from security.training import bundle, exporting
 from security.training.boosted import run_boosted
 from security.training.bundle import Private, Training
 from security.training.config_sections import TrainingConfig
@@ -161,7 +161,7 @@ def _write(job: Job, private: Private | None) -> None:
     network.module.to("cpu")
     shape = tuple(job.examples.inputs.shape[1:])
     check_trained(network.module.body, NetworkSpec(shape, len(job.train.classes)))
-    compared = bundle.export(network, job.holdout)
+    compared = exporting.export(network, job.holdout)
     worst = compared.worst.line()
     job.progress("export", 1.0, f"ONNX, {len(compared.model)} bytes, {worst}")
     training = Training(

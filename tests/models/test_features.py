@@ -16,7 +16,7 @@ from models.export import IMAGES, exported, recorded, run_onnx
 from models.features import FEATURE_MAPS, Scattering, feature_shape
 from models.manifest import Column
 from security.errors import TrainingError
-from security.training import bundle
+from security.training import exporting
 from security.training.config import load_config, parse_config
 from security.training.data import load_split
 from security.training.network import Network, build_classifier
@@ -150,6 +150,6 @@ def test_the_tolerance_is_wider_for_fixed_features_alone():
         body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(width, 2))
         module = ImageClassifier((0, 255), mean=0, std=1, body=body, features=features)
         network = Network(module, recorded(module, (1, 12, 12)), rules=None, seed=0)
-        compared = bundle.export(network, held)
+        compared = exporting.export(network, held)
         assert compared.most == most
         assert compared.worst.max_abs_difference <= most
