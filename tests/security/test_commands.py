@@ -37,7 +37,7 @@ COMMANDS = (
     "models", "retrain", "canaries", "init", "check", "package", "serve", "agreement",
     "promote", "reference", "monitor", "feedback", "outputs", "mlflow",
     "push", "pull", "image", "batch", "timestamp", "trust", "tpm", "witness",
-    "upgrade-evidence",
+    "upgrade-evidence", "calibrate",
 )  # fmt: skip
 
 
