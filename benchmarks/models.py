@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.peers.report import canvas
 from benchmarks.recipes import EXAMPLES, FOLDERS, SHARED, Changes, changed
 from models.bundle import Bundle, read_bundle
 from models.errors import BundleError
@@ -33,10 +34,23 @@ from security.training.data import load_split
 from security.training.ledger import Ledger
 from security.training.run import train_bundle
 
-__all__ = ["FIGURES", "PAGE", "Row", "load", "main", "markdown", "run", "written"]
+__all__ = [
+    "FIGURES",
+    "PAGE",
+    "Figure",
+    "Row",
+    "load",
+    "main",
+    "markdown",
+    "plot",
+    "run",
+    "save",
+    "written",
+]
 
 FIGURES = Path(__file__).with_name("models.json")
 PAGE = EXAMPLES.parent / "docs" / "comparison.md"
+PLOT = PAGE.with_suffix(".svg")
 FORMAT = 1
 MAX_BYTES = 1 << 20
 _TABLES = re.compile(r"(?<=<!-- models -->\n).*?(?=\n<!-- end models -->)", re.DOTALL)
@@ -249,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.file == FIGURES:
         text = PAGE.read_text(encoding="utf-8")
         write_atomic(PAGE, written(text, rows).encode())
+        plot(rows, PLOT)
     print(markdown(rows))
 
 
@@ -457,3 +472,40 @@ def _ranged(figure: Figure | None, row: Row | None = None) -> str:
     if figure.low is None or figure.high is None:
         return text
     return f"{text} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Of classifiers: accuracy, and what of it is proved and unbroken under attack."""
+    shown = [row for row in rows if row.measure == "accuracy"]
+    names = [name for name in DATA if any(row.data == name for row in shown)]
+    heights = [sum(row.data == name for row in shown) for name in names]
+    with canvas() as plt:
+        figure, axes = plt.subplots(
+            len(names),
+            1,
+            figsize=(7.6, 0.27 * sum(heights) + 0.75 * len(names)),
+            height_ratios=heights,
+            squeeze=False,
+        )
+        for axis, name in zip(axes[:, 0], names):
+            _marks(axis, [row for row in shown if row.data == name], DATA[name])
+        figure.tight_layout()
+        figure.savefig(path, transparent=True, metadata={"Date": None})
+        plt.close(figure)
+
+
+def _marks(axis: Any, rows: Sequence[Row], data: Data) -> None:
+    """A model a line: a bar up to what is proved, a stroke where attacks end, a dot."""
+    for place, row in enumerate(reversed(rows)):
+        if row.verified is not None:
+            axis.barh(place, row.verified.value, color="#2b9348", height=0.55)
+        if row.attacked is not None:
+            axis.plot(row.attacked.value, place, "|", color="#d6483f", ms=11, mew=2)
+        axis.plot(row.quality.value, place, "o", color="#2f7fd6", ms=5)
+    axis.set_yticks(range(len(rows)), [row.model for row in reversed(rows)])
+    axis.set_ylim(-0.6, len(rows) - 0.4)
+    axis.set_xlim(0.0, 1.0)
+    axis.set_title(f"{data.title}, L∞ {data.radius:g}", loc="left", fontsize=9)
+    axis.tick_params(left=False)
+    for side in ("top", "right", "left"):
+        axis.spines[side].set_visible(False)
