@@ -6,6 +6,7 @@ the same bytes after it are not. What each gets, and what is recorded, must be t
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import time
