@@ -99,7 +99,7 @@ def test_both_forms_of_a_weight_are_drawn(monkeypatch):
     for seed in range(12):
         body, batch = drawn_network(seed)
         make_method(body, "bookkeeping").clipped_sums(batch, Clipping(0.7))
-    assert seen == {"_Held", "_Products"}
+    assert seen == {"Held", "_Products"}
 
 
 def test_places_that_cancel_are_not_taken_for_short():
