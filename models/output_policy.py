@@ -60,6 +60,11 @@ class OutputPolicy:
         """Whether attributions may leave."""
         return self.explanations and not self.withholds
 
+    @property
+    def tells_sets(self) -> bool:
+        """Whether sets of classes may leave: every score does, if only rounded."""
+        return self.top_k is None and not self.label_only
+
     def __str__(self) -> str:
         """For people, and in evidence; other policies have other texts.
 
