@@ -111,7 +111,8 @@ class OutputPolicy:
         for name in ("label_only", "abstain"):
             if getattr(self, name):
                 value[name] = True
-        if not self.explanations and not self.withholds:
+        # Kept beside `abstain`, which is taken back without a word of explanations.
+        if not self.explanations and (self.abstain or not self.withholds):
             value["explanations"] = False
         return value
 

@@ -125,9 +125,7 @@ def run(args: argparse.Namespace) -> int:
         print("no intervals or sets any more")
         return 0
     if args.abstain:
-        values = policy.to_object() | {"abstain": True}
-        values.pop("explanations", None)
-        policy = OutputPolicy(**values)
+        policy = replace(policy, abstain=True)
     kept_reports(bundle)  # before a budget is spent on what would be refused
     with Stages():
         made = _calibrated(args, bundle, policy)

@@ -382,12 +382,15 @@ def test_a_private_quantile_is_booked_and_no_smaller(
     assert chain.command("outputs", bundle, "--decimals", "2") == 0
     assert "calibrate on answers of these decimals" in capsys.readouterr().out
     assert manifest(chain).conformal is None
+    assert chain.command("outputs", bundle, "--no-explanations") == 0
     abstaining = "--epsilon", "2", "--abstain"
     assert chain.command("calibrate", *rows_of(chain, *abstaining)) == 0
     assert manifest(chain).output_policy.abstain
     assert chain.command("calibrate", bundle, "--remove") == 0
     assert manifest(chain).conformal is None
     assert not manifest(chain).output_policy.abstain
+    # What was forbidden before is not allowed by taking sets back.
+    assert not manifest(chain).output_policy.explains
 
 
 def test_nothing_is_booked_for_what_could_not_be_served(

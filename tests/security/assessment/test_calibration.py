@@ -218,7 +218,7 @@ def test_attackers_learn_nothing_of_what_is_not_answered(policy: OutputPolicy) -
     own = replace(OWN, quantile=0.7)
     given = Answers(SCORES, SCORES.argmax(axis=1))
     left = chances_left(policy, given, "probabilities", own)
-    # Of all scores the set leaves, too: its classes are alike, and no other is possible.
+    # Where scores leave the set does: its classes are alike, no other is possible.
     first = [1 / 2, 1 / 2, 0] if policy.tells_sets else [1 / 3] * 3
     assert left[0] == pytest.approx(first, abs=1e-9)
     assert left[2] == pytest.approx(1 / 3)
