@@ -84,6 +84,8 @@ class Conformal:
         epsilon, delta: what the quantile costs of its rows' privacy; None where it is
             not private.
         waiver: then, why it need not be.
+        decisions: "places" where whole numbers that decide count classes from 0, though
+            these have numbers for names; None where they say the names.
     """
 
     output: str
@@ -98,6 +100,7 @@ class Conformal:
     epsilon: float | None = None
     delta: float | None = None
     waiver: str | None = None
+    decisions: str | None = None
 
     @property
     def of_classes(self) -> bool:
@@ -227,8 +230,9 @@ _MEMBERS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda item: isinstance(item, str) and 1 <= len(item) <= MAX_REASON,
         f"1 to {MAX_REASON} characters",
     ),
+    "decisions": (lambda item: item == "places", '"places"'),
 }
-_OPTIONAL = {"decimals", "epsilon", "delta", "waiver"}
+_OPTIONAL = {"decimals", "decisions", "epsilon", "delta", "waiver"}
 _FLOATS = {"coverage", "quantile", "split_share", "epsilon", "delta"}
 
 

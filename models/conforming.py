@@ -7,6 +7,7 @@ and where that is not one class, scores and decision of the row do not leave.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -78,7 +79,7 @@ class Conforming:
         self._said = {
             item.spec.name: said
             for item in outputs
-            if (said := _said_of(item, self._output.labels)) is not None
+            if (said := _said_of(item, self._output.labels, conformal)) is not None
         }
         self.deciding = tuple(self._said)
 
@@ -106,11 +107,20 @@ class Conforming:
             decided: of each output in `deciding`, what it gave.
         """
         inside = self.conformal.sets(scores)
-        hidden = np.asarray(inside.sum(axis=-1) != 1)
-        best = inside.argmax(axis=-1)
+        alone = np.asarray(inside.sum(axis=-1) == 1)
+        return ~(alone & self.agreeing(inside.argmax(axis=-1), decided))
+
+    def agreeing(self, classes: NDArray[Any], decided: Mapping[str, Array]) -> Mask:
+        """Rows whose every decision is for a class ``(n,)``.
+
+        Args:
+            classes: places ``(n,)``.
+            decided: as of `abstaining`.
+        """
+        result = np.ones(len(classes), np.bool_)
         for name, given in decided.items():
-            hidden |= given.reshape(len(hidden)) != self._said[name][best]
-        return hidden
+            result &= given.reshape(len(classes)) == self._said[name][classes]
+        return result
 
 
 def withheld_rows(array: Array, hidden: Mask, *, decision: bool) -> Array:
@@ -143,7 +153,9 @@ def _check(conformal: Conformal, output: Output) -> None:
         raise ManifestError(f"conformal.scale: {name!r} has no number above 0")
 
 
-def _said_of(output: Output, labels: Sequence[str]) -> NDArray[Any] | None:
+def _said_of(
+    output: Output, labels: Sequence[str], conformal: Conformal
+) -> NDArray[Any] | None:
     """What an output says of each class, where it says which one is decided."""
     spec = output.spec
     one = spec.shape[:1] == (-1,) and all(size == 1 for size in spec.shape[1:])
@@ -151,10 +163,10 @@ def _said_of(output: Output, labels: Sequence[str]) -> NDArray[Any] | None:
         return None
     if spec.datatype == "BYTES":
         return np.array(labels, dtype=object)
-    try:
-        numbers = [int(label) for label in labels]
-    except ValueError:
-        numbers = list(range(len(labels)))
+    numbers = list(range(len(labels)))
+    if conformal.decisions is None:
+        with contextlib.suppress(ValueError):
+            numbers = [int(label) for label in labels]
     return None if _NONE in numbers else np.array(numbers)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from models.conformal import Conformal
+from models.conforming import Conforming
 from models.errors import ManifestError
 from models.explanations import DEFAULT, Explanations
 from models.names import NAME, VERSION
@@ -158,6 +159,12 @@ class Manifest:
         return Release(
             self.output_policy, self.outputs, self.conformal, explaining=parts
         )
+
+    @property
+    def conforming(self) -> Conforming | None:
+        """Its outputs, as its quantile widens them; None where it has none."""
+        known = self.conformal
+        return None if known is None else Conforming(known, self.outputs)
 
     @property
     def served(self) -> tuple[Tensor, ...]:

@@ -60,6 +60,11 @@ class OutputPolicy:
         """Whether attributions may leave."""
         return self.explanations and not self.withholds
 
+    @property
+    def tells_sets(self) -> bool:
+        """Whether sets of classes may leave: every score does, if only rounded."""
+        return self.top_k is None and not self.label_only
+
     def __str__(self) -> str:
         """For people, and in evidence; other policies have other texts.
 
@@ -106,7 +111,8 @@ class OutputPolicy:
         for name in ("label_only", "abstain"):
             if getattr(self, name):
                 value[name] = True
-        if not self.explanations and not self.withholds:
+        # Kept beside `abstain`, which is taken back without a word of explanations.
+        if not self.explanations and (self.abstain or not self.withholds):
             value["explanations"] = False
         return value
 

@@ -96,8 +96,7 @@ class Release:
             return ()
         if known.conformal.of_classes:
             # Of a few scores, or none, the set would tell what is not among them.
-            whole = self.policy.top_k is None and not self.policy.label_only
-            return known.specs if whole else ()
+            return known.specs if self.policy.tells_sets else ()
         if known.conformal.output not in self.names:
             raise ManifestError(f"conformal: {known.conformal.output!r} does not leave")
         return known.specs

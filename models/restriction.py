@@ -29,7 +29,7 @@ from models.manifest import Manifest, Tensor
 from models.output_policy import OutputPolicy
 from models.report import KINDS
 
-__all__ = ["restrict"]
+__all__ = ["kept_reports", "restrict"]
 
 _MEASURED = ("fairness", "membership", "quality", "robustness", "structure")
 
@@ -85,16 +85,11 @@ def restrict(
     )
     if manifest == old:
         return before
-    if before.sealed:
-        raise BundleError("the model is sealed: its reports are about sealed bytes")
+    kept = kept_reports(before)
     changed = manifest.to_json()
     Manifest.from_json(changed)
     gone = {MODEL_CARD_FILE, BOM_FILE, MODEL_SIGNATURE_FILE}
     gone |= {report_file(kind) for kind in _MEASURED}
-    kept = [k for k in KINDS if k not in _MEASURED and report_file(k) in before.files]
-    for kind in kept:
-        if before.report(kind).subject != before.subject:
-            raise BundleError(f"{kind} report is about another model")
     for name in sorted(before.files):
         if name in gone or name.startswith("attestations/"):
             (folder / name).unlink()
@@ -104,3 +99,18 @@ def restrict(
         report = replace(before.report(kind), subject=subject)
         write_atomic(folder / report_file(kind), report.to_json())
     return read_bundle(folder)
+
+
+def kept_reports(bundle: Bundle) -> list[str]:
+    """Kinds of the reports that a bundle keeps when its manifest changes.
+
+    Raises:
+        BundleError: it cannot change: its model is sealed, or a report is about another.
+    """
+    if bundle.sealed:
+        raise BundleError("the model is sealed: its reports are about sealed bytes")
+    kept = [k for k in KINDS if k not in _MEASURED and report_file(k) in bundle.files]
+    for kind in kept:
+        if bundle.report(kind).subject != bundle.subject:
+            raise BundleError(f"{kind} report is about another model")
+    return kept

@@ -132,7 +132,8 @@ def named_outputs(
 ) -> dict[str, Any]:
     """A table of the input's columns and the answer's: labels have their names.
 
-    Scores have a column per label. A column of the answer whose name the input has
+    Scores have a column per label, a set of classes one per label that ends in
+    ``_set``. A column of the answer whose name the input has
     too, a ``label`` that is known say, is called ``predicted_label``.
 
     Raises:
@@ -140,7 +141,8 @@ def named_outputs(
     """
     table: dict[str, Any] = dict(columns)
     labels = _labels(metadata)
-    known = [names for names in labels.values() if names]
+    # A set of classes has the names of its scores: they are the same classes.
+    known = [names for names, _ in _named(metadata).values() if names]
     rows = {len(values) for values in table.values()}
     for name, array in outputs.items():
         flat = array.reshape(len(array) if array.ndim else 1, -1)
@@ -236,9 +238,27 @@ def _plain(value: Any) -> Any:
 
 
 def _labels(metadata: Mapping[str, Any]) -> dict[str, Sequence[str]]:
-    return {
+    """Heads of columns by output: names of classes; of a set's, others than scores'."""
+    named = _named(metadata)
+    sets = {one: [f"{name}_set" for name in own] for own, one in named.values() if one}
+    return {name: own for name, (own, _) in named.items()} | sets
+
+
+def _named(metadata: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], str]]:
+    """Names of classes by output, without sets of classes; and what has its sets."""
+    every = {
         tensor["name"]: tensor.get("parameters", {}).get("labels") or ()
         for tensor in metadata["outputs"]
+    }
+    sets = {
+        name: one
+        for name, names in every.items()
+        if names and every.get(one := f"{name}_set") == names
+    }
+    return {
+        name: (names, sets.get(name, ""))
+        for name, names in every.items()
+        if name not in sets.values()
     }
 
 

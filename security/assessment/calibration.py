@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.conformal import (
-    CLASS_SCALES,
     NUMBER_SCALES,
     Conformal,
     class_scores,
@@ -36,10 +35,12 @@ from models.errors import ManifestError
 from models.manifest import Manifest, Tensor
 from models.output_policy import OutputPolicy, scores_left
 from sealgate.protocol.datatypes import DATATYPES
+from sealgate.protocol.tensors import Array
 from security.assessment.plan.context import Job, prepare
 from security.assessment.plan.options import Options
 from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import DataConfig
+from security.assessment.targets.target import OnnxTarget, Target
 from security.errors import AssessmentError
 from security.monitoring.guarantee import rho_of
 from security.monitoring.noise import rounded_gaussian
@@ -52,6 +53,7 @@ __all__ = [
     "evaluated_rows",
     "left_answers",
     "noisy_quantile",
+    "values_of",
 ]
 
 Floats = NDArray[np.float64]
@@ -78,6 +80,7 @@ class Wanted:
             it, and scores are counted within it.
         epsilon, delta: what the quantile may cost; None for one that is not private.
         waiver: why it need not be.
+        policy: that the bundle shall have with it; None for its own.
     """
 
     coverage: float = 0.9
@@ -89,6 +92,7 @@ class Wanted:
     epsilon: float | None = None
     delta: float = 1e-6
     waiver: str = ""
+    policy: OutputPolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class Calibration:
         answer: the output, with what the manifest has to say of it.
         left: rows that are left to measure coverage on.
         owners: rows of other rows' owners that were left out.
-        abstained: of the calibrating rows, the share whose set is not one class; None
-            of numbers.
+        abstained: of the calibrating rows, the share that a model gives no answer to
+            which abstains; None of numbers.
     """
 
     conformal: Conformal
@@ -134,7 +138,8 @@ def calibrate(
     Raises:
         AssessmentError: the rows do not fit the model, or its answers are no numbers
             and no named scores.
-        ManifestError: too few rows for the coverage, or for the noise.
+        ManifestError: too few rows for the coverage, or for the noise; or the model
+            cannot have such sets or intervals, or abstain by them.
     """
     if not (0 < wanted.coverage < 1 and 0 < wanted.share < 1):
         raise AssessmentError("coverage and share are above 0 and below 1")
@@ -159,6 +164,10 @@ def calibrate(
         decimals=bundle.manifest.output_policy.decimals,
     )
     given = left_answers(job, answer, bundle.manifest.output_policy)
+    # Before anything is booked: a budget is not spent on what nobody could serve.
+    served = _served(bundle.manifest, made, answer, wanted.policy)
+    decided = {} if job.reading.number else values_of(job, target, served)
+    made = replace(made, decisions=_decisions(served, given, decided))
     scores = _scores(made, given[kept], job.labels[kept], answer.bounds)
     found = _found(made, scores, wanted, answer.bounds, book)
     return Calibration(
@@ -166,8 +175,62 @@ def calibrate(
         answer,
         left=int((~mask).sum()),
         owners=int(mask.sum() - kept.sum()),
-        abstained=_abstained(found, given[kept]),
+        abstained=_abstained(
+            replace(served, conformal=found),
+            given[kept],
+            {name: item[kept] for name, item in decided.items()},
+        ),
     )
+
+
+def values_of(job: Job, target: Target, served: Manifest) -> dict[str, Array]:
+    """What whole numbers and texts beside scores say of a job's rows, by output."""
+    known = served.conforming
+    if known is None or not isinstance(target, OnnxTarget) or not known.deciding:
+        return {}
+    found = target.outputs(job.rows, list(known.deciding))
+    return {name: np.asarray(found[name]).reshape(-1) for name in known.deciding}
+
+
+def _served(
+    manifest: Manifest, made: Conformal, answer: Tensor, policy: OutputPolicy | None
+) -> Manifest:
+    """A manifest with a quantile, of whatever size.
+
+    Raises:
+        ManifestError: there can be none.
+    """
+    own = answer.spec.name
+    outputs = tuple(answer if o.spec.name == own else o for o in manifest.outputs)
+    policy = manifest.output_policy if policy is None else policy
+    served = replace(manifest, outputs=outputs, conformal=made, output_policy=policy)
+    _ = served.release
+    return served
+
+
+def _decisions(
+    served: Manifest, given: NDArray[np.generic], decided: Mapping[str, Array]
+) -> str | None:
+    """Whether decisions are places of classes, or names.
+
+    Raises:
+        AssessmentError: they are never for the highest score's class by either.
+    """
+    if not decided or served.conformal is None:
+        return None
+    best, shares = given.argmax(axis=1), {}
+    for said in (None, "places"):
+        own = replace(served, conformal=replace(served.conformal, decisions=said))
+        if own.conforming is not None and own.conforming.deciding == (*decided,):
+            shares[said] = own.conforming.agreeing(best, decided).mean()
+    found = max(shares, key=lambda said: shares[said])
+    if served.output_policy.abstain and not shares[found]:
+        names = ", ".join(map(repr, decided))
+        raise AssessmentError(
+            f"decisions ({names}) are never for the class with the highest score: no "
+            "row would be answered"
+        )
+    return found
 
 
 def row_bytes(job: Job) -> list[bytes]:
@@ -385,7 +448,10 @@ def noisy_quantile(counts: Floats, sigma: float, coverage: float) -> int:
     return int(enough[0])
 
 
-def _abstained(made: Conformal, given: NDArray[np.generic]) -> float | None:
-    if made.scale not in CLASS_SCALES:
+def _abstained(
+    served: Manifest, given: NDArray[np.generic], decided: Mapping[str, Array]
+) -> float | None:
+    known = served.conforming
+    if known is None or not known.conformal.of_classes:
         return None
-    return float((made.sets(given).sum(axis=1) != 1).mean())
+    return float(known.abstaining(given, decided).mean())

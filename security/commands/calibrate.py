@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from models.bundle import Bundle, read_bundle
 from models.output_policy import OutputPolicy
-from models.restriction import restrict
+from models.restriction import kept_reports, restrict
 from security.commands.options import Subparsers
 from security.commands.rows import add_data_config, data_config, file_rows
 from security.commands.stages import Stages
@@ -125,24 +125,27 @@ def run(args: argparse.Namespace) -> int:
         print("no intervals or sets any more")
         return 0
     if args.abstain:
-        values = policy.to_object() | {"abstain": True}
-        values.pop("explanations", None)
-        policy = OutputPolicy(**values)
+        policy = replace(policy, abstain=True)
+    kept_reports(bundle)  # before a budget is spent on what would be refused
     with Stages():
-        made = _calibrated(args, bundle)
+        made = _calibrated(args, bundle, policy)
     manifest = restrict(
         args.bundle, policy, conformal=made.conformal, answer=made.answer
     ).manifest
     for line in _lines(made, manifest.release.names):
         print(line)
+    if any(name.startswith("attestations/") for name in bundle.files):
+        print(f"{'signatures':<12}none any more: assess and sign again")
     return 0
 
 
-def _calibrated(args: argparse.Namespace, bundle: Bundle) -> Calibration:
+def _calibrated(
+    args: argparse.Namespace, bundle: Bundle, policy: OutputPolicy
+) -> Calibration:
     # Torch takes seconds to import; `--help` and every other command go without.
     from security.assessment.calibration import calibrate  # noqa: PLC0415
 
-    wanted, config = _wanted(args), data_config(args)
+    wanted, config = replace(_wanted(args), policy=policy), data_config(args)
     if args.config is not None:
         return _of_training(args, bundle, wanted, config)
     if wanted.epsilon is None and not wanted.waiver:
@@ -270,5 +273,8 @@ def _lines(made: Calibration, names: list[str]) -> list[str]:
     if made.owners:
         lines.append(f"{'owners':<12}{made.owners} further rows of theirs left out")
     if made.abstained is not None:
-        lines.append(f"{'not one':<12}{made.abstained:.1%} of sets are not one class")
+        lines.append(
+            f"{'not one':<12}{made.abstained:.1%} of rows: their set is not one class, "
+            "or not the decided one"
+        )
     return lines

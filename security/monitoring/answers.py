@@ -268,8 +268,10 @@ class Answers:
         numbers = {name: at for at, name in enumerate(self.groups)}
         label = np.array([item[0] for item in found], np.int64)
         came = np.array([item in labels for item in ids], np.bool_)
-        inside = came & (label & _INSIDE > 0)
-        label = np.where(came, label & ~_INSIDE, label)
+        # Of up to 250 classes that bit is a class's own where no coverage is counted.
+        flag = _INSIDE if self.coverage else 0
+        inside = came & (label & flag > 0)
+        label = np.where(came, label & ~flag, label)
         group = np.array([numbers.get(item[1], -1) for item in found], np.int64)
         answered, bins = events[:, 0].astype(np.int64), events[:, 1]
         outcome = (label != answered) if self.labels else label

@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 
 from models.bundle import read_bundle
 from models.manifest import Manifest
 from models.report import Report
+from models.restriction import restrict
+from models.sessions import make_session
 from sealgate import Client, Ticketed
 from sealgate.protocol import binary_tensors
 from tests.conftest import check_security
@@ -218,6 +221,24 @@ def clouds(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (centres[y] + random.normal(0, 0.9, (count, 2))).astype(np.float32), y
 
 
+def network(first: int) -> bytes:
+    """The same without names of classes; its decisions count them from a number."""
+    x, y = clouds(600, 1)
+    fitted = LogisticRegression().fit(x, y)
+    made = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["probabilities"], axis=1),
+        helper.make_node("ArgMax", ["scores"], ["place"], axis=1, keepdims=0),
+        helper.make_node("Add", ["place", "first"], ["label"]),
+    ]
+    values = {
+        "w": fitted.coef_.T.astype(np.float32),
+        "b": fitted.intercept_.astype(np.float32),
+        "first": np.array(first),
+    }
+    return whole(made, [numpy_helper.from_array(v, k) for k, v in values.items()])
+
+
 def classifier() -> bytes:
     x, y = clouds(600, 1)
     fitted = LogisticRegression().fit(x, y)
@@ -232,19 +253,24 @@ def classifier() -> bytes:
         multi_class=1,
         post_transform="SOFTMAX",
     )
+    return whole([made], [])
+
+
+def whole(nodes: list[Any], values: list[Any]) -> bytes:
     made_of = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [made],
+        nodes,
         "clouds",
         [made_of("x", TensorProto.FLOAT, ["n", 2])],
         [
             made_of("label", TensorProto.INT64, ["n"]),
             made_of("probabilities", TensorProto.FLOAT, ["n", 3]),
         ],
+        values,
     )
     sets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    whole = helper.make_model(graph, opset_imports=sets, ir_version=8)
-    return bytes(whole.SerializeToString())
+    model = helper.make_model(graph, opset_imports=sets, ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +322,11 @@ def test_it_answers_where_one_class_is_left(classes: Chain) -> None:
     # Attributions add up to a score, which does not leave.
     assert explained.status_code in (403, 404, 409, 422), explained.text
     assert "attributions" not in explained.text
+
+
+def name_classes(chain: Chain, *names: str) -> None:
+    scores = next(o for o in manifest(chain).outputs if o.spec.name == "probabilities")
+    restrict(chain.home / "bundle", answer=replace(scores, labels=names))
 
 
 # What is refused, by the commands.
@@ -351,9 +382,103 @@ def test_a_private_quantile_is_booked_and_no_smaller(
     assert chain.command("outputs", bundle, "--decimals", "2") == 0
     assert "calibrate on answers of these decimals" in capsys.readouterr().out
     assert manifest(chain).conformal is None
+    assert chain.command("outputs", bundle, "--no-explanations") == 0
     abstaining = "--epsilon", "2", "--abstain"
     assert chain.command("calibrate", *rows_of(chain, *abstaining)) == 0
     assert manifest(chain).output_policy.abstain
     assert chain.command("calibrate", bundle, "--remove") == 0
     assert manifest(chain).conformal is None
     assert not manifest(chain).output_policy.abstain
+    # What was forbidden before is not allowed by taking sets back.
+    assert not manifest(chain).output_policy.explains
+
+
+def test_nothing_is_booked_for_what_could_not_be_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y, years = bikes.hours()
+    x, y = x[years == 0], y[years == 0]
+    model, names = bikes.model(x[:500], y[:500]), list(bikes.NAMES)
+    chain = chain_of(tmp_path / "home", "bikes", model, names)
+    write(chain.home / "rows.csv", names, x[500:1500], y[500:1500])
+    private = "--epsilon", "2", "--range", "0", "1000", "--decision", "number"
+    before = (chain.home / "bundle" / "manifest.json").read_bytes()
+    assert chain.command("calibrate", *rows_of(chain, *private, "--abstain")) == 1
+    assert "no `conformal` for classes" in capsys.readouterr().err
+    assert (chain.home / "bundle" / "manifest.json").read_bytes() == before
+    assert chain.command("ledger", "show") == 0
+    assert "epsilon" not in capsys.readouterr().out
+    report = chain.home / "bundle" / "evidence" / "provenance.json"
+    own = report.read_bytes()
+    report.write_bytes(own.replace(b'"version":"1.0.0"', b'"version":"1.0.1"'))
+    assert chain.command("calibrate", *rows_of(chain, *private)) == 1
+    assert "about another model" in capsys.readouterr().err
+    report.write_bytes(own)
+    assert chain.command("ledger", "show") == 0
+    assert "epsilon" not in capsys.readouterr().out
+    assert chain.command("calibrate", *rows_of(chain, *private)) == 0
+    capsys.readouterr()
+    assert chain.command("ledger", "show") == 0
+    assert "epsilon 2" in capsys.readouterr().out
+
+
+def test_decisions_may_count_classes_that_have_numbers_for_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = chain_of(tmp_path / "home", "clouds", network(0), NAMES)
+    x, y = clouds(1000, 4)
+    write(chain.home / "rows.csv", NAMES, x, y + 1)
+    name_classes(chain, "1", "2", "3")
+    classes = 'label = "truth"\nclasses = ["1", "2", "3"]\n'
+    (chain.home / "d.toml").write_text(classes)
+    read = "--decision", "scores"
+    more = *read, "--not-private", "drawn by a generator", "--abstain"
+    assert chain.command("calibrate", *rows_of(chain, *more)) == 0
+    own = manifest(chain).conformal
+    assert own is not None
+    assert own.decisions == "places"
+    session = make_session((chain.home / "bundle" / "model.onnx").read_bytes())
+    release = manifest(chain).release
+    sources = release.sources(release.names)
+    given = dict(zip(sources, session.run(sources, {"x": x})))
+    told = dict(zip(release.names, release.answer(release.names, given)))
+    answered = told["probabilities_set"].sum(axis=1) == 1
+    assert 0.1 < answered.mean() < 0.95
+    assert (told["label"] == np.where(answered, given["label"], -1)).all()
+    # What is stated is what is served.
+    assert chain.command("assess", *rows_of(chain, *read)) == 0
+    stated = quality(chain).metrics["abstention"].value
+    assert stated == pytest.approx(1 - answered.mean(), abs=0.1)
+
+
+def test_a_decision_that_is_never_the_best_class_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = chain_of(tmp_path / "home", "clouds", network(7), NAMES)
+    write(chain.home / "rows.csv", NAMES, *clouds(1000, 4))
+    (chain.home / "d.toml").write_text('label = "truth"\nclasses = ["0", "1", "2"]\n')
+    name_classes(chain, "0", "1", "2")
+    path = chain.home / "bundle" / "manifest.json"
+    before = path.read_bytes()
+    more = "--decision", "scores", "--epsilon", "1", "--abstain"
+    assert chain.command("calibrate", *rows_of(chain, *more)) == 2
+    assert "no row would be answered" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_a_calibration_undoes_what_was_signed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain = chain_of(tmp_path / "home", "clouds", classifier(), NAMES)
+    (chain.home / "policy.toml").write_text(policy(structure=(), quality=()))
+    write(chain.home / "rows.csv", NAMES, *clouds(1000, 4))
+    bundle = chain.home / "bundle"
+    assert chain.command("assess", *rows_of(chain)) == 0
+    chain.admit(bundle, "assessor")
+    capsys.readouterr()
+    assert chain.command("calibrate", *rows_of(chain, "--not-private", "x")) == 0
+    told = capsys.readouterr().out
+    assert "assess and sign again" in told
+    assert not list(bundle.glob("attestations/*"))
+    assert chain.command("verify", bundle, "--policy", chain.policy) == 1
+    assert chain.command("admit", bundle) == 1

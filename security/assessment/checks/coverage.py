@@ -9,7 +9,7 @@ is less; nothing promises anything of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.conformal import MIN_EVALUATED, Conformal, residuals
+from models.conforming import Conforming
 from models.manifest import Manifest, Tensor
 from models.report import Condition, Metric
 from sealgate.protocol.datatypes import DATATYPES
+from sealgate.protocol.tensors import Array
 from security.assessment.calibration import (
     evaluated_rows,
     left_answers,
     rows_digest,
+    values_of,
 )
 from security.assessment.plan.context import Context, Job
 from security.assessment.results import intervals
@@ -86,9 +89,11 @@ def coverage_of(context: Context) -> Coverage:
             f"{MIN_EVALUATED}"
         )
         return Coverage(findings=(ScanFinding("coverage-not-measured", message),))
-    rows = (_of_classes if own.of_classes else _of_numbers)(
-        job, manifest, found[0], chosen
-    )
+    if own.of_classes:
+        decided = values_of(job, context.target, manifest)
+        rows = _of_classes(job, manifest, found[0], chosen, decided)
+    else:
+        rows = _of_numbers(job, manifest, found[0], chosen)
     stated = intervals.proportion(int(rows.covered.sum()), len(rows.covered))
     return Coverage(
         metrics={"coverage": stated, **rows.metrics, **_by_group(job, rows)},
@@ -119,15 +124,23 @@ def _of_numbers(job: Job, manifest: Manifest, answer: Tensor, chosen: Mask) -> _
     return _Rows(covered, truth, answers, np.flatnonzero(chosen), metrics)
 
 
-def _of_classes(job: Job, manifest: Manifest, answer: Tensor, chosen: Mask) -> _Rows:
-    own = _stated(manifest)
-    inside = own.sets(left_answers(job, answer, manifest.output_policy)[chosen])
+def _of_classes(
+    job: Job,
+    manifest: Manifest,
+    answer: Tensor,
+    chosen: Mask,
+    decided: Mapping[str, Array],
+) -> _Rows:
+    known = Conforming(_stated(manifest), manifest.outputs)
+    given = left_answers(job, answer, manifest.output_policy)[chosen]
+    inside = known.conformal.sets(given)
     truth = job.labels[chosen].astype(np.int64)
     covered = inside[np.arange(len(truth)), truth]
     sizes = inside.sum(axis=1)
     best = inside.argmax(axis=1)
     # As served: nothing is answered where the model decides for another class.
-    answered = (sizes == 1) & (job.clean.labels[chosen] == best)
+    own = {name: item[chosen] for name, item in decided.items()}
+    answered = ~known.abstaining(given, own)
     hits, many = int((answered & (best == truth)).sum()), int(answered.sum())
     classes = inside.shape[1]
     metrics = {
@@ -136,9 +149,9 @@ def _of_classes(job: Job, manifest: Manifest, answer: Tensor, chosen: Mask) -> _
     }
     if many:
         metrics["answered_accuracy"] = intervals.proportion(hits, many)
-    decided = job.clean.labels[chosen].astype(np.float64)
+    answers = job.clean.labels[chosen].astype(np.float64)
     return _Rows(
-        covered, truth.astype(np.float64), decided, np.flatnonzero(chosen), metrics
+        covered, truth.astype(np.float64), answers, np.flatnonzero(chosen), metrics
     )
 
 

@@ -8,6 +8,7 @@ library_attack    one of ART's evasion attacks, repeatably
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from security.assessment.art_library import art, repeatable
 from security.assessment.plan.context import Context
+from security.assessment.targets.answers import Answers
 from security.errors import AssessmentError
 
 __all__ = ["asking_estimator", "bought_answers", "estimator_of", "library_attack"]
@@ -35,8 +37,16 @@ def estimator_of(model: torch.nn.Module, columns: int, classes: int) -> Any:
     )
 
 
-def asking_estimator(context: Context) -> Any:
-    """ART's classifier that asks for decisions, in attack coordinates."""
+def asking_estimator(
+    context: Context, hidden: Callable[[Answers], NDArray[np.bool_]] | None = None
+) -> Any:
+    """ART's classifier that asks for decisions, in attack coordinates.
+
+    Args:
+        context: of the scan.
+        hidden: which answers ``(n,)`` a caller does not get: one class more is decided
+            for these. None where every one counts, as robustness of the model does.
+    """
     job = context.job
     space, width = job.space, job.rows.shape[1]
 
@@ -47,13 +57,17 @@ def asking_estimator(context: Context) -> Any:
         context.check_time()
         answers = context.target.ask(whole.astype(space.dtype))
         # Decisions alone: what its attacks by labels read, whatever scores say.
-        return np.nan_to_num(answers.decisions).astype(np.float32)
+        told = np.nan_to_num(answers.decisions)
+        if hidden is not None:
+            none = hidden(answers)
+            told = np.c_[np.where(none[:, None], 0.0, told), none]
+        return told.astype(np.float32)
 
     span = (space.high - space.low) / space.scale
     return art().BlackBoxClassifierNeuralNetwork(
         predict,
         input_shape=(width,),
-        nb_classes=len(job.reading.classes),
+        nb_classes=len(job.reading.classes) + (hidden is not None),
         clip_values=(np.zeros(width, np.float32), span.astype(np.float32)),
     )
 

@@ -17,7 +17,11 @@ from models.report import Dataset, Metric, Report
 from models.restriction import restrict
 from security.admission.coverage import coverage_contradictions
 from security.assessment.calibration import BINS, Wanted, calibrate, noisy_quantile
-from security.assessment.checks.privacy.left import chances_left, shadow_logits
+from security.assessment.checks.privacy.left import (
+    chances_left,
+    hidden_rows,
+    shadow_logits,
+)
 from security.assessment.targets.answers import Answers
 from security.errors import AssessmentError, LedgerError
 from security.monitoring.noise import rounded_gaussian
@@ -214,15 +218,18 @@ def test_attackers_learn_nothing_of_what_is_not_answered(policy: OutputPolicy) -
     own = replace(OWN, quantile=0.7)
     given = Answers(SCORES, SCORES.argmax(axis=1))
     left = chances_left(policy, given, "probabilities", own)
-    assert left[[0, 2]] == pytest.approx(1 / 3)
+    # Where scores leave the set does: its classes are alike, no other is possible.
+    first = [1 / 2, 1 / 2, 0] if policy.tells_sets else [1 / 3] * 3
+    assert left[0] == pytest.approx(first, abs=1e-9)
+    assert left[2] == pytest.approx(1 / 3)
     assert left[1].argmax() == 0
     assert left[1, 0] > 0.8
     shadows = shadow_logits(
         policy, np.log(SCORES)[None].astype(np.float32), "probabilities", own
     )
-    assert np.exp(shadows[0, 0]) == pytest.approx(1 / 3)
+    assert np.exp(shadows[0, 0]) == pytest.approx(first, abs=1e-6)
     # Behind an endpoint the answers say it.
-    answered = np.where((left == left[0])[:, :1], 0.0, SCORES)
+    answered = np.where(np.array([[True], [False], [True]]), 0.0, SCORES)
     remote = chances_left(policy, Answers(answered, given.labels), "probabilities")
     assert remote[[0, 2]] == pytest.approx(1 / 3)
 
@@ -230,8 +237,14 @@ def test_attackers_learn_nothing_of_what_is_not_answered(policy: OutputPolicy) -
 def test_a_decision_for_another_class_is_none() -> None:
     own = replace(OWN, quantile=0.7)
     given = Answers(SCORES, np.array([0, 1, 0]), stated=True)
-    left = chances_left(OutputPolicy(abstain=True), given, "probabilities", own)
-    assert left == pytest.approx(1 / 3)
+    policy = OutputPolicy(abstain=True)
+    left = chances_left(policy, given, "probabilities", own)
+    assert hidden_rows(policy, given, own).all()
+    # The set of the second row has one class, and leaves.
+    assert left[1] == pytest.approx([1, 0, 0], abs=1e-9)
+    alone = replace(policy, label_only=True)
+    told = chances_left(alone, given, "probabilities", own)
+    assert told == pytest.approx(1 / 3)
 
 
 def test_scores_of_rows_that_are_no_numbers() -> None:

@@ -218,3 +218,15 @@ def test_people_are_told() -> None:
     assert "0.550 [0.500, 0.600] of labels are inside, and 0.9 are stated" in text
     ((text, kind),) = shown(below=False)
     assert kind == ""
+
+
+@pytest.mark.parametrize("place", [0, 127, 128, 249])
+def test_many_classes_are_counted_as_themselves(place: int) -> None:
+    """Of more classes than sets are counted of, a class may have the flag's bit."""
+    answers = Answers("p", labels=tuple(f"class {at}" for at in range(250)))
+    told = place.to_bytes(4, "big")
+    kept = answers.outcome(told, float(place))
+    events = pack_events([(told, 2)], [b"12345678"], classes=True)
+    counts = answers.counts(events, {b"12345678": (kept, "")})
+    cells = counts["cells"].reshape(answers.shapes["cells"])
+    assert cells[place, 2].tolist() == [0, 1, 0]

@@ -2,8 +2,9 @@
 
 The policy is applied by the code that applies it to every answer that is served,
 `models.output_policy`. What it withholds an attacker fills in as far as it can be:
-probabilities add up to 1, and of a row without an answer all are alike. Intervals and
-sets follow from what leaves (`models.conforming`): they tell an attacker nothing more.
+probabilities add up to 1, and of a row without an answer all classes of its set are
+alike, or all that there are. Intervals, and sets of rows that are answered, follow from
+what leaves (`models.conforming`): they tell an attacker nothing more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from models.output_policy import OutputPolicy, scores_left
 from security.assessment.plan.context import Context
 from security.assessment.targets.answers import Answers
 
-__all__ = ["chances", "chances_left", "conformal_of", "shadow_logits"]
+__all__ = [
+    "chances",
+    "chances_left",
+    "conformal_of",
+    "hidden_rows",
+    "shadow_logits",
+]
 
 Floats = NDArray[np.float64]
 _TINY = 1e-12
@@ -56,31 +63,48 @@ def chances_left(
         policy: of the target.
         answers: as it gives them.
         form: as `Reading.form`.
-        conformal: makes the sets that it abstains by; None of an endpoint, whose
-            answers say where it did.
+        conformal: makes the sets that it abstains by, which leave where scores do;
+            None of an endpoint, whose answers say where it did.
 
     >>> answers = Answers(np.array([[0.7, 0.2, 0.1]]), np.array([0]))
     >>> chances_left(OutputPolicy(top_k=1), answers, "probabilities").round(2).tolist()
     [[0.7, 0.15, 0.15]]
     """
     left = _left(policy, answers, form)
-    if policy.abstain:
-        left[_hidden(policy, answers, conformal)] = 1.0 / left.shape[1]
+    hidden = hidden_rows(policy, answers, conformal)
+    if not hidden.any():
+        return left
+    possible = np.ones(left.shape, np.bool_)
+    inside = _sets(policy, answers, conformal)
+    if policy.tells_sets and inside is not None:
+        possible = inside | ~inside.any(axis=1, keepdims=True)
+    left[hidden] = chances(possible[hidden].astype(np.float64), "probabilities")
     return left
 
 
-def _hidden(
+def hidden_rows(
     policy: OutputPolicy, answers: Answers, conformal: Conformal | None
 ) -> NDArray[np.bool_]:
-    """Rows that get no answer ``(n,)``."""
-    if conformal is None or not conformal.of_classes:
+    """Rows that get no answer ``(n,)``; the arguments are those of `chances_left`."""
+    if not policy.abstain:
+        return np.zeros(len(answers), np.bool_)
+    inside = _sets(policy, answers, conformal)
+    if inside is None:
         return np.asarray(~np.nan_to_num(answers.scores).any(axis=1))
+    other = inside.argmax(axis=1) != answers.labels
+    return np.asarray((inside.sum(axis=1) != 1) | other)
+
+
+def _sets(
+    policy: OutputPolicy, answers: Answers, conformal: Conformal | None
+) -> NDArray[np.bool_] | None:
+    """The classes in each row's set ``(n, classes)``; None where nobody knows."""
+    if conformal is None or not conformal.of_classes:
+        return None
     scores = answers.scores
     if policy.decimals is not None:
         scores = scores_left(OutputPolicy(decimals=policy.decimals), scores)
-    inside = conformal.sets(scores)
-    other = inside.argmax(axis=1) != answers.labels
-    return np.asarray((inside.sum(axis=1) != 1) | other)
+    return conformal.sets(scores)
 
 
 def _left(policy: OutputPolicy, answers: Answers, form: str) -> Floats:

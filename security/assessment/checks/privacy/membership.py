@@ -11,6 +11,7 @@ What they would find if all scores left stands beside that, from the same answer
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from security.assessment.checks.privacy.left import (
     chances,
     chances_left,
     conformal_of,
+    hidden_rows,
     shadow_logits,
 )
 from security.assessment.checks.privacy.shadows import (
@@ -34,6 +36,7 @@ from security.assessment.checks.privacy.trained import KnownRows, known_rows
 from security.assessment.plan.checks import Outcome, Unit
 from security.assessment.plan.context import Context
 from security.assessment.results.result import CheckResult, ScanFinding
+from security.assessment.targets.answers import Answers
 
 __all__ = [
     "MembershipCheck",
@@ -208,7 +211,7 @@ def _judged(
     prefix = _WHOLE if whole else ""
     scores = _scores(known, target[f"{prefix}chances"], shadows)
     judged = {name: np.ones(len(known.labels), bool) for name in scores}
-    scores["rule"], scores["learned"] = target["rule"], target[f"{prefix}learned"]
+    scores |= {name: target[f"{prefix}{name}"] for name in ("rule", "learned")}
     judged["rule"], judged["learned"] = judged["loss"], target["learned_judged"]
     by_labels = outcomes.get(f"membership/{_LABEL_ONLY}")
     if by_labels is not None:
@@ -261,9 +264,11 @@ def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
         )
 
     usable = np.nan_to_num(given.scores)
+    rule = answers.rule_scores(usable, known.labels)
     found = {
         "chances": chances_left(leaving, given, form, conformal_of(context)),
-        "rule": answers.rule_scores(usable, known.labels),
+        # Of a row without an answer nobody is told that it is right.
+        "rule": rule * ~_hidden(context, given),
         "learned_judged": ~fitted,
     }
     if not leaving.withholds:
@@ -271,6 +276,7 @@ def _asked(known: KnownRows, context: Context, seed: int) -> Outcome:
     if context.job.remote:  # nobody sees more than it answers
         return Outcome({}, {**found, "learned": learned(found["chances"])})
     whole = {"chances": chances(given.scores, form), "learned": learned(usable)}
+    whole["rule"] = rule
     found |= {f"{_WHOLE}{name}": values for name, values in whole.items()}
     return Outcome({}, {**found, "learned": learned(found["chances"])})
 
@@ -283,14 +289,19 @@ def _by_labels(known: KnownRows, context: Context, seed: int) -> Outcome:
     for which in (known.member, ~known.member):
         chosen[random.permutation(np.flatnonzero(which))[:count]] = True
     scores = np.zeros(len(known.labels))
+    hidden = partial(_hidden, context) if context.leaving.abstain else None
     scores[chosen] = answers.boundary_scores(
-        asking_estimator(context),
+        asking_estimator(context, hidden),
         context.job.space.to_z(known.rows[chosen]),
         known.labels[chosen],
         steps=steps,
         seed=seed,
     )
     return Outcome({}, {"scores": scores, "judged": chosen})
+
+
+def _hidden(context: Context, given: Answers) -> Mask:
+    return hidden_rows(context.leaving, given, conformal_of(context))
 
 
 def _shadows(outcomes: Mapping[str, Outcome]) -> Shadows:
