@@ -112,6 +112,8 @@ class Admission:
         signatures: by file of a statement or verdict, the algorithms whose signatures
             were checked.
         stamps: the trusted time stamps of the verdict's signatures.
+        recomputed: by kind that claims a certificate, whether every verdict says that
+            it was recomputed from its rows.
     """
 
     bundle: Bundle
@@ -122,6 +124,7 @@ class Admission:
     notices: tuple[str, ...] = ()
     signatures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stamps: tuple[Stamp, ...] = ()
+    recomputed: Mapping[str, bool] = field(default_factory=dict)
 
     def without_model(self) -> Admission:
         """This admission without its model's bytes, once they are loaded."""
@@ -189,7 +192,7 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
     """An evaluation, then checks 11 to 15 for every verdict in the bundle."""
     evaluation = yield from evaluation_of
     policy, files = scene.policy, scene.bundle.files
-    found: dict[str, tuple[Read, datetime]] = {}
+    found: dict[str, _Verdict] = {}
     notices: list[str] = []
     names = signature_files(files, "verdict")
     if VERDICT_FILE not in names:
@@ -199,7 +202,7 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
     privacy = evaluation.reports.get("privacy")
     if privacy and states_epsilon(privacy) and initial_weights(privacy) is None:
         notices.append("the privacy report does not say what the weights started from")
-    signers = count_signers([read for read, _ in found.values()])
+    signers = count_signers([item.read for item in found.values()])
     if 0 < signers < policy.verdict_min_signers:
         yield AdmissionRefused(
             11,
@@ -211,20 +214,39 @@ def _door_steps(scene: Scene, evaluation_of: Steps[Evaluation]) -> Steps[Admissi
         verdict_sha256=signed_digest(files.get(VERDICT_FILE, b"")),
         reports=evaluation.reports,
         waivers=evaluation.waivers,
-        expires_at=min([evaluation.expires_at, *(end for _, end in found.values())]),
+        expires_at=min([evaluation.expires_at, *(item.end for item in found.values())]),
         notices=tuple(notices),
         signatures={
             **evaluation.signatures,
-            **{name: read.algorithms for name, (read, _) in found.items()},
+            **{name: item.read.algorithms for name, item in found.items()},
         },
-        stamps=tuple(stamp for read, _ in found.values() for stamp in read.stamps),
+        stamps=tuple(s for item in found.values() for s in item.read.stamps),
+        recomputed={
+            kind: not any(kind in item.left for item in found.values())
+            for kind in claims_certificate(evaluation.reports)
+        },
     )
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """One verdict: its signatures, when it gets too old, and what it left to others.
+
+    Attributes:
+        read: the statement.
+        end: from then on it is too old.
+        left: kinds that claim a certificate, which it did not recompute.
+    """
+
+    read: Read
+    end: datetime
+    left: tuple[str, ...]
 
 
 def _verdict_steps(
     scene: Scene, evaluation: Evaluation, name: str, notices: list[str]
-) -> Steps[dict[str, tuple[Read, datetime]]]:
-    """Checks 11 to 15, 28, 29 for one verdict: by its name what it is, and its end."""
+) -> Steps[dict[str, _Verdict]]:
+    """Checks 11 to 15, 28, 29 for one verdict, by its name."""
     policy, what = scene.policy, describe("verdict", name)
     read = yield from read_statement(
         Signed.of(scene.bundle.files, name),
@@ -246,17 +268,15 @@ def _verdict_steps(
     yield from _summary_steps(summary, scene, evaluation, what)
     if summary.documents is None:
         notices.append(f"{what} binds no documents: it is of an earlier release")
-    notices += [
-        f"{what} did not recompute what {kind} claims is proved"
-        for kind in claims_certificate(evaluation.reports)
-        if not summary.recomputed.get(kind)
-    ]
+    claims = claims_certificate(evaluation.reports)
+    left = tuple(kind for kind in claims if not summary.recomputed.get(kind))
+    notices += [f"{what} did not recompute what {k} claims is proved" for k in left]
     max_age, now = policy.verdict_max_age, scene.now
     since = yield from check_stamps(
         verified_at, read.stamps, now=now, check=15, what=what
     )
     yield from check_age(since, max_age, now=now, check=15, what=what)
-    return {name: (read, end_of(since, max_age))}
+    return {name: _Verdict(read, end_of(since, max_age), left)}
 
 
 def _summary_steps(

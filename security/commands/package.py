@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sealgate
 from models.errors import BundleError
+from security.commands.admit_rows import GivenRows, add_rows, given_rows
 from security.commands.missing import require
 from security.commands.options import (
     Subparsers,
@@ -29,7 +30,8 @@ from security.errors import AdmissionRefused, KeyFileError, SettingsError
 from security.settings.admission import AdmissionSettings
 from security.settings.loading import Settings, load_settings
 
-if TYPE_CHECKING:  # the module takes long to import
+if TYPE_CHECKING:  # the modules take long to import
+    from security.admission.gate import Admission
     from security.commands.admit import Admitted
     from security.commands.stamping import Stamping
 
@@ -48,14 +50,16 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Take a bundle through all that is left to do, one line per step: "
         "sign its reports with the role keys that are here, evaluate the policy and "
         "sign the verdict, write its documents, store it, and build the Bento that "
-        "serves it. What is admitted already is not signed again. In development, "
-        "keys that are missing are made. In production no key is made, and the keys of "
-        "several roles in one place are refused: then each role runs `sign` or "
+        "serves it. What is admitted already is not signed again, unless --rows are "
+        "given and its verdict recomputed nothing. In development, keys that are "
+        "missing are made. In production no key is made, and the keys of several roles "
+        "in one place are refused: then each role runs `sign` or "
         "`admit`, and this builds.",
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     add_passphrase(parser)
     add_timestamp_url(parser)
+    add_rows(parser)
     add_admission(parser)
     parser.set_defaults(run=run)
 
@@ -67,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
 
     require("bentoml")
     settings, admission = load_settings(), admission_settings(args)
+    rows = given_rows(args)
     # Before anything is made for what is no bundle.
     tag = read_bundle(args.bundle).manifest.tag
     _say("keys", _keys(settings, args.passphrase_file))
     stamp = stamping(args.timestamp_url, admission.trust)
     for step, text in _admit(
-        args.bundle, settings, admission, args.passphrase_file, stamp
+        args.bundle, settings, admission, args.passphrase_file, stamp, rows=rows
     ):
         _say(step, text)
     from security.admission.store import store_bundle  # noqa: PLC0415  (bentoml)
@@ -129,6 +134,8 @@ def _admit(
     admission: AdmissionSettings,
     passphrase: Path | None,
     stamp: Stamping | None,
+    *,
+    rows: GivenRows | None,
 ) -> Iterator[tuple[str, str]]:
     """Sign what the keys may and admit, unless the bundle is admitted already.
 
@@ -142,20 +149,21 @@ def _admit(
     from security.commands.admit import admit_bundle  # noqa: PLC0415  (slow)
     from security.commands.sign import sign_reports  # noqa: PLC0415
 
-    bundle = read_bundle(folder)
-    try:
+    bundle, verified = read_bundle(folder), None
+    # What is missing follows, or the same refusal by `admit`.
+    with suppress(AdmissionRefused):
         verified = verify_bundle(bundle, admission)
+    if verified is not None and not _adds(rows, verified):
         yield "admitted", f"{bundle.manifest.tag} already"
         yield "verdict", f"sha256:{verified.verdict_sha256}"
+        yield from _proofs(verified.recomputed)
         return
-    except AdmissionRefused:
-        pass  # what is missing follows, or the same refusal by `admit`
     policy, keys = load_policy(admission.policy), _role_keys(settings)
     signers = {
         role: replace(role_signers(settings, role, passphrase=passphrase), stamp=stamp)
         for role in keys
     }
-    for role, key in signers.items():
+    for role, key in signers.items() if verified is None else ():
         kinds = sign_reports(folder, role, key, policy)
         if kinds:
             yield "signed", f"{', '.join(kinds)} as {role}"
@@ -166,7 +174,22 @@ def _admit(
             f"no key of {roles} is in {where}: whoever has it runs `admit`, then run "
             "this again"
         )
-    yield from _told(admit_bundle(folder, signers[judge], admission))
+    yield from _told(admit_bundle(folder, signers[judge], admission, rows=rows))
+
+
+def _adds(rows: GivenRows | None, verified: Admission) -> bool:
+    """Whether rows may say more than the verdict, if only that they have no use."""
+    again = verified.recomputed
+    return rows is not None and not (again and all(again.values()))
+
+
+def _proofs(recomputed: Mapping[str, bool]) -> Iterator[tuple[str, str]]:
+    """What is said of claims that something is proved."""
+    for kind, again in recomputed.items():
+        done = (
+            "recomputed from its rows" if again else "NOT recomputed: give its --rows"
+        )
+        yield "proved", f"{kind}: {done}"
 
 
 def _told(admitted: Admitted) -> Iterator[tuple[str, str]]:
@@ -174,6 +197,7 @@ def _told(admitted: Admitted) -> Iterator[tuple[str, str]]:
         yield "waiver", waiver
     yield "admitted", f"{admitted.tag} under policy sha256:{admitted.policy_sha256}"
     yield "verdict", f"sha256:{admitted.verdict_sha256}"
+    yield from _proofs(admitted.recomputed)
     if admitted.signed < admitted.signers:
         raise KeyFileError(
             f"the verdict has {admitted.signed} of {admitted.signers} signers: the "

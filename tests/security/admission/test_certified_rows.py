@@ -18,6 +18,7 @@ from security.commands import main
 from tests.conftest import toy_settings
 from tests.support.chains import policy
 from tests.support.scanned import digits, fit, to_onnx
+from tests.support.torchless import without_torch
 
 POLICY = policy(
     structure=(),
@@ -123,6 +124,14 @@ def test_with_rows_it_is_recomputed_and_the_verdict_says_so(
     card = (bundle / "MODEL_CARD.md").read_text()
     assert "Accuracy that is proved under attack" in card
     assert "| Radius | Robust accuracy | Proved | n |" in card
+
+
+def test_who_recomputes_needs_no_torch(home, bundle) -> None:
+    given = ("admit", bundle, *rows(home))
+    told = without_torch(home, *given, extra=toy_settings(home))
+    assert told.returncode == 0, told.stderr
+    assert "was recomputed from its rows" in told.stdout
+    assert verdict(bundle)["recomputed"] == {"robustness": True}
 
 
 def test_without_rows_the_verdict_says_that_it_was_not(bundle, capsys) -> None:
