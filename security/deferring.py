@@ -7,7 +7,8 @@ pyparsing and jinja2: a fifth of a worker's memory, and a third of its start.
 What is imported inside of `deferring` gets a stand-in for each of these modules, or of
 others that are named, which imports the real one as soon as one of its names is called
 or looked into. Nothing is missing, then: what is used is there, only later. Whoever
-imports such a module afterwards gets the real one.
+imports such a module afterwards gets the real one, or, from the package that it is in,
+a stand-in all of whose names are the real ones.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def deferring(names: Set[str] = DEFERRED) -> Iterator[None]:
         for name in names:
             if isinstance(sys.modules.get(name), _Module):
                 del sys.modules[name]
+        # A package still has them as attributes. Who takes a name there from now on may
+        # derive from it, or catch it.
+        finder.asked.update(names)
 
 
 class _Finder(MetaPathFinder):

@@ -304,20 +304,36 @@ class Opened:
             await self.unseen(account)
 
 
+class _Search:
+    """Finds one request's key, and knows then which one that was.
+
+    It is no method of the request: the request would hold itself, and whatever arrived
+    of one that was given up would be left to the collector of garbage.
+    """
+
+    def __init__(self, ring: KeyRing) -> None:
+        self._ring = ring
+        self.key_id = -1
+
+    def find(self, header: RequestHeader) -> KemPrivateKey:
+        key = self._ring.find(header)
+        self.key_id = header.key_id
+        return key
+
+
 class LargeRequest:
     """A large request on its way in: it is decrypted as it arrives.
 
     Attributes:
         ring: the keys it is opened with.
-        key_id: of the key that it names, once that has arrived.
         seconds: spent on opening it so far.
     """
 
     def __init__(self, ring: KeyRing, size: int) -> None:
         self.ring = ring
-        self.key_id = -1
         self.seconds = 0.0
-        self._receiver = RequestReceiver(size, self._find)
+        self._search = _Search(ring)
+        self._receiver = RequestReceiver(size, self._search.find)
         self._error: SealgateError | None = None
 
     def feed(self, data: Body) -> None:
@@ -350,14 +366,9 @@ class LargeRequest:
             message,
             self._receiver.enc,
             context,
-            key_id=self.key_id,
+            key_id=self._search.key_id,
             live_ids=self.ring.ids,
         )
-
-    def _find(self, header: RequestHeader) -> KemPrivateKey:
-        key = self.ring.find(header)
-        self.key_id = header.key_id
-        return key
 
 
 class ChunkedRequest:
@@ -365,18 +376,17 @@ class ChunkedRequest:
 
     Attributes:
         ring: the keys it is opened with.
-        key_id: of the key that it names, once that has arrived.
         seconds: spent on opening it so far.
     """
 
     def __init__(self, ring: KeyRing, max_body_bytes: int) -> None:
         self.ring = ring
-        self.key_id = -1
         self.seconds = 0.0
+        self._search = _Search(ring)
         self._message = bytearray()
         # A message is its content, at most as many fields as fit, and its padding.
         limits = ChunkLimits(max_message_bytes=padded_size(max_body_bytes + (64 << 10)))
-        self._opener = RequestOpener(self._find, limits)
+        self._opener = RequestOpener(self._search.find, limits)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body.
@@ -402,14 +412,12 @@ class ChunkedRequest:
         self.seconds += time.perf_counter() - began
         message, self._message = self._message, bytearray()
         opened = Opened(
-            message, self._opener.enc, key_id=self.key_id, live_ids=self.ring.ids
+            message,
+            self._opener.enc,
+            key_id=self._search.key_id,
+            live_ids=self.ring.ids,
         )
         return opened, self._opener.seal_response()
-
-    def _find(self, header: RequestHeader) -> KemPrivateKey:
-        key = self.ring.find(header)
-        self.key_id = header.key_id
-        return key
 
 
 def _looked_at(task: asyncio.Task[Document | None]) -> None:

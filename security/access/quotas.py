@@ -28,7 +28,7 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from security.access.quota_accounts import Account, Headers, Meter
@@ -56,6 +56,7 @@ IDLE_S = 1.0
 SWEEP_S = 0.1
 SLOTS_TTL_S = 30.0
 SLOTS_RETRY_S = 1
+STORE_RETRY_S = 1.0
 FORGET_S = 60.0
 COMPLAIN_S = 60.0
 MAX_ACCOUNTS = 1 << 14
@@ -148,6 +149,8 @@ class Quotas:
         self._releases: set[asyncio.Task[None]] = set()
         self._forget_at = 0.0
         self._complain_at = 0.0
+        # When a turn may ask the store again.
+        self._ask_at = 0.0
 
     async def enter(self, principal: Principal, model: str) -> Ticket:
         """Let a request in: give it a slot, and charge it.
@@ -186,10 +189,10 @@ class Quotas:
                 return Ticket(self, account)
         else:
             # One more was needed than is held: the next look holds it.
-            account.peak = account.held + 1
+            account.peak = max(account.peak, account.held + 1)
         if not self._can_ask_at_once(account):
             return None
-        with contextlib.suppress(QuotaError, QuotaStoreError):
+        with self._asking_at_once():
             return _at_once(self.enter(principal, model))
         return None
 
@@ -201,14 +204,32 @@ class Quotas:
             return True
         if not self._can_ask_at_once(account):
             return False
-        with contextlib.suppress(QuotaError, QuotaStoreError):
+        with self._asking_at_once():
             _at_once(self._charge(account, meters, amount))
             return True
         return False
 
     def _can_ask_at_once(self, account: Account) -> bool:
         """Whether the store answers without waiting, and nobody is asking it."""
-        return self._store.answers_at_once and not account.lock.locked()
+        return (
+            self._store.answers_at_once
+            and not account.lock.locked()
+            and self._clock() >= self._ask_at
+        )
+
+    @contextlib.contextmanager
+    def _asking_at_once(self) -> Iterator[None]:
+        """Whoever is refused asks once more, the ordinary way, which says why.
+
+        Of a file that another process has locked that would be waited for twice, by
+        everybody: for a second after that the ordinary way is the only one.
+        """
+        try:
+            yield
+        except QuotaError:
+            return
+        except QuotaStoreError:
+            self._ask_at = self._clock() + STORE_RETRY_S
 
     def _charge_reserved(self, meters: tuple[Meter, ...], amount: int) -> bool:
         """Charge all of some budgets with what is reserved of each, or none."""

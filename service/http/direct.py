@@ -51,7 +51,7 @@ class Connection(Protocol):
     left: int
 
     def end_straight(self) -> None:
-        """Its protocol reads again; ``left`` says what is still to come."""
+        """Its protocol reads again; if ``left`` says that more is to come, in vain."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As of `asyncio.BaseProtocol`."""
@@ -103,10 +103,11 @@ class DirectBody:
             self._straight = Straight(connection, take)
 
     def end(self) -> None:
-        """Nobody takes it any more."""
+        """Nobody takes it any more, and nothing of it is kept for the next request."""
         self.take = None
-        if self._straight is not None:
-            self._straight.stop()
+        straight, self._straight = self._straight, None
+        if straight is not None:
+            straight.stop()
 
 
 class Straight(asyncio.BufferedProtocol):
@@ -114,31 +115,34 @@ class Straight(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Connection, take: Callable[[Body], None]) -> None:
         """Read from now on, and nothing of the next message."""
-        self._connection, self._take = connection, take
-        self._reads = True
+        self._connection = connection
+        # Whoever takes it holds the whole message: no longer than it is read.
+        self._take: Callable[[Body], None] | None = take
         self._set(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go; who asks writes there before anybody else asks."""
-        return _buffer()[: self._connection.left]
+        return _buffer()[: self._connection.left or None]
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many are there."""
+        if self._take is None:  # of a connection that is being closed
+            return
         self._connection.left -= nbytes
         self._take(_buffer()[:nbytes])
         if not self._connection.left:
             self.stop()
 
     def stop(self) -> None:
-        """Give the connection back."""
-        if self._reads and not self._connection.transport.is_closing():
-            self._reads = False
+        """Give the connection back, once."""
+        take, self._take = self._take, None
+        if take is not None and not self._connection.transport.is_closing():
             self._set(self._connection)  # type: ignore[arg-type]
             self._connection.end_straight()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As for the protocol."""
-        self._reads = False
+        self._take = None
         self._connection.connection_lost(exc)
 
     def eof_received(self) -> bool | None:

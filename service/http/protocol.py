@@ -376,8 +376,11 @@ class BoundedProtocol(HttpToolsProtocol):
             super().on_body(b"".join(early))
 
     def end_straight(self) -> None:
-        """What was not parsed of a body has been read, or ``left`` is still to come."""
-        if not self.left:
+        """What was not parsed of a body has been read, or ``left`` is not wanted."""
+        if self.left:
+            # The parser will not find where it ends, so nothing behind it is taken.
+            self._last = True
+        else:
             # The parser waits for what it has not seen.
             self.parser = HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -91,3 +91,17 @@ def test_another_thread_gets_the_modules_themselves() -> None:
 def test_each_of_them_exists(name: str) -> None:
     """One that a new version of its package has no more would be deferred in vain."""
     assert run(f"import {name}\nprint(1)").strip() == "1"
+
+
+def test_a_package_gives_names_that_can_be_derived_from_and_caught() -> None:
+    """Who takes a module out of its package afterwards meets the stand-in there."""
+    code = (
+        "with deferring(frozenset({'scipy.stats'})):\n    import scipy.stats\n"
+        "from scipy import stats\n"
+        "class Own(stats.rv_continuous): pass\n"
+        "try:\n    raise ValueError\n"
+        "except (stats.FitError, ValueError):\n    print(isinstance(Own, type))\n"
+        "from scipy.stats import qmc\n"
+        "print(stats.qmc is qmc)\n"
+    )
+    assert run(code).split() == ["True", "True"]

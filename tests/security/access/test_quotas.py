@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -552,6 +554,32 @@ def test_a_broken_file_is_left_to_who_may_wait(tmp_path: Path, clock: Clock) -> 
         assert counted.enter_at_once(principal(), "toy") is None
         with pytest.raises(QuotaStoreError):
             await counted.enter(principal(), "toy")
+
+    asyncio.run(main())
+
+
+def test_a_locked_file_is_waited_for_once(tmp_path: Path, clock: Clock) -> None:
+    """Each wait holds up the event loop, so a turn does not add one to each request."""
+    store = LocalQuotaStore(tmp_path, max_entries=100, clock=clock)
+
+    async def main() -> None:
+        counted = quotas(store, clock, concurrent_requests=8)
+        ticket = await counted.enter(principal(), "other")
+        with contextlib.closing(sqlite3.connect(tmp_path / "quotas.sqlite")) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert counted.enter_at_once(principal(), "toy") is None
+            began = time.monotonic()
+            for _ in range(100):
+                assert counted.enter_at_once(principal(), "toy") is None
+            assert time.monotonic() - began < 10  # and not 25: no file was asked
+            with pytest.raises(QuotaStoreError):
+                await counted.enter(principal(), "toy")
+        clock.now += 2
+        found = counted.enter_at_once(principal(), "toy")
+        assert found is not None
+        for one in (found, ticket):
+            one.leave()
+        await counted.close()
 
     asyncio.run(main())
 

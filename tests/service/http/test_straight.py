@@ -1,0 +1,113 @@
+"""Sealed bodies that are read past the parser, and of which the end never comes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealgate.protocol.ohttp_stream import RequestReceiver
+from service.http.protocol import BoundedProtocol
+from tests.support.rooms import Rooms, sealed, wire
+from tests.support.side_by_side import Client, House, play
+
+SIZE = 3 << 20
+LAST = 1000
+BOUNDS = {"max_body_bytes": SIZE, "body_timeout_s": 0.3}
+
+
+@pytest.fixture
+def rooms(tmp_path: Path) -> Rooms:
+    return wire(tmp_path, max_body_bytes=SIZE)
+
+
+def parts(rooms: Rooms) -> tuple[bytes, bytes]:
+    """A large sealed request of nothing, and its last bytes."""
+    body, _ = sealed(rooms.gateway.keys, bytes(SIZE - 100))
+    lines = (
+        "POST /.well-known/ohttp-gateway HTTP/1.1",
+        "host: x",
+        "content-type: message/ohttp-req",
+        f"content-length: {len(body)}",
+    )
+    head = "\r\n".join([*lines, "", ""]).encode()
+    return head + body[:-LAST], body[-LAST:]
+
+
+def receivers() -> int:
+    return sum(isinstance(one, RequestReceiver) for one in gc.get_objects())
+
+
+def is_closed() -> bool:
+    """Whether the server has no connection any more."""
+    found = [one for one in gc.get_objects() if isinstance(one, BoundedProtocol)]
+    return all(one.parser is None for one in found)
+
+
+async def leave(client: Client) -> None:
+    client.writer.transport.abort()
+    await until(is_closed)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110  (it asks the collector)
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_what_never_came_whole_is_not_kept(rooms: Rooms, leaves: bool) -> None:
+    """Its memory is had again at once, whoever leaves and whoever is too slow.
+
+    With the collector switched off, and the connection of the slow one still open.
+    """
+    first, _ = parts(rooms)
+
+    async def scene(house: House) -> None:
+        client = await house.connect()
+        gc.collect()
+        gc.disable()
+        try:
+            client.writer.write(first)
+            await until(lambda: receivers() == 1)
+            if leaves:
+                await leave(client)
+            else:
+                assert (await client.take())[0] == 408
+            await until(lambda: not receivers())
+        finally:
+            gc.enable()
+        await leave(client)
+
+    play(rooms, scene, **BOUNDS)
+
+
+def test_nothing_is_gathered_behind_a_body_that_was_given_up(rooms: Rooms) -> None:
+    """While its answer cannot be sent, since the client takes nothing."""
+    first, rest = parts(rooms)
+    made: list[Any] = []
+
+    async def scene(house: House) -> None:
+        class Stuck(house.protocol):  # type: ignore[misc]
+            def connection_made(self, transport: asyncio.Transport) -> None:
+                super().connection_made(transport)
+                made.append(self)
+                self.pause_writing()
+
+        house.protocol = Stuck
+        client = await house.connect()
+        client.writer.write(first)
+        await until(lambda: bool(made) and made[0].left == len(rest))
+        await until(lambda: not house.guard._intake.readers)
+        client.writer.write(rest + bytes(32 << 20))
+        await asyncio.sleep(0.5)
+        assert len(made[0]._unread) <= 1 << 20
+        made[0].resume_writing()
+        assert (await client.take())[0] == 408
+        await leave(client)
+
+    play(rooms, scene, **BOUNDS)
