@@ -105,7 +105,7 @@ def kept_reports(bundle: Bundle) -> list[str]:
     """Kinds of the reports that a bundle keeps when its manifest changes.
 
     Raises:
-        BundleError: it cannot change: its model is sealed, or a report is about another.
+        BundleError: it cannot change: it is sealed, or a report is about another model.
     """
     if bundle.sealed:
         raise BundleError("the model is sealed: its reports are about sealed bytes")

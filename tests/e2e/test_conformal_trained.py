@@ -78,7 +78,7 @@ def ledger(chain: Chain, capsys: pytest.CaptureFixture[str]) -> str:
 def test_calibrated_again_it_is_booked_again(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """After it was signed, too: then it is admitted no more, and other rows are kept."""
+    """After it was signed, too: then it is admitted no more."""
     chain, bundle = Chain(folder / "home", PROFILE), folder / "prices"
     first, told = own(folder), ledger(chain, capsys)
     given = bundle, "--config", folder / "c.toml", "--scale", "log"
