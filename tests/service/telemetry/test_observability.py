@@ -34,7 +34,9 @@ ELSEWHERE = {
     name
     for name in FAMILIES
     if re.match(
-        "sealgate_(export|comparison|monitoring|drift|label|shared|audit|witness)", name
+        "sealgate_(export|comparison|monitoring|drift|label|coverage|shared|audit"
+        "|witness)",
+        name,
     )
 }
 
@@ -141,6 +143,13 @@ def expressions() -> list[str]:
     panels = json.loads((ROOT / "deploy/grafana/dashboard.json").read_text())["panels"]
     targets = [item for panel in panels for item in panel.get("targets", ())]
     return found + [target["expr"] for target in targets]
+
+
+def test_what_labels_say_is_on_the_dashboard() -> None:
+    shown = "\n".join(expressions())
+    figures = [name for name in FAMILIES if name.startswith("sealgate_label_")]
+    assert len(figures) > 1
+    assert [name for name in figures if name not in shown] == []
 
 
 def offered(text: str) -> dict[str, set[str]]:
