@@ -14,7 +14,15 @@ from security.bounds.steps import Dense
 from security.bounds.values import Const, Sym, Value, spread
 from security.errors import UnboundedModel
 
-__all__ = ["AFFINE", "MAX_COMPUTED", "MOVES", "dense_of", "folded", "known"]
+__all__ = [
+    "AFFINE",
+    "MAX_COMPUTED",
+    "MOVES",
+    "check_counted",
+    "dense_of",
+    "folded",
+    "known",
+]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -152,6 +160,19 @@ def constant_of(node: Node, given: Sequence[Array], opset: int) -> Array:
     if function is None:
         raise UnboundedModel(f"{node.operator[:60]} of constants is not computed here")
     return np.asarray(function(node, given))
+
+
+def check_counted(node: Node, given: Sequence[Value | None]) -> None:
+    """Only the first of a new shape may be the number of rows.
+
+    Raises:
+        UnboundedModel: something else is.
+    """
+    for place, item in enumerate(given):
+        if isinstance(item, Const) and item.counted is not None:
+            shape = node.operator == "Reshape" and place == 1
+            if not shape or item.counted.reshape(-1)[1:].any():
+                raise UnboundedModel("an answer that hangs on how many rows there are")
 
 
 def folded(node: Node, given: Sequence[Const], opset: int) -> Const:

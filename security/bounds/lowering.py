@@ -21,6 +21,7 @@ from security.bounds.layers import (
     AFFINE,
     MAX_COMPUTED,
     MOVES,
+    check_counted,
     dense_of,
     folded,
     known,
@@ -202,13 +203,7 @@ class _Lowering:
 
     def _varying(self, node: Node) -> Value:
         given = [None if not n else self.values[n] for n in node.inputs]
-        for place, item in enumerate(given):
-            if isinstance(item, Const) and item.counted is not None:
-                first = node.operator == "Reshape" and place == 1
-                if not first or item.counted.reshape(-1)[1:].any():
-                    raise UnboundedModel(
-                        "an answer that hangs on how many rows there are"
-                    )
+        check_counted(node, given)
         if node.operator in MOVES:
             return self._moved(node, given)
         if node.operator in AFFINE:
