@@ -27,6 +27,7 @@ from security.admission.rules import Requirement
 from security.admission.stated import Found, differ, number
 from security.admission.steps import Steps
 from security.admission.trained import training_contradictions
+from security.admission.trained_ebm import ebm_terms
 from security.errors import AdmissionRefused, MonitoringError
 from security.monitoring.reference import reference_of
 
@@ -81,6 +82,8 @@ def _contradictions(
         yield from _side_by_side(privacy, provenance)
     if privacy is not None and "config" in privacy.details:
         yield from training_contradictions(privacy)
+    if privacy is not None:
+        yield from ebm_terms(privacy, len(bundle.manifest.columns))
 
 
 def _one_set_of_rows(reports: Mapping[str, Report]) -> Found:

@@ -8,7 +8,7 @@ from typing import Any
 from models.report import Report
 from security.admission.stated import Found, differ, number
 
-__all__ = ["EBM_MECHANISM", "ebm_contradictions"]
+__all__ = ["EBM_MECHANISM", "ebm_contradictions", "ebm_terms"]
 
 EBM_MECHANISM = "dp_ebm_gaussian"
 
@@ -56,6 +56,24 @@ def ebm_contradictions(privacy: Report, config: Mapping[str, Any]) -> Found:
     yield from _metrics(privacy)
     if sorted(check.id for check in privacy.checks) != _CHECKS:
         yield f"privacy: its checks are not {', '.join(_CHECKS)}"
+
+
+def ebm_terms(privacy: Report, columns: int) -> Found:
+    """As many terms as the model has columns: the configuration need not list them.
+
+    Args:
+        privacy: of any mechanism.
+        columns: in the manifest.
+    """
+    if privacy.conditions.get("mechanism") != EBM_MECHANISM:
+        return
+    config, terms = privacy.details.get("config"), privacy.conditions.get("terms")
+    if not isinstance(config, dict):
+        yield "privacy: it does not carry the configuration that queries follow from"
+        return
+    most = 2 if _section(config, "model").get("missing_flags") else 1
+    if not columns or not columns <= number(terms) <= most * columns:
+        yield f"privacy: {terms!r} terms of a model of {columns} columns"
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -21,11 +21,13 @@ from security.errors import UnboundedModel
 __all__ = [
     "BINARY",
     "UNARY",
+    "UNEVEN",
     "aligned",
     "anything",
     "clip",
     "doubled",
     "honest",
+    "one_box",
     "together",
     "where",
     "widened",
@@ -224,6 +226,9 @@ UNARY: Mapping[str, tuple[Callable[[Ends], Ends], int]] = {
 }
 """By operator: on the ends; roundings, for kernels that come within a few ulps."""
 
+UNEVEN: Mapping[str, int] = {"Sigmoid": 4}
+"""Roundings of 1, not of the result: kernels make it of a half and something odd."""
+
 
 def clip(box: Box, low: float, high: float) -> Box:
     """Cut to a range."""
@@ -250,3 +255,23 @@ def _lost(low: NDArray[Any], high: NDArray[Any]) -> Ends:
         return low, high
     none = np.isnan(low) | np.isnan(high)
     return np.where(none, np.nan, low), np.where(none, np.inf, high)
+
+
+def one_box(first: Value, second: Value, beside: Value) -> tuple[Value, Value]:
+    """The two, one of which is made a box where both are constants."""
+    if (
+        isinstance(first, Box)
+        or isinstance(second, Box)
+        or not isinstance(first, Const)
+    ):
+        return first, second
+    rows = len(beside.low) if isinstance(beside, Box) else 1
+    rank = first.array.ndim
+    flat = doubled(first.array).reshape(1, -1)
+    shape = (
+        first.array.shape[1:]
+        if rank > 1 and len(first.array) == 1
+        else (first.array.shape)
+    )
+    wide = np.broadcast_to(flat, (rows, flat.shape[1]))
+    return Box(wide, wide, shape), second

@@ -17,6 +17,7 @@ __all__ = ["Graph", "Node", "read_graph"]
 _OPSETS = range(7, 27)
 _WHOLE = frozenset(range(2, 8)) | {12, 13}
 _MAX_CONSTANTS = 1 << 27
+_MAX_NODES = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def read_graph(model: bytes) -> Graph:
         raise UnboundedModel("sparse tensors and functions have no bounds here")
     if sum(len(item.raw_data) for item in graph.initializer) > _MAX_CONSTANTS:
         raise UnboundedModel("the model is too large for bounds")
+    if len(graph.node) > _MAX_NODES:
+        raise UnboundedModel(f"{len(graph.node)} nodes are too many for bounds")
     stored = {item.name: _array(item) for item in graph.initializer}
     inputs = [item for item in graph.input if item.name not in stored]
     if len(inputs) != 1:

@@ -14,7 +14,15 @@ from security.bounds.steps import Dense
 from security.bounds.values import Const, Sym, Value, spread
 from security.errors import UnboundedModel
 
-__all__ = ["AFFINE", "MOVES", "constant_of", "dense_of", "known"]
+__all__ = [
+    "AFFINE",
+    "MAX_COMPUTED",
+    "MOVES",
+    "check_counted",
+    "dense_of",
+    "folded",
+    "known",
+]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -23,6 +31,8 @@ Move = Callable[[Any], Any]
 
 # A matrix of doubles: 128 MiB. Convolutions are written out as one.
 _MAX_MATRIX = 1 << 24
+MAX_COMPUTED = 1 << 24
+"""Values of constants that are computed, each and together."""
 
 
 def known(value: Value | None, node: Node) -> Array:
@@ -145,9 +155,64 @@ def constant_of(node: Node, given: Sequence[Array], opset: int) -> Array:
     if node.operator in MOVES and node.operator != "Gather":
         return np.asarray(MOVES[node.operator](node, given[1:], opset)(given[0]))
     function = _COMPUTED.get(node.operator)
+    if function is not None and _size_of(node, given) > MAX_COMPUTED:
+        raise UnboundedModel("a computed constant is too large for bounds")
     if function is None:
         raise UnboundedModel(f"{node.operator[:60]} of constants is not computed here")
     return np.asarray(function(node, given))
+
+
+def check_counted(node: Node, given: Sequence[Value | None]) -> None:
+    """Only the first of a new shape may be the number of rows.
+
+    Raises:
+        UnboundedModel: something else is.
+    """
+    for place, item in enumerate(given):
+        if isinstance(item, Const) and item.counted is not None:
+            shape = node.operator == "Reshape" and place == 1
+            if not shape or item.counted.reshape(-1)[1:].any():
+                raise UnboundedModel("an answer that hangs on how many rows there are")
+
+
+def folded(node: Node, given: Sequence[Const], opset: int) -> Const:
+    """A constant of constants; where it is the number of rows, that is kept in mind.
+
+    Raises:
+        UnboundedModel: it cannot be computed, or is computed of the number of rows.
+    """
+    arrays, counted = [item.array for item in given], [item.counted for item in given]
+    made = constant_of(node, arrays, opset)
+    if all(item is None for item in counted):
+        return Const(made)
+    joins = node.operator == "Concat"
+    if not joins and any(item is not None for item in counted[1:]):
+        raise UnboundedModel("an answer that hangs on how many rows there are")
+    if node.operator == "Cast" and made.dtype.kind == "i":
+        return Const(made, counted[0])
+    if not joins and node.operator not in MOVES:
+        raise UnboundedModel("an answer that hangs on how many rows there are")
+    masks = [
+        np.zeros(array.shape, bool) if mask is None else mask
+        for array, mask in zip(arrays, counted, strict=True)
+    ]
+    mask = constant_of(node, masks if joins else [masks[0], *arrays[1:]], opset)
+    return Const(made, mask if mask.any() else None)
+
+
+def _size_of(node: Node, given: Sequence[Array]) -> int:
+    """Values of a constant that is about to be computed."""
+    if node.operator == "Concat":
+        return sum(item.size for item in given)
+    if node.operator == "Gather":
+        axis = int(node.attributes.get("axis", 0))
+        if not -given[0].ndim <= axis < given[0].ndim:
+            raise UnboundedModel("Gather: there is no such axis")
+        return int(given[0].size // max(1, given[0].shape[axis]) * given[1].size)
+    try:
+        return math.prod(np.broadcast_shapes(*(item.shape for item in given)))
+    except ValueError:
+        raise UnboundedModel("shapes do not fit each other") from None
 
 
 _PLAIN = {
@@ -173,13 +238,21 @@ def _cast(node: Node, given: Sequence[Array]) -> Array:
     return np.asarray(given[0]).astype(kind)
 
 
+def _quotient(one: Array, other: Array) -> Array:
+    if one.dtype.kind == "f":
+        return np.asarray(one / other)
+    if not np.all(other):
+        raise UnboundedModel("Div of constants by 0 is not computed here")
+    # Toward 0, where numpy goes down.
+    down = one // other
+    return np.asarray(down + ((down < 0) & (down * other != one)))
+
+
 _COMPUTED: Mapping[str, Callable[[Node, Sequence[Array]], Any]] = {
     "Add": lambda _, given: given[0] + given[1],
     "Cast": _cast,
     "Concat": lambda node, given: np.concatenate(given, node.attributes["axis"]),
-    "Div": lambda _, given: (
-        given[0] / given[1] if given[0].dtype.kind == "f" else given[0] // given[1]
-    ),
+    "Div": lambda _, given: _quotient(*given),
     "Gather": lambda node, given: np.take(
         given[0], given[1], axis=node.attributes.get("axis", 0)
     ),
@@ -274,29 +347,29 @@ def _conv(
     kernel = np.asarray(rest[0], np.float64)
     if len(source.shape) != 3 or kernel.ndim != 4:
         raise UnboundedModel("Conv of other than images has no bound here")
-    marks, inside = _windows(node, source.shape, kernel.shape[2:])
+    rows, columns = _sizes(node, source.shape, kernel.shape[2:])
     groups = int(node.attributes.get("group", 1))
-    filters, depth, taps = kernel.shape[0], kernel.shape[1], marks.shape[1]
-    places = len(marks)
-    if filters * places * source.width > _MAX_MATRIX:
+    filters, depth, taps = *kernel.shape[:2], math.prod(kernel.shape[2:])
+    places = rows * columns
+    if depth * groups != source.shape[0] or filters % groups:
+        raise UnboundedModel("a convolution's channels do not fit its groups")
+    if max(filters * source.width, taps) * places > _MAX_MATRIX:
         raise UnboundedModel(
             f"a convolution of {source.width} to {filters * places} values is too "
             "large for bounds"
         )
+    marks, inside = _windows(node, source.shape, kernel.shape[2:])
     area = source.shape[1] * source.shape[2]
-    weight = np.zeros((filters, places, source.width))
-    for one in range(filters):
-        first = one // (filters // groups) * depth
-        for channel in range(depth):
-            values = kernel[one, channel].reshape(-1)
-            for tap in range(taps):
-                own = np.flatnonzero(inside[:, tap])
-                spots = (first + channel) * area + marks[own, tap]
-                weight[one, own, spots] += values[tap]
+    weight = np.zeros((filters, places, source.shape[0], area))
+    seen, tap = np.nonzero(inside)
+    flat, each = kernel.reshape(filters, depth, taps), filters // groups
+    for group in range(groups):
+        own, channels = (slice(group * n, (group + 1) * n) for n in (each, depth))
+        part = weight[own, :, channels]  # a view: what is written stays
+        part[:, seen, :, marks[seen, tap]] = np.moveaxis(flat[own][:, :, tap], 2, 0)
     bias = np.zeros(filters)
     if len(rest) > 1 and rest[1] is not None:
         bias = np.asarray(rest[1], np.float64)
-    rows, columns = _sizes(node, source.shape, kernel.shape[2:])
     made = _dense(
         source,
         weight.reshape(filters * places, source.width),
@@ -339,6 +412,8 @@ def _sizes(
         + 1
         for i in range(2)
     )
+    if rows < 1 or columns < 1:
+        raise UnboundedModel("a convolution's windows do not fit the image")
     return rows, columns
 
 
@@ -348,8 +423,6 @@ def _windows(
     """Places in a channel that each window sees ``(places, taps)``, and which exist."""
     pads, strides, dilations = _pads(node, shape, kernel)
     rows, columns = _sizes(node, shape, kernel)
-    if rows < 1 or columns < 1:
-        raise UnboundedModel("a convolution's windows do not fit the image")
     tops = np.arange(rows) * strides[0] - pads[0]
     lefts = np.arange(columns) * strides[1] - pads[1]
     down, right = (np.arange(kernel[i]) * dilations[i] for i in range(2))

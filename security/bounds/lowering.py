@@ -17,9 +17,18 @@ from numpy.typing import NDArray
 
 from security.bounds import boxes
 from security.bounds.files import Graph, Node
-from security.bounds.layers import AFFINE, MOVES, constant_of, dense_of, known
+from security.bounds.layers import (
+    AFFINE,
+    MAX_COMPUTED,
+    MOVES,
+    check_counted,
+    dense_of,
+    folded,
+    known,
+)
 from security.bounds.steps import (
     SINGLE,
+    Dense,
     Join,
     Pick,
     Relu,
@@ -28,10 +37,24 @@ from security.bounds.steps import (
     Step,
     Sum,
 )
-from security.bounds.values import Box, Const, Sym, Value, picked, spread, stretched
+from security.bounds.values import (
+    Box,
+    Const,
+    Sym,
+    Value,
+    joined,
+    picked,
+    spread,
+    stretched,
+)
 from security.errors import UnboundedModel
 
 __all__ = ["Program", "ended", "lower"]
+
+# Of a row, of all nodes together: 16 MiB of doubles.
+_MAX_VALUES = 1 << 21
+# Doubles of all layers: 512 MiB.
+_MAX_WEIGHTS = 1 << 26
 
 Floats = NDArray[np.float64]
 Ends = tuple[Floats, Floats]
@@ -49,6 +72,7 @@ class Program:
         loose: an interval stands for what is not all in it, such as a category that
             may become another one: bounds hold, and need not be reached.
         safety: how often the rounding of single precision counts; 0 for not at all.
+        size: values of a row, of all nodes.
     """
 
     steps: tuple[Step, ...]
@@ -57,6 +81,7 @@ class Program:
     rows: int
     loose: bool = False
     safety: float = 0.0
+    size: int = 0
 
     @property
     def linear(self) -> bool:
@@ -87,7 +112,9 @@ def lower(
             work.run(node)
         value = work.sym(work.values[wanted])
     steps = tuple(work.steps)
-    return Program(steps, value.step, value.shape, len(low), work.loose, safety)
+    return Program(
+        steps, value.step, value.shape, len(low), work.loose, safety, work.size
+    )
 
 
 def ended(graph: Graph, value: str, output: str, given: Ends) -> Ends:
@@ -135,7 +162,9 @@ class _Lowering:
 
     def __init__(self, graph: Graph, error: float) -> None:
         self.graph = graph
-        self.batch = graph.batch or 2
+        # How many rows operators are tried on.
+        self.counts = (graph.batch,) if graph.batch else (2, 5)
+        self.size = self.computed = self.weights = 0
         self.error = error
         self.loose = False
         self.steps: list[Step] = []
@@ -151,16 +180,30 @@ class _Lowering:
         if node.operator == "Shape":
             result: Value = self._size(node, given[0])
         elif all(isinstance(item, Const) for item in given):
-            arrays = [item.array for item in given if isinstance(item, Const)]
-            result = Const(constant_of(node, arrays, self.graph.opset))
+            stored = [item for item in given if isinstance(item, Const)]
+            result = folded(node, stored, self.graph.opset)
         else:
             result = self._varying(node)
-        self.values[node.outputs[0]] = result
-        if node.operator == "ai.onnx.ml.LinearClassifier":  # scores come second
-            self.values[node.outputs[1]] = result
+        scores = node.operator == "ai.onnx.ml.LinearClassifier"  # a label is first
+        self.values[node.outputs[int(scores)]] = result
+        self._weigh(result)
+
+    def _weigh(self, value: Value) -> None:
+        """Count what a value takes.
+
+        Raises:
+            UnboundedModel: all of them take too much memory.
+        """
+        if isinstance(value, Const):
+            self.computed += value.array.size
+        else:
+            self.size += math.prod(value.shape)
+        if self.computed > MAX_COMPUTED or self.size > _MAX_VALUES:
+            raise UnboundedModel("the graph has too many values for bounds")
 
     def _varying(self, node: Node) -> Value:
         given = [None if not n else self.values[n] for n in node.inputs]
+        check_counted(node, given)
         if node.operator in MOVES:
             return self._moved(node, given)
         if node.operator in AFFINE:
@@ -176,12 +219,13 @@ class _Lowering:
         raise UnboundedModel(f"operator {node.operator[:60]} has no bound here")
 
     def _size(self, node: Node, value: Value) -> Const:
-        if isinstance(value, Const):
-            sizes: tuple[int, ...] = value.array.shape
-        else:
-            sizes = (self.batch, *value.shape)
         start, end = (node.attributes.get(name) for name in ("start", "end"))
-        return Const(np.array(sizes[start:end], dtype=np.int64))
+        if isinstance(value, Const):
+            return Const(np.array(value.array.shape[start:end], dtype=np.int64))
+        sizes = np.array((self.counts[0], *value.shape)[start:end], dtype=np.int64)
+        counted = np.array((True, *(False for _ in value.shape))[start:end], bool)
+        free = self.graph.batch is None and counted.any()
+        return Const(sizes, counted if free else None)
 
     # From one kind of value to another.
 
@@ -196,6 +240,13 @@ class _Lowering:
         return self._add(Source(value.low, value.high), value.shape)
 
     def _add(self, step: Step, shape: tuple[int, ...]) -> Sym:
+        if isinstance(step, Dense):
+            self.weights += step.weight.size
+            if self.weights > _MAX_WEIGHTS:
+                raise UnboundedModel("the layers are too large for bounds")
+        self.size += step.width
+        if self.size > _MAX_VALUES:
+            raise UnboundedModel("the graph has too many values for bounds")
         self.steps.append(step)
         return Sym(len(self.steps) - 1, shape)
 
@@ -205,9 +256,18 @@ class _Lowering:
         value = given[0]
         if isinstance(value, Const) or value is None:
             raise UnboundedModel(f"{node.operator} by places that vary has no bound")
-        rest = [None if item is None else known(item, node) for item in given[1:]]
-        move = MOVES[node.operator](node, rest, self.graph.opset)
-        places, shape = picked(value.shape, self.batch, move)
+        for item in given[1:]:
+            if item is not None:
+                known(item, node)
+        own = [item if isinstance(item, Const) else None for item in given[1:]]
+        found = []
+        for rows in self.counts:
+            rest = [None if item is None else item.of(rows) for item in own]
+            move = MOVES[node.operator](node, rest, self.graph.opset)
+            found.append(picked(value.shape, rows, move))
+        places, shape = found[0]
+        if any(s != shape or (p != places).any() for p, s in found[1:]):
+            raise UnboundedModel("the graph mixes the rows of a batch")
         if isinstance(value, Box):
             return value.take(places, shape)
         return self._add(Pick((value.step,), places, value.width), shape)
@@ -230,6 +290,9 @@ class _Lowering:
             one, rounds = boxes.UNARY[node.operator]
             given_ends = (box.low, box.high)
             ends = boxes.widened(*one(given_ends), rounds * self.error)
+            uneven = boxes.UNEVEN.get(node.operator, 0) * self.error
+            if uneven:
+                ends = ends[0] - uneven, ends[1] + uneven
             return Box(*boxes.honest(node.operator, ends, [given_ends]), box.shape)
         if node.operator in boxes.BINARY:
             two, rounds = boxes.BINARY[node.operator]
@@ -269,9 +332,11 @@ class _Lowering:
         """One of two values, as a third says."""
         if any(isinstance(item, Sym) for item in given):
             raise UnboundedModel("Where in the network has no bound here")
-        (first, second, shape) = boxes.aligned(*_one_box(given[1], given[2], given[0]))
+        (first, second, shape) = boxes.aligned(
+            *boxes.one_box(given[1], given[2], given[0])
+        )
         condition, _, shape = boxes.aligned(
-            *_one_box(given[0], Const(np.zeros(shape)), given[1])
+            *boxes.one_box(given[0], Const(np.zeros(shape)), given[1])
         )
         ends = boxes.where(condition, first, second)
         self._note(node, Box(*condition, shape))
@@ -286,7 +351,7 @@ class _Lowering:
         if axis % (len(shapes[0]) + 1) == 0:
             raise UnboundedModel("the graph mixes the rows of a batch")
         parts = [self._alike(item, shapes[0], axis) for item in given]
-        order, shape = _joined([part.shape for part in parts], axis)
+        order, shape = joined([part.shape for part in parts], axis)
         if all(isinstance(part, Box) for part in parts):
             own = [part for part in parts if isinstance(part, Box)]
             ends = [np.concatenate([getattr(p, e) for p in own], axis=1) for e in _ENDS]
@@ -411,45 +476,12 @@ class _Lowering:
         own = (slice(None), *(None,) * (len(source.shape) - 1))
         wide, _ = spread(factor[own], source.shape)
         moved, _ = spread((shift - mean * factor)[own], source.shape)
-        return self._add(Scale((source.step,), wide, moved), source.shape)
+        # The two may cancel, and what was rounded of them stays.
+        size, _ = spread((np.abs(shift) + np.abs(mean * factor))[own], source.shape)
+        return self._add(Scale((source.step,), wide, moved, size), source.shape)
 
 
 _ENDS = ("low", "high")
-
-
-def _one_box(first: Value, second: Value, beside: Value) -> tuple[Value, Value]:
-    """The two, one of which is made a box where both are constants."""
-    if (
-        isinstance(first, Box)
-        or isinstance(second, Box)
-        or not isinstance(first, Const)
-    ):
-        return first, second
-    rows = len(beside.low) if isinstance(beside, Box) else 1
-    rank = first.array.ndim
-    flat = boxes.doubled(first.array).reshape(1, -1)
-    shape = (
-        first.array.shape[1:]
-        if rank > 1 and len(first.array) == 1
-        else (first.array.shape)
-    )
-    wide = np.broadcast_to(flat, (rows, flat.shape[1]))
-    return Box(wide, wide, shape), second
-
-
-def _joined(
-    shapes: list[tuple[int, ...]], axis: int
-) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    """Where values lie once rows, flat one behind another, are joined on an axis."""
-    marks, first = [], 0
-    for shape in shapes:
-        marks.append(np.arange(first, first + math.prod(shape)).reshape(1, *shape))
-        first += math.prod(shape)
-    try:
-        made = np.concatenate(marks, axis=axis)
-    except ValueError:
-        raise UnboundedModel("shapes do not fit each other") from None
-    return made.reshape(-1), made.shape[1:]
 
 
 _Special = Callable[[_Lowering, Node, list[Value]], Value]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -32,6 +33,10 @@ _AT_ONCE = 1 << 22
 _MOST_ROWS = 256
 # Multiplications of some hundred rows in one radius: a minute or so of one thread.
 _MAX_WORK = 1e12
+# What one step costs beside its arithmetic, as multiplications.
+_STEP = 3e5
+# Doubles of all values of the rows that are bounded at once.
+_MAX_VALUES = 1 << 23
 SAFETY = 1.25
 """How often rounding counts in a claim. Who recomputes takes less: then sums in another
 order refuse no true claim."""
@@ -158,14 +163,22 @@ def work_of(graph: Graph, value: str, low: Floats, high: Floats) -> float:
     if not len(low):
         return 0.0
     program = lower(graph, value, low[:1], high[:1])
-    work, before, read = 0.0, 0, 0
-    for step in program.steps:
-        if isinstance(step, Dense):
-            before += step.weight.size
+    work, before, read, passed = 0.0, 0, 0, len(program.steps)
+    for place, step in enumerate(program.steps):
+        before += step.weight.size if isinstance(step, Dense) else 0
         if isinstance(step, Relu):
             work += 2.0 * step.width * (before if read else 0)
+            passed += place if read else 0
             read += 1
-    return (work + before) * len(low)
+    parts = math.ceil(len(low) / _at_once(program))
+    return (work + before) * len(low) + _STEP * passed * parts
+
+
+def _at_once(program: Program) -> int:
+    """Rows that are bounded together."""
+    wide = max(step.width for step in program.steps)
+    size = min(_AT_ONCE // (2 * wide**2), _MAX_VALUES // max(1, program.size))
+    return min(_MOST_ROWS, max(1, size))
 
 
 def _parts(graph: Graph, value: str, low: Floats, high: Floats) -> Iterator[slice]:
@@ -182,7 +195,7 @@ def _parts(graph: Graph, value: str, low: Floats, high: Floats) -> Iterator[slic
         raise UnboundedModel(
             f"bounds of {sum(widths)} values in {len(low)} rows take too long"
         )
-    size = int(min(_MOST_ROWS, max(1, _AT_ONCE // (2 * max(widths) ** 2))))
+    size = _at_once(program)
     for first in range(0, len(low), size):
         yield slice(first, first + size)
 

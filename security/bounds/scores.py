@@ -112,6 +112,8 @@ def head_of(
         last = last or str(classifier.attributes.get("post_transform", b"NONE"), "utf8")
         if label is not None and _label_node(graph, made, label) is classifier:
             return Rule(value, one_row, 0.0, swapped)
+        if last == "SOFTMAX_ZERO":  # a score of 0 has no share, even the largest
+            raise UnboundedModel("SOFTMAX_ZERO does not keep the order of scores")
     if label is not None:
         _check_label(graph, made, label, value)
         return Rule(value, False, 0.0, swapped)
@@ -142,28 +144,18 @@ def _threshold(value: str, last: str, lead: float, *, one: bool, p: bool) -> Rul
 
 def number_of(graph: Graph, output: str) -> str:
     """The network's last value, of which a predicted number is made value by value."""
-    made = graph.made_by()
+    made, varies = graph.made_by(), {graph.input}
+    for node in graph.nodes:
+        if varies.intersection(node.inputs):
+            varies.update(node.outputs)
     name = output
     while name in made:
         node = made[name]
-        varying = {item for item in node.inputs if item and _varies(graph, made, item)}
+        varying = varies.intersection(node.inputs)
         if node.operator not in _BY_ITSELF or len(varying) != 1:
             break
         (name,) = varying
     return name
-
-
-def _varies(graph: Graph, made: dict[str, Node], name: str) -> bool:
-    """Whether a value depends on the input."""
-    open_, seen = [name], set()
-    while open_:
-        name = open_.pop()
-        if name == graph.input:
-            return True
-        if name in made and name not in seen:
-            open_ += [item for item in made[name].inputs if item]
-        seen.add(name)
-    return False
 
 
 def _before(graph: Graph, made: dict[str, Node], output: str) -> tuple[str, str]:
@@ -178,16 +170,28 @@ def _before(graph: Graph, made: dict[str, Node], output: str) -> tuple[str, str]
             if "axis" in node.attributes and node.attributes["axis"] not in (-1, 1):
                 raise UnboundedModel("softmax along another axis has no bound here")
             if not node.operator.endswith("ZipMap"):
-                last = node.operator
+                last = _only(last, node.operator)
             name = node.inputs[0]
         elif node.operator.endswith("LinearClassifier"):
             kind = node.attributes.get("post_transform", b"NONE")
             if kind not in _SOFT:
                 raise UnboundedModel(f"post_transform {kind!r} has no bound here")
-            return name, "" if kind == b"NONE" else kind.decode()
+            return name, last if kind == b"NONE" else _only(last, kind.decode())
         else:
             break
     return name, last
+
+
+def _only(before: str, operator: str) -> str:
+    """The one operator that squashes scores.
+
+    Raises:
+        UnboundedModel: there is another, so that a threshold is elsewhere, and scores
+            that differ may come out equal.
+    """
+    if before:
+        raise UnboundedModel(f"{before} of {operator} has no bound here")
+    return operator
 
 
 def _plain(node: Node) -> bool:
@@ -223,7 +227,11 @@ def _label_node(graph: Graph, made: dict[str, Node], label: str) -> Node | None:
 def _check_label(graph: Graph, made: dict[str, Node], label: str, value: str) -> None:
     """A label is the place of the largest of the same scores."""
     node = _label_node(graph, made, label)
-    if node is None or node.operator != "ArgMax":
+    if (
+        node is None
+        or node.operator != "ArgMax"
+        or node.attributes.get("axis", 0) not in (-1, 1)
+    ):
         raise UnboundedModel("the label is not the place of the largest score")
     if (
         node.attributes.get("select_last_index")

@@ -36,6 +36,8 @@ Ends = tuple[Floats, Floats]
 SINGLE = 2.0**-24
 """Half the distance from 1 to the next float of single precision."""
 _LARGEST = float(np.finfo(np.float32).max)
+# Below it, a product has fewer digits, or is 0.
+_TINY = 2.0**-126
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +94,21 @@ class Dense:
         count = self.terms + 2
         gamma = count * SINGLE / (1 - count * SINGLE)
         size = largest(given[0]) @ np.abs(self.weight).T + np.abs(self.bias)
-        return gamma * _finite(size)
+        return gamma * _finite(size) + count * _TINY
 
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """``factor * row + shift``, value by value."""
+    """``factor * row + shift``, value by value.
+
+    Attributes:
+        size: of what the shift was added up from, where that may be much larger.
+    """
 
     sources: tuple[int, ...]
     factor: Floats = field(repr=False)
     shift: Floats = field(repr=False)
+    size: Floats | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
@@ -121,7 +128,10 @@ class Scale:
     def rounding(self, given: Sequence[Ends]) -> Floats:
         """What a product and a sum, or what was folded into them, may be off by."""
         size = largest(given[0]) * np.abs(self.factor) + np.abs(self.shift)
-        return 4 * SINGLE * _finite(size)
+        if self.size is None:
+            return 4 * SINGLE * _finite(size) + 2 * _TINY
+        # A root, a quotient and a product more.
+        return 8 * SINGLE * _finite(size + self.size) + 2 * _TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +233,7 @@ class Sum:
     def rounding(self, given: Sequence[Ends]) -> Floats:
         """What the sums may be off by."""
         size = np.sum([largest(ends) for ends in given], axis=0)
-        return len(given) * SINGLE * _finite(size)
+        return len(given) * SINGLE * _finite(size) + _TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,7 +261,7 @@ class Relu:
 
     def rounding(self, given: Sequence[Ends]) -> Floats | None:
         """What a product with the leak may be off by; else nothing is rounded."""
-        return 2 * SINGLE * largest(given[0]) if self.leak else None
+        return 2 * SINGLE * largest(given[0]) + _TINY if self.leak else None
 
 
 Step = Source | Dense | Scale | Pick | Join | Sum | Relu

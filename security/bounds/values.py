@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 
 from security.errors import UnboundedModel
 
-__all__ = ["Box", "Const", "Sym", "Value", "picked", "spread", "stretched"]
+__all__ = ["Box", "Const", "Sym", "Value", "joined", "picked", "spread", "stretched"]
 
 Floats = NDArray[np.float64]
+
+# Values that a batch is tried on.
+_MAX_TRIED = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +29,17 @@ class Const:
 
     Attributes:
         array: of any type.
+        counted: which of it are the number of rows of the batch; None for none.
     """
 
     array: NDArray[Any] = field(repr=False)
+    counted: NDArray[np.bool_] | None = field(default=None, repr=False)
+
+    def of(self, rows: int) -> NDArray[Any]:
+        """What it is with so many rows."""
+        if self.counted is None:
+            return self.array
+        return np.where(self.counted, rows, self.array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +96,8 @@ def picked(
         UnboundedModel: it mixes the rows of a batch.
     """
     width = math.prod(shape)
+    if batch * width > _MAX_TRIED:
+        raise UnboundedModel("a batch of rows is too large for bounds")
     marks = np.arange(batch * width).reshape(batch, *shape)
     try:
         moved = np.asarray(function(marks))
@@ -121,3 +134,18 @@ def stretched(shape: tuple[int, ...], wanted: tuple[int, ...]) -> NDArray[np.int
     """Where each value comes from when a row is stretched to a larger shape."""
     marks = np.arange(math.prod(shape)).reshape(shape)
     return np.broadcast_to(marks, wanted).reshape(-1)
+
+
+def joined(
+    shapes: list[tuple[int, ...]], axis: int
+) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """Where values lie once rows, flat one behind another, are joined on an axis."""
+    marks, first = [], 0
+    for shape in shapes:
+        marks.append(np.arange(first, first + math.prod(shape)).reshape(1, *shape))
+        first += math.prod(shape)
+    try:
+        made = np.concatenate(marks, axis=axis)
+    except ValueError:
+        raise UnboundedModel("shapes do not fit each other") from None
+    return made.reshape(-1), made.shape[1:]

@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from models.additive import AdditiveClassifier
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
-from security.training.composed import epsilon_of
+from security.training.composed import delta_gdp, epsilon_of
 from security.training.config_sections import BoostingConfig
 from security.training.mechanism import Conformance
 from security.training.noise import Randomness, gaussian
@@ -52,8 +52,6 @@ Floats = NDArray[np.float64]
 _NO_WEIGHT = 1e-9
 # Between a deviation that InterpretML finds by bisection and the planned one.
 _SLACK = 1e-6
-# At which the budget is told: where the search for the noise is precise.
-_DELTA = 1e-4
 # The generator belongs to the process.
 _ALONE = threading.Lock()
 
@@ -86,7 +84,7 @@ def fit(
     """
     terms = _Terms(module)
     rows, given, weights = terms.rows(inputs.double().numpy(), labels.numpy())
-    epsilon, share = _budget(mechanism, terms.count)
+    epsilon, share, delta = _budget(mechanism, terms.count)
     noise = _Noise(mechanism, boosting, terms.count, len(labels), randomness)
     model = DPExplainableBoostingClassifier(
         feature_names=terms.names,
@@ -97,7 +95,7 @@ def fit(
         max_leaves=boosting.leaves,
         learning_rate=boosting.learning_rate,
         epsilon=epsilon,
-        delta=2 * _DELTA,
+        delta=2 * delta,
         bin_budget_frac=share,
         composition="gdp",
         outer_bags=1,
@@ -116,21 +114,24 @@ def fit(
     return noise.record
 
 
-def _budget(mechanism: Mechanism, terms: int) -> tuple[float, float]:
+def _budget(mechanism: Mechanism, terms: int) -> tuple[float, float, float]:
     """The budget that InterpretML needs to be given, and what share is for binning.
 
     It finds its noise for two parts, at half of delta each; the claim is of both at
-    once, at the delta of the plan, so these numbers are nobody's guarantee.
+    once, at the delta of the plan, so these numbers are nobody's guarantee. Its search
+    is precise where epsilon is small: so delta is half of what the part with the
+    smaller cost has at an epsilon of 0, and is told too, of each part.
     """
     bound = mechanism.noise_multiplier
-    binning = epsilon_of(terms**0.5 / bound, _DELTA)
-    boosting = epsilon_of((mechanism.steps - terms) ** 0.5 / bound, _DELTA)
+    parts = [count**0.5 / bound for count in (terms, mechanism.steps - terms)]
+    delta = delta_gdp(min(parts), 0.0) / 2
+    binning, boosting = (epsilon_of(part, delta) for part in parts)
     if not 0 < binning <= boosting:
         raise TrainingError(
             f"noise of {bound:g} in {mechanism.steps} queries is more than InterpretML "
             "can be told to add: take fewer rounds, or a larger epsilon"
         )
-    return binning + boosting, binning / (binning + boosting)
+    return binning + boosting, binning / (binning + boosting), delta
 
 
 class _Noise:
@@ -232,6 +233,7 @@ class _Terms:
         cuts, scores = torch.zeros_like(body.cuts), torch.zeros_like(body.scores)
         for (place,), found in zip(model.term_features_, model.term_scores_):
             own, each = self._term(place, model.bins_[place][0], found)
+            own, each = _within(own, each, model.bin_weights_[place], cuts.shape[1])
             cuts[place] = self._beyond(place)
             cuts[place, : len(own)] = torch.from_numpy(own)
             scores[place, : len(each)] = torch.from_numpy(each)
@@ -279,6 +281,23 @@ class _Terms:
         shares = np.full((1, width), cut)
         number = np.float32(self._module.unscaled(shares)[0, place])
         return _smallest(number, lambda one: scaled(one) >= cut)
+
+
+def _within(
+    own: NDArray[np.float32], each: NDArray[np.float32], weights: Floats, most: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """At most so many cuts: neighbouring bins join, by their noisy weights.
+
+    Where noise is more than there are rows, InterpretML makes up to twice as many bins
+    of numbers as were asked for. It is all made private before.
+    """
+    if len(own) <= most:
+        return own, each
+    firsts = np.arange(most + 1) * len(each) // (most + 1)
+    counts = np.maximum(weights[1 : len(each) + 1], 1e-9)
+    sums = np.add.reduceat(each * counts, firsts)
+    joined = sums / np.add.reduceat(counts, firsts)
+    return own[firsts[1:] - 1], joined.astype(np.float32)
 
 
 def _smallest(number: np.float32, reaches: Callable[[np.float32], bool]) -> np.float32:

@@ -91,6 +91,25 @@ def test_no_single_edit_passes(
         assert {n for n in passed if "details.curves" not in n} == set()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_fewer_terms_than_columns_are_refused(
+    folder: Path, keys: Keys, recomputed: Recomputed, *, named: bool
+) -> None:
+    """Half of the queries would be half of the cost; no configuration helps."""
+    bundle = read_bundle(folder)
+    document = json.loads((folder / report_file("privacy")).read_bytes())
+    stated = document["conditions"]
+    stated["terms"], steps = 1, stated["steps"] // 2
+    stated["steps"] = stated["steps_in_weights"] = steps
+    if named:  # a built-in data set: the configuration lists no columns
+        del document["details"]["config"]["data"]["columns"]
+    else:
+        del document["details"]["config"]
+    changed = signed(bundle, "privacy", document, keys)
+    assert changed is not None
+    assert not admitted(changed, keys, recomputed)
+
+
 def test_the_default_policy_does_not_take_it(folder: Path, keys: Keys) -> None:
     """It asks for PRV and Poisson sampling; a policy admits this mechanism by name."""
     default = (ROOT / "deploy/policy.toml").read_text()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from interpret.utils._native import Native
+from interpret.utils._privacy import calc_gdp_noise_multi
 
 from models.additive import AdditiveClassifier
 from models.bundle import read_bundle
@@ -150,10 +151,44 @@ def test_noise_is_ours_and_as_much_as_planned(monkeypatch: pytest.MonkeyPatch) -
     assert native.generate_gaussian_random == before
 
 
+@pytest.mark.parametrize("cost", [0.01, 0.3, 1.0, 3.6, 4.7])
+@pytest.mark.parametrize("terms", [1, 100])
+def test_interpret_finds_the_planned_noise(cost: float, terms: int) -> None:
+    """Or a training would end after all of its budget is booked.
+
+    4.7-GDP is epsilon 20 at a delta of .01, as of a hundred rows.
+    """
+    for rounds in (1, 20, 300):
+        steps = terms * (rounds + 1)
+        noise = math.sqrt(steps) / cost
+        total, share, own = additive._budget(Mechanism(1.0, noise, steps), terms)
+        for count, part in ((terms, share), (steps - terms, 1 - share)):
+            found = calc_gdp_noise_multi(count, total * part, own)
+            assert abs(found - noise) < 0.1 * additive._SLACK * noise
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_noise_of_many_times_the_rows_trains_all_the_same(seed: int) -> None:
+    """A small epsilon of few rows: InterpretML then makes more bins than were asked."""
+    own = AdditiveClassifier((Column("x", 0.0, 1.0),), bins=8)
+    data = torch.linspace(0.0, 1.0, 40).unsqueeze(1)
+    additive.fit(
+        own,
+        own.network_input(data),
+        torch.arange(40) % 2,
+        boosting=BoostingConfig(rounds=10, bins=8, leaves=3),
+        mechanism=Mechanism(1.0, 2000.0, 11),
+        randomness=SeededRandomness(seed),
+    )
+    cuts, scores = own.body.curve(0)
+    assert (np.diff(cuts) >= 0).all()
+    assert np.isfinite(scores).all()
+
+
 def test_other_noise_than_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = additive._budget
     monkeypatch.setattr(
-        additive, "_budget", lambda *a: (1.01 * budget(*a)[0], budget(*a)[1])
+        additive, "_budget", lambda *a: (1.01 * budget(*a)[0], *budget(*a)[1:])
     )
     with pytest.raises(TrainingError, match="InterpretML asked for noise of"):
         trained(module(), 3.0)
