@@ -54,6 +54,7 @@ def read_sections(
     *,
     where: str,
     error: type[SealgateError],
+    parts: Mapping[str, Callable[[Any], Rules]] = types.MappingProxyType({}),
     max_bytes: int = MAX_CONFIG_BYTES,
 ) -> _Root:
     """Read a document into a dataclass of dataclasses.
@@ -64,14 +65,17 @@ def read_sections(
         rules: what values break that types cannot refuse.
         where: what error messages call the document.
         error: what is raised.
+        parts: the rules of single sections, for those that can be read where others
+            cannot.
         max_bytes: of the document.
 
     Raises:
         SealgateError: as ``error``: not TOML, an unknown or missing key, a wrong type,
             or a value out of range: ``where:line: key: what``, and how many more.
     """
-    found = sections_of(data, kind, rules, where=where, max_bytes=max_bytes)
-    root, mistakes = found
+    root, mistakes = sections_of(
+        data, kind, rules, where=where, parts=parts, max_bytes=max_bytes
+    )
     if root is None or mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise error(f"{mistakes[0]}{more}")
@@ -94,8 +98,7 @@ def sections_of(
         kind: as there.
         rules: as there.
         where: as there.
-        parts: the rules of single sections, for those that can be read where others
-            cannot.
+        parts: as there.
         max_bytes: as there.
 
     Returns:
@@ -114,7 +117,7 @@ def sections_of(
     if root is not None:
         found = list(rules(root))
     else:
-        for name in parts.keys() & given.keys():
+        for name in (name for name in parts if name in given):
             found += parts[name](given[name])
     return root, placed(found, text, where=where)
 

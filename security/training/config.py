@@ -82,7 +82,9 @@ def parse_config(data: bytes, *, where: str = "configuration") -> TrainingConfig
     security.errors.TrainingError: configuration:1: unknown key 'modle'; did you mean \
 'model'?
     """
-    return read_sections(data, TrainingConfig, broken, where=where, error=TrainingError)
+    return read_sections(
+        data, TrainingConfig, broken, where=where, error=TrainingError, parts=PARTS
+    )
 
 
 def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:

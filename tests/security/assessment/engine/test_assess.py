@@ -97,7 +97,7 @@ def assert_robust(report: Report, rows: int) -> None:
     assert (report.details["curve"][-1]["radius"], curve[-1]) == (1.0, 0)
     assert metrics["robust_accuracy"].value in curve
     # Evidence is published: it may count rows, and show none.
-    assert set(report.details) == {"curve"}
+    assert set(report.details) == {"certificate", "curve"}
 
 
 def test_again_gives_the_same_numbers(tmp_path):
