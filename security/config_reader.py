@@ -73,9 +73,10 @@ def read_sections(
         SealgateError: as ``error``: not TOML, an unknown or missing key, a wrong type,
             or a value out of range: ``where:line: key: what``, and how many more.
     """
-    root, mistakes = sections_of(
+    found = sections_of(
         data, kind, rules, where=where, parts=parts, max_bytes=max_bytes
     )
+    root, mistakes = found
     if root is None or mistakes:
         more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
         raise error(f"{mistakes[0]}{more}")
