@@ -419,6 +419,7 @@ def test_the_page_has_the_figures_that_are_kept() -> None:
     page = models.PAGE.read_text()
     assert models.load(), "nothing was measured"
     assert models.written(page, models.load()) == page
+    assert models.markdown(models.load()) in page
 
 
 def test_models_are_compared_in_a_table() -> None:
