@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = load(args.file)
     if not args.show:
         for name in args.only or DATA:
-            for row in measured(name):
+            for row in measured(name, args.data):
                 rows = [*(old for old in rows if not _same(old, row)), row]
                 save(args.file, _ordered(rows))
     rows = _ordered(rows)
@@ -270,6 +270,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks models", description=__doc__
+    )
+    parser.add_argument(
+        "--data", type=Path, default=SHARED, help="a folder for each data set, by name"
     )
     parser.add_argument("--only", nargs="+", choices=DATA, help="these data sets")
     parser.add_argument("--show", action="store_true", help="measure nothing")
@@ -291,41 +294,43 @@ def _ordered(rows: Sequence[Row]) -> list[Row]:
 # Measuring.
 
 
-def measured(name: str) -> Iterator[Row]:
+def measured(name: str, folder: Path) -> Iterator[Row]:
     """Train and assess every model of a data set; skips one whose files are absent."""
     data = DATA[name]
-    if data.folder and not (SHARED / data.folder).is_dir():
-        print(f"{name}: no {SHARED / data.folder}", file=sys.stderr)
+    if data.folder and not (folder / data.folder).is_dir():
+        print(f"{name}: no {folder / data.folder}", file=sys.stderr)
         return
     for item in data.variants:
         with tempfile.TemporaryDirectory() as home:
-            row = _measured(name, data, item, Path(home))
+            config = configuration(data, item, folder)
+            row = _measured((name, item.name), config, data.radius, Path(home))
         print(f"{name}: {item.name}: {row.quality.value:.4f}", file=sys.stderr)
         yield row
 
 
-def _measured(name: str, data: Data, item: Variant, home: Path) -> Row:
-    config = configuration(data, item)
+def _measured(
+    names: tuple[str, str], config: TrainingConfig, radius: float, home: Path
+) -> Row:
     began = _cpu_s()
     ledger = Ledger(home / "ledger.sqlite")
     out = train_bundle(config, home / "bundle", lambda *_: None, ledger=ledger)
     trained = _cpu_s()
     train, holdout = load_split(config)
-    options = replace(OPTIONS, radius_linf=data.radius)
+    options = replace(OPTIONS, radius_linf=radius)
     began_assessing = _cpu_s()
     made = assess_bundle(AssessRequest(out, holdout, train, options=options))
     took = trained - began, _cpu_s() - began_assessing
-    return row_of(read_bundle(out), (name, item.name), took, made.missing)
+    return row_of(read_bundle(out), names, took, made.missing)
 
 
-def configuration(data: Data, item: Variant) -> TrainingConfig:
-    """A variant's configuration, which finds its data."""
+def configuration(data: Data, item: Variant, folder: Path) -> TrainingConfig:
+    """A variant's configuration, which finds its data in a folder of that."""
     config = changed(load_config(EXAMPLES / item.file), item.changes)
     if config.data.source.startswith("python:"):
-        for folder, variable in FOLDERS.items():
-            os.environ.setdefault(variable, str(SHARED / folder))
+        for name, variable in FOLDERS.items():
+            os.environ.setdefault(variable, str(folder / name))
         return config
-    return replace(config, _base=SHARED / data.folder)
+    return replace(config, _base=folder / data.folder)
 
 
 def _cpu_s() -> float:
