@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models.data.held_out import Holdout
@@ -16,8 +17,9 @@ from security.assessment.checks.evasion.plan import plan_for
 from security.assessment.checks.evasion.proofs import Proofs
 from security.assessment.checks.evasion.results import NormResult
 from security.assessment.engine.run import ScanRequest, run_scan
-from security.assessment.plan.context import Context, TargetSource, prepare
+from security.assessment.plan.context import Context, prepare
 from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.dataconfig import ColumnRules, DataConfig
 from security.errors import UnboundedModel
 from tests.support.networks import tabular_classifier
@@ -188,7 +190,7 @@ def test_the_ball_is_the_attacks_own() -> None:
 
 
 def test_a_code_that_may_move_may_become_any_or_none() -> None:
-    """Without a configuration attacks move codes as numbers, and so do bounds."""
+    """Where nobody says that it is a code, attacks move it as a number; so do bounds."""
     columns = (Column("a", 0.0, 1.0), Column("job", 0.0, 2.0, ("x", "y", "z")))
     torch.manual_seed(0)
     module = tabular_classifier(columns, 2)
@@ -202,10 +204,15 @@ def test_a_code_that_may_move_may_become_any_or_none() -> None:
     x = np.stack([random.random(40), random.integers(0, 3, 40)], axis=1)
     x = x.astype(np.float32)
     _, y = run_onnx(model, x)
-    source = TargetSource("bundle", "m", model, columns=columns, classes=("0", "1"))
-    proved = prover_of(context_of(source, x, y).job).proved(np.arange(40), (0.02,))
+
+    def proved(told: tuple[Column, ...]) -> NDArray[np.bool_]:
+        source = TargetSource("bundle", "m", model, columns=told, classes=("0", "1"))
+        job = context_of(source, x, y).job
+        return prover_of(job).proved(np.arange(40), (0.02,))[:, 0]
+
     # Class 0 needs the code 0 exactly: a hair beside it, there is no code.
-    assert (proved[:, 0] == (y == 1)).all()
+    assert (proved((columns[0], Column("job", 0.0, 2.0))) == (y == 1)).all()
+    assert proved(columns).all()
 
 
 def test_nothing_is_proved_of_an_endpoint_or_of_several_inputs() -> None:
