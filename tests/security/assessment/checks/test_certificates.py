@@ -190,7 +190,7 @@ def test_the_ball_is_the_attacks_own() -> None:
 
 
 def test_a_code_that_may_move_may_become_any_or_none() -> None:
-    """Where nobody says that it is a code, attacks move it as a number; so do bounds."""
+    """What nobody calls a code is moved as a number by attacks, and so by bounds."""
     columns = (Column("a", 0.0, 1.0), Column("job", 0.0, 2.0, ("x", "y", "z")))
     torch.manual_seed(0)
     module = tabular_classifier(columns, 2)
