@@ -375,7 +375,7 @@ HEAVY = {
         1,
     ),
     "four thousand layers": (deep(4000), 1),
-    "a kernel of many channels": (kernel(4096, 4096, 1, 1), 4096),
+    "a kernel of many channels": (kernel(2048, 2048, 1, 1), 2048),
     "a window on much that is not there": (kernel(1, 1, 1, 2, pad=40_000), 4),
     "a kernel larger than its image": (kernel(1, 1, 4000, 2, pad=2000), 4),
     "constants that double": (doubled(40), 1),
