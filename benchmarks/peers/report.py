@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -221,17 +221,30 @@ def plot(results: Results, path: Path) -> None:
     """Bars of the requests per second, one worker, sixteen connections."""
     rows = [row for row in results.rows if row.workers == 1 and row.connections == 16]
     works = [name for name in TITLES if any(row.workload == name for row in rows)]
-    heights = [sum(row.workload == name for row in rows) for name in works]
+    parts = {name: [row for row in rows if row.workload == name] for name in works}
+    panels(parts, lambda axis, name: _bars(axis, parts[name], TITLES[name]), path)
+
+
+def panels(
+    parts: Mapping[str, Sequence[object]],
+    draw: Callable[[Any, str], None],
+    path: Path,
+) -> None:
+    """Plots below each other, a line of each for every one of its rows, as one SVG."""
+    heights = [len(rows) for rows in parts.values()]
     with canvas() as plt:
         figure, axes = plt.subplots(
-            len(works),
+            len(parts),
             1,
-            figsize=(7.6, 0.27 * sum(heights) + 0.75 * len(works)),
+            figsize=(7.6, 0.27 * sum(heights) + 0.75 * len(parts)),
             height_ratios=heights,
             squeeze=False,
         )
-        for axis, name in zip(axes[:, 0], works):
-            _bars(axis, [row for row in rows if row.workload == name], TITLES[name])
+        for axis, name in zip(axes[:, 0], parts):
+            draw(axis, name)
+            axis.tick_params(left=False)
+            for side in ("top", "right", "left"):
+                axis.spines[side].set_visible(False)
         figure.tight_layout()
         figure.savefig(path, transparent=True, metadata={"Date": None})
         plt.close(figure)
@@ -255,9 +268,6 @@ def _bars(axis: Any, rows: list[Row], title: str) -> None:
     axis.set_xscale("log")
     axis.margins(x=0.12)
     axis.set_title(f"{title}: requests per second, log scale", loc="left", fontsize=9)
-    axis.tick_params(left=False)
-    for side in ("top", "right", "left"):
-        axis.spines[side].set_visible(False)
 
 
 def _colour(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from security.commands.options import Subparsers
 from security.commands.rows import (
     add_data_config,
+    add_held_out,
     add_train_data,
     configured_rows,
     data_config,
@@ -42,19 +43,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "written, and a check in them failed, or robustness could not be measured.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    rows = parser.add_mutually_exclusive_group(required=True)
-    rows.add_argument(
-        "--config",
-        metavar="CONFIG.toml",
-        type=Path,
-        help="the training configuration, which fixes the held-out rows",
-    )
-    rows.add_argument(
-        "--data",
-        type=Path,
-        metavar="HOLDOUT",
-        help="rows the model never saw, with classes: .npz, .csv or .parquet",
-    )
+    add_held_out(parser.add_mutually_exclusive_group(required=True), "--data")
     add_data_config(parser)
     add_train_data(parser)
     parser.add_argument(

@@ -11,7 +11,7 @@ from models.bundle import Bundle, read_bundle
 from models.output_policy import OutputPolicy
 from models.restriction import kept_reports, restrict
 from security.commands.options import Subparsers
-from security.commands.rows import add_data_config, data_config, file_rows
+from security.commands.rows import add_data_config, add_held_out, data_config, file_rows
 from security.commands.stages import Stages
 from security.errors import AssessmentError, SettingsError
 from security.settings.loading import load_settings
@@ -42,19 +42,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     rows = parser.add_mutually_exclusive_group(required=True)
-    rows.add_argument(
-        "--config",
-        metavar="CONFIG.toml",
-        type=Path,
-        help="the training configuration, which fixes the held-out rows",
-    )
-    rows.add_argument(
-        "--data",
-        "--rows",
-        type=Path,
-        metavar="HOLDOUT",
-        help="rows the model never saw, with the truth: .npz, .csv or .parquet",
-    )
+    add_held_out(rows, "--data", "--rows")
     rows.add_argument(
         "--remove", action="store_true", help="no intervals or sets any more"
     )

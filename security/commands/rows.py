@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_data_config",
+    "add_held_out",
     "add_radius",
     "add_train_data",
     "answered_rows",
@@ -27,6 +28,22 @@ __all__ = [
     "file_rows",
     "radii",
 ]
+
+
+def add_held_out(rows: argparse._MutuallyExclusiveGroup, *names: str) -> None:
+    """Add --config, and a file of rows by these names."""
+    rows.add_argument(
+        "--config",
+        metavar="CONFIG.toml",
+        type=Path,
+        help="the training configuration, which fixes the held-out rows",
+    )
+    rows.add_argument(
+        *names,
+        type=Path,
+        metavar="HOLDOUT",
+        help="rows the model never saw, with the truth: .npz, .csv or .parquet",
+    )
 
 
 def add_data_config(parser: argparse.ArgumentParser) -> None:

@@ -29,6 +29,7 @@ from security.commands.signing import signers
 from security.errors import AdmissionRefused, MonitoringError, PlanError, SettingsError
 from security.monitoring.estimate import CONFIDENCE
 from security.monitoring.ledger import Budget, open_ledger
+from security.monitoring.outcomes import Estimate
 from security.monitoring.overview import (
     Evidence,
     Overview,
@@ -241,29 +242,20 @@ def _metrics(seen: Overview, shown: Sight) -> Iterator[tuple[str, Metric]]:
     labelled = [item.labels for item in seen.sights if item.labels is not None]
     accuracy = labelled[-1].accuracy if labelled else None
     if accuracy is not None:
-        yield (
-            "accuracy",
-            Metric(
-                accuracy.value,
-                n=max(0, labelled[-1].subjects),
-                low=accuracy.low,
-                high=accuracy.high,
-                confidence=CONFIDENCE,
-            ),
-        )
+        yield "accuracy", _share(accuracy, labelled[-1].subjects)
     covered = labelled[-1].coverage if labelled else None
     if covered is not None and covered.share is not None:
-        share = covered.share
-        yield (
-            "coverage",
-            Metric(
-                share.value,
-                n=max(0, labelled[-1].subjects),
-                low=share.low,
-                high=share.high,
-                confidence=CONFIDENCE,
-            ),
-        )
+        yield "coverage", _share(covered.share, labelled[-1].subjects)
+
+
+def _share(estimate: Estimate, subjects: int) -> Metric:
+    return Metric(
+        estimate.value,
+        n=max(0, subjects),
+        low=estimate.low,
+        high=estimate.high,
+        confidence=CONFIDENCE,
+    )
 
 
 def _webhook(args: argparse.Namespace) -> Webhook | None:

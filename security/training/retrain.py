@@ -184,21 +184,22 @@ def compare_models(old: bytes, new: bytes, holdout: AnyDataset) -> Comparison:
 
 
 def _mcnemar(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Comparison:
-    only_before = int((before & ~after).sum())
-    only_after = int((after & ~before).sum())
-    return Comparison(
-        rows=len(before),
-        before=float(before.mean()),
-        after=float(after.mean()),
-        only_before=only_before,
-        only_after=only_after,
-        p_value=_uneven(only_before, only_after),
-    )
+    return _compared(before, after, before & ~after, after & ~before)
 
 
 def _signs(before: NDArray[np.float64], after: NDArray[np.float64]) -> Comparison:
     """By the absolute errors of each version."""
-    only_before, only_after = int((before < after).sum()), int((after < before).sum())
+    return _compared(before, after, before < after, after < before, number=True)
+
+
+def _compared(
+    before: NDArray[Any],
+    after: NDArray[Any],
+    *better: NDArray[np.bool_],
+    number: bool = False,
+) -> Comparison:
+    """Of the rows on which one version alone is better: the former's, the latter's."""
+    only_before, only_after = (int(rows.sum()) for rows in better)
     return Comparison(
         rows=len(before),
         before=float(before.mean()),
@@ -206,7 +207,7 @@ def _signs(before: NDArray[np.float64], after: NDArray[np.float64]) -> Compariso
         only_before=only_before,
         only_after=only_after,
         p_value=_uneven(only_before, only_after),
-        number=True,
+        number=number,
     )
 
 

@@ -7,7 +7,7 @@ than onnxruntime runs it, or that a linear model's own worst corner does not rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from security.assessment.results import intervals
 from security.assessment.results.result import ScanFinding
 from security.errors import UnboundedModel
 
-__all__ = ["METHOD", "Proofs", "certify", "proof_conditions", "prover_in"]
+__all__ = ["METHOD", "Proofs", "attempt", "certify", "proof_conditions", "prover_in"]
 
 METHOD = "crown"
 _MAX_REASON = 200
@@ -52,18 +52,43 @@ def certify(
     """A chunk's outcome, with what is proved of its rows in L-infinity."""
     if plan.norm != "linf":
         return outcome
+    nothing = np.zeros((len(places), 0), dtype=bool)
+    values, proved = attempt(
+        context,
+        (plan.stated, plan.curve),
+        lambda prover, radii: prover.proved(places, radii),
+    )
+    return replace(
+        outcome,
+        values={**outcome.values, **values},
+        arrays={**outcome.arrays, "proved": nothing if proved is None else proved},
+    )
+
+
+def attempt(
+    context: Context,
+    wanted: tuple[Sequence[float], Sequence[float]],
+    prove: Callable[[Prover, tuple[float, ...]], NDArray[Any]],
+) -> tuple[dict[str, Any], NDArray[Any] | None]:
+    """What can be proved of some rows, and what an outcome says of it.
+
+    Args:
+        context: of the scan.
+        wanted: radii that are stated, and those of a curve, as of `Prover.radii`.
+        prove: asks for rows at radii.
+
+    Returns:
+        The outcome's values: the radii, or why there are none; and what was proved.
+    """
     prover, reason = prover_in(context)
-    radii: tuple[float, ...] = ()
-    proved = np.zeros((len(places), 0), dtype=bool)
     if prover is not None:
         every = np.arange(len(context.job.rows))
         try:
-            radii = prover.radii(every, plan.stated, plan.curve)
-            proved = prover.proved(places, radii)
+            radii = prover.radii(every, *wanted)
+            return {"certified": list(radii), "no_proof": reason}, prove(prover, radii)
         except UnboundedModel as error:
-            radii, reason = (), str(error)[:_MAX_REASON]
-    values = {**outcome.values, "certified": list(radii), "no_proof": reason}
-    return replace(outcome, values=values, arrays={**outcome.arrays, "proved": proved})
+            reason = str(error)[:_MAX_REASON]
+    return {"certified": [], "no_proof": reason}, None
 
 
 @dataclass(frozen=True)

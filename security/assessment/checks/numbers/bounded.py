@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from models.report import Check, Condition, Metric
 from security.assessment.checks.evasion.certified import Prover
 from security.assessment.checks.evasion.plan import EvasionPlan, of_norm
-from security.assessment.checks.evasion.proofs import proof_conditions, prover_in
+from security.assessment.checks.evasion.proofs import (
+    attempt,
+    proof_conditions,
+    prover_in,
+)
 from security.assessment.checks.numbers.found import Found, radii_of
 from security.assessment.plan.checks import Outcome
 from security.assessment.plan.context import Context
 from security.assessment.results.result import ScanFinding
-from security.errors import UnboundedModel
 
 __all__ = ["ChangeProofs", "bounded"]
 
@@ -30,20 +33,16 @@ def bounded(
     """A chunk's outcome, with the most that its answers can move in L-infinity."""
     if plan.norm != "linf":
         return outcome
-    prover, reason = prover_in(context)
-    radii: tuple[float, ...] = ()
-    most: Floats = np.zeros((0, len(places)))
-    if prover is not None:
-        every = np.arange(len(context.job.rows))
-        try:
-            radii = prover.radii(every, plan.stated, radii_of(plan))
-            most = prover.changes(places, radii)
-        except UnboundedModel as error:
-            radii, reason = (), str(error)
+    nothing = np.zeros((0, len(places)))
+    values, most = attempt(
+        context,
+        (plan.stated, radii_of(plan)),
+        lambda prover, radii: prover.changes(places, radii),
+    )
     return replace(
         outcome,
-        values={**outcome.values, "certified": list(radii), "no_proof": reason},
-        arrays={**outcome.arrays, "most": most},
+        values={**outcome.values, **values},
+        arrays={**outcome.arrays, "most": nothing if most is None else most},
     )
 
 
