@@ -185,6 +185,24 @@ def test_noise_of_many_times_the_rows_trains_all_the_same(seed: int) -> None:
     assert np.isfinite(scores).all()
 
 
+def test_another_number_of_queries_than_planned_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It would be found by its noise before.
+    monkeypatch.setattr(additive, "_SLACK", 1.0)
+    own = AdditiveClassifier((Column("x", 0.0, 1.0),), bins=8)
+    data = torch.linspace(0.0, 1.0, 400).unsqueeze(1)
+    with pytest.raises(TrainingError, match=r"noise 11 times, 12 were planned"):
+        additive.fit(
+            own,
+            own.network_input(data),
+            torch.arange(400) % 2,
+            boosting=BoostingConfig(rounds=10, bins=8, leaves=3),
+            mechanism=Mechanism(1.0, 20.0, 12),
+            randomness=SeededRandomness(1),
+        )
+
+
 def test_other_noise_than_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     budget = additive._budget
     monkeypatch.setattr(
