@@ -66,6 +66,7 @@ with deferring():
     from service.receipts import open_receipts
     from service.routes import Routes
     from service.supervision import (
+        command_alone,
         end_with_parent,
         leave_no_core,
         name_parent,
@@ -480,6 +481,7 @@ class Sealgate:
         name_resource(settings, *_address())
         folder = open_doors(settings, load=True)
         name_parent()
+        command_alone(folder)
         watch_workers(settings.audit, folder)
         # With --reload workers are to run what the sources say by then.
         if settings.service.fork_workers and not _given().get("reload"):

@@ -7,6 +7,9 @@ ran (`service.telemetry.casualties`), writes a line to the log and records to th
 log, and has the parent look at once. Meanwhile the other workers answer, since all of
 them take connections from one listening socket.
 
+No other account commands the parent: circus, by which BentoML starts workers, takes
+orders from whoever reaches its socket, and BentoML gives it ports for that.
+
 The other way round a worker ends with its parent, however that ended, and neither of
 them leaves a core dump, which would hold keys and payloads.
 """
@@ -30,7 +33,13 @@ from security.audit.journal import record_operation
 from security.settings.audit import AuditSettings
 from service.telemetry.casualties import Casualties, Casualty, Note, read_notes
 
-__all__ = ["end_with_parent", "leave_no_core", "name_parent", "watch_workers"]
+__all__ = [
+    "command_alone",
+    "end_with_parent",
+    "leave_no_core",
+    "name_parent",
+    "watch_workers",
+]
 
 _PARENT = "_SEALGATE_PARENT"
 # prctl(2)
@@ -92,6 +101,28 @@ def leave_no_core(*, hidden: bool) -> None:
 def _prctl(option: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # Linux only
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def command_alone(folder: Path) -> None:
+    """Have the parent take orders from no other user, and listen on no port for them.
+
+    They come by Unix domain sockets then (zmq_ipc(7)): BentoML's `--reload` gives some.
+
+    Args:
+        folder: that only this user enters.
+    """
+    # Imported late: only the parent process has it.
+    from circus.arbiter import Arbiter  # noqa: PLC0415
+
+    make: Callable[..., None] = Arbiter.__init__
+
+    def make_closed(arbiter: Any, watchers: Any, **options: Any) -> None:
+        options["endpoint"] = f"ipc://{folder / 'control'}"
+        options["pubsub_endpoint"] = f"ipc://{folder / 'events'}"
+        make(arbiter, watchers, **options)
+
+    # BentoML has no option for it.
+    Arbiter.__init__ = make_closed
 
 
 def watch_workers(audit: AuditSettings, folder: Path) -> None:

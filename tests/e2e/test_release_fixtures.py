@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -67,6 +66,7 @@ from security.training.config import load_config
 from security.training.ledger import Ledger, Request
 from security.training.run import train_bundle
 from tests.support.bundles import scene_of
+from tests.support.servers import free_port
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "release-0.1"
 ROOT = Path(__file__).parents[2]
@@ -466,9 +466,7 @@ def _security(environment: dict[str, str], *arguments: str) -> str:
 
 @contextlib.contextmanager
 def _server(environment: dict[str, str], log: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Sealgate"]
     command += ["--host", "127.0.0.1", "--port", str(port)]

@@ -110,6 +110,19 @@ def records(home: Path, action: str) -> list[dict]:
     return [r for r in map(json.loads, lines.splitlines()) if r["action"] == action]
 
 
+def test_the_parent_takes_no_orders_by_the_network(server: Server) -> None:
+    """Circus asks nobody who they are: who can reach it is what counts."""
+    parent = psutil.Process(server.pid)
+    every = [parent, *parent.children(recursive=True)]
+    inet = [one for process in every for one in process.net_connections("inet")]
+    listening = {one.laddr.port for one in inet if one.status == psutil.CONN_LISTEN}
+    assert listening == {int(server.url.rpartition(":")[2])}
+    unix = {Path(one.laddr) for one in parent.net_connections("unix") if one.laddr}
+    control = next(path for path in unix if path.name == "control")
+    assert control.parent.stat().st_mode & 0o777 == 0o700
+    assert control.parent == folder_of(server)
+
+
 def kill_while_it_runs(server: Server, headers: dict[str, str]) -> float:
     """Kill a worker under a long request; how long that one's client then waited."""
     with ThreadPoolExecutor(1) as pool:
