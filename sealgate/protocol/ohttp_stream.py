@@ -15,6 +15,7 @@ import numpy as np
 from sealgate.errors import EncapsulationError
 from sealgate.protocol import hpke
 from sealgate.protocol.hpke import Buffer, Context, KemPrivateKey, PieceOpener
+from sealgate.protocol.kem import ENC_BYTES
 from sealgate.protocol.ohttp import (
     HEADER_BYTES,
     REQUEST_LABEL,
@@ -25,6 +26,9 @@ from sealgate.protocol.ohttp import (
 )
 
 __all__ = ["RequestReceiver"]
+
+# The header and the longest encapsulated key.
+_MOST_HEAD_BYTES = HEADER_BYTES + max(ENC_BYTES.values())
 
 
 class RequestReceiver:
@@ -68,13 +72,15 @@ class RequestReceiver:
             UnknownKeyError: what ``find`` raises.
             DecryptionError: the encapsulated key is not valid.
         """
+        rest = memoryview(data)
         if self._context is None:
-            self._head += data
+            known = len(self._head)
+            self._head += rest[:_MOST_HEAD_BYTES]
             end = self._start()
             if end is None:
                 return
-            data, self._head = self._head[end:], bytearray()
-        self._take(memoryview(data))
+            rest, self._head = rest[end - known :], bytearray()
+        self._take(rest)
 
     def finish(self) -> tuple[memoryview, ResponseContext]:
         """Say that all of it has arrived.

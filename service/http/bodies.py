@@ -121,7 +121,7 @@ class ArrivingBody:
             head.method, head.scheme, head.authority, head.path, head.headers, content
         )
 
-    async def read_into(self, take: Callable[[bytes], None]) -> None:
+    async def read_into(self, take: Callable[[Body], None]) -> None:
         """Read it in the portions in which it arrives.
 
         Raises:
@@ -153,31 +153,41 @@ class ArrivingBody:
             self.visit.received += len(data)
             take(data)
 
-        def take_first(data: bytes) -> None:
+        def take_first(data: Body) -> None:
             take(data)
-            direct.begin(counted)
+            # Nothing has arrived since that was asked for: none overtakes another.
+            if not direct.waits:
+                direct.take = counted
 
         try:
             await self.read_into(take_first)
         finally:
-            direct.end()
+            direct.take = None
 
-    async def _read(self, take: Callable[[bytes], None]) -> None:
-        size = 0
+    async def _read(self, take: Callable[[Body], None]) -> None:
+        early = b"" if self._direct is None else self._direct.take_early()
+        size = self._count(0, early)
+        take(early)
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
+            if self._direct is not None:
+                self._direct.waits = False
             chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._max_bytes:
-                raise _too_large(self._max_bytes)
-            self.visit.take(len(chunk))
+            size = self._count(size, chunk)
             take(chunk)
             if not message.get("more_body", False):
                 self.complete = True
                 self._watch_later()
                 return
+
+    def _count(self, size: int, chunk: Body) -> int:
+        size += len(chunk)
+        if size > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self.visit.take(len(chunk))
+        return size
 
 
 class WholeBody:
@@ -216,7 +226,7 @@ class WholeBody:
         self.visit.hold(self.declared)
         return head
 
-    async def read_into(self, take: Callable[[bytes], None]) -> None:
+    async def read_into(self, take: Callable[[Body], None]) -> None:
         """As `ArrivingBody.read_into`."""
         take(bytes(await self.read()))
 

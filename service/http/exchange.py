@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
@@ -28,9 +30,14 @@ __all__ = [
     "Reply",
     "StreamedResponse",
     "last_message",
+    "plain_method",
 ]
 
 _log = logging.getLogger(__name__)
+
+_METHODS = frozenset({b"GET", b"POST"})
+# Any other target is uvicorn's to take apart.
+_PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
 
 # A body from here on is not copied to stand behind its head.
 _JOINED_BYTES = 16 << 10
@@ -243,6 +250,20 @@ class Exchange(Cycle):
         connection.transport.write(b"0\r\n\r\n")
         if not self.keep_alive:
             connection.transport.close()
+
+
+def plain_method(
+    parser: HttpRequestParser, target: bytes, version: str
+) -> bytes | None:
+    """The method of a request that needs no ASGI; None of any other."""
+    method: bytes = parser.get_method()
+    plain = (
+        method in _METHODS
+        and _PATH.fullmatch(target) is not None
+        and not parser.should_upgrade()
+        and version == "1.1"
+    )
+    return method if plain else None
 
 
 def last_message(response: Response) -> bytes:

@@ -7,8 +7,8 @@ uvicorn parses all that was read at once, and a head of any length at any pace. 
 the parser gets one message at a time: what follows it waits, unread, for its answer. A
 head that grows beyond its bound is answered 431, one that does not end in time is cut
 off, one that two servers could read in two ways is refused (`service.http.framing`).
-Bodies are the guard's, which may have the rest of one handed over as it is read:
-uvicorn would copy it twice on the way.
+Bodies are the guard's, which may have one handed over as it is read: uvicorn would copy
+it twice on the way. The parser sees none whose length is known: it is so many bytes.
 
 Connections are counted. For one too many, the one that has waited longest for a request
 is closed. One that is refused again and again has to wait for its next turn. A client
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import re
 from collections.abc import Coroutine
 from typing import Any
 
@@ -31,9 +30,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from sealgate.protocol.bhttp import Request
+from sealgate.protocol.bhttp import Body, Request
 from security.settings.service import ServiceSettings
-from service.http.direct import DIRECT_BODY, DirectBody
+from service.http.direct import DIRECT_BODY, DirectBody, Reader
 from service.http.ending import Ending
 from service.http.exchange import (
     Answerer,
@@ -41,6 +40,7 @@ from service.http.exchange import (
     Exchange,
     Reply,
     last_message,
+    plain_method,
 )
 from service.http.flow import Flow, Stall
 from service.http.framing import FIELDS, HEAD_END, Framing
@@ -53,9 +53,6 @@ from service.telemetry.metrics import Metrics
 __all__ = ["BoundedProtocol"]
 
 _TURNS = itertools.count()
-_METHODS = frozenset({b"GET", b"POST"})
-# Any other target is uvicorn's to take apart.
-_PATH = re.compile(rb"/[A-Za-z0-9/._~%-]*(?:\?[!-~]*)?")
 # To clients for whom there is no room.
 _BUSY = Problem("overloaded", headers=((b"retry-after", b"1"),))
 
@@ -76,6 +73,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """As uvicorn's; and take a place, or make room for it."""
         super().connection_made(transport)
+        # Before it begins to read: changing that later takes four system calls.
+        transport.set_protocol(Reader(self))
         self.flow = Flow(transport)
         self.certificate = client_thumbprint(transport)
         # Until when a head must end or begin; 0 while a request is read or answered.
@@ -86,8 +85,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._framing = Framing()
         # What has been read and not parsed, from a position on.
         self._unread, self._position = b"", 0
-        # Of a body whose length is known, bytes that were not read.
-        self._in_body, self.left = False, 0
+        # Of a body whose length is known, bytes that were not read; and whether the
+        # parser still waits for one that it was not given.
+        self._in_body, self.left, self._past = False, 0, False
         # A message has come whole, and is being answered.
         self._whole = False
         # What was read with the first byte of a message; of one that was answered
@@ -105,7 +105,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stall = Stall(transport, self.loop, timeout_s=send_s)
         self._rest = DirectBody()
         # What of a body came with its head; None where ASGI has the request.
-        self._early: list[bytes] | None = None
+        self._early: list[Body] | None = None
         self._waits_since = next(_TURNS)
         kind = type(self)
         if kind.sweeper is None:
@@ -195,6 +195,17 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
         self._stall.end()
 
+    def arrived(self, data: memoryview) -> None:
+        """Take what was read: more of a body where it lies, all else as bytes."""
+        body = data[:0]
+        if self._in_body and not (
+            self._framing.chunked or self._unread or self._last or self._ended
+        ):
+            body = data[: self.left]
+            self._go_past(body)
+        if len(body) < len(data):
+            self.data_received(bytes(data[len(body) :]))
+
     def data_received(self, data: bytes) -> None:
         """Take what was read: a request whose head is known, or a piece of one."""
         if self._ended:
@@ -219,7 +230,10 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             closed = self._last or self.transport.is_closing()
             while not (self._whole or closed) and (piece := self._piece()):
-                self.parser.feed_data(piece)
+                if self._in_body and not self._framing.chunked:
+                    self._go_past(piece)
+                else:
+                    self._feed(piece)
             if self._early is not None:
                 self._pass_on()
         except HttpParserUpgrade:
@@ -235,8 +249,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head and not self.until:
             self.until = self.loop.time() + self.bounds.head_timeout_s
 
-    def _piece(self) -> bytes:
-        """What the parser gets next: of nothing more than one message.
+    def _go_past(self, body: memoryview) -> None:
+        """Take a part of a body past the parser."""
+        self.left -= len(body)
+        self.on_body(body)
+        if not self.left:
+            self._past = True
+            self.on_message_complete()
+
+    def _feed(self, piece: memoryview) -> None:
+        if self._past:  # that one waits for a body
+            self._past = False
+            self.parser = HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(piece)
+
+    def _piece(self) -> memoryview:
+        """What is taken next: of nothing more than one message.
 
         Behind chunks it may get more, since only it knows where they end. It is stopped
         there, and no other request is taken on that connection.
@@ -259,12 +288,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_bytes += end - begin
         else:
             end = min(size, begin + self.left)
-            self.left -= end - begin
         if end == size:
             self._unread, self._position = b"", 0
         else:
             self._position = end
-        return data if end - begin == size else data[begin:end]
+        return memoryview(data)[begin:end]
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
@@ -331,7 +359,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body, self.left = True, self._framing.length
         self._early = []
 
-    def on_body(self, body: bytes) -> None:
+    def on_body(self, body: Body) -> None:
         """Keep what came with the head; hand on what comes later."""
         self._head_bytes = 0
         if self._framing.chunked:
@@ -339,7 +367,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._early is not None:
             self._early.append(body)
         elif self._rest.take is None:
-            super().on_body(body)
+            self._rest.waits = True
+            super().on_body(body)  # type: ignore[arg-type]  # it is copied
         else:
             self._rest.take(body)
 
@@ -360,11 +389,12 @@ class BoundedProtocol(HttpToolsProtocol):
         Raises:
             Problem: its target cannot be taken apart.
         """
-        early, self._early, self._first = self._early, None, b""
+        early, self._early, self._first = self._early or (), None, b""
         head = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.headers, self.expect_100_continue = head
-        self._rest = DirectBody(self, certificate=self.certificate)  # type: ignore[arg-type]
+        body = early[0] if len(early) == 1 else b"".join(early)
+        self._rest = DirectBody(body, certificate=self.certificate)
         self.scope["headers"] = self.headers
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         try:
@@ -372,19 +402,6 @@ class BoundedProtocol(HttpToolsProtocol):
         except (HttpParserError, ValueError):
             raise Problem("malformed-http", "the target is not one") from None
         self.cycle.transport = Ending(self.transport, self.end)  # type: ignore[assignment]
-        if early:
-            super().on_body(b"".join(early))
-
-    def end_straight(self) -> None:
-        """What was not parsed of a body has been read, or ``left`` is not wanted."""
-        if self.left:
-            # The parser will not find where it ends, so nothing behind it is taken.
-            self._last = True
-        else:
-            # The parser waits for what it has not seen.
-            self.parser = HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self.on_message_complete()
 
     def _may_be_whole(self) -> bool:
         """Whether a request that is there whole could be answered here."""
@@ -397,21 +414,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _method_of_whole(self) -> bytes | None:
         """The method of a request that can be answered here; None of any other."""
-        parser = self.parser
-        method: bytes = parser.get_method()
-        whole = (
-            method in _METHODS
-            and _PATH.fullmatch(self.url) is not None
-            and self._may_be_whole()
-            and not self.expect_100_continue
-            and not parser.should_upgrade()
-            and self._version == "1.1"
-        )
-        return method if whole else None
+        if self.expect_100_continue or not self._may_be_whole():
+            return None
+        return plain_method(self.parser, self.url, self._version)
 
-    def _answer_whole(self, method: bytes, early: list[bytes]) -> None:
+    def _answer_whole(self, method: bytes, early: list[Body]) -> None:
         self._early = None
-        body = early[0] if len(early) == 1 else b"".join(early)
+        body = b"".join(early)
         scheme = b"http" if self.scheme == "http" else b"https"
         request = Request(
             method,
