@@ -155,9 +155,8 @@ class ArrivingBody:
 
         def take_first(data: Body) -> None:
             take(data)
-            # Nothing has arrived since that was asked for: none overtakes another.
-            if not direct.waits:
-                direct.take = counted
+            # What ``receive`` has by now it gives at once: nothing overtakes it.
+            direct.take = counted
 
         try:
             await self.read_into(take_first)
@@ -172,8 +171,6 @@ class ArrivingBody:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            if self._direct is not None:
-                self._direct.waits = False
             chunk = message.get("body", b"")
             size = self._count(size, chunk)
             take(chunk)

@@ -19,10 +19,20 @@ import numpy as np
 from sealgate.protocol.bhttp import Body
 from service.problems import Problem
 
-__all__ = ["DIRECT_BODY", "Connection", "DirectBody", "Gathered", "Reader"]
+__all__ = [
+    "DIRECT_BODY",
+    "DIRECT_BYTES",
+    "Connection",
+    "DirectBody",
+    "Gathered",
+    "Reader",
+]
 
 # In the scope's ``extensions``, a dictionary whose "rest" is a `DirectBody`.
 DIRECT_BODY = "sealgate.direct_body"
+# A body of which so much is still to come is not read before somebody asks for it:
+# ASGI would gather it meanwhile. Pausing and reading on are two system calls.
+DIRECT_BYTES = 64 << 10
 # What is read at once: as much as stays in a core's cache until it is taken.
 _READ_BYTES = 256 << 10
 
@@ -56,14 +66,12 @@ class DirectBody:
         certificate: thumbprint of the client's, as `service.http.tls` knows it.
         take: given each portion that follows, as long as it is set. It must not raise,
             nor keep what it is given. That all has arrived ``receive`` tells.
-        waits: ``receive`` has some that comes before.
     """
 
     early: Body = b""
     stranger: bool = False
     certificate: str | None = None
     take: Callable[[Body], None] | None = None
-    waits: bool = False
 
     def take_early(self) -> Body:
         """What came with the head, once."""

@@ -32,7 +32,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from sealgate.protocol.bhttp import Body, Request
 from security.settings.service import ServiceSettings
-from service.http.direct import DIRECT_BODY, DirectBody, Reader
+from service.http.direct import DIRECT_BODY, DIRECT_BYTES, DirectBody, Reader
 from service.http.ending import Ending
 from service.http.exchange import (
     Answerer,
@@ -106,7 +106,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._rest = DirectBody()
         # What of a body came with its head; None where ASGI has the request.
         self._early: list[Body] | None = None
-        self._waits_since = next(_TURNS)
+        # Since which turn; lower is longer. Clocks tell too little of a crowd.
+        self.waiting_since = next(_TURNS)
         kind = type(self)
         if kind.sweeper is None:
             kind.sweeper = self.loop.call_later(self.sweep_s, self._sweep)
@@ -139,15 +140,10 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete
 
-    @property
-    def waiting_since(self) -> int:
-        """Since which turn; lower is longer. Clocks tell too little of a crowd."""
-        return self._waits_since
-
     def on_response_complete(self) -> None:
         """As uvicorn's, but for the pause that follows, and for what was not parsed."""
         self.server_state.total_requests += 1
-        self._waits_since = next(_TURNS)
+        self.waiting_since = next(_TURNS)
         wait_s = 0.0
         if self._rest.stranger:
             wait_s = self._allowance.spend(self.loop.time())
@@ -197,14 +193,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def arrived(self, data: memoryview) -> None:
         """Take what was read: more of a body where it lies, all else as bytes."""
-        body = data[:0]
-        if self._in_body and not (
-            self._framing.chunked or self._unread or self._last or self._ended
-        ):
-            body = data[: self.left]
+        if self.left and not (self._unread or self._last or self._ended):
+            body, data = data[: self.left], data[self.left :]
             self._go_past(body)
-        if len(body) < len(data):
-            self.data_received(bytes(data[len(body) :]))
+        if data:
+            self.data_received(bytes(data))
 
     def data_received(self, data: bytes) -> None:
         """Take what was read: a request whose head is known, or a piece of one."""
@@ -230,10 +223,8 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             closed = self._last or self.transport.is_closing()
             while not (self._whole or closed) and (piece := self._piece()):
-                if self._in_body and not self._framing.chunked:
-                    self._go_past(piece)
-                else:
-                    self._feed(piece)
+                take = self._go_past if self.left else self._feed
+                take(piece)
             if self._early is not None:
                 self._pass_on()
         except HttpParserUpgrade:
@@ -367,7 +358,6 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._early is not None:
             self._early.append(body)
         elif self._rest.take is None:
-            self._rest.waits = True
             super().on_body(body)  # type: ignore[arg-type]  # it is copied
         else:
             self._rest.take(body)
@@ -402,6 +392,8 @@ class BoundedProtocol(HttpToolsProtocol):
         except (HttpParserError, ValueError):
             raise Problem("malformed-http", "the target is not one") from None
         self.cycle.transport = Ending(self.transport, self.end)  # type: ignore[assignment]
+        if self.left >= DIRECT_BYTES:  # until somebody asks for it
+            self.flow.pause_reading()
 
     def _may_be_whole(self) -> bool:
         """Whether a request that is there whole could be answered here."""

@@ -56,6 +56,9 @@ Run = Callable[[Inputs, Sequence[str], ort.RunOptions], list[Array]]
 # and the seconds that it took.
 Observe = Callable[[int, int, float, float], None]
 
+# Sharing a short run gains less than it costs to copy so many bytes of inputs together.
+_COPIED_BYTES = 256 << 10
+
 
 @dataclass(eq=False)
 class _Work:
@@ -268,7 +271,7 @@ class Batcher:
     def _take(self) -> list[Item]:
         """The next requests that may share a run; gone and late ones are dropped."""
         items: list[Item] = []
-        rows = 0
+        rows = size = 0
         now = self._now()
         while self._queue:
             item = self._queue[0]
@@ -279,8 +282,10 @@ class Batcher:
                 break
             if items and rows + item.rows > self._limits.max_batch_rows:
                 break
+            if items and size > _COPIED_BYTES and rows <= self.inline_rows:
+                break
             items.append(self._queue.popleft())
-            rows += item.rows
+            rows, size = rows + item.rows, size + item.size
             if item.key is None:
                 break
         return items

@@ -337,6 +337,18 @@ def external_model(folder: Path, weights: Path, location: str) -> Admission:
     return unverified(folder, _model(nodes, [tensor]), manifest((X,), (Y,)))
 
 
+def wide_model(folder: Path) -> Admission:
+    """y = the mean of each row of 100,000 columns."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 100_000])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 1])
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=1)
+    graph = helper.make_graph([node], "odd", [x], [y])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    specs = (replace(X, shape=(-1, 100_000)),), (replace(Y, shape=(-1, 1)),)
+    return unverified(folder, bytes(model.SerializeToString()), manifest(*specs))
+
+
 def lookup_model(folder: Path) -> Admission:
     """y = table[x]: a whole run fails if one row of x is out of range."""
     x = helper.make_tensor_value_info("x", TensorProto.INT64, ["rows"])

@@ -34,6 +34,7 @@ from tests.support.rooms import (
     quantising_model,
     reshape_model,
     serving,
+    wide_model,
 )
 from tests.support.servers import ROOT
 
@@ -87,6 +88,21 @@ def test_requests_share_runs_and_each_gets_its_own(tmp_path: Path, way: dict) ->
         np.testing.assert_array_equal(answer[0][:, 0], asked * 3.0)
     # 176 rows in runs of at most 32.
     assert 6 <= batches(models) <= 12
+
+
+@pytest.mark.parametrize(("inline_rows", "runs"), [(0, 1), (64, 6)])
+def test_large_inputs_are_not_copied_to_share_a_short_run(
+    tmp_path: Path, inline_rows: int, runs: int
+) -> None:
+    models = lineup(wide_model(tmp_path))
+    # What a warm-up finds of this model depends on how busy the machine is.
+    batcher = only(models).batcher
+    batcher.rows_apart, batcher.inline_rows = True, inline_rows
+    inputs = [np.full((1, 100_000), number, np.float32) for number in range(6)]
+    for number, answer in enumerate(together(models, "x", inputs)):
+        assert isinstance(answer, list)
+        assert answer[0].tolist() == [[number]]
+    assert batches(models) == runs
 
 
 def test_very_short_runs_wait_for_nobody(tmp_path: Path) -> None:
