@@ -388,7 +388,7 @@ class ChunkedRequest:
         limits = ChunkLimits(max_message_bytes=padded_size(max_body_bytes + (64 << 10)))
         self._opener = RequestOpener(self._search.find, limits)
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: Body) -> None:
         """Take the next bytes of the body.
 
         Raises:

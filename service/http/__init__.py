@@ -9,7 +9,7 @@ flow         how fast a connection reads and is read from
 exchange     a request that came whole, answered on its connection
 bodies       bodies, within bounds, however they arrive
 cors         which pages of other origins may read an answer
-direct       how the rest of a body goes straight to who takes it
+direct       how a body goes straight to who takes it
 tls          TLS of the listening socket
 intake       how many requests are read and worked on, and what their bodies take
 """
