@@ -229,6 +229,9 @@ class CanaryTrainings:
         watch: Callable[[list[Tensor]], None],
         seed: int,
     ) -> None:
+        if self.recipe.clamped_share:  # nobody's target lies beyond its range
+            none = torch.zeros(examples.count, dtype=torch.float64)
+            examples = replace(examples, clamped=none)
         with _watching(body, watch):
             train_private(
                 body,
@@ -310,8 +313,7 @@ def _watcher(body: nn.Module, objective: Objective) -> BookkeepingMethod | _Sing
 
 
 def _clipping(recipe: Recipe) -> Clipping:
-    share = math.sqrt(1 - recipe.loss_share**2)
-    return Clipping(recipe.max_grad_norm * share, recipe.clipping)
+    return Clipping(recipe.gradient_norm, recipe.clipping)
 
 
 class _Sums:
