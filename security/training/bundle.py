@@ -285,7 +285,7 @@ def _privacy_conditions(
     owned = training.train.units is not None
     if config.additive:
         return {
-            **additive_conditions(config, mechanism, guarantee),
+            **additive_conditions(config, mechanism, guarantee, private.outcome.units),
             **_origins(training.network),
             **_of_all(training, private),
         }
