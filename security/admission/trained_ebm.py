@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,7 +64,7 @@ def ebm_contradictions(privacy: Report, config: Mapping[str, Any]) -> Found:
     yield from differ("privacy", privacy.conditions, _sums(privacy, checks == _EARLIER))
 
 
-def rounding_of(rows: int) -> float:
+def rounding_of(rows: float) -> float:
     """How far two sums of residuals may differ by rounding, in units of a sensitivity.
 
     A sum of n doubles below 1, in any order, is off by at most n^2 2^-53; of two data
@@ -75,7 +74,7 @@ def rounding_of(rows: int) -> float:
     >>> f"{rounding_of(30_000):.1e} {rounding_of(1_000_000):.1e}"
     '2.6e-07 2.2e-04'
     """
-    count = float(rows + _OF_NOBODY)
+    count = float(rows) + _OF_NOBODY
     return 2 * count * count * 2.0**-53
 
 
@@ -103,10 +102,7 @@ def _sums(privacy: Report, earlier: bool) -> dict[str, Any]:
     """How sums were made, and what of the noise is for their rounding."""
     if earlier:
         return {"sums": None, "rounding": None}
-    units = privacy.conditions.get("units")
-    # One that no double holds is none.
-    known = type(units) is int and not math.isnan(number(units))
-    room = rounding_of(units) if known else None
+    room = rounding_of(number(privacy.conditions.get("units")))
     return {"sums": "float64", "rounding": room}
 
 
