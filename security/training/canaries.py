@@ -229,9 +229,6 @@ class CanaryTrainings:
         watch: Callable[[list[Tensor]], None],
         seed: int,
     ) -> None:
-        if self.recipe.clamped_share:  # nobody's target lies beyond its range
-            none = torch.zeros(examples.count, dtype=torch.float64)
-            examples = replace(examples, clamped=none)
         with _watching(body, watch):
             train_private(
                 body,
