@@ -72,6 +72,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "": (
             *("epsilon", "epsilon_pld", "epsilon_rdp", "epsilon_dp_accounting_rdp"),
             *("delta", "noise_multiplier", "noise_deficit_detectable"),
+            *("clamped_targets", "clamped_targets_noise"),
         ),
     },
     "comparison": {"": ("worse", "*_loss")},

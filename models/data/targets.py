@@ -59,6 +59,10 @@ class Target:
         scaled = _SCALES[self.scale][0](np.clip(values, self.low, self.high))
         return (scaled - low) / (high - low)
 
+    def beyond(self, values: Floats) -> NDArray[np.bool_]:
+        """Which numbers in their own unit ``(n,)`` lie outside: they are clamped."""
+        return (values < self.low) | (values > self.high)
+
     def values(self, shares: Floats) -> Floats:
         """The way back: from [0, 1] to the number's own unit."""
         low, high = self.ends

@@ -18,6 +18,7 @@ consistency      check 27: reports that contradict themselves or each other
 trained          the part of it on what a training wrote, field by field
 trained_ebm      the same where an ebm was trained
 regression       the part on a number that was learnt: its range, in every report
+clamped          the part on targets beyond that range, which were clamped
 stated           how a field is held to another place that says the same
 certified        what evidence claims is proved, and whether it was recomputed
 coverage         a part of it: a stated coverage, and the evidence of it

@@ -83,7 +83,7 @@ def _contradictions(
     if privacy is not None and "config" in privacy.details:
         yield from training_contradictions(privacy)
     if privacy is not None:
-        yield from ebm_terms(privacy, len(bundle.manifest.columns))
+        yield from ebm_terms(privacy, bundle.manifest.columns)
 
 
 def _one_set_of_rows(reports: Mapping[str, Report]) -> Found:

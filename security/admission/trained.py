@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.report import Report
+from security.admission.clamped import clamped_contradictions
 from security.admission.regression import REGRESSION
 from security.admission.stated import Found, differ, number
 from security.admission.trained_ebm import EBM_MECHANISM, ebm_contradictions
@@ -87,6 +88,7 @@ def training_contradictions(privacy: Report) -> Found:
         yield from differ("privacy", privacy.conditions, {"personal_data": personal})
         if told.section("privacy").get("mechanism") != "none":
             yield "privacy: the configuration asks for a mechanism"
+        yield from clamped_contradictions(privacy, config)
         return
     if privacy.conditions.get("mechanism") == EBM_MECHANISM:
         yield from ebm_contradictions(privacy, config)
@@ -97,6 +99,7 @@ def training_contradictions(privacy: Report) -> Found:
         yield from differ("privacy", privacy.conditions, origins)
     yield from _ranges(told)
     yield from _metrics(privacy)
+    yield from clamped_contradictions(privacy, config)
     ids = [check.id for check in privacy.checks]
     if set(ids) != _CHECKS or len(ids) != len(_CHECKS):
         yield f"privacy: its checks are not {', '.join(sorted(_CHECKS))}"

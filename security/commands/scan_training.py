@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,8 @@ def load_mechanism(path: Path, bundle: Path | None) -> AuditedMechanism | None:
         body=classifier.body,
         examples=beside,
         mechanism=mechanism,
-        recipe=recipe_of(config, train.outputs),
+        # Canaries are looked for in gradients, which then have that share, too.
+        recipe=replace(recipe_of(config, train.outputs), clamped_share=0.0),
         method=config.compute.gradients,
         objective=objective_of(config),
     )

@@ -33,6 +33,7 @@ CONDITIONS: Mapping[str, str] = {
     "bins": "that a number's range is cut into, at most",
     "categories": '"public_schema": none was found in the rows',
     "clipping": "what bounds the effect of one row",
+    "clamped_targets": "how it was counted whose target lay beyond the public range",
     "covers_holdout": "whether epsilon also counts what is published of held-out rows",
     "coverage": "share of rows whose interval or set holds the truth",
     "delta": "chance with which the bound may fail",
@@ -78,6 +79,9 @@ VALUES: Mapping[tuple[str, str], str] = {
     ("accountant", "gdp"): "Gaussian differential privacy",
     ("accountant_bound", "exact"): "epsilon is neither an estimate nor a bound",
     ("accountant_bound", "upper"): "epsilon is an upper bound, not an estimate",
+    ("clamped_targets", "all_public_rows"): "exactly: the rows are public",
+    ("clamped_targets", "noisy_in_mechanism"): "as one more coordinate of each step, "
+    "with its noise",
     ("mechanism", "dp_ebm_gaussian"): "noise on every histogram and every sum of "
     "residuals that boosting asks for",
     ("neighbouring", "add_or_remove_one"): "data sets that differ by one row, "
@@ -101,6 +105,9 @@ METRICS: Mapping[str, str] = {
     "beside_clean_accuracy": "of the model beside it, without an attack",
     "beside_robust_accuracy": "of the model beside it, under the same attack",
     "calibration_error": "mean gap between confidence and accuracy",
+    "clamped_targets": "share of training targets beyond the public range; of owners, "
+    "each counts alike",
+    "clamped_targets_noise": "standard deviation of the noise in that share",
     "clean_accuracy": "share of right answers without an attack",
     "clean_mae": "mean absolute error without an attack",
     "delta": "chance with which the bound may fail",

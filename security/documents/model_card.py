@@ -209,7 +209,19 @@ def _number(facts: Facts) -> Iterator[str]:
     yield (
         f"{code(output.spec.name)} is a number from {low} to {high}, in its own unit. "
         f"The range is public: targets beyond it were clamped to it{scale}."
+        f"{_clamped(facts)}"
     )
+
+
+def _clamped(facts: Facts) -> str:
+    """How many training targets were, as far as that is told."""
+    told = facts.metric("privacy", "clamped_targets")
+    if told is None:
+        return " How many were is not told."
+    noisy = told.low is not None
+    how = ", told with noise that epsilon covers" if noisy else ""
+    figure = metric_value("clamped_targets", told)
+    return f" That was a share of {figure} of the training targets{how}."
 
 
 def _tensor(tensor: Tensor) -> tuple[str, str, str]:

@@ -31,6 +31,7 @@ placement       on which device, and how many examples fit there
 additive        an ebm, by InterpretML, with noise of ours
 boosted         its training: planned, booked whole, done in one piece
 additive_report what the evidence says of it
+clamped         targets beyond their range, as the evidence tells them
 trainer         one training: sampling, clipping, noise, with its seams
 loop            its steps: schedule, averages, monitors, where it stands
 exporting       a trained network to ONNX, compared with it

@@ -15,6 +15,9 @@ What the library leaves to its caller is settled here:
   hold each once, and each class;
 - its noise, one floating-point Gaussian of a 64-bit generator, is replaced by that of
   `noise`, and each deviation it asks for is held to the plan;
+- its sums of residuals are of double precision: of single precision, as its vector
+  units make them, rounding alone can move a sum of a million rows by more than one row
+  does. What double precision may round is added to the noise (`rounding_of`);
 - its budget is split so that both kinds of queries have the same noise: then all of
   them together are one Gaussian mechanism in ``terms * (rounds + 1)`` steps, which GDP
   accounts for exactly (`composed`), the ledger adds up, and PLD recomputes.
@@ -32,11 +35,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from interpret import develop
 from interpret.privacy import DPExplainableBoostingClassifier
 from interpret.utils._native import Native
 from numpy.typing import NDArray
 
 from models.additive import AdditiveClassifier
+from security.admission.trained_ebm import rounding_of
 from security.errors import TrainingError
 from security.training.accounting import Mechanism
 from security.training.composed import delta_gdp, epsilon_of
@@ -52,7 +57,8 @@ Floats = NDArray[np.float64]
 _NO_WEIGHT = 1e-9
 # Between a deviation that InterpretML finds by bisection and the planned one.
 _SLACK = 1e-6
-# The generator belongs to the process.
+_UNITS = "acceleration"  # which vector units InterpretML uses
+# The generator belongs to the process, and so does how sums are made.
 _ALONE = threading.Lock()
 
 
@@ -148,18 +154,24 @@ class _Noise:
         self.record, self.asked = Conformance(), 0
         self._mechanism, self._terms = mechanism, terms
         self._rate, self._randomness = boosting.learning_rate, randomness
-        self._rows = rows
+        self._rows, self._room = rows, 1 + rounding_of(rows)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """While this holds, InterpretML's only source of Gaussian noise is here."""
+        """While this holds, InterpretML's only source of Gaussian noise is here.
+
+        And without vector units it adds up in double precision.
+        """
         with _ALONE:
             native = Native.get_native_singleton()
+            before = develop.get_option(_UNITS)
             native.generate_gaussian_random = self._draw
+            develop.set_option(_UNITS, Native.AccelerationFlags_NONE)
             try:
                 yield
             finally:
                 del native.generate_gaussian_random
+                develop.set_option(_UNITS, before)
 
     def check(self) -> None:
         """Refuse another number of queries than was planned.
@@ -187,7 +199,7 @@ class _Noise:
         self.record.saw_coins(self._rows, self._rows)
         drawn = gaussian(self._randomness, count)
         self.record.saw_noise(torch.from_numpy(drawn))
-        return drawn * planned
+        return drawn * (planned * self._room)
 
 
 class _Terms:

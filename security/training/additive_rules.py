@@ -22,7 +22,7 @@ MECHANISM = "dp_ebm"
 MAX_EPSILON = 20.0
 _STEPS = (
     *("steps", "sampling_rate", "expected_batch", "max_grad_norm", "clipping"),
-    *("unit_bound", "loss_share"),
+    *("unit_bound", "loss_share", "clamped_share"),
 )
 _NETWORK = ("hidden", "blocks", "module", "features", "initial_weights")
 _DEVICES = ("gradients", "physical_batch", "precision", "checkpoint_steps", "device")

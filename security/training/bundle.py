@@ -44,6 +44,12 @@ from security.training.additive_report import (
     curves,
 )
 from security.training.candidates import candidates
+from security.training.clamped import (
+    clamped_condition,
+    clamped_details,
+    clamped_exactly,
+    clamped_metrics,
+)
 from security.training.config_sections import TrainingConfig
 from security.training.exporting import Compared
 from security.training.guarantee import Guarantee
@@ -197,7 +203,9 @@ def _privacy_report(training: Training, subject: Subject) -> Report:
                 "mechanism": "none",
                 "personal_data": training.train.personal,
                 "differentially_private": False,
+                **clamped_condition(training.config),
             },
+            metrics=clamped_exactly(training.config, training.train),
             details={"config": config},
         )
     return _report(
@@ -205,10 +213,21 @@ def _privacy_report(training: Training, subject: Subject) -> Report:
         subject,
         datasets=rows,
         conditions=_privacy_conditions(training, training.private),
-        metrics=_privacy_metrics(training.private),
+        metrics={
+            **_privacy_metrics(training.private),
+            **clamped_metrics(
+                training.config,
+                training.private.mechanism,
+                training.private.outcome,
+            ),
+        },
         checks=_privacy_checks(training.private, training.config.privacy.epsilon),
         additive=training.config.additive,
-        details={"config": config, **_origin_details(training.network)},
+        details={
+            "config": config,
+            **_origin_details(training.network),
+            **clamped_details(training.private.outcome),
+        },
     )
 
 
@@ -266,7 +285,7 @@ def _privacy_conditions(
     owned = training.train.units is not None
     if config.additive:
         return {
-            **additive_conditions(config, mechanism, guarantee),
+            **additive_conditions(config, mechanism, guarantee, private.outcome.units),
             **_origins(training.network),
             **_of_all(training, private),
         }
@@ -294,6 +313,7 @@ def _privacy_conditions(
         **_origins(training.network),
         **_choice(config, guarantee.selection),
         "training_loss": "noisy_in_mechanism" if told else "not_told",
+        **clamped_condition(config),
         "row_count": "public",  # delta is chosen from it, and datasets[0] states it
         "noise_floating_point": "sum_of_four_gaussians",
         "gradient_method": private.outcome.method,

@@ -310,8 +310,7 @@ def _watcher(body: nn.Module, objective: Objective) -> BookkeepingMethod | _Sing
 
 
 def _clipping(recipe: Recipe) -> Clipping:
-    share = math.sqrt(1 - recipe.loss_share**2)
-    return Clipping(recipe.max_grad_norm * share, recipe.clipping)
+    return Clipping(recipe.gradient_norm, recipe.clipping)
 
 
 class _Sums:

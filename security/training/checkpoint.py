@@ -71,6 +71,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> tuple[Path, str]:
         "bound_sha256": checkpoint.bound_sha256,
         "step": state.step,
         "loss": state.loss,
+        "clamped": state.clamped,
         "record": state.record,
         "nonce": secrets.token_hex(16),  # the same state twice is two checkpoints
     }
@@ -145,6 +146,7 @@ def _state(arrays: dict[str, Any], meta: dict[str, Any]) -> State:
         average=[average[i] for i in range(len(average))],
         optimizer=optimizer,
         loss=None if loss is None else float(loss),
+        clamped=float(meta.get("clamped", 0.0)),
         record=_record(meta["record"]),
     )
 

@@ -96,6 +96,9 @@ def _rules(config: TrainingConfig) -> Rules:
         yield public, "privacy.mechanism", "'none' is for data.personal = false"
     if not config.additive:
         yield from _optimizer_rules(config.optimizer)
+        default = config.privacy.clamped_share == PrivacyConfig.clamped_share
+        counted = config.predicts_number or default
+        yield counted, "privacy.clamped_share", "is for task = 'regression'"
     yield from _compute_rules(config.compute)
     if config.adversarial is not None:
         yield from _adversarial_rules(config.adversarial)
@@ -303,6 +306,8 @@ def _guarantee_rules(privacy: PrivacyConfig) -> Rules:
     yield bound, "privacy.unit_bound", f"one of {', '.join(UNIT_BOUNDS)}"
     share = 0 <= privacy.loss_share <= 0.5
     yield share, "privacy.loss_share", "must be 0 to 0.5"
+    share = 0 <= privacy.clamped_share <= 0.5
+    yield share, "privacy.clamped_share", "must be 0 to 0.5"
     safe = privacy.secure or privacy.benchmark
     yield (
         safe,

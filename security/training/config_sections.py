@@ -38,7 +38,7 @@ ABSENT = -(1 << 31)
 # Of `PrivacyConfig`, what describes a gradient step.
 _OF_STEPS = (
     *("steps", "sampling_rate", "expected_batch", "max_grad_norm", "clipping"),
-    "loss_share",
+    *("loss_share", "clamped_share"),
 )
 
 
@@ -117,7 +117,8 @@ class TargetConfig:
     """The number to predict, with what is publicly known of it.
 
     Attributes:
-        low, high: of its range; targets beyond are clamped, and how many is not told.
+        low, high: of its range; targets beyond are clamped, and counted with noise
+            (`PrivacyConfig.clamped_share`).
         scale: how the network learns it: "linear", "sqrt" or "log".
     """
 
@@ -203,6 +204,8 @@ class PrivacyConfig:
             "group" samples and clips rows, and accounts for groups of them.
         loss_share: share of the clipping norm that a step spends on telling the loss,
             with the same noise; 0 tells none.
+        clamped_share: of a regression, the same for telling how many targets lay
+            beyond their range; 0 tells nothing.
         secure: randomness from the operating system.
         benchmark: marks the evidence, so that no policy admits it; needed for
             ``secure = false``, a faster generator that can be predicted.
@@ -218,6 +221,7 @@ class PrivacyConfig:
     clipping: str = "flat"
     unit_bound: str = "clip"
     loss_share: float = 0.1
+    clamped_share: float = 0.1
     secure: bool = True
     benchmark: bool = False
 
@@ -402,6 +406,11 @@ class TrainingConfig:
         """Whether it is a regression."""
         return self.data.task == REGRESSION
 
+    @property
+    def clamped_share(self) -> float:
+        """What of the clipping norm counts clamped targets; 0 for classes."""
+        return self.privacy.clamped_share if self.predicts_number else 0.0
+
     def to_object(self) -> dict[str, Any]:
         """What was chosen, as JSON values, for the evidence."""
         chosen = {name: value for name, value in _chosen(self).items() if value}
@@ -414,6 +423,8 @@ class TrainingConfig:
             del chosen["optimizer"]
             for name in _OF_STEPS:
                 del chosen["privacy"][name]
+        if not self.clamped_share:  # as it was written before it was counted
+            chosen["privacy"].pop("clamped_share", None)
         if not self.predicts_number:  # likewise
             del chosen["data"]["task"]
         if self.adversarial is not None and not self.adversarial.certified:

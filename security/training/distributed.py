@@ -60,7 +60,7 @@ class DistributedNoisyOptimizer(NoisyOptimizer, DistributedDPOptimizer):
             if parameter.summed_grad is None:
                 raise TrainingError("a sum without a batch")
             parameter.grad = parameter.summed_grad.view_as(parameter).clone()
-        self._tell_loss(0.0)
+        self._tell(0.0)
 
     def pre_step(self, closure: Any = None) -> bool:
         """As of one process, then the sum over all."""
@@ -69,21 +69,21 @@ class DistributedNoisyOptimizer(NoisyOptimizer, DistributedDPOptimizer):
             self.reduce_gradients()
         return ready
 
-    def _tell_loss(self, deviation: float) -> None:
+    def _tell(self, deviation: float) -> None:
         """The first process adds up what all have, adds noise, and tells the others."""
-        if not self._loss_norm:
+        if not any(self._norms):
             return
-        place = _place()
-        whole = torch.tensor([self._loss_sum], dtype=torch.float64, device=place)
+        whole = torch.tensor(self._sums, dtype=torch.float64, device=_place())
         distributed.reduce(whole, dst=0)
-        told = torch.zeros(1, dtype=torch.float64, device=place)
+        told = torch.zeros_like(whole)
         if self.rank == 0:
-            self._loss_sum = float(whole)
-            super()._tell_loss(deviation)
-            # One process divides by the whole expected batch.
-            told += (self.noisy_loss or 0.0) / self.world_size
+            self._sums = whole.tolist()
+            super()._tell(deviation)
+            told += torch.tensor([value or 0.0 for value in self._told]).to(told)
         distributed.broadcast(told, src=0)
-        self.noisy_loss = float(told)
+        self._told = [
+            value if norm else None for value, norm in zip(told.tolist(), self._norms)
+        ]
 
 
 def processes() -> int:

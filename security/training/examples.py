@@ -23,11 +23,14 @@ class Examples:
         labels: ``(n,)``: classes, int64; or shares of a target's range, float32.
         units: int64 ``(n,)``, from 0 without gaps: whose each example is; None where
             each is its own.
+        clamped: float64 ``(count,)``: of each unit, the share of its targets that were
+            clamped to their range; None where that is not counted.
     """
 
     inputs: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     units: Tensor | None = field(default=None, repr=False)
+    clamped: Tensor | None = field(default=None, repr=False)
 
     @property
     def count(self) -> int:
@@ -46,7 +49,10 @@ class Examples:
         given = torch.arange(len(self.labels)) if self.units is None else self.units
         own = share_of(given)
         units = None if self.units is None else given[own] // processes()
-        return Examples(self.inputs[own], self.labels[own], units)
+        clamped = self.clamped
+        if clamped is not None:
+            clamped = clamped[share_of(torch.arange(len(clamped)))]
+        return Examples(self.inputs[own], self.labels[own], units, clamped)
 
     def batch(self, chosen: Tensor) -> Batch:
         """The examples of the chosen units, a boolean for each, sorted by unit."""

@@ -31,6 +31,7 @@ class Recipe:
         clipping: "flat" or "automatic".
         loss_share: share of the norm that tells the loss; 0 tells none.
         loss_ceiling: a unit's loss is told as this where it is more.
+        clamped_share: share of the norm that counts clamped targets; 0 counts none.
         physical_batch: examples in memory at once, 0 for all of a batch.
     """
 
@@ -45,7 +46,14 @@ class Recipe:
     clipping: str = "flat"
     loss_share: float = 0.0
     loss_ceiling: float = 2.0
+    clamped_share: float = 0.0
     physical_batch: int = 0
+
+    @property
+    def gradient_norm(self) -> float:
+        """What is left for the gradient: with what is told it is one vector."""
+        told = self.loss_share**2 + self.clamped_share**2
+        return self.max_grad_norm * math.sqrt(1 - told)
 
 
 @dataclass
@@ -58,6 +66,7 @@ class State:
         average: the averaged weights, empty where there are none.
         optimizer: momentum and the like: by parameter, then by name.
         loss: smoothed noisy loss, None before the first.
+        clamped: noisy numbers of clamped targets, added up over the steps.
         record: of the mechanism in these steps, `Conformance.counts`; not private.
     """
 
@@ -66,6 +75,7 @@ class State:
     average: list[Tensor]
     optimizer: dict[int, dict[str, Tensor]]
     loss: float | None = None
+    clamped: float = 0.0
     record: tuple[float, ...] = field(default=(0.0,) * 7, repr=False)
 
 
@@ -135,6 +145,7 @@ class Loop:
         self._done = 0 if start is None else start.step
         self._end = self._done + steps
         self._loss = None if start is None else start.loss
+        self._clamped = 0.0 if start is None else start.clamped
         self.plain = _optimizer(self._parameters, recipe)
         self._record: Conformance | None = None
         self._average: list[Tensor] = []
@@ -162,9 +173,27 @@ class Loop:
         """Steps behind the weights."""
         return self._done
 
-    def finish(self, loss: float | None, record: Conformance | None = None) -> None:
-        """Book a step that is done, with its noisy loss from 0 to 1."""
+    @property
+    def clamped(self) -> float:
+        """Noisy numbers of clamped targets in the steps behind the weights, in all."""
+        return self._clamped
+
+    def finish(
+        self,
+        loss: float | None,
+        record: Conformance | None = None,
+        *,
+        clamped: float | None = None,
+    ) -> None:
+        """Book a step that is done, with what it told.
+
+        Args:
+            loss: with noise, from 0 to 1.
+            record: of the mechanism so far.
+            clamped: how many units' targets were clamped, with noise.
+        """
         self._done += 1
+        self._clamped += clamped or 0.0
         self._record = record
         if loss is not None:
             before = loss if self._loss is None else self._loss
@@ -187,6 +216,7 @@ class Loop:
                 for parameter, values in self.plain.state.items()
             },
             loss=self._loss,
+            clamped=self._clamped,
             record=Conformance().counts()
             if self._record is None
             else self._record.counts(),

@@ -133,8 +133,8 @@ class NoisyOptimizer(DPOptimizer):
     Calling the original optimizer's step by mistake trains without clipping or noise
     and raises nothing. So it refuses to step unless noise has just been added.
 
-    Attributes:
-        noisy_loss: of the last step, with noise; None where none is told.
+    Beside the gradient it tells, with the same noise, what has a share of the norm:
+    `noisy_loss` and `noisy_clamped`; None where nothing is told.
     """
 
     def __init__(
@@ -145,6 +145,7 @@ class NoisyOptimizer(DPOptimizer):
         randomness: Randomness,
         record: Conformance,
         loss_norm: float = 0.0,
+        clamped_norm: float = 0.0,
     ) -> None:
         """Take over a plain optimizer.
 
@@ -154,11 +155,15 @@ class NoisyOptimizer(DPOptimizer):
             randomness: where from.
             record: told of the noise that was added.
             loss_norm: what one unit's loss adds to the sum at most; 0 to tell none.
+            clamped_norm: the same of a unit's clamped targets.
         """
         self._armed = False
         self._randomness, self._record = randomness, record
-        self._loss_norm, self._loss_sum = loss_norm, 0.0
-        self.noisy_loss: float | None = None
+        # Coordinates beside the gradient: the loss, and clamped targets.
+        self._norms = (loss_norm, clamped_norm)
+        self._sums = [0.0, 0.0]
+        self._told: list[float | None] = [None, None]
+        self._whole_batch = noise.expected_batch
         plain.register_step_pre_hook(self._guard)
         super().__init__(
             plain,
@@ -166,6 +171,17 @@ class NoisyOptimizer(DPOptimizer):
             max_grad_norm=noise.max_grad_norm,
             expected_batch_size=noise.expected_batch,
         )
+
+    @property
+    def noisy_loss(self) -> float | None:
+        """The mean loss of the last step from 0 to 1, with noise."""
+        told = self._told[0]
+        return None if told is None else told / self._whole_batch
+
+    @property
+    def noisy_clamped(self) -> float | None:
+        """How many units' targets were clamped in the last step, with noise."""
+        return self._told[1]
 
     @property
     def accumulated_iterations(self) -> int:
@@ -188,8 +204,15 @@ class NoisyOptimizer(DPOptimizer):
                 parameter.summed_grad = total
             else:
                 parameter.summed_grad = parameter.summed_grad + total
-        if self._loss_norm:
-            self._loss_sum += self._loss_norm * float(loss_share.clamp(0, 1).sum())
+        self._sums[0] += self._norms[0] * float(loss_share.clamp(0, 1).sum())
+
+    def count_clamped(self, shares: Tensor) -> None:
+        """Add units' clamped targets to this step's sum.
+
+        Args:
+            shares: of each unit in the batch, from 0 to 1.
+        """
+        self._sums[1] += self._norms[1] * float(shares.clamp(0, 1).sum())
 
     def add_noise(self) -> None:
         """Opacus' add_noise, with the mechanism's own randomness, in float64."""
@@ -208,7 +231,7 @@ class NoisyOptimizer(DPOptimizer):
         ):
             parameter.grad = piece.to(parameter.device).view_as(parameter)
             total._processed = True  # noqa: SLF001  (Opacus' own mark)
-        self._tell_loss(deviation)
+        self._tell(deviation)
 
     def pre_step(self, closure: Any = None) -> bool:
         """Noise, scaling, accounting; clipping was done by the gradient method."""
@@ -235,16 +258,16 @@ class NoisyOptimizer(DPOptimizer):
     def _clear(self) -> None:
         for parameter in self.params:
             parameter.summed_grad = parameter.grad = None
-        self._loss_sum = 0.0
+        self._sums = [0.0, 0.0]
 
-    def _tell_loss(self, deviation: float) -> None:
-        """The mean loss as one more coordinate of the same noisy sum, from 0 to 1."""
-        if not self._loss_norm:
-            return
-        drawn = gaussian(self._randomness, 1)
-        self._record.saw_noise(torch.from_numpy(drawn))
-        noisy = self._loss_sum + float(drawn[0]) * deviation
-        self.noisy_loss = noisy / self._loss_norm / self.expected_batch_size
+    def _tell(self, deviation: float) -> None:
+        """Further coordinates of the same noisy sum, each in units of its own norm."""
+        for place, norm in enumerate(self._norms):
+            if norm:
+                drawn = gaussian(self._randomness, 1)
+                self._record.saw_noise(torch.from_numpy(drawn))
+                noisy = self._sums[place] + float(drawn[0]) * deviation
+                self._told[place] = noisy / norm
 
     def _guard(self, *_: object) -> None:
         if not self._armed:

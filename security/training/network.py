@@ -271,7 +271,8 @@ def examples_of(
         inputs = torch.cat([module.network_input(piece.float()) for piece in pieces])
     grouped = config.privacy.unit_bound == "group"
     units = None if grouped else _unit_numbers(train)
-    return Examples(inputs, labels_of(train), units)
+    clamped = _clamped(train, units) if config.clamped_share else None
+    return Examples(inputs, labels_of(train), units, clamped)
 
 
 def labels_of(rows: AnyDataset) -> Tensor:
@@ -281,6 +282,16 @@ def labels_of(rows: AnyDataset) -> Tensor:
     if rows.target is None:
         return torch.as_tensor(rows.labels)
     return torch.as_tensor(rows.target.shares(rows.labels)).float()
+
+
+def _clamped(rows: AnyDataset, units: Tensor | None) -> Tensor | None:
+    """Of each unit, the share of its targets that lie beyond their range."""
+    if rows.target is None:
+        return None
+    beyond = torch.from_numpy(rows.target.beyond(np.asarray(rows.labels))).double()
+    if units is None:
+        return beyond
+    return torch.bincount(units, weights=beyond) / torch.bincount(units)
 
 
 def _unit_numbers(dataset: AnyDataset) -> Tensor | None:

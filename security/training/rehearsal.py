@@ -21,6 +21,7 @@ import torch
 
 from security.training import accounting
 from security.training.boosted import additive_plan, try_out
+from security.training.clamped import counting_of
 from security.training.config_sections import TrainingConfig
 from security.training.examples import Examples
 from security.training.exporting import export
@@ -108,6 +109,11 @@ def _planned(job: Job) -> Plan:
         f"epsilon {claim:.2f} at delta {plan.delta:.1e}; by another accountant "
         f"{second:.2f}",
     )
+    if config.clamped_share:
+        units, steps = job.examples.count, mechanism.steps
+        made = counting_of(config, mechanism, steps=steps, units=units)
+        line = f"those beyond their range are counted, with noise of {made.noise:.2%}"
+        job.progress("targets", 1.0, line)
     job.progress("ledger", 1.0, _ledger_line(job, plan))
     return plan
 
@@ -146,7 +152,8 @@ def _steps_of(job: Job, plan: Plan | None) -> Callable[[int], object]:
     """Takes so many steps on zeros, with a copy of the network."""
     real, config = job.examples, job.config
     labels = torch.zeros_like(real.labels)
-    zeros = Examples(torch.zeros_like(real.inputs), labels, real.units)
+    clamped = None if real.clamped is None else torch.zeros_like(real.clamped)
+    zeros = Examples(torch.zeros_like(real.inputs), labels, real.units, clamped)
     body, recipe = copy.deepcopy(job.module.body), job.recipe
     attack = against(config, job.module)
     if plan is None:

@@ -20,6 +20,7 @@ from models.architectures import TabularRegressor
 from security.errors import TrainingError
 from security.training.bundle import Private
 from security.training.candidates import candidates, described
+from security.training.clamped import tell_clamped
 from security.training.config_sections import ModelConfig, TrainingConfig
 from security.training.distributed import processes
 from security.training.examples import Examples
@@ -107,6 +108,7 @@ def run_search(job: Job) -> Found:
     )
     guarantee = state_guarantee(plan, best.outcome)
     job.progress("privacy", 1.0, guarantee.line(plan.mechanism))
+    tell_clamped(best.config, plan.mechanism, best.outcome, job.progress)
     return Found(
         best.config, best.network, Private(plan.mechanism, best.outcome, guarantee)
     )

@@ -18,7 +18,8 @@ from security.training.adversarial import Adversary, adversarial
 from security.training.bundle import Private
 from security.training.certified import Certifying, Schedule
 from security.training.checkpoint import read_checkpoints
-from security.training.config_sections import TrainingConfig
+from security.training.clamped import tell_clamped, tell_exactly
+from security.training.config_sections import PrivacyConfig, TrainingConfig
 from security.training.curve import Curve
 from security.training.data import earlier_split
 from security.training.distributed import first_alone, processes
@@ -130,6 +131,7 @@ def run_private(job: Job) -> Private:
     progress("training", 1.0, f"{plan.mechanism.steps} noisy steps")
     guarantee = first_alone(lambda: state_guarantee(plan, outcome))
     progress("privacy", 1.0, guarantee.line(plan.mechanism))
+    tell_clamped(config, plan.mechanism, outcome, progress)
     return Private(plan.mechanism, outcome, guarantee)
 
 
@@ -241,6 +243,7 @@ def run_public(job: Job) -> None:
     )
     job.progress("training", 1.0, f"{steps} steps")
     job.progress("privacy", 1.0, "NONE: trained without privacy, on public data")
+    tell_exactly(job.config, job.train, job.progress)
 
 
 def _keeper(
@@ -276,13 +279,26 @@ def _keeper(
 def begun_with(config: TrainingConfig, out: Path) -> TrainingConfig:
     """The configuration of an interrupted training, where an earlier release began it.
 
-    What it calls one row stays what it was; everything else must agree.
+    What it calls one row stays what it was, and clamped targets are not counted if they
+    were not; everything else must agree.
     """
-    earlier = replace(config, data=replace(config.data, row_identity=1))
-    digest, folder = _config_digest(earlier), work_folder(out)
+    folder = work_folder(out)
     found = read_checkpoints(folder) if folder.is_dir() else {}
-    began = any(item.config_sha256 == digest for item in found.values())
-    return earlier if began and config.data.source else config
+    began = {item.config_sha256 for item in found.values()}
+    known = (item for item in _as_begun(config) if _config_digest(item) in began)
+    return next(known, config)
+
+
+def _as_begun(config: TrainingConfig) -> Iterator[TrainingConfig]:
+    """What the same file meant: first now, then to earlier releases."""
+    privacy, data = config.privacy, config.data
+    ways = [config]
+    if privacy.clamped_share == PrivacyConfig.clamped_share:
+        uncounted = replace(privacy, clamped_share=0.0)
+        ways.append(replace(config, privacy=uncounted))
+    yield from ways
+    if data.source:
+        yield from (replace(way, data=replace(data, row_identity=1)) for way in ways)
 
 
 def _config_digest(config: TrainingConfig) -> str:
@@ -443,4 +459,5 @@ def recipe_of(config: TrainingConfig, outputs: int) -> Recipe:
         clipping=privacy.clipping,
         loss_share=privacy.loss_share,
         loss_ceiling=2 * math.log(max(2, outputs)),
+        clamped_share=config.clamped_share,
     )

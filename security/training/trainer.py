@@ -7,7 +7,6 @@ is asked before each step and told after it (ledger, checkpoints, progress).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -69,6 +68,8 @@ class Outcome:
         method: that made the gradients.
         record: of the mechanism in every step behind the weights, for its verdicts.
         processes: how many trained together.
+        clamped: noisy numbers of clamped targets, added up over the steps behind the
+            weights; None where they were not counted.
     """
 
     mechanism: Mechanism
@@ -76,6 +77,7 @@ class Outcome:
     method: str
     record: Conformance = field(repr=False)
     processes: int = 1
+    clamped: float | None = None
 
 
 def train_private(
@@ -116,6 +118,8 @@ def train_private(
             released.
     """
     _check(examples)
+    if recipe.clamped_share and examples.clamped is None:
+        raise TrainingError("whose targets were clamped is not known")
     units, examples = examples.count, examples.share()
     synchronise(body)
     taught = _taught(body.train(), examples, curriculum)
@@ -133,16 +137,20 @@ def train_private(
             probed = index % max(_PROBE_GAP, -(-mechanism.steps // _PROBES)) == 0
             watched = _PROBE_UNITS if index and probed else probed * examples.count
             private.accumulate(body, examples.batch(taken), probed=watched)
+            if examples.clamped is not None:
+                optimizer.count_clamped(examples.clamped[taken])
             optimizer.step()
             whole = merged(record)
-            loop.finish(optimizer.noisy_loss, whole)
+            told = optimizer.noisy_clamped
+            loop.finish(optimizer.noisy_loss, whole, clamped=told)
     finally:
         maker.close()
     loop.release()
     check_history(accountant.history, mechanism)
     if whole.steps != loop.done:
         raise TrainingError(f"{whole.steps} of {loop.done} steps were checked")
-    return Outcome(mechanism, units, maker.name, whole, processes())
+    counted = loop.clamped if recipe.clamped_share else None
+    return Outcome(mechanism, units, maker.name, whole, processes(), counted)
 
 
 def train_public(
@@ -204,9 +212,9 @@ def finish_private(
     """
     Loop(body, recipe, Monitor(), start, steps=0).release()
     name = choose(body.train(), method)
-    return Outcome(
-        mechanism, examples.count, name, Conformance(start.record), processes()
-    )
+    counted = start.clamped if recipe.clamped_share else None
+    record = Conformance(start.record)
+    return Outcome(mechanism, examples.count, name, record, processes(), counted)
 
 
 def _begun(start: State | None) -> Conformance:
@@ -246,9 +254,15 @@ def _noisy(
     noise = Noise(
         mechanism.noise_multiplier, recipe.max_grad_norm, recipe.expected_batch
     )
-    loss_norm = recipe.loss_share * recipe.max_grad_norm
     kind = DistributedNoisyOptimizer if processes() > 1 else NoisyOptimizer
-    return kind(plain, noise, randomness=randomness, record=record, loss_norm=loss_norm)
+    return kind(
+        plain,
+        noise,
+        randomness=randomness,
+        record=record,
+        loss_norm=recipe.loss_share * recipe.max_grad_norm,
+        clamped_norm=recipe.clamped_share * recipe.max_grad_norm,
+    )
 
 
 class _Private:
@@ -262,9 +276,7 @@ class _Private:
         record: Conformance,
         prepare: Prepare | None,
     ) -> None:
-        # The gradient and the loss are one vector; together they keep the norm.
-        share = math.sqrt(1 - recipe.loss_share**2)
-        self._clipping = Clipping(recipe.max_grad_norm * share, recipe.clipping)
+        self._clipping = Clipping(recipe.gradient_norm, recipe.clipping)
         self._maker, self._optimizer, self._record = maker, optimizer, record
         self._size, self._prepare = recipe.physical_batch, prepare
         self._ceiling = recipe.loss_ceiling

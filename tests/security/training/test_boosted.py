@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpret.utils._native import Native
+from interpret import develop
+from interpret.utils._native import Booster, Native
 from interpret.utils._privacy import calc_gdp_noise_multi
 
 from models.additive import AdditiveClassifier
@@ -17,6 +18,7 @@ from models.bundle import read_bundle
 from models.data.datasets import TabularDataset
 from models.manifest import Column
 from models.sessions import make_session
+from security.admission.trained_ebm import rounding_of
 from security.commands import main
 from security.errors import LedgerError, TrainingError
 from security.training import additive
@@ -25,7 +27,7 @@ from security.training.composed import delta_gdp, epsilon_gdp, find_noise
 from security.training.config import load_config, parse_config
 from security.training.config_sections import BoostingConfig
 from security.training.ledger import Ledger
-from security.training.noise import SeededRandomness
+from security.training.noise import SeededRandomness, gaussian
 from security.training.run import train_bundle
 from tests.support.small_training import CONFIG, write_config, write_rows
 
@@ -136,6 +138,54 @@ def test_a_query_adds_a_residual_of_each_row(monkeypatch: pytest.MonkeyPatch) ->
     # Leaves may join categories; over all rows their moves add up all the same.
     assert total == pytest.approx(0.5 * float((labels - 0.5).sum()), abs=1e-3)
     assert float(odds.abs().max()) <= 0.25
+
+
+def test_sums_round_by_no_more_than_is_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the vector units' single precision, a row would move rounding by much more."""
+    monkeypatch.setattr(
+        additive, "gaussian", lambda _, count: np.zeros(count, dtype=np.float64)
+    )
+    count, rate, rounds = 60_000, 0.2, 12
+    labels = (torch.arange(count) % 10 < 3).long()
+    yes, odds, off = int(labels.sum()), [0.0], []
+    asked, given = Booster.get_term_update, Booster.set_term_update
+
+    def ask(self: Any) -> Any:
+        sums = asked(self)
+        share = 1 / (1 + math.exp(-odds[-1]))
+        wanted = rate * (count * share - yes)
+        off.append(float(sums[np.abs(sums).argmax()]) - wanted)
+        return sums
+
+    def give(self: Any, term: int, moves: Any) -> None:
+        odds.append(odds[-1] + float(moves[np.abs(moves).argmax()]))
+        given(self, term, moves)
+
+    monkeypatch.setattr(Booster, "get_term_update", ask)
+    monkeypatch.setattr(Booster, "set_term_update", give)
+    before = develop.get_option("acceleration")
+    own = AdditiveClassifier(COLUMNS[2:], bins=8)
+    additive.fit(
+        own,
+        own.network_input(torch.zeros(count, 1)),
+        labels,
+        boosting=BoostingConfig(rounds=rounds, learning_rate=rate, bins=8, leaves=2),
+        mechanism=Mechanism(1.0, 3.0, rounds + 1),
+        randomness=SeededRandomness(1),
+    )
+    assert len(off) == rounds
+    assert max(map(abs, off)) <= rate * rounding_of(count)
+    assert develop.get_option("acceleration") == before
+
+
+def test_noise_has_room_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ten million rows it is no trifle, so it is added to what is planned."""
+    drawn = additive._Noise(
+        Mechanism(1.0, 3.0, 2), BoostingConfig(), 1, 10_000_000, SeededRandomness(1)
+    )._draw(None, 3.0, 1000)
+    plain = gaussian(SeededRandomness(1), 1000) * 3.0
+    assert drawn == pytest.approx(plain * (1 + rounding_of(10_000_000)), rel=1e-12)
+    assert rounding_of(10_000_000) > 0.02
 
 
 def test_noise_is_ours_and_as_much_as_planned(monkeypatch: pytest.MonkeyPatch) -> None:

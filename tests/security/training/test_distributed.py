@@ -26,7 +26,14 @@ from tests.support.small_training import write_config
 WEIGHTS = 2 * (1 + 3) + 2  # of the small network: age and three jobs, two classes
 ROOT = Path(__file__).parents[3]
 MECHANISM = Mechanism(1.0, 1.0, 4)
-RECIPE = Recipe(max_grad_norm=0.5, expected_batch=30, learning_rate=1.0, momentum=0.5)
+RECIPE = Recipe(
+    max_grad_norm=0.5,
+    expected_batch=30,
+    learning_rate=1.0,
+    momentum=0.5,
+    loss_share=0.2,
+    clamped_share=0.3,
+)
 
 WORKER = """
 import json, os, sys, torch
@@ -48,6 +55,7 @@ for name, randomness in (("silent", Silent()), ("noisy", SystemRandomness())):
     )
     result[name] = [p.detach().flatten().tolist() for p in network.parameters()]
     result["draws"] = outcome.record.draws
+    result["clamped " + name] = outcome.clamped
     result["units"] = outcome.units
     result["coins"] = outcome.record.counts()[-2]
     result["history"] = [outcome.mechanism.noise_multiplier,
@@ -79,7 +87,8 @@ def examples():
     inputs = torch.randn(31, 3, generator=generator)
     # Some units own two rows; a unit is never torn apart.
     units = torch.arange(31) // 2
-    return Examples(inputs, (inputs[:, 0] > 0).long(), units)
+    clamped = (torch.arange(16) % 5 / 4).double()
+    return Examples(inputs, (inputs[:, 0] > 0).long(), units, clamped)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +132,16 @@ def test_same_weights_everywhere_and_noise_once(two):
     assert two[0]["noisy"] != two[0]["silent"]
     parameters = 3 * 4 + 4 + 4 * 2 + 2
     # Each tells the draws of all: they were made once.
-    assert two[0]["draws"] == two[1]["draws"] == parameters * MECHANISM.steps
+    drawn = (parameters + 2) * MECHANISM.steps  # and the loss, and clamped targets
+    assert two[0]["draws"] == two[1]["draws"] == drawn
+
+
+@pytest.mark.slow
+def test_clamped_targets_of_all_processes_are_added_up_once(two):
+    whole = float(examples().clamped.sum()) * MECHANISM.steps
+    assert two[0]["clamped silent"] == two[1]["clamped silent"]
+    assert two[0]["clamped silent"] == pytest.approx(whole)
+    assert two[0]["clamped noisy"] == two[1]["clamped noisy"] != whole
 
 
 @pytest.mark.slow

