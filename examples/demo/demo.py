@@ -5,7 +5,8 @@
 Serves what `make quickstart` built, and a page of this folder from another origin of
 this machine, as a web developer would have it. The page's server sees no row and no
 answer. It hands out a token for the model of the demonstration, so it listens on
-127.0.0.1 alone, and to pages of its own origin.
+127.0.0.1 alone, to pages of its own origin, and, where the kernel says whose a
+connection is (Linux), to the account that started it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 from models.data.datasets import TabularDataset
 from sealgate import Client, Profile
 from sealgate.errors import SealgateError
+from sealgate.peers import is_ours
 from security.training.config import load_config
 from security.training.data import load_split
 
@@ -159,6 +161,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             # Another name for this machine: a page elsewhere that rebinds its own.
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
         elif self.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            self.send_error(HTTPStatus.FORBIDDEN)
+        elif sys.platform == "linux" and not is_ours(self.connection):
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path == "/context.json":
             self._answer(json.dumps(self.server.context).encode(), "application/json")
