@@ -160,9 +160,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers["host"] != self.server.origin.removeprefix("http://"):
             # Another name for this machine: a page elsewhere that rebinds its own.
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
-        elif self.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            self.send_error(HTTPStatus.FORBIDDEN)
-        elif sys.platform == "linux" and not is_ours(self.connection):
+        elif self._is_of_others():
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path == "/context.json":
             self._answer(json.dumps(self.server.context).encode(), "application/json")
@@ -171,6 +169,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer((Path(__file__).parent / name).read_bytes(), kind)
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
+
+    def _is_of_others(self) -> bool:
+        """Whether a page of another origin asks, or another account of this machine."""
+        site = self.headers.get("sec-fetch-site", "none")
+        if site not in ("none", "same-origin"):
+            return True
+        return sys.platform == "linux" and not is_ours(self.connection)
 
     def _answer(self, content: bytes, kind: str) -> None:
         allowed = f"'self' {self.server.context.get('url', '')}"

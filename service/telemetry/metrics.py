@@ -382,7 +382,7 @@ class _FewConnections:
         self._lock = threading.Lock()
         super().__init__(*args)
 
-    def process_request(self, request: socket.socket, client_address: Any) -> None:
+    def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
             self._opened[request] = None
             if len(self._opened) > _MAX_CONNECTIONS:
@@ -392,7 +392,7 @@ class _FewConnections:
                     oldest.shutdown(socket.SHUT_RDWR)
         super().process_request(request, client_address)  # type: ignore[misc]
 
-    def shutdown_request(self, request: socket.socket) -> None:
+    def shutdown_request(self, request: Any) -> None:
         with self._lock:
             self._opened.pop(request, None)
         super().shutdown_request(request)  # type: ignore[misc]
