@@ -174,16 +174,16 @@ class PlanFolder:
         return status.st_ino, status.st_mtime_ns, status.st_size
 
     def make(self) -> None:
-        """Make the folders that are missing, for this user alone, whatever the umask.
+        """Make the folders that are missing; nobody else writes there, whatever umask.
 
-        What is in them decides what is served, and names models that callers may not
-        see.
+        What is in them decides what is served. Others may read it: an operator need not
+        be the server's user.
 
         Raises:
             OSError: they cannot be made.
         """
         for folder in (self._directory, self.history_directory, self.workers_directory):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def change(self, make: Callable[[Plan], Plan], *, first: Plan, note: str) -> Plan:
         """Replace the plan, one writer after another.

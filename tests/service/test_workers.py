@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -61,7 +62,14 @@ def started(home: Path, *, workers: int) -> Iterator[Server]:
         "BENTOML_DO_NOT_TRACK": "False",
         "__BENTOML_DEBUG_USAGE": "True",
     }
-    with serve("service.app:Sealgate", home, extra=extra, graceful_s=30) as server:
+    with contextlib.ExitStack() as stack:
+        before = os.umask(0)
+        try:
+            server = stack.enter_context(
+                serve("service.app:Sealgate", home, extra=extra, graceful_s=30)
+            )
+        finally:
+            os.umask(before)
         wait_for(lambda: len(alive(server)) == workers)
         yield server
 
@@ -131,10 +139,12 @@ def test_the_parent_takes_no_orders_by_the_network(server: Server) -> None:
     assert len(bytes(folder_of(server) / "control")) > 107
 
 
-def test_nobody_else_enters_what_decides_what_is_served(server: Server) -> None:
-    plans = server.home / "deployment"
-    for folder in (plans, plans / "workers", plans / "history"):
-        assert folder.stat().st_mode & 0o777 == 0o700
+def test_nobody_else_writes_to_what_it_makes(server: Server) -> None:
+    names = ("audit", "deployment", "quotas", "replay", "revocations")
+    made = [server.home / name for name in names]
+    found = [path for folder in made for path in (folder, *folder.rglob("*"))]
+    assert [path for path in found if path.lstat().st_mode & 0o022] == []
+    assert {path.name for path in found} >= {"workers", "revocations.sqlite"}
 
 
 def test_bentoml_tells_its_makers_nothing(server: Server) -> None:

@@ -53,7 +53,7 @@ def test_a_plan_survives_its_file() -> None:
     }
 
 
-def test_nobody_else_enters_its_folders(tmp_path: Path) -> None:
+def test_nobody_else_writes_to_its_folders(tmp_path: Path) -> None:
     folder = PlanFolder(tmp_path / "deployment")
     before = os.umask(0)
     try:
@@ -61,7 +61,7 @@ def test_nobody_else_enters_its_folders(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     for path in (folder.path.parent, folder.history_directory):
-        assert path.stat().st_mode & 0o777 == 0o700
+        assert path.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_trial_ends_when_it_is_the_default_or_unloaded() -> None:
