@@ -31,3 +31,5 @@ import os
 # onnxruntime's wheels report to their maker over the network from the moment they are
 # imported, and keep an identifier of the machine; only this, set before, prevents it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# BentoML's commands report as well, unless they are told not to.
+os.environ["BENTOML_DO_NOT_TRACK"] = "True"

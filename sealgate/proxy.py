@@ -44,7 +44,8 @@ class ProxyLimits(ListenerLimits):
 
     Attributes:
         max_requests: in work at once; others wait for their turn. As many again of
-            those for whom the client lends nothing, so that they hold up nobody else.
+            those for whom the client lends nothing, so that they hold up nobody else;
+            and likewise of connections.
     """
 
     max_requests: int = 32
@@ -77,6 +78,15 @@ class Proxy(Listener):
             lends: asyncio.Semaphore(limits.max_requests) for lends in (True, False)
         }
         self._lent: WeakKeyDictionary[asyncio.StreamWriter, bool] = WeakKeyDictionary()
+
+    def _has_room(self, writer: asyncio.StreamWriter) -> bool:
+        lends = self._lends(writer)
+        alike = [
+            known
+            for known, lent in self._lent.items()
+            if lent == lends and not known.is_closing()
+        ]
+        return len(alike) <= self._bounds.max_connections
 
     async def _answer(
         self, head: Head, upload: Upload, writer: asyncio.StreamWriter

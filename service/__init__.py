@@ -26,4 +26,12 @@ inference     the lineup of admitted models, batching, sessions
 telemetry     metrics, records, logs, traces
 """
 
+import sys
+
 import models  # noqa: F401  (before onnxruntime: it switches off what that would send)
+
+# BentoML's commands, which import this, have asked by then whether they may report, and
+# remember the answer.
+_reports = sys.modules.get("bentoml._internal.utils.analytics.usage_stats")
+if _reports is not None:
+    _reports.do_not_track.cache_clear()

@@ -68,7 +68,8 @@ def main() -> int:
         # its own, below 0.
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror or error
-        print(f"error: {args.host}:{args.port}: {reason}", file=sys.stderr)
+        where = error.filename or f"{args.host}:{args.port}"
+        print(f"error: {where}: {reason}", file=sys.stderr)
         return 2
 
 

@@ -45,6 +45,9 @@ _PARENT = "_SEALGATE_PARENT"
 # prctl(2)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
+# The two sockets of circus, and the bytes that the kernel has for a path.
+_ORDERS_AT, _EVENTS_AT = "control", "events"
+_MAX_SOCKET_PATH = 107
 # How these are stopped in an orderly way: uvicorn ends by the signal that it was sent.
 _ORDERS = frozenset({signal.SIGTERM, signal.SIGINT})
 _LOOK_S = 0.1
@@ -116,13 +119,27 @@ def command_alone(folder: Path) -> None:
 
     make: Callable[..., None] = Arbiter.__init__
 
+    place = _short(folder)
+
     def make_closed(arbiter: Any, watchers: Any, **options: Any) -> None:
-        options["endpoint"] = f"ipc://{folder / 'control'}"
-        options["pubsub_endpoint"] = f"ipc://{folder / 'events'}"
+        options["endpoint"] = f"ipc://{place}/{_ORDERS_AT}"
+        options["pubsub_endpoint"] = f"ipc://{place}/{_EVENTS_AT}"
         make(arbiter, watchers, **options)
 
     # BentoML has no option for it.
     Arbiter.__init__ = make_closed
+
+
+def _short(folder: Path) -> Path:
+    """A folder by a name that leaves room for those of its sockets.
+
+    A socket's path has 107 bytes (unix(7)), and TMPDIR may be longer. The folder's
+    descriptor, which stays open with this process, is another name of it.
+    """
+    if len(os.fsencode(folder / _ORDERS_AT)) <= _MAX_SOCKET_PATH:
+        return folder
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return Path(f"/proc/{os.getpid()}/fd/{descriptor}")
 
 
 def watch_workers(audit: AuditSettings, folder: Path) -> None:

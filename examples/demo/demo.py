@@ -5,7 +5,8 @@
 Serves what `make quickstart` built, and a page of this folder from another origin of
 this machine, as a web developer would have it. The page's server sees no row and no
 answer. It hands out a token for the model of the demonstration, so it listens on
-127.0.0.1 alone, and to pages of its own origin.
+127.0.0.1 alone, to pages of its own origin, and, where the kernel says whose a
+connection is (Linux), to the account that started it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 from models.data.datasets import TabularDataset
 from sealgate import Client, Profile
 from sealgate.errors import SealgateError
+from sealgate.peers import is_ours
 from security.training.config import load_config
 from security.training.data import load_split
 
@@ -158,7 +160,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.headers["host"] != self.server.origin.removeprefix("http://"):
             # Another name for this machine: a page elsewhere that rebinds its own.
             self.send_error(HTTPStatus.MISDIRECTED_REQUEST)
-        elif self.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        elif self._is_of_others():
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path == "/context.json":
             self._answer(json.dumps(self.server.context).encode(), "application/json")
@@ -167,6 +169,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer((Path(__file__).parent / name).read_bytes(), kind)
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
+
+    def _is_of_others(self) -> bool:
+        """Whether a page of another origin asks, or another account of this machine."""
+        site = self.headers.get("sec-fetch-site", "none")
+        if site not in ("none", "same-origin"):
+            return True
+        return sys.platform == "linux" and not is_ours(self.connection)
 
     def _answer(self, content: bytes, kind: str) -> None:
         allowed = f"'self' {self.server.context.get('url', '')}"

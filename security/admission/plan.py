@@ -173,6 +173,18 @@ class PlanFolder:
             return None
         return status.st_ino, status.st_mtime_ns, status.st_size
 
+    def make(self) -> None:
+        """Make the folders that are missing; nobody else writes there, whatever umask.
+
+        What is in them decides what is served. Others may read it: an operator need not
+        be the server's user.
+
+        Raises:
+            OSError: they cannot be made.
+        """
+        for folder in (self._directory, self.history_directory, self.workers_directory):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+
     def change(self, make: Callable[[Plan], Plan], *, first: Plan, note: str) -> Plan:
         """Replace the plan, one writer after another.
 
@@ -220,7 +232,7 @@ class PlanFolder:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self.make()
             descriptor = os.open(
                 self._directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
             )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+import resource
+from dataclasses import replace
 
 from uvicorn.config import Config
 from uvicorn.protocols.http import auto as http_auto
@@ -19,7 +23,15 @@ from service.http.protocol import BoundedProtocol
 from service.http.tls import harden, server_context
 from service.telemetry.metrics import Metrics
 
-__all__ = ["bounded_protocol", "install"]
+__all__ = ["bounded_protocol", "install", "openable"]
+
+# What a worker opens beside connections: logs, stores, keys, whom it asks.
+_OTHER_FILES = 256
+# Connections that are accepted at once, before one of them can be made room for: as
+# many as wait to be.
+_BACKLOG = 2048
+
+_log = logging.getLogger(__name__)
 
 
 def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
@@ -32,7 +44,9 @@ def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
     Raises:
         SealgateError: a file of TLS cannot be used.
     """
-    http_auto.AutoHTTPProtocol = bounded_protocol(settings.service, metrics, answerer)
+    service = settings.service
+    bounds = replace(service, max_connections=openable(service.max_connections))
+    http_auto.AutoHTTPProtocol = bounded_protocol(bounds, metrics, answerer)
     websockets_auto.AutoWebSocketsProtocol = None
     context = server_context(settings.tls) if settings.tls.enabled else None
     bound_s = settings.service.shutdown_timeout_s
@@ -53,6 +67,35 @@ def install(settings: Settings, metrics: Metrics, answerer: Answerer) -> None:
     # BentoML offers no other way.
     Config.load = load_bounded  # type: ignore[method-assign, assignment]
     Server.shutdown = refusing(Server.shutdown)  # type: ignore[method-assign, assignment]
+
+
+def openable(connections: int) -> int:
+    """Let this process have descriptors for so many connections, as far as it may.
+
+    Systems give a process 1024 unless it asks for more. Strangers could take them all
+    before any bound of ours is reached, and then nothing is answered, or written.
+
+    Args:
+        connections: wanted at once.
+
+    Returns:
+        For how many of them the limit that cannot be raised has descriptors.
+    """
+    wanted = connections + _BACKLOG + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(ValueError):  # a system with a bound of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
+    if soft == resource.RLIM_INFINITY or soft >= connections + _OTHER_FILES:
+        return connections
+    fewer = min(connections, max(soft - _OTHER_FILES, soft // 2))
+    _log.warning(
+        "service.max_connections: %d of %d: this process may open %d files",
+        fewer, connections, soft,
+    )  # fmt: skip
+    return fewer
 
 
 def bounded_protocol(

@@ -409,6 +409,7 @@ class Follower:
             if report == self._reported:
                 os.utime(self._report_path)
             else:
+                self._folder.make()
                 write_atomic(self._report_path, orjson.dumps(report))
             self._reported = report
         except OSError as error:

@@ -8,6 +8,7 @@ and no lock; whoever asks for the numbers pays for adding up all workers.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import shutil
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 _FOLDER = "_SEALGATE_METRICS_FOLDER"
+# Of the port of their own: connections at once, and seconds for each part of a request.
+_MAX_CONNECTIONS = 32
+_TIMEOUT_S = 10.0
 
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -339,6 +343,7 @@ def serve_metrics(host: str, port: int) -> None:
 
     class Handler(MetricsHandler):
         registry = _registry(lambda: read_counters(folder))
+        timeout = _TIMEOUT_S
 
         def send_response(self, code: int, message: str | None = None) -> None:
             """As the base's, but for the header that says what answers."""
@@ -353,7 +358,7 @@ def serve_metrics(host: str, port: int) -> None:
             if self.command == "HEAD":
                 self.wfile = io.BytesIO()
 
-    class Server(ThreadingHTTPServer):
+    class Server(_FewConnections, ThreadingHTTPServer):
         address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
     try:
@@ -363,6 +368,37 @@ def serve_metrics(host: str, port: int) -> None:
             f"observability.metrics_port: {port}: {error.strerror}"
         ) from None
     threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+class _FewConnections:
+    """Mixed into a server of threads: beyond a number of connections the oldest goes.
+
+    Whoever reaches the port could else take all descriptors of the process, and with
+    them those of the requests that it answers.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        self._opened: dict[socket.socket, None] = {}
+        self._lock = threading.Lock()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._opened[request] = None
+            if len(self._opened) > _MAX_CONNECTIONS:
+                oldest = next(iter(self._opened))
+                del self._opened[oldest]
+                with contextlib.suppress(OSError):  # its client has left
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)  # type: ignore[misc]
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._opened.pop(request, None)
+        super().shutdown_request(request)  # type: ignore[misc]
+
+    def handle_error(self, *_: object) -> None:
+        """A client that left is no news."""
 
 
 def open_metrics() -> Metrics:

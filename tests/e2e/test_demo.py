@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib.util
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from threading import Thread
@@ -70,6 +72,21 @@ def test_its_token_is_for_the_page_alone(
     assert answer.status_code == status
     assert ("secret" in answer.text) == (status == 200)
     assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_its_token_is_for_its_own_account_alone(page: httpx.Client) -> None:
+    code = (
+        "import sys, urllib.error, urllib.request\n"
+        "try: print(urllib.request.urlopen(sys.argv[1]).status)\n"
+        "except urllib.error.HTTPError as error: print(error.code)"
+    )
+    result = subprocess.run(
+        ["/usr/bin/python3", "-c", code, f"{page.base_url}/context.json"],
+        user=54_321, group=54_321,
+        capture_output=True, text=True, check=True, timeout=30,
+    )  # fmt: skip
+    assert int(result.stdout) == 403
 
 
 @pytest.mark.parametrize(

@@ -388,6 +388,24 @@ def test_too_many_connections():
         assert status_of(answer) == 503
 
 
+def test_strangers_do_not_take_the_places_of_whom_it_lends_to():
+    """Another account's connections can stay as long as it likes."""
+    ours = []
+    limits = ProxyLimits(max_connections=2)
+    lend = {"lend": lambda peer: bool(ours), "limits": limits}
+    with (
+        proxy("http://127.0.0.1:9", **lend) as port,
+        contextlib.ExitStack() as strangers,
+    ):
+        for _ in range(2):
+            held = socket.create_connection(("127.0.0.1", port), timeout=5)
+            strangers.enter_context(held).sendall(b"GET")
+        answer = raw(port, get(port))
+        assert b"too many connections" in answer
+        ours.append(True)
+        assert b"too many connections" not in raw(port, get(port))
+
+
 def test_strangers_do_not_hold_up_whom_it_lends_to():
     """Another account's requests can be as slow as it likes."""
     release, ours = threading.Event(), []

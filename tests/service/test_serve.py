@@ -266,6 +266,18 @@ def test_a_port_that_is_taken(home: Path) -> None:
     assert line == f"error: 127.0.0.1:{port}: Address already in use"
 
 
+def test_a_folder_that_cannot_be_made_is_named(home: Path) -> None:
+    """And not the port, which is none of its business."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", "--port", str(free_port())],
+        cwd=ROOT,
+        env=environment(home, toy_settings(home) | {"BENTOML_HOME": "/dev/null/home"}),
+        capture_output=True, text=True, check=False, timeout=90,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr == "error: /dev/null/home: Not a directory\n"
+
+
 def test_in_production_no_profile_is_written(home: Path) -> None:
     extra = {
         "SEALGATE_SERVICE_ENVIRONMENT": "production",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -50,11 +51,25 @@ def server(home: Path) -> Iterator[Server]:
 
 @contextmanager
 def started(home: Path, *, workers: int) -> Iterator[Server]:
+    # With it, a socket's path has more bytes than the kernel takes.
+    temporary = home / ("t" * 90)
+    temporary.mkdir(exist_ok=True)
     extra = settings(home) | {
         "BENTOML_CONFIG_OPTIONS": f"services.sealgate.workers={workers}",
         "SEALGATE_SERVICE_INFERENCE_TIMEOUT_S": "60",
+        "TMPDIR": str(temporary),
+        # Reports to BentoML's makers are written to the log then, and not sent.
+        "BENTOML_DO_NOT_TRACK": "False",
+        "__BENTOML_DEBUG_USAGE": "True",
     }
-    with serve("service.app:Sealgate", home, extra=extra, graceful_s=30) as server:
+    with contextlib.ExitStack() as stack:
+        before = os.umask(0)
+        try:
+            server = stack.enter_context(
+                serve("service.app:Sealgate", home, extra=extra, graceful_s=30)
+            )
+        finally:
+            os.umask(before)
         wait_for(lambda: len(alive(server)) == workers)
         yield server
 
@@ -120,7 +135,22 @@ def test_the_parent_takes_no_orders_by_the_network(server: Server) -> None:
     unix = {Path(one.laddr) for one in parent.net_connections("unix") if one.laddr}
     control = next(path for path in unix if path.name == "control")
     assert control.parent.stat().st_mode & 0o777 == 0o700
-    assert control.parent == folder_of(server)
+    assert control.parent.resolve() == folder_of(server)
+    assert len(bytes(folder_of(server) / "control")) > 107
+
+
+def test_nobody_else_writes_to_what_it_makes(server: Server) -> None:
+    names = ("audit", "deployment", "quotas", "replay", "revocations")
+    made = [server.home / name for name in names]
+    found = [path for folder in made for path in (folder, *folder.rglob("*"))]
+    assert [path for path in found if path.lstat().st_mode & 0o022] == []
+    assert {path.name for path in found} >= {"workers", "revocations.sqlite"}
+
+
+def test_bentoml_tells_its_makers_nothing(server: Server) -> None:
+    """Unless told otherwise, its parent reports starts, and makes up who reports."""
+    assert "Tracking Payload" not in server.log.read_text()
+    assert not (server.home / "bentoml" / "client_id").exists()
 
 
 def kill_while_it_runs(server: Server, headers: dict[str, str]) -> float:

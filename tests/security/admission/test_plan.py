@@ -53,6 +53,17 @@ def test_a_plan_survives_its_file() -> None:
     }
 
 
+def test_nobody_else_writes_to_its_folders(tmp_path: Path) -> None:
+    folder = PlanFolder(tmp_path / "deployment")
+    before = os.umask(0)
+    try:
+        folder.change(lambda plan: plan, first=FIRST, note="test")
+    finally:
+        os.umask(before)
+    for path in (folder.path.parent, folder.history_directory):
+        assert path.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_trial_ends_when_it_is_the_default_or_unloaded() -> None:
     tried = changes.set_shadow(changes.set_canary(FIRST, "toy:2", 5), "toy:1.1.0", 9)
     switched = changes.set_default(tried, "toy:2").models["toy"].versions

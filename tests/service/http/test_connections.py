@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import resource
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +23,7 @@ from sealgate.protocol import keyconfig
 from tests.conftest import toy_settings
 from tests.support.patience import SpoiledError, in_time, once
 from tests.support.rooms import INPUT
-from tests.support.servers import Server, serve
+from tests.support.servers import ROOT, Server, serve
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +322,44 @@ def test_who_is_refused_and_never_stops_is_cut_off(hasty: Server) -> None:
         in_time(before, 5)
 
     once(scene)
+
+
+@contextlib.contextmanager
+def few_files(most: int) -> Iterator[None]:
+    """What is started meanwhile may open so many files, unless it asks for more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_strangers_cannot_take_all_descriptors(deployment) -> None:
+    """Systems give a process 1024, which is as many as we let connect."""
+    most = 150
+    extra = toy_settings(deployment) | {"SEALGATE_SERVICE_MAX_CONNECTIONS": str(most)}
+    with contextlib.ExitStack() as stack:
+        with few_files(128):
+            server = stack.enter_context(
+                serve("", deployment, extra=extra, alone=True, fresh=True)
+            )
+        for _ in range(most + 50):
+            stack.enter_context(connect(server))
+        for path in ("/livez", "/readyz"):
+            assert httpx.get(server.url + path, timeout=10).status_code == 200
+
+
+def test_fewer_connections_where_no_more_files_may_be_opened() -> None:
+    code = """
+import resource, sys
+from service.http.connections import openable
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[1])))
+print(openable(1024), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    for hard, found in ((4096, "1024 3328 4096"), (1024, "768 1024 1024")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(hard)],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +18,10 @@ import pytest
 from models.bundle import read_bundle
 from sealgate.client import Client
 from service.telemetry.counters import MAX_SERIES, MAX_VALUES, Counters, read_counters
-from service.telemetry.metrics import FAMILIES, Metrics
+from service.telemetry.metrics import FAMILIES, Metrics, serve_metrics
 from tests.conftest import mint, toy_settings
 from tests.support.bundles import NAME, VERSION
-from tests.support.servers import Server, serve
+from tests.support.servers import Server, free_port, serve
 
 
 def scrape(server: Server, token: str) -> str:
@@ -184,3 +186,21 @@ def test_the_text_is_prometheus(server: Server, reader: str) -> None:
     families = list(text_string_to_metric_families(scrape(server, reader)))
     assert {family.name for family in families} <= set(FAMILIES)
     assert json.dumps([family.documentation for family in families])
+
+
+def test_whoever_holds_its_port_open_keeps_nobody_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connections are descriptors of the process that answers requests."""
+    monkeypatch.setenv("_SEALGATE_METRICS_FOLDER", str(tmp_path))
+    port = free_port()
+    serve_metrics("127.0.0.1", port)
+    with contextlib.ExitStack() as stack:
+        held = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+            for _ in range(100)
+        ]
+        answer = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10)
+        assert answer.status_code == 200
+        for connection in held[:60]:
+            assert connection.recv(1) == b""
