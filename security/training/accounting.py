@@ -249,19 +249,25 @@ def epsilon_selected(mechanism: Mechanism, selection: Selection, delta: float) -
 def _divergence(item: Spent, orders: Sequence[float]) -> NDArray[np.float64]:
     """Rényi divergence of what was spent, at each order."""
     mechanism = _enclosing(item)
-    with quiet():
-        once = rdp.compute_rdp(
-            q=mechanism.sample_rate,
-            noise_multiplier=mechanism.noise_multiplier,
-            steps=mechanism.steps,
-            orders=orders,
-        )
+    step = _divergence_of_step(
+        mechanism.sample_rate, mechanism.noise_multiplier, tuple(orders)
+    )
     # Not a number at an order that overflows: no bound there.
-    once = np.nan_to_num(np.asarray(once, dtype=np.float64), nan=math.inf)
+    taken = np.nan_to_num(np.array(step) * mechanism.steps, nan=math.inf)
     if item.selection is None:
-        return once
+        return taken
     scored = np.array(orders) / (2 * item.selection.score_noise**2)
-    return item.selection.bound(orders, once + scored)
+    return item.selection.bound(orders, taken + scored)
+
+
+@_once
+def _divergence_of_step(
+    rate: float, noise: float, orders: tuple[float, ...]
+) -> tuple[float, ...]:
+    """Of one step; those of several are added up."""
+    with quiet():
+        found = rdp.compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=orders)
+    return tuple(np.asarray(found, dtype=np.float64).tolist())
 
 
 def _from_divergence(items: Sequence[Spent], delta: float) -> float:

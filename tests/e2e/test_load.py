@@ -74,7 +74,7 @@ def loaded(home: Path) -> Iterator[Server]:
         "SEALGATE_SERVICE_BODY_TIMEOUT_S": "5",
         "SEALGATE_SERVICE_HEAD_TIMEOUT_S": "5",
     }
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("", home, extra=extra, alone=True) as server:
         wait_for(lambda: len(reports(home)) == WORKERS)
         yield server
 

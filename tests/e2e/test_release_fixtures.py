@@ -8,16 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -65,11 +58,11 @@ from security.training.checkpoint import read_checkpoints
 from security.training.config import load_config
 from security.training.ledger import Ledger, Request
 from security.training.run import train_bundle
+from tests.conftest import check_security
 from tests.support.bundles import scene_of
-from tests.support.servers import free_port
+from tests.support.servers import serve
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "release-0.1"
-ROOT = Path(__file__).parents[2]
 NOW = datetime(2026, 11, 29, 19, 0, 0, tzinfo=UTC)
 KEYS_FETCHED_AT = 1_795_977_632.0  # 2026-11-29T18:40:32Z
 TAG = "breast-cancer:1.0.0"
@@ -185,11 +178,10 @@ def test_the_model_gives_the_same_answers(
 
 
 def test_the_verify_command(release: Path, tmp_path: Path) -> None:
-    environment = _environment(tmp_path / "no-home", release)
-    trust = str(release / "trust.json")
+    trust, home = str(release / "trust.json"), tmp_path / "no-home"
     with _store(release) as folder:
-        bundle = str(folder / "1.0.0-plain")
-        printed = _security(environment, "verify", bundle, "--trust", trust)
+        command = "verify", str(folder / "1.0.0-plain"), "--trust", trust
+        printed = check_security(home, *command, **_settings(release))
     assert f"verified {TAG}" in printed
     assert f"verdict sha256:{LONG_VERDICT_SHA256}" in printed
 
@@ -436,72 +428,11 @@ def _unpack(release: Path, home: Path) -> None:
         archive.extractall(home, filter="data")
 
 
-def _environment(home: Path, release: Path) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SEALGATE_")}
+def _settings(release: Path) -> dict[str, str]:
     return {
-        **kept,
-        "SEALGATE_HOME": str(home),
         "SEALGATE_ADMISSION_POLICY": str(release / "policy-long.toml"),
         "SEALGATE_SERVICE_MODELS": TAG,
-        "BENTOML_HOME": str(home / "bentoml"),
-        "BENTOML_DO_NOT_TRACK": "True",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
-
-
-def _security(environment: dict[str, str], *arguments: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-m", "security", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@contextlib.contextmanager
-def _server(environment: dict[str, str], log: Path) -> Iterator[str]:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Sealgate"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--timeout-graceful-shutdown", "5"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while not _is_ready(url):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/v2/health/ready", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @pytest.mark.slow
@@ -510,16 +441,16 @@ def test_the_stored_versions_are_listed(release: Path, tmp_path: Path) -> None:
     home.mkdir(mode=0o700)
     _unpack(release, home / "bentoml")
     shutil.copy(release / "trust.json", home)
-    environment = _environment(home, release)
-    history = _security(environment, "history", "breast-cancer")
+    settings = _settings(release)
+    history = check_security(home, "history", "breast-cancer", **settings)
     assert history.count("  admitted") == 2
     assert f"verdict  sha256:{LONG_VERDICT_SHA256}" in history
-    assert f"verified {TAG}" in _security(environment, "verify", TAG)
+    assert f"verified {TAG}" in check_security(home, "verify", TAG, **settings)
     # Under the same tag and with the same bytes it is there already; nothing is made.
     folder = home / "bentoml" / "models" / "breast-cancer" / "1.0.0"
     plain = shutil.ignore_patterns("model.yaml")
     shutil.copytree(folder, tmp_path / "again", ignore=plain)
-    again = _security(environment, "store", str(tmp_path / "again"))
+    again = check_security(home, "store", str(tmp_path / "again"), **settings)
     assert f"stored {TAG} already" in again
 
 
@@ -530,8 +461,8 @@ def test_it_is_served(
 ) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    environment = _environment(home, release)
-    _security(environment, "keygen")
+    settings = _settings(release)
+    check_security(home, "keygen", **settings)
     shutil.copy(release / "trust.json", home / "trust.json")
     if kind == "stored":
         _unpack(release, home / "bentoml")
@@ -540,29 +471,33 @@ def test_it_is_served(
         shutil.copy(
             release / "sealed" / "TEST-ONLY-model-key.pem", home / "keys" / "model.pem"
         )
-        _security(environment, "store", str(release / "sealed" / "bundle"))
-    with _server(environment, tmp_path / "server.log") as url:
-        _security(environment, "profile", "--url", url, "--model", "breast-cancer")
+        sealed = str(release / "sealed" / "bundle")
+        check_security(home, "store", sealed, **settings)
+    target = "service.app:Sealgate"
+    with serve(target, home, extra=settings, alone=True) as server:
+        profile = "profile", "--url", server.url, "--model", "breast-cancer"
+        check_security(home, *profile, **settings)
         with Client.from_profile(home / "profile.json") as client:
             passport = client.passport("breast-cancer")
             assert passport.model == TAG
             assert passport.verdict_sha256 == LONG_VERDICT_SHA256
             if kind == "stored":
-                _take_the_trial_back(environment)
+                _take_the_trial_back(home, settings)
             answer = client.infer("breast-cancer", {"features": answers["rows"]})
     assert answer["label"].tolist() == answers["label"].tolist()
     np.testing.assert_allclose(
         answer["probabilities"], answers["probabilities"], atol=1e-6
     )
-    _security(environment, "audit", "verify")
+    check_security(home, "audit", "verify", **settings)
 
 
-def _take_the_trial_back(environment: dict[str, str]) -> None:
+def _take_the_trial_back(home: Path, settings: dict[str, str]) -> None:
     """The canary would answer one request in ten."""
-    listed = _security(environment, "models", "list")
+    listed = check_security(home, "models", "list", **settings)
     assert "plan      generation 5: rollback breast-cancer" in listed
     assert "canary 1.1.0 10%" in listed  # once a shadow as well
     tag = "breast-cancer:1.1.0"
-    changed = _security(environment, "models", "canary", tag, "--percent", "0")
+    canary = "models", "canary", tag, "--percent", "0"
+    changed = check_security(home, *canary, **settings)
     assert "generation 6" in changed
     assert "follows" in changed

@@ -113,7 +113,7 @@ def running(home: Path, host: Host, **more: str) -> Iterator[Place]:
         "BENTOML_CONFIG_OPTIONS": "services.sealgate.workers=2",
         **more,
     }
-    with serve("service.app:Sealgate", home, extra=settings, port=port) as server:
+    with serve("", home, extra=settings, port=port, alone=True) as server:
         yield Place(server, settings, host)
 
 

@@ -46,7 +46,7 @@ def live(home: Path) -> Iterator[Server]:
     extra = settings(home) | {
         "BENTOML_CONFIG_OPTIONS": f"services.sealgate.workers={WORKERS}"
     }
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("", home, extra=extra, alone=True) as server:
         wait_for(lambda: len(reports(home)) == WORKERS)
         yield server
 

@@ -101,7 +101,7 @@ def released(home: Path) -> list[Release]:
     crowd(other, range(SUBJECTS), 1.0)
     other.stop()
     extra = toy_settings(home) | CHANGED
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("", home, extra=extra, alone=True) as server:
         with httpx.Client() as client:
             for number in range(SUBJECTS):
                 ask(server, client, f"caller-{number}", rows=1 + number % 3)

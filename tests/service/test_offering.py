@@ -95,7 +95,7 @@ def server(home: Path, watched: RunningWitness) -> Iterator[Server]:
     extra = settings(home) | {
         "BENTOML_CONFIG_OPTIONS": "services.sealgate.workers=2",
     }
-    with serve("service.app:Sealgate", home, extra=extra) as running:
+    with serve("", home, extra=extra, alone=True) as running:
         shown = f"{running.url}{OFFERS_PATH}checkpoint"
 
         def is_offered() -> bool:

@@ -101,7 +101,7 @@ class Servers:
 def servers(home: Path, extra: dict[str, str]) -> Iterator[Servers]:
     clear_of_midnight()  # the tests below count within one day
     token = mint(home, "busy")
-    with serve("service.app:Sealgate", home, extra=extra) as gone:
+    with serve("", home, extra=extra, alone=True) as gone:
         before = [ask(gone, token) for _ in range(5)]
     with (
         serve("service.app:Sealgate", home, extra=extra, alone=True) as first,
@@ -212,7 +212,7 @@ def test_without_its_store_a_server_refuses(home: Path, extra: dict[str, str]) -
     (home / "blocked").write_text("a file where the folder should be")
     away = extra | {"SEALGATE_QUOTAS_DIRECTORY": str(home / "blocked")}
     token = mint(home, "busy")
-    with serve("service.app:Sealgate", home, extra=away, wait_for="live") as server:
+    with serve("", home, extra=away, wait_for="live", alone=True) as server:
         assert httpx.get(server.url + "/readyz").status_code == 503
         refused = ask(server, token)
         assert refused.status_code == 503

@@ -44,7 +44,7 @@ def pair(home: Path, redis: RedisServer) -> Iterator[list[Server]]:
     extra = toy_settings(home) | {"SEALGATE_SEALING_REPLAY_STORE": redis.url}
     with ExitStack() as stack:
         yield [
-            stack.enter_context(serve("service.app:Sealgate", home, extra=extra))
+            stack.enter_context(serve("", home, extra=extra, alone=True))
             for _ in range(2)
         ]
 

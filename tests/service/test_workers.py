@@ -173,6 +173,25 @@ def kill_while_it_runs(server: Server, headers: dict[str, str]) -> float:
     return waited
 
 
+@pytest.fixture(scope="module")
+def killed(home: Path, server: Server) -> tuple[float, Casualty]:
+    """A worker killed under a request: how long mallory then waited, and its entry."""
+    waited = kill_while_it_runs(server, caller(home, "mallory"))
+    (casualty,) = Casualties(folder_of(server)).all()
+    return waited, casualty
+
+
+@contextmanager
+def casualties_of(server: Server) -> Iterator[Casualties]:
+    """The list of the server's casualties, which is put back as it was."""
+    path = folder_of(server) / "casualties.json"
+    before = path.read_bytes() if path.exists() else b"[]"
+    try:
+        yield Casualties(path.parent)
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.mark.slow
 def test_keys_rotate_under_load(home: Path, server: Server) -> None:
     """A client may have a key from one worker that another has not taken up yet."""
@@ -204,9 +223,7 @@ def test_keys_rotate_under_load(home: Path, server: Server) -> None:
 def test_a_model_that_ends_workers_is_held_off(home: Path, server: Server) -> None:
     """As if it had: three workers ended while three callers' requests ran there."""
     mine = caller(home, "other")
-    path = folder_of(server) / "casualties.json"
-    casualties = Casualties(path.parent)
-    try:
+    with casualties_of(server) as casualties:
         for number in range(3):
             note = Note(f"{number:016x}", f"caller-{number}", "toy:1.0.0")
             casualties.add(Casualty(time.time(), number, "SIGFPE", (note,)))
@@ -218,16 +235,14 @@ def test_a_model_that_ends_workers_is_held_off(home: Path, server: Server) -> No
         wait_for(lambda: bool(records(home, "withdraw")))
         (record, *_) = records(home, "withdraw")
         assert record["reason"].startswith("workers that ran it ended")
-    finally:
-        path.write_bytes(b"[]")
     wait_for(lambda: {ask(server, mine).status_code for _ in range(6)} == {200})
     wait_for(lambda: get(server, "/readyz") == 200)
 
 
 def test_a_killed_worker_leaves_a_trace_and_its_sibling_answers(
-    home: Path, server: Server
+    home: Path, server: Server, killed: tuple[float, Casualty]
 ) -> None:
-    assert kill_while_it_runs(server, caller(home, "mallory")) < 5
+    assert killed[0] < 5
     (record,) = records(home, "worker-ended")
     assert record["reason"] == "SIGSEGV"
     assert record["model"] == "toy"
@@ -241,20 +256,20 @@ def test_a_killed_worker_leaves_a_trace_and_its_sibling_answers(
 
 
 def test_who_ends_workers_again_and_again_is_held_off(
-    home: Path, server: Server
+    home: Path, server: Server, killed: tuple[float, Casualty]
 ) -> None:
-    """Two more, as they would be on the list, after the one that was killed above."""
+    """Two more, as they would be on the list, beside the one that was killed."""
     mallory, other = caller(home, "mallory"), caller(home, "other")
     assert ask(server, mallory).status_code == 200
-    casualties = Casualties(folder_of(server))
-    (killed,) = casualties.all()
-    assert killed.signal == "SIGSEGV"
-    for _ in range(2):
-        casualties.add(killed)
-    wait_for(lambda: ask(server, mallory).status_code == 429)
-    wait_for(lambda: {ask(server, mallory).status_code for _ in range(6)} == {429})
-    wait_for(lambda: told(server, mallory) == "caller-held-off")
-    assert {ask(server, other).status_code for _ in range(6)} == {200}
+    _, casualty = killed
+    assert casualty.signal == "SIGSEGV"
+    with casualties_of(server) as casualties:
+        for _ in range(2):
+            casualties.add(casualty)
+        wait_for(lambda: ask(server, mallory).status_code == 429)
+        wait_for(lambda: {ask(server, mallory).status_code for _ in range(6)} == {429})
+        wait_for(lambda: told(server, mallory) == "caller-held-off")
+        assert {ask(server, other).status_code for _ in range(6)} == {200}
 
 
 def test_a_server_that_stops_says_so_at_once(home: Path, server: Server) -> None:
@@ -263,10 +278,18 @@ def test_a_server_that_stops_says_so_at_once(home: Path, server: Server) -> None
         asked = pool.submit(ask, server, other, LONG / 20)
         wait_for(lambda: running(server) is not None)
         os.kill(server.pid, signal.SIGTERM)
-        time.sleep(0.5)
+        wait_for(lambda: stopping(server))
         for path in ("/v2/health/ready", "/readyz", "/v2"):
             once(lambda: refused_at_once(server.url + path))  # noqa: B023
         assert asked.result(timeout=30).status_code == 200
+
+
+def stopping(server: Server) -> bool:
+    """Whoever connects is refused: one worker may not have been told yet."""
+    try:
+        return {get(server, "/readyz") for _ in range(4)} == {503}
+    except httpx.TransportError:  # accepted before, and closed
+        return False
 
 
 def refused_at_once(url: str) -> None:

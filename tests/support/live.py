@@ -97,7 +97,8 @@ class Caller:
     """Asks again and again, over several connections.
 
     Attributes:
-        answers: how often each (status, version, label) came.
+        answers: how often each (status, version, label) came, to whoever asked since
+            `clear`: what was on its way then counts for nobody.
         failures: what went wrong otherwise.
     """
 
@@ -111,7 +112,7 @@ class Caller:
         return {version for _, version, _ in self.answers}
 
     def clear(self) -> None:
-        self.answers.clear()
+        self.answers = Counter()
 
     def run(self, stop: Event) -> None:
         asyncio.run(self._all(stop))
@@ -125,19 +126,22 @@ class Caller:
             base_url=self.url, headers=headers, timeout=60
         ) as client:
             while not stop.is_set():
+                answers = self.answers
                 try:
-                    self._take(await client.post(INFER, json=BODY))
+                    self._take(await client.post(INFER, json=BODY), answers)
                 except httpx.HTTPError as error:
                     self.failures.append(repr(error))
                 await asyncio.sleep(0.005)
 
-    def _take(self, answer: httpx.Response) -> None:
+    def _take(
+        self, answer: httpx.Response, answers: Counter[tuple[int, str, int]]
+    ) -> None:
         if answer.status_code != 200:
             self.failures.append(f"{answer.status_code} {answer.text}")
             return
         document = answer.json()
         labels = {o["name"]: o["data"] for o in document["outputs"]}["label"]
-        self.answers[200, document["model_version"], labels[0]] += 1
+        answers[200, document["model_version"], labels[0]] += 1
 
 
 @contextmanager

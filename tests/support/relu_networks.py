@@ -1,8 +1,9 @@
 """Small networks whose worst answer in a box can be found exactly.
 
 The same layers three times: as an ONNX file, as numpy in double precision, and as a
-mixed-integer program, of which HiGHS finds the least value of a linear function. They
-share nothing with the bounds that they are to judge.
+mixed-integer program (Tjeng, Xiao, Tedrake 2019), of which HiGHS finds the least value
+of a linear function, or the closest point at which another class leads. They share
+nothing with the bounds and attacks that they are to judge.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
-from scipy.optimize import Bounds, LinearConstraint, milp
+from onnx import helper
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
+from scipy.sparse import lil_array
 
 from models.sessions import make_session
+from tests.support.scanned import onnx_model
 
 OPSET = 17
 
@@ -111,7 +114,7 @@ def onnx_of(layers: list[Layer], width: int) -> bytes:
 
     def keep(array: np.ndarray, dtype: type = np.float32) -> str:
         name = f"c{len(stored)}"
-        stored[name] = numpy_helper.from_array(np.asarray(array, dtype), name)
+        stored[name] = np.asarray(array, dtype)
         return name
 
     value = "x"
@@ -129,26 +132,9 @@ def onnx_of(layers: list[Layer], width: int) -> bytes:
         else:
             value = add("Clip", [value, keep(layer.low), keep(layer.high)])
     nodes.append(helper.make_node("Identity", [value], ["y"]))
-    size = width_of(layers, width)
-    graph = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", size])],
-        list(stored.values()),
-    )
-    opset = [helper.make_opsetid("", OPSET)]
-    model = helper.make_model(graph, opset_imports=opset, ir_version=9)
+    model = onnx_model(nodes, stored, shape=[width], outputs=("y",), opset=OPSET)
     onnx.checker.check_model(model)
-    return model.SerializeToString()
-
-
-def width_of(layers: list[Layer], width: int) -> int:
-    """Numbers that a network answers with."""
-    for layer in layers:
-        if not isinstance(layer, Cut):
-            width = len(_affine(layer).bias)
-    return width
+    return model
 
 
 def served(model: bytes, rows: np.ndarray) -> np.ndarray:
@@ -175,44 +161,84 @@ class _Program:
     def held(self, terms: dict[int, float], low: float, high: float) -> None:
         self.rows.append((terms, low, high))
 
-    def least(self, goal: dict[int, float]) -> tuple[float, np.ndarray]:
-        matrix = np.zeros((max(1, len(self.rows)), len(self.low)))
+    def solved(self, goal: dict[int, float], gap: float = 0.0) -> OptimizeResult:
+        """HiGHS's answer to what is least, to a relative gap.
+
+        Raises RuntimeError where it neither finds nor refutes a point.
+        """
+        matrix = lil_array((max(1, len(self.rows)), len(self.low)))
         ends = np.array([(low, high) for _, low, high in self.rows] or [(0, 0)])
         for row, (terms, _, _) in enumerate(self.rows):
             for place, factor in terms.items():
-                matrix[row, place] += factor
+                matrix[row, place] = factor
         cost = np.zeros(len(self.low))
         for place, factor in goal.items():
-            cost[place] += factor
+            cost[place] = factor
         found = milp(
             cost,
             integrality=np.array(self.whole),
             bounds=Bounds(np.array(self.low), np.array(self.high)),
-            constraints=LinearConstraint(matrix, ends[:, 0], ends[:, 1]),
-            options={"mip_rel_gap": 0.0},
+            constraints=LinearConstraint(matrix.tocsr(), ends[:, 0], ends[:, 1]),
+            options={"mip_rel_gap": gap},
         )
-        if not found.success:
+        if found.status not in (0, _NO_POINT):
             raise RuntimeError(found.message)
-        return float(found.fun), found.x
+        return found
+
+
+# Of scipy's `milp`: it is proven that no point fulfils the constraints.
+_NO_POINT = 2
 
 
 def least(
     layers: list[Layer], low: np.ndarray, high: np.ndarray, spec: np.ndarray
 ) -> tuple[float, np.ndarray]:
-    """The least ``spec @ answer`` of one box, and where: a mixed-integer program."""
+    """The least ``spec @ answer`` of one box, and where."""
     program = _Program()
     inputs = [program.variable(float(a), float(b)) for a, b in zip(low, high)]
-    value, ends = inputs, (np.asarray(low, float), np.asarray(high, float))
+    value = _through(program, layers, inputs, (low, high))
+    found = program.solved(_sum(value, spec))
+    assert found.success, found.message
+    return float(found.fun), np.clip(found.x[inputs], low, high)
+
+
+def closest(
+    layers: list[Layer], row: np.ndarray, box: tuple[np.ndarray, np.ndarray], spec
+) -> float:
+    """L-infinity distance of a box's closest point with ``spec @ answer >= 0``.
+
+    Proven from below, to a relative gap of 1e-4; inf if the box has no such point.
+    """
+    program = _Program()
+    radius = program.variable(0.0, math.inf)
+    inputs = [program.variable(float(a), float(b)) for a, b in zip(*box)]
+    for place, own in zip(inputs, map(float, row)):
+        program.held({place: 1.0, radius: -1.0}, -math.inf, own)
+        program.held({place: 1.0, radius: 1.0}, own, math.inf)
+    value = _through(program, layers, inputs, box)
+    program.held(_sum(value, spec), 0.0, math.inf)
+    found = program.solved({radius: 1.0}, gap=1e-4)
+    return math.inf if found.status == _NO_POINT else float(found.mip_dual_bound)
+
+
+def _sum(value: list[int], factors: np.ndarray) -> dict[int, float]:
+    """A weighted sum of variables, of which one may stand there twice."""
+    terms: dict[int, float] = {}
+    for place, factor in zip(value, factors):
+        terms[place] = terms.get(place, 0.0) + float(factor)
+    return terms
+
+
+def _through(program, layers, value, box) -> list[int]:
+    """The variables of what the layers make of others, whose ranges are a box."""
+    ends = tuple(np.asarray(end, np.float64) for end in box)
     for layer in layers:
-        if isinstance(layer, Cut):
-            value, ends = _cut(program, value, ends, layer)
-        else:
+        if not isinstance(layer, Cut):
             value, ends = _mapped(program, value, ends, _affine(layer))
-    goal: dict[int, float] = {}
-    for place, factor in zip(value, spec):
-        goal[place] = goal.get(place, 0.0) + float(factor)
-    found, point = program.least(goal)
-    return found, np.clip(point[inputs], low, high)
+            continue
+        for bound, above in ((layer.low, True), (layer.high, False)):
+            value, ends = _bounded(program, value, ends, bound, above=above)
+    return value
 
 
 def _mapped(program, value, ends, dense):
@@ -221,47 +247,36 @@ def _mapped(program, value, ends, dense):
     centre, spread = weight @ middle + bias, np.abs(weight) @ reach
     made = [program.variable(*pair) for pair in zip(centre - spread, centre + spread)]
     for place, row, shift in zip(made, weight, bias):
-        terms = {place: -1.0}
-        for source, factor in zip(value, row):
-            terms[source] = terms.get(source, 0.0) + float(factor)
+        terms = _sum(value, row) | {place: -1.0}
         program.held(terms, -float(shift), -float(shift))
     return made, (centre - spread, centre + spread)
 
 
-def _cut(program, value, ends, layer):
-    """Three pieces, one of which each value is in: below, between, above."""
+def _bounded(program, value, ends, bound, *, above):
+    """Each value, or a bound where the value lies below it (``above``) or over it.
+
+    A value that may lie on either side takes a whole number: 0 on the side where it
+    stays, and 1 on the other. Each big M is the most that its side of the range allows.
+    """
     made = []
-    for source, low, high in zip(value, *ends):
-        if layer.low <= low and high <= layer.high:
+    for source, low, high in zip(value, *map(np.ndarray.tolist, ends)):
+        if (low >= bound) if above else (high <= bound):
             made.append(source)
             continue
-        one, other = (float(np.clip(end, layer.low, layer.high)) for end in (low, high))
+        one, other = sorted((bound, high if above else low))
+        if (high <= bound) if above else (low >= bound):
+            made.append(program.variable(bound, bound))
+            continue
         place = program.variable(one, other)
-        _piece(program, source, place, (low, high), layer)
+        cut = program.variable(0, 1, whole=True)
+        sign = 1.0 if above else -1.0
+        stays, goes = (
+            (high - bound, bound - low) if above else (bound - low, high - bound)
+        )
+        # In the mirror, where ``above`` is False: -place is -source or -bound.
+        program.held({place: sign, source: -sign}, 0.0, math.inf)
+        program.held({place: sign, source: -sign, cut: -goes}, -math.inf, 0.0)
+        program.held({place: sign, cut: stays}, -math.inf, sign * bound + stays)
         made.append(place)
-    return made, tuple(np.clip(end, layer.low, layer.high) for end in ends)
-
-
-def _piece(program, source, place, ends, layer):
-    """``place`` is ``source`` cut, by big-M with a whole number for each piece."""
-    low, high = map(float, ends)
-    far = 2 * (high - low + abs(low) + abs(high) + 1)
-    cuts = [end for end in (layer.low, layer.high) if math.isfinite(end)]
-    far += 2 * sum(map(abs, cuts))
-    names = [program.variable(0, 1, whole=True) for _ in range(3)]
-    program.held(dict.fromkeys(names, 1.0), 1.0, 1.0)
-    below, between, above = names
-    if math.isfinite(layer.low):
-        program.held({place: 1.0, below: far}, -math.inf, layer.low + far)
-        program.held({place: 1.0, below: -far}, layer.low - far, math.inf)
-        program.held({source: 1.0, below: far}, -math.inf, layer.low + far)
-    else:
-        program.held({below: 1.0}, 0.0, 0.0)
-    program.held({place: 1.0, source: -1.0, between: far}, -math.inf, far)
-    program.held({place: 1.0, source: -1.0, between: -far}, -far, math.inf)
-    if math.isfinite(layer.high):
-        program.held({place: 1.0, above: far}, -math.inf, layer.high + far)
-        program.held({place: 1.0, above: -far}, layer.high - far, math.inf)
-        program.held({source: 1.0, above: -far}, layer.high - far, math.inf)
-    else:
-        program.held({above: 1.0}, 0.0, 0.0)
+    limit = np.maximum if above else np.minimum
+    return made, tuple(limit(end, bound) for end in ends)

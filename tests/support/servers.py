@@ -110,9 +110,10 @@ def serve(
 
     With ``own`` arguments, `python -m security serve TARGET` and those instead, or
     another ``program`` that is the same. What serves ``alone``, by `python -m service`
-    what the settings name, starts in half the time: for tests that are about answers,
-    and not about workers and their parent. All of them are forked from a warm process
-    where they can be (tests.support.warm), unless a ``fresh`` interpreter is wanted.
+    what the settings name, starts in a fraction of the time, with one worker or as many
+    as BentoML's options name: for tests that are about answers, and not about BentoML's
+    command. All of them are forked from a warm process where they can be
+    (tests.support.warm), unless a ``fresh`` interpreter is wanted.
     """
     port = port or free_port()
     log = home / f"server-{port}.log"

@@ -110,7 +110,7 @@ def token(home: Path) -> str:
 @pytest.fixture(scope="module")
 def stopped(home: Path, extra: dict[str, str], token: str) -> Path:
     """The home of a server that answered, refused, and was stopped."""
-    with serve("service.app:Sealgate", home, extra=extra) as server:
+    with serve("", home, extra=extra, alone=True) as server:
         for _ in range(3):
             assert ask(server, token).status_code == 200
         other = f"{server.url}/v2/models/other"

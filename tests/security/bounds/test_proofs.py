@@ -153,7 +153,7 @@ def test_bounds_hold_for_single_precision_where_it_rounds_most() -> None:
     weight = random.normal(size=(1, 400)) * 1e4
     first = np.concatenate([weight, weight * (1 + 1e-7)])
     second = np.array([[1.0, -1.0], [-1.0, 1.0]])
-    net = ReluNet(((first, np.zeros(2)), (second, np.zeros(2))))
+    net = ReluNet.stack((first, np.zeros(2)), (second, np.zeros(2)))
     model = net.onnx()
     graph, rule = rule_of(model)
     rows = random.random((200, 400)).astype(np.float32).astype(np.float64)

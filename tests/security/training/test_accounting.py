@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 from opacus.accountants import GaussianAccountant
 
 from security.errors import TrainingError
+from security.training import accounting
 from security.training.accounting import (
     AGREEMENT_SLACK,
     Mechanism,
+    Spent,
     check_delta,
+    compose,
     default_delta,
     epsilon_prv,
     epsilon_rdp,
@@ -144,3 +147,19 @@ def test_default_delta(rows):
 def test_default_delta_needs_rows():
     with pytest.raises(TrainingError, match="1 rows"):
         default_delta(1)
+
+
+def test_a_steps_divergence_is_computed_once(monkeypatch):
+    """Whatever number of steps a ledger adds up, and however often."""
+    asked, compute = [], accounting.rdp.compute_rdp
+
+    def counted(**given):
+        asked.append(given["steps"])
+        return compute(**given)
+
+    monkeypatch.setattr(accounting.rdp, "compute_rdp", counted)
+    taken = [Spent(1.0, 7.1259, 3), Spent(1.0, 7.1259, 5)]
+    spent = compose(taken, 1e-3)
+    assert compose(taken[::-1], 1e-3) == pytest.approx(spent)
+    assert asked == [1]
+    assert spent == pytest.approx(epsilon_rdp(Mechanism(1.0, 7.1259, 8), 1e-3))

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from models.architectures import TabularClassifier
@@ -19,13 +18,13 @@ from security.training.adversarial import (
     attack,
 )
 from security.training.config import parse_config
-from security.training.examples import Examples
 from security.training.gradient_methods import METHODS, make_method
 from security.training.gradients import Batch, Clipping, probe, single_rows
 from security.training.loop import Recipe
 from security.training.noise import SeededRandomness
 from security.training.session import against
 from security.training.trainer import train_private, train_public
+from tests.security.training.conftest import CONFIG as SHARED
 
 torch.set_num_threads(1)
 RADIUS = 0.3
@@ -37,17 +36,6 @@ RECIPE = Recipe(
 def network(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-@pytest.fixture(scope="module")
-def digits():
-    source = load_digits()
-    inputs = torch.tensor(source.data / 8 - 1).float()
-    labels = torch.tensor(source.target)
-    train, test = slice(0, 1400), slice(1400, None)
-    return Examples(inputs[train], labels[train]), single_rows(
-        inputs[test], labels[test]
-    )
 
 
 def some(count=6):
@@ -190,26 +178,7 @@ def test_units_of_several_rows_keep_their_pairs():
     assert prepare(network(), owned).units.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
 
 
-CONFIG = """
-[model]
-name = "m"
-version = "1"
-centre = 0.25
-[data]
-name = "breast-cancer"
-split_key = "k"
-[privacy]
-epsilon = 3.0
-sampling_rate = 1.0
-steps = 2
-max_grad_norm = 1.0
-expected_batch = 400
-[optimizer]
-learning_rate = 1.0
-[adversarial]
-method = "pgd"
-radius = 0.1
-"""
+CONFIG = SHARED.replace('name = "m"\n', 'name = "m"\ncentre = 0.25\n')
 
 
 def test_configuration_reaches_the_trainer():

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from models.architectures import NetworkSpec, TabularClassifier, build_network
@@ -16,7 +15,6 @@ from security.training.accounting import Mechanism
 from security.training.adversarial import Adversary, attack
 from security.training.certified import Certifying, Schedule
 from security.training.config import parse_config, parse_object
-from security.training.examples import Examples
 from security.training.gradient_methods import METHODS, choose, make_method
 from security.training.gradients import Batch, Clipping, probe, single_rows
 from security.training.intervals import BoundedNetwork, check_boundable, views_of
@@ -24,6 +22,7 @@ from security.training.loop import Recipe
 from security.training.noise import SeededRandomness
 from security.training.session import against
 from security.training.trainer import train_private, train_public
+from tests.security.training.conftest import CONFIG as SHARED
 
 torch.set_num_threads(1)
 SHAPES = {"linear": (6,), "mlp": (6,), "deep": (6,), "plain-cnn": (2, 9, 8)}
@@ -264,17 +263,6 @@ def test_schedules_refused(values):
         Schedule(**values)
 
 
-@pytest.fixture(scope="module")
-def digits():
-    source = load_digits()
-    inputs = torch.tensor(source.data / 8 - 1).float()
-    labels = torch.tensor(source.target)
-    train, test = slice(0, 1400), slice(1400, None)
-    return Examples(inputs[train], labels[train]), single_rows(
-        inputs[test], labels[test]
-    )
-
-
 def perceptron():
     torch.manual_seed(0)
     return build_network("mlp", NetworkSpec((64,), 10, (32, 32)))
@@ -342,30 +330,13 @@ def test_together_with_privacy(digits, method):
     assert float(right) > 0.3  # it learns: one in ten by chance
 
 
-CONFIG = """
-[model]
-name = "m"
-version = "1"
-architecture = "mlp"
-hidden = [8]
-[data]
-name = "breast-cancer"
-split_key = "k"
-[privacy]
-epsilon = 3.0
-sampling_rate = 1.0
-steps = 2
-max_grad_norm = 1.0
-expected_batch = 400
-[optimizer]
-learning_rate = 1.0
-[adversarial]
-method = "pgd"
-radius = 0.1
-certified = true
+CONFIG = (
+    SHARED.replace("[data]\n", 'architecture = "mlp"\nhidden = [8]\n[data]\n')
+    + """certified = true
 certified_weight = 0.25
 certified_ramp = 0.0
 """
+)
 
 
 def test_configuration_reaches_the_trainer():

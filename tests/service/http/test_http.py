@@ -252,7 +252,7 @@ def secure(deployment: Path, pki: Path) -> Iterator[Server]:
         "SEALGATE_TLS_CLIENT_CERTIFICATES": "required",
     }
     ready = client_context(pki)
-    with serve("service.app:Sealgate", deployment, extra=extra, tls=ready) as server:
+    with serve("", deployment, extra=extra, tls=ready, alone=True) as server:
         yield server
 
 
@@ -373,6 +373,6 @@ def test_an_open_key_is_refused_at_start(deployment: Path, pki: Path) -> None:
     }
     with (
         pytest.raises(AssertionError, match="permissions 0644 let others in"),
-        serve("service.app:Sealgate", deployment, extra=extra),
+        serve("", deployment, extra=extra, alone=True),
     ):
         pass

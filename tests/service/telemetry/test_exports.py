@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import threading
 import time
 from collections import Counter
@@ -37,7 +36,7 @@ from tests.conftest import mint, toy_settings
 from tests.support.bundles import NAME
 from tests.support.patience import in_time, once
 from tests.support.receivers import Receiver, receiver
-from tests.support.servers import serve
+from tests.support.servers import free_port, serve
 
 GENERAL = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -363,8 +362,7 @@ def test_an_answer_that_says_nothing(answer):
 
 
 def test_nobody_there():
-    with socket.create_server(("127.0.0.1", 0)) as unused:
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     with exporting(url, export_s=0.3) as (exporter, counted):
         exporter.put(span())
         deadline = time.monotonic() + 10

@@ -45,7 +45,7 @@ ELSEWHERE = {
 def logging_server(deployment: Path) -> Iterator[Server]:
     """Sealed only, with a line for each request."""
     extra = toy_settings(deployment) | {"SEALGATE_OBSERVABILITY_LOG_REQUESTS": "true"}
-    with serve("service.app:Sealgate", deployment, extra=extra) as server:
+    with serve("", deployment, extra=extra, alone=True) as server:
         yield server
 
 

@@ -74,7 +74,7 @@ def spots(centres, widths, heights, slope=0.0, floor=-0.02):
     second[-1, -1] = 1.0
     base = np.append(np.ones(len(centres)), 0.0)
     last = np.stack([np.zeros(len(base)), np.append(heights, slope)])
-    return ReluNet(((first, shift), (second, base), (last, np.array([0.0, floor]))))
+    return ReluNet.stack((first, shift), (second, base), (last, np.array([0.0, floor])))
 
 
 def near():
