@@ -153,6 +153,10 @@ def _metrics(
     # Of all rows, by the model's own decision: one without an answer is not right.
     right = int((job.clean.labels == job.labels).sum())
     metrics = {"accuracy": intervals.proportion(right, len(job.labels))}
+    if context.abstains:
+        told = ~context.abstained
+        metrics["abstention"] = intervals.proportion(int((~told).sum()), len(told))
+        metrics["answered_accuracy"] = intervals.proportion(right, int(told.sum()))
     if job.reading.form == "probabilities":
         try:
             made = measures.measure(
