@@ -80,7 +80,14 @@ class Cut:
     high: float = math.inf
 
 
-Layer = Dense | Conv | Cut
+@dataclass(frozen=True)
+class Squash:
+    """Each value by an operator, "Sigmoid" or "Tanh": no program finds its least."""
+
+    operator: str
+
+
+Layer = Dense | Conv | Cut | Squash
 RELU = Cut()
 
 
@@ -94,6 +101,9 @@ def answers(layers: list[Layer], rows: np.ndarray) -> np.ndarray:
     for layer in layers:
         if isinstance(layer, Cut):
             value = np.clip(value, layer.low, layer.high)
+        elif isinstance(layer, Squash):
+            tanh = layer.operator == "Tanh"
+            value = np.tanh(value) if tanh else 1 / (1 + np.exp(-value))
         else:
             dense = _affine(layer)
             value = value @ dense.weight.T.astype(np.float64) + dense.bias
@@ -124,6 +134,8 @@ def onnx_of(layers: list[Layer], width: int) -> bytes:
             given = [image, keep(layer.kernel), keep(layer.bias)]
             sides = {"strides": [layer.stride] * 2, "pads": [layer.pad] * 4}
             value = add("Flatten", [add("Conv", given, **sides)])
+        elif isinstance(layer, Squash):
+            value = add(layer.operator, [value])
         elif layer == RELU:
             value = add("Relu", [value])
         else:
@@ -146,7 +158,7 @@ def onnx_of(layers: list[Layer], width: int) -> bytes:
 def width_of(layers: list[Layer], width: int) -> int:
     """Numbers that a network answers with."""
     for layer in layers:
-        if not isinstance(layer, Cut):
+        if not isinstance(layer, Cut | Squash):
             width = len(_affine(layer).bias)
     return width
 
