@@ -163,7 +163,7 @@ def _metrics(
                 job.clean.scores[known], job.labels[known], job.clean.labels[known]
             )
         except AssessmentError as error:
-            return {}, str(error)
+            return metrics if context.abstains else {}, str(error)
         return made | metrics, ""
     scores, labels = job.clean.scores[known], job.labels[known]
     two = job.reading.form == "scores" and scores.shape[1] == 2
