@@ -318,12 +318,13 @@ def _leaving(metadata: dict[str, Any]) -> OutputPolicy:
 
 
 def _added(metadata: dict[str, Any]) -> frozenset[str]:
-    """Names of the outputs that are made from others."""
-    return frozenset(
-        str(item["name"])
+    """Names of the outputs that are made from one that is there, and is not."""
+    source = {
+        str(item["name"]): item.get("parameters", {}).get("made_from")
         for item in metadata["outputs"]
-        if "made_from" in item.get("parameters", {})
-    )
+    }
+    plain = {name for name, other in source.items() if other is None}
+    return frozenset(name for name, other in source.items() if str(other) in plain)
 
 
 def _labels(metadata: dict[str, Any]) -> tuple[str, ...]:

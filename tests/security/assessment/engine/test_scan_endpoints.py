@@ -446,6 +446,18 @@ def test_an_endpoint_that_answers_nothing_is_named(tmp_path, scan_peer, capsys):
     )
 
 
+@pytest.mark.parametrize("other", ["p", "q", ["p"], 7])
+def test_an_output_made_from_none_that_is_there_is_an_answer(
+    tmp_path, scan_peer, other
+):
+    """An endpoint that says otherwise hides nothing, and stops no scan."""
+    (stated,) = PROBABILITIES
+    outputs = ({**stated, "parameters": {"made_from": other}},)
+    with listening(Peer(soft, outputs)) as peer:
+        assert scan_peer(peer, "--max-queries", "60") == 0
+    assert report(tmp_path, "out")["target"]["output"] == "p"
+
+
 def test_ends_of_an_interval_are_not_the_answer(tmp_path, scan_peer):
     """Of three numbers alike the last by name was taken: the upper end."""
 
