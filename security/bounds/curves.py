@@ -80,7 +80,7 @@ def curve_lines(operator: str, low: Floats, high: Floats) -> Lines:
         high: the upper ends, of the same shape.
 
     >>> [item.round(3).item() for item in curve_lines("Tanh", *np.array([-1.0, 1.0]))]
-    [0.611, 0.611, -0.151, 0.151]
+    [0.816, 0.816, -0.055, 0.055]
     """
     function, slope, middle = CURVES[operator]
     below, drop = _under(function, slope, low, high)

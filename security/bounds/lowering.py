@@ -352,7 +352,7 @@ class _Lowering:
         axis = int(node.attributes["axis"])
         if axis % (len(shapes[0]) + 1) == 0:
             raise UnboundedModel("the graph mixes the rows of a batch")
-        parts = [self._alike(item, shapes[0], axis) for item in given]
+        parts = [self._alike(item) for item in given]
         order, shape = joined([part.shape for part in parts], axis)
         if all(isinstance(part, Box) for part in parts):
             own = [part for part in parts if isinstance(part, Box)]
@@ -363,10 +363,9 @@ class _Lowering:
         made = self._add(Join(tuple(s.step for s in syms), widths), (sum(widths),))
         return self._add(Pick((made.step,), order, made.width), shape)
 
-    def _alike(self, value: Value, shape: tuple[int, ...], axis: int) -> Box | Sym:
+    def _alike(self, value: Value) -> Box | Sym:
         if not isinstance(value, Const):
             return value
-        del shape, axis
         raise UnboundedModel("Concat of values and constants has no bound here")
 
     def relu(self, node: Node, given: list[Value]) -> Value:
