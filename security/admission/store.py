@@ -98,8 +98,8 @@ def _other(stored: Bundle, bundle: Bundle) -> str:
 def _taken(tag: str, other: str) -> BundleError:
     return BundleError(
         f"{tag} is in the model store already, with {other}, and is never replaced: "
-        f"give this one another version, or take that one out first (`bentoml models "
-        f"delete {store_tag(tag)}`; a Bento of it must then be built anew)"
+        "give this one another version, or take that one out first (`bentoml delete` "
+        f"its Bentos, `bentoml models delete {store_tag(tag)}`), and build anew"
     )
 
 
