@@ -35,6 +35,8 @@ __all__ = [
     "Conformal",
     "class_scores",
     "is_calibrating",
+    "key_of",
+    "keyed",
     "probabilities",
     "quantile",
     "rank",
@@ -79,7 +81,7 @@ class Conformal:
         rows: that it was calibrated on; with noise where ``epsilon`` is stated.
         rows_sha256: digest of these rows.
         split_key, split_share: which rows may calibrate, see `is_calibrating`: no other
-            rows measure coverage.
+            rows measure coverage. The key is drawn, or is `key_of` all rows.
         decimals: that answers had when it was calibrated; None for all.
         epsilon, delta: what the quantile costs of its rows' privacy; None where it is
             not private.
@@ -328,11 +330,25 @@ def is_calibrating(rows: Iterable[bytes], key: str, share: float) -> Mask:
 
     Args:
         rows: the values of each, as bytes.
-        key: public, drawn anew for each calibration.
+        key: public.
         share: of all rows, expected.
     """
+    return keyed(rows, key) < share
+
+
+def keyed(rows: Iterable[bytes], key: str) -> Floats:
+    """A number from 0 to 1 of each row, which the key and its values decide."""
     tags = (hmac.digest(key.encode(), row, "sha256")[:8] for row in rows)
-    return np.array([int.from_bytes(t, "big") / 2**64 < share for t in tags], np.bool_)
+    return np.array([int.from_bytes(tag, "big") / 2**64 for tag in tags], np.float64)
+
+
+def key_of(rows: Iterable[bytes]) -> str:
+    """The one key of some rows, whatever their order and however often each is there.
+
+    Who calibrates on them again divides them as before, and finds what was found.
+    """
+    every = sorted({hashlib.sha256(row).digest() for row in rows})
+    return hashlib.sha256(b"sealgate calibration\0" + b"".join(every)).hexdigest()[:32]
 
 
 def _on_scale(values: NDArray[Any], scale: str) -> Floats:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.bundle import VERDICT_FILE, mldsa_file, report_file
+from models.conformal import Conformal
 from models.manifest import Tensor
 from sealgate.protocol import binary_tensors
 from sealgate.protocol.dsse import unstamped
@@ -41,17 +42,31 @@ def model_metadata(model: Served, versions: list[str]) -> dict[str, Any]:
     """Of the protocol's ``GET /v2/models/{model}``, with what the manifest adds."""
     manifest = model.manifest
     policy = manifest.output_policy.to_object()
+    added = {spec.name for spec in manifest.release.added}
     return {
         "name": manifest.name,
         "versions": versions,
         "platform": "onnxruntime_onnx",
         "inputs": [tensor.described() for tensor in manifest.inputs],
-        "outputs": [tensor.described() for tensor in model.manifest.served],
+        "outputs": [
+            _made_from(tensor.described(), manifest.conformal, added)
+            for tensor in manifest.served
+        ],
         "parameters": {
             "max_rows": manifest.max_rows,
             **({"output_policy": policy} if policy else {}),
         },
     }
+
+
+def _made_from(
+    described: dict[str, Any], conformal: Conformal | None, added: set[str]
+) -> dict[str, Any]:
+    """An output; of an end or a set, also which one it is made from."""
+    if conformal is None or described["name"] not in added:
+        return described
+    told = {**described.get("parameters", {}), "made_from": conformal.output}
+    return {**described, "parameters": told}
 
 
 def passport(admission: Admission) -> dict[str, Any]:

@@ -18,16 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from models.bundle import MANIFEST_FILE, Bundle, read_bundle
+from models.bundle import MANIFEST_FILE, Bundle, mldsa_file, read_bundle
 from models.errors import BundleError
 from models.files import read_regular, write_atomic
 from models.manifest import MAX_MANIFEST_BYTES, Manifest
 from models.names import names_that_clash, store_tag
+from security.admission.attest import signature_files
 from security.deferring import deferring
 
 __all__ = [
     "STORE_FILES",
     "read_stored",
+    "refuse_stored",
     "store_bundle",
     "stored_tags",
 ]
@@ -52,11 +54,9 @@ def store_bundle(path: Path) -> tuple[str, bool]:
     tag = bundle.manifest.tag
     with _locked():
         if _find(tag) is not None:
-            if read_stored(tag).files == bundle.files:
-                return tag, False
-            raise BundleError(
-                f"{tag} is in the model store already, with other contents"
-            )
+            if other := _other(read_stored(tag), bundle):
+                raise _taken(tag, other)
+            return tag, False
         _refuse_clash(bundle.manifest)
         with _models().create(store_tag(tag)) as model:
             for name, data in bundle.files.items():
@@ -66,6 +66,41 @@ def store_bundle(path: Path) -> tuple[str, bool]:
         if (stored := _find(tag)) is not None:
             shutil.copymode(stored.parent.parent, stored)
     return tag, True
+
+
+def refuse_stored(bundle: Bundle) -> None:
+    """Refuse a bundle that is about to get another verdict, and could not be stored.
+
+    A stored version is never replaced: what was built with it would start no more.
+
+    Raises:
+        BundleError: its tag is taken. The message says what to do.
+    """
+    tag = bundle.manifest.tag
+    if _find(tag) is not None:
+        raise _taken(tag, _other(read_stored(tag), bundle) or "a verdict of its own")
+
+
+def _other(stored: Bundle, bundle: Bundle) -> str:
+    """What differs, in a word; empty if nothing does."""
+    names = {
+        name
+        for name in {*stored.files, *bundle.files}
+        if stored.files.get(name) != bundle.files.get(name)
+    }
+    signed = {*signature_files(names, "verdict")}
+    signed |= {mldsa_file(name) for name in signed}
+    if names and names <= signed:
+        return "another verdict"
+    return "other contents" if names else ""
+
+
+def _taken(tag: str, other: str) -> BundleError:
+    return BundleError(
+        f"{tag} is in the model store already, with {other}, and is never replaced: "
+        "give this one another version, or take that one out first (`bentoml delete` "
+        f"its Bentos, `bentoml models delete {store_tag(tag)}`), and build anew"
+    )
 
 
 def read_stored(tag: str) -> Bundle:

@@ -1,9 +1,12 @@
 """Finding the quantile that makes intervals, or sets of classes, of a model's answers.
 
 1. the rows are fitted to the model, and their answers read, as any assessment does;
-2. a key is drawn, and says of each row whether it may calibrate; the others are left,
-   so that coverage can be measured on rows that had no part in it;
-3. of each owner one row is kept;
+2. a key says of each row whether it may calibrate; the others are left, so that
+   coverage can be measured on rows that had no part in it. Where nothing is paid for
+   the rows' privacy, the key is made of all of them: however often they calibrate, the
+   quantile is the same. Where that is paid for, it is drawn, since a key of the rows
+   would change with any of them, and each time is booked;
+3. of each owner one row is kept, as the key says;
 4. scores are those of answers as they leave: of the policy's decimals, in the output's
    own type;
 5. the quantile is the scores' own, or of a histogram with noise that hides any owner.
@@ -25,6 +28,8 @@ from models.conformal import (
     Conformal,
     class_scores,
     is_calibrating,
+    key_of,
+    keyed,
     quantile,
     rank,
     residuals,
@@ -53,6 +58,7 @@ __all__ = [
     "evaluated_rows",
     "left_answers",
     "noisy_quantile",
+    "split_of",
     "values_of",
 ]
 
@@ -147,9 +153,12 @@ def calibrate(
     job, target = prepare(TargetSource.of(bundle), holdout, options, config)
     target.close()
     answer = _bounded(_answering(bundle.manifest, job), wanted.bounds)
-    key = secrets.token_hex(_KEY_BYTES)
-    mask = is_calibrating(row_bytes(job), key, wanted.share)
-    kept = _one_of_each(mask, None if units is None else units[job.places])
+    every = row_bytes(job)
+    private = wanted.epsilon is not None
+    key = secrets.token_hex(_KEY_BYTES) if private else key_of(every)
+    mask = is_calibrating(every, key, wanted.share)
+    order = np.argsort(keyed(every, f"{key} of an owner"), kind="stable")
+    kept = _one_of_each(mask, None if units is None else units[job.places], order)
     rank(int(kept.sum()), wanted.coverage)
     scale = _scale(job, answer, wanted.scale)
     made = Conformal(
@@ -259,6 +268,18 @@ def evaluated_rows(job: Job, conformal: Conformal) -> NDArray[np.bool_]:
     return ~is_calibrating(row_bytes(job), *sides)
 
 
+def split_of(job: Job, conformal: Conformal) -> str:
+    """Whether the key that divides rows is the one of a job's rows.
+
+    It is "drawn" where the quantile is private; else "of_these_rows", or
+    "of_other_rows": then who calibrated chose among sets of rows, perhaps.
+    """
+    if conformal.epsilon is not None:
+        return "drawn"
+    own = key_of(row_bytes(job)) == conformal.split_key
+    return "of_these_rows" if own else "of_other_rows"
+
+
 def left_answers(job: Job, answer: Tensor, policy: OutputPolicy) -> NDArray[np.generic]:
     """Answers about a job's rows, rounded as they leave, in the output's own type.
 
@@ -335,12 +356,11 @@ def _scale(job: Job, answer: Tensor, asked: str) -> str:
 
 
 def _one_of_each(
-    mask: NDArray[np.bool_], units: NDArray[np.str_] | None
+    mask: NDArray[np.bool_], units: NDArray[np.str_] | None, order: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """The calibrating rows, one of each owner, chosen at random."""
+    """The calibrating rows, of each owner the first in some order."""
     if units is None:
         return mask
-    order = np.array(secrets.SystemRandom().sample(range(len(mask)), len(mask)), int)
     order = order[mask[order]]
     _, first = np.unique(units[order], return_index=True)
     kept = np.zeros_like(mask)

@@ -6,10 +6,11 @@ the evidence claims, without the libraries that trained or attacked.
 
 files     an ONNX file as nodes and constants
 values    what a node gives: constants, intervals, or a step of the network
+curves    lines that hold the logistic function and tanh
 boxes     preprocessing: operators on intervals, column by column
 scores    what decides: which layer, and by how much one class must lead
 layers    operators that move values, and affine layers
-steps     the network: affine maps and ReLU, forward, backward, and their rounding
+steps     the network: affine maps, ReLU, curves; forward, backward, their rounding
 lowering  a graph and boxes, to steps
 crown     linear bounds, backward through the steps
 proofs    rows whose decision no point of their box can change

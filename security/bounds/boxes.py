@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from security.bounds.curves import sigmoid
 from security.bounds.values import Box, Const, Value, spread, stretched
 from security.errors import UnboundedModel
 
@@ -207,10 +208,6 @@ def _abs(ends: Ends) -> Ends:
     return np.where(over, 0.0, _least(parts)), _most(parts)
 
 
-def _sigmoid(value: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(0.5 * (1 + np.tanh(value / 2)))
-
-
 UNARY: Mapping[str, tuple[Callable[[Ends], Ends], int]] = {
     "Abs": (_abs, 0),
     "Exp": (_rising(np.exp), 8),
@@ -220,7 +217,7 @@ UNARY: Mapping[str, tuple[Callable[[Ends], Ends], int]] = {
     "Neg": (lambda ends: (-ends[1], -ends[0]), 0),
     "Not": (lambda ends: (~ends[1], ~ends[0]), 0),
     "Relu": (_rising(lambda value: np.maximum(value, 0.0)), 0),
-    "Sigmoid": (_rising(_sigmoid), 16),
+    "Sigmoid": (_rising(sigmoid), 16),
     "Sqrt": (_rising(np.sqrt), 1),
     "Tanh": (_rising(np.tanh), 16),
 }

@@ -1,10 +1,10 @@
 """Linear bounds, backward through the steps (Zhang et al. 2018, section 3.3).
 
 A linear function of some step's values is at least another linear function of the
-values before it: affine steps pass coefficients on, ReLU is held between two lines,
-which need bounds of what it reads. So bounds are made in the order of the steps, each
-from those before. Only what is open is bounded closer: neurons that the last bounds
-already hold on one side of 0 are left as they are.
+values before it: affine steps pass coefficients on, what bends is held between two
+lines, which need bounds of what it reads. So bounds are made in the order of the steps,
+each from those before. Only what is open is bounded closer: ReLU that the last bounds
+already hold on one side of 0 is left as it is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from security.bounds.lowering import Program
-from security.bounds.steps import Dense, Relu, Source, relaxed
+from security.bounds.steps import Bend, Curve, Dense, Relu, Source
 
 __all__ = ["Known", "Lines", "intervals", "linear_bounds"]
 
 Floats = NDArray[np.float64]
 Ends = tuple[Floats, Floats]
+Held = tuple[Floats, Floats, Floats, Floats]
 
 # Doubles in one array of coefficients: what a processor's cache still helps with.
 _AT_ONCE = 1 << 20
@@ -33,10 +34,12 @@ class Known:
     Attributes:
         ends: of each what its values lie between, as a server computes them.
         noise: of each what its evaluation may be off by; None for nothing.
+        lines: of steps that bend what they are held between, once that was needed.
     """
 
     ends: list[Ends] = field(default_factory=list)
     noise: list[Floats | None] = field(default_factory=list)
+    lines: dict[int, Held] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +89,8 @@ def linear_bounds(
         noise = known.noise[place]
         if noise is not None:
             low -= (np.abs(found) @ noise[:, :, None])[:, :, 0]
-        if isinstance(step, Relu):
-            given, alone = _through(found, known.ends[step.sources[0]], step.leak)
+        if isinstance(step, Relu | Curve):
+            given, alone = _through(found, _lines(known, place, step))
         else:
             given, alone = step.backward(found)
         low += alone
@@ -96,10 +99,19 @@ def linear_bounds(
     return Lines(low, reached)
 
 
-def _through(found: Floats, ends: Ends, leak: float) -> tuple[list[Floats], Floats]:
-    below, above, shift = relaxed(ends, leak)
+def _lines(known: Known, place: int, step: Bend) -> Held:
+    """Of a step: what it reads has its last bounds before anything passes it."""
+    if place not in known.lines:
+        known.lines[place] = step.lines(known.ends[step.sources[0]])
+    return known.lines[place]
+
+
+def _through(found: Floats, lines: Held) -> tuple[list[Floats], Floats]:
+    below, above, drop, shift = lines
     negative = np.minimum(found, 0.0)
-    alone = (negative @ shift[:, :, None])[:, :, 0]
+    alone = (negative @ (shift - drop)[:, :, None])[:, :, 0]
+    if drop.any():
+        alone += (found @ drop[:, :, None])[:, :, 0]
     made = found * below[:, None, :]
     made += negative * (above - below)[:, None, :]
     return [made], alone
@@ -117,10 +129,12 @@ def intervals(program: Program, *, tight: bool) -> Known:
 
     Args:
         program: the steps.
-        tight: by linear bounds where ReLU reads a value; else intervals alone.
+        tight: by linear bounds where a step that bends reads a value; else intervals
+            alone.
     """
     known = Known()
-    read = {s.sources[0] for s in program.steps if isinstance(s, Relu)}
+    bends = [step for step in program.steps if isinstance(step, Relu | Curve)]
+    read = {step.sources[0]: step for step in bends}
     deep: list[int] = []  # layers before a step's values: one is bounded exactly
     for place, step in enumerate(program.steps):
         if isinstance(step, Source):
@@ -139,14 +153,14 @@ def intervals(program: Program, *, tight: bool) -> Known:
         layers = int(isinstance(step, Dense)) + len(step.sources) - 1
         deep.append(layers + max(deep[item] for item in step.sources))
         if tight and place in read and deep[place] > 1:
-            known.ends[place] = _closer(program, known, place)
+            known.ends[place] = _closer(program, known, place, read[place])
     return known
 
 
-def _closer(program: Program, known: Known, at: int) -> Ends:
+def _closer(program: Program, known: Known, at: int, reader: Bend) -> Ends:
     """Linear bounds of the values that are open for some row."""
     low, high = (end.copy() for end in known.ends[at])
-    open_ = np.flatnonzero(((low < 0) & (high > 0)).any(axis=0))
+    open_ = np.flatnonzero(reader.open((low, high)).any(axis=0))
     wide = max(step.width for step in program.steps)
     size = max(1, _AT_ONCE // (2 * wide * program.rows))
     for first in range(0, len(open_), size):

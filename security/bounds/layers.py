@@ -18,6 +18,7 @@ __all__ = [
     "AFFINE",
     "MAX_COMPUTED",
     "MOVES",
+    "affine",
     "check_counted",
     "dense_of",
     "folded",
@@ -261,6 +262,29 @@ _COMPUTED: Mapping[str, Callable[[Node, Sequence[Array]], Any]] = {
     "Sqrt": lambda _, given: np.sqrt(given[0]),
     "Sub": lambda _, given: given[0] - given[1],
 }
+
+
+def affine(operator: str, other: Floats, *, first: bool) -> tuple[Floats, Floats]:
+    """Factor and shift of a value, by an operator with a constant.
+
+    Args:
+        operator: its name.
+        other: the constant, as long as a row.
+        first: the value stands before it.
+
+    Raises:
+        UnboundedModel: it is none of sums, differences, products and quotients.
+    """
+    ones, none = np.ones_like(other), np.zeros_like(other)
+    if operator == "Mul":
+        return other, none
+    if operator == "Div" and first:
+        return 1 / other, none
+    if operator in ("Add", "Sum"):
+        return ones, other
+    if operator == "Sub":
+        return (ones, -other) if first else (-ones, other)
+    raise UnboundedModel(f"{operator} by a value has no bound here")
 
 
 def dense_of(

@@ -2,8 +2,8 @@
 
 Constants are computed. Until something mixes a row's values, intervals are
 (`security.bounds.boxes`): preprocessing may be anything there, column by column. From
-the first mixing on there are steps, of affine maps and ReLU alone. Whatever else
-depends on the input is named, and there is no bound.
+the first mixing on there are steps: affine maps, ReLU, the logistic function and tanh.
+Whatever else depends on the input is named, and there is no bound.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from security.bounds.layers import (
     AFFINE,
     MAX_COMPUTED,
     MOVES,
+    affine,
     check_counted,
     dense_of,
     folded,
@@ -28,6 +29,7 @@ from security.bounds.layers import (
 )
 from security.bounds.steps import (
     SINGLE,
+    Curve,
     Dense,
     Join,
     Pick,
@@ -86,7 +88,7 @@ class Program:
     @property
     def linear(self) -> bool:
         """Whether no step bends: then bounds are reached."""
-        return not any(isinstance(step, Relu) for step in self.steps)
+        return not any(isinstance(step, Relu | Curve) for step in self.steps)
 
 
 def lower(
@@ -350,7 +352,7 @@ class _Lowering:
         axis = int(node.attributes["axis"])
         if axis % (len(shapes[0]) + 1) == 0:
             raise UnboundedModel("the graph mixes the rows of a batch")
-        parts = [self._alike(item, shapes[0], axis) for item in given]
+        parts = [self._alike(item) for item in given]
         order, shape = joined([part.shape for part in parts], axis)
         if all(isinstance(part, Box) for part in parts):
             own = [part for part in parts if isinstance(part, Box)]
@@ -361,10 +363,9 @@ class _Lowering:
         made = self._add(Join(tuple(s.step for s in syms), widths), (sum(widths),))
         return self._add(Pick((made.step,), order, made.width), shape)
 
-    def _alike(self, value: Value, shape: tuple[int, ...], axis: int) -> Box | Sym:
+    def _alike(self, value: Value) -> Box | Sym:
         if not isinstance(value, Const):
             return value
-        del shape, axis
         raise UnboundedModel("Concat of values and constants has no bound here")
 
     def relu(self, node: Node, given: list[Value]) -> Value:
@@ -378,6 +379,14 @@ class _Lowering:
             return self._boxed(node, given) or given[0]
         source = self.sym(given[0])
         return self._add(Relu((source.step,), leak, source.width), source.shape)
+
+    def curve(self, node: Node, given: list[Value]) -> Value:
+        """The logistic function and tanh."""
+        if isinstance(given[0], Box):
+            return self._boxed(node, given) or given[0]
+        source = self.sym(given[0])
+        step = Curve((source.step,), node.operator, source.width)
+        return self._add(step, source.shape)
 
     def clip(self, node: Node, given: list[Value]) -> Value:
         """Cut to a range: in the network by two ReLUs."""
@@ -442,17 +451,7 @@ class _Lowering:
         source, first = self.sym(value), given[0] is value
         array, shape = spread(constant.array, source.shape)
         source = self._stretched(source, shape)
-        other, ones = array.astype(np.float64), np.ones(source.width)
-        if node.operator == "Mul":
-            factor, shift = other, 0 * ones
-        elif node.operator == "Div" and first:
-            factor, shift = 1 / other, 0 * ones
-        elif node.operator in ("Add", "Sum"):
-            factor, shift = ones, other
-        elif node.operator == "Sub":
-            factor, shift = (ones, -other) if first else (-ones, other)
-        else:
-            raise UnboundedModel(f"{node.operator} by a value has no bound here")
+        factor, shift = affine(node.operator, array.astype(np.float64), first=first)
         return self._add(Scale((source.step,), factor, shift), shape)
 
     def negated(self, node: Node, given: list[Value]) -> Value:
@@ -494,5 +493,7 @@ _SPECIAL: Mapping[str, _Special] = {
     "LeakyRelu": _Lowering.relu,
     "Neg": _Lowering.negated,
     "Relu": _Lowering.relu,
+    "Sigmoid": _Lowering.curve,
+    "Tanh": _Lowering.curve,
     "Where": _Lowering.where,
 }

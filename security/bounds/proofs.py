@@ -21,7 +21,7 @@ from security.bounds.crown import Lines, intervals, linear_bounds
 from security.bounds.files import Graph
 from security.bounds.lowering import Program, ended, lower
 from security.bounds.scores import Rule, number_of
-from security.bounds.steps import Dense, Relu, Source
+from security.bounds.steps import Curve, Dense, Relu, Source
 from security.errors import UnboundedModel
 
 __all__ = ["SAFETY", "Margins", "bounds", "linear", "margins", "points", "work_of"]
@@ -166,7 +166,7 @@ def work_of(graph: Graph, value: str, low: Floats, high: Floats) -> float:
     work, before, read, passed = 0.0, 0, 0, len(program.steps)
     for place, step in enumerate(program.steps):
         before += step.weight.size if isinstance(step, Dense) else 0
-        if isinstance(step, Relu):
+        if isinstance(step, Relu | Curve):
             work += 2.0 * step.width * (before if read else 0)
             passed += place if read else 0
             read += 1

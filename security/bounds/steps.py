@@ -1,4 +1,4 @@
-"""The network as steps: affine maps and ReLU, on flat rows.
+"""The network as steps: affine maps, ReLU and curves, on flat rows.
 
 Each step goes forward (intervals through it), backward (coefficients of a linear bound
 through it) and says by how much single precision may miss its own result: for a sum of
@@ -17,8 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from security.bounds.boxes import UNARY, UNEVEN
+from security.bounds.curves import Lines, curve_lines
+
 __all__ = [
     "SINGLE",
+    "Bend",
+    "Curve",
     "Dense",
     "Join",
     "Pick",
@@ -27,7 +32,6 @@ __all__ = [
     "Source",
     "Step",
     "Sum",
-    "relaxed",
 ]
 
 Floats = NDArray[np.float64]
@@ -263,8 +267,68 @@ class Relu:
         """What a product with the leak may be off by; else nothing is rounded."""
         return 2 * SINGLE * largest(given[0]) + _TINY if self.leak else None
 
+    def lines(self, ends: Ends) -> Lines:
+        """Two lines that hold it between them in ``[low, high]``: CROWN's, adaptive.
 
-Step = Source | Dense | Scale | Pick | Join | Sum | Relu
+        That below goes through 0, with slope 1 where more of the interval is above 0,
+        else the leak.
+        """
+        low, high = ends
+        over, under = low >= 0, high <= 0
+        gap = np.where(over | under, 1.0, high - low)
+        above = (high - self.leak * low) / gap
+        above = np.where(over, 1.0, np.where(under, self.leak, above))
+        below = np.where(over | (~under & (high >= -low)), 1.0, self.leak)
+        shift = np.where(over | under, 0.0, high - above * high)
+        return below, above, np.zeros_like(low), shift
+
+    def open(self, ends: Ends) -> NDArray[np.bool_]:
+        """Where closer ends would make closer lines: on both sides of 0."""
+        return (ends[0] < 0) & (ends[1] > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """The logistic function or tanh, value by value.
+
+    Attributes:
+        operator: "Sigmoid" or "Tanh".
+        wide: width of a row.
+    """
+
+    sources: tuple[int, ...]
+    operator: str
+    wide: int
+
+    @property
+    def width(self) -> int:
+        """Values of a row."""
+        return self.wide
+
+    def forward(self, given: Sequence[Ends]) -> Ends:
+        """Intervals through it: it rises."""
+        function, _ = UNARY[self.operator]
+        low, high = function(given[0])
+        return low, high
+
+    def rounding(self, given: Sequence[Ends]) -> Floats:
+        """What a kernel may be off by, as of the same operator on intervals."""
+        _, rounds = UNARY[self.operator]
+        size = rounds * largest(self.forward(given)) + UNEVEN.get(self.operator, 0)
+        return 2 * SINGLE * size + _TINY
+
+    def lines(self, ends: Ends) -> Lines:
+        """Two lines that hold it between them."""
+        return curve_lines(self.operator, *ends)
+
+    def open(self, ends: Ends) -> NDArray[np.bool_]:
+        """Where closer ends would make closer lines: everywhere."""
+        return np.asarray(ends[0] < ends[1])
+
+
+Bend = Relu | Curve
+"""What is not affine: it is held between two lines."""
+Step = Source | Dense | Scale | Pick | Join | Sum | Bend
 
 
 def largest(ends: Ends) -> Floats:
@@ -275,20 +339,3 @@ def largest(ends: Ends) -> Floats:
 def _finite(size: Floats) -> Floats:
     """The same; NaN where sums of such a size may overflow in single precision."""
     return np.where(size < _LARGEST, size, np.nan)
-
-
-def relaxed(ends: Ends, leak: float) -> tuple[Floats, Floats, Floats]:
-    """Two lines that hold ReLU between them in ``[low, high]``: CROWN's, adaptive.
-
-    Returns:
-        Slope of the line below, through 0: 1 where more of the interval is above 0,
-        else the leak; slope of the line above; and what is added to that.
-    """
-    low, high = ends
-    over, under = low >= 0, high <= 0
-    gap = np.where(over | under, 1.0, high - low)
-    above = (high - leak * low) / gap
-    above = np.where(over, 1.0, np.where(under, leak, above))
-    below = np.where(over | (~under & (high >= -low)), 1.0, leak)
-    shift = np.where(over | under, 0.0, high - above * high)
-    return below, above, shift

@@ -38,7 +38,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "every statement covers, so calibrate before you assess and sign. A part of "
         "the rows calibrates; `assess` measures the coverage on the others. The rows "
         "are private, too: state what their quantile may cost (--epsilon), or why it "
-        "need not be private (--not-private).",
+        "need not be private (--not-private; then the same rows always give the same "
+        "quantile). docs/conformal.md explains it.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     rows = parser.add_mutually_exclusive_group(required=True)
@@ -247,14 +248,17 @@ def _booking(
 
 def _lines(made: Calibration, names: list[str]) -> list[str]:
     found = made.conformal
-    about = "at least this probability" if found.of_classes else f"on {found.scale}"
-    value = 1.0 - found.quantile if found.of_classes else found.quantile
-    what = "in the set" if found.of_classes else "half width"
+    what, value = "half width", f"{found.quantile:.4g}"
+    if found.of_classes:
+        what = "in the set"
+        value = f"classes of a probability of {1.0 - found.quantile:.4g} or more"
+    elif found.scale != "identity":
+        value += f" on the {found.scale} of the number"
     cost = f"epsilon {found.epsilon:g}" if found.epsilon else f"no: {found.waiver}"
     lines = [
         f"{'coverage':<12}{found.coverage:g}, from {found.rows} rows; {made.left} are "
         "left to measure it",
-        f"{what:<12}{value:.4g} ({about})",
+        f"{what:<12}{value}",
         f"{'private':<12}{cost}",
         f"{'answers':<12}{', '.join(names)}",
     ]

@@ -158,6 +158,9 @@ def _admit(
         yield "verdict", f"sha256:{verified.verdict_sha256}"
         yield from _proofs(verified.recomputed)
         return
+    from security.admission.store import refuse_stored  # noqa: PLC0415  (bentoml)
+
+    refuse_stored(bundle)  # before a verdict is signed that could not be stored
     policy, keys = load_policy(admission.policy), _role_keys(settings)
     signers = {
         role: replace(role_signers(settings, role, passphrase=passphrase), stamp=stamp)

@@ -182,6 +182,10 @@ def test_intervals_are_served_on_every_way(
         ticketed = client.infer("bikes", {"x": rows[:3]}, tickets=True)
     names = ["lent", "lent_lower", "lent_upper"]
     assert [item["name"] for item in told["outputs"]] == names
+    made_from = [
+        item.get("parameters", {}).get("made_from") for item in told["outputs"]
+    ]
+    assert made_from == [None, "lent", "lent"]
     assert list(sealed) == names
     low, middle, high = (sealed[name] for name in ("lent_lower", "lent", "lent_upper"))
     assert low.dtype == np.float32
@@ -309,6 +313,11 @@ def test_it_answers_where_one_class_is_left(classes: Chain) -> None:
             json={"inputs": [tensor]},
             headers={"authorization": f"Bearer {token}"},
         )
+        profile = classes.home / "profile.json"
+        asked = it.url, "--client-profile", profile, "--check", "quality"
+        out = classes.home / "scanned"
+        given = rows_of(classes, "--max-rows", "600", "--out", out)[1:]
+        assert classes.command("scan", *asked, *given) == 0
     assert list(told) == ["label", "probabilities", "probabilities_set"]
     inside, scores = told["probabilities_set"], told["probabilities"]
     silent = inside.sum(axis=1) != 1
@@ -319,6 +328,12 @@ def test_it_answers_where_one_class_is_left(classes: Chain) -> None:
     assert (scores[~silent].max(axis=1) >= 1 - own.quantile).all()
     assert inside[np.arange(3000), y].mean() == pytest.approx(0.9, abs=0.06)
     assert [item["data"] for item in one["outputs"]] == [[int(told["label"][0])]]
+    # A scan of the endpoint finds what the evidence states, of other rows.
+    results = json.loads((out / "scan.json").read_text())["results"]
+    (found,) = [item["metrics"] for item in results if item["check"] == "quality"]
+    for name in ("abstention", "answered_accuracy"):
+        stated = quality(classes).metrics[name].value
+        assert found[name]["value"] == pytest.approx(stated, abs=0.12)
     # Attributions add up to a score, which does not leave.
     assert explained.status_code in (403, 404, 409, 422), explained.text
     assert "attributions" not in explained.text

@@ -83,7 +83,14 @@ class Cut:
     high: float = math.inf
 
 
-Layer = Dense | Conv | Cut
+@dataclass(frozen=True)
+class Squash:
+    """Each value by an operator, "Sigmoid" or "Tanh": no program finds its least."""
+
+    operator: str
+
+
+Layer = Dense | Conv | Cut | Squash
 RELU = Cut()
 
 
@@ -97,6 +104,9 @@ def answers(layers: list[Layer], rows: np.ndarray) -> np.ndarray:
     for layer in layers:
         if isinstance(layer, Cut):
             value = np.clip(value, layer.low, layer.high)
+        elif isinstance(layer, Squash):
+            tanh = layer.operator == "Tanh"
+            value = np.tanh(value) if tanh else 1 / (1 + np.exp(-value))
         else:
             dense = _affine(layer)
             value = value @ dense.weight.T.astype(np.float64) + dense.bias
@@ -127,6 +137,8 @@ def onnx_of(layers: list[Layer], width: int) -> bytes:
             given = [image, keep(layer.kernel), keep(layer.bias)]
             sides = {"strides": [layer.stride] * 2, "pads": [layer.pad] * 4}
             value = add("Flatten", [add("Conv", given, **sides)])
+        elif isinstance(layer, Squash):
+            value = add(layer.operator, [value])
         elif layer == RELU:
             value = add("Relu", [value])
         else:

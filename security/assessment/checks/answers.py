@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.report import Metric
 from security.assessment.plan.checks import Outcome, Unit
@@ -75,7 +76,8 @@ class AnswersCheck:
             "clean_accuracy": intervals.proportion(int(right.sum()), len(labels)),
             "rows_answered": Metric(float(known.sum()), n=len(labels)),
         }
-        findings = [*not_finite(known), *_constant(context)]
+        silent = context.abstained
+        findings = [*not_finite(known | silent), *_silent(silent), *_constant(context)]
         findings += [
             ScanFinding("answer-reading", n) for n in context.job.reading.notes
         ]
@@ -110,6 +112,16 @@ def not_finite(known: Any) -> list[ScanFinding]:
     return [
         ScanFinding("answer-not-finite", message, "", share, evidence={"rows": first})
     ]
+
+
+def _silent(silent: NDArray[np.bool_]) -> list[ScanFinding]:
+    """Says how many rows an endpoint abstains from: none of them counts as right."""
+    count = int(silent.sum())
+    if not count:
+        return []
+    share = intervals.proportion(count, len(silent))
+    message = f"the endpoint abstains from {count} of {len(silent)} rows"
+    return [ScanFinding("answer-withheld", message, "", share)]
 
 
 def _constant(context: Context) -> list[ScanFinding]:

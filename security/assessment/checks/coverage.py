@@ -26,6 +26,7 @@ from security.assessment.calibration import (
     evaluated_rows,
     left_answers,
     rows_digest,
+    split_of,
     values_of,
 )
 from security.assessment.plan.context import Context, Job
@@ -97,7 +98,10 @@ def coverage_of(context: Context) -> Coverage:
     stated = intervals.proportion(int(rows.covered.sum()), len(rows.covered))
     return Coverage(
         metrics={"coverage": stated, **rows.metrics, **_by_group(job, rows)},
-        conditions=_conditions(own, rows_digest(job, chosen)),
+        conditions={
+            **_conditions(own, rows_digest(job, chosen)),
+            "calibration_split": split_of(job, own),
+        },
         findings=tuple(_findings(own, stated)),
         tables=(_table(job, own, rows),),
     )

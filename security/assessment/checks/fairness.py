@@ -70,6 +70,7 @@ class FairnessCheck:
             conditions={
                 "positive_class": context.job.reading.classes[positive or 0],
                 "min_group": MIN_GROUP,
+                **({"rows": "answered"} if context.abstains else {}),
                 "interval": "wilson",
                 "calibration_interval": "agresti_coull",
                 "difference_interval": "newcombe",

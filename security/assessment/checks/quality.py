@@ -153,13 +153,17 @@ def _metrics(
     # Of all rows, by the model's own decision: one without an answer is not right.
     right = int((job.clean.labels == job.labels).sum())
     metrics = {"accuracy": intervals.proportion(right, len(job.labels))}
+    if context.abstains:
+        told = ~context.abstained
+        metrics["abstention"] = intervals.proportion(int((~told).sum()), len(told))
+        metrics["answered_accuracy"] = intervals.proportion(right, int(told.sum()))
     if job.reading.form == "probabilities":
         try:
             made = measures.measure(
                 job.clean.scores[known], job.labels[known], job.clean.labels[known]
             )
         except AssessmentError as error:
-            return {}, str(error)
+            return metrics if context.abstains else {}, str(error)
         return made | metrics, ""
     scores, labels = job.clean.scores[known], job.labels[known]
     two = job.reading.form == "scores" and scores.shape[1] == 2

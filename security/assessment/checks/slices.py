@@ -45,7 +45,7 @@ def slice_metrics(context: Context) -> dict[str, Metric]:
 def class_aucs(context: Context) -> dict[str, Metric]:
     """Of more than two classes, each one's AUC against the others, by its score."""
     job = context.job
-    known = job.clean.finite
+    known = job.clean.finite & (job.clean.labels >= 0)
     found: dict[str, Metric] = {}
     if job.reading.form == "labels" or len(job.reading.classes) < 3:
         return found

@@ -172,6 +172,17 @@ class Context:
         stated = getattr(self.target, "leaving", None)
         return stated if stated is not None else self.job.source.leaving
 
+    @property
+    def abstains(self) -> bool:
+        """Whether answers are an endpoint's that may abstain, not the graph's own."""
+        return self.job.remote and self.leaving.abstain
+
+    @property
+    def abstained(self) -> NDArray[np.bool_]:
+        """Rows ``(n,)`` that it abstains from."""
+        silent = self.job.clean.finite & (self.job.clean.labels < 0)
+        return np.asarray(silent & self.abstains)
+
     def random(self, key: str) -> np.random.Generator:
         """Random numbers of one unit: from the seed and its key, nothing else."""
         return np.random.default_rng(self.seed(key))

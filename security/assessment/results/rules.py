@@ -144,6 +144,13 @@ SCAN_RULES: Mapping[str, ScanRule] = {
         atlas=("AML.T0029",),
         nist=("availability",),
     ),
+    "answer-withheld": ScanRule(
+        "note",
+        "every row gets an answer",
+        "The model abstains where its set is not one class: such a row counts as "
+        "neither right nor turned.",
+        "Nothing need be done; figures of every row come from a scan of the bundle.",
+    ),
     "answer-random": ScanRule(
         "warning",
         "the same row gets the same answer",

@@ -330,7 +330,7 @@ def _of_two(
         raise AssessmentError(
             f"output {reading.output!r} has one score per row: whether it is a "
             "probability cannot be known; state --decision 'probability>0.5', or "
-            "'score>0' for a logit"
+            "'score>0' for a logit, or 'number' for what is no class"
         )
     form = "probabilities" if likely else "scores"
     return replace(reading, form=form, threshold=0.5 if likely else 0.0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import ManifestError
 from models.manifest import Column
@@ -76,6 +77,8 @@ class RemoteTarget:
         journal: of what was asked, and answered.
         closed: why the endpoint takes no more in this run, or "".
         leaving: what it says that it lets leave of answers.
+        added: outputs that it makes from others: ends of intervals, and sets of
+            classes, which are no answers of their own.
     """
 
     kind = "remote"
@@ -129,6 +132,7 @@ class RemoteTarget:
             self.columns = _columns(metadata)
             self.labels = _labels(metadata)
             self.leaving = _leaving(metadata)
+            self.added = _added(metadata)
         except BaseException:
             self.close()
             raise
@@ -150,10 +154,16 @@ class RemoteTarget:
             ClientError: no usable answer.
         """
         outputs = self._run_all(rows)
+        told = ~self._unanswered(outputs)
+        if not told.any():
+            raise AssessmentError(
+                f"the endpoint abstains: it answers none of {len(rows)} rows"
+            )
         self.reading = settle(
-            outputs, replace(stated, classes=stated.classes or self.labels)
+            {name: value[told] for name, value in outputs.items()},
+            replace(stated, classes=stated.classes or self.labels),
         )
-        return read_answers(outputs, self.reading, len(rows))
+        return self._read(outputs, len(rows))
 
     def ask(self, rows: Rows) -> Answers:
         """As `Target`.
@@ -162,7 +172,31 @@ class RemoteTarget:
             BudgetError: the scan has asked all it may.
             AssessmentError: the endpoint does not answer.
         """
-        return read_answers(self._run_all(rows), self.reading, len(rows))
+        return self._read(self._run_all(rows), len(rows))
+
+    def _read(self, outputs: dict[str, Any], rows: int) -> Answers:
+        """Answers; of rows that it abstains from no class, and scores of 0."""
+        answers = read_answers(outputs, self.reading, rows)
+        silent = self._unanswered(outputs)
+        return replace(
+            answers,
+            scores=np.where(silent[:, None], 0.0, answers.scores),
+            labels=np.where(silent, -1, answers.labels),
+        )
+
+    def _unanswered(self, outputs: dict[str, Any]) -> NDArray[np.bool_]:
+        """Rows that it abstains from ``(n,)``, as it says that it may.
+
+        Every output then has nothing there: scores are 0, a decision is -1 or empty.
+        """
+        count = len(next(iter(outputs.values())))
+        silent = np.full(count, self.leaving.abstain)
+        for value in outputs.values():
+            nothing: Any = 0
+            if value.dtype.kind in "iU":
+                nothing = "" if value.dtype.kind == "U" else -1
+            silent &= (value.reshape(count, -1) == nothing).all(axis=1)
+        return silent
 
     def _run_all(self, rows: Rows) -> dict[str, Any]:
         answers: list[Any] = self.journal.take(rows)
@@ -208,7 +242,11 @@ class RemoteTarget:
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
         inputs = self.spec.feeds(filled, self.shape, self.texts)
         outputs = self._patiently(lambda: self._client.infer(self._model, inputs))
-        return {name: _texts(value[: len(rows)]) for name, value in outputs.items()}
+        return {
+            name: _texts(value[: len(rows)])
+            for name, value in outputs.items()
+            if name not in self.added
+        }
 
     def _patiently(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         for attempt in range(1, self._limits.attempts + 1):
@@ -279,7 +317,21 @@ def _leaving(metadata: dict[str, Any]) -> OutputPolicy:
         raise AssessmentError(f"the endpoint's metadata: {error}") from None
 
 
+def _added(metadata: dict[str, Any]) -> frozenset[str]:
+    """Names of the outputs that are made from one that is there, and is not."""
+    source = {
+        str(item["name"]): item.get("parameters", {}).get("made_from")
+        for item in metadata["outputs"]
+    }
+    plain = {name for name, other in source.items() if other is None}
+    return frozenset(name for name, other in source.items() if str(other) in plain)
+
+
 def _labels(metadata: dict[str, Any]) -> tuple[str, ...]:
-    stated = [item.get("parameters", {}).get("labels") for item in metadata["outputs"]]
+    stated = [
+        item.get("parameters", {}).get("labels")
+        for item in metadata["outputs"]
+        if item["name"] not in _added(metadata)
+    ]
     labels = [item for item in stated if item]
     return tuple(map(str, labels[0])) if len(labels) == 1 else ()

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.bundle import report_file
+from models.bundle import VERDICT_FILE, report_file
 from models.report import Metric, Report
 from security.commands import main
-from tests.conftest import toy_settings
+from tests.conftest import check_security, run_security, toy_settings
 from tests.support.chains import policy
 from tests.support.scanned import digits, fit, to_onnx
 from tests.support.torchless import without_torch
@@ -141,6 +141,20 @@ def test_without_rows_the_verdict_says_that_it_was_not(bundle, capsys) -> None:
     assert run("verify", bundle) == 0
     said = capsys.readouterr()
     assert "did not recompute what robustness claims is proved" in said.out + said.err
+
+
+def test_rows_that_were_forgotten_until_it_was_stored(home, bundle, tmp_path) -> None:
+    """`package` signs no verdict that it could not store, and says what to do."""
+    extra = toy_settings(home) | {"BENTOML_HOME": str(tmp_path / "bentoml")}
+    assert run("admit", bundle) == 0
+    check_security(home, "store", str(bundle), **extra)
+    before = (bundle / VERDICT_FILE).read_bytes()
+    told = run_security(home, "package", str(bundle), *map(str, rows(home)), **extra)
+    assert told.returncode == 1
+    assert "in the model store already, with a verdict of its own" in told.stderr
+    assert "bentoml models delete toy:1.0.0" in told.stderr
+    assert "admitted" not in told.stdout
+    assert (bundle / VERDICT_FILE).read_bytes() == before
 
 
 def test_a_policy_may_demand_it(home, bundle, monkeypatch, capsys) -> None:

@@ -33,6 +33,7 @@ with warnings.catch_warnings():
 
     from security.admission.store import (
         read_stored,
+        refuse_stored,
         store_bundle,
         stored_tags,
     )
@@ -137,6 +138,22 @@ def test_a_stored_version_is_never_replaced(
     with pytest.raises(BundleError, match="already, with other contents"):
         store_bundle(other)
     assert read_stored(TAG).files == read_bundle(bundle_folder).files
+
+
+def test_another_verdict_is_named_with_what_to_do(
+    bundle_folder: Path, store: Path
+) -> None:
+    store_bundle(bundle_folder)
+    verdict = bundle_folder / VERDICT_FILE
+    verdict.write_bytes(verdict.read_bytes() + b" ")
+    with pytest.raises(BundleError, match="with another verdict") as caught:
+        store_bundle(bundle_folder)
+    assert f"bentoml models delete {TAG}`" in str(caught.value)
+    with pytest.raises(BundleError, match="with another verdict"):
+        refuse_stored(read_bundle(bundle_folder))
+    shutil.rmtree(store / "toy")
+    refuse_stored(read_bundle(bundle_folder))
+    assert store_bundle(bundle_folder) == (TAG, True)
 
 
 def test_only_a_bundle_is_stored(bundle_folder: Path, store: Path) -> None:

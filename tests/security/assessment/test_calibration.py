@@ -17,11 +17,15 @@ from models.report import Dataset, Metric, Report
 from models.restriction import restrict
 from security.admission.coverage import coverage_contradictions
 from security.assessment.calibration import BINS, Wanted, calibrate, noisy_quantile
+from security.assessment.checks.coverage import coverage_of
 from security.assessment.checks.privacy.left import (
     chances_left,
     hidden_rows,
     shadow_logits,
 )
+from security.assessment.plan.context import Context, prepare
+from security.assessment.plan.options import Options
+from security.assessment.plan.source import TargetSource
 from security.assessment.targets.answers import Answers
 from security.errors import AssessmentError, LedgerError
 from security.monitoring.noise import rounded_gaussian
@@ -57,12 +61,59 @@ def test_a_model_that_was_trained_here(rows: Holdout, tmp_path: Path) -> None:
     assert after.report("privacy").subject == after.subject != before.subject
 
 
-def test_each_calibration_draws_other_rows(rows: Holdout) -> None:
+def test_each_calibration_that_is_paid_for_draws_other_rows(rows: Holdout) -> None:
     bundle = trained.bundle()
-    wanted = replace(PUBLIC, coverage=0.8)
+    wanted = Wanted(coverage=0.5, epsilon=50.0)
     made = [calibrate(read_bundle(bundle), rows, wanted).conformal for _ in "ab"]
     assert made[0].split_key != made[1].split_key
     assert made[0].rows_sha256 != made[1].rows_sha256
+
+
+def test_nobody_calibrates_again_until_the_quantile_is_small(rows: Holdout) -> None:
+    """The same rows give the same, in any order, twice over, and one of each owner."""
+    bundle = read_bundle(trained.bundle())
+    wanted = replace(PUBLIC, coverage=0.7)
+    units = np.array([f"owner {at // 3}" for at in range(len(rows))])
+
+    def found(places: np.ndarray) -> Conformal:
+        own = replace(rows, features=rows.features[places], labels=rows.labels[places])
+        return calibrate(bundle, own, wanted, units=units[places]).conformal
+
+    whole = np.arange(len(rows))
+    first = found(whole)
+    assert first == found(whole)
+    turned = found(whole[::-1])
+    assert (turned.split_key, turned.quantile) == (first.split_key, first.quantile)
+    assert found(np.append(whole, whole[:9])).split_key == first.split_key
+    # More may calibrate; those that did still do.
+    more = calibrate(bundle, rows, replace(wanted, share=0.8)).conformal
+    assert more.split_key == first.split_key
+    # Other rows have another key: evidence on all of them says so.
+    fewer = found(whole[1:])
+    assert fewer.split_key != first.split_key
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "dropped", "said"),
+    [
+        (None, 0, "of_these_rows"),
+        (None, 1, "of_other_rows"),
+        (50.0, 0, "drawn"),
+    ],
+)
+def test_evidence_says_of_which_rows_the_calibration_is(
+    rows: Holdout, tmp_path: Path, epsilon: float | None, dropped: int, said: str
+) -> None:
+    folder = trained.copy(tmp_path / "bundle")
+    wanted = replace(PUBLIC, coverage=0.5, epsilon=epsilon)
+    own = replace(rows, features=rows.features[dropped:], labels=rows.labels[dropped:])
+    made = calibrate(read_bundle(folder), own, wanted)
+    after = restrict(folder, conformal=made.conformal, answer=made.answer)
+    options = Options(profile="assess", checks=("quality",))
+    job, target = prepare(TargetSource.of(after), rows, options)
+    stated = coverage_of(Context(job, target)).conditions
+    assert stated["calibration_split"] == said
+    assert stated["calibration_rows_sha256"] == made.conformal.rows_sha256
 
 
 def test_one_row_of_each_owner(rows: Holdout) -> None:

@@ -15,6 +15,7 @@ from tests.support.relu_networks import (
     Conv,
     Cut,
     Dense,
+    Squash,
     answers,
     onnx_of,
     served,
@@ -42,6 +43,18 @@ def ordinary(rng, width):
 
 def cut_both_ways(rng, width):
     return network(rng, width, cut=Cut(-0.4, 0.8))
+
+
+def logistic(rng, width):
+    return network(rng, width, cut=Squash("Sigmoid"), scale=2.0)
+
+
+def tanh(rng, width):
+    return network(rng, width, cut=Squash("Tanh"))
+
+
+def saturated_tanh(rng, width):
+    return network(rng, width, cut=Squash("Tanh"), scale=30.0, deep=2)
 
 
 def large_weights(rng, width):
@@ -103,6 +116,9 @@ KINDS = {
     for item in (
         ordinary,
         cut_both_ways,
+        logistic,
+        tanh,
+        saturated_tanh,
         large_weights,
         small_weights,
         linear,

@@ -223,6 +223,7 @@ def _conditions(
         "counted": "rechecked_on_endpoint"
         if job.remote
         else "rechecked_on_onnxruntime",
+        **({"abstentions": "not_turned"} if context.abstains else {}),
         "worst_case": "per_row_over_attacks",
         "interval": "wilson",
         "targeted": False,

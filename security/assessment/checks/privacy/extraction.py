@@ -61,8 +61,8 @@ class ExtractionCheck:
 
     def missing(self, context: Context) -> str | None:
         """Half of the rows must be enough to judge a copy."""
-        if len(context.job.rows) < 60:
-            return "fewer than 60 rows"
+        if len(_answered(context)) < 60:
+            return "fewer than 60 rows that are answered"
         return None
 
     def units(self, context: Context) -> list[Unit]:
@@ -88,7 +88,7 @@ class ExtractionCheck:
             BudgetError: an endpoint's queries are spent.
         """
         job, random = context.job, context.random(unit.key)
-        order = context.random("extraction/split").permutation(len(job.rows))
+        order = context.random("extraction/split").permutation(_answered(context))
         known, judged = np.array_split(order, 2)
         rows = questions_of(context, unit.params, job.rows[known], random)
         answers = context.target.ask(rows)
@@ -147,6 +147,11 @@ class ExtractionCheck:
         )
 
 
+def _answered(context: Context) -> NDArray[np.int64]:
+    """Places of rows that an endpoint does not abstain from: others judge no copy."""
+    return np.flatnonzero(~context.abstained)
+
+
 def questions_of(
     context: Context,
     params: Mapping[str, Any],
@@ -202,7 +207,7 @@ def _chart(kind: str, series: Mapping[str, list[list[float]]]) -> dict[str, Any]
 
 
 def _majority(context: Context) -> float:
-    labels = context.job.clean.labels
+    labels = context.job.clean.labels[~context.abstained]
     counts = np.bincount(labels[labels >= 0])
     return float(counts.max() / len(labels)) if len(counts) else 0.0
 

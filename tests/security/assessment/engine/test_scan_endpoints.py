@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -14,6 +15,11 @@ import numpy as np
 import psutil
 import pytest
 
+from models.conformal import Conformal
+from models.manifest import Tensor
+from models.output_policy import OutputPolicy
+from models.release import Release
+from sealgate.protocol.tensors import TensorSpec
 from security.assessment.targets.journal import Journal
 from security.assessment.targets.remote import RemoteLimits
 from security.commands import main
@@ -362,3 +368,110 @@ def test_a_damaged_journal_is_read_as_far_as_it_goes(tmp_path):
     (tmp_path / "asked.json").write_text("[]")
     with pytest.raises(AssessmentError, match="damaged"):
         Journal(tmp_path, {"a": 1})
+
+
+# What conformal prediction adds to answers, and takes of them.
+
+SURE = Conformal(
+    "p", "probability", 0.9, 0.3, 99, "a" * 64, "0" * 32, 0.5, waiver="public"
+)
+SPEC, SAID = TensorSpec("p", "FP32", (-1, 2)), TensorSpec("label", "INT64", (-1,))
+
+
+def abstaining(*, decides: bool, alone: bool = False) -> Peer:
+    """Answers where one class has .7 or more; 0 and -1 elsewhere, as a server does.
+
+    Alone, a class is all that leaves of an answer: no scores, and no set.
+    """
+    own = [Tensor(SPEC, labels=("0", "1")), *([Tensor(SAID)] if decides else [])]
+    policy = OutputPolicy(abstain=True, label_only=alone)
+    release = Release(policy, own, SURE)
+
+    def model(x):
+        scores = soft(x)["p"]
+        given = {"p": scores, "label": scores.argmax(axis=1)}
+        return dict(zip(release.names, release.answer(release.names, given)))
+
+    told = [item.described() for item in own if item.spec.name in release.names]
+    inside = Tensor(TensorSpec("p_set", "BOOL", (-1, 2)), labels=("0", "1")).described()
+    inside["parameters"]["made_from"] = "p"
+    outputs = (*told, *([inside] if release.added else []))
+    return Peer(model, outputs, parameters={"output_policy": policy.to_object()})
+
+
+@pytest.mark.parametrize(
+    ("decides", "alone"), list(itertools.product((True, False), repeat=2))
+)
+def test_a_row_that_it_abstains_from_has_no_class(tmp_path, scan_peer, decides, alone):
+    data = np.load(some_rows(tmp_path))
+    scores = soft(data["x"])["p"].astype(np.float32)
+    silent = ~(scores.max(axis=1) >= np.float32(0.7))
+    assert 3 < silent.sum() < 30
+    with listening(abstaining(decides=decides, alone=alone)) as peer:
+        assert scan_peer(peer, "--max-rows", "60") == 0
+    document = report(tmp_path, "out")
+    results = {r["check"]: r for r in document["results"]}
+    right = float((~silent).mean())  # every answer is right, and no other row is
+    assert results["answers"]["metrics"]["clean_accuracy"]["value"] == right
+    (found,) = [f for f in document["findings"] if f["rule"] == "answer-withheld"]
+    assert f"abstains from {silent.sum()} of 60 rows" in found["message"]
+    assert "answer-not-finite" not in {f["rule"] for f in document["findings"]}
+    evasion = results["evasion"]
+    assert evasion["conditions"]["abstentions"] == "not_turned"
+    # A row that is no longer answered is not turned: another class must be said.
+    listed = evasion["details"]["norms"]["linf"]["rows"]
+    turned = [place for place, row in enumerate(listed) if row["distance"]]
+    assert turned
+    broken = np.load(tmp_path / "out" / "adversarial-linf.npy")[turned]
+    again = dict(abstaining(decides=decides, alone=alone).model(broken))
+    own = np.array([listed[place]["label"] for place in turned])
+    if "p" in again:
+        assert again["p"].any(axis=1).all()
+        assert (again["p"].argmax(axis=1) != own).all()
+    else:
+        assert (again["label"] == 1 - own).all()
+
+
+def test_an_endpoint_that_answers_nothing_is_named(tmp_path, scan_peer, capsys):
+    peer = abstaining(decides=True)
+    peer.model = lambda x: {
+        "p": np.zeros((len(x), 2), np.float32),
+        "label": np.full(len(x), -1),
+        "p_set": np.ones((len(x), 2), np.bool_),
+    }
+    with listening(peer):
+        assert scan_peer(peer) == 2
+    assert (
+        "the endpoint abstains: it answers none of 30 rows" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("other", ["p", "q", ["p"], 7])
+def test_an_output_made_from_none_that_is_there_is_an_answer(
+    tmp_path, scan_peer, other
+):
+    """An endpoint that says otherwise hides nothing, and stops no scan."""
+    (stated,) = PROBABILITIES
+    outputs = ({**stated, "parameters": {"made_from": other}},)
+    with listening(Peer(soft, outputs)) as peer:
+        assert scan_peer(peer, "--max-queries", "60") == 0
+    assert report(tmp_path, "out")["target"]["output"] == "p"
+
+
+def test_ends_of_an_interval_are_not_the_answer(tmp_path, scan_peer):
+    """Of three numbers alike the last by name was taken: the upper end."""
+
+    def model(x):
+        middle = (x @ WEIGHTS)[:, :1].astype(np.float32)
+        return {"y": middle, "y_lower": middle - 5, "y_upper": middle + 5}
+
+    names = ("y", "y_lower", "y_upper")
+    outputs = [Tensor(TensorSpec(n, "FP32", (-1, 1))).described() for n in names]
+    for item in outputs[1:]:
+        item["parameters"] = {"made_from": "y"}
+    x = np.load(some_rows(tmp_path))["x"]
+    rows = save_npz(tmp_path / "n.npz", x, (x @ WEIGHTS)[:, 0].astype(float))
+    with listening(Peer(model, tuple(outputs))) as peer:
+        assert scan_peer(peer, "--data", str(rows), "--decision", "number") == 0
+    results = {r["check"]: r for r in report(tmp_path, "out")["results"]}
+    assert results["evasion"]["metrics"]["clean_mae"]["value"] < 1e-6
