@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from models.bundle import Bundle, read_bundle
 from models.data.targets import Target
 from models.report import Metric, Report
 from security.admission.clamped import Counting
+from security.admission.consistency import contradiction_steps
+from security.admission.rules import Requirement
 from security.admission.trained import training_contradictions
 from security.documents.model_card import model_card
 from security.errors import TrainingError
@@ -274,9 +277,9 @@ def lies(report: Report) -> Iterator[tuple[str, Report]]:
         name = "clamped_targets_noisy_sum"
         yield f"sum {total}", changed(report, "details", name, total)
     for name in ("steps_in_weights", "units", "noise_multiplier", "sample_rate"):
-        for other in (None, 0, 0.5, -1, "few", 10**400, 1e308, 1e-320):
+        for other in (None, 0, 0.5, -1, "few", 10**400, 1e308, 1e200, 1e-320):
             yield f"{name} {other}", changed(report, "conditions", name, other)
-    for share in (None, 0.0, 0.2, "much", -0.1, 1e-320, 10**400):
+    for share in (None, 0.0, 0.2, 3.0, "much", -0.1, 1e-320, 10**400):
         config: Any = json.loads(json.dumps(report.details["config"]))
         config["privacy"]["clamped_share"] = share
         if share is None:
@@ -290,7 +293,7 @@ def test_the_gate_refuses_every_other_figure(bundle: Bundle) -> None:
         found = [item for item in training_contradictions(lie) if "clamped" in item]
         assert found, name
         tried += 1
-    assert tried == 58
+    assert tried == 63
 
 
 def test_reports_of_earlier_releases_have_none(bundle: Bundle) -> None:
@@ -309,6 +312,51 @@ def test_reports_of_earlier_releases_have_none(bundle: Bundle) -> None:
     assert list(training_contradictions(earlier)) == []
     assert parse_object(config, where="it").clamped_share == 0
     assert parse_object(config, where="it").to_object() == config
+
+
+def test_more_of_the_norm_than_there_is_makes_no_figure_narrow(bundle: Bundle) -> None:
+    """Everything stated alike: a share of 3 would divide the noise by thirty."""
+    report = bundle.report("privacy")
+    total = report.details["clamped_targets_noisy_sum"]
+    config: Any = json.loads(json.dumps(report.details["config"]))
+    config["privacy"]["clamped_share"] = 3.0
+    names = ("noise_multiplier", "sample_rate", "steps_in_weights", "units")
+    noise, rate, steps, units = (report.conditions[name] for name in names)
+    made = Counting(3.0, noise, rate, steps, units)  # type: ignore[arg-type]
+    lie = replace(
+        changed(report, "details", "config", config),
+        metrics={
+            **report.metrics,
+            "clamped_targets": made.metric(total),
+            "clamped_targets_noise": Metric(made.noise),
+        },
+    )
+    (found,) = training_contradictions(lie)
+    assert "a share of the norm that no training has" in found
+
+
+@pytest.mark.parametrize("mechanism", ["dp_ebm_gaussian", "none", "poisson_gaussian"])
+def test_what_no_configuration_asks_for_is_not_told(
+    bundle: Bundle, mechanism: str
+) -> None:
+    """Not by whoever leaves the configuration out, nor of another mechanism."""
+    report = changed(bundle.report("privacy"), "conditions", "mechanism", mechanism)
+    config: Any = json.loads(json.dumps(report.details["config"]))
+    del config["data"]["target"]
+    without = changed(report, "details", "config", config)
+    found = [item for item in training_contradictions(without) if "asked for" in item]
+    assert len(found) == 3
+    bare = {"privacy": changed(report, "details", "config", None)}
+    asked = Requirement("privacy", ("trainer",), timedelta(days=1), {}, ())
+    required = {"privacy": asked}
+    refused = [str(error) for error in contradiction_steps(bundle, bare, required)]
+    assert sum("clamped_targets" in text and "asked" in text for text in refused) == 3
+
+
+@pytest.mark.parametrize("data", ["all", None, 7, [], {"target": 7}])
+def test_a_configuration_that_is_none_is_refused(data: Any) -> None:
+    with pytest.raises(TrainingError):
+        parse_object({"data": data, "privacy": {}}, where="it")
 
 
 # What is asked for
