@@ -23,8 +23,8 @@ def coverage_contradictions(
 
     1. Coverage was measured of a quantile, which the manifest has.
     2. A quantile whose answers were assessed was measured, too.
-    3. It was this one, and it states as much; reports of earlier releases say nothing of
-       how rows were divided.
+    3. It was this one, and it states as much. How rows were divided, reports of
+       earlier releases do not say.
     4. No report rests on the rows that calibrated, nor does the coverage.
 
     Args:

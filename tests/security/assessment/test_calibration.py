@@ -109,11 +109,11 @@ def test_nobody_calibrates_again_until_the_quantile_is_small(rows: Holdout) -> N
 @pytest.mark.parametrize(
     ("epsilon", "places", "said"),
     [
-        (None, lambda count: np.arange(count), "of_these_rows"),
+        (None, np.arange, "of_these_rows"),
         (None, lambda count: np.arange(1, count), "of_other_rows"),
         # Some of them twice: the key is the same, and the quantile is not.
         (None, lambda count: np.arange(2 * count) % count, "of_other_rows"),
-        (50.0, lambda count: np.arange(count), "drawn"),
+        (50.0, np.arange, "drawn"),
     ],
 )
 def test_evidence_says_of_which_rows_the_calibration_is(
