@@ -32,6 +32,7 @@ from security.training.checkpoint import (
 from security.training.config import load_config, parse_config, parse_object
 from security.training.data import load_split
 from security.training.examples import Examples
+from security.training.gradient_methods import METHODS
 from security.training.gradients import binary_cross_entropy
 from security.training.guarantee import make_plan
 from security.training.ledger import Ledger
@@ -108,17 +109,62 @@ def test_every_step_tells_how_many_units_were_clamped() -> None:
 
 
 def test_it_has_the_noise_of_every_other_coordinate() -> None:
-    long = Mechanism(1.0, 2.0, 400)
-    outcome = trained(owned(), mechanism=long, randomness=SeededRandomness(3))
-    off = (outcome.clamped - 2.0 * 400) / (2.0 / 0.3 * math.sqrt(400))
-    assert 0.01 < abs(off) < 4
+    long, kept = Mechanism(1.0, 2.0, 400), Keeping()
+    outcome = trained(
+        owned(), mechanism=long, randomness=SeededRandomness(3), monitor=kept
+    )
+    each = np.diff([0.0, *(state.clamped for state in kept.states)]) - 2.0
+    assert np.std(each) == pytest.approx(2.0 / 0.3, rel=0.12)
+    assert 0 < abs(np.mean(each)) < 4 * 2.0 / 0.3 / math.sqrt(400)
     # Each step draws a number for each weight, one for the loss, and one for this.
     assert outcome.record.draws == 400 * (4 + 1 + 1)
 
 
-def test_what_one_unit_adds_keeps_the_norm() -> None:
-    parts = (RECIPE.gradient_norm, 0.2, 0.3)
-    assert math.hypot(*parts) == pytest.approx(RECIPE.max_grad_norm)
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("physical", [0, 1])
+def test_what_one_unit_adds_keeps_the_norm(
+    clipping: str, method: str, physical: int
+) -> None:
+    """Of a step that was taken: the weights' way, the loss and the count."""
+    body = torch.nn.Sequential(torch.nn.Linear(3, 1))
+    before = torch.nn.utils.parameters_to_vector(body.parameters()).detach().clone()
+    # Two rows of one owner, both wrong by far, both beyond the range.
+    rows = torch.full((2, 3), 1e4)
+    truth = (body(rows).detach()[:, 0] < 0).float()
+    one = Examples(
+        rows, truth, torch.zeros(2, dtype=torch.int64), torch.ones(1).double()
+    )
+    recipe = replace(
+        RECIPE,
+        max_grad_norm=0.7,
+        expected_batch=1,
+        learning_rate=1.0,
+        clipping=clipping,
+        physical_batch=physical,
+    )
+    told: list[float] = []
+
+    class Listening(Monitor):
+        def after(self, report: Any, state: Any) -> None:
+            told.append(state().loss)
+
+    outcome = train_private(
+        body,
+        one,
+        mechanism=Mechanism(1.0, 2.0, 1),
+        recipe=recipe,
+        randomness=Silent(),
+        method=method,
+        objective=binary_cross_entropy,
+        monitor=Listening(),
+    )
+    after = torch.nn.utils.parameters_to_vector(body.parameters()).detach()
+    parts = [float((after - before).norm()), 0.7 * 0.2 * told[0]]
+    assert told == pytest.approx([1.0])
+    assert outcome.clamped == pytest.approx(1.0)
+    parts.append(0.7 * 0.3 * outcome.clamped)
+    assert math.hypot(*parts) == pytest.approx(0.7, rel=1e-3)
 
 
 def test_a_training_that_counts_must_know_whose() -> None:
