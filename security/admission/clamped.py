@@ -30,6 +30,8 @@ __all__ = [
 # Of a report: the metric, its condition and its details; the deviation of its noise.
 COUNT, NOISE = "clamped_targets", "clamped_targets_noise"
 NOISY_SUM = "clamped_targets_noisy_sum"
+# The most of the norm that a configuration may give it.
+_MOST = 0.5
 # What the condition says: how it was counted.
 NOISY, EXACT = "noisy_in_mechanism", "all_public_rows"
 
@@ -81,8 +83,8 @@ class Counting:
         found = noisy_sum / seen / self.units
         sampled = (1 - self.sample_rate) / seen / self.units
         half = _DEVIATIONS**2 * sampled / 2
-        inside = self.noise**2 + max(0.0, found) * sampled + sampled * half / 2
-        wide = _DEVIATIONS * math.sqrt(inside)
+        batches = math.sqrt(max(0.0, found) * sampled + sampled * half / 2)
+        wide = _DEVIATIONS * math.hypot(self.noise, batches)
         return Metric(
             _share(found),
             n=self.units,
@@ -96,8 +98,8 @@ def clamped_contradictions(privacy: Report, config: Mapping[str, Any]) -> Found:
     """The figure follows from its noisy sum, and is there where it was asked for.
 
     Args:
-        privacy: of a training with DP-SGD, or without privacy on public rows.
-        config: the configuration that it carries.
+        privacy: of any training: where nothing is asked for, nothing may be told.
+        config: the configuration that it carries; empty where it carries none.
     """
     share, private = _asked(config), privacy.conditions.get("mechanism") != "none"
     if not share:
@@ -110,7 +112,9 @@ def clamped_contradictions(privacy: Report, config: Mapping[str, Any]) -> Found:
     yield from differ(
         "privacy", privacy.conditions, {COUNT: NOISY if private else EXACT}
     )
-    if COUNT not in privacy.metrics:
+    if not 0 < share <= _MOST:
+        yield f"privacy: {COUNT} has a share of the norm that no training has"
+    elif COUNT not in privacy.metrics:
         yield f"privacy: {COUNT} is not in the report"
     elif private:
         yield from _noisy(privacy, share)
@@ -134,7 +138,7 @@ def _noisy(privacy: Report, share: float) -> Found:
         number(stated.get(name)) for name in ("noise_multiplier", "sample_rate")
     )
     steps, units = (number(stated.get(name)) for name in ("steps_in_weights", "units"))
-    parts = 0 < share < math.inf and 0 < noise < math.inf and 0 < rate <= 1
+    parts = 0 < noise < math.inf and 0 < rate <= 1
     counts = 1 <= steps < math.inf and 1 <= units < math.inf  # NaN compares false
     if not (parts and counts and math.isfinite(total)):
         yield f"privacy: what {COUNT} is made of is not stated"

@@ -21,6 +21,7 @@ from models.bundle import MODEL_FILE, Bundle
 from models.report import Dataset, Report
 from sealgate.errors import JsonError
 from sealgate.protocol import strict_json
+from security.admission.clamped import clamped_contradictions
 from security.admission.coverage import coverage_contradictions
 from security.admission.regression import regression_contradictions
 from security.admission.rules import Requirement
@@ -82,6 +83,8 @@ def _contradictions(
         yield from _side_by_side(privacy, provenance)
     if privacy is not None and "config" in privacy.details:
         yield from training_contradictions(privacy)
+    elif privacy is not None:
+        yield from clamped_contradictions(privacy, {})
     if privacy is not None:
         yield from ebm_terms(privacy, bundle.manifest.columns)
 

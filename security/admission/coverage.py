@@ -23,7 +23,8 @@ def coverage_contradictions(
 
     1. Coverage was measured of a quantile, which the manifest has.
     2. A quantile whose answers were assessed was measured, too.
-    3. It was this one, and it states as much.
+    3. It was this one, and it states as much. How rows were divided, reports of
+       earlier releases do not say.
     4. No report rests on the rows that calibrated, nor does the coverage.
 
     Args:
@@ -56,6 +57,11 @@ def _of_report(stated: Conformal, quality: Report) -> Iterator[str]:
         yield "quality: another coverage is stated than in the manifest"
     if told.get("calibration_private") is not (stated.epsilon is not None):
         yield "quality: it says of the calibration's privacy what the manifest does not"
+    keys = ("of_these_rows", "of_other_rows") if stated.epsilon is None else ("drawn",)
+    if told.get("calibration_split", keys[0]) not in keys:
+        yield "quality: it says of the calibration's key what the manifest does not"
+    if told.get("calibration_share", stated.split_share) != stated.split_share:
+        yield "quality: another share calibrates than in the manifest"
     rows = told.get("coverage_rows_sha256")
     if rows in (None, stated.rows_sha256):
         yield "quality: coverage was measured on the rows that it was found on"

@@ -82,13 +82,13 @@ def training_contradictions(privacy: Report) -> Found:
     if not isinstance(config, dict):
         yield "privacy: the configuration is not a table"
         return
+    yield from clamped_contradictions(privacy, config)
     told = Training(privacy, config)
     if privacy.conditions.get("mechanism") == "none":
         personal = told.section("data").get("personal")
         yield from differ("privacy", privacy.conditions, {"personal_data": personal})
         if told.section("privacy").get("mechanism") != "none":
             yield "privacy: the configuration asks for a mechanism"
-        yield from clamped_contradictions(privacy, config)
         return
     if privacy.conditions.get("mechanism") == EBM_MECHANISM:
         yield from ebm_contradictions(privacy, config)
@@ -99,7 +99,6 @@ def training_contradictions(privacy: Report) -> Found:
         yield from differ("privacy", privacy.conditions, origins)
     yield from _ranges(told)
     yield from _metrics(privacy)
-    yield from clamped_contradictions(privacy, config)
     ids = [check.id for check in privacy.checks]
     if set(ids) != _CHECKS or len(ids) != len(_CHECKS):
         yield f"privacy: its checks are not {', '.join(sorted(_CHECKS))}"

@@ -157,7 +157,8 @@ def calibrate(
     private = wanted.epsilon is not None
     key = secrets.token_hex(_KEY_BYTES) if private else key_of(every)
     mask = is_calibrating(every, key, wanted.share)
-    order = np.argsort(keyed(every, f"{key} of an owner"), kind="stable")
+    # Of equal rows the truth decides, not which the file has first.
+    order = np.lexsort((job.labels, keyed(every, f"{key} of an owner")))
     kept = _one_of_each(mask, None if units is None else units[job.places], order)
     rank(int(kept.sum()), wanted.coverage)
     scale = _scale(job, answer, wanted.scale)
@@ -272,11 +273,14 @@ def split_of(job: Job, conformal: Conformal) -> str:
     """Whether the key that divides rows is the one of a job's rows.
 
     It is "drawn" where the quantile is private; else "of_these_rows", or
-    "of_other_rows": then who calibrated chose among sets of rows, perhaps.
+    "of_other_rows": then who calibrated chose among sets of rows, perhaps, or had
+    some of these more than once.
     """
     if conformal.epsilon is not None:
         return "drawn"
-    own = key_of(row_bytes(job)) == conformal.split_key
+    every = row_bytes(job)
+    most = int(is_calibrating(every, conformal.split_key, conformal.split_share).sum())
+    own = key_of(every) == conformal.split_key and conformal.rows <= most
     return "of_these_rows" if own else "of_other_rows"
 
 

@@ -76,7 +76,8 @@ def curve_lines(operator: str, low: Floats, high: Floats) -> Lines:
 
     Args:
         operator: of `CURVES`.
-        low: the lower ends; NaN, or an infinite one, gives NaN.
+        low: the lower ends; NaN, or an infinite one, gives NaN, or a line
+            that holds all the same.
         high: the upper ends, of the same shape.
 
     >>> [item.round(3).item() for item in curve_lines("Tanh", *np.array([-1.0, 1.0]))]

@@ -97,7 +97,7 @@ def parse_object(value: Mapping[str, Any], *, where: str) -> TrainingConfig:
     if isinstance(data, dict) and data.get("source"):
         value = {**value, "data": {"row_identity": 1, **data}}
     privacy = value.get("privacy")
-    if isinstance(privacy, dict) and value.get("data", {}).get("target"):
+    if isinstance(privacy, dict) and isinstance(data, dict) and data.get("target"):
         # One that does not say was written before anything was counted, or says 0.
         value = {**value, "privacy": {"clamped_share": 0.0, **privacy}}
     return read_object(value, TrainingConfig, broken, where=where, error=TrainingError)

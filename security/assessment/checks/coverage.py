@@ -185,6 +185,7 @@ def _conditions(own: Conformal, digest: str) -> dict[str, Condition]:
         "coverage_interval": "wilson",
         "coverage_rows_sha256": digest,
         "calibration_rows_sha256": own.rows_sha256,
+        "calibration_share": own.split_share,
         "calibration_private": own.epsilon is not None,
         **({} if own.epsilon is None else {"calibration_epsilon": own.epsilon}),
         **({} if own.delta is None else {"calibration_delta": own.delta}),

@@ -211,9 +211,10 @@ class RemoteTarget:
             for index, place in enumerate(places):
                 answers[place] = {name: value[index] for name, value in outputs.items()}
             left = left[len(places) :]
-        return {
-            name: np.stack([answer[name] for answer in answers]) for name in answers[0]
-        }
+        names = [name for name in answers[0] if name not in self.added]
+        if not names or any(name not in item for name in names for item in answers):
+            raise AssessmentError("the endpoint does not answer with its own outputs")
+        return {name: np.stack([item[name] for item in answers]) for name in names}
 
     def _asked(self, rows: Rows) -> dict[str, Any] | None:
         """Answers, kept; or None: the endpoint takes fewer rows at once."""
@@ -242,11 +243,12 @@ class RemoteTarget:
         filled = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
         inputs = self.spec.feeds(filled, self.shape, self.texts)
         outputs = self._patiently(lambda: self._client.infer(self._model, inputs))
-        return {
-            name: _texts(value[: len(rows)])
-            for name, value in outputs.items()
-            if name not in self.added
-        }
+        found = {name: _texts(value)[: len(rows)] for name, value in outputs.items()}
+        if any(len(value) != len(rows) for value in found.values()):
+            raise AssessmentError(
+                f"the endpoint does not answer each of {len(rows)} rows"
+            )
+        return found
 
     def _patiently(self, call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         for attempt in range(1, self._limits.attempts + 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,31 +83,50 @@ def test_nobody_calibrates_again_until_the_quantile_is_small(rows: Holdout) -> N
     whole = np.arange(len(rows))
     first = found(whole)
     assert first == found(whole)
-    turned = found(whole[::-1])
-    assert (turned.split_key, turned.quantile) == (first.split_key, first.quantile)
+    back = found(whole[::-1])
+    assert (back.split_key, back.quantile) == (first.split_key, first.quantile)
     assert found(np.append(whole, whole[:9])).split_key == first.split_key
     # More may calibrate; those that did still do.
     more = calibrate(bundle, rows, replace(wanted, share=0.8)).conformal
     assert more.split_key == first.split_key
+    # Of an owner's equal rows with another truth, too, the order chooses none.
+    both = replace(
+        rows,
+        features=np.concatenate([rows.features] * 2),
+        labels=np.append(rows.labels, 1 - rows.labels),
+    )
+    twice = np.append(units, units)
+    turned = replace(both, features=both.features[::-1], labels=both.labels[::-1])
+    assert (
+        calibrate(bundle, both, wanted, units=twice).conformal.quantile
+        == calibrate(bundle, turned, wanted, units=twice[::-1]).conformal.quantile
+    )
     # Other rows have another key: evidence on all of them says so.
     fewer = found(whole[1:])
     assert fewer.split_key != first.split_key
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "dropped", "said"),
+    ("epsilon", "places", "said"),
     [
-        (None, 0, "of_these_rows"),
-        (None, 1, "of_other_rows"),
-        (50.0, 0, "drawn"),
+        (None, np.arange, "of_these_rows"),
+        (None, lambda count: np.arange(1, count), "of_other_rows"),
+        # Some of them twice: the key is the same, and the quantile is not.
+        (None, lambda count: np.arange(2 * count) % count, "of_other_rows"),
+        (50.0, np.arange, "drawn"),
     ],
 )
 def test_evidence_says_of_which_rows_the_calibration_is(
-    rows: Holdout, tmp_path: Path, epsilon: float | None, dropped: int, said: str
+    rows: Holdout,
+    tmp_path: Path,
+    epsilon: float | None,
+    places: Callable[[int], np.ndarray],
+    said: str,
 ) -> None:
     folder = trained.copy(tmp_path / "bundle")
     wanted = replace(PUBLIC, coverage=0.5, epsilon=epsilon)
-    own = replace(rows, features=rows.features[dropped:], labels=rows.labels[dropped:])
+    chosen = places(len(rows))
+    own = replace(rows, features=rows.features[chosen], labels=rows.labels[chosen])
     made = calibrate(read_bundle(folder), own, wanted)
     after = restrict(folder, conformal=made.conformal, answer=made.answer)
     options = Options(profile="assess", checks=("quality",))
@@ -114,6 +134,7 @@ def test_evidence_says_of_which_rows_the_calibration_is(
     stated = coverage_of(Context(job, target)).conditions
     assert stated["calibration_split"] == said
     assert stated["calibration_rows_sha256"] == made.conformal.rows_sha256
+    assert stated["calibration_share"] == 0.5
 
 
 def test_one_row_of_each_owner(rows: Holdout) -> None:
@@ -242,6 +263,20 @@ def test_evidence_and_manifest_are_held_together() -> None:
     assert "was not measured" in told(OWN, bundles_quality())
     other = replace(OWN, quantile=0.4)
     assert "another quantile" in told(other, report())
+    for name, value, words in (
+        ("calibration_split", "drawn", "the calibration's key"),
+        ("calibration_split", "mine", "the calibration's key"),
+        ("calibration_share", 0.9, "another share"),
+    ):
+        made = report()
+        lie = replace(made, conditions={**made.conditions, name: value})
+        assert words in told(OWN, lie)
+    paid = replace(OWN, epsilon=1.0, delta=1e-6, waiver=None)
+    conditions = {"conformal_sha256": paid.sha256, "calibration_private": True}
+    made = replace(report(), conditions={**report().conditions, **conditions})
+    assert not told(paid, made)
+    lie = {**made.conditions, "calibration_split": "of_these_rows"}
+    assert "the calibration's key" in told(paid, replace(made, conditions=lie))
     rows = Dataset("rows", "holdout", 99, "a" * 64)
     assert "very rows" in told(OWN, report(datasets=(rows,)))
     assert not list(coverage_contradictions(OWN, {}))

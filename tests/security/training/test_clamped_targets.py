@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from models.bundle import Bundle, read_bundle
 from models.data.targets import Target
 from models.report import Metric, Report
 from security.admission.clamped import Counting
+from security.admission.consistency import contradiction_steps
+from security.admission.rules import Requirement
 from security.admission.trained import training_contradictions
 from security.documents.model_card import model_card
 from security.errors import TrainingError
@@ -29,6 +32,7 @@ from security.training.checkpoint import (
 from security.training.config import load_config, parse_config, parse_object
 from security.training.data import load_split
 from security.training.examples import Examples
+from security.training.gradient_methods import METHODS
 from security.training.gradients import binary_cross_entropy
 from security.training.guarantee import make_plan
 from security.training.ledger import Ledger
@@ -105,17 +109,62 @@ def test_every_step_tells_how_many_units_were_clamped() -> None:
 
 
 def test_it_has_the_noise_of_every_other_coordinate() -> None:
-    long = Mechanism(1.0, 2.0, 400)
-    outcome = trained(owned(), mechanism=long, randomness=SeededRandomness(3))
-    off = (outcome.clamped - 2.0 * 400) / (2.0 / 0.3 * math.sqrt(400))
-    assert 0.01 < abs(off) < 4
+    long, kept = Mechanism(1.0, 2.0, 400), Keeping()
+    outcome = trained(
+        owned(), mechanism=long, randomness=SeededRandomness(3), monitor=kept
+    )
+    each = np.diff([0.0, *(state.clamped for state in kept.states)]) - 2.0
+    assert np.std(each) == pytest.approx(2.0 / 0.3, rel=0.12)
+    assert 0 < abs(np.mean(each)) < 4 * 2.0 / 0.3 / math.sqrt(400)
     # Each step draws a number for each weight, one for the loss, and one for this.
     assert outcome.record.draws == 400 * (4 + 1 + 1)
 
 
-def test_what_one_unit_adds_keeps_the_norm() -> None:
-    parts = (RECIPE.gradient_norm, 0.2, 0.3)
-    assert math.hypot(*parts) == pytest.approx(RECIPE.max_grad_norm)
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("physical", [0, 1])
+def test_what_one_unit_adds_keeps_the_norm(
+    clipping: str, method: str, physical: int
+) -> None:
+    """Of a step that was taken: the weights' way, the loss and the count."""
+    body = torch.nn.Sequential(torch.nn.Linear(3, 1))
+    before = torch.nn.utils.parameters_to_vector(body.parameters()).detach().clone()
+    # Two rows of one owner, both wrong by far, both beyond the range.
+    rows = torch.full((2, 3), 1e4)
+    truth = (body(rows).detach()[:, 0] < 0).float()
+    one = Examples(
+        rows, truth, torch.zeros(2, dtype=torch.int64), torch.ones(1).double()
+    )
+    recipe = replace(
+        RECIPE,
+        max_grad_norm=0.7,
+        expected_batch=1,
+        learning_rate=1.0,
+        clipping=clipping,
+        physical_batch=physical,
+    )
+    told: list[float] = []
+
+    class Listening(Monitor):
+        def after(self, report: Any, state: Any) -> None:
+            told.append(state().loss)
+
+    outcome = train_private(
+        body,
+        one,
+        mechanism=Mechanism(1.0, 2.0, 1),
+        recipe=recipe,
+        randomness=Silent(),
+        method=method,
+        objective=binary_cross_entropy,
+        monitor=Listening(),
+    )
+    after = torch.nn.utils.parameters_to_vector(body.parameters()).detach()
+    parts = [float((after - before).norm()), 0.7 * 0.2 * told[0]]
+    assert told == pytest.approx([1.0])
+    assert outcome.clamped == pytest.approx(1.0)
+    parts.append(0.7 * 0.3 * outcome.clamped)
+    assert math.hypot(*parts) == pytest.approx(0.7, rel=1e-3)
 
 
 def test_a_training_that_counts_must_know_whose() -> None:
@@ -274,9 +323,9 @@ def lies(report: Report) -> Iterator[tuple[str, Report]]:
         name = "clamped_targets_noisy_sum"
         yield f"sum {total}", changed(report, "details", name, total)
     for name in ("steps_in_weights", "units", "noise_multiplier", "sample_rate"):
-        for other in (None, 0, 0.5, -1, "few", 10**400, 1e308, 1e-320):
+        for other in (None, 0, 0.5, -1, "few", 10**400, 1e308, 1e200, 1e-320):
             yield f"{name} {other}", changed(report, "conditions", name, other)
-    for share in (None, 0.0, 0.2, "much", -0.1, 1e-320, 10**400):
+    for share in (None, 0.0, 0.2, 3.0, "much", -0.1, 1e-320, 10**400):
         config: Any = json.loads(json.dumps(report.details["config"]))
         config["privacy"]["clamped_share"] = share
         if share is None:
@@ -290,7 +339,7 @@ def test_the_gate_refuses_every_other_figure(bundle: Bundle) -> None:
         found = [item for item in training_contradictions(lie) if "clamped" in item]
         assert found, name
         tried += 1
-    assert tried == 58
+    assert tried == 63
 
 
 def test_reports_of_earlier_releases_have_none(bundle: Bundle) -> None:
@@ -309,6 +358,51 @@ def test_reports_of_earlier_releases_have_none(bundle: Bundle) -> None:
     assert list(training_contradictions(earlier)) == []
     assert parse_object(config, where="it").clamped_share == 0
     assert parse_object(config, where="it").to_object() == config
+
+
+def test_more_of_the_norm_than_there_is_makes_no_figure_narrow(bundle: Bundle) -> None:
+    """Everything stated alike: a share of 3 would divide the noise by thirty."""
+    report = bundle.report("privacy")
+    total = report.details["clamped_targets_noisy_sum"]
+    config: Any = json.loads(json.dumps(report.details["config"]))
+    config["privacy"]["clamped_share"] = 3.0
+    names = ("noise_multiplier", "sample_rate", "steps_in_weights", "units")
+    noise, rate, steps, units = (report.conditions[name] for name in names)
+    made = Counting(3.0, noise, rate, steps, units)  # type: ignore[arg-type]
+    lie = replace(
+        changed(report, "details", "config", config),
+        metrics={
+            **report.metrics,
+            "clamped_targets": made.metric(total),
+            "clamped_targets_noise": Metric(made.noise),
+        },
+    )
+    (found,) = training_contradictions(lie)
+    assert "a share of the norm that no training has" in found
+
+
+@pytest.mark.parametrize("mechanism", ["dp_ebm_gaussian", "none", "poisson_gaussian"])
+def test_what_no_configuration_asks_for_is_not_told(
+    bundle: Bundle, mechanism: str
+) -> None:
+    """Not by whoever leaves the configuration out, nor of another mechanism."""
+    report = changed(bundle.report("privacy"), "conditions", "mechanism", mechanism)
+    config: Any = json.loads(json.dumps(report.details["config"]))
+    del config["data"]["target"]
+    without = changed(report, "details", "config", config)
+    found = [item for item in training_contradictions(without) if "asked for" in item]
+    assert len(found) == 3
+    bare = {"privacy": changed(report, "details", "config", None)}
+    asked = Requirement("privacy", ("trainer",), timedelta(days=1), {}, ())
+    required = {"privacy": asked}
+    refused = [str(error) for error in contradiction_steps(bundle, bare, required)]
+    assert sum("clamped_targets" in text and "asked" in text for text in refused) == 3
+
+
+@pytest.mark.parametrize("data", ["all", None, 7, [], {"target": 7}])
+def test_a_configuration_that_is_none_is_refused(data: Any) -> None:
+    with pytest.raises(TrainingError):
+        parse_object({"data": data, "privacy": {}}, where="it")
 
 
 # What is asked for

@@ -458,6 +458,23 @@ def test_an_output_made_from_none_that_is_there_is_an_answer(
     assert report(tmp_path, "out")["target"]["output"] == "p"
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (lambda x: {"p_set": soft(x)["p"] > 0.3}, "not answer with its own outputs"),
+        (lambda x: {"p": soft(x)["p"][1:]}, "not answer each of"),
+        (lambda x: {"p" if len(x) > 5 else "q": soft(x)["p"]}, "its own outputs"),
+    ],
+    ids=["only what is made from it", "fewer rows", "another one later"],
+)
+def test_answers_that_are_not_what_it_says(tmp_path, scan_peer, capsys, model, words):
+    made = Tensor(TensorSpec("p_set", "BOOL", (-1, 2))).described()
+    made["parameters"] = {"made_from": "p"}
+    with listening(Peer(model, (*PROBABILITIES, made), max_rows=8)) as peer:
+        assert scan_peer(peer) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_ends_of_an_interval_are_not_the_answer(tmp_path, scan_peer):
     """Of three numbers alike the last by name was taken: the upper end."""
 
