@@ -139,6 +139,40 @@ def test_a_large_body_is_not_read_before_it_is_asked_for() -> None:
     play(Echo(straight=True, after_s=0.5), scene)
 
 
+def test_nor_is_one_behind_another_request() -> None:
+    """What waited for its turn is parsed then; what follows waits as ever."""
+    body = os.urandom(SIZE)
+
+    async def scene(client: Client, made: Made) -> None:
+        client.writer.write(head(1) + b"a" + head(SIZE) + body[:1000])
+        await client.take()
+        while not made[0].left:  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(0.001)
+        assert made[0].flow.read_paused
+        client.writer.write(body[1000:])
+        assert (await client.take())[2].decode() == hashlib.sha256(body).hexdigest()
+
+    play(Echo(straight=True, after_s=0.3), scene)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_target_without_a_path_is_refused(
+    size: int, apart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn fails on it, which is no reason to log where."""
+    fields = head(size).replace(b"POST /", b"POST http://x")
+
+    async def scene(client: Client, _: Made) -> None:
+        client.writer.write(fields)
+        await asyncio.sleep(0.02 * apart)
+        client.writer.write(bytes(size))
+        assert (await client.take())[0] == 400
+
+    play(Echo(straight=True), scene)
+    assert not caplog.records
+
+
 def test_a_body_that_looks_like_heads() -> None:
     """Its bytes are nobody's head, and the next head is parsed by a fresh parser."""
     body = b"GET /x HTTP/1.1\r\nhost: y\r\n\r\n" * 10
