@@ -13,9 +13,9 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from security.settings.service import ServiceSettings
-from service.http.bodies import ArrivingBody
+from service.http.bodies import LARGE_BYTES, ArrivingBody
 from service.http.connections import bounded_protocol
-from service.http.direct import DIRECT_BODY, DIRECT_BYTES
+from service.http.direct import DIRECT_BODY, DIRECT_BYTES, DirectBody
 from service.http.intake import Intake, Visit
 from service.http.protocol import BoundedProtocol
 from service.telemetry.metrics import Metrics
@@ -63,6 +63,10 @@ def play(app: Echo, scene: Callable[[Client, Made], Awaitable[None]]) -> None:
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             made.append(self)
+
+        def arrived(self, data: memoryview) -> None:
+            super().arrived(data)
+            data[:] = bytes(len(data))  # as if another connection had been read
 
         def _may_be_whole(self) -> bool:
             return False
@@ -171,6 +175,31 @@ def test_a_target_without_a_path_is_refused(
 
     play(Echo(straight=True), scene)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("size", [3000, LARGE_BYTES + 3000])
+def test_nothing_of_what_was_taken_is_kept_meanwhile(size: int) -> None:
+    """A slow client's body takes what it declares, and not its first reads besides."""
+    portions = [bytearray(b"a" * 1000), bytearray(b"b" * 1000), bytearray(size - 2000)]
+    given = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal given
+        portions[given].clear()  # fails as long as anybody sees it
+        given += 1
+        data, more = memoryview(portions[given]), given < 2
+        return {"type": "http.request", "body": data, "more_body": more}
+
+    async def read() -> None:
+        visit = Visit(Intake(SETTINGS, Metrics()))
+        scope = {"headers": [(b"content-length", b"%d" % size)]}
+        direct = DirectBody(early=memoryview(portions[0]))
+        body = ArrivingBody(scope, receive, visit, SETTINGS, direct)
+        content = bytes(await body.read())
+        body.release()
+        assert content == b"a" * 1000 + b"b" * 1000 + bytes(size - 2000)
+
+    asyncio.run(read())
 
 
 def test_a_body_that_looks_like_heads() -> None:

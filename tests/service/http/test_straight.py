@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,21 @@ def test_what_never_came_whole_is_not_kept(rooms: Rooms, leaves: bool) -> None:
         await leave(client)
 
     play(rooms, scene, **BOUNDS)
+
+
+def test_nothing_is_kept_of_a_body_that_cannot_be_opened(rooms: Rooms) -> None:
+    """Nor the request itself, without the collector: an error has a traceback."""
+    request = rooms.gateway.begin(SIZE)
+    data = bytearray(1000)
+    request.feed(memoryview(data))
+    data.clear()  # fails as long as anybody sees it
+    kept = weakref.ref(request)
+    gc.disable()
+    try:
+        del request
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("left", [LAST, SIZE // 2])
