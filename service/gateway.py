@@ -347,7 +347,8 @@ class LargeRequest:
             try:
                 self._receiver.feed(data)
             except SealgateError as error:
-                self._error = error
+                # Its traceback would hold the request, and what it was given.
+                self._error = error.with_traceback(None)
             self.seconds += time.perf_counter() - began
 
     def finish(self) -> Opened:

@@ -167,6 +167,7 @@ class ArrivingBody:
         early = b"" if self._direct is None else self._direct.take_early()
         size = self._count(0, early)
         take(early)
+        del early  # all that was read with it would stay
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
@@ -178,6 +179,7 @@ class ArrivingBody:
                 self.complete = True
                 self._watch_later()
                 return
+            del message, chunk
 
     def _count(self, size: int, chunk: Body) -> int:
         size += len(chunk)

@@ -28,6 +28,11 @@ class Flow(FlowControl):
         self.held = True
         self.pause_reading()
 
+    def wait(self) -> None:
+        """Read nothing more before a body is asked for."""
+        self.held = False
+        self.pause_reading()
+
     def read_on(self) -> None:
         """Read again."""
         self.held = False

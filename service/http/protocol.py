@@ -124,11 +124,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Close the connection that has waited longest, or this one."""
-        waiting = [
+        # One that is being closed is among them until the turn ends.
+        staying = [
             other
             for other in self.connections
-            if isinstance(other, BoundedProtocol) and other is not self and other.waits
+            if isinstance(other, BoundedProtocol) and not other.transport.is_closing()
         ]
+        if len(staying) <= self.bounds.max_connections:
+            return
+        waiting = [other for other in staying if other is not self and other.waits]
         if waiting:
             min(waiting, key=lambda other: other.waiting_since).transport.abort()
             return
@@ -316,6 +320,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
         elif not (self._ended or self.transport.is_closing()):
             self._ended, self._unread, self._early = True, b"", None
+            self._rest.early = b""
+            if isinstance(self.cycle, RequestResponseCycle):  # nobody will ask for it
+                self.cycle.body = bytearray()
             self.until = self.loop.time() + self.bounds.head_timeout_s
             if self.transport.can_write_eof():
                 self.transport.write_eof()
@@ -389,17 +396,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {DIRECT_BODY: {"rest": self._rest}}
         try:
             super().on_headers_complete()
-        except (HttpParserError, ValueError):
+        except (HttpParserError, ValueError, AttributeError):  # it has no path
             raise Problem("malformed-http", "the target is not one") from None
         self.cycle.transport = Ending(self.transport, self.end)  # type: ignore[assignment]
-        if self.left >= DIRECT_BYTES:  # until somebody asks for it
-            self.flow.pause_reading()
+        if self.left >= DIRECT_BYTES:
+            self.flow.wait()
 
     def _may_be_whole(self) -> bool:
         """Whether a request that is there whole could be answered here."""
-        cycle: RequestResponseCycle | None = self.cycle
         return (
-            (cycle is None or cycle.response_complete)
+            self.waits
             and not (self._last or self.flow.write_paused)
             and self.limit_concurrency is None
         )
@@ -414,13 +420,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._early = None
         body = b"".join(early)
         scheme = b"http" if self.scheme == "http" else b"https"
+        path = self.url.partition(b"?")[0]
         request = Request(
-            method,
-            scheme,
-            self._framing.authority,
-            self.url.partition(b"?")[0],
-            tuple(self.headers),
-            body,
+            method, scheme, self._framing.authority, path, tuple(self.headers), body
         )
         if self._first and not self._framing.chunked:
             self._raw = self._first[: len(self._first) - len(body)]

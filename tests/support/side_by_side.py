@@ -72,7 +72,7 @@ class House:
             settings, rooms.routes.metrics, self.guard
         )
         self._stack = AsyncExitStack()
-        self._port = 0
+        self.address = ("127.0.0.1", 0)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[House]:
@@ -84,7 +84,7 @@ class House:
             "127.0.0.1",
             0,
         )
-        self._port = server.sockets[0].getsockname()[1]
+        self.address = server.sockets[0].getsockname()
         async with self._stack:
             yield self
             # Nothing is kept that was taken.
@@ -93,7 +93,7 @@ class House:
         server.close()
 
     async def connect(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self._port))
+        client = Client(*await asyncio.open_connection(*self.address))
         self._stack.callback(client.writer.close)
         return client
 

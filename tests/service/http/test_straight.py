@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import socket
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,71 @@ def test_what_never_came_whole_is_not_kept(rooms: Rooms, leaves: bool) -> None:
         await leave(client)
 
     play(rooms, scene, **BOUNDS)
+
+
+def test_nothing_is_kept_of_a_body_that_cannot_be_opened(rooms: Rooms) -> None:
+    """Nor the request itself, without the collector: an error has a traceback."""
+    request = rooms.gateway.begin(SIZE)
+    data = bytearray(1000)
+    request.feed(memoryview(data))
+    data.clear()  # fails as long as anybody sees it
+    kept = weakref.ref(request)
+    gc.disable()
+    try:
+        del request
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("left", [LAST, SIZE // 2])
+def test_nothing_is_kept_of_a_body_that_nobody_asked_for(
+    rooms: Rooms, left: int
+) -> None:
+    """Its sender is refused, and has some time to close."""
+    size = left + 200_000
+    lines = ("POST /v2/models/toy/infer HTTP/1.1", "host: x", f"content-length: {size}")
+    made: list[Any] = []
+
+    async def scene(house: House) -> None:
+        class Known(house.protocol):  # type: ignore[misc]
+            def connection_made(self, transport: asyncio.Transport) -> None:
+                super().connection_made(transport)
+                made.append(self)
+
+        house.protocol = Known
+        client = await house.connect()
+        client.writer.write("\r\n".join([*lines, "", ""]).encode() + bytes(200_000))
+        assert (await client.take())[0] in (401, 403)
+        assert not made[0].transport.is_closing()
+        assert not made[0]._rest.early
+        assert not made[0].cycle.body
+        await leave(client)
+
+    play(rooms, scene, **BOUNDS)
+
+
+def test_many_who_come_at_once_have_no_more_room(rooms: Rooms) -> None:
+    """Each makes room by another one, though none is gone before the turn ends."""
+    made: list[BoundedProtocol] = []
+
+    async def scene(house: House) -> None:
+        class Known(house.protocol):  # type: ignore[misc]
+            def connection_made(self, transport: asyncio.Transport) -> None:
+                super().connection_made(transport)
+                made.append(self)
+
+        house.protocol = Known
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):  # the loop accepts them when this is done
+                stack.enter_context(socket.create_connection(house.address))
+            await until(lambda: len(made) == 40)
+            await until(lambda: len(made[0].connections) <= 8)
+            # Those who came last have stayed.
+            assert made[0].connections == set(made[-8:])
+        await until(is_closed)
+
+    play(rooms, scene, max_connections=8)
 
 
 def test_nothing_is_gathered_behind_a_body_that_was_given_up(rooms: Rooms) -> None:
