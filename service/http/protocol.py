@@ -123,8 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.told.set("sealgate_connections", value=len(self.connections))
 
     def _make_room(self) -> None:
-        """Close the connection that has waited longest, or this one."""
-        # One that is being closed is among them until the turn ends.
+        """Close what has waited longest and is not being closed yet, or this one."""
         staying = [
             other
             for other in self.connections
