@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 from models.report import Metric, Report
@@ -20,6 +21,7 @@ from security.admission.stated import Found, differ, number
 __all__ = [
     "COUNT",
     "EXACT",
+    "MOST",
     "NOISE",
     "NOISY",
     "NOISY_SUM",
@@ -31,12 +33,13 @@ __all__ = [
 COUNT, NOISE = "clamped_targets", "clamped_targets_noise"
 NOISY_SUM = "clamped_targets_noisy_sum"
 # The most of the norm that a configuration may give it.
-_MOST = 0.5
+MOST = 0.5
 # What the condition says: how it was counted.
 NOISY, EXACT = "noisy_in_mechanism", "all_public_rows"
 
 CONFIDENCE = 0.95
-_DEVIATIONS = 1.959963984540054  # of a normal distribution, on either side
+# Of a normal distribution, on either side.
+_DEVIATIONS = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 _SAME = 1e-9  # of numbers that the same formula gave, in a file of decimals
 
 
@@ -112,7 +115,7 @@ def clamped_contradictions(privacy: Report, config: Mapping[str, Any]) -> Found:
     yield from differ(
         "privacy", privacy.conditions, {COUNT: NOISY if private else EXACT}
     )
-    if not 0 < share <= _MOST:
+    if not 0 < share <= MOST:
         yield f"privacy: {COUNT} has a share of the norm that no training has"
     elif COUNT not in privacy.metrics:
         yield f"privacy: {COUNT} is not in the report"

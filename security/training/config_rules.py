@@ -16,6 +16,7 @@ from models.data.identity import VERSIONS
 from models.data.targets import SCALES as TARGET_SCALES
 from models.names import NAME, VERSION
 from models.networks import ARCHITECTURES, FEATURES
+from security.admission.clamped import MOST
 from security.config_reader import Found, hint
 from security.training.additive_rules import EBM, MECHANISM, additive_rules
 from security.training.candidates import MAX_CANDIDATES, candidates, listed
@@ -306,8 +307,8 @@ def _guarantee_rules(privacy: PrivacyConfig) -> Rules:
     yield bound, "privacy.unit_bound", f"one of {', '.join(UNIT_BOUNDS)}"
     share = 0 <= privacy.loss_share <= 0.5
     yield share, "privacy.loss_share", "must be 0 to 0.5"
-    share = 0 <= privacy.clamped_share <= 0.5
-    yield share, "privacy.clamped_share", "must be 0 to 0.5"
+    share = 0 <= privacy.clamped_share <= MOST
+    yield share, "privacy.clamped_share", f"must be 0 to {MOST}"
     safe = privacy.secure or privacy.benchmark
     yield (
         safe,
